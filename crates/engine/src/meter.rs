@@ -1,0 +1,107 @@
+//! Counts of bytes by purpose and of floating-point operations. The same counter serves `cpu` and `dry`, so that what a
+//! plan predicts is what a run counts.
+
+/// What an allocation is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// Pretrained values that never change.
+    FrozenWeights,
+    /// Values that the optimizer changes.
+    TrainableWeights,
+    /// One gradient value for each trainable value.
+    Gradients,
+    /// The optimizer's moments.
+    OptimizerState,
+    /// What forward hands on or keeps for backward, and gradients of activations.
+    Activations,
+    /// Packed copies and other scratch of one op.
+    Workspace,
+}
+
+impl Purpose {
+    /// Every purpose, in the order of [`MemoryReport::bytes`].
+    pub const ALL: [Purpose; 6] = [
+        Purpose::FrozenWeights,
+        Purpose::TrainableWeights,
+        Purpose::Gradients,
+        Purpose::OptimizerState,
+        Purpose::Activations,
+        Purpose::Workspace,
+    ];
+
+    /// A name for tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Purpose::FrozenWeights => "frozen_weights",
+            Purpose::TrainableWeights => "trainable_weights",
+            Purpose::Gradients => "gradients",
+            Purpose::OptimizerState => "optimizer_state",
+            Purpose::Activations => "activations",
+            Purpose::Workspace => "workspace",
+        }
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Bytes by purpose at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Bytes, in the order of [`Purpose::ALL`].
+    pub bytes: [u64; 6],
+}
+
+impl MemoryReport {
+    /// Bytes of one purpose.
+    pub fn of(&self, purpose: Purpose) -> u64 {
+        self.bytes[purpose.index()]
+    }
+
+    /// Bytes of all purposes.
+    pub fn total(&self) -> u64 {
+        self.bytes.iter().sum()
+    }
+}
+
+/// The running counts of one device.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    now: MemoryReport,
+    peak: MemoryReport,
+    flops: u64,
+}
+
+impl Meter {
+    pub(crate) fn allocate(&mut self, purpose: Purpose, bytes: u64) {
+        self.now.bytes[purpose.index()] += bytes;
+        if self.now.total() > self.peak.total() {
+            self.peak = self.now;
+        }
+    }
+
+    pub(crate) fn release(&mut self, purpose: Purpose, bytes: u64) {
+        self.now.bytes[purpose.index()] -= bytes;
+    }
+
+    pub(crate) fn add_flops(&mut self, flops: u64) {
+        self.flops += flops;
+    }
+
+    pub(crate) fn now(&self) -> MemoryReport {
+        self.now
+    }
+
+    pub(crate) fn peak(&self) -> MemoryReport {
+        self.peak
+    }
+
+    pub(crate) fn reset_peak(&mut self) {
+        self.peak = self.now;
+    }
+
+    pub(crate) fn flops(&self) -> u64 {
+        self.flops
+    }
+}

@@ -1,0 +1,37 @@
+//! y = f(x), element by element. Shapes: x, y [M, D]. Saved: x (the pre-activation).
+
+use std::sync::Arc;
+
+use lowrank_kernels as kernels;
+use lowrank_kernels::Activation;
+
+use crate::meter::Purpose;
+use crate::tape::{Backprop, Backward, Tape, Var};
+use crate::tensor::Tensor;
+
+/// Forward of an activation; overwrites x where nothing needs it any more.
+pub fn activation(tape: &mut Tape<'_>, x: Var, kind: Activation) -> Var {
+    let device = tape.device().clone();
+    if !(tape.recording() && x.requires_grad()) {
+        let mut y = x.into_owned();
+        device.exec(0, |isa| kernels::activation_forward_in_place(isa, kind, y.data_mut()));
+        return tape.constant(y);
+    }
+    let mut y = Tensor::uninit(&device, x.rows(), x.cols(), Purpose::Activations);
+    device.exec(0, |isa| kernels::activation_forward(isa, kind, x.tensor().data(), y.data_mut()));
+    tape.push(y, true, || ActivationBackward { x: x.shared(), x_node: x.node(), kind })
+}
+
+struct ActivationBackward {
+    x: Arc<Tensor>,
+    x_node: Option<usize>,
+    kind: Activation,
+}
+
+impl Backward for ActivationBackward {
+    fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
+        let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        cx.device.exec(0, |isa| kernels::activation_backward(isa, self.kind, self.x.data(), d_x.data_mut()));
+        cx.add(self.x_node, d_x);
+    }
+}

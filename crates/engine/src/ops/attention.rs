@@ -1,0 +1,115 @@
+//! out = softmax(q·kᵀ·scale)·v per head and sequence, block-diagonal by offsets; no T×T matrix is stored.
+//! Shapes: q [Mq, H·Dh], k, v [M, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b are
+//! q_offsets[b]..q_offsets[b+1] and kv_offsets[b]..kv_offsets[b+1], so that a query may be one row of its sequence.
+//! Saved: q, k, v, out, lse. Source: Vaswani et al. 2017; the tiling of Dao et al. 2022.
+
+use std::sync::Arc;
+
+use lowrank_kernels as kernels;
+use lowrank_kernels::{AttentionSaved, AttentionShape, Dropout};
+
+use crate::meter::Purpose;
+use crate::tape::{Backprop, Backward, Tape, Var};
+use crate::tensor::Tensor;
+
+/// The form of one attention.
+#[derive(Debug, Clone)]
+pub struct AttentionSpec {
+    /// H.
+    pub num_heads: usize,
+    /// Dh.
+    pub head_dim: usize,
+    /// Row ranges of the queries, one entry more than there are sequences.
+    pub q_offsets: Arc<[usize]>,
+    /// Row ranges of keys and values.
+    pub kv_offsets: Arc<[usize]>,
+    /// Multiplies the scores: 1/√Dh.
+    pub scale: f32,
+    /// Probability of dropping an attention probability.
+    pub dropout: f32,
+}
+
+impl AttentionSpec {
+    fn shape(&self, dropout: Option<Dropout>) -> AttentionShape<'_> {
+        AttentionShape {
+            num_heads: self.num_heads,
+            head_dim: self.head_dim,
+            q_offsets: &self.q_offsets,
+            kv_offsets: &self.kv_offsets,
+            scale: self.scale,
+            dropout,
+        }
+    }
+
+    /// Pairs of query and key over all sequences.
+    fn pairs(&self) -> u64 {
+        let lengths = |offsets: &[usize]| offsets.windows(2).map(|w| (w[1] - w[0]) as u64).collect::<Vec<_>>();
+        lengths(&self.q_offsets).iter().zip(lengths(&self.kv_offsets)).map(|(q, kv)| q * kv).sum()
+    }
+
+    fn flops(&self, matmuls: u64) -> u64 {
+        2 * matmuls * self.pairs() * (self.num_heads * self.head_dim) as u64
+    }
+}
+
+/// Forward of attention. Panics if the offsets do not cover the rows.
+pub fn attention(tape: &mut Tape<'_>, q: Var, k: Var, v: Var, spec: AttentionSpec) -> Var {
+    let device = tape.device().clone();
+    let dropout = tape.dropout(spec.dropout);
+    assert_eq!(spec.q_offsets.len(), spec.kv_offsets.len(), "attention: one range a sequence");
+    assert_eq!(spec.q_offsets.last(), Some(&q.rows()), "attention: the offsets cover the queries");
+    assert_eq!(spec.kv_offsets.last(), Some(&k.rows()), "attention: the offsets cover the keys");
+    let mut out = Tensor::uninit(&device, q.rows(), q.cols(), Purpose::Activations);
+    let mut lse = Tensor::uninit(&device, q.rows(), spec.num_heads, Purpose::Activations);
+    device.exec(spec.flops(2), |isa| {
+        let (q, k, v) = (q.tensor().data(), k.tensor().data(), v.tensor().data());
+        kernels::attention_forward(isa, &spec.shape(dropout), q, k, v, out.data_mut(), lse.data_mut());
+    });
+    let out = Arc::new(out);
+    let needed = q.requires_grad() || k.requires_grad() || v.requires_grad();
+    tape.push_shared(out.clone(), needed, || AttentionBackward {
+        nodes: [q.node(), k.node(), v.node()],
+        q: q.shared(),
+        k: k.shared(),
+        v: v.shared(),
+        out,
+        lse,
+        spec,
+        dropout,
+    })
+}
+
+struct AttentionBackward {
+    nodes: [Option<usize>; 3],
+    q: Arc<Tensor>,
+    k: Arc<Tensor>,
+    v: Arc<Tensor>,
+    out: Arc<Tensor>,
+    lse: Tensor,
+    spec: AttentionSpec,
+    dropout: Option<Dropout>,
+}
+
+impl Backward for AttentionBackward {
+    fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
+        let like = |t: &Tensor| Tensor::uninit(&cx.device, t.rows(), t.cols(), Purpose::Activations);
+        let (mut d_q, mut d_k, mut d_v) = (like(&self.q), like(&self.k), like(&self.v));
+        cx.device.exec(self.spec.flops(5), |isa| {
+            let saved = AttentionSaved {
+                q: self.q.data(),
+                k: self.k.data(),
+                v: self.v.data(),
+                out: self.out.data(),
+                lse: self.lse.data(),
+            };
+            let shape = self.spec.shape(self.dropout);
+            let (d_q, d_k, d_v) = (d_q.data_mut(), d_k.data_mut(), d_v.data_mut());
+            kernels::attention_backward(isa, &shape, &saved, d_out.data(), d_q, d_k, d_v);
+        });
+        let nodes = self.nodes;
+        drop(self);
+        for (node, d) in nodes.into_iter().zip([d_q, d_k, d_v]) {
+            cx.add(node, d);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! z = dropout(x) + residual, y = (z - mean)·rstd·weight + bias over each row: the end of a post-norm sublayer in one op.
+//! Shapes: x, residual, z, y [M, D]; weight, bias [D]; mean, rstd [M]. Saved: z, mean, rstd (z takes x's place).
+//! Source: Ba et al. 2016; transformers `BertSelfOutput`.
+
+use std::sync::Arc;
+
+use lowrank_kernels as kernels;
+use lowrank_kernels::{Dropout, LayerNormForward};
+
+use crate::meter::Purpose;
+use crate::param::Param;
+use crate::tape::{Backprop, Backward, Tape, Var};
+use crate::tensor::Tensor;
+
+/// The weights of a layer norm.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNormParams<'m> {
+    /// weight [D].
+    pub weight: &'m Param,
+    /// bias [D].
+    pub bias: &'m Param,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Forward of dropout, residual add and layer norm. `residual` may be absent; `p` is the dropout of x.
+pub fn layer_norm<'m>(
+    tape: &mut Tape<'m>,
+    x: Var,
+    residual: Option<Var>,
+    params: LayerNormParams<'m>,
+    p: f32,
+) -> Var {
+    let device = tape.device().clone();
+    let trainables = tape.trainables();
+    let dropout = tape.dropout(p);
+    let (x_node, residual_node) = (x.node(), residual.as_ref().and_then(Var::node));
+    let mut z = x.into_owned();
+    let (rows, cols) = (z.rows(), z.cols());
+    if let Some(residual) = &residual {
+        assert_eq!((residual.rows(), residual.cols()), (rows, cols), "layer_norm: the residual does not fit x");
+    }
+    let mut y = Tensor::uninit(&device, rows, cols, Purpose::Activations);
+    let mut mean = Tensor::uninit(&device, 1, rows, Purpose::Activations);
+    let mut rstd = Tensor::uninit(&device, 1, rows, Purpose::Activations);
+    device.exec(0, |isa| {
+        kernels::layer_norm_forward(
+            isa,
+            LayerNormForward {
+                x: z.data_mut(),
+                residual: residual.as_ref().map(|r| r.tensor().data()),
+                dropout,
+                weight: params.weight.data(trainables),
+                bias: params.bias.data(trainables),
+                eps: params.eps,
+                y: y.data_mut(),
+                mean: mean.data_mut(),
+                rstd: rstd.data_mut(),
+            },
+        );
+    });
+    drop(residual);
+    let trained = params.weight.trainable().is_some() || params.bias.trainable().is_some();
+    let needed = x_node.is_some() || residual_node.is_some() || trained;
+    tape.push(y, needed, || LayerNormBackward { z, mean, rstd, x_node, residual_node, params, dropout })
+}
+
+struct LayerNormBackward<'m> {
+    z: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    x_node: Option<usize>,
+    residual_node: Option<usize>,
+    params: LayerNormParams<'m>,
+    dropout: Option<Dropout>,
+}
+
+impl LayerNormBackward<'_> {
+    fn param_grads(&self, d_y: &Tensor, cx: &mut Backprop<'_>) {
+        let (weight, bias) = (self.params.weight.trainable(), self.params.bias.trainable());
+        if weight.is_none() && bias.is_none() {
+            return;
+        }
+        // The kernel writes both; a frozen one's goes to scratch.
+        let cols = d_y.cols();
+        let mut d_weight = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
+        let mut d_bias = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
+        cx.device.exec(0, |isa| {
+            let (z, mean, rstd) = (self.z.data(), self.mean.data(), self.rstd.data());
+            kernels::layer_norm_param_grads(isa, z, mean, rstd, d_y.data(), d_weight.data_mut(), d_bias.data_mut());
+        });
+        for (id, d) in [(weight, &d_weight), (bias, &d_bias)] {
+            let Some(id) = id else { continue };
+            let slot = cx.gradients.get_mut(id);
+            cx.device.exec(0, |isa| kernels::add_assign(isa, slot.data_mut(), d.data()));
+        }
+    }
+}
+
+impl Backward for LayerNormBackward<'_> {
+    fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
+        self.param_grads(&d_y, cx);
+        if self.x_node.is_none() && self.residual_node.is_none() {
+            return;
+        }
+        let mut d_z = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let LayerNormBackward { z, mean, rstd, x_node, residual_node, params, dropout } = *self;
+        let trainables = cx.trainables;
+        cx.device.exec(0, |isa| {
+            let weight = params.weight.data(trainables);
+            kernels::layer_norm_backward(isa, z.data(), mean.data(), rstd.data(), weight, d_z.data_mut());
+        });
+        drop(z);
+        let Some(dropout) = dropout else {
+            let d_z = Arc::new(d_z);
+            cx.add_shared(residual_node, d_z.clone());
+            cx.add_shared(x_node, d_z);
+            return;
+        };
+        if x_node.is_none() {
+            cx.add(residual_node, d_z);
+            return;
+        }
+        let mut d_x = if residual_node.is_some() {
+            let d_x = d_z.duplicate();
+            cx.add(residual_node, d_z);
+            d_x
+        } else {
+            d_z
+        };
+        cx.device.exec(0, |isa| kernels::dropout_apply(isa, dropout, d_x.data_mut()));
+        cx.add(x_node, d_x);
+    }
+}

@@ -1,0 +1,10 @@
+//! The ops of the tape: each file holds one op's forward and backward, with the shapes in its first lines.
+
+pub mod activation;
+pub mod attention;
+pub mod dropout;
+pub mod embedding;
+pub mod layer_norm;
+pub mod linear;
+pub mod loss;
+pub mod rows;

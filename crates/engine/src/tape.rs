@@ -1,0 +1,323 @@
+//! The tape: ops record themselves in forward, and backward walks them in reverse. An op is recorded only if something
+//! below it is trained, so nothing is kept or differentiated under the lowest adapter.
+
+use std::sync::Arc;
+
+use lowrank_kernels as kernels;
+use lowrank_kernels::{Dropout, DropoutKey};
+
+use crate::device::Device;
+use crate::meter::Purpose;
+use crate::param::{Gradients, Trainables};
+use crate::tensor::Tensor;
+
+/// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// Micro-batches done before this one.
+    pub micro_step: u64,
+}
+
+/// A value on the tape. Clones share the tensor; moving a value into its last op lets that op overwrite it.
+#[derive(Clone)]
+pub struct Var {
+    value: Arc<Tensor>,
+    node: Option<usize>,
+}
+
+impl Var {
+    /// The tensor.
+    pub fn tensor(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.value.rows()
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.value.cols()
+    }
+
+    /// Whether a gradient flows through it.
+    pub fn requires_grad(&self) -> bool {
+        self.node.is_some()
+    }
+
+    pub(crate) fn node(&self) -> Option<usize> {
+        self.node
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Tensor> {
+        self.value.clone()
+    }
+
+    /// The tensor, to be overwritten: itself if nobody else holds it, else a copy.
+    pub(crate) fn into_owned(self) -> Tensor {
+        Arc::try_unwrap(self.value).unwrap_or_else(|shared| shared.duplicate())
+    }
+}
+
+/// The backward half of a recorded op. It owns what forward saved and frees it when done.
+pub(crate) trait Backward {
+    /// Takes the gradient of the op's output, adds to the gradients of its inputs and of its trainables.
+    fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>);
+}
+
+/// Records the ops of one forward pass over one micro-batch.
+pub struct Tape<'m> {
+    device: Device,
+    trainables: &'m Trainables,
+    step: Option<StepKey>,
+    recording: bool,
+    adapters: bool,
+    touched: bool,
+    next_site: u32,
+    nodes: Vec<Box<dyn Backward + 'm>>,
+}
+
+impl<'m> Tape<'m> {
+    /// A tape that records for backward. With a `step`, dropout is on.
+    pub fn training(device: &Device, trainables: &'m Trainables, step: Option<StepKey>) -> Self {
+        Self::new(device, trainables, step, true)
+    }
+
+    /// A tape that records nothing and drops nothing out.
+    pub fn inference(device: &Device, trainables: &'m Trainables) -> Self {
+        Self::new(device, trainables, None, false)
+    }
+
+    fn new(device: &Device, trainables: &'m Trainables, step: Option<StepKey>, recording: bool) -> Self {
+        let device = device.clone();
+        Tape { device, trainables, step, recording, adapters: true, touched: false, next_site: 0, nodes: Vec::new() }
+    }
+
+    /// The same tape with every adapter switched off or on; they are on from the start.
+    pub fn with_adapters(mut self, adapters: bool) -> Self {
+        self.adapters = adapters;
+        self
+    }
+
+    /// Whether adapters are switched on.
+    pub fn adapters(&self) -> bool {
+        self.adapters
+    }
+
+    /// The device of this pass.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The trained values.
+    pub fn trainables(&self) -> &'m Trainables {
+        self.trainables
+    }
+
+    /// A value that no gradient flows into.
+    pub fn constant(&self, value: Tensor) -> Var {
+        Var { value: Arc::new(value), node: None }
+    }
+
+    /// Whether an op whose inputs or weights need a gradient has to save what its backward needs.
+    pub(crate) fn recording(&self) -> bool {
+        self.recording
+    }
+
+    /// The dropout of the next site in the model, or none in inference or at p = 0. Sites are numbered in the order of
+    /// the model's code, whether or not they drop.
+    pub(crate) fn dropout(&mut self, p: f32) -> Option<Dropout> {
+        let site = self.next_site;
+        self.next_site += 1;
+        self.dropout_at(p, site)
+    }
+
+    /// The dropout of a site that has a number of its own.
+    pub(crate) fn dropout_at(&self, p: f32, site: u32) -> Option<Dropout> {
+        let StepKey { seed, micro_step } = self.step.filter(|_| p > 0.0)?;
+        Some(Dropout { p, key: DropoutKey { seed, step: micro_step, site } })
+    }
+
+    /// Puts an op's result on the tape. `make` is called only when recording and `needed`.
+    pub(crate) fn push<B: Backward + 'm>(&mut self, value: Tensor, needed: bool, make: impl FnOnce() -> B) -> Var {
+        self.push_shared(Arc::new(value), needed, make)
+    }
+
+    /// As [`Tape::push`], for an output that the op itself keeps too.
+    pub(crate) fn push_shared<B: Backward + 'm>(
+        &mut self,
+        value: Arc<Tensor>,
+        needed: bool,
+        make: impl FnOnce() -> B,
+    ) -> Var {
+        self.touched |= needed;
+        if !(needed && self.recording) {
+            return Var { value, node: None };
+        }
+        self.nodes.push(Box::new(make()));
+        Var { value, node: Some(self.nodes.len() - 1) }
+    }
+
+    /// Runs `block` on `x` without keeping anything but `x`; backward runs it once more, with the same dropout masks.
+    /// Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+    pub fn recompute<F>(&mut self, x: Var, block: F) -> Var
+    where
+        F: Fn(&mut Tape<'m>, Var) -> Var + 'm,
+    {
+        if !self.recording {
+            return block(self, x);
+        }
+        let first_site = self.next_site;
+        let (input, input_node) = (x.shared(), x.node());
+        let touched_before = std::mem::replace(&mut self.touched, false);
+        self.recording = false;
+        let out = block(self, Var { value: x.value, node: None });
+        self.recording = true;
+        let needed = self.touched || input_node.is_some();
+        self.touched |= touched_before;
+        let (device, trainables, step, adapters) = (self.device.clone(), self.trainables, self.step, self.adapters);
+        self.push_shared(out.value, needed, || Recompute {
+            device,
+            trainables,
+            step,
+            adapters,
+            first_site,
+            input,
+            input_node,
+            block,
+        })
+    }
+
+    /// Walks the tape backward from `output`, whose gradient is `d_output`, and adds to `gradients`.
+    pub fn backward(self, output: &Var, d_output: Tensor, gradients: &mut Gradients) {
+        let Some(last) = output.node else { return };
+        let mut cx = Backprop {
+            device: self.device,
+            trainables: self.trainables,
+            gradients,
+            slots: Vec::new(),
+        };
+        cx.slots.resize_with(self.nodes.len(), || None);
+        cx.slots[last] = Some(Arc::new(d_output));
+        walk(self.nodes, &mut cx);
+    }
+}
+
+fn walk<'m>(nodes: Vec<Box<dyn Backward + 'm>>, cx: &mut Backprop<'_>) {
+    for (i, node) in nodes.into_iter().enumerate().rev() {
+        if let Some(d_out) = cx.slots[i].take() {
+            node.backward(d_out, cx);
+        }
+    }
+}
+
+/// The gradients on their way down.
+pub(crate) struct Backprop<'a> {
+    pub(crate) device: Device,
+    pub(crate) trainables: &'a Trainables,
+    pub(crate) gradients: &'a mut Gradients,
+    slots: Vec<Option<Arc<Tensor>>>,
+}
+
+impl Backprop<'_> {
+    /// Adds `d` to the gradient of a value.
+    pub(crate) fn add(&mut self, node: Option<usize>, d: Tensor) {
+        self.add_shared(node, Arc::new(d));
+    }
+
+    /// Adds `d`, which others may hold too, to the gradient of a value.
+    pub(crate) fn add_shared(&mut self, node: Option<usize>, d: Arc<Tensor>) {
+        let Some(node) = node else { return };
+        let Some(old) = self.slots[node].take() else {
+            self.slots[node] = Some(d);
+            return;
+        };
+        let (mut sum, other) = match Arc::try_unwrap(old) {
+            Ok(old) => (old, d),
+            Err(old) => match Arc::try_unwrap(d) {
+                Ok(d) => (d, old),
+                Err(d) => (old.duplicate(), d),
+            },
+        };
+        self.device.exec(0, |isa| kernels::add_assign(isa, sum.data_mut(), other.data()));
+        self.slots[node] = Some(Arc::new(sum));
+    }
+
+    /// Lets a kernel write the gradient of a value directly: `write(d, accumulate)` gets a matrix [rows, cols] and is
+    /// told whether to add to it (true) or to overwrite it.
+    pub(crate) fn write(
+        &mut self,
+        node: Option<usize>,
+        rows: usize,
+        cols: usize,
+        write: impl FnOnce(&Device, &mut Tensor, bool),
+    ) {
+        let Some(node) = node else { return };
+        if let Some(old) = self.slots[node].take() {
+            match Arc::try_unwrap(old) {
+                Ok(mut d) => {
+                    write(&self.device, &mut d, true);
+                    self.slots[node] = Some(Arc::new(d));
+                    return;
+                }
+                Err(shared) => self.slots[node] = Some(shared),
+            }
+        }
+        let mut d = Tensor::uninit(&self.device, rows, cols, Purpose::Activations);
+        write(&self.device, &mut d, false);
+        self.add(Some(node), d);
+    }
+}
+
+struct Recompute<'m, F> {
+    device: Device,
+    trainables: &'m Trainables,
+    step: Option<StepKey>,
+    adapters: bool,
+    first_site: u32,
+    input: Arc<Tensor>,
+    input_node: Option<usize>,
+    block: F,
+}
+
+/// Stands for the block's input on the inner tape and keeps the gradient that arrives there.
+struct Leaf(Arc<std::sync::Mutex<Option<Arc<Tensor>>>>);
+
+impl Backward for Leaf {
+    fn backward(self: Box<Self>, d_out: Arc<Tensor>, _: &mut Backprop<'_>) {
+        *self.0.lock().expect("no panic holds this lock") = Some(d_out);
+    }
+}
+
+impl<'m, F> Backward for Recompute<'m, F>
+where
+    F: Fn(&mut Tape<'m>, Var) -> Var + 'm,
+{
+    fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
+        let mut tape = Tape::new(&self.device, self.trainables, self.step, true).with_adapters(self.adapters);
+        tape.next_site = self.first_site;
+        let arrived = Arc::new(std::sync::Mutex::new(None));
+        let needed = self.input_node.is_some();
+        let x = tape.push_shared(self.input, needed, || Leaf(arrived.clone()));
+        let out = (self.block)(&mut tape, x);
+        let Some(last) = out.node else { return };
+        drop(out);
+        let mut slots: Vec<Option<Arc<Tensor>>> = Vec::new();
+        slots.resize_with(tape.nodes.len(), || None);
+        slots[last] = Some(d_out);
+        let mut inner = Backprop {
+            device: self.device,
+            trainables: self.trainables,
+            gradients: &mut *cx.gradients,
+            slots,
+        };
+        walk(tape.nodes, &mut inner);
+        let arrived = arrived.lock().expect("no panic holds this lock").take();
+        if let Some(d_input) = arrived {
+            cx.add_shared(self.input_node, d_input);
+        }
+    }
+}
