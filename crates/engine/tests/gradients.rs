@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::attention::{AttentionSpec, attention};
 use lowrank_engine::ops::dropout::dropout;
-use lowrank_engine::ops::embedding::embedding;
+use lowrank_engine::ops::embedding::{Lookup, embedding};
 use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
 use lowrank_engine::ops::loss::{Targets, loss};
@@ -94,7 +94,7 @@ impl Case<'_> {
 fn leaf<'m>(tape: &mut Tape<'m>, param: &'m Param) -> Var {
     let rows = param.shape(tape.trainables())[0] as u32;
     let ids: Vec<u32> = (0..rows).collect();
-    embedding(tape, &[(param, &ids)])
+    embedding(tape, &[Lookup { table: param, ids: &ids, padding_idx: None }])
 }
 
 fn frozen_matrix(out: usize, inp: usize) -> Matrix {

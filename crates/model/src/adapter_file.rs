@@ -1,0 +1,96 @@
+//! Adapters on disk: what is saved is exactly what is trained, checked by reading it back.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lowrank_formats::peft::{ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, LoraConfig, write_adapter};
+
+use crate::adapt::{AdapterReport, TrainMode};
+use crate::error::ModelError;
+use crate::model::Model;
+
+impl Model {
+    /// Attaches the adapter in `dir`: PEFT's `adapter_config.json` beside `adapter_model.safetensors` or `.bin`.
+    /// Errors: a configuration that does not fit this model, tensors that are missing, unexpected, of another shape or
+    /// not finite (all of them listed).
+    pub fn load_adapter(&mut self, dir: &Path) -> Result<&AdapterReport, ModelError> {
+        let config = LoraConfig::read(dir)?;
+        let file = AdapterFile::read(dir)?;
+        self.attach_tensors(&config, file)
+    }
+
+    /// Attaches an adapter that is in memory, such as one read from a loralib checkpoint.
+    pub fn attach_tensors(&mut self, config: &LoraConfig, file: AdapterFile) -> Result<&AdapterReport, ModelError> {
+        self.attach_existing(config)?;
+        let base = config.base_model_name_or_path.clone();
+        self.set_adapter_values(file, base)?;
+        Ok(&self.report)
+    }
+
+    fn set_adapter_values(&mut self, file: AdapterFile, base: Option<String>) -> Result<(), ModelError> {
+        let mut tensors: BTreeMap<String, AdapterTensor> = file.into_iter().collect();
+        // With `bias` all, PEFT writes its wrappers' copies of the head's bias too; nothing reads them.
+        tensors.retain(|key, _| !key.contains(".original_module.") && !key.contains(".modules_to_save."));
+        let mut faults = Vec::new();
+        let ids: Vec<_> = self.trainables.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            let trainable = self.trainables.get_mut(id);
+            let name = &trainable.name;
+            let Some(tensor) = tensors.remove(name) else {
+                faults.push(format!("{name}: expected {:?}, not in the adapter", trainable.shape));
+                continue;
+            };
+            if tensor.shape != trainable.shape {
+                faults.push(format!("{name}: expected {:?}, found {:?}", trainable.shape, tensor.shape));
+            } else if let Some(at) = tensor.data.iter().position(|v| !v.is_finite()) {
+                faults.push(format!("{name}: value {at} is {}, expected a finite number", tensor.data[at]));
+            } else if !self.device.is_dry() {
+                trainable.value.data_mut().copy_from_slice(&tensor.data);
+            }
+        }
+        let unexpected = |(key, tensor): (&String, &AdapterTensor)| {
+            format!("{key}: found {:?}, which nothing here takes", tensor.shape)
+        };
+        faults.extend(tensors.iter().map(unexpected));
+        if faults.is_empty() { Ok(()) } else { Err(ModelError::AdapterFit { faults, base }) }
+    }
+
+    /// Writes the adapter into `dir` in PEFT's format, reads it back and compares. `base` is what the file names as its
+    /// base model. Returns the bytes of the tensor file. Errors if nothing is adapted, or if writing fails.
+    pub fn save_adapter(&self, dir: &Path, base: Option<&str>) -> Result<u64, ModelError> {
+        let TrainMode::Lora(config) = &self.mode else {
+            return Err(ModelError::State("there is no adapter to save".to_string()));
+        };
+        let mut config = (**config).clone();
+        if let Some(base) = base {
+            config.base_model_name_or_path = Some(base.to_string());
+        }
+        let tensors: Vec<(&str, &[usize], &[f32])> = self
+            .trainables
+            .iter()
+            .map(|(_, t)| (t.name.as_str(), t.shape.as_slice(), t.value.data()))
+            .collect();
+        write_adapter(dir, &config, &tensors)?;
+        self.check_saved(dir)?;
+        Ok(std::fs::metadata(dir.join(ADAPTER_WEIGHTS)).map_or(0, |m| m.len()))
+    }
+
+    /// set(saved) = set(trained), value by value.
+    fn check_saved(&self, dir: &Path) -> Result<(), ModelError> {
+        let file = AdapterFile::read(dir)?;
+        let same = |a: &[f32], b: &[f32]| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
+        let trained = |(key, tensor): &(&str, &AdapterTensor)| {
+            let id = self.trainables.find(key);
+            id.is_some_and(|id| same(self.trainables.get(id).value.data(), &tensor.data))
+        };
+        let equal = file.iter().filter(trained).count();
+        if equal == self.trainables.len() && equal == file.len() {
+            return Ok(());
+        }
+        Err(ModelError::State(format!(
+            "`{}`: read back {equal} of {} trained tensors as they were written; the disk may be at fault",
+            dir.display(),
+            self.trainables.len()
+        )))
+    }
+}

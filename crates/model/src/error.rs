@@ -1,0 +1,81 @@
+//! What can go wrong with a model or an adapter. Each message says what, where, expected against found; hints are
+//! separate, so that a program can show them apart.
+
+use lowrank_formats::FormatError;
+
+/// Errors of loading, adapting, running and merging models.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The configuration names a family that is not known.
+    #[error("model type `{found}` is not supported; supported: {supported}")]
+    UnknownFamily {
+        /// `model_type` of the config.
+        found: String,
+        /// The supported types.
+        supported: String,
+    },
+    /// The configuration asks for something that is not implemented.
+    #[error("config.json: {0}")]
+    UnsupportedConfig(String),
+    /// Tensors of the checkpoint do not fit the configuration.
+    #[error("the checkpoint does not fit its config.json ({} tensors)\n  {}", .faults.len(), .faults.join("\n  "))]
+    Weights {
+        /// One line a tensor.
+        faults: Vec<String>,
+        /// Whether loading with `ignore_mismatched_sizes` would help: only the head differs.
+        head_only: bool,
+    },
+    /// A pattern matched nothing that can be adapted.
+    #[error("`{field}`: {}", .faults.join("\n  "))]
+    Pattern {
+        /// The field of the adapter configuration.
+        field: &'static str,
+        /// One line a fault, with the nearest names.
+        faults: Vec<String>,
+    },
+    /// A value of the adapter configuration is out of range or not supported.
+    #[error("adapter configuration: {}", .0.join("\n  "))]
+    AdapterConfig(Vec<String>),
+    /// An adapter's tensors do not fit this model.
+    #[error("adapter does not fit this base model ({} tensors)\n  {}", .faults.len(), .faults.join("\n  "))]
+    AdapterFit {
+        /// One line a tensor.
+        faults: Vec<String>,
+        /// The base that the adapter names.
+        base: Option<String>,
+    },
+    /// A batch that the model cannot take.
+    #[error("{0}")]
+    Batch(String),
+    /// The operation needs another state of the model.
+    #[error("{0}")]
+    State(String),
+}
+
+impl ModelError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ModelError::Weights { head_only: true, .. } => Some(
+                "the head was made for other labels; --ignore-mismatched-sizes starts a new head".to_string(),
+            ),
+            ModelError::Weights { .. } => {
+                Some("the config and the weights come from different models, or a file is incomplete".to_string())
+            }
+            ModelError::AdapterFit { base: Some(base), .. } => {
+                Some(format!("`adapter_config.json` names `{base}` as its base; pass --model {base}"))
+            }
+            ModelError::Pattern { .. } => Some("`lowrank inspect MODEL` lists the module names".to_string()),
+            ModelError::Format(error) => error.hint(),
+            ModelError::UnknownFamily { .. }
+            | ModelError::UnsupportedConfig(_)
+            | ModelError::AdapterConfig(_)
+            | ModelError::AdapterFit { .. }
+            | ModelError::Batch(_)
+            | ModelError::State(_) => None,
+        }
+    }
+}

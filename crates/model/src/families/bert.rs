@@ -1,0 +1,307 @@
+//! BERT (Devlin et al. 2018): embeddings, post-norm encoder, pooler, classification heads. RoBERTa shares the encoder.
+//! Source: transformers `modeling_bert.py`. D = hidden size, F = intermediate size, M = tokens of the batch, B = sequences.
+
+use std::sync::Arc;
+
+use lowrank_engine::ops::activation::activation;
+use lowrank_engine::ops::attention::{AttentionSpec, attention};
+use lowrank_engine::ops::dropout::dropout;
+use lowrank_engine::ops::embedding::embedding;
+use lowrank_engine::ops::rows::select_rows;
+use lowrank_engine::{Activation, Tape, Var};
+
+use crate::config::{EncoderConfig, Task};
+use crate::error::ModelError;
+use crate::families::{Family, Network, first_rows};
+use crate::loader::{Loader, Presence};
+use crate::model::Batch;
+use crate::modules::{Embedding, LayerNorm, Linear, ModuleMut, ModuleRef};
+
+/// The registry's line.
+pub const FAMILY: Family = Family {
+    model_type: "bert",
+    prefix: "bert.",
+    default_targets: &["query", "value"],
+    architecture: |task| match task {
+        Task::SingleLabel | Task::MultiLabel | Task::Regression => "BertForSequenceClassification",
+        Task::TokenClassification => "BertForTokenClassification",
+    },
+    position_offset: |_| 0,
+    build: |config, task, num_labels, loader| Ok(Box::new(Bert::build(config, task, num_labels, loader)?)),
+};
+
+/// BERT with a classification head.
+struct Bert {
+    encoder: Encoder,
+    pooler: Option<Linear>,
+    classifier: Linear,
+    classifier_dropout: f32,
+}
+
+impl Bert {
+    fn build(
+        config: &EncoderConfig,
+        task: Task,
+        num_labels: usize,
+        loader: &mut Loader<'_>,
+    ) -> Result<Self, ModelError> {
+        let encoder = Encoder::build("bert.", config, None, loader)?;
+        let width = config.hidden_size;
+        let pooler = match task {
+            Task::TokenClassification => None,
+            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
+                Some(loader.linear("bert.pooler.dense", width, width, Presence::NewIfAbsent)?)
+            }
+        };
+        let classifier = loader.linear("classifier", width, num_labels, Presence::NewIfAbsent)?;
+        Ok(Bert { encoder, pooler, classifier, classifier_dropout: config.classifier_dropout() })
+    }
+}
+
+impl Network for Bert {
+    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var {
+        let positions = batch.positions();
+        let Some(pooler) = &self.pooler else {
+            let x = self.encoder.forward(tape, batch, &positions, Rows::All, recompute);
+            let x = dropout(tape, x, self.classifier_dropout);
+            return self.classifier.forward(tape, x);
+        };
+        let x = self.encoder.forward(tape, batch, &positions, Rows::First, recompute);
+        let x = pooler.forward(tape, x);
+        let x = activation(tape, x, Activation::Tanh);
+        let x = dropout(tape, x, self.classifier_dropout);
+        self.classifier.forward(tape, x)
+    }
+
+    fn modules(&self) -> Vec<ModuleRef<'_>> {
+        let mut modules = self.encoder.modules();
+        modules.extend(self.pooler.iter().chain([&self.classifier]).map(ModuleRef::Linear));
+        modules
+    }
+
+    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
+        let mut modules = self.encoder.modules_mut();
+        modules.extend(self.pooler.iter_mut().chain([&mut self.classifier]).map(ModuleMut::Linear));
+        modules
+    }
+}
+
+/// Which rows of the last layer the head reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// Every token.
+    All,
+    /// The first token of each sequence: the last layer computes nothing else but keys and values.
+    First,
+}
+
+/// Embeddings and layers, shared with RoBERTa.
+pub(crate) struct Encoder {
+    word_embeddings: Embedding,
+    position_embeddings: Embedding,
+    token_type_embeddings: Embedding,
+    layer_norm: LayerNorm,
+    layers: Vec<Layer>,
+    num_heads: usize,
+    head_dim: usize,
+    hidden_dropout: f32,
+    attention_dropout: f32,
+}
+
+impl Encoder {
+    /// `position_padding` is the row of the position table that padding tokens would read, if there is one.
+    pub(crate) fn build(
+        prefix: &str,
+        config: &EncoderConfig,
+        position_padding: Option<u32>,
+        loader: &mut Loader<'_>,
+    ) -> Result<Self, ModelError> {
+        let width = config.hidden_size;
+        let at = |name: &str| format!("{prefix}embeddings.{name}");
+        let word_embeddings = loader.embedding(&at("word_embeddings"), config.vocab_size, width, Some(config.pad_token_id))?;
+        let positions = config.max_position_embeddings;
+        let position_embeddings = loader.embedding(&at("position_embeddings"), positions, width, position_padding)?;
+        let types = config.type_vocab_size;
+        let token_type_embeddings = loader.embedding(&at("token_type_embeddings"), types, width, None)?;
+        let layer_norm = loader.layer_norm(&at("LayerNorm"), width, config.layer_norm_eps)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| Layer::build(&format!("{prefix}encoder.layer.{i}"), config, loader))
+            .collect::<Result<_, _>>()?;
+        Ok(Encoder {
+            word_embeddings,
+            position_embeddings,
+            token_type_embeddings,
+            layer_norm,
+            layers,
+            num_heads: config.num_attention_heads,
+            head_dim: width / config.num_attention_heads,
+            hidden_dropout: config.hidden_dropout_prob,
+            attention_dropout: config.attention_probs_dropout_prob,
+        })
+    }
+
+    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`]. `positions` [M] are rows of the
+    /// position table.
+    pub(crate) fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        positions: &[u32],
+        rows: Rows,
+        recompute: bool,
+    ) -> Var {
+        let zeros;
+        let token_types = match batch.token_type_ids {
+            Some(ids) if self.token_type_embeddings.num_embeddings > 1 => ids,
+            _ => {
+                zeros = vec![0; batch.input_ids.len()];
+                &zeros
+            }
+        };
+        let x = embedding(
+            tape,
+            &[
+                self.word_embeddings.lookup(batch.input_ids),
+                self.token_type_embeddings.lookup(token_types),
+                self.position_embeddings.lookup(positions),
+            ],
+        );
+        let x = self.layer_norm.forward(tape, x, None, 0.0);
+        let mut x = dropout(tape, x, self.hidden_dropout);
+        let offsets: Arc<[usize]> = batch.offsets.into();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let rows = if i + 1 == self.layers.len() { rows } else { Rows::All };
+            let run = LayerRun {
+                layer,
+                offsets: offsets.clone(),
+                rows,
+                num_heads: self.num_heads,
+                head_dim: self.head_dim,
+                hidden_dropout: self.hidden_dropout,
+                attention_dropout: self.attention_dropout,
+            };
+            x = if recompute { tape.recompute(x, move |tape, x| run.forward(tape, x)) } else { run.forward(tape, x) };
+        }
+        x
+    }
+
+    pub(crate) fn modules(&self) -> Vec<ModuleRef<'_>> {
+        let tables = [&self.word_embeddings, &self.position_embeddings, &self.token_type_embeddings];
+        let mut modules: Vec<_> = tables.into_iter().map(ModuleRef::Embedding).collect();
+        modules.push(ModuleRef::LayerNorm(&self.layer_norm));
+        for layer in &self.layers {
+            modules.extend([
+                ModuleRef::Linear(&layer.query),
+                ModuleRef::Linear(&layer.key),
+                ModuleRef::Linear(&layer.value),
+                ModuleRef::Linear(&layer.attention_output),
+                ModuleRef::LayerNorm(&layer.attention_norm),
+                ModuleRef::Linear(&layer.intermediate),
+                ModuleRef::Linear(&layer.output),
+                ModuleRef::LayerNorm(&layer.output_norm),
+            ]);
+        }
+        modules
+    }
+
+    pub(crate) fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
+        let tables = [&mut self.word_embeddings, &mut self.position_embeddings, &mut self.token_type_embeddings];
+        let mut modules: Vec<_> = tables.into_iter().map(ModuleMut::Embedding).collect();
+        modules.push(ModuleMut::LayerNorm(&mut self.layer_norm));
+        for layer in &mut self.layers {
+            modules.extend([
+                ModuleMut::Linear(&mut layer.query),
+                ModuleMut::Linear(&mut layer.key),
+                ModuleMut::Linear(&mut layer.value),
+                ModuleMut::Linear(&mut layer.attention_output),
+                ModuleMut::LayerNorm(&mut layer.attention_norm),
+                ModuleMut::Linear(&mut layer.intermediate),
+                ModuleMut::Linear(&mut layer.output),
+                ModuleMut::LayerNorm(&mut layer.output_norm),
+            ]);
+        }
+        modules
+    }
+}
+
+/// One encoder layer.
+struct Layer {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    attention_output: Linear,
+    attention_norm: LayerNorm,
+    intermediate: Linear,
+    activation: Activation,
+    output: Linear,
+    output_norm: LayerNorm,
+}
+
+impl Layer {
+    fn build(path: &str, config: &EncoderConfig, loader: &mut Loader<'_>) -> Result<Self, ModelError> {
+        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let mut linear = |name: &str, from, to| loader.linear(&format!("{path}.{name}"), from, to, Presence::Required);
+        let query = linear("attention.self.query", width, width)?;
+        let key = linear("attention.self.key", width, width)?;
+        let value = linear("attention.self.value", width, width)?;
+        let attention_output = linear("attention.output.dense", width, width)?;
+        let intermediate = linear("intermediate.dense", width, inner)?;
+        let output = linear("output.dense", inner, width)?;
+        let attention_norm = loader.layer_norm(&format!("{path}.attention.output.LayerNorm"), width, eps)?;
+        let output_norm = loader.layer_norm(&format!("{path}.output.LayerNorm"), width, eps)?;
+        let activation = config.hidden_act;
+        Ok(Layer {
+            query,
+            key,
+            value,
+            attention_output,
+            attention_norm,
+            intermediate,
+            activation,
+            output,
+            output_norm,
+        })
+    }
+}
+
+/// One layer over one batch: what a recomputed block has to remember.
+struct LayerRun<'m> {
+    layer: &'m Layer,
+    offsets: Arc<[usize]>,
+    rows: Rows,
+    num_heads: usize,
+    head_dim: usize,
+    hidden_dropout: f32,
+    attention_dropout: f32,
+}
+
+impl<'m> LayerRun<'m> {
+    fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
+        let layer = self.layer;
+        let (x_read, q_offsets) = match self.rows {
+            Rows::All => (x.clone(), self.offsets.clone()),
+            Rows::First => {
+                let (firsts, single) = first_rows(&self.offsets);
+                (select_rows(tape, &x, &firsts), single)
+            }
+        };
+        let spec = AttentionSpec {
+            num_heads: self.num_heads,
+            head_dim: self.head_dim,
+            q_offsets,
+            kv_offsets: self.offsets.clone(),
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            dropout: self.attention_dropout,
+        };
+        let q = layer.query.forward(tape, x_read.clone());
+        let k = layer.key.forward(tape, x.clone());
+        let v = layer.value.forward(tape, x);
+        let context = attention(tape, q, k, v, spec);
+        let h = layer.attention_output.forward(tape, context);
+        let x = layer.attention_norm.forward(tape, h, Some(x_read), self.hidden_dropout);
+        let h = layer.intermediate.forward(tape, x.clone());
+        let h = activation(tape, h, layer.activation);
+        let h = layer.output.forward(tape, h);
+        layer.output_norm.forward(tape, h, Some(x), self.hidden_dropout)
+    }
+}

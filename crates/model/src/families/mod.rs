@@ -1,0 +1,61 @@
+//! The families, by `model_type`. To add one: write its file, add its line to [`FAMILIES`].
+
+pub mod bert;
+pub mod roberta;
+
+use std::sync::Arc;
+
+use lowrank_engine::{Tape, Var};
+
+use crate::config::{EncoderConfig, Task};
+use crate::error::ModelError;
+use crate::loader::Loader;
+use crate::model::Batch;
+use crate::modules::{ModuleMut, ModuleRef};
+
+/// A network of one family: forward code and a list of its modules.
+pub trait Network: Send + Sync {
+    /// The logits [N, num_labels]: one row a sequence, or one row a token for token classification.
+    /// With `recompute`, each block keeps its input only and runs again in backward.
+    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var;
+
+    /// Every module, in the order of PyTorch's `named_modules`.
+    fn modules(&self) -> Vec<ModuleRef<'_>>;
+
+    /// Every module, to change it; the same order.
+    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>>;
+}
+
+/// What the rest of the program needs to know of a family.
+pub struct Family {
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    /// The base model's attribute in the full model, with its dot.
+    pub prefix: &'static str,
+    /// Targets where the user names none. Source: PEFT's mapping of default targets.
+    pub default_targets: &'static [&'static str],
+    /// The class name for `architectures`, by task.
+    pub architecture: fn(Task) -> &'static str,
+    /// Positions that the table keeps for padding: the usable length is that much shorter.
+    pub position_offset: fn(&EncoderConfig) -> usize,
+    /// Builds the network.
+    pub build: fn(&EncoderConfig, Task, usize, &mut Loader<'_>) -> Result<Box<dyn Network>, ModelError>,
+}
+
+/// Every family.
+pub const FAMILIES: &[Family] = &[bert::FAMILY, roberta::FAMILY, roberta::XLM_FAMILY];
+
+/// The family of a `model_type`.
+pub fn family(model_type: &str) -> Result<&'static Family, ModelError> {
+    FAMILIES.iter().find(|f| f.model_type == model_type).ok_or_else(|| ModelError::UnknownFamily {
+        found: model_type.to_string(),
+        supported: FAMILIES.iter().map(|f| f.model_type).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// The row of each sequence's first token, and the offsets of a batch of one row a sequence.
+pub(crate) fn first_rows(offsets: &[usize]) -> (Vec<usize>, Arc<[usize]>) {
+    let firsts = offsets[..offsets.len() - 1].to_vec();
+    let single = (0..offsets.len()).collect();
+    (firsts, single)
+}

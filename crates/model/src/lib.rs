@@ -1,0 +1,22 @@
+//! Models: parameters with their Hugging Face names, linear layers with adapters, one file a family, heads, adapters on
+//! disk, merging. It knows nothing of rows of text, optimizers or the command line.
+#![forbid(unsafe_code)]
+
+mod adapt;
+mod adapter_file;
+pub mod config;
+mod error;
+pub mod families;
+mod loader;
+mod lora;
+mod merge;
+mod model;
+pub mod modules;
+
+pub use adapt::{AdaptedModule, AdapterReport, SavedModule, TrainMode};
+pub use config::{EncoderConfig, Task};
+pub use error::ModelError;
+pub use loader::{LoadOptions, LoadReport};
+pub use merge::{MergeOptions, MergeReport};
+pub use model::{Batch, Model, PassOptions};
+pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};

@@ -1,0 +1,256 @@
+//! Fills modules from a checkpoint, block by block, or with new values; says what was new, missing and unused.
+//! Naming rules of transformers (prefixes, old names) live here; it knows no family.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lowrank_engine::param::{Frozen, PackedMatrix};
+use lowrank_engine::{Device, Matrix, Param};
+use lowrank_formats::{Checkpoint, FormatError};
+use lowrank_kernels as kernels;
+
+use crate::config::Task;
+use crate::error::ModelError;
+use crate::modules::{Embedding, LayerNorm, Linear};
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Which head.
+    pub task: Task,
+    /// Outputs of the head.
+    pub num_labels: usize,
+    /// Seeds the values of what is in no checkpoint; each tensor by its own name.
+    pub seed: u64,
+    /// Start a new head where the checkpoint's has another shape, instead of failing. Source: transformers' option.
+    pub ignore_mismatched_sizes: bool,
+}
+
+/// What loading found.
+#[derive(Debug, Clone, Default)]
+pub struct LoadReport {
+    /// Tensors that the checkpoint lacks, initialised as transformers would.
+    pub new: Vec<String>,
+    /// Tensors of the checkpoint that this model has no place for.
+    pub unused: Vec<String>,
+    /// Tensors of the head that had another shape and were started anew.
+    pub mismatched: Vec<String>,
+    /// Tensors read.
+    pub loaded: usize,
+}
+
+/// Whether a tensor may be absent from the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The body: absence is an error.
+    Required,
+    /// Heads and poolers: new values if absent.
+    NewIfAbsent,
+}
+
+/// Fills one model's modules.
+pub struct Loader<'a> {
+    device: &'a Device,
+    checkpoint: Option<&'a Checkpoint>,
+    /// Name in the full model → name in the file.
+    names: BTreeMap<String, String>,
+    used: BTreeSet<String>,
+    options: &'a LoadOptions,
+    initializer_range: f32,
+    report: LoadReport,
+    faults: Vec<String>,
+    body_faults: usize,
+}
+
+/// A tensor's place in the model.
+struct Wanted<'n> {
+    name: &'n str,
+    shape: &'n [usize],
+    presence: Presence,
+    /// Standard deviation of new values around `mean`.
+    std: f32,
+    mean: f32,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader of `checkpoint`; without one, every value is new (on the dry device: only shapes).
+    /// `prefix` is the base model's attribute in the full model (`bert.`): files of the bare body lack it.
+    pub fn new(
+        device: &'a Device,
+        checkpoint: Option<&'a Checkpoint>,
+        prefix: &str,
+        options: &'a LoadOptions,
+        initializer_range: f32,
+    ) -> Self {
+        let names = checkpoint.map(|c| canonical_names(c, prefix)).unwrap_or_default();
+        Loader {
+            device,
+            checkpoint,
+            names,
+            used: BTreeSet::new(),
+            options,
+            initializer_range,
+            report: LoadReport::default(),
+            faults: Vec::new(),
+            body_faults: 0,
+        }
+    }
+
+    /// A linear layer with a bias.
+    pub fn linear(
+        &mut self,
+        path: &str,
+        in_features: usize,
+        out_features: usize,
+        presence: Presence,
+    ) -> Result<Linear, ModelError> {
+        let weight_name = format!("{path}.weight");
+        let shape = [out_features, in_features];
+        let wanted =
+            Wanted { name: &weight_name, shape: &shape, presence, std: self.initializer_range, mean: 0.0 };
+        let source = self.locate(&wanted);
+        let is_new = source.is_none();
+        let weight = PackedMatrix::from_blocks(self.device, out_features, in_features, |first, block| {
+            self.fill(&wanted, source.as_deref(), first * in_features, block)
+        })?;
+        let bias = self.vector(&format!("{path}.bias"), out_features, presence, 0.0)?;
+        let weight = Matrix::Frozen(weight);
+        let path = path.to_string();
+        Ok(Linear { path, in_features, out_features, weight, bias: Some(bias), adapter: None, is_new })
+    }
+
+    /// A layer norm.
+    pub fn layer_norm(&mut self, path: &str, width: usize, eps: f32) -> Result<LayerNorm, ModelError> {
+        let weight = self.vector(&format!("{path}.weight"), width, Presence::Required, 1.0)?;
+        let bias = self.vector(&format!("{path}.bias"), width, Presence::Required, 0.0)?;
+        Ok(LayerNorm { path: path.to_string(), weight, bias, eps })
+    }
+
+    /// An embedding table; full training leaves the row `padding_idx` alone.
+    pub fn embedding(
+        &mut self,
+        path: &str,
+        rows: usize,
+        cols: usize,
+        padding_idx: Option<u32>,
+    ) -> Result<Embedding, ModelError> {
+        let name = format!("{path}.weight");
+        let shape = [rows, cols];
+        let std = self.initializer_range;
+        let wanted = Wanted { name: &name, shape: &shape, presence: Presence::Required, std, mean: 0.0 };
+        let source = self.locate(&wanted);
+        let table = Frozen::from_blocks(self.device, rows, cols, |first, block| {
+            self.fill(&wanted, source.as_deref(), first * cols, block)
+        })?;
+        let path = path.to_string();
+        Ok(Embedding { path, num_embeddings: rows, embedding_dim: cols, table: Param::Frozen(table), padding_idx })
+    }
+
+    fn vector(&mut self, name: &str, len: usize, presence: Presence, mean: f32) -> Result<Param, ModelError> {
+        let shape = [len];
+        let wanted = Wanted { name, shape: &shape, presence, std: 0.0, mean };
+        let source = self.locate(&wanted);
+        let vector = Frozen::from_blocks(self.device, 1, len, |first, block| {
+            self.fill(&wanted, source.as_deref(), first * len, block)
+        })?;
+        Ok(Param::Frozen(vector))
+    }
+
+    /// The report, or every fault at once.
+    pub fn finish(mut self) -> Result<LoadReport, ModelError> {
+        if !self.faults.is_empty() {
+            return Err(ModelError::Weights { faults: self.faults, head_only: self.body_faults == 0 });
+        }
+        let unused = self.names.values().filter(|file_name| !self.used.contains(*file_name));
+        // Buffers that older versions of transformers stored; they hold 0, 1, 2, …
+        let unused = unused.filter(|n| !n.ends_with("position_ids") && !n.ends_with("embeddings.token_type_ids"));
+        self.report.unused = unused.cloned().collect();
+        Ok(self.report)
+    }
+
+    /// The file's name of a wanted tensor whose shape fits; else notes what that means.
+    fn locate(&mut self, wanted: &Wanted<'_>) -> Option<String> {
+        let checkpoint = self.checkpoint?;
+        let found = self.names.get(wanted.name).and_then(|n| Some((n.clone(), checkpoint.info(n)?)));
+        let Some((file_name, info)) = found else {
+            match wanted.presence {
+                Presence::Required => {
+                    self.body_faults += 1;
+                    self.faults.push(format!("{}: expected {:?}, not in the checkpoint", wanted.name, wanted.shape));
+                }
+                Presence::NewIfAbsent => self.report.new.push(wanted.name.to_string()),
+            }
+            return None;
+        };
+        self.used.insert(file_name.clone());
+        if info.shape != wanted.shape {
+            if wanted.presence == Presence::NewIfAbsent && self.options.ignore_mismatched_sizes {
+                self.report.mismatched.push(wanted.name.to_string());
+                self.report.new.push(wanted.name.to_string());
+                return None;
+            }
+            self.body_faults += usize::from(wanted.presence == Presence::Required);
+            self.faults.push(format!("{}: expected {:?}, found {:?}", wanted.name, wanted.shape, info.shape));
+            return None;
+        }
+        self.report.loaded += 1;
+        Some(file_name)
+    }
+
+    /// Writes the values of `wanted` from element `start` on.
+    fn fill(
+        &mut self,
+        wanted: &Wanted<'_>,
+        source: Option<&str>,
+        start: usize,
+        block: &mut [f32],
+    ) -> Result<(), FormatError> {
+        let Some((checkpoint, file_name)) = self.checkpoint.zip(source) else {
+            new_values(self.options.seed, wanted, start, block);
+            return Ok(());
+        };
+        checkpoint.read_f32_range(file_name, start, block)?;
+        if !kernels::all_finite(self.device.isa(), block) {
+            let at = block.iter().position(|v| !v.is_finite()).unwrap_or(0);
+            let line = format!("{}: value {} is {}, expected a finite number", wanted.name, start + at, block[at]);
+            self.body_faults += 1;
+            self.faults.push(line);
+        }
+        Ok(())
+    }
+}
+
+fn new_values(seed: u64, wanted: &Wanted<'_>, start: usize, block: &mut [f32]) {
+    if wanted.std == 0.0 {
+        block.fill(wanted.mean);
+        return;
+    }
+    // Each block is a stream of its own, so that a tensor's values do not depend on how it is read.
+    let stream = name_hash(wanted.name) ^ (start as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    kernels::fill_normal(seed, stream, wanted.mean, wanted.std, block);
+}
+
+/// A fixed 64-bit hash of a name (FNV-1a): seeds and dropout sites hang on it, so it never changes.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Maps names as the full model has them to names as the file has them. Source: transformers
+/// `PreTrainedModel._load_pretrained_model` (base prefix) and its renaming of `gamma` and `beta`.
+fn canonical_names(checkpoint: &Checkpoint, prefix: &str) -> BTreeMap<String, String> {
+    let has_prefix = checkpoint.infos().any(|info| info.name.starts_with(prefix));
+    let body = ["embeddings.", "encoder.", "pooler."];
+    let mut names = BTreeMap::new();
+    for info in checkpoint.infos() {
+        let mut name = info.name.clone();
+        for (old, new) in [(".gamma", ".weight"), (".beta", ".bias")] {
+            if let Some(stem) = name.strip_suffix(old) {
+                name = format!("{stem}{new}");
+            }
+        }
+        if !has_prefix && body.iter().any(|part| name.starts_with(part)) {
+            name = format!("{prefix}{name}");
+        }
+        names.insert(name, info.name.clone());
+    }
+    names
+}

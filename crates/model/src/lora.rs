@@ -1,0 +1,164 @@
+//! Which modules a LoRA configuration means, strictly: every pattern must match something. Also the initial values.
+//! Source: PEFT `check_target_module_exists`, `_set_trainable`, `LoraLayer.reset_lora_parameters`.
+
+use std::collections::BTreeSet;
+
+use lowrank_formats::peft::{InitLoraWeights, LoraConfig, Matcher, TargetModules};
+use lowrank_kernels as kernels;
+
+use crate::error::ModelError;
+use crate::loader::name_hash;
+use crate::modules::{Linear, ModuleRef};
+
+/// Names that PEFT saves with the adapter for classification tasks, whether or not the model has them.
+pub(crate) const HEAD_NAMES: [&str; 2] = ["classifier", "score"];
+
+/// What a configuration means for one model.
+pub(crate) struct Resolved {
+    /// Paths of the linear layers to adapt.
+    pub(crate) targets: BTreeSet<String>,
+    /// Paths of the modules to train whole.
+    pub(crate) saved: BTreeSet<String>,
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A user's wish: every pattern must match something.
+    New,
+    /// An adapter's file: PEFT may list modules there that it does not adapt. The adapter's tensors decide what fits.
+    File,
+}
+
+/// Resolves `config` against a model's modules. `config.target_modules` must be set.
+pub(crate) fn resolve(
+    config: &LoraConfig,
+    modules: &[ModuleRef<'_>],
+    origin: Origin,
+) -> Result<Resolved, ModelError> {
+    let matcher = Matcher::new(config)?;
+    let linears: Vec<&Linear> = modules.iter().filter_map(as_linear).collect();
+    let saved: BTreeSet<String> = modules
+        .iter()
+        .map(|m| m.path())
+        .filter(|path| with_ancestors(path).any(|p| matcher.is_module_to_save(p)))
+        .map(str::to_string)
+        .collect();
+    let mut targets = BTreeSet::new();
+    for linear in &linears {
+        // PEFT leaves the classification head out of all-linear: it trains it whole.
+        let head = matches!(config.target_modules, Some(TargetModules::AllLinear))
+            && HEAD_NAMES.contains(&linear.path.as_str());
+        if !head && !saved.contains(&linear.path) && matcher.is_target(&linear.path)? {
+            targets.insert(linear.path.clone());
+        }
+    }
+    check_kinds(config, &matcher, modules, &saved)?;
+    if origin == Origin::New {
+        check_matched(&matcher, &linears, modules)?;
+    }
+    if targets.is_empty() {
+        let faults = vec!["no linear layer is left to adapt".to_string()];
+        return Err(ModelError::Pattern { field: "target_modules", faults });
+    }
+    check_ranks(&matcher, &linears, &targets)?;
+    Ok(Resolved { targets, saved })
+}
+
+fn as_linear<'a>(module: &ModuleRef<'a>) -> Option<&'a Linear> {
+    match module {
+        ModuleRef::Linear(linear) => Some(linear),
+        ModuleRef::LayerNorm(_) | ModuleRef::Embedding(_) => None,
+    }
+}
+
+/// A path and the paths of the modules that it lies in.
+fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('.').map(|(i, _)| i).chain([path.len()]).map(|end| &path[..end])
+}
+
+/// A target that is no linear layer cannot be adapted; PEFT refuses it too, for most kinds.
+fn check_kinds(
+    config: &LoraConfig,
+    matcher: &Matcher,
+    modules: &[ModuleRef<'_>],
+    saved: &BTreeSet<String>,
+) -> Result<(), ModelError> {
+    if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
+        return Ok(());
+    }
+    let mut faults = Vec::new();
+    for module in modules.iter().filter(|m| as_linear(m).is_none()) {
+        let path = module.path();
+        if !saved.contains(path) && matcher.is_target(path)? {
+            faults.push(format!("`{path}` is {}; only linear layers can be adapted", with_article(module.kind())));
+        }
+    }
+    faults.truncate(4);
+    if faults.is_empty() { Ok(()) } else { Err(ModelError::Pattern { field: "target_modules", faults }) }
+}
+
+/// Every pattern must mean something.
+fn check_matched(matcher: &Matcher, linears: &[&Linear], modules: &[ModuleRef<'_>]) -> Result<(), ModelError> {
+    let linear_paths: Vec<&str> = linears.iter().map(|l| l.path.as_str()).collect();
+    let all: BTreeSet<&str> = modules.iter().flat_map(|m| with_ancestors(m.path())).collect();
+    let all: Vec<&str> = all.into_iter().collect();
+    let unmatched = matcher.unmatched(&linear_paths, &all)?;
+    let Some(field) = unmatched.first().map(|u| u.field) else { return Ok(()) };
+    let of_field = unmatched.iter().filter(|u| u.field == field);
+    Err(ModelError::Pattern { field, faults: of_field.map(|u| u.to_fault().message).collect() })
+}
+
+fn check_ranks(matcher: &Matcher, linears: &[&Linear], targets: &BTreeSet<String>) -> Result<(), ModelError> {
+    let mut faults = Vec::new();
+    for linear in linears.iter().filter(|l| targets.contains(&l.path)) {
+        let rank = matcher.rank(&linear.path)?;
+        let limit = linear.in_features.min(linear.out_features);
+        if rank == 0 || rank > limit {
+            let (out, inp) = (linear.out_features, linear.in_features);
+            faults.push(format!("`{}`: rank {rank} is outside 1..={limit} (the matrix is {out} x {inp})", linear.path));
+        }
+    }
+    let more = faults.len().saturating_sub(4);
+    faults.truncate(4);
+    if more > 0 {
+        faults.push(format!("and {more} more"));
+    }
+    if faults.is_empty() { Ok(()) } else { Err(ModelError::Pattern { field: "r", faults }) }
+}
+
+fn with_article(kind: &str) -> String {
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {kind}")
+}
+
+/// Initial A [r, in] and B [out, r] of one layer, from its own name and the seed.
+pub(crate) fn initial_values(
+    init: &InitLoraWeights,
+    seed: u64,
+    path: &str,
+    [out_features, in_features]: [usize; 2],
+    rank: usize,
+) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
+    let mut a = vec![0.0; rank * in_features];
+    let mut b = vec![0.0; out_features * rank];
+    let stream = name_hash(path);
+    // Kaiming uniform with a = √5, PyTorch's default for a linear layer: U(-1/√fan_in, 1/√fan_in).
+    let uniform = |values: &mut [f32], fan_in: usize, stream: u64| {
+        let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
+        kernels::fill_uniform(seed, stream, -bound, bound, values);
+    };
+    match init {
+        InitLoraWeights::Default => uniform(&mut a, in_features, stream),
+        InitLoraWeights::Gaussian => kernels::fill_normal(seed, stream, 0.0, (1.0 / rank as f64) as f32, &mut a),
+        InitLoraWeights::Random => {
+            uniform(&mut a, in_features, stream);
+            uniform(&mut b, rank, name_hash(&format!("{path}.lora_B")));
+        }
+        InitLoraWeights::Other(name) => {
+            let message = format!("init_lora_weights: `{name}` is not supported; use true, false or `gaussian`");
+            return Err(ModelError::AdapterConfig(vec![message]));
+        }
+    }
+    Ok((a, b))
+}

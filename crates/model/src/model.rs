@@ -1,0 +1,284 @@
+//! A model that can be run and trained: a network on a device, its trained values, and the checks of what goes in.
+
+use std::path::Path;
+
+use lowrank_engine::ops::loss::{Targets, loss};
+use lowrank_engine::{Device, Gradients, StepKey, Tape, Trainables, Var};
+use lowrank_formats::Checkpoint;
+
+use crate::adapt::{AdapterReport, TrainMode};
+use crate::config::{EncoderConfig, Task};
+use crate::error::ModelError;
+use crate::families::{Family, Network, family};
+use crate::loader::{LoadOptions, LoadReport, Loader};
+use crate::modules::{ModuleMut, ModuleRef};
+
+/// Sequences laid end to end: no padding.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Token ids of all sequences [M].
+    pub input_ids: &'a [u32],
+    /// Token types [M]; zeros if absent.
+    pub token_type_ids: Option<&'a [u32]>,
+    /// Where each sequence starts, and the end: B + 1 numbers from 0 to M.
+    pub offsets: &'a [usize],
+}
+
+impl Batch<'_> {
+    /// Number of sequences B.
+    pub fn sequences(&self) -> usize {
+        self.offsets.len().saturating_sub(1)
+    }
+
+    /// Number of tokens M.
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// 0, 1, 2, … in each sequence.
+    pub(crate) fn positions(&self) -> Vec<u32> {
+        self.offsets.windows(2).flat_map(|range| 0..(range[1] - range[0]) as u32).collect()
+    }
+}
+
+/// How a training pass is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PassOptions {
+    /// With a key, dropout is on and its masks come from it.
+    pub dropout: Option<StepKey>,
+    /// Multiplies the gradient of the loss's sum: 1 / (counted targets of the whole optimizer step).
+    pub grad_scale: f32,
+    /// Keep each block's input only and run the block again in backward.
+    pub recompute: bool,
+}
+
+/// A model on a device.
+pub struct Model {
+    pub(crate) device: Device,
+    pub(crate) family: &'static Family,
+    pub(crate) config: EncoderConfig,
+    pub(crate) task: Task,
+    pub(crate) num_labels: usize,
+    pub(crate) network: Box<dyn Network>,
+    pub(crate) trainables: Trainables,
+    pub(crate) mode: TrainMode,
+    pub(crate) report: AdapterReport,
+}
+
+impl Model {
+    /// Loads a Hugging Face directory: `config.json` and its weights. All weights are frozen.
+    /// Errors: unreadable files, an unsupported config, tensors that are absent, of another shape or not finite.
+    pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<(Self, LoadReport), ModelError> {
+        let config = EncoderConfig::read(&dir.join("config.json"))?;
+        let checkpoint = Checkpoint::open_dir(dir)?;
+        Self::build(config, Some(&checkpoint), options, device)
+    }
+
+    /// A model of the same shape whose weights are all new: random on a device that computes, mere shapes on the dry one.
+    pub fn from_config(config: EncoderConfig, options: &LoadOptions, device: &Device) -> Result<Self, ModelError> {
+        Ok(Self::build(config, None, options, device)?.0)
+    }
+
+    fn build(
+        config: EncoderConfig,
+        checkpoint: Option<&Checkpoint>,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<(Self, LoadReport), ModelError> {
+        let family = family(&config.model_type)?;
+        let mut loader = Loader::new(device, checkpoint, family.prefix, options, config.initializer_range);
+        let network = device.install(|| (family.build)(&config, options.task, options.num_labels, &mut loader))?;
+        let load_report = loader.finish()?;
+        let model = Model {
+            device: device.clone(),
+            family,
+            config,
+            task: options.task,
+            num_labels: options.num_labels,
+            network,
+            trainables: Trainables::default(),
+            mode: TrainMode::Frozen,
+            report: AdapterReport::default(),
+        };
+        Ok((model, load_report))
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// The head's task.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Outputs of the head.
+    pub fn num_labels(&self) -> usize {
+        self.num_labels
+    }
+
+    /// The device it lives on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The longest sequence it takes, in tokens.
+    pub fn max_positions(&self) -> usize {
+        self.config.max_position_embeddings.saturating_sub((self.family.position_offset)(&self.config))
+    }
+
+    /// Where PEFT would put adapters if none were named.
+    pub fn default_targets(&self) -> &'static [&'static str] {
+        self.family.default_targets
+    }
+
+    /// The class name for `architectures` in config.json.
+    pub fn architecture(&self) -> &'static str {
+        (self.family.architecture)(self.task)
+    }
+
+    /// What is trained.
+    pub fn mode(&self) -> &TrainMode {
+        &self.mode
+    }
+
+    /// What was adapted, layer by layer; empty if nothing is.
+    pub fn adapter_report(&self) -> &AdapterReport {
+        &self.report
+    }
+
+    /// The trained values.
+    pub fn trainables(&self) -> &Trainables {
+        &self.trainables
+    }
+
+    /// The trained values, to change them.
+    pub fn trainables_mut(&mut self) -> &mut Trainables {
+        &mut self.trainables
+    }
+
+    /// Every module in order.
+    pub fn modules(&self) -> Vec<ModuleRef<'_>> {
+        self.network.modules()
+    }
+
+    pub(crate) fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
+        self.network.modules_mut()
+    }
+
+    /// Number of values in the model without adapters.
+    pub fn base_parameters(&self) -> u64 {
+        let count = |module: &ModuleRef<'_>| match module {
+            ModuleRef::Linear(m) => {
+                m.in_features * m.out_features + if m.bias.is_some() { m.out_features } else { 0 }
+            }
+            ModuleRef::LayerNorm(m) => 2 * m.weight.shape(&self.trainables).iter().product::<usize>(),
+            ModuleRef::Embedding(m) => m.num_embeddings * m.embedding_dim,
+        };
+        self.modules().iter().map(|m| count(m) as u64).sum()
+    }
+
+    /// Forward and backward over one micro-batch; gradients are added to `gradients`. Returns the loss's sum over the
+    /// counted targets and their number. Errors if the batch or its targets do not fit.
+    pub fn forward_backward(
+        &self,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+        options: &PassOptions,
+        gradients: &mut Gradients,
+    ) -> Result<(f64, usize), ModelError> {
+        self.check(batch, Some(targets))?;
+        Ok(self.device.install(|| {
+            let mut tape = Tape::training(&self.device, &self.trainables, options.dropout);
+            let logits = self.network.logits(&mut tape, batch, options.recompute);
+            let out = loss(&logits, targets, options.grad_scale);
+            tape.backward(&logits, out.d_logits, gradients);
+            (out.sum, out.count)
+        }))
+    }
+
+    /// The logits without dropout [N, num_labels], row by row; one row a sequence, or one a token for token
+    /// classification. With `adapters` false, adapters are switched off. Empty on the dry device.
+    pub fn logits(&self, batch: &Batch<'_>, adapters: bool) -> Result<Vec<f32>, ModelError> {
+        self.check(batch, None)?;
+        Ok(self.device.install(|| self.to_vec(&self.infer(batch, adapters))))
+    }
+
+    /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their number.
+    pub fn evaluate(&self, batch: &Batch<'_>, targets: Targets<'_>) -> Result<(Vec<f32>, f64, usize), ModelError> {
+        self.check(batch, Some(targets))?;
+        Ok(self.device.install(|| {
+            let logits = self.infer(batch, true);
+            let out = loss(&logits, targets, 1.0);
+            (self.to_vec(&logits), out.sum, out.count)
+        }))
+    }
+
+    fn infer(&self, batch: &Batch<'_>, adapters: bool) -> Var {
+        let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
+        self.network.logits(&mut tape, batch, false)
+    }
+
+    fn to_vec(&self, logits: &Var) -> Vec<f32> {
+        if self.device.is_dry() { Vec::new() } else { logits.tensor().data().to_vec() }
+    }
+
+    /// Everything about a batch that could be out of range comes from outside: checked before any op.
+    fn check(&self, batch: &Batch<'_>, targets: Option<Targets<'_>>) -> Result<(), ModelError> {
+        let fail = |message: String| Err(ModelError::Batch(message));
+        let tokens = batch.input_ids.len();
+        let rising = batch.offsets.windows(2).all(|w| w[0] < w[1]);
+        if batch.sequences() == 0 || batch.offsets[0] != 0 || !rising || batch.offsets.last() != Some(&tokens) {
+            return fail(format!("a batch of {tokens} tokens has offsets {:?}: empty or not in order", batch.offsets));
+        }
+        let longest = batch.offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+        if longest > self.max_positions() {
+            return fail(format!(
+                "a sequence has {longest} tokens, the model has {} positions; lower --max-length",
+                self.max_positions()
+            ));
+        }
+        if let Some(id) = batch.input_ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+            return fail(format!("token id {id} is outside the vocabulary of {} tokens", self.config.vocab_size));
+        }
+        if let Some(ids) = batch.token_type_ids {
+            if ids.len() != tokens {
+                return fail(format!("{} token types for {tokens} tokens", ids.len()));
+            }
+            let types = self.config.type_vocab_size;
+            if let Some(id) = ids.iter().find(|&&id| types > 1 && id as usize >= types) {
+                return fail(format!("token type {id} is outside the table of {types} types"));
+            }
+        }
+        targets.map_or(Ok(()), |targets| self.check_targets(batch, targets))
+    }
+
+    fn check_targets(&self, batch: &Batch<'_>, targets: Targets<'_>) -> Result<(), ModelError> {
+        let rows = match self.task {
+            Task::TokenClassification => batch.tokens(),
+            Task::SingleLabel | Task::MultiLabel | Task::Regression => batch.sequences(),
+        };
+        let labels = self.num_labels;
+        let fault = match (self.task, targets) {
+            (Task::SingleLabel | Task::TokenClassification, Targets::Class(classes)) => {
+                let in_range = |&c: &i64| c == crate::IGNORE_INDEX || (0..labels as i64).contains(&c);
+                if classes.len() != rows {
+                    Some(format!("{} labels for {rows} rows", classes.len()))
+                } else {
+                    let bad = classes.iter().find(|c| !in_range(c));
+                    bad.map(|c| format!("label {c} is outside 0..{labels}"))
+                }
+            }
+            (Task::Regression, Targets::Value(values)) | (Task::MultiLabel, Targets::Multi(values)) => {
+                if values.len() != rows * labels {
+                    Some(format!("{} target values for {rows} rows of {labels}", values.len()))
+                } else {
+                    values.iter().find(|v| !v.is_finite()).map(|v| format!("target value {v} is not finite"))
+                }
+            }
+            (task, _) => Some(format!("the targets are not those of {}", task.name())),
+        };
+        fault.map_or(Ok(()), |message| Err(ModelError::Batch(message)))
+    }
+}

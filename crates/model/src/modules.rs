@@ -1,0 +1,129 @@
+//! The building blocks of every family: modules that know their path in the checkpoint. It knows no family.
+
+use lowrank_engine::ops::embedding::Lookup;
+use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
+use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
+use lowrank_engine::{Matrix, Param, Tape, Var};
+
+/// A linear layer, adapted or not. Its weight is stored under `path.weight`, its bias under `path.bias`.
+#[derive(Debug)]
+pub struct Linear {
+    /// The module's path, as PyTorch names it in the full model.
+    pub path: String,
+    /// in.
+    pub in_features: usize,
+    /// out.
+    pub out_features: usize,
+    /// W [out, in].
+    pub weight: Matrix,
+    /// bias [out].
+    pub bias: Option<Param>,
+    /// The adapter, if one is attached.
+    pub adapter: Option<Adapter>,
+    /// Whether its values are new: in no checkpoint, initialised here.
+    pub is_new: bool,
+}
+
+impl Linear {
+    /// y = x·Wᵀ + bias, plus the adapter's branch where adapters are switched on.
+    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
+        let adapter = self.adapter.as_ref().filter(|_| tape.adapters());
+        linear(tape, x, LinearParams { weight: &self.weight, bias: self.bias.as_ref(), adapter })
+    }
+}
+
+/// A layer norm; weight and bias are stored under `path.weight` and `path.bias`.
+#[derive(Debug)]
+pub struct LayerNorm {
+    /// The module's path.
+    pub path: String,
+    /// weight [D].
+    pub weight: Param,
+    /// bias [D].
+    pub bias: Param,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl LayerNorm {
+    /// Layer norm of dropout(x) + residual; see [`lowrank_engine::ops::layer_norm`].
+    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var, residual: Option<Var>, dropout: f32) -> Var {
+        let params = LayerNormParams { weight: &self.weight, bias: &self.bias, eps: self.eps };
+        layer_norm(tape, x, residual, params, dropout)
+    }
+}
+
+/// An embedding table, stored under `path.weight`.
+#[derive(Debug)]
+pub struct Embedding {
+    /// The module's path.
+    pub path: String,
+    /// Rows of the table.
+    pub num_embeddings: usize,
+    /// Columns of the table.
+    pub embedding_dim: usize,
+    /// The table [num_embeddings, embedding_dim].
+    pub table: Param,
+    /// A row that full training leaves alone.
+    pub padding_idx: Option<u32>,
+}
+
+impl Embedding {
+    /// The rows `ids` of this table.
+    pub fn lookup<'m, 'i>(&'m self, ids: &'i [u32]) -> Lookup<'m, 'i> {
+        Lookup { table: &self.table, ids, padding_idx: self.padding_idx }
+    }
+}
+
+/// One module, to read.
+#[derive(Debug, Clone, Copy)]
+pub enum ModuleRef<'a> {
+    /// A linear layer.
+    Linear(&'a Linear),
+    /// A layer norm.
+    LayerNorm(&'a LayerNorm),
+    /// An embedding table.
+    Embedding(&'a Embedding),
+}
+
+impl<'a> ModuleRef<'a> {
+    /// The module's path.
+    pub fn path(self) -> &'a str {
+        match self {
+            ModuleRef::Linear(m) => &m.path,
+            ModuleRef::LayerNorm(m) => &m.path,
+            ModuleRef::Embedding(m) => &m.path,
+        }
+    }
+
+    /// The kind, in words.
+    pub fn kind(self) -> &'static str {
+        match self {
+            ModuleRef::Linear(_) => "linear layer",
+            ModuleRef::LayerNorm(_) => "layer norm",
+            ModuleRef::Embedding(_) => "embedding table",
+        }
+    }
+}
+
+/// One module, to change.
+#[derive(Debug)]
+pub enum ModuleMut<'a> {
+    /// A linear layer.
+    Linear(&'a mut Linear),
+    /// A layer norm.
+    LayerNorm(&'a mut LayerNorm),
+    /// An embedding table.
+    Embedding(&'a mut Embedding),
+}
+
+impl ModuleMut<'_> {
+    /// The same module, to read.
+    pub fn as_ref(&self) -> ModuleRef<'_> {
+        match self {
+            ModuleMut::Linear(m) => ModuleRef::Linear(m),
+            ModuleMut::LayerNorm(m) => ModuleRef::LayerNorm(m),
+            ModuleMut::Embedding(m) => ModuleRef::Embedding(m),
+        }
+    }
+}

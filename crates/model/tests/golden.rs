@@ -1,0 +1,231 @@
+//! Every family against transformers + peft on tiny random models: logits, loss, every gradient. The numbers were computed
+//! in f64 by the peer (tests/golden, tools/golden).
+
+use lowrank_engine::{Device, Gradients, Isa};
+use lowrank_formats::peft::LoraConfig;
+use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Targets, Task};
+use lowrank_testkit::{Tolerance, check_close};
+use lowrank_testkit::{Golden, Labels};
+
+/// Logits: the peer's own f32 run differs from its f64 numbers by up to 1.2e-6 (case.json, `peer_f32_error`).
+const LOGITS: Tolerance = Tolerance { abs: 1e-5, rel: 1e-5 };
+/// Gradients, relative by norm: the peer's own f32 run differs by up to 4.5e-6.
+const GRADIENTS: f64 = 1e-5;
+
+struct Rows {
+    input_ids: Vec<u32>,
+    token_type_ids: Vec<u32>,
+    offsets: Vec<usize>,
+    classes: Vec<i64>,
+    values: Vec<f32>,
+}
+
+impl Rows {
+    fn new(golden: &Golden) -> Self {
+        let mut rows = Rows {
+            input_ids: Vec::new(),
+            token_type_ids: Vec::new(),
+            offsets: vec![0],
+            classes: Vec::new(),
+            values: Vec::new(),
+        };
+        for row in &golden.rows {
+            rows.input_ids.extend(&row.input_ids);
+            let types = row.token_type_ids.clone().unwrap_or_else(|| vec![0; row.input_ids.len()]);
+            rows.token_type_ids.extend(types);
+            rows.offsets.push(rows.input_ids.len());
+        }
+        match &golden.labels {
+            Labels::Classes(classes) if golden.task == "regression" => {
+                rows.values = classes.iter().map(|&c| c as f32).collect();
+            }
+            Labels::Classes(classes) => rows.classes.clone_from(classes),
+            Labels::Values(values) => rows.values.clone_from(values),
+            Labels::Tokens(tokens) => rows.classes = tokens.concat(),
+            Labels::Multi(multi) => rows.values = multi.concat(),
+        }
+        rows
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        let token_type_ids = Some(self.token_type_ids.as_slice());
+        Batch { input_ids: &self.input_ids, token_type_ids, offsets: &self.offsets }
+    }
+
+    fn targets(&self, task: Task) -> Targets<'_> {
+        match task {
+            Task::SingleLabel | Task::TokenClassification => Targets::Class(&self.classes),
+            Task::Regression => Targets::Value(&self.values),
+            Task::MultiLabel => Targets::Multi(&self.values),
+        }
+    }
+}
+
+fn task(golden: &Golden) -> Task {
+    match golden.task.as_str() {
+        "single_label" => Task::SingleLabel,
+        "multi_label" => Task::MultiLabel,
+        "regression" => Task::Regression,
+        "token_classification" => Task::TokenClassification,
+        other => panic!("{}: unknown task {other}", golden.name),
+    }
+}
+
+fn options(golden: &Golden) -> LoadOptions {
+    LoadOptions { task: task(golden), num_labels: golden.num_labels, seed: 1, ignore_mismatched_sizes: false }
+}
+
+fn load(golden: &Golden, device: &Device) -> Model {
+    let (mut model, report) = Model::load(&golden.model_dir(), &options(golden), device).expect("the model loads");
+    let mut new = report.new.clone();
+    new.sort();
+    assert_eq!(new, golden.load.new, "{}: new tensors", golden.name);
+    assert_eq!(report.unused.len(), golden.load.unused.len(), "{}: unused tensors {:?}", golden.name, report.unused);
+    match golden.adapter_dir() {
+        Some(dir) => model.load_adapter(&dir).map(|_| ()).unwrap_or_else(|e| panic!("{}: {e}", golden.name)),
+        None => model.train_all().map(|_| ()).expect("everything can be trained"),
+    }
+    model
+}
+
+fn cases() -> Vec<Golden> {
+    let names = Golden::names().expect("golden files are in the repository");
+    assert!(names.len() >= 20, "only {} golden cases", names.len());
+    let open = |name: &String| Golden::open(name).expect("a golden case opens");
+    names.iter().map(open).filter(|g| g.steps.is_empty() && g.hyper.is_none()).collect()
+}
+
+fn check_case(golden: &Golden, device: &Device, recompute: bool) {
+    let model = load(golden, device);
+    let rows = Rows::new(golden);
+    let targets = rows.targets(model.task());
+    let (logits, sum, count) = model.evaluate(&rows.batch(), targets).expect("the batch fits");
+    check_close(&format!("{} logits", golden.name), &logits, &golden.logits().data, LOGITS);
+    let loss = Tolerance::new(1e-5, 1e-5);
+    check_close(&format!("{} loss", golden.name), &[sum / count as f64], &[golden.loss], loss);
+
+    let mut gradients = Gradients::zeros(device, model.trainables());
+    let pass = PassOptions { dropout: None, grad_scale: 1.0 / count as f32, recompute };
+    model.forward_backward(&rows.batch(), targets, &pass, &mut gradients).expect("the batch fits");
+    let mut names: Vec<&str> = model.trainables().iter().map(|(_, t)| t.name.as_str()).collect();
+    names.sort_unstable();
+    let mut expected: Vec<&str> = golden.grads().map(|(key, _)| key).collect();
+    expected.sort_unstable();
+    assert_eq!(names, expected, "{}: what is trained", golden.name);
+    for (id, trainable) in model.trainables().iter() {
+        let found = gradients.get(id).data();
+        if let Err(mismatch) = golden.compare_grad(&trainable.name, found, GRADIENTS) {
+            panic!("{} gradient of {}: {mismatch}", golden.name, trainable.name);
+        }
+    }
+}
+
+#[test]
+fn logits_losses_and_every_gradient_equal_the_peers() {
+    let device = Device::cpu(Isa::best(), 2).expect("threads start");
+    for golden in cases() {
+        check_case(&golden, &device, false);
+    }
+}
+
+#[test]
+fn every_instruction_set_gives_the_peers_numbers() {
+    for isa in Isa::available() {
+        println!("golden cases on {}", isa.name());
+        let device = Device::cpu(isa, 1).expect("threads start");
+        for name in ["bert-all-linear-rslora", "roberta-single-label", "bert-full"] {
+            check_case(&Golden::open(name).expect("a golden case opens"), &device, false);
+        }
+    }
+}
+
+#[test]
+fn recomputed_blocks_give_the_same_gradients() {
+    let device = Device::cpu(Isa::best(), 2).expect("threads start");
+    for name in ["bert-patterns", "roberta-all-linear", "roberta-full"] {
+        check_case(&Golden::open(name).expect("a golden case opens"), &device, true);
+    }
+}
+
+#[test]
+fn an_adapter_survives_load_and_save_byte_for_byte() {
+    let device = Device::cpu(Isa::best(), 1).expect("threads start");
+    for golden in cases() {
+        // peft writes keys here that nothing under that name is trained by: a second save does not repeat them.
+        let Some(dir) = golden.adapter_dir().filter(|_| golden.saved_by_peft_but_not_trained.is_empty()) else {
+            continue;
+        };
+        if !dir.join("adapter_model.safetensors").exists() {
+            continue; // This adapter is a .bin.
+        }
+        let model = load(&golden, &device);
+        let out = tempfile::tempdir().expect("a folder");
+        model.save_adapter(out.path(), None).expect("the adapter is saved");
+        let read = |dir: &std::path::Path| std::fs::read(dir.join("adapter_model.safetensors")).expect("weights");
+        assert!(read(&dir) == read(out.path()), "{}: the tensor file changed", golden.name);
+        let (before, after) = (LoraConfig::read(&dir), LoraConfig::read(out.path()));
+        let (before, after) = (before.expect("peft's config"), after.expect("our config"));
+        assert_eq!(before.r, after.r, "{}", golden.name);
+    }
+}
+
+#[test]
+fn without_the_adapter_the_logits_are_the_bases() {
+    let device = Device::cpu(Isa::best(), 2).expect("threads start");
+    for golden in cases() {
+        let Some(expected) = golden.logits_base() else { continue };
+        let (model, _) = Model::load(&golden.model_dir(), &options(&golden), &device).expect("the model loads");
+        let rows = Rows::new(&golden);
+        let logits = model.logits(&rows.batch(), true).expect("the batch fits");
+        check_close(&format!("{} base logits", golden.name), &logits, &expected.data, LOGITS);
+    }
+}
+
+#[test]
+fn fresh_adapters_change_no_bit_of_the_logits() {
+    let device = Device::cpu(Isa::best(), 2).expect("threads start");
+    let golden = Golden::open("roberta-single-label").expect("a golden case opens");
+    let rows = Rows::new(&golden);
+    let (mut model, _) = Model::load(&golden.model_dir(), &options(&golden), &device).expect("the model loads");
+    let before = model.logits(&rows.batch(), true).expect("the batch fits");
+    let mut config = LoraConfig::default();
+    config.r = 4;
+    model.attach_lora(&config, 7).expect("adapters attach");
+    let after = model.logits(&rows.batch(), true).expect("the batch fits");
+    assert_eq!(before, after);
+    assert_eq!(model.logits(&rows.batch(), false).expect("the batch fits"), before);
+}
+
+#[test]
+fn the_plan_counts_what_the_processor_counts() {
+    for golden in cases() {
+        let rows = Rows::new(&golden);
+        let run = |device: &Device| {
+            let model = load(&golden, device);
+            let mut gradients = Gradients::zeros(device, model.trainables());
+            let options = PassOptions { dropout: None, grad_scale: 1.0, recompute: false };
+            model.forward_backward(&rows.batch(), rows.targets(model.task()), &options, &mut gradients).expect("runs");
+            drop(gradients);
+            (device.peak_memory(), device.flops())
+        };
+        let cpu = run(&Device::cpu(Isa::best(), 2).expect("threads start"));
+        assert_eq!(run(&Device::dry()), cpu, "{}", golden.name);
+    }
+}
+
+#[test]
+fn the_order_of_rows_and_the_number_of_threads_change_no_bit() {
+    let golden = Golden::open("bert-long-rows").expect("a golden case opens");
+    let rows = Rows::new(&golden);
+    let one = Device::cpu(Isa::best(), 1).expect("threads start");
+    let three = Device::cpu(Isa::best(), 3).expect("threads start");
+    let model = load(&golden, &one);
+    let logits = model.logits(&rows.batch(), true).expect("the batch fits");
+    assert_eq!(load(&golden, &three).logits(&rows.batch(), true).expect("the batch fits"), logits);
+    let mut reversed = Golden::open("bert-long-rows").expect("a golden case opens");
+    reversed.rows.reverse();
+    let other = Rows::new(&reversed);
+    let mut back = model.logits(&other.batch(), true).expect("the batch fits");
+    back = back.chunks(golden.num_labels).rev().flatten().copied().collect();
+    assert_eq!(back, logits);
+}

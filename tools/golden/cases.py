@@ -1,0 +1,199 @@
+"""The golden cases, one row each: which model, which adapter, which files. A new family is a few rows here."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+@dataclass
+class Case:
+    """What make_golden.py needs to know of a case; the defaults are the usual small classifier."""
+
+    name: str
+    family: str
+    task: str = "single_label"
+    num_labels: int = 2
+    # Keyword arguments of peft's LoraConfig; None for full fine-tuning.
+    lora: dict | None = field(default_factory=dict)
+    # safetensors | safetensors-sharded | bin | bin-sharded | bin-legacy, and after `+`: bare, pooler, old-names, f16, bf16.
+    checkpoint: str = "safetensors"
+    adapter_format: str = "safetensors"
+    config: dict = field(default_factory=dict)
+    pair: bool = False
+    # The pad token's id also stands inside rows (RoBERTa numbers positions by it).
+    pad_inside: bool = False
+    num_rows: int = 6
+    lengths: tuple = (7, 3, 17, 11, 5, 14)
+    trajectory: dict | None = None
+    note: str = ""
+    # Hidden size, heads, intermediate size: the same for all cases.
+    width: ClassVar[tuple] = (32, 4, 64)
+
+    def config_fields(self):
+        roberta = self.family != "bert"
+        hidden, heads, intermediate = self.width
+        fields = {
+            "vocab_size": 97,
+            "hidden_size": hidden,
+            "num_hidden_layers": 2,
+            "num_attention_heads": heads,
+            "intermediate_size": intermediate,
+            "max_position_embeddings": 66 if roberta else 64,
+            "type_vocab_size": 1 if roberta else 2,
+            "pad_token_id": 1 if roberta else 0,
+            "layer_norm_eps": 1e-5 if roberta else 1e-12,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "initializer_range": 0.3,
+            "num_labels": self.num_labels,
+        }
+        if roberta:
+            fields |= {"bos_token_id": 0, "eos_token_id": 2}
+        return fields | self.config
+
+
+def seq(**more):
+    """LoRA on query and value for a sequence classifier."""
+    return {"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]} | more
+
+
+def tok(**more):
+    """LoRA on query and value for a token classifier."""
+    return seq(task_type="TOKEN_CLS") | more
+
+
+TRAJECTORY = {
+    "num_steps": 20,
+    "micro_batch_sizes": [4, 3],
+    "lr": 2e-3,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+    "weight_decay_on": "every trainable value",
+    "schedule": "linear",
+    "warmup_steps": 4,
+    "max_norm": 1.0,
+}
+
+# Room for two segments in every row.
+PAIR_LENGTHS = (7, 5, 17, 11, 4, 14)
+
+CASES = [
+    Case("bert-single-label", "bert", lora=seq()),
+    Case(
+        "bert-pair-token-types",
+        "bert",
+        num_labels=3,
+        config={"id2label": {0: "no", 1: "perhaps", 2: "yes"}, "label2id": {"no": 0, "perhaps": 1, "yes": 2}},
+        lora=seq(),
+        pair=True,
+        lengths=PAIR_LENGTHS,
+        checkpoint="safetensors-sharded",
+    ),
+    Case(
+        "bert-all-linear-rslora",
+        "bert",
+        lora=seq(target_modules="all-linear", use_rslora=True, r=3, lora_alpha=6),
+        checkpoint="bin",
+        note="all-linear takes the pooler's dense layer too",
+    ),
+    Case(
+        "bert-patterns",
+        "bert",
+        config={"num_hidden_layers": 3},
+        lora=seq(
+            target_modules=["query", "key", "value", "dense"],
+            exclude_modules=["bert.pooler.dense", "output.dense"],
+            layers_to_transform=[0, 2],
+            layers_pattern="layer",
+            rank_pattern={"key": 2, r"layer\.2\.attention\.self\.query": 5},
+            alpha_pattern={"query": 16, r"^bert\.encoder\.layer\.0\.attention\.self\.value": 3},
+        ),
+    ),
+    Case(
+        "bert-regex-targets",
+        "bert",
+        lora=seq(target_modules=r"bert\.encoder\.layer\.\d+\.(attention\.self\.(query|key)|output\.dense)"),
+        checkpoint="safetensors+f16",
+    ),
+    Case("bert-multi-label", "bert", task="multi_label", num_labels=4, lora=seq(), checkpoint="bin-sharded"),
+    Case("bert-regression", "bert", task="regression", num_labels=1, lora=seq()),
+    Case("bert-token-classification", "bert", task="token_classification", num_labels=5, lora=tok()),
+    Case("bert-bias-all", "bert", lora=seq(bias="all")),
+    Case("bert-bias-lora-only", "bert", lora=seq(bias="lora_only")),
+    Case("bert-pooler-saved", "bert", lora=seq(modules_to_save=["classifier", "bert.pooler"])),
+    Case(
+        "bert-no-head",
+        "bert",
+        num_labels=3,
+        lora=seq(modules_to_save=["classifier", "pooler"]),
+        checkpoint="safetensors+bare",
+        note="the base has neither pooler nor head: both come from the adapter, and there are no base logits",
+    ),
+    Case(
+        "bert-old-names",
+        "bert",
+        lora=seq(),
+        checkpoint="bin-legacy+old-names",
+        note="LayerNorm.gamma and .beta, an unused masked-word head, PyTorch's file format before 1.6",
+    ),
+    Case("bert-relu", "bert", config={"hidden_act": "relu", "type_vocab_size": 1}, lora=seq(r=1, lora_alpha=1)),
+    Case(
+        "bert-silu-classifier-dropout",
+        "bert",
+        config={"hidden_act": "silu", "classifier_dropout": 0.1, "layer_norm_eps": 1e-6},
+        lora=seq(init_lora_weights="gaussian"),
+        checkpoint="safetensors+bf16",
+        note="numbers in evaluation mode: no dropout is applied",
+    ),
+    Case("bert-long-rows", "bert", lora=seq(target_modules="all-linear"), num_rows=3, lengths=(64, 1 + 1, 33)),
+    Case("bert-full", "bert", lora=None, note="gradients of every parameter; the pad token's row of word_embeddings has none"),
+    Case("roberta-single-label", "roberta", num_labels=3, lora=seq()),
+    Case("roberta-regression", "roberta", task="regression", num_labels=1, lora=seq(), checkpoint="bin"),
+    Case("roberta-multi-label", "roberta", task="multi_label", num_labels=3, lora=seq(target_modules=["key", "dense"]), checkpoint="bin+bf16"),
+    Case("roberta-token-classification", "roberta", task="token_classification", num_labels=4, lora=tok()),
+    Case("roberta-pair", "roberta", lora=seq(), pair=True, lengths=PAIR_LENGTHS, checkpoint="safetensors-sharded"),
+    Case("roberta-all-linear", "roberta", lora=seq(target_modules="all-linear", bias="all")),
+    Case("roberta-gelu-new", "roberta", config={"hidden_act": "gelu_new"}, lora=seq()),
+    Case("roberta-relu", "roberta", config={"hidden_act": "relu", "num_hidden_layers": 3}, lora=seq(layers_to_transform=[1]), checkpoint="safetensors+f16"),
+    Case(
+        "roberta-no-head",
+        "roberta",
+        lora=seq(),
+        checkpoint="bin+bare+pooler",
+        note="a bare encoder with a pooler that the classifier does not use; the head comes from the adapter",
+    ),
+    Case("roberta-pad-inside", "roberta", lora=seq(), checkpoint="safetensors+f16", pad_inside=True, note="the pad id inside a row gets the pad position"),
+    Case("roberta-full", "roberta", lora=None, num_labels=3),
+    Case("xlm-roberta-single-label", "xlm-roberta", lora=seq(), adapter_format="bin"),
+    Case("bert-trajectory", "bert", lora=seq(), num_rows=24, trajectory=TRAJECTORY),
+    # Some steps are clipped here, some are not; in the other trajectory all are.
+    Case("roberta-trajectory", "roberta", num_labels=3, lora=seq(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 4.0}),
+]
+
+# Adapter folders alone, in the variety of what peft writes.
+ROUND_TRIPS = {
+    "plain": {"family": "bert", "lora": seq()},
+    "bf16": {"family": "roberta", "lora": seq(lora_dropout=0.1), "dtype": "bfloat16"},
+    "f16-regex": {"family": "roberta", "lora": seq(target_modules=r".*\.(query|value)"), "dtype": "float16"},
+    "bin": {"family": "bert", "lora": seq(), "bin": True},
+    "escapes": {
+        "family": "bert",
+        "lora": seq(lora_dropout=1e-05, lora_alpha=0.3333333333333333),
+        "base": 'modèles/"tiny"\\\u2028\U0001f600\t',
+        "revision": "main",
+    },
+    "repeated-modules": {"family": "roberta", "lora": seq(), "repeat_modules_to_save": True},
+    "no-task": {"family": "bert", "lora": {"target_modules": ["query"], "lora_dropout": 0}},
+    "lora-bias": {"family": "bert", "lora": seq(lora_bias=True)},
+    "dora": {"family": "bert", "lora": seq(use_dora=True)},
+    "patterns": {
+        "family": "bert",
+        "lora": seq(
+            target_modules=["query", "value", "dense"],
+            rank_pattern={"query": 2, "layer.1.output.dense": 6},
+            alpha_pattern={"value": 1.5},
+            exclude_modules=r".*pooler.*",
+            layers_to_transform=1,
+        ),
+    },
+}
