@@ -1,7 +1,6 @@
 //! Merging: W + scaling·B·A written back as an ordinary Hugging Face directory, so that serving pays nothing for the
 //! adapter (LoRA paper, section 4.1). Also how a fully trained model is saved.
 
-use std::io::Write;
 use std::path::Path;
 
 use half::{bf16, f16};

@@ -11,7 +11,7 @@ use crate::config::{EncoderConfig, Task};
 use crate::error::ModelError;
 use crate::families::{Family, Network, family};
 use crate::loader::{LoadOptions, LoadReport, Loader};
-use crate::modules::{ModuleMut, ModuleRef};
+use crate::modules::ModuleRef;
 
 /// Sequences laid end to end: no padding.
 #[derive(Debug, Clone, Copy)]
@@ -161,10 +161,6 @@ impl Model {
     /// Every module in order.
     pub fn modules(&self) -> Vec<ModuleRef<'_>> {
         self.network.modules()
-    }
-
-    pub(crate) fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        self.network.modules_mut()
     }
 
     /// Number of values in the model without adapters.

@@ -1,0 +1,506 @@
+//! The pre-flight: what the model will see of a data set, and what is odd about it. Counts and shows; changes nothing.
+
+mod render;
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Serialize;
+
+use crate::batch::Padding;
+use crate::columns::{Columns, TextColumns};
+use crate::labels::{IGNORE_INDEX, Label, LabelMap};
+use crate::load::{Example, LoadReport, Loaded};
+use crate::order::Order;
+use crate::rows::{Cell, Row, Table};
+use crate::tokenizer::Tokenizer;
+
+/// How many lines a finding names; it always says how many there are in all.
+const LINES_SHOWN: usize = 5;
+
+/// A file to look at, and what was loaded from it.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckFile<'a> {
+    /// What it is for: `train`, `validation`, ….
+    pub name: &'a str,
+    /// Its rows.
+    pub table: &'a Table,
+    /// Its examples.
+    pub loaded: &'a Loaded,
+}
+
+/// What to count with.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckOptions {
+    /// Rows a batch, for the count of padding; at least 1.
+    pub batch_size: usize,
+    /// Rows to show decoded.
+    pub samples: usize,
+}
+
+/// Everything that was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct CheckReport {
+    /// Rows a batch, in the count of padding.
+    pub batch_size: usize,
+    /// Each file by itself.
+    pub files: Vec<FileCheck>,
+    /// Texts that stand in two files.
+    pub leaks: Vec<Leak>,
+    /// What a user should look at, one sentence each; empty if nothing is odd.
+    pub warnings: Vec<String>,
+}
+
+/// One file.
+#[derive(Debug, Clone, Serialize)]
+pub struct FileCheck {
+    /// What it is for.
+    pub name: String,
+    /// How it was loaded: columns, rows cut and dropped.
+    pub load: LoadReport,
+    /// Tokens a row.
+    pub lengths: Lengths,
+    /// What the labels are.
+    pub labels: LabelBalance,
+    /// Rows whose text stands earlier in the file.
+    pub duplicates: Pairs,
+    /// Those of them with another label.
+    pub conflicts: Pairs,
+    /// Rows without any text.
+    pub empty_texts: Lines,
+    /// Rows of which no label counts (token classification).
+    pub unsupervised: Lines,
+    /// Tokens that the vocabulary does not know.
+    pub unknown_tokens: u64,
+    /// Their share of all tokens, from 0 to 1.
+    pub unknown_share: f64,
+    /// What padding each shuffled batch to its longest row would cost.
+    pub padding: Padding,
+    /// The share of that which would be padding, from 0 to 1: work that packed batches do not do.
+    pub padding_share: f64,
+    /// The first rows, as the model sees them.
+    pub samples: Vec<Sample>,
+}
+
+/// Tokens a row.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Lengths {
+    /// The shortest row.
+    pub min: usize,
+    /// Half of the rows are no longer.
+    pub median: usize,
+    /// 95 in 100 rows are no longer.
+    pub p95: usize,
+    /// The longest row.
+    pub max: usize,
+    /// On average.
+    pub mean: f64,
+}
+
+impl Lengths {
+    /// Of a list of lengths; all 0 for an empty one.
+    pub fn of(lengths: &[usize]) -> Self {
+        let mut sorted = lengths.to_vec();
+        sorted.sort_unstable();
+        // The nearest-rank definition: always a length that occurs.
+        let rank = |share: f64| {
+            let rank = (share * sorted.len() as f64).ceil() as usize;
+            sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+        };
+        let total: usize = sorted.iter().sum();
+        Self {
+            min: sorted.first().copied().unwrap_or(0),
+            median: rank(0.5),
+            p95: rank(0.95),
+            max: sorted.last().copied().unwrap_or(0),
+            mean: total as f64 / sorted.len().max(1) as f64,
+        }
+    }
+}
+
+/// What the labels are.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum LabelBalance {
+    /// There are none.
+    None,
+    /// Rows (for token classification: words) of each class, in order of the classes.
+    Classes {
+        /// Name and count.
+        counts: Vec<ClassCount>,
+        /// Counted labels in all.
+        total: u64,
+    },
+    /// Real numbers.
+    Numbers {
+        /// The smallest.
+        min: f64,
+        /// On average.
+        mean: f64,
+        /// The standard deviation.
+        std: f64,
+        /// The largest.
+        max: f64,
+    },
+}
+
+/// How often a class occurs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClassCount {
+    /// Its name.
+    pub name: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// Pairs of lines: the first use of a text, and a later one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Pairs {
+    /// How many later lines there are.
+    pub count: usize,
+    /// The first few pairs of lines.
+    pub lines: Vec<(u64, u64)>,
+}
+
+impl Pairs {
+    fn add(&mut self, first: u64, later: u64) {
+        self.count += 1;
+        if self.lines.len() < LINES_SHOWN {
+            self.lines.push((first, later));
+        }
+    }
+}
+
+/// Lines with something in common.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Lines {
+    /// How many.
+    pub count: usize,
+    /// The first few.
+    pub lines: Vec<u64>,
+}
+
+impl Lines {
+    fn add(&mut self, line: u64) {
+        self.count += 1;
+        if self.lines.len() < LINES_SHOWN {
+            self.lines.push(line);
+        }
+    }
+}
+
+/// Texts that stand in two files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Leak {
+    /// The earlier file.
+    pub first: String,
+    /// The later one.
+    pub second: String,
+    /// Rows of the second whose text stands in the first, with the lines in both.
+    pub rows: Pairs,
+}
+
+/// A row as the model sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sample {
+    /// Its line.
+    pub line: u64,
+    /// Its tokens.
+    pub tokens: usize,
+    /// Tokens that were cut off.
+    pub truncated_tokens: u32,
+    /// Decoded, special tokens visible; the ids if there is no tokenizer.
+    pub text: String,
+    /// Its label by name.
+    pub label: String,
+}
+
+/// Looks at files together. Rows that were dropped as too long still count as duplicates and leaks.
+pub fn check(
+    files: &[CheckFile],
+    tokenizer: Option<&Tokenizer>,
+    options: &CheckOptions,
+) -> CheckReport {
+    let keys: Vec<Vec<String>> = files
+        .iter()
+        .map(|file| keys_of(file.table, &file.loaded.report.columns))
+        .collect();
+    let checked: Vec<FileCheck> = files
+        .iter()
+        .zip(&keys)
+        .map(|(file, keys)| check_file(file, keys, tokenizer, options))
+        .collect();
+    let mut leaks = Vec::new();
+    for (i, first) in files.iter().enumerate() {
+        for (j, second) in files.iter().enumerate().skip(i + 1) {
+            leaks.extend(leak(first, &keys[i], second, &keys[j]));
+        }
+    }
+    let mut report = CheckReport {
+        batch_size: options.batch_size.max(1),
+        files: checked,
+        leaks,
+        warnings: Vec::new(),
+    };
+    report.warnings = render::warnings(&report);
+    report
+}
+
+/// What makes two rows the same: their texts without blanks around them, or their ids.
+fn keys_of(table: &Table, columns: &Columns) -> Vec<String> {
+    let part = |row: &Row, column: &str| match table.get(row, column) {
+        Some(Cell::Text(text)) => text.trim().to_string(),
+        Some(Cell::Json(value)) => match value.as_str() {
+            Some(text) => text.trim().to_string(),
+            None => value.to_string(),
+        },
+        None => String::new(),
+    };
+    let key = |row: &Row| match &columns.text {
+        TextColumns::Text { text, pair: None } => part(row, text),
+        TextColumns::Text {
+            text,
+            pair: Some(pair),
+        } => format!("{}\u{1f}{}", part(row, text), part(row, pair)),
+        TextColumns::Words { words } => part(row, words),
+        TextColumns::Ids { input_ids, .. } => part(row, input_ids),
+    };
+    table.rows().iter().map(key).collect()
+}
+
+fn check_file(
+    file: &CheckFile,
+    keys: &[String],
+    tokenizer: Option<&Tokenizer>,
+    options: &CheckOptions,
+) -> FileCheck {
+    let loaded = file.loaded;
+    let lengths = loaded.lengths();
+    let repeats = repeats(file, keys);
+    let mut unsupervised = Lines::default();
+    for example in &loaded.examples {
+        if let Label::Tokens(labels) = &example.label
+            && labels.iter().all(|label| *label == IGNORE_INDEX)
+        {
+            unsupervised.add(example.line);
+        }
+    }
+    let unknown_tokens = tokenizer.and_then(Tokenizer::unk_id).map_or(0, |unk| {
+        loaded
+            .examples
+            .iter()
+            .flat_map(|example| &example.input_ids)
+            .filter(|id| **id == unk)
+            .count() as u64
+    });
+    let shuffled = Order {
+        seed: 0,
+        shuffle: true,
+    }
+    .epoch(0, lengths.len());
+    let shuffled: Vec<usize> = shuffled
+        .into_iter()
+        .map(|row| lengths[row as usize])
+        .collect();
+    let padding = Padding::of(&shuffled, options.batch_size.max(1));
+    FileCheck {
+        name: file.name.to_string(),
+        load: loaded.report.clone(),
+        lengths: Lengths::of(&lengths),
+        labels: balance(loaded),
+        duplicates: repeats.duplicates,
+        conflicts: repeats.conflicts,
+        empty_texts: repeats.empty_texts,
+        unsupervised,
+        unknown_tokens,
+        unknown_share: unknown_tokens as f64 / loaded.report.tokens.max(1) as f64,
+        padding,
+        padding_share: padding.share(),
+        samples: loaded
+            .examples
+            .iter()
+            .take(options.samples)
+            .map(|example| sample(example, loaded.label_map.as_ref(), tokenizer))
+            .collect(),
+    }
+}
+
+/// What looking at the texts alone finds.
+struct Repeats {
+    duplicates: Pairs,
+    conflicts: Pairs,
+    empty_texts: Lines,
+}
+
+fn repeats(file: &CheckFile, keys: &[String]) -> Repeats {
+    let by_line: HashMap<u64, &Example> = file
+        .loaded
+        .examples
+        .iter()
+        .map(|example| (example.line, example))
+        .collect();
+    let mut first_use: HashMap<&str, u64> = HashMap::new();
+    let (mut duplicates, mut conflicts, mut empty_texts) =
+        (Pairs::default(), Pairs::default(), Lines::default());
+    for (row, key) in file.table.rows().iter().zip(keys) {
+        if key.trim_matches('\u{1f}').is_empty() {
+            empty_texts.add(row.line);
+        }
+        let first = *first_use.entry(key).or_insert(row.line);
+        if first == row.line {
+            continue;
+        }
+        duplicates.add(first, row.line);
+        if let (Some(one), Some(other)) = (by_line.get(&first), by_line.get(&row.line))
+            && one.label != other.label
+        {
+            conflicts.add(first, row.line);
+        }
+    }
+    Repeats {
+        duplicates,
+        conflicts,
+        empty_texts,
+    }
+}
+
+fn balance(loaded: &Loaded) -> LabelBalance {
+    let mut counts = vec![0u64; loaded.label_map.as_ref().map_or(0, LabelMap::len)];
+    let mut numbers: Vec<f64> = Vec::new();
+    let mut labelled = false;
+    for example in &loaded.examples {
+        labelled |= example.label != Label::None;
+        let mut count = |class: usize| {
+            if let Some(count) = counts.get_mut(class) {
+                *count += 1;
+            }
+        };
+        match &example.label {
+            Label::None => {}
+            Label::Class(class) => count(*class as usize),
+            Label::Multi(values) => {
+                values
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, value)| **value > 0.0)
+                    .for_each(|(class, _)| count(class));
+            }
+            Label::Value(value) => numbers.push((*value).into()),
+            Label::Tokens(labels) => {
+                labels
+                    .iter()
+                    .filter_map(|label| usize::try_from(*label).ok())
+                    .for_each(count);
+            }
+        }
+    }
+    if !numbers.is_empty() {
+        let n = numbers.len() as f64;
+        let mean = numbers.iter().sum::<f64>() / n;
+        let variance = numbers
+            .iter()
+            .map(|value| (value - mean).powi(2))
+            .sum::<f64>()
+            / n;
+        return LabelBalance::Numbers {
+            min: numbers.iter().copied().fold(f64::INFINITY, f64::min),
+            mean,
+            std: variance.sqrt(),
+            max: numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        };
+    }
+    match &loaded.label_map {
+        Some(map) if labelled => LabelBalance::Classes {
+            total: counts.iter().sum(),
+            counts: map
+                .names()
+                .iter()
+                .zip(counts)
+                .map(|(name, count)| ClassCount {
+                    name: name.clone(),
+                    count,
+                })
+                .collect(),
+        },
+        Some(_) | None => LabelBalance::None,
+    }
+}
+
+fn leak(
+    first: &CheckFile,
+    first_keys: &[String],
+    second: &CheckFile,
+    second_keys: &[String],
+) -> Option<Leak> {
+    let mut lines: HashMap<&str, u64> = HashMap::new();
+    for (row, key) in first.table.rows().iter().zip(first_keys) {
+        lines.entry(key).or_insert(row.line);
+    }
+    let mut rows = Pairs::default();
+    for (row, key) in second.table.rows().iter().zip(second_keys) {
+        if let Some(line) = lines.get(key.as_str()) {
+            rows.add(*line, row.line);
+        }
+    }
+    (rows.count > 0).then(|| Leak {
+        first: first.name.to_string(),
+        second: second.name.to_string(),
+        rows,
+    })
+}
+
+fn sample(example: &Example, map: Option<&LabelMap>, tokenizer: Option<&Tokenizer>) -> Sample {
+    let text = tokenizer
+        .and_then(|tokenizer| tokenizer.decode(&example.input_ids).ok())
+        .unwrap_or_else(|| format!("{:?}", example.input_ids));
+    Sample {
+        line: example.line,
+        tokens: example.input_ids.len(),
+        truncated_tokens: example.truncated_tokens,
+        text,
+        label: label_text(example, map, tokenizer),
+    }
+}
+
+fn label_text(example: &Example, map: Option<&LabelMap>, tokenizer: Option<&Tokenizer>) -> String {
+    let name = |class: usize| match map.and_then(|map| map.names().get(class)) {
+        Some(name) => name.clone(),
+        None => class.to_string(),
+    };
+    match &example.label {
+        Label::None => "-".into(),
+        Label::Class(class) => name(*class as usize),
+        Label::Multi(values) => {
+            let on = values.iter().enumerate().filter(|(_, value)| **value > 0.0);
+            on.map(|(class, _)| name(class))
+                .collect::<Vec<_>>()
+                .join(" | ")
+        }
+        Label::Value(value) => value.to_string(),
+        Label::Tokens(labels) => {
+            let counted = example
+                .input_ids
+                .iter()
+                .zip(labels)
+                .filter_map(|(id, label)| {
+                    let class = usize::try_from(*label).ok()?;
+                    let token = tokenizer
+                        .and_then(|t| t.token(*id))
+                        .unwrap_or_else(|| id.to_string());
+                    Some(format!("{token}/{}", name(class)))
+                });
+            counted.collect::<Vec<_>>().join(" ")
+        }
+    }
+}
+
+/// The classes that occur in a file, for the warning on files that differ.
+fn classes_seen(file: &FileCheck) -> HashSet<&str> {
+    match &file.labels {
+        LabelBalance::Classes { counts, .. } => counts
+            .iter()
+            .filter(|class| class.count > 0)
+            .map(|class| class.name.as_str())
+            .collect(),
+        LabelBalance::None | LabelBalance::Numbers { .. } => HashSet::new(),
+    }
+}

@@ -1,0 +1,337 @@
+//! The pre-flight as plain text, and what in it is worth a warning.
+
+use super::{CheckReport, FileCheck, LabelBalance, Lines, Pairs, classes_seen};
+use crate::columns::{Columns, TextColumns};
+
+/// A class this frequent makes accuracy say little.
+const DOMINANT_SHARE: f64 = 0.9;
+/// Above this share of unknown tokens the tokenizer is hardly the right one.
+const UNKNOWN_SHARE: f64 = 0.02;
+/// Above this number, classes are more likely a column of numbers or of texts.
+const MANY_CLASSES: usize = 1000;
+
+impl CheckReport {
+    /// The report as plain text, as the command line shows it.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for file in &self.files {
+            render_file(file, self.batch_size, &mut text);
+            text.push('\n');
+        }
+        if self.warnings.is_empty() {
+            text.push_str("no warnings\n");
+        } else {
+            text.push_str(&format!("warnings ({})\n", self.warnings.len()));
+            for warning in &self.warnings {
+                text.push_str(&format!("  {warning}\n"));
+            }
+        }
+        text
+    }
+}
+
+fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
+    let load = &file.load;
+    text.push_str(&format!("{}\n", file.name));
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<12}{value}\n"));
+    line(
+        "file",
+        format!(
+            "{} ({}, {})",
+            load.path.display(),
+            load.format.name(),
+            plural(load.rows, "row")
+        ),
+    );
+    line("columns", columns(&load.columns));
+    if !load.ignored_columns.is_empty() {
+        line("not read", load.ignored_columns.join(", "));
+    }
+    let lengths = &file.lengths;
+    let (min, median, p95, max) = (lengths.min, lengths.median, lengths.p95, lengths.max);
+    line(
+        "tokens",
+        format!(
+            "min {min}, median {median}, 95 % {p95}, max {max}; {} in all",
+            load.tokens
+        ),
+    );
+    line(
+        "cut",
+        format!(
+            "{} by {}; {} dropped",
+            plural(load.truncated_rows, "row"),
+            plural(load.truncated_tokens as usize, "token"),
+            plural(load.dropped_rows, "row")
+        ),
+    );
+    line(
+        "padding",
+        format!(
+            "none; padding batches of {batch_size} to their longest row would add {} ({:.1} % of the work)",
+            plural(
+                (file.padding.padded_tokens - file.padding.tokens) as usize,
+                "token"
+            ),
+            100.0 * file.padding_share
+        ),
+    );
+    line(
+        "unknown",
+        format!(
+            "{} ({:.2} %)",
+            plural(file.unknown_tokens as usize, "token"),
+            100.0 * file.unknown_share
+        ),
+    );
+    line("labels", labels(&file.labels));
+    line(
+        "duplicates",
+        format!(
+            "{}, {} with another label",
+            plural(file.duplicates.count, "row"),
+            file.conflicts.count
+        ),
+    );
+    render_samples(file, text);
+}
+
+fn render_samples(file: &FileCheck, text: &mut String) {
+    for sample in &file.samples {
+        let cut = match sample.truncated_tokens {
+            0 => String::new(),
+            n => format!(", {n} cut off"),
+        };
+        text.push_str(&format!(
+            "  line {} ({} tokens{cut}), label {}\n",
+            sample.line, sample.tokens, sample.label
+        ));
+        text.push_str(&format!("    {}\n", sample.text.replace('\n', "\\n")));
+    }
+}
+
+fn columns(columns: &Columns) -> String {
+    let text = match &columns.text {
+        TextColumns::Text { text, pair: None } => format!("text `{text}`"),
+        TextColumns::Text {
+            text,
+            pair: Some(pair),
+        } => format!("text `{text}`, second text `{pair}`"),
+        TextColumns::Words { words } => format!("words `{words}`"),
+        TextColumns::Ids { input_ids, .. } => format!("token ids `{input_ids}`"),
+    };
+    let label = columns
+        .label
+        .as_ref()
+        .map_or("no label".into(), |label| format!("label `{label}`"));
+    format!("{text}, {label}")
+}
+
+fn labels(balance: &LabelBalance) -> String {
+    match balance {
+        LabelBalance::None => "none".into(),
+        LabelBalance::Classes { counts, total } => {
+            const SHOWN: usize = 20;
+            let share = |count: u64| 100.0 * count as f64 / (*total).max(1) as f64;
+            let shown = counts.iter().take(SHOWN);
+            let mut text = shown
+                .map(|class| {
+                    format!(
+                        "{} {} ({:.1} %)",
+                        class.name,
+                        class.count,
+                        share(class.count)
+                    )
+                })
+                .collect::<Vec<_>>()
+                .join(", ");
+            if counts.len() > SHOWN {
+                text.push_str(&format!(" and {} more classes", counts.len() - SHOWN));
+            }
+            text
+        }
+        LabelBalance::Numbers {
+            min,
+            mean,
+            std,
+            max,
+        } => {
+            format!("min {min:.4}, mean {mean:.4}, standard deviation {std:.4}, max {max:.4}")
+        }
+    }
+}
+
+fn plural(n: usize, noun: &str) -> String {
+    if n == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{n} {noun}s")
+    }
+}
+
+/// What a user should look at.
+pub(super) fn warnings(report: &CheckReport) -> Vec<String> {
+    let mut found = Vec::new();
+    for file in &report.files {
+        file_warnings(file, &mut found);
+    }
+    for leak in &report.leaks {
+        found.push(format!(
+            "{}: {} also stand{} in {}: {}",
+            leak.second,
+            plural(leak.rows.count, "row"),
+            if leak.rows.count == 1 { "s" } else { "" },
+            leak.first,
+            pairs(&leak.rows)
+        ));
+    }
+    if let Some((first, others)) = report.files.split_first() {
+        let known = classes_seen(first);
+        for file in others {
+            let mut unseen: Vec<&str> = classes_seen(file).difference(&known).copied().collect();
+            unseen.sort_unstable();
+            if !unseen.is_empty() && !known.is_empty() {
+                found.push(format!(
+                    "{}: classes without a row in {}: {}",
+                    file.name,
+                    first.name,
+                    unseen.join(", ")
+                ));
+            }
+        }
+    }
+    found
+}
+
+fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
+    let load = &file.load;
+    let mut warn = |text: String| found.push(format!("{}: {text}", file.name));
+    if load.dropped_rows > 0 {
+        warn(format!(
+            "{} of {} rows are too long and left out",
+            load.dropped_rows, load.rows
+        ));
+    }
+    if load.truncated_rows > 0 {
+        let lost = 100.0 * load.truncated_tokens as f64
+            / (load.tokens + load.truncated_tokens).max(1) as f64;
+        warn(format!(
+            "{} of {} rows are cut, {lost:.1} % of all tokens are lost",
+            load.truncated_rows, load.rows
+        ));
+    }
+    if file.empty_texts.count > 0 {
+        warn(format!(
+            "{} without text: {}",
+            plural(file.empty_texts.count, "row"),
+            lines(&file.empty_texts)
+        ));
+    }
+    if file.unsupervised.count > 0 {
+        warn(format!(
+            "{} without any label that counts: {}",
+            plural(file.unsupervised.count, "row"),
+            lines(&file.unsupervised)
+        ));
+    }
+    if file.duplicates.count > 0 {
+        warn(format!(
+            "{} with the text of an earlier one: {}",
+            plural(file.duplicates.count, "row"),
+            pairs(&file.duplicates)
+        ));
+    }
+    if file.conflicts.count > 0 {
+        warn(format!(
+            "{} with the text of an earlier one and another label: {}",
+            plural(file.conflicts.count, "row"),
+            pairs(&file.conflicts)
+        ));
+    }
+    if file.unknown_share > UNKNOWN_SHARE {
+        warn(format!(
+            "{:.1} % of the tokens are unknown to the vocabulary",
+            100.0 * file.unknown_share
+        ));
+    }
+    label_warnings(file, found);
+}
+
+fn label_warnings(file: &FileCheck, found: &mut Vec<String>) {
+    let mut warn = |text: String| found.push(format!("{}: {text}", file.name));
+    if let LabelBalance::Classes { counts, total } = &file.labels {
+        if counts.len() > MANY_CLASSES {
+            warn(format!(
+                "{} classes: is `{}` a column of classes?",
+                counts.len(),
+                file.load.columns.label.as_deref().unwrap_or("")
+            ));
+        }
+        let empty: Vec<&str> = counts
+            .iter()
+            .filter(|class| class.count == 0)
+            .map(|class| class.name.as_str())
+            .collect();
+        if !empty.is_empty() {
+            let shown = empty
+                .iter()
+                .take(10)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(", ");
+            warn(format!(
+                "{} without a row: {shown}",
+                if empty.len() == 1 {
+                    "1 class".into()
+                } else {
+                    format!("{} classes", empty.len())
+                }
+            ));
+        }
+        if let Some(class) = counts.iter().max_by_key(|class| class.count)
+            && counts.len() > 1
+            && class.count as f64 > DOMINANT_SHARE * *total as f64
+        {
+            warn(format!(
+                "{:.1} % of the labels are `{}`",
+                100.0 * class.count as f64 / (*total).max(1) as f64,
+                class.name
+            ));
+        }
+        if counts.len() == 1 {
+            warn(format!("all labels are `{}`", counts[0].name));
+        }
+    }
+    if let LabelBalance::Numbers { min, max, .. } = &file.labels
+        && min == max
+    {
+        warn(format!("all targets are {min}"));
+    }
+}
+
+fn pairs(pairs: &Pairs) -> String {
+    let shown = pairs
+        .lines
+        .iter()
+        .map(|(first, later)| format!("line {later} = line {first}"));
+    more(shown.collect(), pairs.count)
+}
+
+fn lines(lines: &Lines) -> String {
+    more(
+        lines
+            .lines
+            .iter()
+            .map(|line| format!("line {line}"))
+            .collect(),
+        lines.count,
+    )
+}
+
+fn more(shown: Vec<String>, count: usize) -> String {
+    let mut text = shown.join(", ");
+    if count > shown.len() {
+        text.push_str(&format!(" and {} more", count - shown.len()));
+    }
+    text
+}

@@ -1,0 +1,578 @@
+//! What can be wrong with a data file or a tokenizer, said with file, line and column. Knows nothing of how rows are read.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// How many faulty rows an error names; it always says how many there are in all.
+pub const MAX_FAULTS_SHOWN: usize = 10;
+
+/// A data file that cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The file cannot be opened or read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file's extension names no format that we read.
+    #[error("`{}`: the format cannot be told from the extension", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A Parquet file, in a build without the reader for it.
+    #[error("`{}`: this build does not read Parquet", path.display())]
+    ParquetNotBuilt {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file as a whole cannot be parsed.
+    #[error("`{}`, line {line}: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1; for Parquet the row.
+        line: u64,
+        /// What is wrong.
+        problem: FileProblem,
+    },
+    /// No row in the file.
+    #[error("`{}`: the file holds no row{}", path.display(), if *header_only { ", only a header" } else { "" })]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// Whether a header line was there.
+        header_only: bool,
+    },
+    /// Two columns of the same name.
+    #[error("`{}`, line 1: column name `{name}` stands {times} times in the header", path.display())]
+    DuplicateColumn {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+        /// How often.
+        times: usize,
+    },
+    /// A column that was asked for is not there.
+    #[error("`{}`: no column `{column}` for {role}; found {}", path.display(), name_list(columns))]
+    MissingColumn {
+        /// The file.
+        path: PathBuf,
+        /// The name asked for.
+        column: String,
+        /// What it should hold.
+        role: ColumnRole,
+        /// The columns that are there.
+        columns: Vec<String>,
+        /// The nearest of them.
+        nearest: Option<String>,
+    },
+    /// No column was named, and none has a name that we know.
+    #[error("`{}`: no column is known to hold {role}; found {}", path.display(), name_list(columns))]
+    NoColumnFor {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        role: ColumnRole,
+        /// The columns that are there.
+        columns: Vec<String>,
+    },
+    /// Text rows, but no tokenizer to turn them into ids.
+    #[error("`{}`: rows are text (column `{column}`), and there is no tokenizer", path.display())]
+    NoTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// The column of text.
+        column: String,
+    },
+    /// Some rows cannot be used.
+    #[error("`{}`: {}", path.display(), row_faults(*total, *rows, faults))]
+    Rows {
+        /// The file.
+        path: PathBuf,
+        /// Faulty rows in all.
+        total: usize,
+        /// Rows in the file.
+        rows: usize,
+        /// The first of them, at most [`MAX_FAULTS_SHOWN`].
+        faults: Vec<RowFault>,
+    },
+    /// Every row is longer than allowed, and long rows were to be dropped.
+    #[error("`{}`: all {rows} rows are longer than {max_length} tokens (the shortest has {shortest}): nothing is left", path.display())]
+    AllRowsTooLong {
+        /// The file.
+        path: PathBuf,
+        /// Rows in the file.
+        rows: usize,
+        /// The limit.
+        max_length: usize,
+        /// Tokens of the shortest row.
+        shortest: usize,
+    },
+    /// More rows than a 32-bit row number can name.
+    #[error("`{}`: {rows} rows, the largest number supported is {}", path.display(), u32::MAX)]
+    TooManyRows {
+        /// The file.
+        path: PathBuf,
+        /// Rows in the file.
+        rows: usize,
+    },
+    /// A wish that does not fit the task, whatever the file holds.
+    #[error("{0}")]
+    Spec(String),
+    /// A set of label names that cannot be used.
+    #[error(transparent)]
+    Labels(#[from] LabelMapError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+impl DataError {
+    /// What to do about it: a command or an edit.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownFormat { .. } => {
+                Some("name the file .jsonl, .csv, .tsv or .parquet, or give the format".into())
+            }
+            Self::ParquetNotBuilt { .. } => {
+                Some("build with `--features parquet`, or convert the file to JSONL".into())
+            }
+            Self::Malformed { problem, .. } => problem.hint(),
+            Self::DuplicateColumn { .. } => Some("rename one of the columns".into()),
+            Self::MissingColumn { nearest, .. } => {
+                nearest.as_ref().map(|name| format!("did you mean `{name}`?"))
+            }
+            Self::NoColumnFor { role, .. } => Some(match role {
+                ColumnRole::Text => "name the column of text (and that of the second text, if there is one)".into(),
+                ColumnRole::TextPair => "name the column of the second text".into(),
+                ColumnRole::Label => "name the column of labels".into(),
+                ColumnRole::Words => "token classification needs a list of words in each row, for example `{\"tokens\": [\"a\", \"b\"], \"tags\": [\"O\", \"O\"]}`".into(),
+                ColumnRole::Ids => "name the column of token ids".into(),
+            }),
+            Self::NoTokenizer { .. } => Some(
+                "put `tokenizer.json` beside the model, or give rows that are already tokenised (`input_ids`)".into(),
+            ),
+            Self::Rows { faults, .. } => faults.iter().find_map(|fault| fault.kind.hint()),
+            Self::AllRowsTooLong { .. } => {
+                Some("truncate long rows instead of dropping them, or raise the maximum length".into())
+            }
+            Self::Tokenizer(error) => error.hint(),
+            Self::Labels(_)
+            | Self::Read { .. }
+            | Self::Empty { .. }
+            | Self::TooManyRows { .. }
+            | Self::Spec(_) => None,
+        }
+    }
+}
+
+/// What is wrong with a file as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum FileProblem {
+    /// Bytes that are not UTF-8.
+    #[error("not UTF-8 text")]
+    NotUtf8,
+    /// A UTF-16 byte order mark.
+    #[error("UTF-16 text, expected UTF-8")]
+    Utf16,
+    /// A gzip, zip or other file that is no text at all.
+    #[error("this is a {0} file, not text")]
+    Compressed(&'static str),
+    /// One JSON array instead of one object a line.
+    #[error("the file is one JSON array, expected one object a line")]
+    JsonArray,
+    /// A quote that opens a field and is never closed.
+    #[error("the quote that opens field {field} is never closed")]
+    OpenQuote {
+        /// The field, counted from 1.
+        field: usize,
+    },
+    /// The Parquet decoder refused.
+    #[error("not a readable Parquet file: {0}")]
+    Parquet(String),
+}
+
+impl FileProblem {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotUtf8 => Some("convert it, for example `iconv -f latin1 -t utf-8 FILE`".into()),
+            Self::Utf16 => Some("convert it: `iconv -f utf-16 -t utf-8 FILE`".into()),
+            Self::Compressed(_) => Some("unpack it first".into()),
+            Self::JsonArray => Some("convert it: `jq -c '.[]' FILE`".into()),
+            Self::OpenQuote { .. } => Some(
+                "double each quote inside a quoted field, or name the file .tsv if quotes mean nothing in it".into(),
+            ),
+            Self::Parquet(_) => None,
+        }
+    }
+}
+
+/// What a column is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ColumnRole {
+    /// The text, or the first of a pair.
+    #[error("the text")]
+    Text,
+    /// The second text of a pair.
+    #[error("the second text")]
+    TextPair,
+    /// The label.
+    #[error("the label")]
+    Label,
+    /// The words of token classification.
+    #[error("the words")]
+    Words,
+    /// Token ids.
+    #[error("the token ids")]
+    Ids,
+}
+
+/// One row that cannot be used.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[error("line {line}{}: {kind}", column.as_ref().map(|c| format!(", column `{c}`")).unwrap_or_default())]
+pub struct RowFault {
+    /// The line, counted from 1; for Parquet the row.
+    pub line: u64,
+    /// The column, where the fault is in one.
+    pub column: Option<String>,
+    /// What is wrong.
+    pub kind: RowFaultKind,
+}
+
+/// What is wrong with a row.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum RowFaultKind {
+    /// The line is not a JSON value.
+    #[error("not JSON: {message}")]
+    NotJson {
+        /// What the parser said, with the position in the line.
+        message: String,
+        /// Whether the line holds `NaN` or `Infinity`, as Python writes them.
+        python_constant: bool,
+    },
+    /// The line is JSON, but no object.
+    #[error("expected a JSON object, found {found}")]
+    NotAnObject {
+        /// What it is.
+        found: &'static str,
+    },
+    /// Too many or too few fields.
+    #[error("expected {expected} fields as in the header, found {found}")]
+    Ragged {
+        /// Fields in the header.
+        expected: usize,
+        /// Fields in the row.
+        found: usize,
+    },
+    /// The row has no such column, or `null` in it.
+    #[error("no value{}", nearest.as_ref().map(|n| format!(" (the row has `{n}`)")).unwrap_or_default())]
+    Missing {
+        /// The nearest key of this row.
+        nearest: Option<String>,
+    },
+    /// A value of another type than the column must have.
+    #[error("expected {expected}, found {found}")]
+    WrongType {
+        /// What it must be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A label that the map does not hold.
+    #[error("label `{label}` is not in the map; known: {}", name_list(known))]
+    UnknownLabel {
+        /// The label.
+        label: String,
+        /// The nearest name.
+        nearest: Option<String>,
+        /// The names of the map.
+        known: Vec<String>,
+    },
+    /// A regression target that is no number.
+    #[error("`{found}` is not a number")]
+    NotANumber {
+        /// What stands there.
+        found: String,
+        /// A column of the file whose values are numbers.
+        numeric_column: Option<String>,
+    },
+    /// A regression target that is NaN or infinite.
+    #[error("`{found}` is not finite")]
+    NotFinite {
+        /// What stands there.
+        found: String,
+    },
+    /// A fraction where a class is expected.
+    #[error("`{found}` is not a class")]
+    NotAClass {
+        /// What stands there.
+        found: String,
+    },
+    /// A vector of 0 and 1 of the wrong length.
+    #[error("expected {expected} labels, found {found}")]
+    LabelCount {
+        /// Number of labels in the map.
+        expected: usize,
+        /// Values in the row.
+        found: usize,
+    },
+    /// Not one value for each word or id.
+    #[error("expected {expected} {of}, one for each of the {each}, found {found}")]
+    Unequal {
+        /// Number of words or ids.
+        expected: usize,
+        /// Number of values.
+        found: usize,
+        /// What the values are: `labels`, `token types` or `mask values`.
+        of: &'static str,
+        /// What they are for: `words` or `token ids`.
+        each: &'static str,
+    },
+    /// No token at all.
+    #[error("the row has no {0}")]
+    NoTokens(&'static str),
+    /// A token id that the model has no row for.
+    #[error("token id {id} at position {position}, the model's vocabulary has {vocab_size}")]
+    IdOutOfVocabulary {
+        /// The id.
+        id: i64,
+        /// Its position in the row.
+        position: usize,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// A token type that the model has no row for.
+    #[error("token type {id} at position {position}, the model has {type_vocab_size}")]
+    TypeOutOfRange {
+        /// The token type.
+        id: i64,
+        /// Its position in the row.
+        position: usize,
+        /// Rows of the embedding.
+        type_vocab_size: usize,
+    },
+    /// An attention mask that hides something else than padding at the end.
+    #[error("the attention mask is not ones followed by zeros")]
+    MaskNotAPrefix,
+    /// The row is longer than allowed, and long rows are refused.
+    #[error("{tokens} tokens, at most {max_length} are allowed")]
+    TooLong {
+        /// Its tokens.
+        tokens: usize,
+        /// The limit.
+        max_length: usize,
+    },
+    /// The tokenizer refused the text.
+    #[error("the text cannot be tokenised: {0}")]
+    Tokenize(String),
+}
+
+impl RowFaultKind {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotJson { python_constant: true, .. } => {
+                Some("`NaN` and `Infinity` are no JSON: remove these rows, or write `null`".into())
+            }
+            Self::Missing { nearest: Some(name) } => Some(format!("did you mean `{name}`?")),
+            Self::UnknownLabel { label, nearest, .. } => match nearest {
+                Some(name) => Some(format!("did you mean `{name}`?")),
+                None if label == "-1" => {
+                    Some("GLUE marks the rows of its test files with -1: they have no label".into())
+                }
+                None => None,
+            },
+            Self::NotANumber { numeric_column: Some(name), .. } => {
+                Some(format!("column `{name}` holds numbers: name it as the label"))
+            }
+            Self::NotAClass { .. } => Some("for real-valued targets choose regression".into()),
+            Self::WrongType { expected, .. } if expected.contains("list") => {
+                Some("token classification takes lists, from JSONL rows".into())
+            }
+            Self::Ragged { .. } => {
+                Some("quote a field that holds the separator (CSV); a tab inside a TSV field cannot be written".into())
+            }
+            Self::IdOutOfVocabulary { .. } => {
+                Some("the rows, the tokenizer and the model must belong together".into())
+            }
+            Self::TooLong { .. } => Some("truncate or drop long rows".into()),
+            Self::MaskNotAPrefix => {
+                Some("pad on the right, or leave padding out: batches here are padding-free".into())
+            }
+            Self::NotJson { .. }
+            | Self::NotAnObject { .. }
+            | Self::Missing { nearest: None }
+            | Self::WrongType { .. }
+            | Self::NotANumber { numeric_column: None, .. }
+            | Self::NotFinite { .. }
+            | Self::LabelCount { .. }
+            | Self::Unequal { .. }
+            | Self::NoTokens(_)
+            | Self::TypeOutOfRange { .. }
+            | Self::Tokenize(_) => None,
+        }
+    }
+}
+
+/// Label names that make no map.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum LabelMapError {
+    /// Two classes of one name.
+    #[error("label `{name}` is named twice")]
+    Duplicate {
+        /// The name.
+        name: String,
+    },
+    /// No name at all.
+    #[error("no label is named")]
+    Empty,
+    /// `id2label` is not an object of `"0".."n-1"` to names.
+    #[error("`id2label`: {0}")]
+    Id2Label(String),
+}
+
+/// A tokenizer that cannot be loaded or used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// No file that we know in the directory.
+    #[error("`{}` holds no tokenizer (looked for `tokenizer.json`, `vocab.txt`, `vocab.json` with `merges.txt`)", dir.display())]
+    NotFound {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// `vocab.json` alone.
+    #[error("`{}` holds `vocab.json` without `merges.txt`: the merges of a byte-level BPE cannot be guessed", dir.display())]
+    NoMerges {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A SentencePiece model alone.
+    #[error("`{}` holds only a SentencePiece model (`{file}`), which is not read", dir.display())]
+    SentencePiece {
+        /// The directory.
+        dir: PathBuf,
+        /// The file.
+        file: String,
+    },
+    /// A file that cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write `{}`: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file with wrong content.
+    #[error("`{}`{}: {problem}", path.display(), line.map(|n| format!(", line {n}")).unwrap_or_default())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The line, where one can be named.
+        line: Option<usize>,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A special token that the model cannot do without.
+    #[error("`{}` has no entry for the {role} token `{token}`", path.display())]
+    NoSpecialToken {
+        /// The vocabulary.
+        path: PathBuf,
+        /// Which one: `cls`, `sep` or `unk`.
+        role: &'static str,
+        /// The token.
+        token: String,
+    },
+    /// A maximum length that leaves no place for text.
+    #[error(
+        "a maximum length of {max_length} leaves no room for text beside {special} special tokens"
+    )]
+    MaxLengthTooSmall {
+        /// The maximum length.
+        max_length: usize,
+        /// Special tokens around the text.
+        special: usize,
+    },
+    /// The tokenizer library refused a text.
+    #[error("the text cannot be tokenised: {0}")]
+    Encode(String),
+}
+
+impl TokenizerError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFound { .. } | Self::NoMerges { .. } => Some(
+                "put the model's `tokenizer.json` there, or give rows that are already tokenised (`input_ids`)".into(),
+            ),
+            Self::SentencePiece { .. } => Some(
+                "make a `tokenizer.json`: in Python, `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`".into(),
+            ),
+            Self::NoSpecialToken { role, .. } => {
+                Some(format!("name the right one as `{role}_token` in `special_tokens_map.json`"))
+            }
+            Self::MaxLengthTooSmall { special, .. } => {
+                Some(format!("give at least {}", special + 1))
+            }
+            Self::Read { .. } | Self::Write { .. } | Self::Malformed { .. } | Self::Encode(_) => None,
+        }
+    }
+}
+
+/// Names in backticks, at most ten of them.
+pub(crate) fn name_list(names: &[String]) -> String {
+    const SHOWN: usize = 10;
+    if names.is_empty() {
+        return "none".into();
+    }
+    let mut text = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{}`", shorten(name)))
+        .collect::<Vec<_>>()
+        .join(", ");
+    if names.len() > SHOWN {
+        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    text
+}
+
+/// A value from a file, cut so that it fits a message.
+pub(crate) fn shorten(value: &str) -> String {
+    const LONGEST: usize = 60;
+    if value.chars().count() <= LONGEST {
+        return value.to_string();
+    }
+    let mut short: String = value.chars().take(LONGEST).collect();
+    short.push('…');
+    short
+}
+
+fn row_faults(total: usize, rows: usize, faults: &[RowFault]) -> String {
+    let mut text = format!("{total} of {rows} rows cannot be used");
+    for fault in faults {
+        text.push_str(&format!("\n  {fault}"));
+    }
+    if total > faults.len() {
+        text.push_str(&format!("\n  and {} more", total - faults.len()));
+    }
+    text
+}

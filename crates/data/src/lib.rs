@@ -1,0 +1,46 @@
+//! From data files to padding-free batches: rows (JSONL, CSV, TSV, Parquet) → examples → token ids → batches, with
+//! an order of rows that is stable for ever and a cursor into it. Stands alone: knows nothing of models and devices.
+//!
+//! All outside input is checked here once: what comes out of [`load_examples`] holds only ids and labels in range.
+//!
+//! ```no_run
+//! use lowrank_data::{BatchPlan, LoadSpec, Order, PackedBatch, Task, Tokenizer, load_examples};
+//! use std::path::Path;
+//!
+//! let tokenizer = Tokenizer::from_dir(Path::new("model"), None)?;
+//! let mut spec = LoadSpec::new(Task::SingleLabel);
+//! spec.max_length = Some(128);
+//! let train = load_examples(Path::new("train.tsv"), &spec, Some(&tokenizer))?;
+//! let order = Order { seed: 1, shuffle: true };
+//! for rows in BatchPlan::new(&order, 0, train.examples.len(), 32).batches() {
+//!     let batch = PackedBatch::from_rows(&train.examples, rows);
+//!     assert_eq!(batch.offsets.len(), rows.len() + 1);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod check;
+
+mod batch;
+mod columns;
+mod error;
+mod labels;
+mod load;
+mod nearest;
+mod order;
+mod rows;
+mod tokenizer;
+
+pub use batch::{BatchLabels, BatchPlan, PackedBatch, Padding, batches, pack};
+pub use columns::{ColumnSpec, Columns, TextColumns};
+pub use error::{
+    ColumnRole, DataError, FileProblem, LabelMapError, MAX_FAULTS_SHOWN, RowFault, RowFaultKind,
+    TokenizerError,
+};
+pub use labels::{IGNORE_INDEX, Label, LabelMap, Task};
+pub use load::{
+    Example, LabelNeed, LoadReport, LoadSpec, Loaded, LongRows, examples_from_table, load_examples,
+};
+pub use order::{Cursor, Order};
+pub use rows::{Cell, FileFormat, Header, Row, Table};
+pub use tokenizer::{Encoded, EncodedWords, Tokenizer, TokenizerFamily};

@@ -1,0 +1,438 @@
+//! One row to one example.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::plan::LabelPlan;
+use super::{Example, LoadSpec, LongRows};
+use crate::columns::{Columns, TextColumns};
+use crate::error::{RowFault, RowFaultKind};
+use crate::labels::{
+    IGNORE_INDEX, Label, LabelMap, MultiCell, Task, class_name, multi, number, wrong,
+};
+use crate::nearest::nearest;
+use crate::rows::{Cell, Row, Table};
+use crate::tokenizer::{Encoded, Tokenizer};
+
+/// What became of a row.
+pub(super) enum Outcome {
+    /// An example.
+    Kept(Example),
+    /// Left out: so many tokens.
+    TooLong(usize),
+}
+
+/// Everything that reading a row needs.
+pub(super) struct RowReader<'a> {
+    pub(super) table: &'a Table,
+    pub(super) columns: &'a Columns,
+    pub(super) spec: &'a LoadSpec,
+    pub(super) tokenizer: Option<&'a Tokenizer>,
+    pub(super) plan: &'a LabelPlan,
+}
+
+/// The tokens of a row, and, for token classification, a label for each.
+struct Tokens {
+    encoded: Encoded,
+    labels: Option<Vec<i64>>,
+}
+
+/// Whether a row has a value that may be a label.
+pub(super) fn has_label(table: &Table, row: &Row, label: &str) -> bool {
+    match table.get(row, label) {
+        Some(Cell::Text(text)) => !text.trim().is_empty(),
+        Some(Cell::Json(_)) => true,
+        None => false,
+    }
+}
+
+impl RowReader<'_> {
+    pub(super) fn read(&self, row: &Row) -> Result<Outcome, RowFault> {
+        let label = match &self.columns.label {
+            None => Label::None,
+            Some(column) => self
+                .label(row, column)
+                .map_err(|kind| fault(row, column, kind))?,
+        };
+        let (column, tokens) = match &self.columns.text {
+            TextColumns::Text { text, pair } => (text, self.text(row, text, pair.as_deref())?),
+            TextColumns::Words { words } => {
+                let tokens = self
+                    .words(row, words, &label)
+                    .map_err(|kind| fault(row, words, kind))?;
+                (words, tokens)
+            }
+            TextColumns::Ids {
+                input_ids,
+                token_type_ids,
+                attention_mask,
+            } => {
+                let types = token_type_ids.as_deref();
+                (
+                    input_ids,
+                    self.ids(row, input_ids, types, attention_mask.as_deref(), &label)?,
+                )
+            }
+        };
+        self.check_ids(&tokens.encoded)
+            .map_err(|kind| fault(row, column, kind))?;
+        let length = tokens.encoded.input_ids.len();
+        match (self.spec.max_length, self.spec.long_rows) {
+            (Some(max_length), LongRows::Drop) if length > max_length => {
+                return Ok(Outcome::TooLong(length));
+            }
+            (Some(max_length), LongRows::Refuse) if length > max_length => {
+                return Err(fault(
+                    row,
+                    column,
+                    RowFaultKind::TooLong {
+                        tokens: length,
+                        max_length,
+                    },
+                ));
+            }
+            (Some(_), LongRows::Truncate | LongRows::Drop | LongRows::Refuse) | (None, _) => {}
+        }
+        Ok(Outcome::Kept(Example {
+            input_ids: tokens.encoded.input_ids,
+            token_type_ids: tokens.encoded.token_type_ids,
+            label: tokens.labels.map_or(label, Label::Tokens),
+            line: row.line,
+            truncated_tokens: u32::try_from(tokens.encoded.truncated_tokens).unwrap_or(u32::MAX),
+        }))
+    }
+
+    /// The length at which the tokenizer is to cut.
+    fn cut_at(&self) -> Option<usize> {
+        match self.spec.long_rows {
+            LongRows::Truncate => self.spec.max_length,
+            LongRows::Drop | LongRows::Refuse => None,
+        }
+    }
+
+    fn text(&self, row: &Row, text: &str, pair: Option<&str>) -> Result<Tokens, RowFault> {
+        let first = self.string(row, text)?;
+        let second = pair.map(|pair| self.string(row, pair)).transpose()?;
+        // The caller has made sure that there is a tokenizer wherever there is text.
+        let encoded = match self.tokenizer {
+            Some(tokenizer) => tokenizer
+                .encode(first, second, self.cut_at())
+                .map_err(|error| fault(row, text, RowFaultKind::Tokenize(error.to_string())))?,
+            None => {
+                return Err(fault(
+                    row,
+                    text,
+                    RowFaultKind::Tokenize("no tokenizer".into()),
+                ));
+            }
+        };
+        if encoded.input_ids.is_empty() {
+            return Err(fault(row, text, RowFaultKind::NoTokens("tokens")));
+        }
+        Ok(Tokens {
+            encoded,
+            labels: None,
+        })
+    }
+
+    fn string<'t>(&'t self, row: &'t Row, column: &str) -> Result<&'t str, RowFault> {
+        match self.table.get(row, column) {
+            Some(Cell::Text(text)) => Ok(text),
+            Some(Cell::Json(Value::String(text))) => Ok(text),
+            Some(cell) => Err(fault(row, column, wrong(&cell, "a text"))),
+            None => Err(fault(row, column, self.missing(row, column))),
+        }
+    }
+
+    fn words(&self, row: &Row, column: &str, label: &Label) -> Result<Tokens, RowFaultKind> {
+        const WANTED: &str = "a list of words";
+        let cell = self
+            .table
+            .get(row, column)
+            .ok_or_else(|| self.missing(row, column))?;
+        let items = list(cell, WANTED)?;
+        let words: Option<Vec<String>> = items
+            .iter()
+            .map(|item| item.as_str().map(str::to_string))
+            .collect();
+        let words = words.ok_or_else(|| wrong(&cell, WANTED))?;
+        if words.is_empty() {
+            return Err(RowFaultKind::NoTokens("words"));
+        }
+        let Some(tokenizer) = self.tokenizer else {
+            return Err(RowFaultKind::Tokenize("no tokenizer".into()));
+        };
+        let encoded = tokenizer
+            .encode_words(&words, self.cut_at())
+            .map_err(|error| RowFaultKind::Tokenize(error.to_string()))?;
+        let labels = match label {
+            Label::Tokens(labels) if labels.len() != words.len() => {
+                return Err(RowFaultKind::Unequal {
+                    expected: words.len(),
+                    found: labels.len(),
+                    of: "labels",
+                    each: "words",
+                });
+            }
+            Label::Tokens(labels) => Some(encoded.align(labels)),
+            Label::None | Label::Class(_) | Label::Multi(_) | Label::Value(_) => None,
+        };
+        Ok(Tokens {
+            encoded: encoded.encoded,
+            labels,
+        })
+    }
+
+    fn ids(
+        &self,
+        row: &Row,
+        column: &str,
+        types: Option<&str>,
+        mask: Option<&str>,
+        label: &Label,
+    ) -> Result<Tokens, RowFault> {
+        let at = |column: &str, kind| fault(row, column, kind);
+        let cell = self
+            .table
+            .get(row, column)
+            .ok_or_else(|| at(column, self.missing(row, column)))?;
+        let mut input_ids = whole_numbers(cell).map_err(|kind| at(column, kind))?;
+        let mut labels = match label {
+            Label::Tokens(labels) => Some(labels.clone()),
+            Label::None | Label::Class(_) | Label::Multi(_) | Label::Value(_) => None,
+        };
+        let n = input_ids.len();
+        if let Some(labels) = labels.as_ref().filter(|labels| labels.len() != n) {
+            return Err(at(column, unequal_to_ids(n, labels.len(), "labels")));
+        }
+        let mut token_type_ids = match types {
+            Some(name) => self.per_token(row, name, n, "token types")?,
+            None => None,
+        };
+        let keep = self.unmasked(row, mask, n)?;
+        if keep == 0 {
+            return Err(at(column, RowFaultKind::NoTokens("token ids")));
+        }
+        let cut = self.cut_at().unwrap_or(usize::MAX).min(keep);
+        input_ids.truncate(cut);
+        for values in [&mut token_type_ids, &mut labels].into_iter().flatten() {
+            values.truncate(cut);
+        }
+        let vocab_size = self.spec.vocab_size.unwrap_or(u32::MAX as usize);
+        let out_of_vocabulary = |(position, id)| {
+            at(
+                column,
+                RowFaultKind::IdOutOfVocabulary {
+                    id,
+                    position,
+                    vocab_size,
+                },
+            )
+        };
+        let type_vocab_size = self.spec.type_vocab_size.unwrap_or(u32::MAX as usize);
+        let out_of_types = |(position, id)| {
+            let kind = RowFaultKind::TypeOutOfRange {
+                id,
+                position,
+                type_vocab_size,
+            };
+            at(types.unwrap_or(column), kind)
+        };
+        let encoded = Encoded {
+            input_ids: narrow(&input_ids, vocab_size).map_err(out_of_vocabulary)?,
+            token_type_ids: token_type_ids
+                .map(|values| narrow(&values, type_vocab_size))
+                .transpose()
+                .map_err(out_of_types)?
+                .filter(|values| values.iter().any(|id| *id != 0)),
+            truncated_tokens: keep - cut,
+        };
+        Ok(Tokens { encoded, labels })
+    }
+
+    /// How many of `n` token ids are not padding.
+    fn unmasked(&self, row: &Row, mask: Option<&str>, n: usize) -> Result<usize, RowFault> {
+        if let Some(name) = mask
+            && let Some(mask) = self.per_token(row, name, n, "mask values")?
+        {
+            let keep = mask.iter().take_while(|value| **value == 1).count();
+            if mask[keep..].iter().any(|value| *value != 0) {
+                return Err(fault(row, name, RowFaultKind::MaskNotAPrefix));
+            }
+            return Ok(keep);
+        }
+        Ok(n)
+    }
+
+    /// A column with a number for each of `n` token ids; it may be missing from single rows.
+    fn per_token(
+        &self,
+        row: &Row,
+        column: &str,
+        n: usize,
+        of: &'static str,
+    ) -> Result<Option<Vec<i64>>, RowFault> {
+        let Some(cell) = self.table.get(row, column) else {
+            return Ok(None);
+        };
+        let values = whole_numbers(cell).map_err(|kind| fault(row, column, kind))?;
+        if values.len() != n {
+            return Err(fault(row, column, unequal_to_ids(n, values.len(), of)));
+        }
+        Ok(Some(values))
+    }
+
+    fn check_ids(&self, encoded: &Encoded) -> Result<(), RowFaultKind> {
+        if let Some(vocab_size) = self.spec.vocab_size
+            && let Some(position) = encoded
+                .input_ids
+                .iter()
+                .position(|id| *id as usize >= vocab_size)
+        {
+            let id = encoded.input_ids[position].into();
+            return Err(RowFaultKind::IdOutOfVocabulary {
+                id,
+                position,
+                vocab_size,
+            });
+        }
+        if let (Some(type_vocab_size), Some(types)) =
+            (self.spec.type_vocab_size, &encoded.token_type_ids)
+            && let Some(position) = types.iter().position(|id| *id as usize >= type_vocab_size)
+        {
+            let id = types[position].into();
+            return Err(RowFaultKind::TypeOutOfRange {
+                id,
+                position,
+                type_vocab_size,
+            });
+        }
+        Ok(())
+    }
+
+    fn label(&self, row: &Row, column: &str) -> Result<Label, RowFaultKind> {
+        let cell = match self.table.get(row, column) {
+            // For several labels, an empty field means none of them.
+            Some(Cell::Text(text))
+                if text.trim().is_empty() && self.spec.task != Task::MultiLabel =>
+            {
+                None
+            }
+            cell => cell,
+        };
+        let cell = cell.ok_or_else(|| self.missing(row, column))?;
+        match (self.spec.task, self.plan.map()) {
+            (Task::Regression, _) => Ok(Label::Value(number(cell)?)),
+            (Task::SingleLabel, Some(map)) => {
+                let name = class_name(cell)?;
+                if name.is_empty() {
+                    return Err(self.missing(row, column));
+                }
+                Ok(Label::Class(map.class_or_fault(&name)?))
+            }
+            (Task::MultiLabel, Some(map)) => self.multi_label(cell, map),
+            (Task::TokenClassification, Some(map)) => {
+                let items = list(cell, "a list of labels")?;
+                Ok(Label::Tokens(
+                    items
+                        .iter()
+                        .map(|item| token_label(item, map))
+                        .collect::<Result<_, _>>()?,
+                ))
+            }
+            // No label of the file could be read, so no map was learned: say what is wrong with this one.
+            (Task::SingleLabel, None) => class_name(cell).and(Err(self.missing(row, column))),
+            (Task::MultiLabel, None) => multi(cell).and(Err(self.missing(row, column))),
+            (Task::TokenClassification, None) => {
+                list(cell, "a list of labels").and(Err(self.missing(row, column)))
+            }
+        }
+    }
+
+    fn multi_label(&self, cell: Cell, map: &LabelMap) -> Result<Label, RowFaultKind> {
+        let names = match multi(cell)? {
+            MultiCell::Bits(bits) if self.plan.vectors => return Ok(Label::Multi(bits)),
+            MultiCell::Bits(bits) => {
+                // A class stands once in a list, so a repeated number shows a vector of the wrong length.
+                let repeated = bits.len() > 2 || (bits.len() == 2 && bits[0] == bits[1]);
+                if repeated {
+                    return Err(RowFaultKind::LabelCount {
+                        expected: map.len(),
+                        found: bits.len(),
+                    });
+                }
+                bits.iter().map(f32::to_string).collect()
+            }
+            MultiCell::Names(names) => names,
+        };
+        let mut values = vec![0.0; map.len()];
+        for name in &names {
+            values[map.class_or_fault(name)? as usize] = 1.0;
+        }
+        Ok(Label::Multi(values))
+    }
+
+    fn missing(&self, row: &Row, column: &str) -> RowFaultKind {
+        let keys = self.table.keys(row);
+        RowFaultKind::Missing {
+            nearest: nearest(column, keys),
+        }
+    }
+}
+
+fn unequal_to_ids(expected: usize, found: usize, of: &'static str) -> RowFaultKind {
+    RowFaultKind::Unequal {
+        expected,
+        found,
+        of,
+        each: "token ids",
+    }
+}
+
+fn token_label(item: &Value, map: &LabelMap) -> Result<i64, RowFaultKind> {
+    if item.as_i64() == Some(IGNORE_INDEX) {
+        return Ok(IGNORE_INDEX);
+    }
+    Ok(map.class_or_fault(&class_name(Cell::Json(item))?)?.into())
+}
+
+fn fault(row: &Row, column: &str, kind: RowFaultKind) -> RowFault {
+    RowFault {
+        line: row.line,
+        column: Some(column.to_string()),
+        kind,
+    }
+}
+
+/// A list in a cell; in CSV and TSV written as JSON.
+pub(super) fn list<'a>(
+    cell: Cell<'a>,
+    expected: &'static str,
+) -> Result<Cow<'a, [Value]>, RowFaultKind> {
+    match cell {
+        Cell::Json(Value::Array(items)) => Ok(Cow::Borrowed(items)),
+        Cell::Text(text) => serde_json::from_str::<Vec<Value>>(text)
+            .map(Cow::Owned)
+            .map_err(|_| wrong(&cell, expected)),
+        Cell::Json(_) => Err(wrong(&cell, expected)),
+    }
+}
+
+fn whole_numbers(cell: Cell) -> Result<Vec<i64>, RowFaultKind> {
+    const WANTED: &str = "a list of whole numbers";
+    let items = list(cell, WANTED)?;
+    let numbers: Option<Vec<i64>> = items.iter().map(Value::as_i64).collect();
+    numbers.ok_or_else(|| wrong(&cell, WANTED))
+}
+
+/// Numbers that must be below `limit`; else the first that is not, with its position.
+fn narrow(values: &[i64], limit: usize) -> Result<Vec<u32>, (usize, i64)> {
+    let narrowed = values.iter().enumerate().map(|(position, value)| {
+        u32::try_from(*value)
+            .ok()
+            .filter(|id| (*id as usize) < limit)
+            .ok_or((position, *value))
+    });
+    narrowed.collect()
+}

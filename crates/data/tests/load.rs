@@ -1,0 +1,619 @@
+//! The promise on data files: what is read from each format, and what each fault says.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_data::{
+    ColumnSpec, DataError, FileFormat, Header, IGNORE_INDEX, Label, LabelMap, LabelNeed, LoadSpec,
+    Loaded, LongRows, Table, Task, TextColumns, Tokenizer, examples_from_table, load_examples,
+};
+
+fn tokenizer(name: &str) -> Tokenizer {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name);
+    Tokenizer::from_dir(&dir, None).unwrap()
+}
+
+fn parse(text: &str, name: &str) -> Result<Table, DataError> {
+    let format = FileFormat::from_path(Path::new(name))?;
+    Table::parse(
+        Path::new(name),
+        text.as_bytes().to_vec(),
+        format,
+        Header::Present,
+    )
+}
+
+fn load_with(text: &str, name: &str, spec: &LoadSpec) -> Result<Loaded, DataError> {
+    examples_from_table(&parse(text, name)?, spec, Some(&tokenizer("bert-uncased")))
+}
+
+fn load(text: &str, name: &str, task: Task) -> Result<Loaded, DataError> {
+    load_with(text, name, &LoadSpec::new(task))
+}
+
+/// The whole message of an error, with its hint.
+fn message<T: std::fmt::Debug>(result: Result<T, DataError>) -> String {
+    let error = result.unwrap_err();
+    match error.hint() {
+        Some(hint) => format!("{error}\nhint: {hint}"),
+        None => error.to_string(),
+    }
+}
+
+fn names(loaded: &Loaded) -> Vec<&str> {
+    loaded
+        .label_map
+        .as_ref()
+        .unwrap()
+        .names()
+        .iter()
+        .map(String::as_str)
+        .collect()
+}
+
+fn classes(loaded: &Loaded) -> Vec<u32> {
+    let class = |label: &Label| match label {
+        Label::Class(class) => *class,
+        other => panic!("{other:?}"),
+    };
+    loaded
+        .examples
+        .iter()
+        .map(|example| class(&example.label))
+        .collect()
+}
+
+#[test]
+fn the_same_rows_from_every_format() {
+    let jsonl = "{\"text\": \"good film\", \"label\": \"pos\"}\n\n{\"text\": \"a \\\"bad\\\", slow film\", \"label\": \"neg\"}\n";
+    let csv = "\u{feff}text,label\r\ngood film,pos\r\n\"a \"\"bad\"\", slow film\",neg\r\n";
+    let tsv = "label\ttext\tnote\npos\tgood film\tx\nneg\ta \"bad\", slow film\t";
+    let loaded: Vec<Loaded> = [(jsonl, "a.jsonl"), (csv, "a.csv"), (tsv, "a.tsv")]
+        .map(|(text, name)| load(text, name, Task::SingleLabel).unwrap())
+        .into();
+    for other in &loaded {
+        assert_eq!(names(other), ["neg", "pos"]);
+        assert_eq!(classes(other), [1, 0]);
+        for (a, b) in loaded[0].examples.iter().zip(&other.examples) {
+            assert_eq!(a.input_ids, b.input_ids);
+        }
+    }
+    assert_eq!(
+        loaded[0]
+            .examples
+            .iter()
+            .map(|e| e.line)
+            .collect::<Vec<_>>(),
+        [1, 3]
+    );
+    assert_eq!(loaded[0].report.blank_lines, 1);
+    assert_eq!(
+        loaded[1]
+            .examples
+            .iter()
+            .map(|e| e.line)
+            .collect::<Vec<_>>(),
+        [2, 3]
+    );
+    assert_eq!(loaded[2].report.ignored_columns, ["note"]);
+}
+
+#[test]
+fn line_numbers_hold_over_fields_of_several_lines() {
+    let table = parse("text,label\n\"two\nlines\",1\n\nlast,0", "a.csv").unwrap();
+    assert_eq!(
+        table.rows().iter().map(|row| row.line).collect::<Vec<_>>(),
+        [2, 5]
+    );
+    assert_eq!(table.to_json(&table.rows()[0])["text"], "two\nlines");
+    assert_eq!(table.to_json(&table.rows()[1])["label"], "0");
+}
+
+#[test]
+fn quotes_mean_nothing_in_tsv() {
+    let table = parse("sentence\tlabel\n\"open quote\t1\nclosed\"\t0\n", "a.tsv").unwrap();
+    assert_eq!(table.rows().len(), 2);
+    assert_eq!(table.to_json(&table.rows()[0])["sentence"], "\"open quote");
+}
+
+#[test]
+fn a_file_without_header_has_numbered_columns() {
+    let table = Table::parse(
+        Path::new("cola.tsv"),
+        b"gj04\t1\t\tThey drank.\nx\t0\t*\tThey.\n".to_vec(),
+        FileFormat::Tsv,
+        Header::Absent,
+    )
+    .unwrap();
+    assert_eq!(table.columns(), ["0", "1", "2", "3"]);
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.columns = ColumnSpec {
+        text: Some("3".into()),
+        text_pair: None,
+        label: Some("1".into()),
+    };
+    let loaded = examples_from_table(&table, &spec, Some(&tokenizer("bert-cased"))).unwrap();
+    assert_eq!(classes(&loaded), [1, 0]);
+}
+
+#[test]
+fn known_column_names_are_found() {
+    for (header, expected, pair) in [
+        ("sentence,label", "sentence", None),
+        (
+            "idx,sentence1,sentence2,label",
+            "sentence1",
+            Some("sentence2"),
+        ),
+        ("premise,hypothesis,label", "premise", Some("hypothesis")),
+        ("question,sentence,label", "question", Some("sentence")),
+        ("question1,question2,label", "question1", Some("question2")),
+        ("text,label,rating", "text", None),
+    ] {
+        let row = header.split(',').map(|_| "1").collect::<Vec<_>>().join(",");
+        let loaded = load(&format!("{header}\n{row}\n"), "a.csv", Task::SingleLabel).unwrap();
+        let columns = TextColumns::Text {
+            text: expected.into(),
+            pair: pair.map(String::from),
+        };
+        assert_eq!(loaded.report.columns.text, columns, "{header}");
+        assert_eq!(loaded.examples[0].token_type_ids.is_some(), pair.is_some());
+    }
+}
+
+#[test]
+fn whole_file_faults_say_where_and_what() {
+    let cases = [
+        ("", "a.jsonl", "`a.jsonl`: the file holds no row"),
+        ("\n \n", "a.jsonl", "`a.jsonl`: the file holds no row"),
+        (
+            "text,label\n",
+            "a.csv",
+            "`a.csv`: the file holds no row, only a header",
+        ),
+        (
+            "text,label,text\nx,1,y\n",
+            "a.csv",
+            "`a.csv`, line 1: column name `text` stands 2 times in the header\nhint: rename one of the columns",
+        ),
+        (
+            "text,label\nx,1\n\"y,0\nz,1\n",
+            "a.csv",
+            "`a.csv`, line 3: the quote that opens field 1 is never closed\nhint: double each quote inside a quoted field, or name the file .tsv if quotes mean nothing in it",
+        ),
+        (
+            "text,label\nx,1\ny\nz,1,2\n",
+            "a.csv",
+            "`a.csv`: 2 of 3 rows cannot be used\n  line 3: expected 2 fields as in the header, found 1\n  line 4: expected 2 fields as in the header, found 3\nhint: quote a field that holds the separator (CSV); a tab inside a TSV field cannot be written",
+        ),
+        (
+            "[{\"text\": \"x\"}]",
+            "a.json",
+            "`a.json`, line 1: the file is one JSON array, expected one object a line\nhint: convert it: `jq -c '.[]' FILE`",
+        ),
+        (
+            "x",
+            "a.txt",
+            "`a.txt`: the format cannot be told from the extension\nhint: name the file .jsonl, .csv, .tsv or .parquet, or give the format",
+        ),
+    ];
+    for (text, name, expected) in cases {
+        assert_eq!(message(parse(text, name)), expected);
+    }
+    let bytes = |bytes: &[u8]| {
+        message(Table::parse(
+            Path::new("a.csv"),
+            bytes.to_vec(),
+            FileFormat::Csv,
+            Header::Present,
+        ))
+    };
+    assert_eq!(
+        bytes(b"text\nok\nna\xefve\n"),
+        "`a.csv`, line 3: not UTF-8 text\nhint: convert it, for example `iconv -f latin1 -t utf-8 FILE`"
+    );
+    assert!(bytes(b"\xff\xfet\0e\0").starts_with("`a.csv`, line 1: UTF-16 text, expected UTF-8"));
+    assert!(
+        bytes(b"\x1f\x8b\x08\x00").starts_with("`a.csv`, line 1: this is a gzip file, not text")
+    );
+    let none = load_examples(
+        Path::new("nowhere.csv"),
+        &LoadSpec::new(Task::SingleLabel),
+        None,
+    );
+    assert!(message(none).starts_with("cannot read `nowhere.csv`: "));
+}
+
+#[test]
+fn a_row_that_is_not_json_is_named_by_line() {
+    let text = "{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\", \"label\": 1\n[1]\n{\"text\": \"c\", \"label\": NaN}\n";
+    assert_eq!(
+        message(parse(text, "a.jsonl")),
+        "`a.jsonl`: 3 of 4 rows cannot be used\n  line 2: not JSON: EOF while parsing an object at column 24\n  \
+         line 3: expected a JSON object, found a list\n  line 4: not JSON: expected value at column 24\n\
+         hint: `NaN` and `Infinity` are no JSON: remove these rows, or write `null`"
+    );
+}
+
+#[test]
+fn column_faults_name_the_nearest() {
+    let text = "{\"sentense\": \"x\", \"lable\": 1}\n";
+    assert_eq!(
+        message(load(text, "a.jsonl", Task::SingleLabel)),
+        "`a.jsonl`: no column is known to hold the text; found `lable`, `sentense`\n\
+         hint: name the column of text (and that of the second text, if there is one)"
+    );
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.columns.text = Some("sentence".into());
+    assert_eq!(
+        message(load_with(text, "a.jsonl", &spec)),
+        "`a.jsonl`: no column `sentence` for the text; found `lable`, `sentense`\nhint: did you mean `sentense`?"
+    );
+    spec.columns.text = Some("sentense".into());
+    assert_eq!(
+        message(load_with(text, "a.jsonl", &spec)),
+        "`a.jsonl`: no column is known to hold the label; found `lable`, `sentense`\nhint: name the column of labels"
+    );
+    let text = "{\"text\": \"x\", \"label\": 1}\n{\"txt\": \"x\", \"label\": 1}\n{\"text\": 5, \"label\": 1}\n{\"text\": \"x\", \"label\": null}\n";
+    assert_eq!(
+        message(load(text, "a.jsonl", Task::SingleLabel)),
+        "`a.jsonl`: 3 of 4 rows cannot be used\n  line 2, column `text`: no value (the row has `txt`)\n  \
+         line 3, column `text`: expected a text, found `5`\n  line 4, column `label`: no value\nhint: did you mean `txt`?"
+    );
+}
+
+#[test]
+fn labels_may_be_names_numbers_and_booleans() {
+    let rows = |labels: &[&str]| {
+        labels
+            .iter()
+            .map(|l| format!("{{\"text\": \"x\", \"label\": {l}}}\n"))
+            .collect::<String>()
+    };
+    for (labels, map, expected) in [
+        (
+            vec!["10", "9", "9.0", "10"],
+            vec!["9", "10"],
+            vec![1, 0, 0, 1],
+        ),
+        (vec!["true", "false"], vec!["false", "true"], vec![1, 0]),
+        (
+            vec!["\"b\"", "\" a \"", "\"b\""],
+            vec!["a", "b"],
+            vec![1, 0, 1],
+        ),
+        (vec!["\"2\"", "0"], vec!["0", "2"], vec![1, 0]),
+        (vec!["-1", "1"], vec!["-1", "1"], vec![0, 1]),
+    ] {
+        let loaded = load(&rows(&labels), "a.jsonl", Task::SingleLabel).unwrap();
+        assert_eq!((names(&loaded), classes(&loaded)), (map, expected));
+    }
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.labels = Some(LabelMap::new(vec!["negative".into(), "positive".into()]).unwrap());
+    let loaded = load_with(
+        "text,label\nx,1\ny,negative\nz,positive\nw,0.0\n",
+        "a.csv",
+        &spec,
+    )
+    .unwrap();
+    assert_eq!(classes(&loaded), [1, 0, 1, 0]);
+    assert_eq!(
+        classes(&load_with(&rows(&["true", "false"]), "a.jsonl", &spec).unwrap()),
+        [1, 0]
+    );
+    assert_eq!(
+        message(load_with(
+            "text,label\nx,positve\ny,2\nz,\n",
+            "a.csv",
+            &spec
+        )),
+        "`a.csv`: 3 of 3 rows cannot be used\n  \
+         line 2, column `label`: label `positve` is not in the map; known: `negative`, `positive`\n  \
+         line 3, column `label`: label `2` is not in the map; known: `negative`, `positive`\n  \
+         line 4, column `label`: no value\nhint: did you mean `positive`?"
+    );
+    assert!(
+        message(load(&rows(&["0.5"]), "a.jsonl", Task::SingleLabel))
+            .contains("`0.5` is not a class")
+    );
+    let many = (0..25).map(|_| "\"x\"").collect::<Vec<_>>();
+    let error = message(load_with(&rows(&many), "a.jsonl", &spec));
+    assert!(
+        error.starts_with("`a.jsonl`: 25 of 25 rows") && error.ends_with("\n  and 15 more"),
+        "{error}"
+    );
+}
+
+#[test]
+fn regression_targets_must_be_finite_numbers() {
+    let loaded = load("text,score\nx,-1.5\ny,3\n", "a.csv", Task::Regression).unwrap();
+    assert_eq!(loaded.examples[0].label, Label::Value(-1.5));
+    assert_eq!(loaded.label_map, None);
+    assert_eq!(
+        message(load(
+            "text,label,rating\nx,pos,1\ny,nan,2\nz,inf,3\nw,1e39,2\n",
+            "a.csv",
+            Task::Regression
+        )),
+        "`a.csv`: 4 of 4 rows cannot be used\n  line 2, column `label`: `pos` is not a number\n  \
+         line 3, column `label`: `nan` is not finite\n  line 4, column `label`: `inf` is not finite\n  \
+         line 5, column `label`: `1e39` is not finite\nhint: column `rating` holds numbers: name it as the label"
+    );
+}
+
+#[test]
+fn several_labels_as_names_numbers_or_vectors() {
+    let rows = |labels: &[&str]| {
+        labels
+            .iter()
+            .map(|l| format!("{{\"text\": \"x\", \"labels\": {l}}}\n"))
+            .collect::<String>()
+    };
+    let multi = |loaded: &Loaded| -> Vec<Vec<f32>> {
+        loaded
+            .examples
+            .iter()
+            .map(|e| match &e.label {
+                Label::Multi(v) => v.clone(),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    };
+    let loaded = load(
+        &rows(&["[\"b\", \"a\"]", "[]", "[\"c\"]"]),
+        "a.jsonl",
+        Task::MultiLabel,
+    )
+    .unwrap();
+    assert_eq!(names(&loaded), ["a", "b", "c"]);
+    assert_eq!(
+        multi(&loaded),
+        [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    );
+    let loaded = load(
+        &rows(&["[0, 1, 1]", "[1.0, 0.0, 0.0]"]),
+        "a.jsonl",
+        Task::MultiLabel,
+    )
+    .unwrap();
+    assert_eq!(multi(&loaded), [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]);
+    let loaded = load(
+        &rows(&["[0]", "[1]", "[0, 1]"]),
+        "a.jsonl",
+        Task::MultiLabel,
+    )
+    .unwrap();
+    assert_eq!(multi(&loaded), [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]);
+    let loaded = load("text,labels\nx,a|b\ny,\nz,b\n", "a.csv", Task::MultiLabel).unwrap();
+    assert_eq!(multi(&loaded), [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]);
+    let mut spec = LoadSpec::new(Task::MultiLabel);
+    spec.labels = Some(LabelMap::new(vec!["x".into(), "y".into()]).unwrap());
+    assert!(
+        message(load_with(&rows(&["[0, 1, 1]"]), "a.jsonl", &spec))
+            .contains("expected 2 labels, found 3")
+    );
+    assert!(
+        message(load_with(&rows(&["[\"z\"]"]), "a.jsonl", &spec))
+            .contains("label `z` is not in the map")
+    );
+}
+
+#[test]
+fn token_classification_aligns_words() {
+    let text =
+        "{\"tokens\": [\"The\", \"unreadable\", \"film\"], \"ner_tags\": [\"O\", \"B\", \"O\"]}\n";
+    let loaded = load(text, "a.jsonl", Task::TokenClassification).unwrap();
+    assert_eq!(names(&loaded), ["B", "O"]);
+    let Label::Tokens(labels) = &loaded.examples[0].label else {
+        panic!()
+    };
+    assert_eq!(labels.len(), loaded.examples[0].input_ids.len());
+    assert_eq!(
+        labels
+            .iter()
+            .filter(|l| **l != IGNORE_INDEX)
+            .copied()
+            .collect::<Vec<_>>(),
+        [1, 0, 1]
+    );
+    let text = "{\"tokens\": [\"The\", \"film\"], \"tags\": [0]}\n{\"tokens\": [], \"tags\": []}\n{\"tokens\": \"x\", \"tags\": [0]}\n";
+    assert_eq!(
+        message(load(text, "a.jsonl", Task::TokenClassification)),
+        "`a.jsonl`: 3 of 3 rows cannot be used\n  line 1, column `tokens`: expected 2 labels, one for each of the words, found 1\n  \
+         line 2, column `tokens`: the row has no words\n  line 3, column `tokens`: expected a list of words, found the text `x`\n\
+         hint: token classification takes lists, from JSONL rows"
+    );
+}
+
+#[test]
+fn rows_already_tokenised_need_no_tokenizer() {
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    (spec.vocab_size, spec.type_vocab_size, spec.max_length) = (Some(25), Some(2), Some(4));
+    let read = |text: &str, spec: &LoadSpec| {
+        examples_from_table(&parse(text, "a.jsonl").unwrap(), spec, None)
+    };
+    let text = "{\"input_ids\": [0, 4, 2, 1, 1], \"attention_mask\": [1, 1, 1, 0, 0], \"labels\": 1}\n\
+                {\"input_ids\": [0, 4, 5, 6, 2], \"token_type_ids\": [0, 0, 1, 1, 1], \"labels\": 0}\n";
+    let loaded = read(text, &spec).unwrap();
+    assert_eq!(loaded.examples[0].input_ids, [0, 4, 2]);
+    assert_eq!(loaded.examples[1].input_ids, [0, 4, 5, 6]);
+    assert_eq!(
+        loaded.examples[1].token_type_ids.as_deref(),
+        Some(&[0, 0, 1, 1][..])
+    );
+    assert_eq!(
+        (loaded.report.truncated_rows, loaded.report.truncated_tokens),
+        (1, 1)
+    );
+    let text = "{\"input_ids\": [0, 25], \"label\": 1}\n{\"input_ids\": [-1], \"label\": 1}\n{\"input_ids\": [], \"label\": 1}\n\
+                {\"input_ids\": [1, 2], \"token_type_ids\": [0, 2], \"label\": 1}\n{\"input_ids\": [1, 2], \"attention_mask\": [0, 1], \"label\": 1}\n\
+                {\"input_ids\": [1, 2], \"token_type_ids\": [0], \"label\": 1}\n{\"input_ids\": [1.5], \"label\": 1}\n";
+    assert_eq!(
+        message(read(text, &spec)),
+        "`a.jsonl`: 7 of 7 rows cannot be used\n  \
+         line 1, column `input_ids`: token id 25 at position 1, the model's vocabulary has 25\n  \
+         line 2, column `input_ids`: token id -1 at position 0, the model's vocabulary has 25\n  \
+         line 3, column `input_ids`: the row has no token ids\n  \
+         line 4, column `token_type_ids`: token type 2 at position 1, the model has 2\n  \
+         line 5, column `attention_mask`: the attention mask is not ones followed by zeros\n  \
+         line 6, column `token_type_ids`: expected 2 token types, one for each of the token ids, found 1\n  \
+         line 7, column `input_ids`: expected a list of whole numbers, found a list of 1\n\
+         hint: the rows, the tokenizer and the model must belong together"
+    );
+    let tokens = LoadSpec {
+        task: Task::TokenClassification,
+        ..spec.clone()
+    };
+    let loaded = read(
+        "{\"input_ids\": [0, 4, 2], \"labels\": [-100, 1, -100]}\n",
+        &tokens,
+    )
+    .unwrap();
+    assert_eq!(loaded.examples[0].label, Label::Tokens(vec![-100, 0, -100]));
+    assert!(
+        message(read(
+            "{\"input_ids\": [0, 4, 2], \"labels\": [1]}\n",
+            &tokens
+        ))
+        .contains("expected 3 labels, one for each of the token ids, found 1")
+    );
+    assert_eq!(
+        message(read("{\"text\": \"x\", \"label\": 1}", &spec)),
+        "`a.jsonl`: rows are text (column `text`), and there is no tokenizer\n\
+         hint: put `tokenizer.json` beside the model, or give rows that are already tokenised (`input_ids`)"
+    );
+}
+
+#[test]
+fn long_rows_are_cut_dropped_or_refused() {
+    let text = "text,label\nfilm,1\nthe film is slow and the acting is poor,0\n";
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.max_length = Some(6);
+    let loaded = load_with(text, "a.csv", &spec).unwrap();
+    assert_eq!(loaded.examples[1].input_ids.len(), 6);
+    assert_eq!(loaded.report.truncated_rows, 1);
+    assert_eq!(
+        loaded.report.truncated_tokens,
+        u64::from(loaded.examples[1].truncated_tokens)
+    );
+    spec.long_rows = LongRows::Drop;
+    let loaded = load_with(text, "a.csv", &spec).unwrap();
+    assert_eq!((loaded.examples.len(), loaded.report.dropped_rows), (1, 1));
+    spec.long_rows = LongRows::Refuse;
+    assert!(message(load_with(text, "a.csv", &spec)).contains("line 3, column `text`: "));
+    (spec.long_rows, spec.max_length) = (LongRows::Drop, Some(3));
+    let only_long = "text,label\nthe film is slow,0\nthe film,1\n";
+    assert_eq!(
+        message(load_with(only_long, "a.csv", &spec)),
+        "`a.csv`: all 2 rows are longer than 3 tokens (the shortest has 4): nothing is left\n\
+         hint: truncate long rows instead of dropping them, or raise the maximum length"
+    );
+    spec.max_length = Some(2);
+    assert_eq!(
+        message(load_with(text, "a.csv", &spec)),
+        "a maximum length of 2 leaves no room for text beside 2 special tokens\nhint: give at least 3"
+    );
+}
+
+#[test]
+fn a_vocabulary_larger_than_the_models_is_refused() {
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.vocab_size = Some(100);
+    assert!(
+        message(load_with("text,label\nfilm,1\n", "a.csv", &spec))
+            .contains("the model's vocabulary has 100")
+    );
+}
+
+#[test]
+fn labels_are_optional_where_told() {
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.need = LabelNeed::IfPresent;
+    for text in ["text\nx\ny\n", "text,label\nx,1\ny,\n"] {
+        let loaded = load_with(text, "a.csv", &spec).unwrap();
+        assert!(loaded.examples.iter().all(|e| e.label == Label::None));
+        assert_eq!(loaded.report.columns.label, None);
+    }
+    assert_eq!(
+        classes(&load_with("text,label\nx,1\ny,0\n", "a.csv", &spec).unwrap()),
+        [1, 0]
+    );
+    spec.need = LabelNeed::Ignored;
+    assert_eq!(
+        load_with("text,label\nx,1\n", "a.csv", &spec)
+            .unwrap()
+            .examples[0]
+            .label,
+        Label::None
+    );
+}
+
+#[test]
+fn id2label_is_read_and_checked() {
+    let map = |text: &str| LabelMap::from_id2label(&serde_json::from_str(text).unwrap());
+    let loaded = map("{\"1\": \"b\", \"0\": \"a\", \"10\": \"k\"}");
+    assert_eq!(
+        loaded.unwrap_err().to_string(),
+        "`id2label`: key `10`: expected the numbers from 0 to 2"
+    );
+    assert_eq!(
+        map("{\"1\": \"b\", \"0\": \"a\"}").unwrap().names(),
+        ["a", "b"]
+    );
+    assert_eq!(
+        map("{\"1\": \"a\", \"0\": \"a\"}").unwrap_err().to_string(),
+        "label `a` is named twice"
+    );
+    assert_eq!(map("{}").unwrap_err().to_string(), "no label is named");
+    assert_eq!(
+        map("[]").unwrap_err().to_string(),
+        "`id2label`: expected an object"
+    );
+    assert_eq!(
+        map("{\"0\": \"a\", \"00\": \"b\"}")
+            .unwrap_err()
+            .to_string(),
+        "`id2label`: a key stands twice in different spellings"
+    );
+    assert!(
+        map("{\"0\": \"LABEL_0\", \"1\": \"LABEL_1\"}")
+            .unwrap()
+            .is_placeholder()
+    );
+}
+
+/// Every data set at hand loads with nothing named but the task.
+#[test]
+fn real_data_sets_load() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
+    if !shared.exists() {
+        println!("SKIPPED: {} is not at hand", shared.display());
+        return;
+    }
+    let tokenizer = Tokenizer::from_dir(&shared.join("artifacts/roberta"), None).unwrap();
+    let file = |path: &str| -> PathBuf { shared.join(path) };
+    for (path, rows, classes) in [
+        ("sentiment/movie/train.tsv", 8056, 2),
+        ("sentiment/movie/test.tsv", 1007, 2),
+        ("glue_sst2/validation.tsv", 872, 2),
+        ("glue_mrpc/validation.jsonl", 408, 2),
+        ("glue_rte/train.jsonl", 2490, 2),
+        ("glue_qnli/validation.jsonl", 5463, 2),
+        ("glue_mnli/validation.jsonl", 10000, 3),
+    ] {
+        let start = std::time::Instant::now();
+        let mut spec = LoadSpec::new(Task::SingleLabel);
+        (spec.vocab_size, spec.max_length) = (Some(50265), Some(128));
+        let loaded = load_examples(&file(path), &spec, Some(&tokenizer)).unwrap();
+        assert_eq!(
+            (loaded.examples.len(), loaded.label_map.unwrap().len()),
+            (rows, classes),
+            "{path}"
+        );
+        println!("{path}: {:?}", start.elapsed());
+    }
+    let mut spec = LoadSpec::new(Task::Regression);
+    spec.columns.label = Some("rating".into());
+    load_examples(&file("sentiment/movie/test.tsv"), &spec, Some(&tokenizer)).unwrap();
+}

@@ -1,0 +1,89 @@
+//! LoRA fine-tuning of transformers as a library: load a Hugging Face model, attach low-rank adapters, train them, save them
+//! as PEFT files, merge them. This crate only gathers the parts; the program `lowrank` is built on the same ones.
+//!
+//! # Load, adapt, train, save, merge
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use lowrank::engine::{Device, Gradients, Isa};
+//! use lowrank::model::{Batch, LoadOptions, MergeOptions, Model, PassOptions, Targets, Task};
+//! use lowrank::peft::LoraConfig;
+//! use lowrank::train::config::OptimizationSettings;
+//! use lowrank::train::optimizer::{Optimizer, clip_grad_norm};
+//!
+//! # let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert-single-label");
+//! # let (base, out) = (root.join("model"), tempfile::tempdir()?);
+//! # let out = out.path();
+//! // Load: every weight is frozen, and the report says what was new or unused.
+//! let device = Device::cpu(Isa::best(), 2)?;
+//! let options = LoadOptions { task: Task::SingleLabel, num_labels: 2, seed: 1, ignore_mismatched_sizes: false };
+//! let (mut model, report) = Model::load(&base, &options, &device)?;
+//! assert!(report.unused.is_empty());
+//!
+//! // Adapt: a pattern that matches nothing is an error that names the nearest module.
+//! let mut config = LoraConfig::default();
+//! config.r = 4;
+//! let adapted = model.attach_lora(&config, 1)?;
+//! println!("{} adapted layers, {} values", adapted.modules.len(), adapted.adapter_parameters());
+//!
+//! // Train: sequences lie end to end, without padding.
+//! let (input_ids, offsets, labels) = ([2, 17, 5, 3, 2, 9, 3], [0, 4, 7], [1, 0]);
+//! let batch = Batch { input_ids: &input_ids, token_type_ids: None, offsets: &offsets };
+//! let mut gradients = Gradients::zeros(&device, model.trainables());
+//! let mut optimizer = Optimizer::new(&device, model.trainables(), &OptimizationSettings::default());
+//! let mut losses = Vec::new();
+//! for step in 1..=20 {
+//!     gradients.clear();
+//!     let pass = PassOptions { grad_scale: 1.0 / 2.0, ..PassOptions::default() };
+//!     let (sum, count) = model.forward_backward(&batch, Targets::Class(&labels), &pass, &mut gradients)?;
+//!     clip_grad_norm(&device, &mut gradients, 1.0);
+//!     optimizer.step(model.trainables_mut(), &gradients, 1e-2, step);
+//!     losses.push(sum / count as f64);
+//! }
+//! assert!(losses[19] < losses[0]);
+//!
+//! // Save: `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes and reads them.
+//! model.save_adapter(&out.join("adapter"), Some("my-base"))?;
+//!
+//! // Merge: an ordinary Hugging Face directory.
+//! std::fs::create_dir(out.join("merged"))?;
+//! let merge = MergeOptions { dtype: None, max_shard_bytes: 5_000_000_000, labels: None };
+//! model.write_merged(&base, &out.join("merged"), &merge)?;
+//! let (merged, _) = Model::load(&out.join("merged"), &options, &device)?;
+//! for (a, b) in merged.logits(&batch, true)?.iter().zip(model.logits(&batch, true)?) {
+//!     assert!((a - b).abs() < 1e-5);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Plan
+//!
+//! The planner is the model run dry: the same code with shapes only.
+//!
+//! ```
+//! use lowrank::engine::Device;
+//! use lowrank::model::{EncoderConfig, LoadOptions, Model, Task};
+//! use lowrank::peft::LoraConfig;
+//!
+//! let config = serde_json::json!({
+//!     "model_type": "roberta", "vocab_size": 50265, "hidden_size": 768, "num_hidden_layers": 12,
+//!     "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 514, "type_vocab_size": 1,
+//! });
+//! let config = EncoderConfig::from_value("config.json".as_ref(), config)?;
+//! let options = LoadOptions { task: Task::SingleLabel, num_labels: 2, seed: 1, ignore_mismatched_sizes: false };
+//! let mut model = Model::from_config(config, &options, &Device::dry())?;
+//! let adapted = model.attach_lora(&LoraConfig::default(), 1)?;
+//! assert_eq!(adapted.adapter_parameters(), 294_912); // The paper's RoBERTa-base row: r = 8 on query and value.
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Whole runs with evaluation, checkpoints and exact resume: [`train::trainer::Trainer`].
+
+pub use lowrank_data as data;
+pub use lowrank_engine as engine;
+pub use lowrank_formats as formats;
+pub use lowrank_formats::peft;
+pub use lowrank_kernels as kernels;
+pub use lowrank_model as model;
+pub use lowrank_train as train;

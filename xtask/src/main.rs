@@ -1,0 +1,54 @@
+//! `cargo xtask`: the development commands. It knows the layout of the repository and nothing of the product's code.
+
+mod arguments;
+mod bench;
+mod check;
+mod golden;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+commands:
+  check            what must pass before a push: format, clippy, tests, docs, tidy
+  tidy             the rules of the repository that no compiler checks
+  golden [CASE]    makes tests/golden anew (or the cases whose name starts with CASE)
+                     --python FILE   the interpreter with tools/golden/requirements.txt (default python3)
+  bench            training steps of lowrank and of PyTorch + peft in turns; medians, ratio, spread
+                     --python FILE         the interpreter with torch, transformers and peft (default python3)
+                     --model-config FILE   a config.json (default tools/bench/configs/roberta-base.json)
+                     --batch B --seq T --steps N --rounds N   (default 16, 128, 8, 3)
+                     --dropout P           in place of the config's own, on both sides
+                     --threads N           on both sides";
+
+/// The repository's root.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let rest: Vec<String> = words.collect();
+    let result = match command.as_str() {
+        "check" => check::run(&rest),
+        "tidy" => tidy::run(&rest),
+        "golden" => golden::run(&rest),
+        "bench" => bench::run(&rest),
+        "" | "help" | "-h" | "--help" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        other => Err(format!("no command named `{other}`\n{USAGE}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
