@@ -1,11 +1,12 @@
 //! Where tensors live and ops run. `cpu` computes; `dry` runs the same code with shapes only. Both count with the same
 //! meter, which is why a plan and a run agree. A further device (an accelerator) adds a kind here and an arm in each op.
 
-use std::sync::{Arc, Mutex};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use lowrank_kernels::Isa;
 
-use crate::buffer::{Buffer, Pool};
+use crate::buffer::{Buffer, Layout, Space};
 use crate::meter::{MemoryReport, Meter, Purpose};
 
 /// A handle to a device; clones share it.
@@ -14,17 +15,23 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     kind: Kind,
-    meter: Mutex<Meter>,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    meter: Meter,
+    layout: Layout,
 }
 
 enum Kind {
-    Cpu { isa: Isa, threads: rayon::ThreadPool, pool: Mutex<Pool> },
+    Cpu { isa: Isa, threads: rayon::ThreadPool, space: Space },
     Dry,
 }
 
 impl Device {
     /// The processor. `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means one per core.
-    /// Panics if `isa` is not available; errors if the threads cannot be started.
+    /// Panics if `isa` is not available; errors if threads or address space cannot be had.
     pub fn cpu(isa: Isa, threads: usize) -> Result<Self, std::io::Error> {
         assert!(isa.is_available(), "this processor has no {}", isa.name());
         let threads = rayon::ThreadPoolBuilder::new()
@@ -32,13 +39,13 @@ impl Device {
             .thread_name(|i| format!("lowrank-{i}"))
             .build()
             .map_err(std::io::Error::other)?;
-        let kind = Kind::Cpu { isa, threads, pool: Mutex::new(Pool::default()) };
-        Ok(Device(Arc::new(Inner { kind, meter: Mutex::default() })))
+        let kind = Kind::Cpu { isa, threads, space: Space::reserve()? };
+        Ok(Device(Arc::new(Inner { kind, counts: Mutex::default() })))
     }
 
     /// Shapes only: allocates nothing, computes nothing, counts everything.
     pub fn dry() -> Self {
-        Device(Arc::new(Inner { kind: Kind::Dry, meter: Mutex::default() }))
+        Device(Arc::new(Inner { kind: Kind::Dry, counts: Mutex::default() }))
     }
 
     /// Whether this device computes nothing.
@@ -73,7 +80,7 @@ impl Device {
     /// Counts `flops` and, on a device that computes, runs `work`.
     pub fn exec(&self, flops: u64, work: impl FnOnce(Isa)) {
         if flops > 0 {
-            self.meter().add_flops(flops);
+            self.counts().meter.add_flops(flops);
         }
         match &self.0.kind {
             Kind::Cpu { isa, .. } => work(*isa),
@@ -83,56 +90,55 @@ impl Device {
 
     /// Bytes in use now, by purpose.
     pub fn memory(&self) -> MemoryReport {
-        self.meter().now()
+        self.counts().meter.now()
     }
 
     /// Bytes in use, by purpose, at the moment of the largest total since the start or the last [`Device::reset_peak`].
     pub fn peak_memory(&self) -> MemoryReport {
-        self.meter().peak()
+        self.counts().meter.peak()
     }
 
     /// Starts a new peak from what is in use now.
     pub fn reset_peak(&self) {
-        self.meter().reset_peak();
+        self.counts().meter.reset_peak();
     }
 
     /// Floating-point operations asked for so far (a multiply-add is two).
     pub fn flops(&self) -> u64 {
-        self.meter().flops()
+        self.counts().meter.flops()
     }
 
-    /// Bytes held from the system for tensors, in use or kept for reuse; 0 on the dry device.
-    pub fn held_bytes(&self) -> u64 {
+    /// Bytes from the first to the last that tensors have occupied so far: the memory in use at the peak, and the holes
+    /// between. On a device that computes, this is what they keep resident.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.counts().layout.highest_top() as u64
+    }
+
+    /// A place for `len` values, and on a device that computes the values.
+    pub(crate) fn take(&self, len: usize, purpose: Purpose) -> (Range<usize>, Option<Buffer>) {
+        let block = {
+            let mut counts = self.counts();
+            counts.meter.allocate(purpose, 4 * len as u64);
+            counts.layout.take(4 * len)
+        };
         match &self.0.kind {
-            Kind::Cpu { pool, .. } => pool.lock().expect("no panic holds this lock").held_bytes() as u64,
-            Kind::Dry => 0,
+            Kind::Cpu { space, .. } => {
+                let buffer = space.buffer(&block);
+                assert!(buffer.is_some(), "out of address space: {} bytes are in use", self.memory().total());
+                (block, buffer)
+            }
+            Kind::Dry => (block, None),
         }
     }
 
-    /// Hands buffers that nothing uses back to the system.
-    pub fn trim(&self) {
-        if let Kind::Cpu { pool, .. } = &self.0.kind {
-            pool.lock().expect("no panic holds this lock").trim();
-        }
+    pub(crate) fn give(&self, block: Range<usize>, len: usize, purpose: Purpose) {
+        let mut counts = self.counts();
+        counts.meter.release(purpose, 4 * len as u64);
+        counts.layout.give(block);
     }
 
-    pub(crate) fn take(&self, len: usize, purpose: Purpose) -> Option<Buffer> {
-        self.meter().allocate(purpose, 4 * len as u64);
-        match &self.0.kind {
-            Kind::Cpu { pool, .. } => Some(pool.lock().expect("no panic holds this lock").take(len)),
-            Kind::Dry => None,
-        }
-    }
-
-    pub(crate) fn give(&self, buffer: Option<Buffer>, len: usize, purpose: Purpose) {
-        self.meter().release(purpose, 4 * len as u64);
-        if let (Kind::Cpu { pool, .. }, Some(buffer)) = (&self.0.kind, buffer) {
-            pool.lock().expect("no panic holds this lock").give(buffer);
-        }
-    }
-
-    fn meter(&self) -> std::sync::MutexGuard<'_, Meter> {
-        self.0.meter.lock().expect("no panic holds this lock")
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.counts.lock().expect("no panic holds this lock")
     }
 }
 

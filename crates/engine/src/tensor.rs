@@ -1,5 +1,7 @@
 //! A dense f32 matrix on a device, counted while it lives. A vector is a matrix of one row.
 
+use std::ops::Range;
+
 use lowrank_kernels::MatRef;
 
 use crate::buffer::Buffer;
@@ -11,6 +13,7 @@ pub struct Tensor {
     rows: usize,
     cols: usize,
     purpose: Purpose,
+    block: Range<usize>,
     buffer: Option<Buffer>,
     device: Device,
 }
@@ -18,8 +21,8 @@ pub struct Tensor {
 impl Tensor {
     /// A matrix whose values are unspecified (stale or zero): every op that makes one writes all of it.
     pub fn uninit(device: &Device, rows: usize, cols: usize, purpose: Purpose) -> Self {
-        let buffer = device.take(rows * cols, purpose);
-        Tensor { rows, cols, purpose, buffer, device: device.clone() }
+        let (block, buffer) = device.take(rows * cols, purpose);
+        Tensor { rows, cols, purpose, block, buffer, device: device.clone() }
     }
 
     /// A matrix of zeros.
@@ -96,8 +99,9 @@ impl Tensor {
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        let len = self.rows * self.cols;
-        self.device.give(self.buffer.take(), len, self.purpose);
+        // The buffer goes first: from then on the block may be another's.
+        self.buffer = None;
+        self.device.give(self.block.clone(), self.rows * self.cols, self.purpose);
     }
 }
 

@@ -98,7 +98,6 @@ fn pack(value: &Tensor, transposed: bool) -> Tensor {
 /// c (+)= alpha · a·bᵀ + bias, with b packed; `k` is the depth, for the count.
 struct Product<'a> {
     a: &'a Tensor,
-    a_transposed: bool,
     b_packed: &'a Tensor,
     bias: Option<&'a [f32]>,
     alpha: f32,
@@ -107,15 +106,13 @@ struct Product<'a> {
 
 impl Product<'_> {
     fn run(&self, c: &mut Tensor) {
-        let (m, k) =
-            if self.a_transposed { (self.a.cols(), self.a.rows()) } else { (self.a.rows(), self.a.cols()) };
+        let (m, k) = (self.a.rows(), self.a.cols());
         assert_eq!(c.rows(), m, "gemm: a has {m} rows, c has {}", c.rows());
         let n = c.cols();
         let device = self.a.device();
         device.exec(2 * (m * n * k) as u64, |isa| {
-            let a = if self.a_transposed { self.a.view().transposed() } else { self.a.view() };
             let call = Gemm {
-                a,
+                a: self.a.view(),
                 b_packed: self.b_packed.data(),
                 n,
                 bias: self.bias,
@@ -125,6 +122,15 @@ impl Product<'_> {
             kernels::gemm(isa, &call, c.data_mut(), n);
         });
     }
+}
+
+/// into += alpha · aᵀ·b, the gradient of a weight: a [M, out], b [M, in], into [out, in].
+fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
+    let flops = 2 * (a.rows() * a.cols() * b.cols()) as u64;
+    let stride = into.cols();
+    a.device().exec(flops, |isa| {
+        kernels::gemm_transposed_a(isa, a.view(), b.view(), alpha, into.data_mut(), stride);
+    });
 }
 
 fn base_forward(device: &Device, trainables: &Trainables, x: &Tensor, params: &LinearParams<'_>, y: &mut Tensor) {
@@ -137,7 +143,7 @@ fn base_forward(device: &Device, trainables: &Trainables, x: &Tensor, params: &L
         }
     };
     let bias = params.bias.filter(|_| !device.is_dry()).map(|b| b.data(trainables));
-    Product { a: x, a_transposed: false, b_packed, bias, alpha: 1.0, accumulate: false }.run(y);
+    Product { a: x, b_packed, bias, alpha: 1.0, accumulate: false }.run(y);
 }
 
 /// x as the adapter sees it: itself, or a copy with dropout applied.
@@ -161,11 +167,11 @@ fn adapter_forward(
     let mut h = Tensor::uninit(device, x.rows(), a.rows(), Purpose::Activations);
     let dropped = dropped(x, dropout);
     let x = dropped.as_ref().unwrap_or(x);
-    Product { a: x, a_transposed: false, b_packed: &pack(a, false), bias: None, alpha: 1.0, accumulate: false }
+    Product { a: x, b_packed: &pack(a, false), bias: None, alpha: 1.0, accumulate: false }
         .run(&mut h);
     drop(dropped);
     let alpha = adapter.scaling;
-    Product { a: &h, a_transposed: false, b_packed: &pack(b, false), bias: None, alpha, accumulate: true }.run(y);
+    Product { a: &h, b_packed: &pack(b, false), bias: None, alpha, accumulate: true }.run(y);
     h
 }
 
@@ -189,9 +195,7 @@ impl Backward for LinearBackward<'_> {
         }
         if let Some(id) = params.weight.trainable() {
             let x = x.as_ref().expect("x is kept where W is trained");
-            // d_W = d_yᵀ·x
-            Product { a: &d_y, a_transposed: true, b_packed: &pack(x, true), bias: None, alpha: 1.0, accumulate: true }
-                .run(cx.gradients.get_mut(id));
+            add_outer(&d_y, x, 1.0, cx.gradients.get_mut(id));
         }
         let d_h = params.adapter.zip(h).map(|(adapter, h)| {
             let x = x.as_ref().expect("x is kept where there is an adapter");
@@ -215,15 +219,12 @@ fn adapter_backward(
 ) -> Tensor {
     let (alpha, trainables) = (adapter.scaling, cx.trainables);
     let b = &trainables.get(adapter.b).value;
-    Product { a: d_y, a_transposed: true, b_packed: &pack(h, true), bias: None, alpha, accumulate: true }
-        .run(cx.gradients.get_mut(adapter.b));
+    add_outer(d_y, h, alpha, cx.gradients.get_mut(adapter.b));
     let mut d_h = Tensor::uninit(&cx.device, d_y.rows(), h.cols(), Purpose::Activations);
-    Product { a: d_y, a_transposed: false, b_packed: &pack(b, true), bias: None, alpha, accumulate: false }
+    Product { a: d_y, b_packed: &pack(b, true), bias: None, alpha, accumulate: false }
         .run(&mut d_h);
     let dropped = dropped(x, dropout);
-    let x = pack(dropped.as_ref().unwrap_or(x), true);
-    Product { a: &d_h, a_transposed: true, b_packed: &x, bias: None, alpha: 1.0, accumulate: true }
-        .run(cx.gradients.get_mut(adapter.a));
+    add_outer(&d_h, dropped.as_ref().unwrap_or(x), 1.0, cx.gradients.get_mut(adapter.a));
     d_h
 }
 
@@ -250,13 +251,13 @@ fn input_backward(
         Matrix::Trainable(id) => pack(&trainables.get(*id).value, true),
     };
     cx.write(x_node, d_y.rows(), inp, |_, d_x, accumulate| {
-        Product { a: d_y, a_transposed: false, b_packed: &transposed, bias: None, alpha: 1.0, accumulate }.run(d_x);
+        Product { a: d_y, b_packed: &transposed, bias: None, alpha: 1.0, accumulate }.run(d_x);
     });
     drop(transposed);
     let Some((adapter, d_h)) = params.adapter.zip(d_h) else { return };
     let a = pack(&trainables.get(adapter.a).value, true);
     let through_a = |d_x: &mut Tensor, accumulate| {
-        Product { a: d_h, a_transposed: false, b_packed: &a, bias: None, alpha: 1.0, accumulate }.run(d_x);
+        Product { a: d_h, b_packed: &a, bias: None, alpha: 1.0, accumulate }.run(d_x);
     };
     match dropout {
         None => cx.write(x_node, d_y.rows(), inp, |_, d_x, accumulate| through_a(d_x, accumulate)),

@@ -1,0 +1,39 @@
+//! Files in and out: safetensors, PyTorch's pickled checkpoints, Hugging Face directories, `config.json`, PEFT and loralib
+//! adapters, and directories that are written as a whole or not at all.
+//!
+//! Everything read here was written by a stranger. So lengths are checked against the file before anything is allocated,
+//! no code inside a pickle is ever executed, nothing is mapped into memory (a file that shrinks is an error, never a crash),
+//! and every fault is a [`FormatError`] that says what, where and what was expected. This crate knows no model and no tensor
+//! arithmetic; it must not print or read the environment.
+
+mod checkpoint;
+mod dtype;
+mod error;
+mod pyjson;
+mod source;
+mod suggest;
+
+pub mod atomic;
+pub mod config;
+pub mod peft;
+pub mod pickle;
+pub mod run_dir;
+pub mod safetensors;
+pub mod torch;
+
+pub use atomic::{PendingDir, PendingFile, write_atomic};
+pub use checkpoint::{Checkpoint, TensorInfo};
+pub use config::ConfigReader;
+pub use dtype::DType;
+pub use error::{Fault, FormatError};
+pub use pyjson::{python_float_repr, read_json, to_python_json};
+pub use run_dir::RunDir;
+pub use safetensors::{
+    OutTensor, SafetensorsFault, TensorSpec, write_model, write_safetensors,
+    write_safetensors_streaming,
+};
+pub use suggest::nearest;
+pub use torch::TorchFault;
+
+/// What every function of this crate returns.
+pub type Result<T> = std::result::Result<T, FormatError>;

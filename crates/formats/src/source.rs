@@ -1,0 +1,131 @@
+//! Bytes by position: an open file, or bytes in memory (for tests and fuzzing). Knows no format.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+use crate::error::FormatError;
+
+/// Something of known length that can be read at any position, by several threads at once.
+#[derive(Debug)]
+pub(crate) struct Source {
+    path: PathBuf,
+    len: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    File(File),
+    Memory(Vec<u8>),
+}
+
+impl Source {
+    /// Opens a regular file.
+    pub(crate) fn open(path: &Path) -> Result<Source> {
+        // Asked before opening: opening a named pipe would wait for its other end for ever.
+        let metadata = std::fs::metadata(path).map_err(FormatError::io("read", path))?;
+        if !metadata.is_file() {
+            return Err(FormatError::Io {
+                action: "read",
+                path: path.to_owned(),
+                error: std::io::Error::other("it is not a regular file"),
+            });
+        }
+        let file = File::open(path).map_err(FormatError::io("read", path))?;
+        let len = file
+            .metadata()
+            .map_err(FormatError::io("read", path))?
+            .len();
+        Ok(Source {
+            path: path.to_owned(),
+            len,
+            bytes: Bytes::File(file),
+        })
+    }
+
+    /// Bytes that act as the file `name`.
+    pub(crate) fn from_bytes(name: &str, bytes: Vec<u8>) -> Source {
+        Source {
+            path: PathBuf::from(name),
+            len: bytes.len() as u64,
+            bytes: Bytes::Memory(bytes),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buffer` from `offset`; an end of the file before that is an error.
+    pub(crate) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let outcome = match &self.bytes {
+            Bytes::File(file) => read_exact_at(file, buffer, offset),
+            Bytes::Memory(bytes) => usize::try_from(offset)
+                .ok()
+                .and_then(|start| bytes.get(start..start.checked_add(buffer.len())?))
+                .map(|part| buffer.copy_from_slice(part))
+                .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into()),
+        };
+        outcome.map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => FormatError::Io {
+                action: "read",
+                path: self.path.clone(),
+                error: std::io::Error::new(
+                    std::io::ErrorKind::UnexpectedEof,
+                    format!(
+                        "the file ends before byte {}",
+                        offset.saturating_add(buffer.len() as u64)
+                    ),
+                ),
+            },
+            _ => FormatError::io("read", &self.path)(error),
+        })
+    }
+
+    /// `len` bytes from `offset`. The range is checked against the file's length before anything is allocated.
+    pub(crate) fn read_vec(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        let Some(size) = usize::try_from(len).ok().filter(|_| inside) else {
+            return Err(FormatError::Io {
+                action: "read",
+                path: self.path.clone(),
+                error: std::io::Error::new(
+                    std::io::ErrorKind::UnexpectedEof,
+                    format!(
+                        "{len} bytes at {offset} lie outside the file's {}",
+                        self.len
+                    ),
+                ),
+            });
+        };
+        let mut buffer = vec![0; size];
+        self.read_exact_at(&mut buffer, offset)?;
+        Ok(buffer)
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                buffer = &mut buffer[read..];
+                offset += read as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,330 @@
+//! Times the kernels and prints GFLOP/s with the share of the machine's measured FMA peak.
+//!
+//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- gemm | attention | elementwise] [threads]`
+
+use lowrank_kernels::*;
+use std::time::Instant;
+
+/// Seconds of one call: the quickest of nine rounds of at least 2 ms, since other programs may share the machine.
+fn seconds(mut f: impl FnMut()) -> f64 {
+    f();
+    let start = Instant::now();
+    f();
+    let once = start.elapsed().as_secs_f64().max(1e-9);
+    let repeat = ((0.002 / once) as usize).clamp(1, 100_000);
+    let rounds = (0..9).map(|_| {
+        let start = Instant::now();
+        for _ in 0..repeat {
+            f();
+        }
+        start.elapsed().as_secs_f64() / repeat as f64
+    });
+    rounds.fold(f64::INFINITY, f64::min)
+}
+
+fn random(n: usize, stream: u64) -> Vec<f32> {
+    let mut x = vec![0.0; n];
+    fill_uniform(1, stream, -1.0, 1.0, &mut x);
+    x
+}
+
+/// The highest FMA rate of one thread, in GFLOP/s: independent chains in registers.
+fn fma_peak(isa: Isa) -> f64 {
+    const STEPS: usize = 1000;
+    let (lanes, run): (usize, fn()) = match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `main` asked for an instruction set that the machine has.
+        Isa::Avx512 => (16, || unsafe { x86::chains_512(STEPS) }),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => (8, || unsafe { x86::chains_256(STEPS) }),
+        // Elsewhere the smallest honest stand-in is a product of ours in the L1 cache.
+        _ => return product_peak(isa),
+    };
+    (2 * 12 * lanes * STEPS) as f64 / seconds(run) / 1e9
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    macro_rules! chains {
+        ($name:ident, $features:literal, $splat:ident, $fma:ident) => {
+            #[target_feature(enable = $features)]
+            pub fn $name(steps: usize) {
+                let x = $splat(black_box(0.5));
+                let mut sums = [$splat(black_box(1.0)); 12];
+                for _ in 0..steps {
+                    for sum in &mut sums {
+                        *sum = $fma(*sum, x, x);
+                    }
+                }
+                black_box(sums);
+            }
+        };
+    }
+
+    chains!(chains_512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps);
+    chains!(chains_256, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
+}
+
+fn product_peak(isa: Isa) -> f64 {
+    let (m, n, k) = (48, 32, 192);
+    let (a, b) = (random(m * k, 1), random(n * k, 2));
+    let mut packed = vec![0.0; packed_len(n, k)];
+    pack(isa, MatRef::new(&b, n, k), &mut packed);
+    let mut c = vec![0.0; m * n];
+    let g = Gemm {
+        a: MatRef::new(&a, m, k),
+        b_packed: &packed,
+        n,
+        bias: None,
+        alpha: 1.0,
+        accumulate: false,
+    };
+    (2 * m * n * k) as f64 / seconds(|| gemm(isa, &g, &mut c, n)) / 1e9
+}
+
+fn bench_gemm(isa: Isa, peak: f64) {
+    println!("gemm: [m,k] x [n,k]T");
+    for (m, n, k) in [
+        (512, 768, 768),
+        (1000, 768, 768),
+        (2048, 768, 768),
+        (512, 3072, 768),
+        (2048, 3072, 768),
+        (512, 768, 3072),
+        (2048, 768, 3072),
+        (600, 384, 384),
+        (1000, 1536, 384),
+        (1000, 384, 1536),
+        (1000, 1024, 1024),
+        (64, 768, 768),
+        (1, 768, 768),
+        (2048, 8, 768),
+        (2048, 16, 768),
+        (2048, 768, 8),
+    ] {
+        let (a, b) = (random(m * k, 1), random(n * k, 2));
+        let mut packed = vec![0.0; packed_len(n, k)];
+        pack(isa, MatRef::new(&b, n, k), &mut packed);
+        let mut c = vec![0.0; m * n];
+        let g = Gemm {
+            a: MatRef::new(&a, m, k),
+            b_packed: &packed,
+            n,
+            bias: None,
+            alpha: 1.0,
+            accumulate: false,
+        };
+        report(
+            &format!("{m:5} x {n:5} x {k:5}"),
+            2 * m * n * k,
+            peak,
+            || gemm(isa, &g, &mut c, n),
+        );
+    }
+    println!("gemm_transposed_a: [k,m]T x [k,n]");
+    for (m, n, k) in [
+        (8, 768, 2048),
+        (768, 8, 2048),
+        (16, 384, 800),
+        (8, 3072, 2048),
+    ] {
+        let (a, x) = (random(k * m, 1), random(k * n, 2));
+        let mut c = vec![0.0; m * n];
+        report(
+            &format!("{m:5} x {n:5} x {k:5}"),
+            2 * m * n * k,
+            peak,
+            || {
+                let (a, x) = (MatRef::new(&a, k, m), MatRef::new(&x, k, n));
+                gemm_transposed_a(isa, a, x, 1.0, &mut c, n);
+            },
+        );
+    }
+    let (n, k) = (768, 3072);
+    let b = random(n * k, 2);
+    let mut packed = vec![0.0; packed_len(n, k)];
+    let mut transposed = vec![0.0; packed_len(k, n)];
+    bandwidth("pack 768 x 3072", n * k, || {
+        pack(isa, MatRef::new(&b, n, k), &mut packed)
+    });
+    bandwidth("repack_transposed 768 x 3072", n * k, || {
+        repack_transposed(isa, &packed, n, k, &mut transposed)
+    });
+}
+
+fn report(name: &str, flops: usize, peak: f64, f: impl FnMut()) {
+    let t = seconds(f);
+    let rate = flops as f64 / t / 1e9;
+    println!(
+        "  {name}  {:9.1} us  {rate:7.1} GFLOP/s  {:5.1}% of peak",
+        t * 1e6,
+        100.0 * rate / peak
+    );
+}
+
+fn bandwidth(name: &str, elements: usize, f: impl FnMut()) {
+    let t = seconds(f);
+    println!(
+        "  {name:32}  {:9.1} us  {:6.2} G elements/s",
+        t * 1e6,
+        elements as f64 / t / 1e9
+    );
+}
+
+fn bench_attention(isa: Isa, peak: f64) {
+    println!("attention: sequences x length x heads x head_dim");
+    let dropout = Dropout {
+        p: 0.1,
+        key: DropoutKey {
+            seed: 1,
+            step: 2,
+            site: 3,
+        },
+    };
+    for (count, len, num_heads, head_dim) in [
+        (16, 128, 12, 64),
+        (4, 512, 12, 64),
+        (32, 24, 12, 32),
+        (8, 200, 12, 32),
+        (64, 8, 12, 64),
+        (1, 4096, 2, 64),
+    ] {
+        let rows = count * len;
+        let size = rows * num_heads * head_dim;
+        let (q, k, v) = (random(size, 1), random(size, 2), random(size, 3));
+        let d_out = random(size, 4);
+        let (mut d_q, mut d_k, mut d_v) = (vec![0.0; size], vec![0.0; size], vec![0.0; size]);
+        let (mut out, mut lse) = (vec![0.0; size], vec![0.0; rows * num_heads]);
+        let offsets: Vec<usize> = (0..=count).map(|i| i * len).collect();
+        let flops = 2 * count * num_heads * len * len * head_dim;
+        for dropout in [None, Some(dropout)] {
+            let shape = AttentionShape {
+                num_heads,
+                head_dim,
+                q_offsets: &offsets,
+                kv_offsets: &offsets,
+                scale: 1.0 / (head_dim as f32).sqrt(),
+                dropout,
+            };
+            let name = format!(
+                "{count:3} x {len:4} x {num_heads} x {head_dim} p {}",
+                dropout.map_or(0.0, |d| d.p)
+            );
+            report(&format!("forward  {name}"), 2 * flops, peak, || {
+                attention_forward(isa, &shape, &q, &k, &v, &mut out, &mut lse)
+            });
+            let saved = AttentionSaved {
+                q: &q,
+                k: &k,
+                v: &v,
+                out: &out,
+                lse: &lse,
+            };
+            report(&format!("backward {name}"), 5 * flops, peak, || {
+                attention_backward(isa, &shape, &saved, &d_out, &mut d_q, &mut d_k, &mut d_v)
+            });
+        }
+    }
+}
+
+fn bench_elementwise(isa: Isa) {
+    println!("elementwise, 2048 x 768");
+    let (n, d) = (2048, 768);
+    let x = random(n * d, 1);
+    let mut y = random(n * d, 2);
+    for kind in [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Silu,
+        Activation::Tanh,
+    ] {
+        bandwidth(&format!("{kind:?} forward"), n * d, || {
+            activation_forward(isa, kind, &x, &mut y)
+        });
+        bandwidth(&format!("{kind:?} backward"), n * d, || {
+            activation_backward(isa, kind, &x, &mut y)
+        });
+    }
+    let key = DropoutKey {
+        seed: 1,
+        step: 2,
+        site: 3,
+    };
+    let dropout = Dropout { p: 0.1, key };
+    y.fill(1e-3);
+    bandwidth("dropout", n * d, || dropout_apply(isa, dropout, &mut y));
+    let (weight, bias) = (random(d, 3), random(d, 4));
+    let (mut mean, mut rstd) = (vec![0.0; n], vec![0.0; n]);
+    let mut z = x.clone();
+    for dropout in [None, Some(dropout)] {
+        bandwidth(
+            &format!("norm forward, dropout {}", dropout.is_some()),
+            n * d,
+            || {
+                layer_norm_forward(
+                    isa,
+                    LayerNormForward {
+                        x: &mut z,
+                        residual: Some(&x),
+                        dropout,
+                        weight: &weight,
+                        bias: &bias,
+                        eps: 1e-5,
+                        y: &mut y,
+                        mean: &mut mean,
+                        rstd: &mut rstd,
+                    },
+                )
+            },
+        );
+    }
+    let z = random(n * d, 5);
+    bandwidth("norm backward", n * d, || {
+        layer_norm_backward(isa, &z, &mean, &rstd, &weight, &mut y)
+    });
+    bandwidth("add_assign", n * d, || add_assign(isa, &mut y, &x));
+    let mut sum = vec![0.0; d];
+    bandwidth("column_sum", n * d, || column_sum(isa, &x, d, &mut sum));
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |name: &str| {
+        let named = |a: &String| ["gemm", "attention", "elementwise"].contains(&a.as_str());
+        !arguments.iter().any(named) || arguments.iter().any(|a| a == name)
+    };
+    let threads: Option<usize> = arguments.iter().find_map(|a| a.parse().ok());
+    let isa = arguments
+        .iter()
+        .find_map(|a| Isa::from_name(a))
+        .unwrap_or_else(Isa::best);
+    assert!(isa.is_available(), "no `{}` here", isa.name());
+    for threads in threads.map_or(vec![1, 2], |t| vec![t]) {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("a thread pool");
+        pool.install(|| {
+            let one = fma_peak(isa);
+            let peak = one * threads as f64;
+            println!(
+                "{} threads {threads}, FMA peak {one:.1} GFLOP/s a thread, a product in the L1 cache {:.1}",
+                isa.name(),
+                product_peak(isa)
+            );
+            if wanted("gemm") {
+                bench_gemm(isa, peak);
+            }
+            if wanted("attention") {
+                bench_attention(isa, peak);
+            }
+            if wanted("elementwise") {
+                bench_elementwise(isa);
+            }
+        });
+    }
+}

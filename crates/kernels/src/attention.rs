@@ -1,0 +1,312 @@
+//! Bidirectional attention by offsets, forward and backward, in tiles: no T x T scores are ever stored.
+//!
+//! A task is one head of one sequence; it walks tiles of at most [`Q_BLOCK`] x [`KV_BLOCK`] scores with a running maximum
+//! and sum (flash attention, Dao et al. 2022). A causal mask would enter as a bound on the columns of each row where
+//! `Tile` is made and where its exponentials are taken.
+
+mod backward;
+mod forward;
+
+use crate::dropout::{Dropout, Mask};
+use crate::gemm::{PANEL, STRIP_STRIDE, pack_rows, packed_len};
+use crate::isa::Isa;
+use crate::matrix::MatRef;
+use crate::parallel::{SharedMut, for_each_task};
+use crate::simd::{Simd, dispatch};
+use std::cell::RefCell;
+
+/// Query rows of a tile.
+const Q_BLOCK: usize = 96;
+
+/// Key rows of a tile; a multiple of the dropout's group.
+const KV_BLOCK: usize = 512;
+
+/// Distance between rows of a tile: the one that the product's kernel knows.
+const TILE_STRIDE: usize = STRIP_STRIDE;
+
+/// What attention does to which rows. Sequence b's queries `q_offsets[b]..q_offsets[b + 1]` attend to its keys alone.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape<'a> {
+    /// H.
+    pub num_heads: usize,
+    /// Dh.
+    pub head_dim: usize,
+    /// `[B + 1]`, rising from 0 to the rows of q.
+    pub q_offsets: &'a [usize],
+    /// `[B + 1]`, rising from 0 to the rows of k and v.
+    pub kv_offsets: &'a [usize],
+    /// Factor of the scores, usually 1 / √Dh.
+    pub scale: f32,
+    /// Dropout of the probabilities; an element's index is a function of the query's row, the head and the key's place in
+    /// its sequence.
+    pub dropout: Option<Dropout>,
+}
+
+/// What the backward needs. Shapes: q, out [q rows, H * Dh]; k, v [kv rows, H * Dh]; lse [q rows, H].
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSaved<'a> {
+    /// Queries.
+    pub q: &'a [f32],
+    /// Keys.
+    pub k: &'a [f32],
+    /// Values.
+    pub v: &'a [f32],
+    /// The forward's result.
+    pub out: &'a [f32],
+    /// Logarithm of each row's sum of exponentials.
+    pub lse: &'a [f32],
+}
+
+impl AttentionShape<'_> {
+    fn width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Rows of q and of k. Panics unless the offsets rise from 0.
+    fn check(&self) -> (usize, usize) {
+        assert_eq!(self.q_offsets.len(), self.kv_offsets.len());
+        for offsets in [self.q_offsets, self.kv_offsets] {
+            assert!(offsets.first().is_none_or(|&first| first == 0));
+            assert!(offsets.windows(2).all(|pair| pair[0] <= pair[1]));
+        }
+        let last = |offsets: &[usize]| offsets.last().copied().unwrap_or(0);
+        (last(self.q_offsets), last(self.kv_offsets))
+    }
+
+    /// (sequence, head) pairs, the most work first: the long ones must not come last.
+    fn tasks(&self) -> Vec<(usize, usize)> {
+        let n = self.q_offsets.len().saturating_sub(1);
+        let mut sequences: Vec<usize> = (0..n).collect();
+        sequences.sort_by_key(|&b| std::cmp::Reverse(self.q_len(b) * self.kv_len(b)));
+        let heads = 0..self.num_heads;
+        sequences
+            .into_iter()
+            .flat_map(|b| heads.clone().map(move |h| (b, h)))
+            .collect()
+    }
+
+    fn q_len(&self, b: usize) -> usize {
+        self.q_offsets[b + 1] - self.q_offsets[b]
+    }
+
+    fn kv_len(&self, b: usize) -> usize {
+        self.kv_offsets[b + 1] - self.kv_offsets[b]
+    }
+}
+
+/// out = softmax(scale q kᵀ) v by head and sequence; the probabilities with dropout if asked. A sequence without keys gives 0.
+///
+/// Shapes: q, out [q rows, H * Dh]; k, v [kv rows, H * Dh]; lse [q rows, H]. Panics if a length disagrees.
+pub fn attention_forward(
+    isa: Isa,
+    shape: &AttentionShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let (q_rows, kv_rows) = shape.check();
+    let width = shape.width();
+    assert_eq!(q.len(), q_rows * width);
+    assert_eq!(out.len(), q_rows * width);
+    assert_eq!(k.len(), kv_rows * width);
+    assert_eq!(v.len(), kv_rows * width);
+    assert_eq!(lse.len(), q_rows * shape.num_heads);
+    let mask = make_mask(shape);
+    let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
+    run_tasks(shape, |head, scratch| {
+        let op = forward::Forward {
+            head,
+            mask,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            scratch,
+        };
+        dispatch(isa, op);
+    });
+}
+
+/// The gradients of q, k and v, overwritten. Scores are computed again from q, k and lse, dropout from its key.
+///
+/// Shapes: d_out, d_q [q rows, H * Dh]; d_k, d_v [kv rows, H * Dh]. Panics if a length disagrees.
+pub fn attention_backward(
+    isa: Isa,
+    shape: &AttentionShape,
+    saved: &AttentionSaved,
+    d_out: &[f32],
+    d_q: &mut [f32],
+    d_k: &mut [f32],
+    d_v: &mut [f32],
+) {
+    let (q_rows, kv_rows) = shape.check();
+    let width = shape.width();
+    for of_q in [saved.q, saved.out, d_out, d_q] {
+        assert_eq!(of_q.len(), q_rows * width);
+    }
+    for of_kv in [saved.k, saved.v, d_k, d_v] {
+        assert_eq!(of_kv.len(), kv_rows * width);
+    }
+    assert_eq!(saved.lse.len(), q_rows * shape.num_heads);
+    let mask = make_mask(shape);
+    let (d_q, d_k, d_v) = (
+        SharedMut::new(d_q),
+        SharedMut::new(d_k),
+        SharedMut::new(d_v),
+    );
+    run_tasks(shape, |head, scratch| {
+        let op = backward::Backward {
+            head,
+            mask,
+            saved: *saved,
+            d_out,
+            d_q,
+            d_k,
+            d_v,
+            scratch,
+        };
+        dispatch(isa, op);
+    });
+}
+
+fn make_mask(shape: &AttentionShape) -> Option<Mask> {
+    shape.dropout.filter(|d| d.p > 0.0).map(Mask::new)
+}
+
+/// One head of one sequence: where its rows are.
+#[derive(Clone, Copy)]
+struct Head {
+    num_heads: usize,
+    head: usize,
+    head_dim: usize,
+    width: usize,
+    q_start: usize,
+    q_len: usize,
+    kv_start: usize,
+    kv_len: usize,
+    scale: f32,
+}
+
+impl Head {
+    /// Position of query `i` of the sequence in a [q rows, H * Dh] buffer.
+    fn q_at(&self, i: usize) -> usize {
+        (self.q_start + i) * self.width + self.head * self.head_dim
+    }
+
+    /// Position of key `j` of the sequence in a [kv rows, H * Dh] buffer.
+    fn kv_at(&self, j: usize) -> usize {
+        (self.kv_start + j) * self.width + self.head * self.head_dim
+    }
+
+    /// Position of query `i` in a [q rows, H] buffer.
+    fn lse_at(&self, i: usize) -> usize {
+        (self.q_start + i) * self.num_heads + self.head
+    }
+
+    /// Dropout index of the first key of query `i`: a row owns 2^32 indices.
+    fn dropout_index(&self, i: usize) -> u64 {
+        (self.lse_at(i) as u64) << 32
+    }
+
+    /// This head's keys or values, [kv_len, Dh].
+    fn kv_rows<'a>(&self, x: &'a [f32]) -> MatRef<'a> {
+        MatRef::strided(
+            &x[self.kv_at(0)..],
+            self.kv_len,
+            self.head_dim,
+            self.width,
+            1,
+        )
+    }
+}
+
+/// Buffers that a thread keeps between tasks: fresh ones of this size would be mapped and faulted in each time.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    scores: Vec<f32>,
+    d_scores: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// At least `len` elements, whatever they hold.
+fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+fn run_tasks(shape: &AttentionShape, run: impl Fn(Head, &mut Scratch) + Sync + Send) {
+    if shape.width() == 0 {
+        return;
+    }
+    let tasks = shape.tasks();
+    // Several small heads a task, or a task's cost would show: at least 64 x 64 scores.
+    let heads_per_task = match tasks.first() {
+        None => return,
+        Some(&(b, _)) => {
+            let largest = shape.q_len(b) * shape.kv_len(b);
+            (4096 / largest.max(1)).clamp(1, 16)
+        }
+    };
+    for_each_task(tasks.len().div_ceil(heads_per_task), |index| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let first = index * heads_per_task;
+            let last = (first + heads_per_task).min(tasks.len());
+            for &(b, h) in &tasks[first..last] {
+                let head = Head {
+                    num_heads: shape.num_heads,
+                    head: h,
+                    head_dim: shape.head_dim,
+                    width: shape.width(),
+                    q_start: shape.q_offsets[b],
+                    q_len: shape.q_len(b),
+                    kv_start: shape.kv_offsets[b],
+                    kv_len: shape.kv_len(b),
+                    scale: shape.scale,
+                };
+                if head.q_len > 0 || head.kv_len > 0 {
+                    run(head, scratch);
+                }
+            }
+        });
+    });
+}
+
+/// Packs [len, Dh] rows into panels of PANEL rows: the b operand of q kᵀ.
+#[inline(always)]
+fn pack_panels<S: Simd>(s: S, rows: MatRef, buffer: &mut Vec<f32>) {
+    let (n, d) = (rows.rows(), rows.cols());
+    let packed = at_least(buffer, packed_len(n, d));
+    for (p, panel) in packed.chunks_exact_mut(d * PANEL).enumerate() {
+        let range = p * PANEL..((p + 1) * PANEL).min(n);
+        pack_rows(s, rows.rows_range(range), panel, PANEL);
+    }
+}
+
+/// Asks for this head's part of rows that will soon be read: their distance defeats the machine's own prefetching.
+#[inline(always)]
+fn prefetch_rows<S: Simd>(s: S, x: &[f32], first: usize, rows: usize, head: &Head) {
+    for row in 0..rows.min(KV_BLOCK) {
+        for line in (0..head.head_dim).step_by(16) {
+            s.prefetch(x.as_ptr().wrapping_add(first + row * head.width + line));
+        }
+    }
+}
+
+/// One tile: queries i .. i + m against keys j .. j + n.
+#[derive(Clone, Copy)]
+struct Tile {
+    i: usize,
+    m: usize,
+    j: usize,
+    n: usize,
+}

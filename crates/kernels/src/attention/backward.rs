@@ -1,0 +1,230 @@
+//! The backward task: one head of one sequence.
+
+use super::{
+    AttentionSaved, Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels,
+    prefetch_rows,
+};
+use crate::dropout::{GROUP, Mask};
+use crate::gemm::{Block, PANEL, multiply_block};
+use crate::math::exp;
+use crate::parallel::SharedMut;
+use crate::simd::{Simd, SimdOp, lanes_at, load_at, store_at};
+
+pub(super) struct Backward<'a> {
+    pub head: Head,
+    pub mask: Option<Mask>,
+    pub saved: AttentionSaved<'a>,
+    pub d_out: &'a [f32],
+    pub d_q: SharedMut,
+    pub d_k: SharedMut,
+    pub d_v: SharedMut,
+    pub scratch: &'a mut Scratch,
+}
+
+impl SimdOp for Backward<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let head = self.head;
+        if head.q_len == 0 || head.kv_len == 0 {
+            self.clear();
+            return;
+        }
+        prefetch_rows(s, self.saved.k, head.kv_at(0), head.kv_len, &head);
+        prefetch_rows(s, self.saved.v, head.kv_at(0), head.kv_len, &head);
+        for of_q in [self.saved.q, self.d_out, self.saved.out] {
+            prefetch_rows(s, of_q, head.q_at(0), head.q_len.min(Q_BLOCK), &head);
+        }
+        pack_panels(s, head.kv_rows(self.saved.k), &mut self.scratch.keys);
+        pack_panels(s, head.kv_rows(self.saved.v), &mut self.scratch.values);
+        let scores = at_least(&mut self.scratch.scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
+        let d_scores = at_least(&mut self.scratch.d_scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
+        let mut i = 0;
+        while i < head.q_len {
+            let m = (head.q_len - i).min(Q_BLOCK);
+            let mut j = 0;
+            while j < head.kv_len {
+                let n = (head.kv_len - j).min(KV_BLOCK);
+                s.call(BackwardTile {
+                    task: &self,
+                    tile: Tile { i, m, j, n },
+                    scores,
+                    d_scores,
+                });
+                j += n;
+            }
+            i += m;
+        }
+    }
+}
+
+impl Backward<'_> {
+    /// Without queries or without keys every gradient of the other side is zero.
+    fn clear(&self) {
+        let head = self.head;
+        // SAFETY: the rows lie inside the buffers, whose lengths the entry asserted, and no other task writes this
+        // head's columns of this sequence's rows.
+        unsafe {
+            for i in 0..head.q_len {
+                let row = self.d_q.get().add(head.q_at(i));
+                std::slice::from_raw_parts_mut(row, head.head_dim).fill(0.0);
+            }
+            for j in 0..head.kv_len {
+                for d in [self.d_k, self.d_v] {
+                    let row = d.get().add(head.kv_at(j));
+                    std::slice::from_raw_parts_mut(row, head.head_dim).fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+struct BackwardTile<'a, 't> {
+    task: &'a Backward<'t>,
+    tile: Tile,
+    scores: *mut f32,
+    d_scores: *mut f32,
+}
+
+impl SimdOp for BackwardTile<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (task, tile, head) = (self.task, self.tile, self.task.head);
+        let (p, d_s) = (self.scores, self.d_scores);
+        let q = task.saved.q[head.q_at(tile.i)..].as_ptr();
+        let d_out = task.d_out[head.q_at(tile.i)..].as_ptr();
+        let rows = Block {
+            a: q,
+            a_row: head.width,
+            a_col: 1,
+            b: task.scratch.keys[tile.j * head.head_dim..].as_ptr(),
+            b_row: PANEL,
+            b_panel: head.head_dim * PANEL,
+            b_padded: true,
+            c: p,
+            c_row: TILE_STRIDE,
+            bias: std::ptr::null(),
+            m: tile.m,
+            n: tile.n,
+            k: head.head_dim,
+            alpha: head.scale,
+            accumulate: false,
+        };
+        // Gradients of keys and values: the transposed tile times rows of queries or of d_out.
+        let columns = Block {
+            a: p,
+            a_row: 1,
+            a_col: TILE_STRIDE,
+            b: d_out,
+            b_row: head.width,
+            b_panel: PANEL,
+            b_padded: false,
+            c_row: head.width,
+            m: tile.n,
+            n: head.head_dim,
+            k: tile.m,
+            alpha: 1.0,
+            accumulate: tile.i > 0,
+            ..rows
+        };
+        // SAFETY: the entry asserted the lengths of all operands; tile rows and columns lie inside the sequence; the
+        // two score buffers hold Q_BLOCK rows of TILE_STRIDE, of which this thread is the only user; no other task
+        // writes this head's columns of this sequence's rows of d_q, d_k and d_v.
+        unsafe {
+            multiply_block(s, &rows);
+            let values = task.scratch.values[tile.j * head.head_dim..].as_ptr();
+            multiply_block(
+                s,
+                &Block {
+                    a: d_out,
+                    b: values,
+                    c: d_s,
+                    alpha: 1.0,
+                    ..rows
+                },
+            );
+            for row in 0..tile.m {
+                let p = std::slice::from_raw_parts_mut(p.add(row * TILE_STRIDE), tile.n);
+                let d_s = std::slice::from_raw_parts_mut(d_s.add(row * TILE_STRIDE), tile.n);
+                task.row(s, tile, row, p, d_s);
+            }
+            let d_v = task.d_v.get().add(head.kv_at(tile.j));
+            multiply_block(s, &Block { c: d_v, ..columns });
+            let d_k = task.d_k.get().add(head.kv_at(tile.j));
+            multiply_block(
+                s,
+                &Block {
+                    a: d_s,
+                    b: q,
+                    c: d_k,
+                    ..columns
+                },
+            );
+            multiply_block(
+                s,
+                &Block {
+                    a: d_s,
+                    a_row: TILE_STRIDE,
+                    a_col: 1,
+                    b: task.saved.k[head.kv_at(tile.j)..].as_ptr(),
+                    c: task.d_q.get().add(head.q_at(tile.i)),
+                    m: tile.m,
+                    k: tile.n,
+                    accumulate: tile.j > 0,
+                    ..columns
+                },
+            );
+        }
+    }
+}
+
+impl Backward<'_> {
+    /// Scores become dropped-out probabilities, and d_p becomes d_s = p (d_p mask - delta) scale.
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, tile: Tile, row: usize, p: &mut [f32], d_s: &mut [f32]) {
+        let head = self.head;
+        let i = tile.i + row;
+        let at_row = head.q_at(i);
+        let out = &self.saved.out[at_row..][..head.head_dim];
+        let d_out = &self.d_out[at_row..][..head.head_dim];
+        let delta = s.splat(dot(s, out, d_out));
+        let lse = s.splat(self.saved.lse[head.lse_at(i)]);
+        let scale = s.splat(head.scale);
+        let mut factors = [1.0; GROUP];
+        let mut start = 0;
+        while start < tile.n {
+            let len = (tile.n - start).min(GROUP);
+            if let Some(mask) = &self.mask {
+                // Tiles start at multiples of the group, so that groups and runs coincide.
+                let first = head.dropout_index(i) + (tile.j + start) as u64;
+                factors = mask.group(s, first / GROUP as u64);
+            }
+            let mut at = 0;
+            while at < len {
+                let n = lanes_at::<S>(at, len);
+                let factor = load_at(s, &factors, at, n);
+                let at_column = start + at;
+                let probability = exp(s, s.sub(load_at(s, p, at_column, n), lse));
+                let d_p = s.mul(load_at(s, d_s, at_column, n), factor);
+                let d_score = s.mul(s.mul(probability, s.sub(d_p, delta)), scale);
+                store_at(s, p, at_column, s.mul(probability, factor), n);
+                store_at(s, d_s, at_column, d_score, n);
+                at += S::LANES;
+            }
+            start += len;
+        }
+    }
+}
+
+#[inline(always)]
+fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = s.splat(0.0);
+    let mut at = 0;
+    while at < a.len() {
+        let n = lanes_at::<S>(at, a.len());
+        sum = s.mul_add(load_at(s, a, at, n), load_at(s, b, at, n), sum);
+        at += S::LANES;
+    }
+    s.reduce_add(sum)
+}

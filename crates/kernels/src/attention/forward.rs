@@ -1,0 +1,173 @@
+//! The forward task: one head of one sequence.
+
+use super::{
+    Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels, prefetch_rows,
+};
+use crate::dropout::Mask;
+use crate::elementwise::scale_in_place;
+use crate::gemm::{Block, PANEL, multiply_block};
+use crate::loss::{exp_in_place, row_max};
+use crate::parallel::SharedMut;
+use crate::simd::{Simd, SimdOp};
+
+pub(super) struct Forward<'a> {
+    pub head: Head,
+    pub mask: Option<Mask>,
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub out: SharedMut,
+    pub lse: SharedMut,
+    pub scratch: &'a mut Scratch,
+}
+
+impl SimdOp for Forward<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let head = self.head;
+        if head.kv_len == 0 {
+            for i in 0..head.q_len {
+                // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other
+                // task writes this head's columns of this sequence's rows.
+                unsafe {
+                    out_row(self.out, &head, i).fill(0.0);
+                    *self.lse.get().add(head.lse_at(i)) = f32::NEG_INFINITY;
+                }
+            }
+            return;
+        }
+        prefetch_rows(s, self.k, head.kv_at(0), head.kv_len, &head);
+        prefetch_rows(s, self.q, head.q_at(0), head.q_len, &head);
+        prefetch_rows(s, self.v, head.kv_at(0), head.kv_len, &head);
+        pack_panels(s, head.kv_rows(self.k), &mut self.scratch.keys);
+        let scores = at_least(&mut self.scratch.scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
+        let mut i = 0;
+        while i < head.q_len {
+            let m = (head.q_len - i).min(Q_BLOCK);
+            let mut state = RowState::default();
+            let mut j = 0;
+            while j < head.kv_len {
+                let n = (head.kv_len - j).min(KV_BLOCK);
+                s.call(ForwardTile {
+                    task: &self,
+                    tile: Tile { i, m, j, n },
+                    state: &mut state,
+                    scores,
+                });
+                j += n;
+            }
+            for row in 0..m {
+                let sum = state.sum[row];
+                // SAFETY: as above.
+                unsafe {
+                    scale_in_place(s, out_row(self.out, &head, i + row), 1.0 / sum);
+                    *self.lse.get().add(head.lse_at(i + row)) = state.max[row] + sum.ln();
+                }
+            }
+            i += m;
+        }
+    }
+}
+
+/// Row `i` of this head's output.
+///
+/// # Safety
+/// `i` is below the sequence's length, the buffer outlives the use, and nothing else uses the row meanwhile.
+unsafe fn out_row<'a>(out: SharedMut, head: &Head, i: usize) -> &'a mut [f32] {
+    // SAFETY: the caller's contract.
+    unsafe { std::slice::from_raw_parts_mut(out.get().add(head.q_at(i)), head.head_dim) }
+}
+
+/// Running maximum and sum of a block's rows.
+struct RowState {
+    max: [f32; Q_BLOCK],
+    sum: [f32; Q_BLOCK],
+}
+
+impl Default for RowState {
+    fn default() -> Self {
+        Self {
+            max: [f32::NEG_INFINITY; Q_BLOCK],
+            sum: [0.0; Q_BLOCK],
+        }
+    }
+}
+
+struct ForwardTile<'a, 't> {
+    task: &'a Forward<'t>,
+    tile: Tile,
+    state: &'a mut RowState,
+    scores: *mut f32,
+}
+
+impl SimdOp for ForwardTile<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (task, tile, head) = (self.task, self.tile, self.task.head);
+        let scores = self.scores;
+        // SAFETY: the entry asserted the lengths of q, k, v and out; tile rows and columns lie inside the sequence; the
+        // scores hold Q_BLOCK rows of TILE_STRIDE, of which this thread is the only user; keys were packed up to whole panels.
+        unsafe {
+            multiply_block(
+                s,
+                &Block {
+                    a: task.q.as_ptr().add(head.q_at(tile.i)),
+                    a_row: head.width,
+                    a_col: 1,
+                    b: task.scratch.keys.as_ptr().add(tile.j * head.head_dim),
+                    b_row: PANEL,
+                    b_panel: head.head_dim * PANEL,
+                    b_padded: true,
+                    c: scores,
+                    c_row: TILE_STRIDE,
+                    bias: std::ptr::null(),
+                    m: tile.m,
+                    n: tile.n,
+                    k: head.head_dim,
+                    alpha: head.scale,
+                    accumulate: false,
+                },
+            );
+            for row in 0..tile.m {
+                let p = std::slice::from_raw_parts_mut(scores.add(row * TILE_STRIDE), tile.n);
+                let old = self.state.max[row];
+                let max = row_max(s, p).max(old);
+                let sum = exp_in_place(s, p, max);
+                if tile.j > 0 {
+                    let correction = (old - max).exp();
+                    self.state.sum[row] = self.state.sum[row] * correction + sum;
+                    scale_in_place(s, out_row(task.out, &head, tile.i + row), correction);
+                } else {
+                    self.state.sum[row] = sum;
+                }
+                self.state.max[row] = max;
+                if let Some(mask) = &task.mask {
+                    let first = head.dropout_index(tile.i + row) + tile.j as u64;
+                    mask.apply(s, first, p);
+                }
+            }
+            multiply_block(
+                s,
+                &Block {
+                    a: scores,
+                    a_row: TILE_STRIDE,
+                    a_col: 1,
+                    b: task.v.as_ptr().add(head.kv_at(tile.j)),
+                    b_row: head.width,
+                    b_panel: PANEL,
+                    b_padded: false,
+                    c: task.out.get().add(head.q_at(tile.i)),
+                    c_row: head.width,
+                    bias: std::ptr::null(),
+                    m: tile.m,
+                    n: head.head_dim,
+                    k: tile.n,
+                    alpha: 1.0,
+                    accumulate: tile.j > 0,
+                },
+            );
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Arithmetic on slices of `f32`: packed GEMM, attention, norms, activations, losses, AdamW and counter-based random numbers.
+//!
+//! Nothing here knows of tensors, devices or models. Every function takes the instruction set to use as its first argument
+//! ([`Isa`]), splits its work by shape alone and reduces in a fixed order, so that the result's bits depend neither on
+//! the number of threads nor, for functions of rows, on the other rows of the call. [`mod@reference`] holds a slow `f64`
+//! definition of every operation, forward and backward.
+
+mod activation;
+mod attention;
+mod dropout;
+mod elementwise;
+mod embedding;
+mod gemm;
+mod isa;
+mod loss;
+mod math;
+mod matrix;
+mod norm;
+mod optimizer;
+mod parallel;
+mod philox;
+pub mod reference;
+mod simd;
+
+pub use activation::{
+    Activation, activation_backward, activation_forward, activation_forward_in_place,
+};
+pub use attention::{AttentionSaved, AttentionShape, attention_backward, attention_forward};
+pub use dropout::{Dropout, DropoutKey, dropout_apply};
+pub use elementwise::{add_assign, all_finite, column_sum, scale, sum_of_squares};
+pub use embedding::{embedding_gather, embedding_scatter_add};
+pub use gemm::{Gemm, PANEL, gemm, gemm_transposed_a, pack, packed_len, repack_transposed, unpack};
+pub use isa::Isa;
+pub use loss::{bce_with_logits, cross_entropy, mse};
+pub use matrix::MatRef;
+pub use norm::{LayerNormForward, layer_norm_backward, layer_norm_forward, layer_norm_param_grads};
+pub use optimizer::{AdamW, adamw_step};
+pub use philox::{fill_normal, fill_uniform, philox4x32_10};

@@ -1,0 +1,134 @@
+//! A strided view of a matrix inside a slice.
+
+use std::ops::Range;
+
+/// A matrix view: element (i, j) lies at `data[i * row_stride + j * col_stride]`. Bounds are asserted at construction.
+#[derive(Clone, Copy, Debug)]
+pub struct MatRef<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> MatRef<'a> {
+    /// A row-major view, rows end to end. Panics if `data` is not `rows * cols` long.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "a [{rows}, {cols}] matrix");
+        Self::strided(data, rows, cols, cols, 1)
+    }
+
+    /// A view with any strides, in elements. Panics if an element would lie outside `data`.
+    pub fn strided(
+        data: &'a [f32],
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+        col_stride: usize,
+    ) -> Self {
+        if rows > 0 && cols > 0 {
+            let last = (rows - 1)
+                .checked_mul(row_stride)
+                .zip((cols - 1).checked_mul(col_stride))
+                .and_then(|(row, col)| row.checked_add(col));
+            assert!(
+                last.is_some_and(|last| last < data.len()),
+                "a [{rows}, {cols}] view with strides {row_stride}, {col_stride} exceeds {} elements",
+                data.len()
+            );
+        }
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride,
+        }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+        }
+    }
+
+    /// Some of the rows. Panics if the range exceeds the rows.
+    pub fn rows_range(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.rows);
+        let start = (range.start * self.row_stride).min(self.data.len());
+        Self {
+            data: &self.data[start..],
+            rows: range.len(),
+            ..self
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(self) -> usize {
+        self.cols
+    }
+
+    /// Distance of an element to the one below it.
+    pub fn row_stride(self) -> usize {
+        self.row_stride
+    }
+
+    /// Distance of an element to the one right of it.
+    pub fn col_stride(self) -> usize {
+        self.col_stride
+    }
+
+    /// Element (i, j). Panics outside the view.
+    pub fn at(self, i: usize, j: usize) -> f32 {
+        assert!(i < self.rows && j < self.cols);
+        self.data[i * self.row_stride + j * self.col_stride]
+    }
+
+    pub(crate) fn data(self) -> &'a [f32] {
+        self.data
+    }
+
+    pub(crate) fn as_ptr(self) -> *const f32 {
+        self.data.as_ptr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_name_the_elements_they_say() {
+        let data: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let view = MatRef::new(&data, 3, 4);
+        assert_eq!(view.at(2, 1), 9.0);
+        assert_eq!(view.transposed().at(1, 2), 9.0);
+        assert_eq!(view.rows_range(1..3).at(1, 1), 9.0);
+        assert_eq!(view.transposed().rows_range(1..2).at(0, 2), 9.0);
+        assert_eq!(view.rows_range(3..3).rows(), 0);
+        assert_eq!(MatRef::strided(&data[1..], 2, 2, 5, 2).at(1, 1), 8.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "exceeds 12 elements")]
+    fn a_view_beyond_its_data_panics() {
+        MatRef::strided(&[0.0; 12], 3, 4, 5, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "exceeds 1 elements")]
+    fn an_overflowing_view_panics() {
+        MatRef::strided(&[0.0], 3, 2, usize::MAX, 1);
+    }
+}

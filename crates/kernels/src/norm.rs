@@ -1,0 +1,306 @@
+//! Layer norm with the residual sum and the dropout before it, forward and backward.
+
+use crate::dropout::{Dropout, Mask};
+use crate::elementwise::add_in_place;
+use crate::isa::Isa;
+use crate::parallel::{chunk_range, map_tasks, rows_per_task};
+use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
+use rayon::prelude::*;
+
+/// Arguments of [`layer_norm_forward`]. Shapes: x, residual, y [n, d]; weight, bias `[d]`; mean, rstd `[n]`.
+pub struct LayerNormForward<'a> {
+    /// The input; on return z = dropout(x) + residual, which the backward needs.
+    pub x: &'a mut [f32],
+    /// Added after the dropout.
+    pub residual: Option<&'a [f32]>,
+    /// Applied to x; an element's index is its position in x.
+    pub dropout: Option<Dropout>,
+    /// The norm's weight.
+    pub weight: &'a [f32],
+    /// The norm's bias.
+    pub bias: &'a [f32],
+    /// Added to the variance.
+    pub eps: f32,
+    /// The result.
+    pub y: &'a mut [f32],
+    /// Mean of each row of z, saved for the backward.
+    pub mean: &'a mut [f32],
+    /// 1 / √(variance + eps) of each row of z, saved for the backward.
+    pub rstd: &'a mut [f32],
+}
+
+/// y = (z - mean) rstd weight + bias over each row of z = dropout(x) + residual; the variance is the biased one.
+///
+/// Panics if a length disagrees.
+pub fn layer_norm_forward(isa: Isa, args: LayerNormForward) {
+    let d = args.weight.len();
+    let n = args.mean.len();
+    assert_eq!(args.bias.len(), d);
+    assert_eq!(args.rstd.len(), n);
+    assert_eq!(args.x.len(), n * d);
+    assert_eq!(args.y.len(), n * d);
+    if let Some(residual) = args.residual {
+        assert_eq!(residual.len(), n * d);
+    }
+    if n == 0 || d == 0 {
+        return;
+    }
+    let (residual, weight, bias, eps) = (args.residual, args.weight, args.bias, args.eps);
+    let mask = args.dropout.filter(|d| d.p > 0.0).map(Mask::new);
+    let rows = rows_per_task(d);
+    let task = |index: usize, x: &mut [f32], y: &mut [f32], mean: &mut [f32], rstd: &mut [f32]| {
+        let first = index * rows * d;
+        let op = ForwardRows {
+            residual: residual.map(|r| &r[first..first + x.len()]),
+            x,
+            mask,
+            first,
+            weight,
+            bias,
+            eps,
+            y,
+            mean,
+            rstd,
+        };
+        dispatch(isa, op);
+    };
+    if n <= rows {
+        task(0, args.x, args.y, args.mean, args.rstd);
+    } else {
+        (args.x.par_chunks_mut(rows * d))
+            .zip(args.y.par_chunks_mut(rows * d))
+            .zip(args.mean.par_chunks_mut(rows))
+            .zip(args.rstd.par_chunks_mut(rows))
+            .enumerate()
+            .for_each(|(index, (((x, y), mean), rstd))| task(index, x, y, mean, rstd));
+    }
+}
+
+struct ForwardRows<'a> {
+    x: &'a mut [f32],
+    residual: Option<&'a [f32]>,
+    mask: Option<Mask>,
+    first: usize,
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+    y: &'a mut [f32],
+    mean: &'a mut [f32],
+    rstd: &'a mut [f32],
+}
+
+impl SimdOp for ForwardRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let d = self.weight.len();
+        for row in 0..self.mean.len() {
+            let z = &mut self.x[row * d..][..d];
+            if let Some(mask) = &self.mask {
+                mask.apply(s, (self.first + row * d) as u64, z);
+            }
+            if let Some(residual) = self.residual {
+                add_in_place(s, z, &residual[row * d..][..d]);
+            }
+            let mean = row_sum(s, z) / d as f32;
+            // Two passes: the mean square minus the squared mean would cancel.
+            let variance = row_square_deviation(s, z, mean) / d as f32;
+            let rstd = 1.0 / (variance + self.eps).sqrt();
+            self.mean[row] = mean;
+            self.rstd[row] = rstd;
+            let (mean, rstd) = (s.splat(mean), s.splat(rstd));
+            let y = &mut self.y[row * d..][..d];
+            let mut at = 0;
+            while at < d {
+                let n = lanes_at::<S>(at, d);
+                let normal = s.mul(s.sub(load_at(s, z, at, n), mean), rstd);
+                let weight = load_at(s, self.weight, at, n);
+                let value = s.mul_add(normal, weight, load_at(s, self.bias, at, n));
+                store_at(s, y, at, value, n);
+                at += S::LANES;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn row_sum<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let mut sum = s.splat(0.0);
+    let mut at = 0;
+    while at < x.len() {
+        sum = s.add(sum, load_at(s, x, at, lanes_at::<S>(at, x.len())));
+        at += S::LANES;
+    }
+    s.reduce_add(sum)
+}
+
+#[inline(always)]
+fn row_square_deviation<S: Simd>(s: S, x: &[f32], mean: f32) -> f32 {
+    let center = s.splat(mean);
+    let mut sum = s.splat(0.0);
+    let whole = x.len() / S::LANES * S::LANES;
+    let mut at = 0;
+    while at < whole {
+        let deviation = s.sub(load_at(s, x, at, S::LANES), center);
+        sum = s.mul_add(deviation, deviation, sum);
+        at += S::LANES;
+    }
+    // The lanes behind the end would count as -mean: the rest is summed one by one.
+    let mut rest = 0.0;
+    for &v in &x[whole..] {
+        rest += (v - mean) * (v - mean);
+    }
+    s.reduce_add(sum) + rest
+}
+
+/// d_z in place of d_y: d_z = rstd (g - mean(g) - n mean(g n)) with g = d_y weight and n = (z - mean) rstd.
+///
+/// Shapes: z, d_y [n, d]; mean, rstd `[n]`; weight `[d]`. Panics if a length disagrees. The gradient of the residual is d_z
+/// itself; that of x is d_z after the same dropout.
+pub fn layer_norm_backward(
+    isa: Isa,
+    z: &[f32],
+    mean: &[f32],
+    rstd: &[f32],
+    weight: &[f32],
+    d_y: &mut [f32],
+) {
+    let (n, d) = (mean.len(), weight.len());
+    assert_eq!(rstd.len(), n);
+    assert_eq!(z.len(), n * d);
+    assert_eq!(d_y.len(), n * d);
+    if n == 0 || d == 0 {
+        return;
+    }
+    let rows = rows_per_task(d);
+    crate::parallel::for_each_chunk(d_y, rows * d, |start, d_y| {
+        let first = start / d;
+        let count = d_y.len() / d;
+        let op = BackwardRows {
+            z: &z[start..start + d_y.len()],
+            mean: &mean[first..first + count],
+            rstd: &rstd[first..first + count],
+            weight,
+            d_y,
+        };
+        dispatch(isa, op);
+    });
+}
+
+struct BackwardRows<'a> {
+    z: &'a [f32],
+    mean: &'a [f32],
+    rstd: &'a [f32],
+    weight: &'a [f32],
+    d_y: &'a mut [f32],
+}
+
+impl SimdOp for BackwardRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let d = self.weight.len();
+        for row in 0..self.mean.len() {
+            let z = &self.z[row * d..][..d];
+            let d_y = &mut self.d_y[row * d..][..d];
+            let (mean, rstd) = (s.splat(self.mean[row]), s.splat(self.rstd[row]));
+            let mut sum = s.splat(0.0);
+            let mut product = s.splat(0.0);
+            let mut at = 0;
+            while at < d {
+                let n = lanes_at::<S>(at, d);
+                // Behind the end g is 0, and so are both terms.
+                let g = s.mul(load_at(s, d_y, at, n), load_at(s, self.weight, at, n));
+                let normal = s.mul(s.sub(load_at(s, z, at, n), mean), rstd);
+                sum = s.add(sum, g);
+                product = s.mul_add(g, normal, product);
+                at += S::LANES;
+            }
+            let mean_g = s.splat(s.reduce_add(sum) / d as f32);
+            let mean_product = s.splat(s.reduce_add(product) / d as f32);
+            let mut at = 0;
+            while at < d {
+                let n = lanes_at::<S>(at, d);
+                let g = s.mul(load_at(s, d_y, at, n), load_at(s, self.weight, at, n));
+                let normal = s.mul(s.sub(load_at(s, z, at, n), mean), rstd);
+                let centered = s.neg_mul_add(normal, mean_product, s.sub(g, mean_g));
+                store_at(s, d_y, at, s.mul(rstd, centered), n);
+                at += S::LANES;
+            }
+        }
+    }
+}
+
+/// d_weight += Σ d_y (z - mean) rstd and d_bias += Σ d_y over the rows, in fixed chunks, in order.
+///
+/// `d_y` is the upstream gradient, untouched by [`layer_norm_backward`]. Panics if a length disagrees.
+pub fn layer_norm_param_grads(
+    isa: Isa,
+    z: &[f32],
+    mean: &[f32],
+    rstd: &[f32],
+    d_y: &[f32],
+    d_weight: &mut [f32],
+    d_bias: &mut [f32],
+) {
+    let (n, d) = (mean.len(), d_weight.len());
+    assert_eq!(d_bias.len(), d);
+    assert_eq!(rstd.len(), n);
+    assert_eq!(z.len(), n * d);
+    assert_eq!(d_y.len(), n * d);
+    if d == 0 {
+        return;
+    }
+    let rows = rows_per_task(d).max(16);
+    let partials = map_tasks(n.div_ceil(rows), |task| {
+        let range = chunk_range(task, rows, n);
+        let mut sums = (vec![0.0; d], vec![0.0; d]);
+        let op = ParamGrads {
+            z: &z[range.start * d..range.end * d],
+            mean: &mean[range.clone()],
+            rstd: &rstd[range.clone()],
+            d_y: &d_y[range.start * d..range.end * d],
+            d_weight: &mut sums.0,
+            d_bias: &mut sums.1,
+        };
+        dispatch(isa, op);
+        sums
+    });
+    for (weight, bias) in &partials {
+        crate::elementwise::add_assign(isa, d_weight, weight);
+        crate::elementwise::add_assign(isa, d_bias, bias);
+    }
+}
+
+struct ParamGrads<'a> {
+    z: &'a [f32],
+    mean: &'a [f32],
+    rstd: &'a [f32],
+    d_y: &'a [f32],
+    d_weight: &'a mut [f32],
+    d_bias: &'a mut [f32],
+}
+
+impl SimdOp for ParamGrads<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let d = self.d_weight.len();
+        for row in 0..self.mean.len() {
+            let z = &self.z[row * d..][..d];
+            let d_y = &self.d_y[row * d..][..d];
+            let (mean, rstd) = (s.splat(self.mean[row]), s.splat(self.rstd[row]));
+            let mut at = 0;
+            while at < d {
+                let n = lanes_at::<S>(at, d);
+                let g = load_at(s, d_y, at, n);
+                let normal = s.mul(s.sub(load_at(s, z, at, n), mean), rstd);
+                let weight = s.mul_add(g, normal, load_at(s, self.d_weight, at, n));
+                store_at(s, self.d_weight, at, weight, n);
+                let bias = s.add(g, load_at(s, self.d_bias, at, n));
+                store_at(s, self.d_bias, at, bias, n);
+                at += S::LANES;
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Sixteen lanes: AVX-512 F, BW, DQ, VL.
+
+use super::{Simd, SimdOp};
+use std::arch::x86_64::*;
+
+/// The token of AVX-512.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The machine has AVX2, FMA, F16C and AVX-512 F, BW, DQ, VL.
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[inline(never)]
+fn run<O: SimdOp>(s: Avx512, op: O) -> O::Output {
+    op.run(s)
+}
+
+#[inline(always)]
+fn mask(n: usize) -> __mmask16 {
+    debug_assert!(n <= 16);
+    ((1u32 << n) - 1) as __mmask16
+}
+
+/// Wraps intrinsics that need nothing but the instruction set.
+macro_rules! pure {
+    ($($body:tt)*) => {{
+        // SAFETY: the token proves that the machine has the instructions (see `Avx512::new`).
+        unsafe { $($body)* }
+    }};
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    type U = __m512i;
+    const LANES: usize = 16;
+    const GEMM_ROWS: usize = 12;
+    const GEMM_VECS: usize = 2;
+
+    #[inline(always)]
+    fn call<O: SimdOp>(self, op: O) -> O::Output {
+        pure!(run(self, op))
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        pure!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(self, p: *const f32, n: usize) -> __m512 {
+        // SAFETY: the caller's contract, and the token; masked lanes are not read.
+        unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, v: __m512, n: usize) {
+        // SAFETY: the caller's contract, and the token; masked lanes are not written.
+        unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        pure!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        pure!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        pure!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        pure!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        pure!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        pure!(_mm512_fnmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        pure!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        pure!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        pure!(_mm512_sqrt_ps(a))
+    }
+    #[inline(always)]
+    fn abs(self, a: __m512) -> __m512 {
+        pure!(_mm512_abs_ps(a))
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        pure!(_mm512_roundscale_ps::<
+            { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
+        >(a))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        pure!(_mm512_mask_blend_ps(
+            _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b),
+            y,
+            x
+        ))
+    }
+    #[inline(always)]
+    fn pow2(self, n: __m512) -> __m512 {
+        pure!({
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+        })
+    }
+    #[inline(always)]
+    fn reduce_add(self, a: __m512) -> f32 {
+        pure!(_mm512_reduce_add_ps(a))
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: __m512) -> f32 {
+        pure!(_mm512_reduce_max_ps(a))
+    }
+    #[inline(always)]
+    fn splat_u(self, x: u32) -> __m512i {
+        pure!(_mm512_set1_epi32(x as i32))
+    }
+    #[inline(always)]
+    fn iota_u(self, x: u32) -> __m512i {
+        pure!({
+            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            _mm512_add_epi32(_mm512_set1_epi32(x as i32), lanes)
+        })
+    }
+    #[inline(always)]
+    fn xor_u(self, a: __m512i, b: __m512i) -> __m512i {
+        pure!(_mm512_xor_si512(a, b))
+    }
+    #[inline(always)]
+    fn mul_wide_u(self, a: __m512i, b: __m512i) -> (__m512i, __m512i) {
+        pure!({
+            let even = _mm512_mul_epu32(a, b);
+            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), _mm512_srli_epi64::<32>(b));
+            let high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64::<32>(even), odd);
+            let low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64::<32>(odd));
+            (high, low)
+        })
+    }
+    #[inline(always)]
+    fn keep(self, word: __m512i, threshold: u32, value: __m512) -> __m512 {
+        pure!({
+            let word = _mm512_srli_epi32::<8>(word);
+            let keep = _mm512_cmpge_epu32_mask(word, _mm512_set1_epi32(threshold as i32));
+            _mm512_maskz_mov_ps(keep, value)
+        })
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        pure!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    // Four stages of eight-byte, sixteen-byte and lane exchanges: 64 shuffles for 256 elements.
+    #[inline(always)]
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        src_stride: usize,
+        dst: *mut f32,
+        dst_stride: usize,
+    ) {
+        // SAFETY: the caller's contract covers every load and store; the token covers the instructions.
+        unsafe {
+            let mut r = [_mm512_setzero_ps(); 16];
+            for (i, row) in r.iter_mut().enumerate() {
+                *row = _mm512_loadu_ps(src.add(i * src_stride));
+            }
+            let mut t = r;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..4 {
+                let (a, b, c, d) = (
+                    _mm512_castps_pd(t[4 * i]),
+                    _mm512_castps_pd(t[4 * i + 1]),
+                    _mm512_castps_pd(t[4 * i + 2]),
+                    _mm512_castps_pd(t[4 * i + 3]),
+                );
+                r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            // r[4 g + j] holds, in 128-bit lane l, column 4 l + j of rows 4 g .. 4 g + 4.
+            for j in 0..4 {
+                let low01 = _mm512_shuffle_f32x4::<0x88>(r[j], r[4 + j]);
+                let high01 = _mm512_shuffle_f32x4::<0xdd>(r[j], r[4 + j]);
+                let low23 = _mm512_shuffle_f32x4::<0x88>(r[8 + j], r[12 + j]);
+                let high23 = _mm512_shuffle_f32x4::<0xdd>(r[8 + j], r[12 + j]);
+                t[j] = _mm512_shuffle_f32x4::<0x88>(low01, low23);
+                t[8 + j] = _mm512_shuffle_f32x4::<0xdd>(low01, low23);
+                t[4 + j] = _mm512_shuffle_f32x4::<0x88>(high01, high23);
+                t[12 + j] = _mm512_shuffle_f32x4::<0xdd>(high01, high23);
+            }
+            for (j, column) in t.iter().enumerate() {
+                _mm512_storeu_ps(dst.add(j * dst_stride), *column);
+            }
+        }
+    }
+}

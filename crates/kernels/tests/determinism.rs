@@ -1,0 +1,143 @@
+//! The same bits whatever the threads, and for a row whatever its batch.
+
+mod common;
+
+use common::*;
+use lowrank_kernels::*;
+
+/// Runs `f` on 1, 2 and 5 threads and demands the same bits.
+fn check_threads(what: &str, f: impl Fn() -> Vec<f32> + Sync) {
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("a pool");
+        bits(&pool.install(&f))
+    };
+    let one = run(1);
+    for threads in [2, 5] {
+        assert_eq!(one, run(threads), "{what} on {threads} threads");
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    for isa in isas() {
+        for (m, n, k) in [(430, 300, 600), (8, 300, 700), (300, 8, 300)] {
+            let (a, b) = (random(m * k, 1), random(n * k, 2));
+            let mut packed = vec![0.0; packed_len(n, k)];
+            pack(isa, MatRef::new(&b, n, k), &mut packed);
+            check_threads("gemm", || {
+                let mut c = vec![0.0; m * n];
+                let g = Gemm {
+                    a: MatRef::new(&a, m, k),
+                    b_packed: &packed,
+                    n,
+                    bias: None,
+                    alpha: 1.0,
+                    accumulate: false,
+                };
+                gemm(isa, &g, &mut c, n);
+                c
+            });
+            check_threads("gemm_transposed_a", || {
+                let mut c = vec![0.0; k * k];
+                let (x, y) = (MatRef::new(&a, m, k), MatRef::new(&a, m, k));
+                gemm_transposed_a(isa, x, y, 1.0, &mut c, k);
+                c
+            });
+        }
+        for case in [
+            AttentionCase::new(4, 32, &[(24, 24), (130, 130), (3, 3)]).with_dropout(),
+            AttentionCase::new(2, 8, &[(1, 600), (200, 40)]),
+        ] {
+            check_threads("attention", || run_attention(isa, &case).concat());
+        }
+        let (n, d) = (100, 768);
+        let (x, y, weight) = (random(n * d, 1), random(n * d, 2), random(d, 3));
+        check_threads("norm", || {
+            let (mut z, mut out) = (x.clone(), vec![0.0; n * d]);
+            let (mut mean, mut rstd) = (vec![0.0; n], vec![0.0; n]);
+            layer_norm_forward(
+                isa,
+                LayerNormForward {
+                    x: &mut z,
+                    residual: Some(&y),
+                    dropout: Some(DROPOUT),
+                    weight: &weight,
+                    bias: &weight,
+                    eps: 1e-5,
+                    y: &mut out,
+                    mean: &mut mean,
+                    rstd: &mut rstd,
+                },
+            );
+            let (mut d_weight, mut d_bias) = (vec![0.0; d], vec![0.0; d]);
+            layer_norm_param_grads(isa, &z, &mean, &rstd, &y, &mut d_weight, &mut d_bias);
+            layer_norm_backward(isa, &z, &mean, &rstd, &weight, &mut out);
+            [z, out, mean, rstd, d_weight, d_bias].concat()
+        });
+        check_threads("column sum and norm of squares", || {
+            let mut sums = vec![0.0; d];
+            column_sum(isa, &x, d, &mut sums);
+            let square = sum_of_squares(isa, &x);
+            sums.extend([square as f32, (square - f64::from(square as f32)) as f32]);
+            sums
+        });
+        check_threads("elementwise", || {
+            let mut z = x.clone();
+            activation_forward_in_place(isa, Activation::Gelu, &mut z);
+            activation_backward(isa, Activation::Gelu, &x, &mut z);
+            dropout_apply(isa, DROPOUT, &mut z);
+            z
+        });
+    }
+}
+
+#[test]
+fn a_row_of_a_product_does_not_know_its_batch() {
+    for isa in isas() {
+        let (m, n, k) = (400, 70, 600);
+        let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
+        let mut packed = vec![0.0; packed_len(n, k)];
+        pack(isa, MatRef::new(&b, n, k), &mut packed);
+        let product = |a: MatRef| {
+            let mut c = vec![0.0; a.rows() * n];
+            let g = Gemm {
+                a,
+                b_packed: &packed,
+                n,
+                bias: Some(&bias),
+                alpha: 0.7,
+                accumulate: false,
+            };
+            gemm(isa, &g, &mut c, n);
+            bits(&c)
+        };
+        let a = MatRef::new(&a, m, k);
+        let all = product(a);
+        for (start, end) in [(0, 1), (1, 14), (5, 197), (17, 29), (399, 400), (200, 400)] {
+            let some = product(a.rows_range(start..end));
+            assert!(
+                all[start * n..end * n] == some[..],
+                "{start}..{end} on {}",
+                isa.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_sequence_does_not_know_its_batch() {
+    for isa in isas() {
+        // The first sequence alone, and before others: the same rows, since indices count from the first row.
+        let alone = AttentionCase::new(3, 32, &[(40, 40)]).with_dropout();
+        let among = AttentionCase::new(3, 32, &[(40, 40), (90, 90), (2, 2)]).with_dropout();
+        for (alone, among) in run_attention(isa, &alone)
+            .iter()
+            .zip(&run_attention(isa, &among))
+        {
+            assert_eq!(bits(alone), bits(&among[..alone.len()]));
+        }
+    }
+}
