@@ -96,7 +96,11 @@ impl Space {
     /// The values of a block; zeros in a process's first use of it, and whatever was last stored there later.
     /// None if the block lies past the reserve.
     pub(crate) fn buffer(&self, block: &Range<usize>) -> Option<Buffer> {
-        (block.end <= self.0.len()).then(|| Buffer { space: self.clone(), start: block.start, len: block.len() / 4 })
+        (block.end <= self.0.len()).then(|| Buffer {
+            space: self.clone(),
+            start: block.start,
+            len: block.len() / 4,
+        })
     }
 }
 
@@ -134,7 +138,10 @@ mod tests {
     #[test]
     fn blocks_are_reused_from_the_bottom_and_merged() {
         let mut layout = Layout::default();
-        let blocks: Vec<_> = [100, 64, 1000, 1].into_iter().map(|len| layout.take(len)).collect();
+        let blocks: Vec<_> = [100, 64, 1000, 1]
+            .into_iter()
+            .map(|len| layout.take(len))
+            .collect();
         assert_eq!(blocks, [0..128, 128..192, 192..1216, 1216..1280]);
         layout.give(blocks[0].clone());
         layout.give(blocks[2].clone());
@@ -142,7 +149,11 @@ mod tests {
         layout.give(blocks[1].clone());
         assert_eq!(layout.take(192), 0..192, "neighbours merge");
         layout.give(blocks[3].clone());
-        assert_eq!(layout.take(128), 1152..1280, "a hole at the top is given up");
+        assert_eq!(
+            layout.take(128),
+            1152..1280,
+            "a hole at the top is given up"
+        );
         assert_eq!(layout.highest_top(), 1280);
         assert!(layout.take(0).is_empty());
     }
@@ -153,13 +164,18 @@ mod tests {
         let mut held: Vec<Range<usize>> = Vec::new();
         let mut state = 1u64;
         for _ in 0..5000 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let random = (state >> 33) as usize;
             if held.len() > 20 || (random.is_multiple_of(3) && !held.is_empty()) {
                 layout.give(held.swap_remove(random % held.len()));
             } else {
                 let block = layout.take(1 + random % 5000);
-                assert!(held.iter().all(|h| h.end <= block.start || block.end <= h.start));
+                assert!(
+                    held.iter()
+                        .all(|h| h.end <= block.start || block.end <= h.start)
+                );
                 held.push(block);
             }
         }
@@ -172,8 +188,17 @@ mod tests {
         let space = Space::reserve().expect("address space");
         let mut layout = Layout::default();
         let (a, b) = (layout.take(4 * 100), layout.take(4 * 7));
-        let (mut first, second) = (space.buffer(&a).expect("a place"), space.buffer(&b).expect("a place"));
-        assert!(first.as_slice().iter().chain(second.as_slice()).all(|&v| v == 0.0));
+        let (mut first, second) = (
+            space.buffer(&a).expect("a place"),
+            space.buffer(&b).expect("a place"),
+        );
+        assert!(
+            first
+                .as_slice()
+                .iter()
+                .chain(second.as_slice())
+                .all(|&v| v == 0.0)
+        );
         assert_eq!(second.as_slice().as_ptr() as usize % 64, 0);
         first.as_mut_slice().fill(2.0);
         assert!(second.as_slice().iter().all(|&v| v == 0.0));

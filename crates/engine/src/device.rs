@@ -25,7 +25,11 @@ struct Counts {
 }
 
 enum Kind {
-    Cpu { isa: Isa, threads: rayon::ThreadPool, space: Space },
+    Cpu {
+        isa: Isa,
+        threads: rayon::ThreadPool,
+        space: Space,
+    },
     Dry,
 }
 
@@ -39,13 +43,23 @@ impl Device {
             .thread_name(|i| format!("lowrank-{i}"))
             .build()
             .map_err(std::io::Error::other)?;
-        let kind = Kind::Cpu { isa, threads, space: Space::reserve()? };
-        Ok(Device(Arc::new(Inner { kind, counts: Mutex::default() })))
+        let kind = Kind::Cpu {
+            isa,
+            threads,
+            space: Space::reserve()?,
+        };
+        Ok(Device(Arc::new(Inner {
+            kind,
+            counts: Mutex::default(),
+        })))
     }
 
     /// Shapes only: allocates nothing, computes nothing, counts everything.
     pub fn dry() -> Self {
-        Device(Arc::new(Inner { kind: Kind::Dry, counts: Mutex::default() }))
+        Device(Arc::new(Inner {
+            kind: Kind::Dry,
+            counts: Mutex::default(),
+        }))
     }
 
     /// Whether this device computes nothing.
@@ -124,7 +138,11 @@ impl Device {
         match &self.0.kind {
             Kind::Cpu { space, .. } => {
                 let buffer = space.buffer(&block);
-                assert!(buffer.is_some(), "out of address space: {} bytes are in use", self.memory().total());
+                assert!(
+                    buffer.is_some(),
+                    "out of address space: {} bytes are in use",
+                    self.memory().total()
+                );
                 (block, buffer)
             }
             Kind::Dry => (block, None),
@@ -146,7 +164,12 @@ impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0.kind {
             Kind::Cpu { isa, threads, .. } => {
-                write!(f, "Device::cpu({}, {} threads)", isa.name(), threads.current_num_threads())
+                write!(
+                    f,
+                    "Device::cpu({}, {} threads)",
+                    isa.name(),
+                    threads.current_num_threads()
+                )
             }
             Kind::Dry => write!(f, "Device::dry"),
         }

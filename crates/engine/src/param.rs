@@ -18,7 +18,13 @@ impl Frozen {
         if device.is_dry() {
             return Frozen(Tensor::uninit(device, rows, cols, Purpose::FrozenWeights));
         }
-        Frozen(Tensor::from_slice(device, rows, cols, Purpose::FrozenWeights, values))
+        Frozen(Tensor::from_slice(
+            device,
+            rows,
+            cols,
+            Purpose::FrozenWeights,
+            values,
+        ))
     }
 
     /// Freezes a table [rows, cols] that `fill` writes, block of rows by block of rows: `fill(first_row, block)`.
@@ -80,7 +86,11 @@ impl PackedMatrix {
                 kernels::pack(device.isa(), view, &mut packed.data_mut()[start..end]);
             }
         }
-        Ok(PackedMatrix { out_features, in_features, packed })
+        Ok(PackedMatrix {
+            out_features,
+            in_features,
+            packed,
+        })
     }
 
     /// Rows of W.
@@ -105,7 +115,12 @@ impl PackedMatrix {
     /// W [out, in], row-major. Panics on the dry device.
     pub fn to_rows(&self) -> Vec<f32> {
         let mut rows = vec![0.0; self.out_features * self.in_features];
-        kernels::unpack(self.packed(), self.out_features, self.in_features, &mut rows);
+        kernels::unpack(
+            self.packed(),
+            self.out_features,
+            self.in_features,
+            &mut rows,
+        );
         rows
     }
 }
@@ -204,8 +219,17 @@ pub struct Trainables(Vec<Trainable>);
 impl Trainables {
     /// Adds a value. `shape` has one or two dimensions. On the dry device `values` may be empty.
     /// Panics if the name is taken or the length does not fit.
-    pub fn add(&mut self, device: &Device, name: String, shape: &[usize], values: &[f32]) -> TrainableId {
-        assert!(self.0.iter().all(|t| t.name != name), "`{name}` is trained twice");
+    pub fn add(
+        &mut self,
+        device: &Device,
+        name: String,
+        shape: &[usize],
+        values: &[f32],
+    ) -> TrainableId {
+        assert!(
+            self.0.iter().all(|t| t.name != name),
+            "`{name}` is trained twice"
+        );
         let [rows, cols] = match *shape {
             [cols] => [1, cols],
             [rows, cols] => [rows, cols],
@@ -217,7 +241,11 @@ impl Trainables {
         } else {
             Tensor::from_slice(device, rows, cols, purpose, values)
         };
-        self.0.push(Trainable { name, shape: shape.to_vec(), value });
+        self.0.push(Trainable {
+            name,
+            shape: shape.to_vec(),
+            value,
+        });
         TrainableId(self.0.len() - 1)
     }
 
@@ -264,7 +292,9 @@ pub struct Gradients(Vec<Tensor>);
 impl Gradients {
     /// Zero gradients for all of `trainables`.
     pub fn zeros(device: &Device, trainables: &Trainables) -> Self {
-        let slot = |t: &Trainable| Tensor::zeros(device, t.value.rows(), t.value.cols(), Purpose::Gradients);
+        let slot = |t: &Trainable| {
+            Tensor::zeros(device, t.value.rows(), t.value.cols(), Purpose::Gradients)
+        };
         Gradients(trainables.0.iter().map(slot).collect())
     }
 

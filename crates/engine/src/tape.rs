@@ -91,9 +91,23 @@ impl<'m> Tape<'m> {
         Self::new(device, trainables, None, false)
     }
 
-    fn new(device: &Device, trainables: &'m Trainables, step: Option<StepKey>, recording: bool) -> Self {
+    fn new(
+        device: &Device,
+        trainables: &'m Trainables,
+        step: Option<StepKey>,
+        recording: bool,
+    ) -> Self {
         let device = device.clone();
-        Tape { device, trainables, step, recording, adapters: true, touched: false, next_site: 0, nodes: Vec::new() }
+        Tape {
+            device,
+            trainables,
+            step,
+            recording,
+            adapters: true,
+            touched: false,
+            next_site: 0,
+            nodes: Vec::new(),
+        }
     }
 
     /// The same tape with every adapter switched off or on; they are on from the start.
@@ -119,7 +133,10 @@ impl<'m> Tape<'m> {
 
     /// A value that no gradient flows into.
     pub fn constant(&self, value: Tensor) -> Var {
-        Var { value: Arc::new(value), node: None }
+        Var {
+            value: Arc::new(value),
+            node: None,
+        }
     }
 
     /// Whether an op whose inputs or weights need a gradient has to save what its backward needs.
@@ -138,11 +155,23 @@ impl<'m> Tape<'m> {
     /// The dropout of a site that has a number of its own.
     pub(crate) fn dropout_at(&self, p: f32, site: u32) -> Option<Dropout> {
         let StepKey { seed, micro_step } = self.step.filter(|_| p > 0.0)?;
-        Some(Dropout { p, key: DropoutKey { seed, step: micro_step, site } })
+        Some(Dropout {
+            p,
+            key: DropoutKey {
+                seed,
+                step: micro_step,
+                site,
+            },
+        })
     }
 
     /// Puts an op's result on the tape. `make` is called only when recording and `needed`.
-    pub(crate) fn push<B: Backward + 'm>(&mut self, value: Tensor, needed: bool, make: impl FnOnce() -> B) -> Var {
+    pub(crate) fn push<B: Backward + 'm>(
+        &mut self,
+        value: Tensor,
+        needed: bool,
+        make: impl FnOnce() -> B,
+    ) -> Var {
         self.push_shared(Arc::new(value), needed, make)
     }
 
@@ -158,7 +187,10 @@ impl<'m> Tape<'m> {
             return Var { value, node: None };
         }
         self.nodes.push(Box::new(make()));
-        Var { value, node: Some(self.nodes.len() - 1) }
+        Var {
+            value,
+            node: Some(self.nodes.len() - 1),
+        }
     }
 
     /// Runs `block` on `x` without keeping anything but `x`; backward runs it once more, with the same dropout masks.
@@ -174,11 +206,22 @@ impl<'m> Tape<'m> {
         let (input, input_node) = (x.shared(), x.node());
         let touched_before = std::mem::replace(&mut self.touched, false);
         self.recording = false;
-        let out = block(self, Var { value: x.value, node: None });
+        let out = block(
+            self,
+            Var {
+                value: x.value,
+                node: None,
+            },
+        );
         self.recording = true;
         let needed = self.touched || input_node.is_some();
         self.touched |= touched_before;
-        let (device, trainables, step, adapters) = (self.device.clone(), self.trainables, self.step, self.adapters);
+        let (device, trainables, step, adapters) = (
+            self.device.clone(),
+            self.trainables,
+            self.step,
+            self.adapters,
+        );
         self.push_shared(out.value, needed, || Recompute {
             device,
             trainables,
@@ -242,7 +285,9 @@ impl Backprop<'_> {
                 Err(d) => (old.duplicate(), d),
             },
         };
-        self.device.exec(0, |isa| kernels::add_assign(isa, sum.data_mut(), other.data()));
+        self.device.exec(0, |isa| {
+            kernels::add_assign(isa, sum.data_mut(), other.data())
+        });
         self.slots[node] = Some(Arc::new(sum));
     }
 
@@ -297,7 +342,8 @@ where
     F: Fn(&mut Tape<'m>, Var) -> Var + 'm,
 {
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let mut tape = Tape::new(&self.device, self.trainables, self.step, true).with_adapters(self.adapters);
+        let mut tape =
+            Tape::new(&self.device, self.trainables, self.step, true).with_adapters(self.adapters);
         tape.next_site = self.first_site;
         let arrived = Arc::new(std::sync::Mutex::new(None));
         let needed = self.input_node.is_some();

@@ -22,7 +22,14 @@ impl Tensor {
     /// A matrix whose values are unspecified (stale or zero): every op that makes one writes all of it.
     pub fn uninit(device: &Device, rows: usize, cols: usize, purpose: Purpose) -> Self {
         let (block, buffer) = device.take(rows * cols, purpose);
-        Tensor { rows, cols, purpose, block, buffer, device: device.clone() }
+        Tensor {
+            rows,
+            cols,
+            purpose,
+            block,
+            buffer,
+            device: device.clone(),
+        }
     }
 
     /// A matrix of zeros.
@@ -33,8 +40,19 @@ impl Tensor {
     }
 
     /// A copy of `values` [rows, cols]; on the dry device only its shape. Panics if the length does not fit.
-    pub fn from_slice(device: &Device, rows: usize, cols: usize, purpose: Purpose, values: &[f32]) -> Self {
-        assert_eq!(values.len(), rows * cols, "a [{rows}, {cols}] tensor has {} values", rows * cols);
+    pub fn from_slice(
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        purpose: Purpose,
+        values: &[f32],
+    ) -> Self {
+        assert_eq!(
+            values.len(),
+            rows * cols,
+            "a [{rows}, {cols}] tensor has {} values",
+            rows * cols
+        );
         let mut tensor = Self::uninit(device, rows, cols, purpose);
         if !device.is_dry() {
             tensor.data_mut().copy_from_slice(values);
@@ -45,7 +63,8 @@ impl Tensor {
     /// A copy with the same shape and purpose.
     pub fn duplicate(&self) -> Self {
         let mut copy = Self::uninit(&self.device, self.rows, self.cols, self.purpose);
-        self.device.exec(0, |_| copy.data_mut().copy_from_slice(self.data()));
+        self.device
+            .exec(0, |_| copy.data_mut().copy_from_slice(self.data()));
         copy
     }
 
@@ -83,12 +102,20 @@ impl Tensor {
 
     /// The values, row by row. Panics on the dry device.
     pub fn data(&self) -> &[f32] {
-        &self.buffer.as_ref().expect("a dry tensor has no values").as_slice()[..self.rows * self.cols]
+        &self
+            .buffer
+            .as_ref()
+            .expect("a dry tensor has no values")
+            .as_slice()[..self.rows * self.cols]
     }
 
     /// The values, row by row. Panics on the dry device.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.buffer.as_mut().expect("a dry tensor has no values").as_mut_slice()[..self.rows * self.cols]
+        &mut self
+            .buffer
+            .as_mut()
+            .expect("a dry tensor has no values")
+            .as_mut_slice()[..self.rows * self.cols]
     }
 
     /// A view for the kernels. Panics on the dry device.
@@ -101,7 +128,8 @@ impl Drop for Tensor {
     fn drop(&mut self) {
         // The buffer goes first: from then on the block may be another's.
         self.buffer = None;
-        self.device.give(self.block.clone(), self.rows * self.cols, self.purpose);
+        self.device
+            .give(self.block.clone(), self.rows * self.cols, self.purpose);
     }
 }
 

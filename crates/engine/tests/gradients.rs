@@ -14,19 +14,33 @@ use lowrank_engine::ops::loss::{Targets, loss};
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{
-    Activation, Device, Gradients, Isa, Matrix, Param, Purpose, StepKey, Tape, Tensor, Trainables, Var,
+    Activation, Device, Gradients, Isa, Matrix, Param, Purpose, StepKey, Tape, Tensor, Trainables,
+    Var,
 };
-use lowrank_testkit::{GradientCheck, check_gradient};
 use lowrank_testkit::Random;
+use lowrank_testkit::{GradientCheck, check_gradient};
 
 /// f32 forward passes and a step of 1: exact but for rounding. Measured worst 2e-6.
-const LINEAR: GradientCheck =
-    GradientCheck { eps: 1.0, tolerance: 2e-5, floor: 1.0, directions: 3, seed: 5 };
+const LINEAR: GradientCheck = GradientCheck {
+    eps: 1.0,
+    tolerance: 2e-5,
+    floor: 1.0,
+    directions: 3,
+    seed: 5,
+};
 /// f32 forward passes and a finite step: rounding ÷ eps and curvature · eps². Measured worst 6e-4.
-const CURVED: GradientCheck =
-    GradientCheck { eps: 1e-2, tolerance: 3e-3, floor: 1.0, directions: 3, seed: 5 };
+const CURVED: GradientCheck = GradientCheck {
+    eps: 1e-2,
+    tolerance: 3e-3,
+    floor: 1.0,
+    directions: 3,
+    seed: 5,
+};
 
-const STEP: StepKey = StepKey { seed: 3, micro_step: 11 };
+const STEP: StepKey = StepKey {
+    seed: 3,
+    micro_step: 11,
+};
 
 /// Trained values by shape, and a function of them on the tape.
 struct Case<'c> {
@@ -63,16 +77,34 @@ impl Case<'_> {
             let (trainables, params) = self.values(&device, x);
             let mut tape = Tape::training(&device, &trainables, self.step);
             let y = (self.build)(&mut tape, &params, &self.extra);
-            y.tensor().data().iter().zip(&cotangent).map(|(y, c)| f64::from(*y) * f64::from(*c)).sum()
+            y.tensor()
+                .data()
+                .iter()
+                .zip(&cotangent)
+                .map(|(y, c)| f64::from(*y) * f64::from(*c))
+                .sum()
         };
         let (trainables, params) = self.values(&device, &x);
         let mut gradients = Gradients::zeros(&device, &trainables);
         let mut tape = Tape::training(&device, &trainables, self.step);
         let y = (self.build)(&mut tape, &params, &self.extra);
-        let d_y = Tensor::from_slice(&device, y.rows(), y.cols(), Purpose::Activations, &cotangent);
+        let d_y = Tensor::from_slice(
+            &device,
+            y.rows(),
+            y.cols(),
+            Purpose::Activations,
+            &cotangent,
+        );
         tape.backward(&y, d_y, &mut gradients);
-        let gradient: Vec<f64> = gradients.iter().flat_map(|g| g.data()).map(|&g| f64::from(g)).collect();
-        assert!(gradient.iter().any(|&g| g != 0.0), "{what}: some gradient flows");
+        let gradient: Vec<f64> = gradients
+            .iter()
+            .flat_map(|g| g.data())
+            .map(|&g| f64::from(g))
+            .collect();
+        assert!(
+            gradient.iter().any(|&g| g != 0.0),
+            "{what}: some gradient flows"
+        );
         check_gradient(what, f, &x, &gradient, check);
     }
 
@@ -84,7 +116,12 @@ impl Case<'_> {
             let (now, later) = rest.split_at(rows * cols);
             rest = later;
             let values: Vec<f32> = now.iter().map(|&v| v as f32).collect();
-            params.push(Param::Trainable(trainables.add(device, format!("p{i}"), &[*rows, *cols], &values)));
+            params.push(Param::Trainable(trainables.add(
+                device,
+                format!("p{i}"),
+                &[*rows, *cols],
+                &values,
+            )));
         }
         (trainables, params)
     }
@@ -94,7 +131,14 @@ impl Case<'_> {
 fn leaf<'m>(tape: &mut Tape<'m>, param: &'m Param) -> Var {
     let rows = param.shape(tape.trainables())[0] as u32;
     let ids: Vec<u32> = (0..rows).collect();
-    embedding(tape, &[Lookup { table: param, ids: &ids, padding_idx: None }])
+    embedding(
+        tape,
+        &[Lookup {
+            table: param,
+            ids: &ids,
+            padding_idx: None,
+        }],
+    )
 }
 
 fn frozen_matrix(out: usize, inp: usize) -> Matrix {
@@ -109,7 +153,12 @@ fn frozen_matrix(out: usize, inp: usize) -> Matrix {
 #[test]
 fn linear_with_an_adapter_and_dropout() {
     // Trained: x, A, B. The function is linear in each alone, so each is moved alone.
-    for (rows, inp, out, rank) in [(5, 7, 9, 2), (33, 40, 35, 8), (64, 96, 32, 33), (1, 1, 1, 1)] {
+    for (rows, inp, out, rank) in [
+        (5, 7, 9, 2),
+        (33, 40, 35, 8),
+        (64, 96, 32, 33),
+        (1, 1, 1, 1),
+    ] {
         for step in [None, Some(STEP)] {
             for moved in 0..3 {
                 check_linear([rows, inp, out, rank], moved, step);
@@ -122,7 +171,10 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
     let device = device();
     let mut random = Random::new(7);
     let shapes = [[rows, inp], [rank, inp], [out, rank]];
-    let start: Vec<Vec<f32>> = shapes.iter().map(|[r, c]| random.normals_f32(r * c)).collect();
+    let start: Vec<Vec<f32>> = shapes
+        .iter()
+        .map(|[r, c]| random.normals_f32(r * c))
+        .collect();
     let matrix = frozen_matrix(out, inp);
     let bias = Param::Frozen(Frozen::new(&device, 1, out, &random.normals_f32(out)));
     let cotangent = random.normals_f32(rows * out);
@@ -136,24 +188,57 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
             })
             .collect();
         let table = Param::Trainable(ids[0]);
-        let adapter = Adapter { a: ids[1], b: ids[2], scaling: 0.75, dropout: 0.4, site: 9 };
+        let adapter = Adapter {
+            a: ids[1],
+            b: ids[2],
+            scaling: 0.75,
+            dropout: 0.4,
+            site: 9,
+        };
         let mut tape = Tape::training(&device, &trainables, step);
         let x = leaf(&mut tape, &table);
-        let params = LinearParams { weight: &matrix, bias: Some(&bias), adapter: Some(&adapter) };
+        let params = LinearParams {
+            weight: &matrix,
+            bias: Some(&bias),
+            adapter: Some(&adapter),
+        };
         let y = linear(&mut tape, x, params);
-        let sum = y.tensor().data().iter().zip(&cotangent).map(|(y, c)| f64::from(*y) * f64::from(*c)).sum();
+        let sum = y
+            .tensor()
+            .data()
+            .iter()
+            .zip(&cotangent)
+            .map(|(y, c)| f64::from(*y) * f64::from(*c))
+            .sum();
         if !backward {
             return (sum, Vec::new());
         }
         let mut gradients = Gradients::zeros(&device, &trainables);
         let d_y = Tensor::from_slice(&device, rows, out, Purpose::Activations, &cotangent);
         tape.backward(&y, d_y, &mut gradients);
-        (sum, gradients.get(ids[moved]).data().iter().map(|&g| f64::from(g)).collect())
+        (
+            sum,
+            gradients
+                .get(ids[moved])
+                .data()
+                .iter()
+                .map(|&g| f64::from(g))
+                .collect(),
+        )
     };
     let x: Vec<f64> = start[moved].iter().map(|&v| f64::from(v)).collect();
     let (value, gradient) = run(&x, true);
-    let check = GradientCheck { floor: value.abs().max(10.0), ..LINEAR };
-    check_gradient(&format!("linear {rows}x{inp}x{out} r{rank}, argument {moved}"), |x| run(x, false).0, &x, &gradient, check);
+    let check = GradientCheck {
+        floor: value.abs().max(10.0),
+        ..LINEAR
+    };
+    check_gradient(
+        &format!("linear {rows}x{inp}x{out} r{rank}, argument {moved}"),
+        |x| run(x, false).0,
+        &x,
+        &gradient,
+        check,
+    );
 }
 
 #[test]
@@ -164,21 +249,52 @@ fn a_trained_linear_gives_gradients_of_weight_and_bias() {
     let x = random.normals_f32(rows * inp);
     let d_y = random.normals_f32(rows * out);
     let mut trainables = Trainables::default();
-    let weight = trainables.add(&device, "w".into(), &[out, inp], &random.normals_f32(out * inp));
+    let weight = trainables.add(
+        &device,
+        "w".into(),
+        &[out, inp],
+        &random.normals_f32(out * inp),
+    );
     let bias = trainables.add(&device, "b".into(), &[out], &random.normals_f32(out));
     let (matrix, vector) = (Matrix::Trainable(weight), Param::Trainable(bias));
     let mut tape = Tape::training(&device, &trainables, None);
-    let input = tape.constant(Tensor::from_slice(&device, rows, inp, Purpose::Activations, &x));
-    let y = linear(&mut tape, input, LinearParams { weight: &matrix, bias: Some(&vector), adapter: None });
+    let input = tape.constant(Tensor::from_slice(
+        &device,
+        rows,
+        inp,
+        Purpose::Activations,
+        &x,
+    ));
+    let y = linear(
+        &mut tape,
+        input,
+        LinearParams {
+            weight: &matrix,
+            bias: Some(&vector),
+            adapter: None,
+        },
+    );
     let mut gradients = Gradients::zeros(&device, &trainables);
-    tape.backward(&y, Tensor::from_slice(&device, rows, out, Purpose::Activations, &d_y), &mut gradients);
+    tape.backward(
+        &y,
+        Tensor::from_slice(&device, rows, out, Purpose::Activations, &d_y),
+        &mut gradients,
+    );
     for o in 0..out {
         let expected: f64 = (0..rows).map(|r| f64::from(d_y[r * out + o])).sum();
-        assert!((f64::from(gradients.get(bias).data()[o]) - expected).abs() < 1e-5, "bias {o}");
+        assert!(
+            (f64::from(gradients.get(bias).data()[o]) - expected).abs() < 1e-5,
+            "bias {o}"
+        );
         for i in 0..inp {
-            let expected: f64 = (0..rows).map(|r| f64::from(d_y[r * out + o]) * f64::from(x[r * inp + i])).sum();
+            let expected: f64 = (0..rows)
+                .map(|r| f64::from(d_y[r * out + o]) * f64::from(x[r * inp + i]))
+                .sum();
             let found = f64::from(gradients.get(weight).data()[o * inp + i]);
-            assert!((found - expected).abs() < 2e-5, "weight {o},{i}: {found} against {expected}");
+            assert!(
+                (found - expected).abs() < 2e-5,
+                "weight {o},{i}: {found} against {expected}"
+            );
         }
     }
 }
@@ -191,7 +307,11 @@ fn layer_norm_with_residual_and_dropout() {
             step,
             build: &|tape, params, _| {
                 let (x, residual) = (leaf(tape, &params[0]), leaf(tape, &params[1]));
-                let norm = LayerNormParams { weight: &params[2], bias: &params[3], eps: 1e-5 };
+                let norm = LayerNormParams {
+                    weight: &params[2],
+                    bias: &params[3],
+                    eps: 1e-5,
+                };
                 layer_norm(tape, x, Some(residual), norm, 0.3)
             },
             extra: Extra::default(),
@@ -210,12 +330,23 @@ fn one_value_read_twice_gets_both_gradients() {
                 let x = leaf(tape, &params[0]);
                 let x = dropout(tape, x, 0.2);
                 let h = activation(tape, x.clone(), Activation::Gelu);
-                let norm = LayerNormParams { weight: &extra.vectors[0], bias: &extra.vectors[1], eps: 1e-5 };
+                let norm = LayerNormParams {
+                    weight: &extra.vectors[0],
+                    bias: &extra.vectors[1],
+                    eps: 1e-5,
+                };
                 layer_norm(tape, h, Some(x), norm, 0.1)
             },
             extra: Extra {
                 vectors: (0..2)
-                    .map(|i| Param::Frozen(Frozen::new(&device(), 1, 33, &Random::new(i).normals_f32(33))))
+                    .map(|i| {
+                        Param::Frozen(Frozen::new(
+                            &device(),
+                            1,
+                            33,
+                            &Random::new(i).normals_f32(33),
+                        ))
+                    })
                     .collect(),
             },
         };
@@ -225,7 +356,11 @@ fn one_value_read_twice_gets_both_gradients() {
 
 #[test]
 fn attention_over_unequal_sequences_and_single_queries() {
-    for (q_offsets, step) in [(vec![0, 3, 4, 12], None), (vec![0, 1, 2, 3], None), (vec![0, 3, 4, 12], Some(STEP))] {
+    for (q_offsets, step) in [
+        (vec![0, 3, 4, 12], None),
+        (vec![0, 1, 2, 3], None),
+        (vec![0, 3, 4, 12], Some(STEP)),
+    ] {
         let queries = *q_offsets.last().expect("offsets");
         let case = Case {
             shapes: vec![[queries, 16], [12, 16], [12, 16]],
@@ -260,7 +395,11 @@ fn selected_rows_and_recomputed_blocks() {
                     let h = dropout(tape, x, 0.3);
                     activation(tape, h, Activation::Tanh)
                 };
-                let x = if recompute { tape.recompute(x, block) } else { block(tape, x) };
+                let x = if recompute {
+                    tape.recompute(x, block)
+                } else {
+                    block(tape, x)
+                };
                 select_rows(tape, &x, &[0, 4, 4, 8])
             },
             extra: Extra::default(),
@@ -277,11 +416,23 @@ fn frozen_values_below_the_lowest_adapter_are_not_recorded() {
     let mut tape = Tape::training(&device, &trainables, Some(STEP));
     let before = device.memory().total();
     let x = tape.constant(Tensor::zeros(&device, 4, 8, Purpose::Activations));
-    let y = linear(&mut tape, x, LinearParams { weight: &matrix, bias: None, adapter: None });
+    let y = linear(
+        &mut tape,
+        x,
+        LinearParams {
+            weight: &matrix,
+            bias: None,
+            adapter: None,
+        },
+    );
     let y = activation(&mut tape, y, Activation::Gelu);
     let y = dropout(&mut tape, y, 0.1);
     assert!(!y.requires_grad());
-    assert_eq!(device.memory().total() - before, 4 * 8 * 4, "only the result is held");
+    assert_eq!(
+        device.memory().total() - before,
+        4 * 8 * 4,
+        "only the result is held"
+    );
 }
 
 #[test]
@@ -290,17 +441,30 @@ fn losses_are_sums_and_their_gradients_are_scaled() {
     let trainables = Trainables::default();
     let tape = Tape::inference(&device, &trainables);
     let logits = [0.3f32, -1.2, 0.8, 2.0, 0.1, -0.4];
-    let var = tape.constant(Tensor::from_slice(&device, 3, 2, Purpose::Activations, &logits));
+    let var = tape.constant(Tensor::from_slice(
+        &device,
+        3,
+        2,
+        Purpose::Activations,
+        &logits,
+    ));
     let out = loss(&var, Targets::Class(&[0, -100, 1]), 0.5);
     let row = |a: f64, b: f64| -(a - (a.exp() + b.exp()).ln());
     let expected = row(0.3f32.into(), (-1.2f32).into()) + row((-0.4f32).into(), 0.1f32.into());
     assert!((out.sum - expected).abs() < 1e-6 && out.count == 2);
-    assert_eq!(&out.d_logits.data()[2..4], &[0.0, 0.0], "a masked row has no gradient");
+    assert_eq!(
+        &out.d_logits.data()[2..4],
+        &[0.0, 0.0],
+        "a masked row has no gradient"
+    );
     let p = 1.0 / (1.0 + (-1.5f64).exp());
     assert!((f64::from(out.d_logits.data()[0]) - 0.5 * (p - 1.0)).abs() < 1e-7);
     let out = loss(&var, Targets::Value(&[0.0; 6]), 1.0);
     assert!((f64::from(out.d_logits.data()[3]) - 4.0).abs() < 1e-6 && out.count == 6);
     let out = loss(&var, Targets::Multi(&[1.0; 6]), 1.0);
-    let sum: f64 = logits.iter().map(|&x| (1.0 + (-f64::from(x)).exp()).ln()).sum();
+    let sum: f64 = logits
+        .iter()
+        .map(|&x| (1.0 + (-f64::from(x)).exp()).ln())
+        .sum();
     assert!((out.sum - sum).abs() < 1e-5);
 }

@@ -22,8 +22,7 @@
 //! assert!(report.unused.is_empty());
 //!
 //! // Adapt: a pattern that matches nothing is an error that names the nearest module.
-//! let mut config = LoraConfig::default();
-//! config.r = 4;
+//! let config = LoraConfig { r: 4, ..LoraConfig::default() };
 //! let adapted = model.attach_lora(&config, 1)?;
 //! println!("{} adapted layers, {} values", adapted.modules.len(), adapted.adapter_parameters());
 //!

@@ -78,7 +78,11 @@ impl Model {
     /// Attaches fresh adapters. Each A is drawn from `seed` and its own name, so that adapting one more layer changes no
     /// other. Completes the configuration as PEFT would (default targets, the head in `modules_to_save`) and keeps it.
     /// Errors: a pattern that matches nothing, a rank above the matrix's size, an option that is not supported.
-    pub fn attach_lora(&mut self, config: &LoraConfig, seed: u64) -> Result<&AdapterReport, ModelError> {
+    pub fn attach_lora(
+        &mut self,
+        config: &LoraConfig,
+        seed: u64,
+    ) -> Result<&AdapterReport, ModelError> {
         let mut config = config.clone();
         let mut notes = Vec::new();
         self.complete(&mut config)?;
@@ -88,9 +92,13 @@ impl Model {
         for path in self.new_poolers(&config) {
             // A new pooler that were neither trained nor saved would be another one at each load.
             add_name(&mut config.modules_to_save, "pooler");
-            notes.push(format!("`{path}` is new, so `pooler` is trained and saved too"));
+            notes.push(format!(
+                "`{path}` is new, so `pooler` is trained and saved too"
+            ));
         }
-        HEAD_NAMES.iter().for_each(|name| add_name(&mut config.modules_to_save, name));
+        HEAD_NAMES
+            .iter()
+            .for_each(|name| add_name(&mut config.modules_to_save, name));
         self.attach(config, seed, notes, Origin::New)?;
         Ok(&self.report)
     }
@@ -99,11 +107,18 @@ impl Model {
     pub(crate) fn attach_existing(&mut self, config: &LoraConfig) -> Result<(), ModelError> {
         let mut config = config.clone();
         self.complete(&mut config)?;
-        if matches!(config.task_type, Some(TaskType::SequenceClassification | TaskType::TokenClassification)) {
-            HEAD_NAMES.iter().for_each(|name| add_name(&mut config.modules_to_save, name));
+        if matches!(
+            config.task_type,
+            Some(TaskType::SequenceClassification | TaskType::TokenClassification)
+        ) {
+            HEAD_NAMES
+                .iter()
+                .for_each(|name| add_name(&mut config.modules_to_save, name));
         }
         let note = |path: String| {
-            format!("`{path}` is neither in the checkpoint nor in the adapter: its values are new, results will differ")
+            format!(
+                "`{path}` is neither in the checkpoint nor in the adapter: its values are new, results will differ"
+            )
         };
         let notes = self.new_poolers(&config).into_iter().map(note).collect();
         self.attach(config, 0, notes, Origin::File)
@@ -117,7 +132,9 @@ impl Model {
         origin: Origin,
     ) -> Result<(), ModelError> {
         if !matches!(self.mode, TrainMode::Frozen) {
-            return Err(ModelError::State("this model is already being trained: load it anew".to_string()));
+            return Err(ModelError::State(
+                "this model is already being trained: load it anew".to_string(),
+            ));
         }
         let Resolved { targets, saved } = resolve(&config, &self.modules(), origin)?;
         if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
@@ -132,7 +149,10 @@ impl Model {
             targets: &targets,
             saved: &saved,
             trainables: &mut self.trainables,
-            report: AdapterReport { notes, ..AdapterReport::default() },
+            report: AdapterReport {
+                notes,
+                ..AdapterReport::default()
+            },
         };
         for module in self.network.modules_mut() {
             attach.module(module)?;
@@ -145,14 +165,23 @@ impl Model {
     /// Makes every value trainable: full fine-tuning, the baseline.
     pub fn train_all(&mut self) -> Result<&AdapterReport, ModelError> {
         if !matches!(self.mode, TrainMode::Frozen) {
-            return Err(ModelError::State("this model is already being trained: load it anew".to_string()));
+            return Err(ModelError::State(
+                "this model is already being trained: load it anew".to_string(),
+            ));
         }
         let (device, trainables) = (self.device.clone(), &mut self.trainables);
-        let mut whole = Whole { device: &device, trainables, prefix: "" };
+        let mut whole = Whole {
+            device: &device,
+            trainables,
+            prefix: "",
+        };
         let mut report = AdapterReport::default();
         for module in self.network.modules_mut() {
             let path = module.as_ref().path().to_string();
-            report.saved.push(SavedModule { path, parameters: whole.module(module) });
+            report.saved.push(SavedModule {
+                path,
+                parameters: whole.module(module),
+            });
         }
         self.report = report;
         self.mode = TrainMode::Full;
@@ -163,10 +192,16 @@ impl Model {
     fn complete(&self, config: &mut LoraConfig) -> Result<(), ModelError> {
         let unsupported = config.unsupported_fields();
         if !unsupported.is_empty() {
-            return Err(ModelError::AdapterConfig(unsupported.iter().map(ToString::to_string).collect()));
+            return Err(ModelError::AdapterConfig(
+                unsupported.iter().map(ToString::to_string).collect(),
+            ));
         }
         if config.target_modules.is_none() {
-            let names: Vec<String> = self.default_targets().iter().map(ToString::to_string).collect();
+            let names: Vec<String> = self
+                .default_targets()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             config.target_modules = Some(TargetModules::List(names));
         }
         Ok(())
@@ -174,12 +209,22 @@ impl Model {
 
     /// Poolers that the checkpoint lacks and the configuration does not save.
     fn new_poolers(&self, config: &LoraConfig) -> Vec<String> {
-        let saved = config.modules_to_save.iter().flatten().any(|name| name.contains("pooler"));
+        let saved = config
+            .modules_to_save
+            .iter()
+            .flatten()
+            .any(|name| name.contains("pooler"));
         let is_new = |module: &ModuleRef<'_>| match module {
-            ModuleRef::Linear(linear) if linear.is_new && linear.path.contains("pooler") => Some(linear.path.clone()),
+            ModuleRef::Linear(linear) if linear.is_new && linear.path.contains("pooler") => {
+                Some(linear.path.clone())
+            }
             ModuleRef::Linear(_) | ModuleRef::LayerNorm(_) | ModuleRef::Embedding(_) => None,
         };
-        if saved { Vec::new() } else { self.modules().iter().filter_map(is_new).collect() }
+        if saved {
+            Vec::new()
+        } else {
+            self.modules().iter().filter_map(is_new).collect()
+        }
     }
 }
 
@@ -214,26 +259,47 @@ impl Whole<'_> {
                 self.param(&mut norm.bias, &format!("{}.bias", norm.path), false);
             }
             ModuleMut::Embedding(embedding) => {
-                self.param(&mut embedding.table, &format!("{}.weight", embedding.path), true);
+                self.param(
+                    &mut embedding.table,
+                    &format!("{}.weight", embedding.path),
+                    true,
+                );
             }
         }
         self.trainables.count() - before
     }
 
     fn weight(&mut self, linear: &mut Linear) {
-        let Matrix::Frozen(packed) = &linear.weight else { return };
-        let values = if self.device.is_dry() { Vec::new() } else { packed.to_rows() };
+        let Matrix::Frozen(packed) = &linear.weight else {
+            return;
+        };
+        let values = if self.device.is_dry() {
+            Vec::new()
+        } else {
+            packed.to_rows()
+        };
         let name = format!("{}{}.weight", self.prefix, linear.path);
         let shape = [linear.out_features, linear.in_features];
         linear.weight = Matrix::Trainable(self.trainables.add(self.device, name, &shape, &values));
     }
 
     fn param(&mut self, param: &mut Param, name: &str, table: bool) {
-        let Param::Frozen(frozen) = &*param else { return };
+        let Param::Frozen(frozen) = &*param else {
+            return;
+        };
         let [rows, cols] = frozen.shape();
         let shape = if table { vec![rows, cols] } else { vec![cols] };
-        let values = if self.device.is_dry() { &[][..] } else { frozen.data() };
-        let id = self.trainables.add(self.device, format!("{}{name}", self.prefix), &shape, values);
+        let values = if self.device.is_dry() {
+            &[][..]
+        } else {
+            frozen.data()
+        };
+        let id = self.trainables.add(
+            self.device,
+            format!("{}{name}", self.prefix),
+            &shape,
+            values,
+        );
         *param = Param::Trainable(id);
     }
 }
@@ -254,7 +320,11 @@ impl Attach<'_> {
     fn module(&mut self, module: ModuleMut<'_>) -> Result<(), ModelError> {
         let path = module.as_ref().path().to_string();
         if self.saved.contains(&path) {
-            let mut whole = Whole { device: &self.device, trainables: self.trainables, prefix: KEY_PREFIX };
+            let mut whole = Whole {
+                device: &self.device,
+                trainables: self.trainables,
+                prefix: KEY_PREFIX,
+            };
             let parameters = whole.module(module);
             self.report.saved.push(SavedModule { path, parameters });
             return Ok(());
@@ -281,7 +351,12 @@ impl Attach<'_> {
 
     fn bias(&mut self, bias: &mut Param, name: &str) {
         let before = self.trainables.count();
-        Whole { device: &self.device, trainables: self.trainables, prefix: KEY_PREFIX }.param(bias, name, false);
+        Whole {
+            device: &self.device,
+            trainables: self.trainables,
+            prefix: KEY_PREFIX,
+        }
+        .param(bias, name, false);
         self.report.bias_parameters += self.trainables.count() - before;
     }
 
@@ -297,14 +372,31 @@ impl Attach<'_> {
         };
         let [out, inp] = shape;
         let key = |which: &str| format!("{KEY_PREFIX}{path}.lora_{which}.weight");
-        let a = self.trainables.add(&self.device, key("A"), &[rank, inp], &a);
-        let b = self.trainables.add(&self.device, key("B"), &[out, rank], &b);
+        let a = self
+            .trainables
+            .add(&self.device, key("A"), &[rank, inp], &a);
+        let b = self
+            .trainables
+            .add(&self.device, key("B"), &[out, rank], &b);
         let site = (name_hash(path) >> 32) as u32 | 0x8000_0000;
         let dropout = self.config.lora_dropout as f32;
-        linear.adapter = Some(Adapter { a, b, scaling: scaling as f32, dropout, site });
+        linear.adapter = Some(Adapter {
+            a,
+            b,
+            scaling: scaling as f32,
+            dropout,
+            site,
+        });
         let parameters = (rank * (inp + out)) as u64;
         let path = path.clone();
-        self.report.modules.push(AdaptedModule { path, shape, rank, alpha, scaling, parameters });
+        self.report.modules.push(AdaptedModule {
+            path,
+            shape,
+            rank,
+            alpha,
+            scaling,
+            parameters,
+        });
         Ok(())
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_formats::peft::{ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, LoraConfig, write_adapter};
+use lowrank_formats::peft::{
+    ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, LoraConfig, write_adapter,
+};
 
 use crate::adapt::{AdapterReport, TrainMode};
 use crate::error::ModelError;
@@ -20,30 +22,49 @@ impl Model {
     }
 
     /// Attaches an adapter that is in memory, such as one read from a loralib checkpoint.
-    pub fn attach_tensors(&mut self, config: &LoraConfig, file: AdapterFile) -> Result<&AdapterReport, ModelError> {
+    pub fn attach_tensors(
+        &mut self,
+        config: &LoraConfig,
+        file: AdapterFile,
+    ) -> Result<&AdapterReport, ModelError> {
         self.attach_existing(config)?;
         let base = config.base_model_name_or_path.clone();
         self.set_adapter_values(file, base)?;
         Ok(&self.report)
     }
 
-    fn set_adapter_values(&mut self, file: AdapterFile, base: Option<String>) -> Result<(), ModelError> {
+    fn set_adapter_values(
+        &mut self,
+        file: AdapterFile,
+        base: Option<String>,
+    ) -> Result<(), ModelError> {
         let mut tensors: BTreeMap<String, AdapterTensor> = file.into_iter().collect();
         // With `bias` all, PEFT writes its wrappers' copies of the head's bias too; nothing reads them.
-        tensors.retain(|key, _| !key.contains(".original_module.") && !key.contains(".modules_to_save."));
+        tensors.retain(|key, _| {
+            !key.contains(".original_module.") && !key.contains(".modules_to_save.")
+        });
         let mut faults = Vec::new();
         let ids: Vec<_> = self.trainables.iter().map(|(id, _)| id).collect();
         for id in ids {
             let trainable = self.trainables.get_mut(id);
             let name = &trainable.name;
             let Some(tensor) = tensors.remove(name) else {
-                faults.push(format!("{name}: expected {:?}, not in the adapter", trainable.shape));
+                faults.push(format!(
+                    "{name}: expected {:?}, not in the adapter",
+                    trainable.shape
+                ));
                 continue;
             };
             if tensor.shape != trainable.shape {
-                faults.push(format!("{name}: expected {:?}, found {:?}", trainable.shape, tensor.shape));
+                faults.push(format!(
+                    "{name}: expected {:?}, found {:?}",
+                    trainable.shape, tensor.shape
+                ));
             } else if let Some(at) = tensor.data.iter().position(|v| !v.is_finite()) {
-                faults.push(format!("{name}: value {at} is {}, expected a finite number", tensor.data[at]));
+                faults.push(format!(
+                    "{name}: value {at} is {}, expected a finite number",
+                    tensor.data[at]
+                ));
             } else if !self.device.is_dry() {
                 trainable.value.data_mut().copy_from_slice(&tensor.data);
             }
@@ -52,7 +73,11 @@ impl Model {
             format!("{key}: found {:?}, which nothing here takes", tensor.shape)
         };
         faults.extend(tensors.iter().map(unexpected));
-        if faults.is_empty() { Ok(()) } else { Err(ModelError::AdapterFit { faults, base }) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(ModelError::AdapterFit { faults, base })
+        }
     }
 
     /// Writes the adapter into `dir` in PEFT's format, reads it back and compares. `base` is what the file names as its
@@ -78,7 +103,11 @@ impl Model {
     /// set(saved) = set(trained), value by value.
     fn check_saved(&self, dir: &Path) -> Result<(), ModelError> {
         let file = AdapterFile::read(dir)?;
-        let same = |a: &[f32], b: &[f32]| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
+        let same = |a: &[f32], b: &[f32]| {
+            a.iter()
+                .map(|v| v.to_bits())
+                .eq(b.iter().map(|v| v.to_bits()))
+        };
         let trained = |(key, tensor): &(&str, &AdapterTensor)| {
             let id = self.trainables.find(key);
             id.is_some_and(|id| same(self.trainables.get(id).value.data(), &tensor.data))

@@ -25,7 +25,12 @@ pub enum Task {
 
 impl Task {
     /// Every task.
-    pub const ALL: [Task; 4] = [Task::SingleLabel, Task::MultiLabel, Task::Regression, Task::TokenClassification];
+    pub const ALL: [Task; 4] = [
+        Task::SingleLabel,
+        Task::MultiLabel,
+        Task::Regression,
+        Task::TokenClassification,
+    ];
 
     /// transformers' `problem_type`, or `token_classification`.
     pub fn name(self) -> &'static str {
@@ -40,7 +45,9 @@ impl Task {
     /// PEFT's `task_type`.
     pub fn peft_type(self) -> TaskType {
         match self {
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => TaskType::SequenceClassification,
+            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
+                TaskType::SequenceClassification
+            }
             Task::TokenClassification => TaskType::TokenClassification,
         }
     }
@@ -117,8 +124,10 @@ impl EncoderConfig {
         let pad_token_id = if model_type == "bert" { 0 } else { 1 };
         let hidden_size = reader.usize("hidden_size", 1..=1 << 16);
         let num_attention_heads = reader.usize("num_attention_heads", 1..=1 << 12);
-        if hidden_size % num_attention_heads != 0 {
-            let message = format!("expected a divisor of hidden_size = {hidden_size}, found {num_attention_heads}");
+        if !hidden_size.is_multiple_of(num_attention_heads) {
+            let message = format!(
+                "expected a divisor of hidden_size = {hidden_size}, found {num_attention_heads}"
+            );
             reader.fault("num_attention_heads", message);
         }
         let p = |key: &str, default: f64| reader.f64_or(key, default, 0.0..=0.999) as f32;
@@ -136,7 +145,9 @@ impl EncoderConfig {
             initializer_range: reader.f64_or("initializer_range", 0.02, 0.0..=10.0) as f32,
             hidden_dropout_prob: p("hidden_dropout_prob", 0.1),
             attention_probs_dropout_prob: p("attention_probs_dropout_prob", 0.1),
-            classifier_dropout: reader.opt_f64("classifier_dropout", 0.0..=0.999).map(|v| v as f32),
+            classifier_dropout: reader
+                .opt_f64("classifier_dropout", 0.0..=0.999)
+                .map(|v| v as f32),
             id2label: labels(&reader),
             problem_type: reader.opt_string("problem_type"),
             architectures: reader.opt_strings("architectures").unwrap_or_default(),
@@ -145,16 +156,26 @@ impl EncoderConfig {
         };
         let positions = reader.string_or("position_embedding_type", "absolute");
         if positions != "absolute" {
-            reader.fault("position_embedding_type", format!("expected `absolute`, found `{positions}`"));
+            reader.fault(
+                "position_embedding_type",
+                format!("expected `absolute`, found `{positions}`"),
+            );
         }
         for key in ["is_decoder", "add_cross_attention"] {
             if reader.bool_or(key, false) {
                 reader.fault(key, "expected false: this family is trained as an encoder");
             }
         }
-        let offset = if config.model_type == "bert" { 0 } else { config.pad_token_id as usize + 1 };
+        let offset = if config.model_type == "bert" {
+            0
+        } else {
+            config.pad_token_id as usize + 1
+        };
         if config.max_position_embeddings <= offset {
-            let message = format!("expected more than {offset}, found {}", config.max_position_embeddings);
+            let message = format!(
+                "expected more than {offset}, found {}",
+                config.max_position_embeddings
+            );
             reader.fault("max_position_embeddings", message);
         }
         reader.finish()?;
@@ -174,7 +195,13 @@ fn labels(reader: &ConfigReader<'_>) -> Option<Vec<String>> {
     for (id, label) in &map {
         match id.parse::<usize>().ok().and_then(|id| labels.get_mut(id)) {
             Some(slot) => *slot = Some(label.clone()),
-            None => reader.fault("id2label", format!("expected ids 0 to {}, found `{id}`", map.len().saturating_sub(1))),
+            None => reader.fault(
+                "id2label",
+                format!(
+                    "expected ids 0 to {}, found `{id}`",
+                    map.len().saturating_sub(1)
+                ),
+            ),
         }
     }
     labels.into_iter().collect()

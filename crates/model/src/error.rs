@@ -59,16 +59,24 @@ impl ModelError {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            ModelError::Weights { head_only: true, .. } => Some(
-                "the head was made for other labels; --ignore-mismatched-sizes starts a new head".to_string(),
+            ModelError::Weights {
+                head_only: true, ..
+            } => Some(
+                "the head was made for other labels; --ignore-mismatched-sizes starts a new head"
+                    .to_string(),
             ),
-            ModelError::Weights { .. } => {
-                Some("the config and the weights come from different models, or a file is incomplete".to_string())
+            ModelError::Weights { .. } => Some(
+                "the config and the weights come from different models, or a file is incomplete"
+                    .to_string(),
+            ),
+            ModelError::AdapterFit {
+                base: Some(base), ..
+            } => Some(format!(
+                "`adapter_config.json` names `{base}` as its base; pass --model {base}"
+            )),
+            ModelError::Pattern { .. } => {
+                Some("`lowrank inspect MODEL` lists the module names".to_string())
             }
-            ModelError::AdapterFit { base: Some(base), .. } => {
-                Some(format!("`adapter_config.json` names `{base}` as its base; pass --model {base}"))
-            }
-            ModelError::Pattern { .. } => Some("`lowrank inspect MODEL` lists the module names".to_string()),
             ModelError::Format(error) => error.hint(),
             ModelError::UnknownFamily { .. }
             | ModelError::UnsupportedConfig(_)

@@ -17,6 +17,6 @@ pub use adapt::{AdaptedModule, AdapterReport, SavedModule, TrainMode};
 pub use config::{EncoderConfig, Task};
 pub use error::ModelError;
 pub use loader::{LoadOptions, LoadReport};
+pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
 pub use merge::{MergeOptions, MergeReport};
 pub use model::{Batch, Model, PassOptions};
-pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};

@@ -81,7 +81,9 @@ impl<'a> Loader<'a> {
         options: &'a LoadOptions,
         initializer_range: f32,
     ) -> Self {
-        let names = checkpoint.map(|c| canonical_names(c, prefix)).unwrap_or_default();
+        let names = checkpoint
+            .map(|c| canonical_names(c, prefix))
+            .unwrap_or_default();
         Loader {
             device,
             checkpoint,
@@ -105,24 +107,48 @@ impl<'a> Loader<'a> {
     ) -> Result<Linear, ModelError> {
         let weight_name = format!("{path}.weight");
         let shape = [out_features, in_features];
-        let wanted =
-            Wanted { name: &weight_name, shape: &shape, presence, std: self.initializer_range, mean: 0.0 };
+        let wanted = Wanted {
+            name: &weight_name,
+            shape: &shape,
+            presence,
+            std: self.initializer_range,
+            mean: 0.0,
+        };
         let source = self.locate(&wanted);
         let is_new = source.is_none();
-        let weight = PackedMatrix::from_blocks(self.device, out_features, in_features, |first, block| {
-            self.fill(&wanted, source.as_deref(), first * in_features, block)
-        })?;
+        let weight =
+            PackedMatrix::from_blocks(self.device, out_features, in_features, |first, block| {
+                self.fill(&wanted, source.as_deref(), first * in_features, block)
+            })?;
         let bias = self.vector(&format!("{path}.bias"), out_features, presence, 0.0)?;
         let weight = Matrix::Frozen(weight);
         let path = path.to_string();
-        Ok(Linear { path, in_features, out_features, weight, bias: Some(bias), adapter: None, is_new })
+        Ok(Linear {
+            path,
+            in_features,
+            out_features,
+            weight,
+            bias: Some(bias),
+            adapter: None,
+            is_new,
+        })
     }
 
     /// A layer norm.
-    pub fn layer_norm(&mut self, path: &str, width: usize, eps: f32) -> Result<LayerNorm, ModelError> {
+    pub fn layer_norm(
+        &mut self,
+        path: &str,
+        width: usize,
+        eps: f32,
+    ) -> Result<LayerNorm, ModelError> {
         let weight = self.vector(&format!("{path}.weight"), width, Presence::Required, 1.0)?;
         let bias = self.vector(&format!("{path}.bias"), width, Presence::Required, 0.0)?;
-        Ok(LayerNorm { path: path.to_string(), weight, bias, eps })
+        Ok(LayerNorm {
+            path: path.to_string(),
+            weight,
+            bias,
+            eps,
+        })
     }
 
     /// An embedding table; full training leaves the row `padding_idx` alone.
@@ -136,18 +162,42 @@ impl<'a> Loader<'a> {
         let name = format!("{path}.weight");
         let shape = [rows, cols];
         let std = self.initializer_range;
-        let wanted = Wanted { name: &name, shape: &shape, presence: Presence::Required, std, mean: 0.0 };
+        let wanted = Wanted {
+            name: &name,
+            shape: &shape,
+            presence: Presence::Required,
+            std,
+            mean: 0.0,
+        };
         let source = self.locate(&wanted);
         let table = Frozen::from_blocks(self.device, rows, cols, |first, block| {
             self.fill(&wanted, source.as_deref(), first * cols, block)
         })?;
         let path = path.to_string();
-        Ok(Embedding { path, num_embeddings: rows, embedding_dim: cols, table: Param::Frozen(table), padding_idx })
+        Ok(Embedding {
+            path,
+            num_embeddings: rows,
+            embedding_dim: cols,
+            table: Param::Frozen(table),
+            padding_idx,
+        })
     }
 
-    fn vector(&mut self, name: &str, len: usize, presence: Presence, mean: f32) -> Result<Param, ModelError> {
+    fn vector(
+        &mut self,
+        name: &str,
+        len: usize,
+        presence: Presence,
+        mean: f32,
+    ) -> Result<Param, ModelError> {
         let shape = [len];
-        let wanted = Wanted { name, shape: &shape, presence, std: 0.0, mean };
+        let wanted = Wanted {
+            name,
+            shape: &shape,
+            presence,
+            std: 0.0,
+            mean,
+        };
         let source = self.locate(&wanted);
         let vector = Frozen::from_blocks(self.device, 1, len, |first, block| {
             self.fill(&wanted, source.as_deref(), first * len, block)
@@ -158,11 +208,18 @@ impl<'a> Loader<'a> {
     /// The report, or every fault at once.
     pub fn finish(mut self) -> Result<LoadReport, ModelError> {
         if !self.faults.is_empty() {
-            return Err(ModelError::Weights { faults: self.faults, head_only: self.body_faults == 0 });
+            return Err(ModelError::Weights {
+                faults: self.faults,
+                head_only: self.body_faults == 0,
+            });
         }
-        let unused = self.names.values().filter(|file_name| !self.used.contains(*file_name));
+        let unused = self
+            .names
+            .values()
+            .filter(|file_name| !self.used.contains(*file_name));
         // Buffers that older versions of transformers stored; they hold 0, 1, 2, …
-        let unused = unused.filter(|n| !n.ends_with("position_ids") && !n.ends_with("embeddings.token_type_ids"));
+        let unused = unused
+            .filter(|n| !n.ends_with("position_ids") && !n.ends_with("embeddings.token_type_ids"));
         self.report.unused = unused.cloned().collect();
         Ok(self.report)
     }
@@ -170,12 +227,18 @@ impl<'a> Loader<'a> {
     /// The file's name of a wanted tensor whose shape fits; else notes what that means.
     fn locate(&mut self, wanted: &Wanted<'_>) -> Option<String> {
         let checkpoint = self.checkpoint?;
-        let found = self.names.get(wanted.name).and_then(|n| Some((n.clone(), checkpoint.info(n)?)));
+        let found = self
+            .names
+            .get(wanted.name)
+            .and_then(|n| Some((n.clone(), checkpoint.info(n)?)));
         let Some((file_name, info)) = found else {
             match wanted.presence {
                 Presence::Required => {
                     self.body_faults += 1;
-                    self.faults.push(format!("{}: expected {:?}, not in the checkpoint", wanted.name, wanted.shape));
+                    self.faults.push(format!(
+                        "{}: expected {:?}, not in the checkpoint",
+                        wanted.name, wanted.shape
+                    ));
                 }
                 Presence::NewIfAbsent => self.report.new.push(wanted.name.to_string()),
             }
@@ -189,7 +252,10 @@ impl<'a> Loader<'a> {
                 return None;
             }
             self.body_faults += usize::from(wanted.presence == Presence::Required);
-            self.faults.push(format!("{}: expected {:?}, found {:?}", wanted.name, wanted.shape, info.shape));
+            self.faults.push(format!(
+                "{}: expected {:?}, found {:?}",
+                wanted.name, wanted.shape, info.shape
+            ));
             return None;
         }
         self.report.loaded += 1;
@@ -211,7 +277,12 @@ impl<'a> Loader<'a> {
         checkpoint.read_f32_range(file_name, start, block)?;
         if !kernels::all_finite(self.device.isa(), block) {
             let at = block.iter().position(|v| !v.is_finite()).unwrap_or(0);
-            let line = format!("{}: value {} is {}, expected a finite number", wanted.name, start + at, block[at]);
+            let line = format!(
+                "{}: value {} is {}, expected a finite number",
+                wanted.name,
+                start + at,
+                block[at]
+            );
             self.body_faults += 1;
             self.faults.push(line);
         }
@@ -231,7 +302,9 @@ fn new_values(seed: u64, wanted: &Wanted<'_>, start: usize, block: &mut [f32]) {
 
 /// A fixed 64-bit hash of a name (FNV-1a): seeds and dropout sites hang on it, so it never changes.
 pub(crate) fn name_hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// Maps names as the full model has them to names as the file has them. Source: transformers

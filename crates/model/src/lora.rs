@@ -59,7 +59,10 @@ pub(crate) fn resolve(
     }
     if targets.is_empty() {
         let faults = vec!["no linear layer is left to adapt".to_string()];
-        return Err(ModelError::Pattern { field: "target_modules", faults });
+        return Err(ModelError::Pattern {
+            field: "target_modules",
+            faults,
+        });
     }
     check_ranks(&matcher, &linears, &targets)?;
     Ok(Resolved { targets, saved })
@@ -74,7 +77,10 @@ fn as_linear<'a>(module: &ModuleRef<'a>) -> Option<&'a Linear> {
 
 /// A path and the paths of the modules that it lies in.
 fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
-    path.match_indices('.').map(|(i, _)| i).chain([path.len()]).map(|end| &path[..end])
+    path.match_indices('.')
+        .map(|(i, _)| i)
+        .chain([path.len()])
+        .map(|end| &path[..end])
 }
 
 /// A target that is no linear layer cannot be adapted; PEFT refuses it too, for most kinds.
@@ -91,32 +97,61 @@ fn check_kinds(
     for module in modules.iter().filter(|m| as_linear(m).is_none()) {
         let path = module.path();
         if !saved.contains(path) && matcher.is_target(path)? {
-            faults.push(format!("`{path}` is {}; only linear layers can be adapted", with_article(module.kind())));
+            faults.push(format!(
+                "`{path}` is {}; only linear layers can be adapted",
+                with_article(module.kind())
+            ));
         }
     }
     faults.truncate(4);
-    if faults.is_empty() { Ok(()) } else { Err(ModelError::Pattern { field: "target_modules", faults }) }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(ModelError::Pattern {
+            field: "target_modules",
+            faults,
+        })
+    }
 }
 
 /// Every pattern must mean something.
-fn check_matched(matcher: &Matcher, linears: &[&Linear], modules: &[ModuleRef<'_>]) -> Result<(), ModelError> {
+fn check_matched(
+    matcher: &Matcher,
+    linears: &[&Linear],
+    modules: &[ModuleRef<'_>],
+) -> Result<(), ModelError> {
     let linear_paths: Vec<&str> = linears.iter().map(|l| l.path.as_str()).collect();
-    let all: BTreeSet<&str> = modules.iter().flat_map(|m| with_ancestors(m.path())).collect();
+    let all: BTreeSet<&str> = modules
+        .iter()
+        .flat_map(|m| with_ancestors(m.path()))
+        .collect();
     let all: Vec<&str> = all.into_iter().collect();
     let unmatched = matcher.unmatched(&linear_paths, &all)?;
-    let Some(field) = unmatched.first().map(|u| u.field) else { return Ok(()) };
+    let Some(field) = unmatched.first().map(|u| u.field) else {
+        return Ok(());
+    };
     let of_field = unmatched.iter().filter(|u| u.field == field);
-    Err(ModelError::Pattern { field, faults: of_field.map(|u| u.to_fault().message).collect() })
+    Err(ModelError::Pattern {
+        field,
+        faults: of_field.map(|u| u.to_fault().message).collect(),
+    })
 }
 
-fn check_ranks(matcher: &Matcher, linears: &[&Linear], targets: &BTreeSet<String>) -> Result<(), ModelError> {
+fn check_ranks(
+    matcher: &Matcher,
+    linears: &[&Linear],
+    targets: &BTreeSet<String>,
+) -> Result<(), ModelError> {
     let mut faults = Vec::new();
     for linear in linears.iter().filter(|l| targets.contains(&l.path)) {
         let rank = matcher.rank(&linear.path)?;
         let limit = linear.in_features.min(linear.out_features);
         if rank == 0 || rank > limit {
             let (out, inp) = (linear.out_features, linear.in_features);
-            faults.push(format!("`{}`: rank {rank} is outside 1..={limit} (the matrix is {out} x {inp})", linear.path));
+            faults.push(format!(
+                "`{}`: rank {rank} is outside 1..={limit} (the matrix is {out} x {inp})",
+                linear.path
+            ));
         }
     }
     let more = faults.len().saturating_sub(4);
@@ -124,11 +159,19 @@ fn check_ranks(matcher: &Matcher, linears: &[&Linear], targets: &BTreeSet<String
     if more > 0 {
         faults.push(format!("and {more} more"));
     }
-    if faults.is_empty() { Ok(()) } else { Err(ModelError::Pattern { field: "r", faults }) }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(ModelError::Pattern { field: "r", faults })
+    }
 }
 
 fn with_article(kind: &str) -> String {
-    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    };
     format!("{article} {kind}")
 }
 
@@ -150,13 +193,17 @@ pub(crate) fn initial_values(
     };
     match init {
         InitLoraWeights::Default => uniform(&mut a, in_features, stream),
-        InitLoraWeights::Gaussian => kernels::fill_normal(seed, stream, 0.0, (1.0 / rank as f64) as f32, &mut a),
+        InitLoraWeights::Gaussian => {
+            kernels::fill_normal(seed, stream, 0.0, (1.0 / rank as f64) as f32, &mut a)
+        }
         InitLoraWeights::Random => {
             uniform(&mut a, in_features, stream);
             uniform(&mut b, rank, name_hash(&format!("{path}.lora_B")));
         }
         InitLoraWeights::Other(name) => {
-            let message = format!("init_lora_weights: `{name}` is not supported; use true, false or `gaussian`");
+            let message = format!(
+                "init_lora_weights: `{name}` is not supported; use true, false or `gaussian`"
+            );
             return Err(ModelError::AdapterConfig(vec![message]));
         }
     }

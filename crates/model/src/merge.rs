@@ -5,7 +5,9 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use lowrank_engine::Param;
-use lowrank_formats::{Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model};
+use lowrank_formats::{
+    Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model,
+};
 use serde_json::{Value, json};
 
 use crate::config::Task;
@@ -51,52 +53,100 @@ impl Model {
     /// Writes the model with adapters merged into `dir`, which must exist: weights and `config.json`. `base` is the
     /// directory it was loaded from: its config is carried through and its tensor types are kept.
     /// Tokenizer files are the caller's to copy.
-    pub fn write_merged(&self, base: &Path, dir: &Path, options: &MergeOptions) -> Result<MergeReport, ModelError> {
+    pub fn write_merged(
+        &self,
+        base: &Path,
+        dir: &Path,
+        options: &MergeOptions,
+    ) -> Result<MergeReport, ModelError> {
         if self.device.is_dry() {
-            return Err(ModelError::State("a dry model has no values to merge".to_string()));
+            return Err(ModelError::State(
+                "a dry model has no values to merge".to_string(),
+            ));
         }
         let checkpoint = Checkpoint::open_dir(base)?;
         let pieces = self.pieces(&checkpoint, options);
         let specs: Vec<TensorSpec> = pieces.iter().map(|p| p.spec.clone()).collect();
         write_model(dir, &specs, options.max_shard_bytes, &mut |spec, out| {
-            let piece = pieces.iter().find(|p| p.spec.name == spec.name).expect("every spec is a piece's");
+            let piece = pieces
+                .iter()
+                .find(|p| p.spec.name == spec.name)
+                .expect("every spec is a piece's");
             let values = self.merged_values(piece.source);
             if let Some(value) = values.iter().find(|v| !fits(**v, spec.dtype)) {
-                let message = format!("{}: {value} does not fit {}; write f32 instead", spec.name, spec.dtype.name());
-                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, message));
+                let message = format!(
+                    "{}: {value} does not fit {}; write f32 instead",
+                    spec.name,
+                    spec.dtype.name()
+                );
+                return Err(std::io::Error::new(
+                    std::io::ErrorKind::InvalidData,
+                    message,
+                ));
             }
             out.write_all(&encode(&values, spec.dtype))
         })?;
         let config = self.merged_config(read_json(&base.join("config.json"))?, options);
-        write_atomic(&dir.join("config.json"), format!("{}\n", to_python_json(&config)).as_bytes())?;
-        let merged = pieces.iter().filter(|p| matches!(p.source, Source::Weight(l) if l.adapter.is_some())).count();
+        write_atomic(
+            &dir.join("config.json"),
+            format!("{}\n", to_python_json(&config)).as_bytes(),
+        )?;
+        let merged = pieces
+            .iter()
+            .filter(|p| matches!(p.source, Source::Weight(l) if l.adapter.is_some()))
+            .count();
         let bytes = specs.iter().filter_map(TensorSpec::byte_len).sum();
-        Ok(MergeReport { merged, tensors: specs.len(), bytes })
+        Ok(MergeReport {
+            merged,
+            tensors: specs.len(),
+            bytes,
+        })
     }
 
     fn pieces(&self, checkpoint: &Checkpoint, options: &MergeOptions) -> Vec<Piece<'_>> {
         let dtype_of = |name: &str| {
             let bare = name.strip_prefix(self.family.prefix).unwrap_or(name);
-            let stored = checkpoint.info(name).or_else(|| checkpoint.info(bare)).map(|info| info.dtype);
-            options.dtype.or(stored.filter(|d| matches!(d, DType::F32 | DType::F16 | DType::BF16))).unwrap_or(DType::F32)
+            let stored = checkpoint
+                .info(name)
+                .or_else(|| checkpoint.info(bare))
+                .map(|info| info.dtype);
+            options
+                .dtype
+                .or(stored.filter(|d| matches!(d, DType::F32 | DType::F16 | DType::BF16)))
+                .unwrap_or(DType::F32)
         };
         let mut pieces = Vec::new();
         let mut add = |name: String, shape: Vec<usize>, source| {
             let dtype = dtype_of(&name);
-            pieces.push(Piece { spec: TensorSpec { name, dtype, shape }, source });
+            pieces.push(Piece {
+                spec: TensorSpec { name, dtype, shape },
+                source,
+            });
         };
         for module in self.modules() {
             let path = module.path();
             match module {
                 ModuleRef::Linear(m) => {
-                    add(format!("{path}.weight"), vec![m.out_features, m.in_features], Source::Weight(m));
+                    add(
+                        format!("{path}.weight"),
+                        vec![m.out_features, m.in_features],
+                        Source::Weight(m),
+                    );
                     if let Some(bias) = &m.bias {
-                        add(format!("{path}.bias"), vec![m.out_features], Source::Vector(bias));
+                        add(
+                            format!("{path}.bias"),
+                            vec![m.out_features],
+                            Source::Vector(bias),
+                        );
                     }
                 }
                 ModuleRef::LayerNorm(m) => {
                     let width = m.weight.shape(&self.trainables)[1];
-                    add(format!("{path}.weight"), vec![width], Source::Vector(&m.weight));
+                    add(
+                        format!("{path}.weight"),
+                        vec![width],
+                        Source::Vector(&m.weight),
+                    );
                     add(format!("{path}.bias"), vec![width], Source::Vector(&m.bias));
                 }
                 ModuleRef::Embedding(m) => {
@@ -118,35 +168,57 @@ impl Model {
     /// W + scaling·B·A [out, in], the product summed in f64.
     fn merged_weight(&self, linear: &Linear) -> Vec<f32> {
         let mut weight = linear.weight.to_rows(&self.trainables);
-        let Some(adapter) = linear.adapter else { return weight };
-        let (a, b) = (&self.trainables.get(adapter.a).value, &self.trainables.get(adapter.b).value);
+        let Some(adapter) = linear.adapter else {
+            return weight;
+        };
+        let (a, b) = (
+            &self.trainables.get(adapter.a).value,
+            &self.trainables.get(adapter.b).value,
+        );
         let (rank, width) = (a.rows(), linear.in_features);
         let mut delta = vec![0.0f64; width];
-        for (row, b_row) in weight.chunks_exact_mut(width).zip(b.data().chunks_exact(rank)) {
+        for (row, b_row) in weight
+            .chunks_exact_mut(width)
+            .zip(b.data().chunks_exact(rank))
+        {
             delta.fill(0.0);
             for (&b, a_row) in b_row.iter().zip(a.data().chunks_exact(width)) {
-                delta.iter_mut().zip(a_row).for_each(|(d, &a)| *d += f64::from(b) * f64::from(a));
+                delta
+                    .iter_mut()
+                    .zip(a_row)
+                    .for_each(|(d, &a)| *d += f64::from(b) * f64::from(a));
             }
             let scaling = f64::from(adapter.scaling);
-            row.iter_mut().zip(&delta).for_each(|(w, d)| *w = (f64::from(*w) + scaling * d) as f32);
+            row.iter_mut()
+                .zip(&delta)
+                .for_each(|(w, d)| *w = (f64::from(*w) + scaling * d) as f32);
         }
         weight
     }
 
     fn merged_config(&self, mut config: Value, options: &MergeOptions) -> Value {
-        let Some(object) = config.as_object_mut() else { return config };
+        let Some(object) = config.as_object_mut() else {
+            return config;
+        };
         object.insert("architectures".to_string(), json!([self.architecture()]));
         match self.task {
             Task::TokenClassification => object.remove("problem_type"),
             task => object.insert("problem_type".to_string(), json!(task.name())),
         };
-        let labels = options.labels.clone().unwrap_or_else(|| {
-            (0..self.num_labels).map(|i| format!("LABEL_{i}")).collect()
-        });
-        let id2label: serde_json::Map<String, Value> =
-            labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
-        let label2id: serde_json::Map<String, Value> =
-            labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
+        let labels = options
+            .labels
+            .clone()
+            .unwrap_or_else(|| (0..self.num_labels).map(|i| format!("LABEL_{i}")).collect());
+        let id2label: serde_json::Map<String, Value> = labels
+            .iter()
+            .enumerate()
+            .map(|(i, l)| (i.to_string(), json!(l)))
+            .collect();
+        let label2id: serde_json::Map<String, Value> = labels
+            .iter()
+            .enumerate()
+            .map(|(i, l)| (l.clone(), json!(i)))
+            .collect();
         object.insert("id2label".to_string(), Value::Object(id2label));
         object.insert("label2id".to_string(), Value::Object(label2id));
         if let Some(dtype) = options.dtype {
@@ -155,7 +227,11 @@ impl Model {
                 DType::BF16 => "bfloat16",
                 _ => "float32",
             };
-            let key = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+            let key = if object.contains_key("dtype") {
+                "dtype"
+            } else {
+                "torch_dtype"
+            };
             object.insert(key.to_string(), json!(name));
         }
         config
@@ -174,8 +250,14 @@ fn fits(value: f32, dtype: DType) -> bool {
 /// Little-endian bytes of `values` in `dtype` (f32, f16 or bf16), rounded to nearest even.
 fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
     match dtype {
-        DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => values
+            .iter()
+            .flat_map(|&v| f16::from_f32(v).to_le_bytes())
+            .collect(),
+        DType::BF16 => values
+            .iter()
+            .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
+            .collect(),
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }

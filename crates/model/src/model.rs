@@ -37,7 +37,10 @@ impl Batch<'_> {
 
     /// 0, 1, 2, … in each sequence.
     pub(crate) fn positions(&self) -> Vec<u32> {
-        self.offsets.windows(2).flat_map(|range| 0..(range[1] - range[0]) as u32).collect()
+        self.offsets
+            .windows(2)
+            .flat_map(|range| 0..(range[1] - range[0]) as u32)
+            .collect()
     }
 }
 
@@ -68,14 +71,22 @@ pub struct Model {
 impl Model {
     /// Loads a Hugging Face directory: `config.json` and its weights. All weights are frozen.
     /// Errors: unreadable files, an unsupported config, tensors that are absent, of another shape or not finite.
-    pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<(Self, LoadReport), ModelError> {
+    pub fn load(
+        dir: &Path,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<(Self, LoadReport), ModelError> {
         let config = EncoderConfig::read(&dir.join("config.json"))?;
         let checkpoint = Checkpoint::open_dir(dir)?;
         Self::build(config, Some(&checkpoint), options, device)
     }
 
     /// A model of the same shape whose weights are all new: random on a device that computes, mere shapes on the dry one.
-    pub fn from_config(config: EncoderConfig, options: &LoadOptions, device: &Device) -> Result<Self, ModelError> {
+    pub fn from_config(
+        config: EncoderConfig,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         Ok(Self::build(config, None, options, device)?.0)
     }
 
@@ -86,8 +97,15 @@ impl Model {
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
         let family = family(&config.model_type)?;
-        let mut loader = Loader::new(device, checkpoint, family.prefix, options, config.initializer_range);
-        let network = device.install(|| (family.build)(&config, options.task, options.num_labels, &mut loader))?;
+        let mut loader = Loader::new(
+            device,
+            checkpoint,
+            family.prefix,
+            options,
+            config.initializer_range,
+        );
+        let network = device
+            .install(|| (family.build)(&config, options.task, options.num_labels, &mut loader))?;
         let load_report = loader.finish()?;
         let model = Model {
             device: device.clone(),
@@ -125,7 +143,9 @@ impl Model {
 
     /// The longest sequence it takes, in tokens.
     pub fn max_positions(&self) -> usize {
-        self.config.max_position_embeddings.saturating_sub((self.family.position_offset)(&self.config))
+        self.config
+            .max_position_embeddings
+            .saturating_sub((self.family.position_offset)(&self.config))
     }
 
     /// Where PEFT would put adapters if none were named.
@@ -169,7 +189,9 @@ impl Model {
             ModuleRef::Linear(m) => {
                 m.in_features * m.out_features + if m.bias.is_some() { m.out_features } else { 0 }
             }
-            ModuleRef::LayerNorm(m) => 2 * m.weight.shape(&self.trainables).iter().product::<usize>(),
+            ModuleRef::LayerNorm(m) => {
+                2 * m.weight.shape(&self.trainables).iter().product::<usize>()
+            }
             ModuleRef::Embedding(m) => m.num_embeddings * m.embedding_dim,
         };
         self.modules().iter().map(|m| count(m) as u64).sum()
@@ -198,11 +220,17 @@ impl Model {
     /// classification. With `adapters` false, adapters are switched off. Empty on the dry device.
     pub fn logits(&self, batch: &Batch<'_>, adapters: bool) -> Result<Vec<f32>, ModelError> {
         self.check(batch, None)?;
-        Ok(self.device.install(|| self.to_vec(&self.infer(batch, adapters))))
+        Ok(self
+            .device
+            .install(|| self.to_vec(&self.infer(batch, adapters))))
     }
 
     /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their number.
-    pub fn evaluate(&self, batch: &Batch<'_>, targets: Targets<'_>) -> Result<(Vec<f32>, f64, usize), ModelError> {
+    pub fn evaluate(
+        &self,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
             let logits = self.infer(batch, true);
@@ -217,7 +245,11 @@ impl Model {
     }
 
     fn to_vec(&self, logits: &Var) -> Vec<f32> {
-        if self.device.is_dry() { Vec::new() } else { logits.tensor().data().to_vec() }
+        if self.device.is_dry() {
+            Vec::new()
+        } else {
+            logits.tensor().data().to_vec()
+        }
     }
 
     /// Everything about a batch that could be out of range comes from outside: checked before any op.
@@ -225,18 +257,37 @@ impl Model {
         let fail = |message: String| Err(ModelError::Batch(message));
         let tokens = batch.input_ids.len();
         let rising = batch.offsets.windows(2).all(|w| w[0] < w[1]);
-        if batch.sequences() == 0 || batch.offsets[0] != 0 || !rising || batch.offsets.last() != Some(&tokens) {
-            return fail(format!("a batch of {tokens} tokens has offsets {:?}: empty or not in order", batch.offsets));
+        if batch.sequences() == 0
+            || batch.offsets[0] != 0
+            || !rising
+            || batch.offsets.last() != Some(&tokens)
+        {
+            return fail(format!(
+                "a batch of {tokens} tokens has offsets {:?}: empty or not in order",
+                batch.offsets
+            ));
         }
-        let longest = batch.offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+        let longest = batch
+            .offsets
+            .windows(2)
+            .map(|w| w[1] - w[0])
+            .max()
+            .unwrap_or(0);
         if longest > self.max_positions() {
             return fail(format!(
                 "a sequence has {longest} tokens, the model has {} positions; lower --max-length",
                 self.max_positions()
             ));
         }
-        if let Some(id) = batch.input_ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
-            return fail(format!("token id {id} is outside the vocabulary of {} tokens", self.config.vocab_size));
+        if let Some(id) = batch
+            .input_ids
+            .iter()
+            .find(|&&id| id as usize >= self.config.vocab_size)
+        {
+            return fail(format!(
+                "token id {id} is outside the vocabulary of {} tokens",
+                self.config.vocab_size
+            ));
         }
         if let Some(ids) = batch.token_type_ids {
             if ids.len() != tokens {
@@ -244,7 +295,9 @@ impl Model {
             }
             let types = self.config.type_vocab_size;
             if let Some(id) = ids.iter().find(|&&id| types > 1 && id as usize >= types) {
-                return fail(format!("token type {id} is outside the table of {types} types"));
+                return fail(format!(
+                    "token type {id} is outside the table of {types} types"
+                ));
             }
         }
         targets.map_or(Ok(()), |targets| self.check_targets(batch, targets))
@@ -258,7 +311,8 @@ impl Model {
         let labels = self.num_labels;
         let fault = match (self.task, targets) {
             (Task::SingleLabel | Task::TokenClassification, Targets::Class(classes)) => {
-                let in_range = |&c: &i64| c == crate::IGNORE_INDEX || (0..labels as i64).contains(&c);
+                let in_range =
+                    |&c: &i64| c == crate::IGNORE_INDEX || (0..labels as i64).contains(&c);
                 if classes.len() != rows {
                     Some(format!("{} labels for {rows} rows", classes.len()))
                 } else {
@@ -266,11 +320,18 @@ impl Model {
                     bad.map(|c| format!("label {c} is outside 0..{labels}"))
                 }
             }
-            (Task::Regression, Targets::Value(values)) | (Task::MultiLabel, Targets::Multi(values)) => {
+            (Task::Regression, Targets::Value(values))
+            | (Task::MultiLabel, Targets::Multi(values)) => {
                 if values.len() != rows * labels {
-                    Some(format!("{} target values for {rows} rows of {labels}", values.len()))
+                    Some(format!(
+                        "{} target values for {rows} rows of {labels}",
+                        values.len()
+                    ))
                 } else {
-                    values.iter().find(|v| !v.is_finite()).map(|v| format!("target value {v} is not finite"))
+                    values
+                        .iter()
+                        .find(|v| !v.is_finite())
+                        .map(|v| format!("target value {v} is not finite"))
                 }
             }
             (task, _) => Some(format!("the targets are not those of {}", task.name())),

@@ -28,7 +28,15 @@ impl Linear {
     /// y = x·Wᵀ + bias, plus the adapter's branch where adapters are switched on.
     pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
         let adapter = self.adapter.as_ref().filter(|_| tape.adapters());
-        linear(tape, x, LinearParams { weight: &self.weight, bias: self.bias.as_ref(), adapter })
+        linear(
+            tape,
+            x,
+            LinearParams {
+                weight: &self.weight,
+                bias: self.bias.as_ref(),
+                adapter,
+            },
+        )
     }
 }
 
@@ -47,8 +55,18 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// Layer norm of dropout(x) + residual; see [`lowrank_engine::ops::layer_norm`].
-    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var, residual: Option<Var>, dropout: f32) -> Var {
-        let params = LayerNormParams { weight: &self.weight, bias: &self.bias, eps: self.eps };
+    pub fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        x: Var,
+        residual: Option<Var>,
+        dropout: f32,
+    ) -> Var {
+        let params = LayerNormParams {
+            weight: &self.weight,
+            bias: &self.bias,
+            eps: self.eps,
+        };
         layer_norm(tape, x, residual, params, dropout)
     }
 }
@@ -71,7 +89,11 @@ pub struct Embedding {
 impl Embedding {
     /// The rows `ids` of this table.
     pub fn lookup<'m, 'i>(&'m self, ids: &'i [u32]) -> Lookup<'m, 'i> {
-        Lookup { table: &self.table, ids, padding_idx: self.padding_idx }
+        Lookup {
+            table: &self.table,
+            ids,
+            padding_idx: self.padding_idx,
+        }
     }
 }
 

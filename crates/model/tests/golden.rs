@@ -4,11 +4,14 @@
 use lowrank_engine::{Device, Gradients, Isa};
 use lowrank_formats::peft::LoraConfig;
 use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Targets, Task};
-use lowrank_testkit::{Tolerance, check_close};
 use lowrank_testkit::{Golden, Labels};
+use lowrank_testkit::{Tolerance, check_close};
 
 /// Logits: the peer's own f32 run differs from its f64 numbers by up to 1.2e-6 (case.json, `peer_f32_error`).
-const LOGITS: Tolerance = Tolerance { abs: 1e-5, rel: 1e-5 };
+const LOGITS: Tolerance = Tolerance {
+    abs: 1e-5,
+    rel: 1e-5,
+};
 /// Gradients, relative by norm: the peer's own f32 run differs by up to 4.5e-6.
 const GRADIENTS: f64 = 1e-5;
 
@@ -31,7 +34,10 @@ impl Rows {
         };
         for row in &golden.rows {
             rows.input_ids.extend(&row.input_ids);
-            let types = row.token_type_ids.clone().unwrap_or_else(|| vec![0; row.input_ids.len()]);
+            let types = row
+                .token_type_ids
+                .clone()
+                .unwrap_or_else(|| vec![0; row.input_ids.len()]);
             rows.token_type_ids.extend(types);
             rows.offsets.push(rows.input_ids.len());
         }
@@ -49,7 +55,11 @@ impl Rows {
 
     fn batch(&self) -> Batch<'_> {
         let token_type_ids = Some(self.token_type_ids.as_slice());
-        Batch { input_ids: &self.input_ids, token_type_ids, offsets: &self.offsets }
+        Batch {
+            input_ids: &self.input_ids,
+            token_type_ids,
+            offsets: &self.offsets,
+        }
     }
 
     fn targets(&self, task: Task) -> Targets<'_> {
@@ -72,18 +82,36 @@ fn task(golden: &Golden) -> Task {
 }
 
 fn options(golden: &Golden) -> LoadOptions {
-    LoadOptions { task: task(golden), num_labels: golden.num_labels, seed: 1, ignore_mismatched_sizes: false }
+    LoadOptions {
+        task: task(golden),
+        num_labels: golden.num_labels,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    }
 }
 
 fn load(golden: &Golden, device: &Device) -> Model {
-    let (mut model, report) = Model::load(&golden.model_dir(), &options(golden), device).expect("the model loads");
+    let (mut model, report) =
+        Model::load(&golden.model_dir(), &options(golden), device).expect("the model loads");
     let mut new = report.new.clone();
     new.sort();
     assert_eq!(new, golden.load.new, "{}: new tensors", golden.name);
-    assert_eq!(report.unused.len(), golden.load.unused.len(), "{}: unused tensors {:?}", golden.name, report.unused);
+    assert_eq!(
+        report.unused.len(),
+        golden.load.unused.len(),
+        "{}: unused tensors {:?}",
+        golden.name,
+        report.unused
+    );
     match golden.adapter_dir() {
-        Some(dir) => model.load_adapter(&dir).map(|_| ()).unwrap_or_else(|e| panic!("{}: {e}", golden.name)),
-        None => model.train_all().map(|_| ()).expect("everything can be trained"),
+        Some(dir) => model
+            .load_adapter(&dir)
+            .map(|_| ())
+            .unwrap_or_else(|e| panic!("{}: {e}", golden.name)),
+        None => model
+            .train_all()
+            .map(|_| ())
+            .expect("everything can be trained"),
     }
     model
 }
@@ -92,22 +120,48 @@ fn cases() -> Vec<Golden> {
     let names = Golden::names().expect("golden files are in the repository");
     assert!(names.len() >= 20, "only {} golden cases", names.len());
     let open = |name: &String| Golden::open(name).expect("a golden case opens");
-    names.iter().map(open).filter(|g| g.steps.is_empty() && g.hyper.is_none()).collect()
+    names
+        .iter()
+        .map(open)
+        .filter(|g| g.steps.is_empty() && g.hyper.is_none())
+        .collect()
 }
 
 fn check_case(golden: &Golden, device: &Device, recompute: bool) {
     let model = load(golden, device);
     let rows = Rows::new(golden);
     let targets = rows.targets(model.task());
-    let (logits, sum, count) = model.evaluate(&rows.batch(), targets).expect("the batch fits");
-    check_close(&format!("{} logits", golden.name), &logits, &golden.logits().data, LOGITS);
+    let (logits, sum, count) = model
+        .evaluate(&rows.batch(), targets)
+        .expect("the batch fits");
+    check_close(
+        &format!("{} logits", golden.name),
+        &logits,
+        &golden.logits().data,
+        LOGITS,
+    );
     let loss = Tolerance::new(1e-5, 1e-5);
-    check_close(&format!("{} loss", golden.name), &[sum / count as f64], &[golden.loss], loss);
+    check_close(
+        &format!("{} loss", golden.name),
+        &[sum / count as f64],
+        &[golden.loss],
+        loss,
+    );
 
     let mut gradients = Gradients::zeros(device, model.trainables());
-    let pass = PassOptions { dropout: None, grad_scale: 1.0 / count as f32, recompute };
-    model.forward_backward(&rows.batch(), targets, &pass, &mut gradients).expect("the batch fits");
-    let mut names: Vec<&str> = model.trainables().iter().map(|(_, t)| t.name.as_str()).collect();
+    let pass = PassOptions {
+        dropout: None,
+        grad_scale: 1.0 / count as f32,
+        recompute,
+    };
+    model
+        .forward_backward(&rows.batch(), targets, &pass, &mut gradients)
+        .expect("the batch fits");
+    let mut names: Vec<&str> = model
+        .trainables()
+        .iter()
+        .map(|(_, t)| t.name.as_str())
+        .collect();
     names.sort_unstable();
     let mut expected: Vec<&str> = golden.grads().map(|(key, _)| key).collect();
     expected.sort_unstable();
@@ -133,8 +187,16 @@ fn every_instruction_set_gives_the_peers_numbers() {
     for isa in Isa::available() {
         println!("golden cases on {}", isa.name());
         let device = Device::cpu(isa, 1).expect("threads start");
-        for name in ["bert-all-linear-rslora", "roberta-single-label", "bert-full"] {
-            check_case(&Golden::open(name).expect("a golden case opens"), &device, false);
+        for name in [
+            "bert-all-linear-rslora",
+            "roberta-single-label",
+            "bert-full",
+        ] {
+            check_case(
+                &Golden::open(name).expect("a golden case opens"),
+                &device,
+                false,
+            );
         }
     }
 }
@@ -143,7 +205,11 @@ fn every_instruction_set_gives_the_peers_numbers() {
 fn recomputed_blocks_give_the_same_gradients() {
     let device = Device::cpu(Isa::best(), 2).expect("threads start");
     for name in ["bert-patterns", "roberta-all-linear", "roberta-full"] {
-        check_case(&Golden::open(name).expect("a golden case opens"), &device, true);
+        check_case(
+            &Golden::open(name).expect("a golden case opens"),
+            &device,
+            true,
+        );
     }
 }
 
@@ -152,7 +218,10 @@ fn an_adapter_survives_load_and_save_byte_for_byte() {
     let device = Device::cpu(Isa::best(), 1).expect("threads start");
     for golden in cases() {
         // peft writes keys here that nothing under that name is trained by: a second save does not repeat them.
-        let Some(dir) = golden.adapter_dir().filter(|_| golden.saved_by_peft_but_not_trained.is_empty()) else {
+        let Some(dir) = golden
+            .adapter_dir()
+            .filter(|_| golden.saved_by_peft_but_not_trained.is_empty())
+        else {
             continue;
         };
         if !dir.join("adapter_model.safetensors").exists() {
@@ -160,9 +229,17 @@ fn an_adapter_survives_load_and_save_byte_for_byte() {
         }
         let model = load(&golden, &device);
         let out = tempfile::tempdir().expect("a folder");
-        model.save_adapter(out.path(), None).expect("the adapter is saved");
-        let read = |dir: &std::path::Path| std::fs::read(dir.join("adapter_model.safetensors")).expect("weights");
-        assert!(read(&dir) == read(out.path()), "{}: the tensor file changed", golden.name);
+        model
+            .save_adapter(out.path(), None)
+            .expect("the adapter is saved");
+        let read = |dir: &std::path::Path| {
+            std::fs::read(dir.join("adapter_model.safetensors")).expect("weights")
+        };
+        assert!(
+            read(&dir) == read(out.path()),
+            "{}: the tensor file changed",
+            golden.name
+        );
         let (before, after) = (LoraConfig::read(&dir), LoraConfig::read(out.path()));
         let (before, after) = (before.expect("peft's config"), after.expect("our config"));
         assert_eq!(before.r, after.r, "{}", golden.name);
@@ -173,11 +250,19 @@ fn an_adapter_survives_load_and_save_byte_for_byte() {
 fn without_the_adapter_the_logits_are_the_bases() {
     let device = Device::cpu(Isa::best(), 2).expect("threads start");
     for golden in cases() {
-        let Some(expected) = golden.logits_base() else { continue };
-        let (model, _) = Model::load(&golden.model_dir(), &options(&golden), &device).expect("the model loads");
+        let Some(expected) = golden.logits_base() else {
+            continue;
+        };
+        let (model, _) =
+            Model::load(&golden.model_dir(), &options(&golden), &device).expect("the model loads");
         let rows = Rows::new(&golden);
         let logits = model.logits(&rows.batch(), true).expect("the batch fits");
-        check_close(&format!("{} base logits", golden.name), &logits, &expected.data, LOGITS);
+        check_close(
+            &format!("{} base logits", golden.name),
+            &logits,
+            &expected.data,
+            LOGITS,
+        );
     }
 }
 
@@ -186,14 +271,20 @@ fn fresh_adapters_change_no_bit_of_the_logits() {
     let device = Device::cpu(Isa::best(), 2).expect("threads start");
     let golden = Golden::open("roberta-single-label").expect("a golden case opens");
     let rows = Rows::new(&golden);
-    let (mut model, _) = Model::load(&golden.model_dir(), &options(&golden), &device).expect("the model loads");
+    let (mut model, _) =
+        Model::load(&golden.model_dir(), &options(&golden), &device).expect("the model loads");
     let before = model.logits(&rows.batch(), true).expect("the batch fits");
-    let mut config = LoraConfig::default();
-    config.r = 4;
+    let config = LoraConfig {
+        r: 4,
+        ..LoraConfig::default()
+    };
     model.attach_lora(&config, 7).expect("adapters attach");
     let after = model.logits(&rows.batch(), true).expect("the batch fits");
     assert_eq!(before, after);
-    assert_eq!(model.logits(&rows.batch(), false).expect("the batch fits"), before);
+    assert_eq!(
+        model.logits(&rows.batch(), false).expect("the batch fits"),
+        before
+    );
 }
 
 #[test]
@@ -203,8 +294,19 @@ fn the_plan_counts_what_the_processor_counts() {
         let run = |device: &Device| {
             let model = load(&golden, device);
             let mut gradients = Gradients::zeros(device, model.trainables());
-            let options = PassOptions { dropout: None, grad_scale: 1.0, recompute: false };
-            model.forward_backward(&rows.batch(), rows.targets(model.task()), &options, &mut gradients).expect("runs");
+            let options = PassOptions {
+                dropout: None,
+                grad_scale: 1.0,
+                recompute: false,
+            };
+            model
+                .forward_backward(
+                    &rows.batch(),
+                    rows.targets(model.task()),
+                    &options,
+                    &mut gradients,
+                )
+                .expect("runs");
             drop(gradients);
             (device.peak_memory(), device.flops())
         };
@@ -221,11 +323,21 @@ fn the_order_of_rows_and_the_number_of_threads_change_no_bit() {
     let three = Device::cpu(Isa::best(), 3).expect("threads start");
     let model = load(&golden, &one);
     let logits = model.logits(&rows.batch(), true).expect("the batch fits");
-    assert_eq!(load(&golden, &three).logits(&rows.batch(), true).expect("the batch fits"), logits);
+    assert_eq!(
+        load(&golden, &three)
+            .logits(&rows.batch(), true)
+            .expect("the batch fits"),
+        logits
+    );
     let mut reversed = Golden::open("bert-long-rows").expect("a golden case opens");
     reversed.rows.reverse();
     let other = Rows::new(&reversed);
     let mut back = model.logits(&other.batch(), true).expect("the batch fits");
-    back = back.chunks(golden.num_labels).rev().flatten().copied().collect();
+    back = back
+        .chunks(golden.num_labels)
+        .rev()
+        .flatten()
+        .copied()
+        .collect();
     assert_eq!(back, logits);
 }

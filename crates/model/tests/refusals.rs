@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use lowrank_engine::{Device, Gradients, Isa};
-use lowrank_formats::peft::{Bias, InitLoraWeights, LayersToTransform, LoraConfig, NamePattern, TargetModules};
+use lowrank_formats::peft::{
+    InitLoraWeights, LayersToTransform, LoraConfig, NamePattern, TargetModules,
+};
 use lowrank_formats::{Checkpoint, OutTensor, write_safetensors};
 use lowrank_model::{Batch, LoadOptions, Model, ModelError, PassOptions, Targets, Task};
 use lowrank_testkit::Golden;
@@ -13,7 +15,12 @@ fn device() -> Device {
 }
 
 fn options(num_labels: usize) -> LoadOptions {
-    LoadOptions { task: Task::SingleLabel, num_labels, seed: 1, ignore_mismatched_sizes: false }
+    LoadOptions {
+        task: Task::SingleLabel,
+        num_labels,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    }
 }
 
 fn golden() -> Golden {
@@ -21,7 +28,9 @@ fn golden() -> Golden {
 }
 
 fn model() -> Model {
-    Model::load(&golden().model_dir(), &options(2), &device()).expect("the model loads").0
+    Model::load(&golden().model_dir(), &options(2), &device())
+        .expect("the model loads")
+        .0
 }
 
 /// The golden model, its tensors changed by `change`: (name, shape, values); `None` leaves it out.
@@ -37,7 +46,10 @@ fn changed_model(dir: &Path, change: impl Fn(&str, &mut Vec<usize>, &mut Vec<f32
             tensors.push((info.name.clone(), shape, values));
         }
     }
-    let out: Vec<OutTensor<'_>> = tensors.iter().map(|(n, s, v)| OutTensor::f32(n, s, v)).collect();
+    let out: Vec<OutTensor<'_>> = tensors
+        .iter()
+        .map(|(n, s, v)| OutTensor::f32(n, s, v))
+        .collect();
     write_safetensors(&dir.join("model.safetensors"), &out, &[]).expect("written");
 }
 
@@ -51,11 +63,16 @@ fn load_error(dir: &Path, num_labels: usize) -> ModelError {
 fn attach_error(change: impl FnOnce(&mut LoraConfig)) -> String {
     let mut config = LoraConfig::default();
     change(&mut config);
-    model().attach_lora(&config, 1).expect_err("this configuration must be refused").to_string()
+    model()
+        .attach_lora(&config, 1)
+        .expect_err("this configuration must be refused")
+        .to_string()
 }
 
 fn names(names: &[&str]) -> Option<TargetModules> {
-    Some(TargetModules::List(names.iter().map(ToString::to_string).collect()))
+    Some(TargetModules::List(
+        names.iter().map(ToString::to_string).collect(),
+    ))
 }
 
 #[test]
@@ -73,18 +90,40 @@ fn weights_that_are_absent_misshapen_or_not_finite() {
     });
     let message = load_error(dir.path(), 2).to_string();
     assert!(message.contains("(3 tensors)"), "{message}");
-    assert!(message.contains("layer.0.attention.self.query.weight: value 5 is NaN"), "{message}");
-    assert!(message.contains("layer.1.output.dense.bias: expected [32], found [31]"), "{message}");
-    assert!(message.contains("layer.1.attention.self.key.weight: expected [32, 32], not in"), "{message}");
+    assert!(
+        message.contains("layer.0.attention.self.query.weight: value 5 is NaN"),
+        "{message}"
+    );
+    assert!(
+        message.contains("layer.1.output.dense.bias: expected [32], found [31]"),
+        "{message}"
+    );
+    assert!(
+        message.contains("layer.1.attention.self.key.weight: expected [32, 32], not in"),
+        "{message}"
+    );
 }
 
 #[test]
 fn a_head_of_other_labels_is_refused_or_started_anew() {
     let dir = golden().model_dir();
     let error = load_error(&dir, 5);
-    assert!(error.to_string().contains("classifier.weight: expected [5, 32], found [2, 32]"), "{error}");
-    assert!(error.hint().expect("a hint").contains("--ignore-mismatched-sizes"));
-    let options = LoadOptions { ignore_mismatched_sizes: true, ..options(5) };
+    assert!(
+        error
+            .to_string()
+            .contains("classifier.weight: expected [5, 32], found [2, 32]"),
+        "{error}"
+    );
+    assert!(
+        error
+            .hint()
+            .expect("a hint")
+            .contains("--ignore-mismatched-sizes")
+    );
+    let options = LoadOptions {
+        ignore_mismatched_sizes: true,
+        ..options(5)
+    };
     let (model, report) = Model::load(&dir, &options, &device()).expect("a new head");
     assert_eq!(report.mismatched, ["classifier.weight", "classifier.bias"]);
     assert_eq!(model.num_labels(), 5);
@@ -102,37 +141,68 @@ fn configs_that_are_absurd_list_every_fault() {
     object.insert("num_hidden_layers".into(), 4_000_000_000u64.into());
     std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
     let message = load_error(dir.path(), 2).to_string();
-    for part in ["vocab_size", "num_attention_heads", "hidden_act", "num_hidden_layers"] {
+    for part in [
+        "vocab_size",
+        "num_attention_heads",
+        "hidden_act",
+        "num_hidden_layers",
+    ] {
         assert!(message.contains(part), "{part}: {message}");
     }
     config["model_type"] = "gpt9".into();
     std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
     let message = load_error(dir.path(), 2).to_string();
-    assert!(message.contains("`gpt9` is not supported; supported: bert, roberta"), "{message}");
+    assert!(
+        message.contains("`gpt9` is not supported; supported: bert, roberta"),
+        "{message}"
+    );
 }
 
 #[test]
 fn patterns_that_match_nothing_name_what_is_near() {
     let message = attach_error(|c| c.target_modules = names(&["query", "valeu"]));
-    assert!(message.contains("`valeu` matches no module; did you mean `value`?"), "{message}");
+    assert!(
+        message.contains("`valeu` matches no module; did you mean `value`?"),
+        "{message}"
+    );
     let message = attach_error(|c| c.target_modules = names(&["query", "LayerNorm"]));
-    assert!(message.contains("LayerNorm` is a layer norm; only linear layers"), "{message}");
+    assert!(
+        message.contains("LayerNorm` is a layer norm; only linear layers"),
+        "{message}"
+    );
     let message = attach_error(|c| c.target_modules = names(&["word_embeddings"]));
-    assert!(message.contains("is an embedding table; only linear layers"), "{message}");
+    assert!(
+        message.contains("is an embedding table; only linear layers"),
+        "{message}"
+    );
     let message = attach_error(|c| c.target_modules = Some(TargetModules::Regex("quer".into())));
     assert!(message.contains("quer"), "{message}");
     let message = attach_error(|c| c.target_modules = Some(TargetModules::Regex("(quer".into())));
     assert!(message.contains("(quer"), "{message}");
-    let message = attach_error(|c| c.exclude_modules = Some(NamePattern::List(vec!["valuee".into()])));
-    assert!(message.contains("exclude_modules") && message.contains("`valuee`"), "{message}");
+    let message =
+        attach_error(|c| c.exclude_modules = Some(NamePattern::List(vec!["valuee".into()])));
+    assert!(
+        message.contains("exclude_modules") && message.contains("`valuee`"),
+        "{message}"
+    );
     let message = attach_error(|c| c.rank_pattern = vec![("kye".into(), 2)]);
-    assert!(message.contains("rank_pattern") && message.contains("`kye`"), "{message}");
+    assert!(
+        message.contains("rank_pattern") && message.contains("`kye`"),
+        "{message}"
+    );
     let message = attach_error(|c| c.alpha_pattern = vec![("kye".into(), 2.0)]);
     assert!(message.contains("alpha_pattern"), "{message}");
-    let message = attach_error(|c| c.layers_to_transform = Some(LayersToTransform::Many(vec![0, 7])));
-    assert!(message.contains("layers_to_transform") && message.contains('7'), "{message}");
+    let message =
+        attach_error(|c| c.layers_to_transform = Some(LayersToTransform::Many(vec![0, 7])));
+    assert!(
+        message.contains("layers_to_transform") && message.contains('7'),
+        "{message}"
+    );
     let message = attach_error(|c| c.modules_to_save = Some(vec!["pooller".into()]));
-    assert!(message.contains("modules_to_save") && message.contains("pooller"), "{message}");
+    assert!(
+        message.contains("modules_to_save") && message.contains("pooller"),
+        "{message}"
+    );
     let message = attach_error(|c| c.exclude_modules = Some(NamePattern::Regex(".*".into())));
     assert!(message.contains("target_modules"), "{message}");
 }
@@ -140,7 +210,10 @@ fn patterns_that_match_nothing_name_what_is_near() {
 #[test]
 fn ranks_and_options_out_of_range() {
     let message = attach_error(|c| c.r = 33);
-    assert!(message.contains("rank 33 is outside 1..=32 (the matrix is 32 x 32)"), "{message}");
+    assert!(
+        message.contains("rank 33 is outside 1..=32 (the matrix is 32 x 32)"),
+        "{message}"
+    );
     let message = attach_error(|c| c.r = 0);
     assert!(message.contains("rank 0"), "{message}");
     let message = attach_error(|c| c.init_lora_weights = InitLoraWeights::Other("pissa".into()));
@@ -150,19 +223,38 @@ fn ranks_and_options_out_of_range() {
 #[test]
 fn an_adapter_of_another_base_lists_its_tensors() {
     let other = Golden::open("roberta-single-label").expect("a golden case opens");
-    let error = model().load_adapter(&other.adapter_dir().expect("an adapter")).expect_err("another base");
+    let error = model()
+        .load_adapter(&other.adapter_dir().expect("an adapter"))
+        .expect_err("another base");
     let message = error.to_string();
-    assert!(message.starts_with("adapter does not fit this base model"), "{message}");
-    assert!(message.contains("roberta.encoder.layer.0.attention.self.query.lora_A.weight"), "{message}");
-    assert!(message.contains("bert.encoder.layer.0.attention.self.query.lora_A.weight: expected [4, 32]"), "{message}");
+    assert!(
+        message.starts_with("adapter does not fit this base model"),
+        "{message}"
+    );
+    assert!(
+        message.contains("roberta.encoder.layer.0.attention.self.query.lora_A.weight"),
+        "{message}"
+    );
+    assert!(
+        message
+            .contains("bert.encoder.layer.0.attention.self.query.lora_A.weight: expected [4, 32]"),
+        "{message}"
+    );
 }
 
 #[test]
 fn batches_out_of_range() {
     let model = model();
     let say = |ids: &[u32], types: Option<&[u32]>, offsets: &[usize]| {
-        let batch = Batch { input_ids: ids, token_type_ids: types, offsets };
-        model.logits(&batch, true).expect_err("this batch must be refused").to_string()
+        let batch = Batch {
+            input_ids: ids,
+            token_type_ids: types,
+            offsets,
+        };
+        model
+            .logits(&batch, true)
+            .expect_err("this batch must be refused")
+            .to_string()
     };
     assert!(say(&[1, 2], None, &[0, 1]).contains("offsets"));
     assert!(say(&[1, 2], None, &[0, 0, 2]).contains("offsets"));
@@ -177,34 +269,57 @@ fn batches_out_of_range() {
 #[test]
 fn targets_out_of_range() {
     let (model, device) = (model(), device());
-    let batch = Batch { input_ids: &[1, 2, 3], token_type_ids: None, offsets: &[0, 1, 3] };
+    let batch = Batch {
+        input_ids: &[1, 2, 3],
+        token_type_ids: None,
+        offsets: &[0, 1, 3],
+    };
     let say = |targets: Targets<'_>| {
         let mut gradients = Gradients::zeros(&device, model.trainables());
-        let error = model.forward_backward(&batch, targets, &PassOptions::default(), &mut gradients);
-        error.expect_err("these targets must be refused").to_string()
+        let error =
+            model.forward_backward(&batch, targets, &PassOptions::default(), &mut gradients);
+        error
+            .expect_err("these targets must be refused")
+            .to_string()
     };
     assert!(say(Targets::Class(&[0])).contains("1 labels for 2 rows"));
     assert!(say(Targets::Class(&[0, 2])).contains("label 2 is outside 0..2"));
-    assert!(say(Targets::Value(&[0.0, 1.0])).contains("the targets are not those of single_label_classification"));
+    assert!(
+        say(Targets::Value(&[0.0, 1.0]))
+            .contains("the targets are not those of single_label_classification")
+    );
 }
 
 #[test]
 fn adding_a_target_changes_no_other_initial_value() {
     let attach = |targets: &[&str]| {
-        let mut config = LoraConfig::default();
-        config.target_modules = names(targets);
-        config.bias = Bias::None;
+        let config = LoraConfig {
+            target_modules: names(targets),
+            ..LoraConfig::default()
+        };
         let mut model = model();
         model.attach_lora(&config, 5).expect("attaches");
         model
     };
     let (few, many) = (attach(&["query"]), attach(&["query", "value", "key"]));
     let mut compared = 0;
-    for (_, t) in few.trainables().iter().filter(|(_, t)| t.name.contains("lora_A")) {
+    for (_, t) in few
+        .trainables()
+        .iter()
+        .filter(|(_, t)| t.name.contains("lora_A"))
+    {
         let id = many.trainables().find(&t.name).expect("the same adapter");
-        assert_eq!(many.trainables().get(id).value.data(), t.value.data(), "{}", t.name);
+        assert_eq!(
+            many.trainables().get(id).value.data(),
+            t.value.data(),
+            "{}",
+            t.name
+        );
         let bound = 1.0 / 32f32.sqrt();
-        assert!(t.value.data().iter().all(|v| v.abs() <= bound) && t.value.data().iter().any(|v| v.abs() > 0.5 * bound));
+        assert!(
+            t.value.data().iter().all(|v| v.abs() <= bound)
+                && t.value.data().iter().any(|v| v.abs() > 0.5 * bound)
+        );
         compared += 1;
     }
     assert!(compared >= 2);
@@ -214,13 +329,28 @@ fn adding_a_target_changes_no_other_initial_value() {
 fn a_failed_save_leaves_the_adapter_that_was_there() {
     let dir = tempfile::tempdir().expect("a folder");
     let mut model = model();
-    assert!(model.save_adapter(dir.path(), None).expect_err("nothing adapted").to_string().contains("no adapter"));
-    model.attach_lora(&LoraConfig::default(), 1).expect("attaches");
+    assert!(
+        model
+            .save_adapter(dir.path(), None)
+            .expect_err("nothing adapted")
+            .to_string()
+            .contains("no adapter")
+    );
+    model
+        .attach_lora(&LoraConfig::default(), 1)
+        .expect("attaches");
     model.save_adapter(dir.path(), Some("base")).expect("saved");
     let blocked = dir.path().join("file");
     std::fs::write(&blocked, "x").expect("written");
-    assert!(model.save_adapter(&blocked, None).is_err(), "a folder cannot be made where a file is");
+    assert!(
+        model.save_adapter(&blocked, None).is_err(),
+        "a folder cannot be made where a file is"
+    );
     let again = Golden::open("bert-single-label").expect("a golden case opens");
-    let mut fresh = Model::load(&again.model_dir(), &options(2), &device()).expect("the model loads").0;
-    fresh.load_adapter(dir.path()).expect("the saved adapter loads");
+    let mut fresh = Model::load(&again.model_dir(), &options(2), &device())
+        .expect("the model loads")
+        .0;
+    fresh
+        .load_adapter(dir.path())
+        .expect("the saved adapter loads");
 }

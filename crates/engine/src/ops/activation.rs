@@ -14,12 +14,20 @@ pub fn activation(tape: &mut Tape<'_>, x: Var, kind: Activation) -> Var {
     let device = tape.device().clone();
     if !(tape.recording() && x.requires_grad()) {
         let mut y = x.into_owned();
-        device.exec(0, |isa| kernels::activation_forward_in_place(isa, kind, y.data_mut()));
+        device.exec(0, |isa| {
+            kernels::activation_forward_in_place(isa, kind, y.data_mut())
+        });
         return tape.constant(y);
     }
     let mut y = Tensor::uninit(&device, x.rows(), x.cols(), Purpose::Activations);
-    device.exec(0, |isa| kernels::activation_forward(isa, kind, x.tensor().data(), y.data_mut()));
-    tape.push(y, true, || ActivationBackward { x: x.shared(), x_node: x.node(), kind })
+    device.exec(0, |isa| {
+        kernels::activation_forward(isa, kind, x.tensor().data(), y.data_mut())
+    });
+    tape.push(y, true, || ActivationBackward {
+        x: x.shared(),
+        x_node: x.node(),
+        kind,
+    })
 }
 
 struct ActivationBackward {
@@ -31,7 +39,9 @@ struct ActivationBackward {
 impl Backward for ActivationBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-        cx.device.exec(0, |isa| kernels::activation_backward(isa, self.kind, self.x.data(), d_x.data_mut()));
+        cx.device.exec(0, |isa| {
+            kernels::activation_backward(isa, self.kind, self.x.data(), d_x.data_mut())
+        });
         cx.add(self.x_node, d_x);
     }
 }

@@ -43,8 +43,17 @@ impl AttentionSpec {
 
     /// Pairs of query and key over all sequences.
     fn pairs(&self) -> u64 {
-        let lengths = |offsets: &[usize]| offsets.windows(2).map(|w| (w[1] - w[0]) as u64).collect::<Vec<_>>();
-        lengths(&self.q_offsets).iter().zip(lengths(&self.kv_offsets)).map(|(q, kv)| q * kv).sum()
+        let lengths = |offsets: &[usize]| {
+            offsets
+                .windows(2)
+                .map(|w| (w[1] - w[0]) as u64)
+                .collect::<Vec<_>>()
+        };
+        lengths(&self.q_offsets)
+            .iter()
+            .zip(lengths(&self.kv_offsets))
+            .map(|(q, kv)| q * kv)
+            .sum()
     }
 
     fn flops(&self, matmuls: u64) -> u64 {
@@ -56,14 +65,34 @@ impl AttentionSpec {
 pub fn attention(tape: &mut Tape<'_>, q: Var, k: Var, v: Var, spec: AttentionSpec) -> Var {
     let device = tape.device().clone();
     let dropout = tape.dropout(spec.dropout);
-    assert_eq!(spec.q_offsets.len(), spec.kv_offsets.len(), "attention: one range a sequence");
-    assert_eq!(spec.q_offsets.last(), Some(&q.rows()), "attention: the offsets cover the queries");
-    assert_eq!(spec.kv_offsets.last(), Some(&k.rows()), "attention: the offsets cover the keys");
+    assert_eq!(
+        spec.q_offsets.len(),
+        spec.kv_offsets.len(),
+        "attention: one range a sequence"
+    );
+    assert_eq!(
+        spec.q_offsets.last(),
+        Some(&q.rows()),
+        "attention: the offsets cover the queries"
+    );
+    assert_eq!(
+        spec.kv_offsets.last(),
+        Some(&k.rows()),
+        "attention: the offsets cover the keys"
+    );
     let mut out = Tensor::uninit(&device, q.rows(), q.cols(), Purpose::Activations);
     let mut lse = Tensor::uninit(&device, q.rows(), spec.num_heads, Purpose::Activations);
     device.exec(spec.flops(2), |isa| {
         let (q, k, v) = (q.tensor().data(), k.tensor().data(), v.tensor().data());
-        kernels::attention_forward(isa, &spec.shape(dropout), q, k, v, out.data_mut(), lse.data_mut());
+        kernels::attention_forward(
+            isa,
+            &spec.shape(dropout),
+            q,
+            k,
+            v,
+            out.data_mut(),
+            lse.data_mut(),
+        );
     });
     let out = Arc::new(out);
     let needed = q.requires_grad() || k.requires_grad() || v.requires_grad();
@@ -92,7 +121,8 @@ struct AttentionBackward {
 
 impl Backward for AttentionBackward {
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let like = |t: &Tensor| Tensor::uninit(&cx.device, t.rows(), t.cols(), Purpose::Activations);
+        let like =
+            |t: &Tensor| Tensor::uninit(&cx.device, t.rows(), t.cols(), Purpose::Activations);
         let (mut d_q, mut d_k, mut d_v) = (like(&self.q), like(&self.k), like(&self.v));
         cx.device.exec(self.spec.flops(5), |isa| {
             let saved = AttentionSaved {

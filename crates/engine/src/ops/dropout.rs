@@ -10,7 +10,9 @@ use crate::tensor::Tensor;
 
 /// Forward of dropout with probability `p` of zero; the identity in inference.
 pub fn dropout(tape: &mut Tape<'_>, x: Var, p: f32) -> Var {
-    let Some(dropout) = tape.dropout(p) else { return x };
+    let Some(dropout) = tape.dropout(p) else {
+        return x;
+    };
     let device = tape.device().clone();
     let x_node = x.node();
     let mut y = x.into_owned();
@@ -26,7 +28,9 @@ struct DropoutBackward {
 impl Backward for DropoutBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-        cx.device.exec(0, |isa| kernels::dropout_apply(isa, self.dropout, d_x.data_mut()));
+        cx.device.exec(0, |isa| {
+            kernels::dropout_apply(isa, self.dropout, d_x.data_mut())
+        });
         cx.add(self.x_node, d_x);
     }
 }

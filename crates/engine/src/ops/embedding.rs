@@ -30,16 +30,26 @@ pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
     let mut y = Tensor::uninit(&device, rows, cols, Purpose::Activations);
     for (i, lookup) in tables.iter().enumerate() {
         let Lookup { table, ids, .. } = *lookup;
-        assert_eq!((table.shape(trainables)[1], ids.len()), (cols, rows), "embedding: table {i} does not fit the first");
+        assert_eq!(
+            (table.shape(trainables)[1], ids.len()),
+            (cols, rows),
+            "embedding: table {i} does not fit the first"
+        );
         device.exec(0, |isa| {
             kernels::embedding_gather(isa, table.data(trainables), cols, ids, y.data_mut(), i > 0);
         });
     }
     let trained = |l: &Lookup<'_, '_>| {
-        l.table.trainable().map(|id| Trained { id, ids: l.ids.to_vec(), padding_idx: l.padding_idx })
+        l.table.trainable().map(|id| Trained {
+            id,
+            ids: l.ids.to_vec(),
+            padding_idx: l.padding_idx,
+        })
     };
     let needed = tables.iter().any(|l| l.table.trainable().is_some());
-    tape.push(y, needed, || EmbeddingBackward { trained: tables.iter().filter_map(trained).collect() })
+    tape.push(y, needed, || EmbeddingBackward {
+        trained: tables.iter().filter_map(trained).collect(),
+    })
 }
 
 struct Trained {
@@ -55,7 +65,12 @@ struct EmbeddingBackward {
 impl Backward for EmbeddingBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let cols = d_y.cols();
-        for Trained { id, ids, padding_idx } in &self.trained {
+        for Trained {
+            id,
+            ids,
+            padding_idx,
+        } in &self.trained
+        {
             let d_table = cx.gradients.get_mut(*id);
             cx.device.exec(0, |_| {
                 let d_table = d_table.data_mut();

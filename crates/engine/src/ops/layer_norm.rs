@@ -38,7 +38,11 @@ pub fn layer_norm<'m>(
     let mut z = x.into_owned();
     let (rows, cols) = (z.rows(), z.cols());
     if let Some(residual) = &residual {
-        assert_eq!((residual.rows(), residual.cols()), (rows, cols), "layer_norm: the residual does not fit x");
+        assert_eq!(
+            (residual.rows(), residual.cols()),
+            (rows, cols),
+            "layer_norm: the residual does not fit x"
+        );
     }
     let mut y = Tensor::uninit(&device, rows, cols, Purpose::Activations);
     let mut mean = Tensor::uninit(&device, 1, rows, Purpose::Activations);
@@ -62,7 +66,15 @@ pub fn layer_norm<'m>(
     drop(residual);
     let trained = params.weight.trainable().is_some() || params.bias.trainable().is_some();
     let needed = x_node.is_some() || residual_node.is_some() || trained;
-    tape.push(y, needed, || LayerNormBackward { z, mean, rstd, x_node, residual_node, params, dropout })
+    tape.push(y, needed, || LayerNormBackward {
+        z,
+        mean,
+        rstd,
+        x_node,
+        residual_node,
+        params,
+        dropout,
+    })
 }
 
 struct LayerNormBackward<'m> {
@@ -87,12 +99,21 @@ impl LayerNormBackward<'_> {
         let mut d_bias = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
         cx.device.exec(0, |isa| {
             let (z, mean, rstd) = (self.z.data(), self.mean.data(), self.rstd.data());
-            kernels::layer_norm_param_grads(isa, z, mean, rstd, d_y.data(), d_weight.data_mut(), d_bias.data_mut());
+            kernels::layer_norm_param_grads(
+                isa,
+                z,
+                mean,
+                rstd,
+                d_y.data(),
+                d_weight.data_mut(),
+                d_bias.data_mut(),
+            );
         });
         for (id, d) in [(weight, &d_weight), (bias, &d_bias)] {
             let Some(id) = id else { continue };
             let slot = cx.gradients.get_mut(id);
-            cx.device.exec(0, |isa| kernels::add_assign(isa, slot.data_mut(), d.data()));
+            cx.device
+                .exec(0, |isa| kernels::add_assign(isa, slot.data_mut(), d.data()));
         }
     }
 }
@@ -104,11 +125,26 @@ impl Backward for LayerNormBackward<'_> {
             return;
         }
         let mut d_z = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-        let LayerNormBackward { z, mean, rstd, x_node, residual_node, params, dropout } = *self;
+        let LayerNormBackward {
+            z,
+            mean,
+            rstd,
+            x_node,
+            residual_node,
+            params,
+            dropout,
+        } = *self;
         let trainables = cx.trainables;
         cx.device.exec(0, |isa| {
             let weight = params.weight.data(trainables);
-            kernels::layer_norm_backward(isa, z.data(), mean.data(), rstd.data(), weight, d_z.data_mut());
+            kernels::layer_norm_backward(
+                isa,
+                z.data(),
+                mean.data(),
+                rstd.data(),
+                weight,
+                d_z.data_mut(),
+            );
         });
         drop(z);
         let Some(dropout) = dropout else {
@@ -128,7 +164,9 @@ impl Backward for LayerNormBackward<'_> {
         } else {
             d_z
         };
-        cx.device.exec(0, |isa| kernels::dropout_apply(isa, dropout, d_x.data_mut()));
+        cx.device.exec(0, |isa| {
+            kernels::dropout_apply(isa, dropout, d_x.data_mut())
+        });
         cx.add(x_node, d_x);
     }
 }

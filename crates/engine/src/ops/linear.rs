@@ -63,13 +63,23 @@ pub fn linear<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> Var 
     let device = tape.device().clone();
     let trainables = tape.trainables();
     let [out, inp] = params.shape(trainables);
-    assert_eq!(x.cols(), inp, "linear: x is [{}, {}], W is [{out}, {inp}]", x.rows(), x.cols());
+    assert_eq!(
+        x.cols(),
+        inp,
+        "linear: x is [{}, {}], W is [{out}, {inp}]",
+        x.rows(),
+        x.cols()
+    );
     let rows = x.rows();
     let mut y = Tensor::uninit(&device, rows, out, Purpose::Activations);
     base_forward(&device, trainables, x.tensor(), &params, &mut y);
 
-    let dropout = params.adapter.and_then(|adapter| tape.dropout_at(adapter.dropout, adapter.site));
-    let h = params.adapter.map(|adapter| adapter_forward(&device, trainables, x.tensor(), adapter, dropout, &mut y));
+    let dropout = params
+        .adapter
+        .and_then(|adapter| tape.dropout_at(adapter.dropout, adapter.site));
+    let h = params
+        .adapter
+        .map(|adapter| adapter_forward(&device, trainables, x.tensor(), adapter, dropout, &mut y));
 
     let needed = x.requires_grad() || params.trained();
     let keeps_x = params.adapter.is_some() || params.weight.trainable().is_some();
@@ -86,10 +96,18 @@ pub fn linear<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> Var 
 /// A packed copy of `value` (or of its transpose) in scratch, as the second operand of a GEMM.
 fn pack(value: &Tensor, transposed: bool) -> Tensor {
     let device = value.device();
-    let (n, k) = if transposed { (value.cols(), value.rows()) } else { (value.rows(), value.cols()) };
+    let (n, k) = if transposed {
+        (value.cols(), value.rows())
+    } else {
+        (value.rows(), value.cols())
+    };
     let mut packed = Tensor::uninit(device, 1, kernels::packed_len(n, k), Purpose::Workspace);
     device.exec(0, |isa| {
-        let view = if transposed { value.view().transposed() } else { value.view() };
+        let view = if transposed {
+            value.view().transposed()
+        } else {
+            value.view()
+        };
         kernels::pack(isa, view, packed.data_mut());
     });
     packed
@@ -133,7 +151,13 @@ fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
     });
 }
 
-fn base_forward(device: &Device, trainables: &Trainables, x: &Tensor, params: &LinearParams<'_>, y: &mut Tensor) {
+fn base_forward(
+    device: &Device,
+    trainables: &Trainables,
+    x: &Tensor,
+    params: &LinearParams<'_>,
+    y: &mut Tensor,
+) {
     let scratch;
     let b_packed = match params.weight {
         Matrix::Frozen(packed) => packed.tensor(),
@@ -142,15 +166,27 @@ fn base_forward(device: &Device, trainables: &Trainables, x: &Tensor, params: &L
             &scratch
         }
     };
-    let bias = params.bias.filter(|_| !device.is_dry()).map(|b| b.data(trainables));
-    Product { a: x, b_packed, bias, alpha: 1.0, accumulate: false }.run(y);
+    let bias = params
+        .bias
+        .filter(|_| !device.is_dry())
+        .map(|b| b.data(trainables));
+    Product {
+        a: x,
+        b_packed,
+        bias,
+        alpha: 1.0,
+        accumulate: false,
+    }
+    .run(y);
 }
 
 /// x as the adapter sees it: itself, or a copy with dropout applied.
 fn dropped(x: &Tensor, dropout: Option<Dropout>) -> Option<Tensor> {
     let dropout = dropout?;
     let mut copy = x.duplicate();
-    x.device().exec(0, |isa| kernels::dropout_apply(isa, dropout, copy.data_mut()));
+    x.device().exec(0, |isa| {
+        kernels::dropout_apply(isa, dropout, copy.data_mut())
+    });
     Some(copy)
 }
 
@@ -163,15 +199,31 @@ fn adapter_forward(
     dropout: Option<Dropout>,
     y: &mut Tensor,
 ) -> Tensor {
-    let (a, b) = (&trainables.get(adapter.a).value, &trainables.get(adapter.b).value);
+    let (a, b) = (
+        &trainables.get(adapter.a).value,
+        &trainables.get(adapter.b).value,
+    );
     let mut h = Tensor::uninit(device, x.rows(), a.rows(), Purpose::Activations);
     let dropped = dropped(x, dropout);
     let x = dropped.as_ref().unwrap_or(x);
-    Product { a: x, b_packed: &pack(a, false), bias: None, alpha: 1.0, accumulate: false }
-        .run(&mut h);
+    Product {
+        a: x,
+        b_packed: &pack(a, false),
+        bias: None,
+        alpha: 1.0,
+        accumulate: false,
+    }
+    .run(&mut h);
     drop(dropped);
     let alpha = adapter.scaling;
-    Product { a: &h, b_packed: &pack(b, false), bias: None, alpha, accumulate: true }.run(y);
+    Product {
+        a: &h,
+        b_packed: &pack(b, false),
+        bias: None,
+        alpha,
+        accumulate: true,
+    }
+    .run(y);
     h
 }
 
@@ -186,12 +238,26 @@ struct LinearBackward<'m> {
 
 impl Backward for LinearBackward<'_> {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let LinearBackward { x, x_node, h, params, dropout, rows } = *self;
-        assert_eq!(d_y.rows(), rows, "linear: the gradient of y has {} rows, y had {rows}", d_y.rows());
+        let LinearBackward {
+            x,
+            x_node,
+            h,
+            params,
+            dropout,
+            rows,
+        } = *self;
+        assert_eq!(
+            d_y.rows(),
+            rows,
+            "linear: the gradient of y has {} rows, y had {rows}",
+            d_y.rows()
+        );
         if let Some(id) = params.bias.and_then(Param::trainable) {
             let d_bias = cx.gradients.get_mut(id);
             let cols = d_y.cols();
-            cx.device.exec(0, |isa| kernels::column_sum(isa, d_y.data(), cols, d_bias.data_mut()));
+            cx.device.exec(0, |isa| {
+                kernels::column_sum(isa, d_y.data(), cols, d_bias.data_mut())
+            });
         }
         if let Some(id) = params.weight.trainable() {
             let x = x.as_ref().expect("x is kept where W is trained");
@@ -221,10 +287,21 @@ fn adapter_backward(
     let b = &trainables.get(adapter.b).value;
     add_outer(d_y, h, alpha, cx.gradients.get_mut(adapter.b));
     let mut d_h = Tensor::uninit(&cx.device, d_y.rows(), h.cols(), Purpose::Activations);
-    Product { a: d_y, b_packed: &pack(b, true), bias: None, alpha, accumulate: false }
-        .run(&mut d_h);
+    Product {
+        a: d_y,
+        b_packed: &pack(b, true),
+        bias: None,
+        alpha,
+        accumulate: false,
+    }
+    .run(&mut d_h);
     let dropped = dropped(x, dropout);
-    add_outer(&d_h, dropped.as_ref().unwrap_or(x), 1.0, cx.gradients.get_mut(adapter.a));
+    add_outer(
+        &d_h,
+        dropped.as_ref().unwrap_or(x),
+        1.0,
+        cx.gradients.get_mut(adapter.a),
+    );
     d_h
 }
 
@@ -251,20 +328,40 @@ fn input_backward(
         Matrix::Trainable(id) => pack(&trainables.get(*id).value, true),
     };
     cx.write(x_node, d_y.rows(), inp, |_, d_x, accumulate| {
-        Product { a: d_y, b_packed: &transposed, bias: None, alpha: 1.0, accumulate }.run(d_x);
+        Product {
+            a: d_y,
+            b_packed: &transposed,
+            bias: None,
+            alpha: 1.0,
+            accumulate,
+        }
+        .run(d_x);
     });
     drop(transposed);
-    let Some((adapter, d_h)) = params.adapter.zip(d_h) else { return };
+    let Some((adapter, d_h)) = params.adapter.zip(d_h) else {
+        return;
+    };
     let a = pack(&trainables.get(adapter.a).value, true);
     let through_a = |d_x: &mut Tensor, accumulate| {
-        Product { a: d_h, b_packed: &a, bias: None, alpha: 1.0, accumulate }.run(d_x);
+        Product {
+            a: d_h,
+            b_packed: &a,
+            bias: None,
+            alpha: 1.0,
+            accumulate,
+        }
+        .run(d_x);
     };
     match dropout {
-        None => cx.write(x_node, d_y.rows(), inp, |_, d_x, accumulate| through_a(d_x, accumulate)),
+        None => cx.write(x_node, d_y.rows(), inp, |_, d_x, accumulate| {
+            through_a(d_x, accumulate)
+        }),
         Some(dropout) => {
             let mut d_x = Tensor::uninit(&cx.device, d_y.rows(), inp, Purpose::Activations);
             through_a(&mut d_x, false);
-            cx.device.exec(0, |isa| kernels::dropout_apply(isa, dropout, d_x.data_mut()));
+            cx.device.exec(0, |isa| {
+                kernels::dropout_apply(isa, dropout, d_x.data_mut())
+            });
             cx.add(x_node, d_x);
         }
     }

@@ -23,7 +23,10 @@ impl Targets<'_> {
     /// How many targets count in the loss: rows for classes, elements otherwise.
     pub fn count(&self) -> usize {
         match self {
-            Targets::Class(labels) => labels.iter().filter(|&&label| label != IGNORE_INDEX).count(),
+            Targets::Class(labels) => labels
+                .iter()
+                .filter(|&&label| label != IGNORE_INDEX)
+                .count(),
             Targets::Value(values) | Targets::Multi(values) => values.len(),
         }
     }
@@ -59,11 +62,17 @@ pub fn loss(logits: &Var, targets: Targets<'_>, grad_scale: f32) -> LossOutput {
     device.exec(0, |isa: Isa| {
         let (d, losses) = (d_logits.data_mut(), losses.data_mut());
         match targets {
-            Targets::Class(labels) => kernels::cross_entropy(isa, d, cols, labels, grad_scale, losses),
+            Targets::Class(labels) => {
+                kernels::cross_entropy(isa, d, cols, labels, grad_scale, losses)
+            }
             Targets::Value(values) => kernels::mse(d, values, grad_scale, losses),
             Targets::Multi(values) => kernels::bce_with_logits(d, values, grad_scale, losses),
         }
         sum = losses.iter().map(|&l| f64::from(l)).sum();
     });
-    LossOutput { sum, count: targets.count(), d_logits }
+    LossOutput {
+        sum,
+        count: targets.count(),
+        d_logits,
+    }
 }

@@ -11,7 +11,10 @@ pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &[usize]) -> Var {
     let device = tape.device().clone();
     let cols = x.cols();
     let mut y = Tensor::uninit(&device, rows.len(), cols, Purpose::Activations);
-    assert!(rows.iter().all(|&row| row < x.rows()), "select_rows: a row is past the end");
+    assert!(
+        rows.iter().all(|&row| row < x.rows()),
+        "select_rows: a row is past the end"
+    );
     device.exec(0, |_| {
         let x = x.tensor().data();
         for (out, &row) in y.data_mut().chunks_exact_mut(cols).zip(rows) {
@@ -19,7 +22,11 @@ pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &[usize]) -> Var {
         }
     });
     let (x_node, x_rows) = (x.node(), x.rows());
-    tape.push(y, x_node.is_some(), || SelectBackward { x_node, x_rows, rows: rows.to_vec() })
+    tape.push(y, x_node.is_some(), || SelectBackward {
+        x_node,
+        x_rows,
+        rows: rows.to_vec(),
+    })
 }
 
 struct SelectBackward {

@@ -27,7 +27,9 @@ pub const FAMILY: Family = Family {
         Task::TokenClassification => "BertForTokenClassification",
     },
     position_offset: |_| 0,
-    build: |config, task, num_labels, loader| Ok(Box::new(Bert::build(config, task, num_labels, loader)?)),
+    build: |config, task, num_labels, loader| {
+        Ok(Box::new(Bert::build(config, task, num_labels, loader)?))
+    },
 };
 
 /// BERT with a classification head.
@@ -54,7 +56,12 @@ impl Bert {
             }
         };
         let classifier = loader.linear("classifier", width, num_labels, Presence::NewIfAbsent)?;
-        Ok(Bert { encoder, pooler, classifier, classifier_dropout: config.classifier_dropout() })
+        Ok(Bert {
+            encoder,
+            pooler,
+            classifier,
+            classifier_dropout: config.classifier_dropout(),
+        })
     }
 }
 
@@ -62,11 +69,15 @@ impl Network for Bert {
     fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var {
         let positions = batch.positions();
         let Some(pooler) = &self.pooler else {
-            let x = self.encoder.forward(tape, batch, &positions, Rows::All, recompute);
+            let x = self
+                .encoder
+                .forward(tape, batch, &positions, Rows::All, recompute);
             let x = dropout(tape, x, self.classifier_dropout);
             return self.classifier.forward(tape, x);
         };
-        let x = self.encoder.forward(tape, batch, &positions, Rows::First, recompute);
+        let x = self
+            .encoder
+            .forward(tape, batch, &positions, Rows::First, recompute);
         let x = pooler.forward(tape, x);
         let x = activation(tape, x, Activation::Tanh);
         let x = dropout(tape, x, self.classifier_dropout);
@@ -75,13 +86,23 @@ impl Network for Bert {
 
     fn modules(&self) -> Vec<ModuleRef<'_>> {
         let mut modules = self.encoder.modules();
-        modules.extend(self.pooler.iter().chain([&self.classifier]).map(ModuleRef::Linear));
+        modules.extend(
+            self.pooler
+                .iter()
+                .chain([&self.classifier])
+                .map(ModuleRef::Linear),
+        );
         modules
     }
 
     fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
         let mut modules = self.encoder.modules_mut();
-        modules.extend(self.pooler.iter_mut().chain([&mut self.classifier]).map(ModuleMut::Linear));
+        modules.extend(
+            self.pooler
+                .iter_mut()
+                .chain([&mut self.classifier])
+                .map(ModuleMut::Linear),
+        );
         modules
     }
 }
@@ -118,11 +139,22 @@ impl Encoder {
     ) -> Result<Self, ModelError> {
         let width = config.hidden_size;
         let at = |name: &str| format!("{prefix}embeddings.{name}");
-        let word_embeddings = loader.embedding(&at("word_embeddings"), config.vocab_size, width, Some(config.pad_token_id))?;
+        let word_embeddings = loader.embedding(
+            &at("word_embeddings"),
+            config.vocab_size,
+            width,
+            Some(config.pad_token_id),
+        )?;
         let positions = config.max_position_embeddings;
-        let position_embeddings = loader.embedding(&at("position_embeddings"), positions, width, position_padding)?;
+        let position_embeddings = loader.embedding(
+            &at("position_embeddings"),
+            positions,
+            width,
+            position_padding,
+        )?;
         let types = config.type_vocab_size;
-        let token_type_embeddings = loader.embedding(&at("token_type_embeddings"), types, width, None)?;
+        let token_type_embeddings =
+            loader.embedding(&at("token_type_embeddings"), types, width, None)?;
         let layer_norm = loader.layer_norm(&at("LayerNorm"), width, config.layer_norm_eps)?;
         let layers = (0..config.num_hidden_layers)
             .map(|i| Layer::build(&format!("{prefix}encoder.layer.{i}"), config, loader))
@@ -170,7 +202,11 @@ impl Encoder {
         let mut x = dropout(tape, x, self.hidden_dropout);
         let offsets: Arc<[usize]> = batch.offsets.into();
         for (i, layer) in self.layers.iter().enumerate() {
-            let rows = if i + 1 == self.layers.len() { rows } else { Rows::All };
+            let rows = if i + 1 == self.layers.len() {
+                rows
+            } else {
+                Rows::All
+            };
             let run = LayerRun {
                 layer,
                 offsets: offsets.clone(),
@@ -180,13 +216,21 @@ impl Encoder {
                 hidden_dropout: self.hidden_dropout,
                 attention_dropout: self.attention_dropout,
             };
-            x = if recompute { tape.recompute(x, move |tape, x| run.forward(tape, x)) } else { run.forward(tape, x) };
+            x = if recompute {
+                tape.recompute(x, move |tape, x| run.forward(tape, x))
+            } else {
+                run.forward(tape, x)
+            };
         }
         x
     }
 
     pub(crate) fn modules(&self) -> Vec<ModuleRef<'_>> {
-        let tables = [&self.word_embeddings, &self.position_embeddings, &self.token_type_embeddings];
+        let tables = [
+            &self.word_embeddings,
+            &self.position_embeddings,
+            &self.token_type_embeddings,
+        ];
         let mut modules: Vec<_> = tables.into_iter().map(ModuleRef::Embedding).collect();
         modules.push(ModuleRef::LayerNorm(&self.layer_norm));
         for layer in &self.layers {
@@ -205,7 +249,11 @@ impl Encoder {
     }
 
     pub(crate) fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        let tables = [&mut self.word_embeddings, &mut self.position_embeddings, &mut self.token_type_embeddings];
+        let tables = [
+            &mut self.word_embeddings,
+            &mut self.position_embeddings,
+            &mut self.token_type_embeddings,
+        ];
         let mut modules: Vec<_> = tables.into_iter().map(ModuleMut::Embedding).collect();
         modules.push(ModuleMut::LayerNorm(&mut self.layer_norm));
         for layer in &mut self.layers {
@@ -238,16 +286,27 @@ struct Layer {
 }
 
 impl Layer {
-    fn build(path: &str, config: &EncoderConfig, loader: &mut Loader<'_>) -> Result<Self, ModelError> {
-        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let mut linear = |name: &str, from, to| loader.linear(&format!("{path}.{name}"), from, to, Presence::Required);
+    fn build(
+        path: &str,
+        config: &EncoderConfig,
+        loader: &mut Loader<'_>,
+    ) -> Result<Self, ModelError> {
+        let (width, inner, eps) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.layer_norm_eps,
+        );
+        let mut linear = |name: &str, from, to| {
+            loader.linear(&format!("{path}.{name}"), from, to, Presence::Required)
+        };
         let query = linear("attention.self.query", width, width)?;
         let key = linear("attention.self.key", width, width)?;
         let value = linear("attention.self.value", width, width)?;
         let attention_output = linear("attention.output.dense", width, width)?;
         let intermediate = linear("intermediate.dense", width, inner)?;
         let output = linear("output.dense", inner, width)?;
-        let attention_norm = loader.layer_norm(&format!("{path}.attention.output.LayerNorm"), width, eps)?;
+        let attention_norm =
+            loader.layer_norm(&format!("{path}.attention.output.LayerNorm"), width, eps)?;
         let output_norm = loader.layer_norm(&format!("{path}.output.LayerNorm"), width, eps)?;
         let activation = config.hidden_act;
         Ok(Layer {
@@ -298,10 +357,14 @@ impl<'m> LayerRun<'m> {
         let v = layer.value.forward(tape, x);
         let context = attention(tape, q, k, v, spec);
         let h = layer.attention_output.forward(tape, context);
-        let x = layer.attention_norm.forward(tape, h, Some(x_read), self.hidden_dropout);
+        let x = layer
+            .attention_norm
+            .forward(tape, h, Some(x_read), self.hidden_dropout);
         let h = layer.intermediate.forward(tape, x.clone());
         let h = activation(tape, h, layer.activation);
         let h = layer.output.forward(tape, h);
-        layer.output_norm.forward(tape, h, Some(x), self.hidden_dropout)
+        layer
+            .output_norm
+            .forward(tape, h, Some(x), self.hidden_dropout)
     }
 }

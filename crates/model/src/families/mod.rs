@@ -26,6 +26,10 @@ pub trait Network: Send + Sync {
     fn modules_mut(&mut self) -> Vec<ModuleMut<'_>>;
 }
 
+/// Builds a network of a family for a task with that many outputs.
+pub type Build =
+    fn(&EncoderConfig, Task, usize, &mut Loader<'_>) -> Result<Box<dyn Network>, ModelError>;
+
 /// What the rest of the program needs to know of a family.
 pub struct Family {
     /// `model_type` in config.json.
@@ -39,7 +43,7 @@ pub struct Family {
     /// Positions that the table keeps for padding: the usable length is that much shorter.
     pub position_offset: fn(&EncoderConfig) -> usize,
     /// Builds the network.
-    pub build: fn(&EncoderConfig, Task, usize, &mut Loader<'_>) -> Result<Box<dyn Network>, ModelError>,
+    pub build: Build,
 }
 
 /// Every family.
@@ -47,10 +51,17 @@ pub const FAMILIES: &[Family] = &[bert::FAMILY, roberta::FAMILY, roberta::XLM_FA
 
 /// The family of a `model_type`.
 pub fn family(model_type: &str) -> Result<&'static Family, ModelError> {
-    FAMILIES.iter().find(|f| f.model_type == model_type).ok_or_else(|| ModelError::UnknownFamily {
-        found: model_type.to_string(),
-        supported: FAMILIES.iter().map(|f| f.model_type).collect::<Vec<_>>().join(", "),
-    })
+    FAMILIES
+        .iter()
+        .find(|f| f.model_type == model_type)
+        .ok_or_else(|| ModelError::UnknownFamily {
+            found: model_type.to_string(),
+            supported: FAMILIES
+                .iter()
+                .map(|f| f.model_type)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
 }
 
 /// The row of each sequence's first token, and the offsets of a batch of one row a sequence.

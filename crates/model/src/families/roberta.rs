@@ -19,18 +19,24 @@ pub const FAMILY: Family = Family {
     prefix: "roberta.",
     default_targets: &["query", "value"],
     architecture: |task| match task {
-        Task::SingleLabel | Task::MultiLabel | Task::Regression => "RobertaForSequenceClassification",
+        Task::SingleLabel | Task::MultiLabel | Task::Regression => {
+            "RobertaForSequenceClassification"
+        }
         Task::TokenClassification => "RobertaForTokenClassification",
     },
     position_offset: |config| config.pad_token_id as usize + 1,
-    build: |config, task, num_labels, loader| Ok(Box::new(Roberta::build(config, task, num_labels, loader)?)),
+    build: |config, task, num_labels, loader| {
+        Ok(Box::new(Roberta::build(config, task, num_labels, loader)?))
+    },
 };
 
 /// The registry's line for `xlm-roberta`: the same architecture and names.
 pub const XLM_FAMILY: Family = Family {
     model_type: "xlm-roberta",
     architecture: |task| match task {
-        Task::SingleLabel | Task::MultiLabel | Task::Regression => "XLMRobertaForSequenceClassification",
+        Task::SingleLabel | Task::MultiLabel | Task::Regression => {
+            "XLMRobertaForSequenceClassification"
+        }
         Task::TokenClassification => "XLMRobertaForTokenClassification",
     },
     ..FAMILY
@@ -46,9 +52,14 @@ struct Roberta {
 
 enum Head {
     /// One row a sequence: dense, tanh, out_proj.
-    Sequence { dense: Linear, out_proj: Linear },
+    Sequence(Box<SequenceHead>),
     /// One row a token.
-    Token { classifier: Linear },
+    Token(Box<Linear>),
+}
+
+struct SequenceHead {
+    dense: Linear,
+    out_proj: Linear,
 }
 
 impl Roberta {
@@ -62,14 +73,21 @@ impl Roberta {
         let width = config.hidden_size;
         let mut linear = |path: &str, out| loader.linear(path, width, out, Presence::NewIfAbsent);
         let head = match task {
-            Task::TokenClassification => Head::Token { classifier: linear("classifier", num_labels)? },
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => Head::Sequence {
-                dense: linear("classifier.dense", width)?,
-                out_proj: linear("classifier.out_proj", num_labels)?,
-            },
+            Task::TokenClassification => Head::Token(Box::new(linear("classifier", num_labels)?)),
+            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
+                Head::Sequence(Box::new(SequenceHead {
+                    dense: linear("classifier.dense", width)?,
+                    out_proj: linear("classifier.out_proj", num_labels)?,
+                }))
+            }
         };
         let (classifier_dropout, pad_token_id) = (config.classifier_dropout(), config.pad_token_id);
-        Ok(Roberta { encoder, head, classifier_dropout, pad_token_id })
+        Ok(Roberta {
+            encoder,
+            head,
+            classifier_dropout,
+            pad_token_id,
+        })
     }
 
     /// Counts real tokens from the padding index on; a padding token inside a row has the padding index itself.
@@ -93,18 +111,22 @@ impl Network for Roberta {
         let positions = self.positions(batch);
         let p = self.classifier_dropout;
         match &self.head {
-            Head::Token { classifier } => {
-                let x = self.encoder.forward(tape, batch, &positions, Rows::All, recompute);
+            Head::Token(classifier) => {
+                let x = self
+                    .encoder
+                    .forward(tape, batch, &positions, Rows::All, recompute);
                 let x = dropout(tape, x, p);
                 classifier.forward(tape, x)
             }
-            Head::Sequence { dense, out_proj } => {
-                let x = self.encoder.forward(tape, batch, &positions, Rows::First, recompute);
+            Head::Sequence(head) => {
+                let x = self
+                    .encoder
+                    .forward(tape, batch, &positions, Rows::First, recompute);
                 let x = dropout(tape, x, p);
-                let x = dense.forward(tape, x);
+                let x = head.dense.forward(tape, x);
                 let x = activation(tape, x, Activation::Tanh);
                 let x = dropout(tape, x, p);
-                out_proj.forward(tape, x)
+                head.out_proj.forward(tape, x)
             }
         }
     }
@@ -112,9 +134,9 @@ impl Network for Roberta {
     fn modules(&self) -> Vec<ModuleRef<'_>> {
         let mut modules = self.encoder.modules();
         match &self.head {
-            Head::Token { classifier } => modules.push(ModuleRef::Linear(classifier)),
-            Head::Sequence { dense, out_proj } => {
-                modules.extend([ModuleRef::Linear(dense), ModuleRef::Linear(out_proj)]);
+            Head::Token(classifier) => modules.push(ModuleRef::Linear(classifier)),
+            Head::Sequence(head) => {
+                modules.extend([&head.dense, &head.out_proj].map(ModuleRef::Linear));
             }
         }
         modules
@@ -123,9 +145,9 @@ impl Network for Roberta {
     fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
         let mut modules = self.encoder.modules_mut();
         match &mut self.head {
-            Head::Token { classifier } => modules.push(ModuleMut::Linear(classifier)),
-            Head::Sequence { dense, out_proj } => {
-                modules.extend([ModuleMut::Linear(dense), ModuleMut::Linear(out_proj)]);
+            Head::Token(classifier) => modules.push(ModuleMut::Linear(classifier)),
+            Head::Sequence(head) => {
+                modules.extend([&mut head.dense, &mut head.out_proj].map(ModuleMut::Linear));
             }
         }
         modules

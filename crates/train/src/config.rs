@@ -1,0 +1,520 @@
+//! The resolved configuration of a run: every option typed, every default filled in.
+//!
+//! It serialises to one flat map whose keys are the names of the command line's flags, so that a printed configuration
+//! can be fed back. Where values come from (flags, a file, defaults) is the command line's business, not this file's.
+
+mod validate;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::Metric;
+pub use validate::{ConfigError, Fault};
+
+use crate::schedule::{
+    Schedule, SchedulerType, steps_per_epoch, total_steps, warmup_steps_for_ratio,
+};
+
+/// What is predicted, and so the loss, the metrics and the form of a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// One class a row.
+    SingleLabel,
+    /// Any number of labels a row.
+    MultiLabel,
+    /// One number a row.
+    Regression,
+    /// One class a word.
+    TokenClassification,
+}
+
+impl TaskKind {
+    /// The name as written in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskKind::SingleLabel => "single_label",
+            TaskKind::MultiLabel => "multi_label",
+            TaskKind::Regression => "regression",
+            TaskKind::TokenClassification => "token_classification",
+        }
+    }
+}
+
+impl From<lowrank_model::Task> for TaskKind {
+    fn from(task: lowrank_model::Task) -> Self {
+        match task {
+            lowrank_model::Task::SingleLabel => TaskKind::SingleLabel,
+            lowrank_model::Task::MultiLabel => TaskKind::MultiLabel,
+            lowrank_model::Task::Regression => TaskKind::Regression,
+            lowrank_model::Task::TokenClassification => TaskKind::TokenClassification,
+        }
+    }
+}
+
+impl From<TaskKind> for lowrank_model::Task {
+    fn from(task: TaskKind) -> Self {
+        match task {
+            TaskKind::SingleLabel => lowrank_model::Task::SingleLabel,
+            TaskKind::MultiLabel => lowrank_model::Task::MultiLabel,
+            TaskKind::Regression => lowrank_model::Task::Regression,
+            TaskKind::TokenClassification => lowrank_model::Task::TokenClassification,
+        }
+    }
+}
+
+impl From<TaskKind> for lowrank_data::Task {
+    fn from(task: TaskKind) -> Self {
+        match task {
+            TaskKind::SingleLabel => lowrank_data::Task::SingleLabel,
+            TaskKind::MultiLabel => lowrank_data::Task::MultiLabel,
+            TaskKind::Regression => lowrank_data::Task::Regression,
+            TaskKind::TokenClassification => lowrank_data::Task::TokenClassification,
+        }
+    }
+}
+
+/// When something periodic happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IntervalStrategy {
+    /// Never (the end of the run excepted, where stated).
+    No,
+    /// Every so many optimizer steps.
+    Steps,
+    /// At the end of each epoch.
+    Epoch,
+}
+
+/// Which biases train along with the adapters, as PEFT's `bias`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BiasMode {
+    /// None.
+    None,
+    /// Every bias of the model.
+    All,
+    /// The biases of the adapted linears.
+    LoraOnly,
+}
+
+/// How fresh adapters start, as PEFT's `init_lora_weights`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitLora {
+    /// PEFT's default: A Kaiming-uniform with a = √5, B zero.
+    Default,
+    /// A normal with standard deviation 1/r, B zero.
+    Gaussian,
+    /// PEFT's `False`: A as the default, B not zero either, so that the adapter does something from the start (for tests).
+    Random,
+}
+
+/// Which modules: a list of names (equal, or equal after a dot), or one regular expression over whole paths, or `all-linear`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ModulePattern {
+    /// `all-linear`, or a regular expression that must match a whole module path.
+    Text(String),
+    /// Names, each equal to a module path or to its end after a dot.
+    Names(Vec<String>),
+}
+
+/// The rows and how to read them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataSettings {
+    /// File of training rows.
+    pub train_file: String,
+    /// File of validation rows.
+    pub validation_file: Option<String>,
+    /// File of test rows, evaluated before and after training.
+    pub test_file: Option<String>,
+    /// What is predicted.
+    pub task: TaskKind,
+    /// Names of the labels in the order of their class numbers; empty for regression.
+    pub labels: Vec<String>,
+    /// Column with the text.
+    pub text_column: Option<String>,
+    /// Column with the second text.
+    pub text_pair_column: Option<String>,
+    /// Column with the label.
+    pub label_column: Option<String>,
+    /// Tokens a row at most; longer rows are cut.
+    pub max_length: usize,
+}
+
+/// The adapters, in PEFT's terms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoraSettings {
+    /// Rank.
+    pub r: usize,
+    /// Numerator of the scaling.
+    pub lora_alpha: f64,
+    /// Dropout on the adapter's input.
+    pub lora_dropout: f64,
+    /// Which modules are adapted.
+    pub target_modules: ModulePattern,
+    /// Which of them are not.
+    pub exclude_modules: Option<ModulePattern>,
+    /// Layer numbers to adapt; all where absent.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Name of the list of layers that those numbers index.
+    pub layers_pattern: Option<Vec<String>>,
+    /// Rank by module name or regular expression.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Alpha by module name or regular expression.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Which biases train.
+    pub bias: BiasMode,
+    /// Scaling alpha/√r in place of alpha/r.
+    pub use_rslora: bool,
+    /// How fresh adapters start.
+    pub init_lora_weights: InitLora,
+    /// Modules trained and saved whole, the head always among them.
+    pub modules_to_save: Vec<String>,
+}
+
+/// The optimizer, the schedule and the batches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OptimizationSettings {
+    /// Base learning rate.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW's β₁.
+    pub adam_beta1: f64,
+    /// AdamW's β₂.
+    pub adam_beta2: f64,
+    /// AdamW's ε.
+    pub adam_epsilon: f64,
+    /// Shape of the learning rate over the run.
+    pub lr_scheduler_type: SchedulerType,
+    /// Warm-up steps; wins over the ratio.
+    pub warmup_steps: Option<u64>,
+    /// Warm-up as a share of the run.
+    pub warmup_ratio: f64,
+    /// Waves of the cosine schedule.
+    pub lr_num_cycles: f64,
+    /// Final rate of the polynomial schedule.
+    pub lr_end: f64,
+    /// Exponent of the polynomial schedule.
+    pub lr_power: f64,
+    /// Gradient norm above which gradients are scaled down; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// Rows a micro-batch.
+    pub per_device_batch_size: usize,
+    /// Micro-batches an optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the rows; may be a fraction.
+    pub num_train_epochs: f64,
+    /// Optimizer steps of the run; wins over the epochs.
+    pub max_steps: Option<u64>,
+    /// Seed of the order of rows, of fresh adapters and heads, and of dropout.
+    pub seed: u64,
+    /// Whether rows are shuffled each epoch.
+    pub shuffle: bool,
+    /// Whether activations are recomputed block by block in the backward pass: less memory, the same bits, more time.
+    pub gradient_checkpointing: bool,
+}
+
+impl Default for OptimizationSettings {
+    /// The program's defaults.
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            weight_decay: 0.01,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            lr_scheduler_type: SchedulerType::Linear,
+            warmup_steps: None,
+            warmup_ratio: 0.06,
+            lr_num_cycles: 0.5,
+            lr_end: 1e-7,
+            lr_power: 1.0,
+            max_grad_norm: 1.0,
+            per_device_batch_size: 32,
+            gradient_accumulation_steps: 1,
+            num_train_epochs: 1.0,
+            max_steps: None,
+            seed: 1,
+            shuffle: true,
+            gradient_checkpointing: false,
+        }
+    }
+}
+
+/// Evaluation, checkpoints and when to stop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationSettings {
+    /// When the validation rows are evaluated.
+    pub eval_strategy: IntervalStrategy,
+    /// Every so many steps, under `steps`.
+    pub eval_steps: Option<u64>,
+    /// Rows an evaluation batch.
+    pub per_device_eval_batch_size: usize,
+    /// When a checkpoint is written.
+    pub save_strategy: IntervalStrategy,
+    /// Every so many steps, under `steps`.
+    pub save_steps: Option<u64>,
+    /// How many of the newest checkpoints are kept, the best one besides.
+    pub save_total_limit: usize,
+    /// The metric by which the best checkpoint is chosen.
+    pub metric_for_best_model: Metric,
+    /// Whether the run ends with the best checkpoint's values.
+    pub load_best_model_at_end: bool,
+    /// Evaluations without improvement after which the run stops.
+    pub early_stopping_patience: Option<u64>,
+    /// By how much the metric must improve to count.
+    pub early_stopping_threshold: f64,
+}
+
+/// Everything that decides a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// Directory of the pretrained model, or its id.
+    pub model: String,
+    /// Revision of the model, for an id.
+    pub revision: Option<String>,
+    /// Start a new head where the checkpoint's has another number of labels.
+    pub ignore_mismatched_sizes: bool,
+    /// Adapter to start from; fresh adapters where absent.
+    pub adapter: Option<String>,
+    /// Full fine-tuning: every weight trains, and no adapter is attached.
+    pub full: bool,
+    /// The rows.
+    #[serde(flatten)]
+    pub data: DataSettings,
+    /// The adapters.
+    #[serde(flatten)]
+    pub lora: LoraSettings,
+    /// The optimizer.
+    #[serde(flatten)]
+    pub optimization: OptimizationSettings,
+    /// Evaluation and checkpoints.
+    #[serde(flatten)]
+    pub evaluation: EvaluationSettings,
+    /// Directory of the run.
+    pub output_dir: String,
+    /// Threads; all cores where absent. The results do not depend on it.
+    pub threads: Option<usize>,
+}
+
+/// Settings that may differ between a run and its continuation, because they do not change what is computed.
+const FREE_ON_RESUME: [&str; 7] = [
+    "output_dir",
+    "threads",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "gradient_checkpointing",
+    "per_device_eval_batch_size",
+];
+
+/// One setting that has another value in the run than in the request to continue it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// The setting.
+    pub field: String,
+    /// Its value in the run, as JSON.
+    pub in_run: String,
+    /// Its value asked for now, as JSON.
+    pub asked: String,
+}
+
+impl TrainConfig {
+    /// The settings that change what is computed and differ between a run (`self`) and a request to continue it.
+    pub fn differences(&self, asked: &TrainConfig) -> Vec<Difference> {
+        let (run, asked) = (self.to_map(), asked.to_map());
+        run.iter()
+            .filter(|(field, value)| {
+                !FREE_ON_RESUME.contains(&field.as_str()) && asked.get(*field) != Some(*value)
+            })
+            .map(|(field, value)| Difference {
+                field: field.clone(),
+                in_run: value.to_string(),
+                asked: asked
+                    .get(field)
+                    .map_or("absent".to_owned(), |v| v.to_string()),
+            })
+            .collect()
+    }
+
+    /// The settings as one flat map.
+    pub fn to_map(&self) -> serde_json::Map<String, serde_json::Value> {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(map)) => map,
+            // A struct of plain fields with string keys always serialises to an object.
+            Ok(_) | Err(_) => unreachable!("a struct serialises to an object"),
+        }
+    }
+
+    /// Rows that go into one optimizer step, at most.
+    pub fn rows_per_step(&self) -> usize {
+        self.optimization.per_device_batch_size * self.optimization.gradient_accumulation_steps
+    }
+
+    /// Optimizer steps of an epoch over `num_rows` rows.
+    pub fn steps_per_epoch(&self, num_rows: usize) -> u64 {
+        let o = &self.optimization;
+        steps_per_epoch(
+            num_rows,
+            o.per_device_batch_size,
+            o.gradient_accumulation_steps,
+        )
+    }
+
+    /// Optimizer steps of the whole run over `num_rows` rows.
+    pub fn total_steps(&self, num_rows: usize) -> u64 {
+        self.optimization.max_steps.unwrap_or_else(|| {
+            total_steps(
+                self.optimization.num_train_epochs,
+                self.steps_per_epoch(num_rows),
+            )
+        })
+    }
+
+    /// The learning-rate schedule of a run of `num_training_steps`.
+    pub fn schedule(&self, num_training_steps: u64) -> Schedule {
+        let o = &self.optimization;
+        Schedule {
+            kind: o.lr_scheduler_type,
+            learning_rate: o.learning_rate,
+            num_warmup_steps: o
+                .warmup_steps
+                .unwrap_or_else(|| warmup_steps_for_ratio(o.warmup_ratio, num_training_steps)),
+            num_training_steps,
+            num_cycles: o.lr_num_cycles,
+            lr_end: o.lr_end,
+            power: o.lr_power,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A configuration that is valid, for the tests of this crate.
+    pub(crate) fn example() -> TrainConfig {
+        TrainConfig {
+            model: "models/tiny".to_owned(),
+            revision: None,
+            ignore_mismatched_sizes: false,
+            adapter: None,
+            full: false,
+            data: DataSettings {
+                train_file: "train.tsv".to_owned(),
+                validation_file: Some("validation.tsv".to_owned()),
+                test_file: None,
+                task: TaskKind::SingleLabel,
+                labels: vec!["negative".to_owned(), "positive".to_owned()],
+                text_column: None,
+                text_pair_column: None,
+                label_column: None,
+                max_length: 128,
+            },
+            lora: LoraSettings {
+                r: 8,
+                lora_alpha: 16.0,
+                lora_dropout: 0.0,
+                target_modules: ModulePattern::Names(vec!["query".to_owned(), "value".to_owned()]),
+                exclude_modules: None,
+                layers_to_transform: None,
+                layers_pattern: None,
+                rank_pattern: BTreeMap::new(),
+                alpha_pattern: BTreeMap::new(),
+                bias: BiasMode::None,
+                use_rslora: false,
+                init_lora_weights: InitLora::Default,
+                modules_to_save: vec!["classifier".to_owned()],
+            },
+            optimization: OptimizationSettings {
+                learning_rate: 1e-3,
+                weight_decay: 0.01,
+                adam_beta1: 0.9,
+                adam_beta2: 0.999,
+                adam_epsilon: 1e-8,
+                lr_scheduler_type: SchedulerType::Linear,
+                warmup_steps: None,
+                warmup_ratio: 0.06,
+                lr_num_cycles: 0.5,
+                lr_end: 1e-7,
+                lr_power: 1.0,
+                max_grad_norm: 1.0,
+                per_device_batch_size: 32,
+                gradient_accumulation_steps: 1,
+                num_train_epochs: 2.0,
+                max_steps: None,
+                seed: 1,
+                shuffle: true,
+                gradient_checkpointing: false,
+            },
+            evaluation: EvaluationSettings {
+                eval_strategy: IntervalStrategy::Epoch,
+                eval_steps: None,
+                per_device_eval_batch_size: 64,
+                save_strategy: IntervalStrategy::Epoch,
+                save_steps: None,
+                save_total_limit: 2,
+                metric_for_best_model: Metric::Accuracy,
+                load_best_model_at_end: true,
+                early_stopping_patience: None,
+                early_stopping_threshold: 0.0,
+            },
+            output_dir: "runs/default".to_owned(),
+            threads: None,
+        }
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let mut config = example();
+        assert_eq!(config.validate(), Ok(()));
+        config.lora.r = 0;
+        config.optimization.learning_rate = f64::NAN;
+        config.optimization.max_steps = Some(0);
+        config.evaluation.metric_for_best_model = Metric::Pearson;
+        config.data.labels.push("negative".to_owned());
+        let error = config.validate().unwrap_err();
+        let fields: Vec<_> = error.faults.iter().map(|f| f.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            [
+                "labels",
+                "r",
+                "learning_rate",
+                "max_steps",
+                "metric_for_best_model"
+            ]
+        );
+        assert_eq!(
+            error.to_string().lines().nth(2),
+            Some("  r: expected at least 1, found 0")
+        );
+    }
+
+    #[test]
+    fn survives_json_and_names_what_differs() {
+        let config = example();
+        let text = serde_json::to_string(&config).unwrap();
+        let back: TrainConfig = serde_json::from_str(&text).unwrap();
+        assert_eq!(back, config);
+        let mut asked = config.clone();
+        asked.threads = Some(1);
+        asked.optimization.gradient_checkpointing = true;
+        assert_eq!(config.differences(&asked), []);
+        asked.optimization.learning_rate = 2e-3;
+        let differences = config.differences(&asked);
+        assert_eq!(differences.len(), 1);
+        assert_eq!(differences[0].field, "learning_rate");
+    }
+
+    #[test]
+    fn the_peers_step_counts() {
+        let config = example();
+        assert_eq!(config.total_steps(8056), 504);
+        assert_eq!(config.schedule(504).num_warmup_steps, 31);
+    }
+}

@@ -1,0 +1,20 @@
+//! The training of `lowrank`: the resolved configuration, the loop, schedules, evaluation and metrics, checkpoints with
+//! exact resume, the memory plan, and the run's report.
+//!
+//! Nothing here prints, reads the environment or knows the command line; progress goes out through callbacks.
+#![forbid(unsafe_code)]
+
+pub mod best;
+pub mod checkpoint;
+pub mod config;
+pub mod evaluate;
+pub mod fingerprint;
+pub mod lora;
+pub mod metrics;
+pub mod metrics_log;
+pub mod optimizer;
+pub mod plan;
+pub mod proof;
+pub mod report;
+pub mod schedule;
+pub mod trainer;

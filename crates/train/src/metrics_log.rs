@@ -1,0 +1,264 @@
+//! `metrics.jsonl`: one row an optimizer step, floats with all their digits.
+//!
+//! A row is written in one call and at once, so a killed run leaves at most one broken last line; a resumed run cuts the
+//! file back to its checkpoint's step before it goes on.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::Evaluation;
+
+/// One row of the log: what happened at an optimizer step. Step 0 is the evaluation before training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MetricsRow {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Mean loss over the step's counted targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Learning rate of the update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Norm of the gradients before clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grad_norm: Option<f64>,
+    /// Real tokens that went through the model in this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Rows of this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// Real tokens per second of this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_s: Option<f64>,
+    /// Seconds of training up to this step, those before a resume included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed_s: Option<f64>,
+    /// Counted bytes on the device at their highest so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_bytes: Option<u64>,
+    /// The evaluation on the validation rows after this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<Evaluation>,
+}
+
+/// What can go wrong with the log.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsLogError {
+    /// The file could not be opened, read or written.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A row before the last is not a row.
+    #[error("`{}`, line {line}: not a row of metrics", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+}
+
+/// The open log of a run.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// A new, empty log.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn create(path: &Path) -> Result<Self, MetricsLogError> {
+        let file = File::create(path).map_err(io_error("create", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// The log of a run that goes on after `step`: rows after it, and a broken last line, are cut off.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or holds something else than rows.
+    pub fn resume(path: &Path, step: u64) -> Result<Self, MetricsLogError> {
+        let keep = match File::open(path) {
+            Ok(file) => length_up_to(file, path, step)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(io_error("open", path)(e)),
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(io_error("open", path))?;
+        file.set_len(keep).map_err(io_error("truncate", path))?;
+        drop(file);
+        let file = OpenOptions::new()
+            .append(true)
+            .open(path)
+            .map_err(io_error("open", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// The row cannot be written.
+    pub fn write(&mut self, row: &MetricsRow) -> Result<(), MetricsLogError> {
+        let mut line = serde_json::to_vec(row).map_err(|source| MetricsLogError::Io {
+            action: "encode a row of",
+            path: self.path.clone(),
+            source: source.into(),
+        })?;
+        line.push(b'\n');
+        self.file
+            .write_all(&line)
+            .map_err(io_error("write", &self.path))
+    }
+
+    /// All rows of a log, a broken last line left out.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds something else than rows.
+    pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MetricsLogError> {
+        let file = File::open(path).map_err(io_error("open", path))?;
+        let mut rows = Vec::new();
+        for_each_row(file, path, |row, _| rows.push(row))?;
+        Ok(rows)
+    }
+}
+
+fn length_up_to(file: File, path: &Path, step: u64) -> Result<u64, MetricsLogError> {
+    let mut keep = 0;
+    for_each_row(file, path, |row, end| {
+        if row.step <= step {
+            keep = end;
+        }
+    })?;
+    Ok(keep)
+}
+
+/// Calls `f` with each row and the byte at which it ends. A last line without its line feed is a broken one.
+fn for_each_row(
+    file: File,
+    path: &Path,
+    mut f: impl FnMut(MetricsRow, u64),
+) -> Result<(), MetricsLogError> {
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    let mut end = 0;
+    let mut number = 0;
+    loop {
+        line.clear();
+        let n = reader
+            .read_until(b'\n', &mut line)
+            .map_err(io_error("read", path))?;
+        if n == 0 || line.last() != Some(&b'\n') {
+            return Ok(());
+        }
+        number += 1;
+        end += n as u64;
+        let row = serde_json::from_slice(&line).map_err(|source| MetricsLogError::Row {
+            path: path.to_owned(),
+            line: number,
+            source,
+        })?;
+        f(row, end);
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetricsLogError {
+    let path = path.to_owned();
+    move |source| MetricsLogError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(step: u64, loss: f64) -> MetricsRow {
+        MetricsRow {
+            step,
+            epoch: step as f64 / 3.0,
+            loss: Some(loss),
+            ..MetricsRow::default()
+        }
+    }
+
+    #[test]
+    fn floats_come_back_with_the_same_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut log = MetricsLog::create(&path).unwrap();
+        let rows = [
+            row(1, 0.1 + 0.2),
+            row(2, f64::MIN_POSITIVE),
+            row(3, 1.0 / 3.0),
+        ];
+        rows.iter().for_each(|r| log.write(r).unwrap());
+        assert_eq!(MetricsLog::read(&path).unwrap(), rows);
+    }
+
+    #[test]
+    fn resume_cuts_later_rows_and_a_broken_last_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut log = MetricsLog::create(&path).unwrap();
+        (1..=5).for_each(|s| log.write(&row(s, 1.0)).unwrap());
+        log.file.write_all(b"{\"step\":6,\"lo").unwrap();
+        assert_eq!(MetricsLog::read(&path).unwrap().len(), 5);
+        let mut log = MetricsLog::resume(&path, 3).unwrap();
+        log.write(&row(4, 2.0)).unwrap();
+        let steps: Vec<_> = MetricsLog::read(&path)
+            .unwrap()
+            .iter()
+            .map(|r| (r.step, r.loss))
+            .collect();
+        assert_eq!(
+            steps,
+            [
+                (1, Some(1.0)),
+                (2, Some(1.0)),
+                (3, Some(1.0)),
+                (4, Some(2.0))
+            ]
+        );
+    }
+
+    #[test]
+    fn resume_without_a_log_starts_one_and_foreign_lines_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        MetricsLog::resume(&path, 3).unwrap();
+        std::fs::write(&path, "{\"step\":1,\"epoch\":0}\nnot a row\n").unwrap();
+        let error = MetricsLog::read(&path).unwrap_err();
+        assert!(
+            error.to_string().ends_with("line 2: not a row of metrics"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,580 @@
+//! The loop: batches in, updates, evaluations and checkpoints out, and exact continuation from any checkpoint.
+//!
+//! Everything that decides the next update is in [`RunState`] and the checkpoint's tensors: the order of rows is a function
+//! of seed and epoch, dropout of seed and micro-batch. So the loop after a resume is the loop that was never stopped.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use lowrank_data::{Example, Order, PackedBatch};
+use lowrank_engine::{Gradients, StepKey};
+use lowrank_model::{Model, ModelError, PassOptions, TrainMode};
+
+use crate::best::BestRule;
+use crate::checkpoint::{CheckpointError, Checkpoints, Found, RunState, restore};
+use crate::config::{ConfigError, Difference, IntervalStrategy, TrainConfig};
+use crate::evaluate::{PassSettings, counted_targets, evaluate, model_batch, model_targets};
+use crate::fingerprint;
+use crate::metrics::{Evaluation, Metric};
+use crate::metrics_log::{MetricsLog, MetricsLogError, MetricsRow};
+use crate::optimizer::{Optimizer, clip_grad_norm};
+use crate::proof::{Proof, note_gradients};
+use crate::schedule::Schedule;
+
+/// The rows of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainData<'a> {
+    /// Rows to train on.
+    pub train: &'a [Example],
+    /// Rows to evaluate on while training.
+    pub validation: Option<&'a [Example]>,
+}
+
+/// What happens during a run, for whoever shows it.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The run goes on from a checkpoint.
+    Resumed {
+        /// Where it stood.
+        step: u64,
+    },
+    /// A newer checkpoint was not whole and was passed over.
+    PassedOver(&'a CheckpointError),
+    /// An optimizer step is done.
+    Step {
+        /// Its row of the log.
+        row: &'a MetricsRow,
+        /// Steps of the whole run.
+        total_steps: u64,
+    },
+    /// Evaluation goes on.
+    Evaluating {
+        /// Rows done.
+        done: usize,
+        /// Rows in all.
+        total: usize,
+    },
+    /// An evaluation is done.
+    Evaluated {
+        /// After which step.
+        step: u64,
+        /// What it gave.
+        evaluation: &'a Evaluation,
+        /// Whether it is the best so far.
+        is_best: bool,
+    },
+    /// A checkpoint is written.
+    Saved(&'a Path),
+    /// Patience is used up.
+    StoppedEarly {
+        /// After which step.
+        step: u64,
+    },
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// At its end; the model holds the final values.
+    Finished(Box<Summary>),
+    /// Told to stop; the checkpoint from which it can go on.
+    Interrupted {
+        /// The step it reached.
+        step: u64,
+        /// The checkpoint.
+        checkpoint: PathBuf,
+    },
+}
+
+/// What there is to say about a finished run.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Optimizer steps done.
+    pub steps: u64,
+    /// Step whose values the model holds.
+    pub final_step: u64,
+    /// The best evaluation.
+    pub best_step: Option<u64>,
+    /// Whether early stopping ended it.
+    pub stopped_early: bool,
+    /// Seconds since the start, evaluations included.
+    pub elapsed_s: f64,
+    /// Seconds of them that were optimizer steps.
+    pub training_s: f64,
+    /// Real tokens trained on.
+    pub tokens: u64,
+    /// The proof that every trained value was trained.
+    pub proof: Proof,
+}
+
+/// What can end a run badly. Checkpoints written before it stay.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration cannot be run.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model refused.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A checkpoint could not be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The log could not be read or written.
+    #[error(transparent)]
+    Log(#[from] MetricsLogError),
+    /// There is nothing to train on.
+    #[error("there are no training rows")]
+    NoRows,
+    /// No row has a label that counts.
+    #[error("no training row has a target that the loss counts")]
+    NoTargets,
+    /// The loss is no number any more.
+    #[error("the loss is {loss} at step {step}: training has diverged")]
+    Diverged {
+        /// The step that was being computed.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// The run in the folder was made with other settings.
+    #[error("the run cannot be continued with other settings\n  {}", difference_lines(.0))]
+    OtherSettings(Vec<Difference>),
+    /// The rows are not those of the run.
+    #[error("the {which} rows are not those that the run was started with")]
+    OtherRows {
+        /// `training` or `validation`.
+        which: &'static str,
+    },
+    /// All checkpoints of the run are broken.
+    #[error("none of the {} checkpoints can be used", .0.len())]
+    NoUsableCheckpoint(Vec<CheckpointError>),
+}
+
+impl TrainError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            TrainError::Model(error) => error.hint(),
+            TrainError::Checkpoint(CheckpointError::Format(error)) => error.hint(),
+            TrainError::Checkpoint(CheckpointError::Model(error)) => error.hint(),
+            TrainError::Diverged { .. } => {
+                Some("lower --learning-rate, or raise --warmup-ratio; the checkpoints before this step are kept".to_owned())
+            }
+            TrainError::OtherSettings(_) => {
+                Some("--resume alone takes the run's own settings; start a new run in another --output-dir".to_owned())
+            }
+            TrainError::OtherRows { .. } => Some("put the file back as it was, or start a new run".to_owned()),
+            TrainError::NoUsableCheckpoint(_) => Some("start anew with --overwrite; the old run is moved aside".to_owned()),
+            TrainError::Checkpoint(CheckpointError::Invalid { .. })
+            | TrainError::Config(_)
+            | TrainError::Log(_)
+            | TrainError::NoRows
+            | TrainError::NoTargets => None,
+        }
+    }
+}
+
+fn difference_lines(differences: &[Difference]) -> String {
+    let line = |d: &Difference| {
+        format!(
+            "{}: {} in the run, {} asked for",
+            d.field, d.in_run, d.asked
+        )
+    };
+    differences
+        .iter()
+        .map(line)
+        .collect::<Vec<_>>()
+        .join("\n  ")
+}
+
+/// One training run over a model on which something trains already.
+pub struct Trainer<'a> {
+    model: &'a mut Model,
+    config: &'a TrainConfig,
+    data: TrainData<'a>,
+    run: &'a Path,
+    stop: &'a AtomicBool,
+    on_event: &'a (dyn Fn(Event<'_>) + 'a),
+    schedule: Schedule,
+    steps_per_epoch: u64,
+    checkpoints: Checkpoints,
+    optimizer: Optimizer,
+    gradients: Gradients,
+    state: RunState,
+    best_rule: BestRule,
+}
+
+/// What a run needs besides the model.
+#[derive(Clone, Copy)]
+pub struct RunSetup<'a> {
+    /// The configuration.
+    pub config: &'a TrainConfig,
+    /// The rows.
+    pub data: TrainData<'a>,
+    /// The run's folder, which exists and is this process's alone.
+    pub run: &'a Path,
+    /// Raised by somebody else to end the run with a checkpoint.
+    pub stop: &'a AtomicBool,
+    /// Told of everything that happens.
+    pub on_event: &'a (dyn Fn(Event<'_>) + 'a),
+}
+
+impl<'a> Trainer<'a> {
+    /// Prepares a run.
+    ///
+    /// # Errors
+    /// The configuration is not valid, or there is nothing to train on.
+    pub fn new(model: &'a mut Model, setup: RunSetup<'a>) -> Result<Self, TrainError> {
+        let RunSetup {
+            config,
+            data,
+            run,
+            stop,
+            on_event,
+        } = setup;
+        config.validate()?;
+        if data.train.is_empty() {
+            return Err(TrainError::NoRows);
+        }
+        if data.train.iter().all(|e| counted_targets(e) == 0) {
+            return Err(TrainError::NoTargets);
+        }
+        let validation_rows = data.validation.map(fingerprint::of_examples);
+        let state = RunState::new(
+            config,
+            fingerprint::of_examples(data.train),
+            validation_rows,
+            model.trainables(),
+        );
+        let optimizer = Optimizer::new(model.device(), model.trainables(), &config.optimization);
+        let gradients = Gradients::zeros(model.device(), model.trainables());
+        let rows = data.train.len();
+        Ok(Self {
+            schedule: config.schedule(config.total_steps(rows)),
+            steps_per_epoch: config.steps_per_epoch(rows),
+            checkpoints: Checkpoints::new(run, config.evaluation.save_total_limit),
+            best_rule: BestRule {
+                metric: config.evaluation.metric_for_best_model,
+                patience: config.evaluation.early_stopping_patience,
+                threshold: config.evaluation.early_stopping_threshold,
+            },
+            model,
+            config,
+            data,
+            run,
+            stop,
+            on_event,
+            optimizer,
+            gradients,
+            state,
+        })
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> &Model {
+        self.model
+    }
+
+    /// Goes on from the newest whole checkpoint of the run's folder; from the start where there is none.
+    ///
+    /// # Errors
+    /// The run was made with other settings or rows, or all its checkpoints are broken.
+    pub fn resume(&mut self) -> Result<(), TrainError> {
+        let (found, passed_over) = self.checkpoints.newest();
+        let Some(Found { path, state }) = found else {
+            return if passed_over.is_empty() {
+                Ok(())
+            } else {
+                Err(TrainError::NoUsableCheckpoint(passed_over))
+            };
+        };
+        passed_over
+            .iter()
+            .for_each(|error| (self.on_event)(Event::PassedOver(error)));
+        let differences = state.config.differences(self.config);
+        if !differences.is_empty() {
+            return Err(TrainError::OtherSettings(differences));
+        }
+        if state.train_rows != self.state.train_rows {
+            return Err(TrainError::OtherRows { which: "training" });
+        }
+        if state.validation_rows != self.state.validation_rows {
+            return Err(TrainError::OtherRows {
+                which: "validation",
+            });
+        }
+        restore(
+            &path,
+            self.model.trainables_mut(),
+            Some(&mut self.optimizer),
+        )?;
+        self.state = RunState {
+            config: self.config.clone(),
+            ..state
+        };
+        (self.on_event)(Event::Resumed {
+            step: self.state.step,
+        });
+        Ok(())
+    }
+
+    /// Trains to the end, or until told to stop.
+    ///
+    /// # Errors
+    /// Training diverges, or the disk refuses; checkpoints written before stay.
+    pub fn run(mut self) -> Result<Outcome, TrainError> {
+        let log_path = self.run.join("metrics.jsonl");
+        let mut log = match self.state.step {
+            0 => MetricsLog::create(&log_path)?,
+            step => MetricsLog::resume(&log_path, step)?,
+        };
+        let total = self.schedule.num_training_steps;
+        // An evaluation that was cut short by a stop is made up for.
+        if self.state.step > 0
+            && self.evaluation_due()
+            && self.state.evaluated_step != Some(self.state.step)
+        {
+            let step = self.state.step;
+            let mut rows = MetricsLog::read(&log_path)?;
+            let Some(evaluation) = self.evaluate()? else {
+                return self.interrupted();
+            };
+            if let Some(last) = rows.pop_if(|row| row.step == step) {
+                log = MetricsLog::resume(&log_path, step - 1)?;
+                log.write(&MetricsRow {
+                    eval: Some(evaluation),
+                    ..last
+                })?;
+            }
+            self.save_if_due()?;
+        }
+        while self.state.step < total && !self.state.stopped_early {
+            if self.stopped() {
+                return self.interrupted();
+            }
+            let started = Instant::now();
+            let mut row = self.step()?;
+            row.tokens_per_s = row
+                .tokens
+                .map(|t| t as f64 / started.elapsed().as_secs_f64().max(1e-9));
+            self.state.elapsed_s += started.elapsed().as_secs_f64();
+            self.state.training_s += started.elapsed().as_secs_f64();
+            row.elapsed_s = Some(self.state.elapsed_s);
+            (self.on_event)(Event::Step {
+                row: &row,
+                total_steps: total,
+            });
+            if self.evaluation_due() {
+                let started = Instant::now();
+                row.eval = self.evaluate()?;
+                self.state.elapsed_s += started.elapsed().as_secs_f64();
+            }
+            log.write(&row)?;
+            if row.eval.is_none() && self.evaluation_due() {
+                return self.interrupted();
+            }
+            self.save_if_due()?;
+        }
+        self.finish()
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// One optimizer step over up to `gradient_accumulation_steps` micro-batches of one epoch.
+    fn step(&mut self) -> Result<MetricsRow, TrainError> {
+        let batches = self.next_batches();
+        let targets: usize = batches
+            .iter()
+            .flat_map(|batch| &batch.rows)
+            .map(|&row| counted_targets(&self.data.train[row]))
+            .sum();
+        self.gradients.clear();
+        let mut loss_sum = 0.0;
+        for batch in &batches {
+            let options = PassOptions {
+                dropout: Some(StepKey {
+                    seed: self.config.optimization.seed,
+                    micro_step: self.state.micro_step,
+                }),
+                grad_scale: 1.0 / targets.max(1) as f32,
+                recompute: self.config.optimization.gradient_checkpointing,
+            };
+            if let Some(targets) = model_targets(batch) {
+                let model_batch = model_batch(batch);
+                loss_sum += self
+                    .model
+                    .forward_backward(&model_batch, targets, &options, &mut self.gradients)?
+                    .0;
+            }
+            self.state.micro_step += 1;
+        }
+        let loss = loss_sum / targets.max(1) as f64;
+        let max_norm = self.config.optimization.max_grad_norm;
+        let grad_norm = clip_grad_norm(self.model.device(), &mut self.gradients, max_norm);
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let loss = if loss.is_finite() { grad_norm } else { loss };
+            return Err(TrainError::Diverged {
+                step: self.state.step + 1,
+                loss,
+            });
+        }
+        let learning_rate = self.schedule.lr_at(self.state.step);
+        note_gradients(&mut self.state, self.model.trainables(), &self.gradients);
+        let step = self.state.step + 1;
+        self.optimizer.step(
+            self.model.trainables_mut(),
+            &self.gradients,
+            learning_rate,
+            step,
+        );
+        let rows: usize = batches.iter().map(PackedBatch::len).sum();
+        let tokens: usize = batches.iter().map(PackedBatch::total_tokens).sum();
+        self.state.step = step;
+        self.state.cursor.advance(rows, self.data.train.len());
+        self.state.tokens += tokens as u64;
+        Ok(MetricsRow {
+            step,
+            epoch: step as f64 / self.steps_per_epoch as f64,
+            loss: Some(loss),
+            learning_rate: Some(learning_rate),
+            grad_norm: Some(grad_norm),
+            tokens: Some(tokens as u64),
+            rows: Some(rows as u64),
+            peak_bytes: Some(self.model.device().peak_memory().total()),
+            ..MetricsRow::default()
+        })
+    }
+
+    /// The micro-batches of the next step; at the end of an epoch there may be fewer.
+    fn next_batches(&self) -> Vec<PackedBatch> {
+        let o = &self.config.optimization;
+        let order = Order {
+            seed: o.seed,
+            shuffle: o.shuffle,
+        };
+        let cursor = self.state.cursor;
+        let rows = order.epoch(cursor.epoch, self.data.train.len());
+        let rest = &rows[(cursor.next_row as usize).min(rows.len())..];
+        rest.chunks(o.per_device_batch_size)
+            .take(o.gradient_accumulation_steps)
+            .map(|chunk| PackedBatch::from_rows(self.data.train, chunk))
+            .collect()
+    }
+
+    fn is_due(&self, strategy: IntervalStrategy, every: Option<u64>) -> bool {
+        let step = self.state.step;
+        let last = step == self.schedule.num_training_steps;
+        match strategy {
+            IntervalStrategy::No => false,
+            IntervalStrategy::Steps => last || every.is_some_and(|n| step.is_multiple_of(n.max(1))),
+            IntervalStrategy::Epoch => last || step.is_multiple_of(self.steps_per_epoch.max(1)),
+        }
+    }
+
+    fn evaluation_due(&self) -> bool {
+        let e = &self.config.evaluation;
+        self.data.validation.is_some() && self.is_due(e.eval_strategy, e.eval_steps)
+    }
+
+    /// Evaluates, and takes the result into account; `None` when told to stop.
+    fn evaluate(&mut self) -> Result<Option<Evaluation>, TrainError> {
+        let Some(rows) = self.data.validation else {
+            return Ok(None);
+        };
+        let on_event = self.on_event;
+        let progress = |done, total| on_event(Event::Evaluating { done, total });
+        let settings = PassSettings {
+            batch_size: self.config.evaluation.per_device_eval_batch_size,
+            stop: Some(self.stop),
+            progress: &progress,
+        };
+        let Some(evaluation) = evaluate(self.model, rows, &settings)? else {
+            return Ok(None);
+        };
+        let step = self.state.step;
+        self.state.evaluated_step = Some(step);
+        let value = evaluation.value(self.best_rule.metric);
+        let verdict = self.best_rule.observe(&mut self.state.best, step, value);
+        (self.on_event)(Event::Evaluated {
+            step,
+            evaluation: &evaluation,
+            is_best: verdict.is_best,
+        });
+        if verdict.stop {
+            self.state.stopped_early = true;
+            (self.on_event)(Event::StoppedEarly { step });
+        }
+        Ok(Some(evaluation))
+    }
+
+    /// A checkpoint when the schedule says so, at a new best (it must be there to be loaded), and at the end.
+    fn save_if_due(&mut self) -> Result<(), TrainError> {
+        let e = &self.config.evaluation;
+        let step = self.state.step;
+        let best = self.state.best.best_step == Some(step);
+        let end = step == self.schedule.num_training_steps || self.state.stopped_early;
+        if best || end || self.is_due(e.save_strategy, e.save_steps) {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<PathBuf, TrainError> {
+        let model = &*self.model;
+        let base = self.config.model.as_str();
+        let export = |dir: &Path| match model.mode() {
+            TrainMode::Lora(_) => model.save_adapter(dir, Some(base)).map(|_| ()),
+            TrainMode::Frozen | TrainMode::Full => Ok(()),
+        };
+        let path =
+            self.checkpoints
+                .write(&self.state, model.trainables(), &self.optimizer, &export)?;
+        (self.on_event)(Event::Saved(&path));
+        Ok(path)
+    }
+
+    fn interrupted(&self) -> Result<Outcome, TrainError> {
+        Ok(Outcome::Interrupted {
+            step: self.state.step,
+            checkpoint: self.save()?,
+        })
+    }
+
+    fn finish(self) -> Result<Outcome, TrainError> {
+        let best_step = self.state.best.best_step;
+        let load_best = self.config.evaluation.load_best_model_at_end;
+        let final_step = best_step.filter(|_| load_best).unwrap_or(self.state.step);
+        if final_step != self.state.step {
+            restore(
+                &self.checkpoints.path_of(final_step),
+                self.model.trainables_mut(),
+                None,
+            )?;
+        }
+        Ok(Outcome::Finished(Box::new(Summary {
+            steps: self.state.step,
+            final_step,
+            best_step,
+            stopped_early: self.state.stopped_early,
+            elapsed_s: self.state.elapsed_s,
+            training_s: self.state.training_s,
+            tokens: self.state.tokens,
+            proof: Proof::of(&self.state, self.model.trainables()),
+        })))
+    }
+}
+
+/// The metric by which a task's result is told in one number.
+pub fn headline_metric(config: &TrainConfig) -> Metric {
+    let of_task = Metric::of_task(config.data.task);
+    let chosen = config.evaluation.metric_for_best_model;
+    if chosen == Metric::Loss {
+        of_task[0]
+    } else {
+        chosen
+    }
+}

@@ -1,0 +1,166 @@
+//! Twenty optimizer steps beside transformers + peft: unequal lengths, accumulation of unequal micro-batches, warm-up,
+//! clipping, weight decay, dropout off. The numbers were computed by the peer (tests/golden, tools/golden).
+
+use lowrank_engine::{Device, Gradients, Isa};
+use lowrank_formats::peft::AdapterFile;
+use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Targets, Task};
+use lowrank_testkit::{Golden, Labels, Tolerance, check_close};
+use lowrank_train::config::OptimizationSettings;
+use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
+use lowrank_train::schedule::{Schedule, SchedulerType};
+
+/// Losses: the peer's own f32 run differs from its f64 numbers by up to 1.2e-6 (case.json, `peer_f32_error`).
+const LOSS: Tolerance = Tolerance {
+    abs: 1e-5,
+    rel: 1e-5,
+};
+/// Norms of gradients and learning rates.
+const NORM: Tolerance = Tolerance {
+    abs: 1e-5,
+    rel: 1e-4,
+};
+/// Values of the final adapter, element by element: the peer's own f32 run differs by up to 4.8e-7.
+const VALUES: Tolerance = Tolerance {
+    abs: 2e-5,
+    rel: 1e-4,
+};
+
+struct Micro {
+    input_ids: Vec<u32>,
+    offsets: Vec<usize>,
+    labels: Vec<i64>,
+}
+
+fn micro(golden: &Golden, rows: &[usize]) -> Micro {
+    let Labels::Classes(classes) = &golden.labels else {
+        panic!("a trajectory has classes")
+    };
+    let mut batch = Micro {
+        input_ids: Vec::new(),
+        offsets: vec![0],
+        labels: Vec::new(),
+    };
+    for &row in rows {
+        batch.input_ids.extend(&golden.rows[row].input_ids);
+        batch.offsets.push(batch.input_ids.len());
+        batch.labels.push(classes[row]);
+    }
+    batch
+}
+
+fn check_trajectory(name: &str, threads: usize, recompute: bool) {
+    let golden = Golden::open(name).expect("a golden case opens");
+    let hyper = golden
+        .hyper
+        .as_ref()
+        .expect("a trajectory has hyper-parameters");
+    let device = Device::cpu(Isa::best(), threads).expect("threads start");
+    let options = LoadOptions {
+        task: Task::SingleLabel,
+        num_labels: golden.num_labels,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    };
+    let (mut model, _) =
+        Model::load(&golden.model_dir(), &options, &device).expect("the model loads");
+    model
+        .load_adapter(&golden.adapter_dir().expect("a start"))
+        .expect("the adapter loads");
+    let settings = OptimizationSettings {
+        learning_rate: hyper.lr,
+        weight_decay: hyper.weight_decay,
+        adam_beta1: hyper.betas[0],
+        adam_beta2: hyper.betas[1],
+        adam_epsilon: hyper.eps,
+        lr_scheduler_type: SchedulerType::Linear,
+        ..OptimizationSettings::default()
+    };
+    assert_eq!(hyper.schedule, "linear");
+    let schedule = Schedule {
+        kind: SchedulerType::Linear,
+        learning_rate: hyper.lr,
+        num_warmup_steps: hyper.warmup_steps as u64,
+        num_training_steps: hyper.num_steps as u64,
+        num_cycles: 0.5,
+        lr_end: 0.0,
+        power: 1.0,
+    };
+    let mut optimizer = Optimizer::new(&device, model.trainables(), &settings);
+    let mut gradients = Gradients::zeros(&device, model.trainables());
+    assert_eq!(golden.steps.len(), 20);
+    for (i, step) in golden.steps.iter().enumerate() {
+        let batches: Vec<Micro> = step
+            .micro_batches
+            .iter()
+            .map(|rows| micro(&golden, rows))
+            .collect();
+        let targets: usize = batches.iter().map(|b| b.labels.len()).sum();
+        gradients.clear();
+        let mut sum = 0.0;
+        for b in &batches {
+            let batch = Batch {
+                input_ids: &b.input_ids,
+                token_type_ids: None,
+                offsets: &b.offsets,
+            };
+            let pass = PassOptions {
+                dropout: None,
+                grad_scale: 1.0 / targets as f32,
+                recompute,
+            };
+            let targets = Targets::Class(&b.labels);
+            sum += model
+                .forward_backward(&batch, targets, &pass, &mut gradients)
+                .expect("the batch fits")
+                .0;
+        }
+        let norm = clip_grad_norm(&device, &mut gradients, hyper.max_norm);
+        let lr = schedule.lr_at(i as u64);
+        check_close(
+            &format!("{name} loss of step {i}"),
+            &[sum / targets as f64],
+            &[step.loss],
+            LOSS,
+        );
+        check_close(
+            &format!("{name} norm of step {i}"),
+            &[norm],
+            &[step.grad_norm],
+            NORM,
+        );
+        check_close(
+            &format!("{name} lr of step {i}"),
+            &[lr],
+            &[step.lr],
+            Tolerance::new(1e-15, 1e-12),
+        );
+        optimizer.step(model.trainables_mut(), &gradients, lr, i as u64 + 1);
+    }
+    let end =
+        AdapterFile::read(&golden.adapter_final_dir().expect("an end")).expect("the final adapter");
+    assert_eq!(end.len(), model.trainables().len());
+    for (key, expected) in end.iter() {
+        let id = model.trainables().find(key).expect("the same keys");
+        check_close(
+            &format!("{name} {key}"),
+            model.trainables().get(id).value.data(),
+            &expected.data,
+            VALUES,
+        );
+    }
+}
+
+#[test]
+fn bert_follows_the_peer() {
+    check_trajectory("bert-trajectory", 2, false);
+}
+
+#[test]
+fn roberta_follows_the_peer() {
+    check_trajectory("roberta-trajectory", 1, false);
+}
+
+#[test]
+fn recomputation_follows_the_peer() {
+    check_trajectory("roberta-trajectory", 2, true);
+}
