@@ -16,9 +16,9 @@ use crate::modules::ModuleRef;
 /// Sequences laid end to end: no padding.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// Token ids of all sequences [M].
+    /// Token ids of all sequences `[M]`.
     pub input_ids: &'a [u32],
-    /// Token types [M]; zeros if absent.
+    /// Token types `[M]`; zeros if absent.
     pub token_type_ids: Option<&'a [u32]>,
     /// Where each sequence starts, and the end: B + 1 numbers from 0 to M.
     pub offsets: &'a [usize],

@@ -16,7 +16,7 @@ pub struct Linear {
     pub out_features: usize,
     /// W [out, in].
     pub weight: Matrix,
-    /// bias [out].
+    /// bias `[out]`.
     pub bias: Option<Param>,
     /// The adapter, if one is attached.
     pub adapter: Option<Adapter>,
@@ -45,9 +45,9 @@ impl Linear {
 pub struct LayerNorm {
     /// The module's path.
     pub path: String,
-    /// weight [D].
+    /// weight `[D]`.
     pub weight: Param,
-    /// bias [D].
+    /// bias `[D]`.
     pub bias: Param,
     /// Added to the variance.
     pub eps: f32,

@@ -1,6 +1,6 @@
 //! out = softmax(q·kᵀ·scale)·v per head and sequence, block-diagonal by offsets; no T×T matrix is stored.
 //! Shapes: q [Mq, H·Dh], k, v [M, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b are
-//! q_offsets[b]..q_offsets[b+1] and kv_offsets[b]..kv_offsets[b+1], so that a query may be one row of its sequence.
+//! `q_offsets[b]..q_offsets[b+1]` and `kv_offsets[b]..kv_offsets[b+1]`, so that a query may be one row of its sequence.
 //! Saved: q, k, v, out, lse. Source: Vaswani et al. 2017; the tiling of Dao et al. 2022.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! y = Σ tables[ids], one row a token. Shapes: table [V, D], ids [M], y [M, D]. Saved: the ids of trained tables.
+//! y = Σ `tables[ids]`, one row a token. Shapes: table [V, D], ids `[M]`, y [M, D]. Saved: the ids of trained tables.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 pub struct Lookup<'m, 'i> {
     /// The table [V, D].
     pub table: &'m Param,
-    /// Row numbers [M].
+    /// Row numbers `[M]`.
     pub ids: &'i [u32],
     /// A row that gets no gradient. Source: PyTorch's `padding_idx`.
     pub padding_idx: Option<u32>,

@@ -1,5 +1,5 @@
 //! z = dropout(x) + residual, y = (z - mean)·rstd·weight + bias over each row: the end of a post-norm sublayer in one op.
-//! Shapes: x, residual, z, y [M, D]; weight, bias [D]; mean, rstd [M]. Saved: z, mean, rstd (z takes x's place).
+//! Shapes: x, residual, z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`. Saved: z, mean, rstd (z takes x's place).
 //! Source: Ba et al. 2016; transformers `BertSelfOutput`.
 
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::tensor::Tensor;
 /// The weights of a layer norm.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerNormParams<'m> {
-    /// weight [D].
+    /// weight `[D]`.
     pub weight: &'m Param,
-    /// bias [D].
+    /// bias `[D]`.
     pub bias: &'m Param,
     /// Added to the variance.
     pub eps: f32,

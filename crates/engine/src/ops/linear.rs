@@ -1,5 +1,5 @@
 //! y = x·Wᵀ + bias + scaling · dropout(x)·Aᵀ·Bᵀ, the LoRA paper's equation 3 (section 4.1).
-//! Shapes: x [M, in], W [out, in], bias [out], A [r, in], B [out, r], h = dropout(x)·Aᵀ [M, r], y [M, out].
+//! Shapes: x [M, in], W [out, in], bias `[out]`, A [r, in], B [out, r], h = dropout(x)·Aᵀ [M, r], y [M, out].
 //! Saved: x only if A or W is trained, h only if there is an adapter. A frozen weight gets no gradient.
 
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub struct Adapter {
 pub struct LinearParams<'m> {
     /// W [out, in].
     pub weight: &'m Matrix,
-    /// bias [out].
+    /// bias `[out]`.
     pub bias: Option<&'m Param>,
     /// The adapter, if this layer has one and it is switched on.
     pub adapter: Option<&'m Adapter>,

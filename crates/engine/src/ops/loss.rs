@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 /// What the logits are compared with.
 #[derive(Debug, Clone, Copy)]
 pub enum Targets<'a> {
-    /// One class a row [N]; -100 is not counted. Cross-entropy.
+    /// One class a row `[N]`; -100 is not counted. Cross-entropy.
     Class(&'a [i64]),
     /// One value a logit [N·C]. Mean squared error.
     Value(&'a [f32]),

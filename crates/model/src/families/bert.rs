@@ -172,7 +172,7 @@ impl Encoder {
         })
     }
 
-    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`]. `positions` [M] are rows of the
+    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`]. `positions` `[M]` are rows of the
     /// position table.
     pub(crate) fn forward<'m>(
         &'m self,
