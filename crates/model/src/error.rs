@@ -74,6 +74,9 @@ impl ModelError {
             } => Some(format!(
                 "`adapter_config.json` names `{base}` as its base; pass --model {base}"
             )),
+            ModelError::Pattern { field: "r", .. } => {
+                Some("lower --r, or the layer's entry in --rank-pattern".to_string())
+            }
             ModelError::Pattern { .. } => {
                 Some("`lowrank inspect MODEL` lists the module names".to_string())
             }

@@ -69,7 +69,7 @@ impl Chart {
     pub(super) fn to_svg(&self) -> String {
         let all = || self.series.iter().flat_map(|s| s.points.iter());
         let x_axis = axis(all().map(|p| p.0));
-        let y_axis = axis(all().map(|p| p.1));
+        let y_axis = axis(all().map(|p| p.1)).padded();
         let x_at =
             |x: f64| LEFT + (x - x_axis.low) / (x_axis.high - x_axis.low) * (WIDTH - LEFT - RIGHT);
         let y_at = |y: f64| {
@@ -156,6 +156,18 @@ fn write_series(
         }
     }
     svg.push_str("</g>\n");
+}
+
+impl Axis {
+    /// A little air above and below, so that extremes do not lie on the border.
+    fn padded(self) -> Self {
+        let air = 0.04 * (self.high - self.low);
+        Self {
+            low: self.low - air,
+            high: self.high + air,
+            ..self
+        }
+    }
 }
 
 /// The range of the values, widened to round ticks; never empty.

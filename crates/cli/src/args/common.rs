@@ -1,0 +1,273 @@
+//! Flags that several commands share.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::Args;
+use lowrank_train::config::{ModulePattern, TaskKind};
+use serde::de::{DeserializeOwned, IntoDeserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Output and threads.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CommonArgs {
+    /// YAML file of settings: each flag's name with underscores, `learning_rate: 0.001`; flags win over the file
+    #[arg(long, value_name = "FILE", help_heading = "General")]
+    #[serde(skip)]
+    pub config: Option<String>,
+    /// Threads; all cores without it. Results do not depend on it
+    #[arg(long, value_name = "N", help_heading = "General")]
+    pub threads: Option<usize>,
+    /// Print nothing but errors and what was asked for
+    #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "General")]
+    pub quiet: Option<bool>,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "General")]
+    pub json: Option<bool>,
+}
+
+impl CommonArgs {
+    /// Whether only errors and results are wanted.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet.unwrap_or(false)
+    }
+
+    /// Whether results are wanted as JSON.
+    pub fn is_json(&self) -> bool {
+        self.json.unwrap_or(false)
+    }
+}
+
+/// Which pretrained model.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelArgs {
+    /// Pretrained model: a Hugging Face directory, or an id like `org/name` that is in the local cache
+    #[arg(long, short, value_name = "DIR|ID", help_heading = "Model")]
+    pub model: Option<String>,
+    /// Revision of a model id [default: main]
+    #[arg(long, value_name = "REVISION", help_heading = "Model")]
+    pub revision: Option<String>,
+    /// Allow the network: download a model id that is not in the cache (needs a build with the feature `hub`)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    pub online: Option<bool>,
+    /// Use an adapter although it was trained on other weights than the model's
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    pub allow_other_base: Option<bool>,
+    /// Start a new head where the checkpoint's has another number of labels
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    pub ignore_mismatched_sizes: Option<bool>,
+}
+
+/// Which adapter.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdapterArgs {
+    /// Adapter directory or file, or the directory of a run; the bare model without it
+    #[arg(long, short, value_name = "PATH", help_heading = "Model")]
+    pub adapter: Option<String>,
+    /// Numerator of the scaling alpha/r, for a loralib checkpoint, which does not hold it
+    #[arg(long, value_name = "ALPHA", help_heading = "Model")]
+    pub lora_alpha: Option<f64>,
+}
+
+/// How rows are read.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataArgs {
+    /// What is predicted: single_label, multi_label, regression or token_classification [default: from the model or the labels]
+    #[arg(long, value_parser = named::<TaskKind>, help_heading = "Data")]
+    pub task: Option<TaskKind>,
+    /// Names of the labels in the order of their class numbers [default: from the model or the training rows]
+    #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "NAME", help_heading = "Data")]
+    pub labels: Option<Vec<String>>,
+    /// Column of the text [default: found by its name: text, sentence, sentence1, premise, ...]
+    #[arg(long, value_name = "COLUMN", help_heading = "Data")]
+    pub text_column: Option<String>,
+    /// Column of the second text, for tasks on pairs
+    #[arg(long, value_name = "COLUMN", help_heading = "Data")]
+    pub text_pair_column: Option<String>,
+    /// Column of the label [default: label]
+    #[arg(long, value_name = "COLUMN", help_heading = "Data")]
+    pub label_column: Option<String>,
+    /// Tokens a row at most, longer rows are cut [default: 128]
+    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
+    pub max_length: Option<usize>,
+}
+
+/// A value by its name in configurations; the message of a wrong one lists the right ones.
+pub fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let from: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        text.into_deserializer();
+    T::deserialize(from).map_err(|error| error.to_string())
+}
+
+/// Modules as written by users: names, or one regular expression, or `all-linear`.
+///
+/// A single value of letters, digits, `_`, `-` and `.` is a name; commas separate names; anything else is a regular
+/// expression over whole module paths, as a string is for PEFT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Modules(pub ModulePattern);
+
+impl FromStr for Modules {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ',' | ' ');
+        if text == "all-linear" || !text.chars().all(plain) {
+            return Ok(Modules(ModulePattern::Text(text.to_owned())));
+        }
+        let names = text.split([',', ' ']).filter(|name| !name.is_empty());
+        Ok(Modules(ModulePattern::Names(
+            names.map(str::to_owned).collect(),
+        )))
+    }
+}
+
+impl<'de> Deserialize<'de> for Modules {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let error = "expected a name, a list of names, a regular expression or `all-linear`";
+        match ModulePattern::deserialize(from).map_err(|_| serde::de::Error::custom(error))? {
+            ModulePattern::Text(text) => Ok(text
+                .parse()
+                .unwrap_or_else(|never: std::convert::Infallible| match never {})),
+            names @ ModulePattern::Names(_) => Ok(Modules(names)),
+        }
+    }
+}
+
+/// Several values of a flag joined into one pattern: `--target-modules query value`.
+pub fn join_modules(values: &Option<Vec<Modules>>) -> Option<ModulePattern> {
+    let values = values.as_ref()?;
+    if let [Modules(single)] = values.as_slice() {
+        return Some(single.clone());
+    }
+    let names = values.iter().flat_map(|Modules(pattern)| match pattern {
+        ModulePattern::Text(text) => vec![text.clone()],
+        ModulePattern::Names(names) => names.clone(),
+    });
+    Some(ModulePattern::Names(names.collect()))
+}
+
+/// One `KEY=VALUE` of a pattern flag; in files a map.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyValue<T>(pub String, pub T);
+
+impl<T: FromStr> FromStr for KeyValue<T>
+where
+    T::Err: fmt::Display,
+{
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (key, value) = text.rsplit_once('=').ok_or("expected KEY=VALUE")?;
+        let value = value
+            .parse()
+            .map_err(|error| format!("`{value}`: {error}"))?;
+        Ok(KeyValue(key.to_owned(), value))
+    }
+}
+
+/// `KEY=VALUE` pairs as a map, for serde.
+pub mod pairs {
+    use std::collections::BTreeMap;
+
+    use super::{Deserialize, Deserializer, KeyValue, Serialize, Serializer};
+
+    /// Writes the pairs as a map, or null.
+    pub fn serialize<T: Serialize, S: Serializer>(
+        pairs: &Option<Vec<KeyValue<T>>>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match pairs {
+            None => to.serialize_none(),
+            Some(pairs) => to.collect_map(pairs.iter().map(|KeyValue(k, v)| (k, v))),
+        }
+    }
+
+    /// Reads the pairs from a map, or null.
+    pub fn deserialize<'de, T, D>(from: D) -> Result<Option<Vec<KeyValue<T>>>, D::Error>
+    where
+        T: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        let map = Option::<BTreeMap<String, T>>::deserialize(from)?;
+        Ok(map.map(|m| m.into_iter().map(|(k, v)| KeyValue(k, v)).collect()))
+    }
+}
+
+/// A list in a file may also be one value: `layers_to_transform: 3`.
+pub mod one_or_many {
+    use super::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany<T> {
+        Many(Vec<T>),
+        One(T),
+    }
+
+    /// Writes the list.
+    pub fn serialize<T: Serialize, S: Serializer>(
+        list: &Option<Vec<T>>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        list.serialize(to)
+    }
+
+    /// Reads a list or one value.
+    pub fn deserialize<'de, T, D>(from: D) -> Result<Option<Vec<T>>, D::Error>
+    where
+        T: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(
+            Option::<OneOrMany<T>>::deserialize(from)?.map(|value| match value {
+                OneOrMany::Many(list) => list,
+                OneOrMany::One(one) => vec![one],
+            }),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn module_patterns_are_names_or_expressions() {
+        let parse = |s: &str| s.parse::<Modules>().map(|m| m.0).unwrap();
+        let names = |n: &[&str]| ModulePattern::Names(n.iter().map(|s| (*s).to_owned()).collect());
+        assert_eq!(parse("query"), names(&["query"]));
+        assert_eq!(parse("query,value"), names(&["query", "value"]));
+        assert_eq!(
+            parse("attention.self.query"),
+            names(&["attention.self.query"])
+        );
+        assert_eq!(
+            parse("all-linear"),
+            ModulePattern::Text("all-linear".to_owned())
+        );
+        let regex = r".*layer\.[0-9]{1,2}\.attention\.self\.query";
+        assert_eq!(parse(regex), ModulePattern::Text(regex.to_owned()));
+    }
+
+    #[test]
+    fn pairs_split_at_the_last_equals_sign() {
+        let pair: KeyValue<usize> = "layer.(0|1)=4".parse().unwrap();
+        assert_eq!(pair, KeyValue("layer.(0|1)".to_owned(), 4));
+        assert!("4".parse::<KeyValue<usize>>().is_err());
+        assert!("a=x".parse::<KeyValue<usize>>().is_err());
+    }
+
+    #[test]
+    fn a_wrong_name_lists_the_right_ones() {
+        let error = named::<TaskKind>("classification").unwrap_err();
+        assert!(
+            error.contains("single_label") && error.contains("token_classification"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,294 @@
+//! The flags of every command but `train`.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs};
+use super::train::LoraArgs;
+
+/// Measure a model on labelled rows.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalArgs {
+    /// The pretrained model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// The adapter.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub adapter: AdapterArgs,
+    /// Labelled rows: a .jsonl, .csv or .tsv file
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        alias = "test-file",
+        help_heading = "Data"
+    )]
+    pub data_file: Option<String>,
+    /// How rows are read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataArgs,
+    /// Rows a batch [default: 64]
+    #[arg(
+        long,
+        visible_alias = "batch-size",
+        value_name = "ROWS",
+        help_heading = "Data"
+    )]
+    pub per_device_eval_batch_size: Option<usize>,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Predict rows.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PredictArgs {
+    /// The pretrained model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// The adapter.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub adapter: AdapterArgs,
+    /// Rows to predict: a .jsonl, .csv or .tsv file; labels are not needed
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        conflicts_with = "text",
+        help_heading = "Data"
+    )]
+    pub data_file: Option<String>,
+    /// Texts to predict, in place of a file
+    #[arg(long, num_args = 1.., value_name = "TEXT", help_heading = "Data")]
+    pub text: Option<Vec<String>>,
+    /// How rows are read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataArgs,
+    /// Rows a batch [default: 64]
+    #[arg(
+        long,
+        visible_alias = "batch-size",
+        value_name = "ROWS",
+        help_heading = "Data"
+    )]
+    pub per_device_eval_batch_size: Option<usize>,
+    /// File for the JSON lines [default: standard output]
+    #[arg(long, short, value_name = "FILE", help_heading = "General")]
+    pub output_file: Option<String>,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Fold an adapter into its base.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MergeArgs {
+    /// The pretrained model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// The adapter.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub adapter: AdapterArgs,
+    /// Directory of the merged model
+    #[arg(long, short, value_name = "DIR", help_heading = "Model")]
+    pub output_dir: Option<String>,
+    /// Replace what is in the directory
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    pub overwrite: Option<bool>,
+    /// Type of the merged weights: f32, f16 or bf16 [default: that of the base]
+    #[arg(long, value_parser = super::common::named::<MergeDType>, value_name = "TYPE", help_heading = "Model")]
+    pub dtype: Option<MergeDType>,
+    /// Read the merged model back and report its largest logit difference from the adapted one
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Verification")]
+    pub verify: Option<bool>,
+    /// Rows to verify on [default: a few built-in texts]
+    #[arg(long, short, value_name = "FILE", help_heading = "Verification")]
+    pub data_file: Option<String>,
+    /// Logit difference above which --verify fails [default: 1e-3]
+    #[arg(long, value_name = "DIFFERENCE", help_heading = "Verification")]
+    pub tolerance: Option<f64>,
+    /// How rows are read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataArgs,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// How merged weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeDType {
+    /// 32 bits.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// Brain float.
+    Bf16,
+}
+
+impl MergeDType {
+    /// The file's name for it.
+    pub fn to_format(self) -> lowrank_formats::DType {
+        match self {
+            MergeDType::F32 => lowrank_formats::DType::F32,
+            MergeDType::F16 => lowrank_formats::DType::F16,
+            MergeDType::Bf16 => lowrank_formats::DType::BF16,
+        }
+    }
+}
+
+/// Count a run without running it.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlanArgs {
+    /// A config.json, or a directory with one; the same as --model
+    #[arg(value_name = "CONFIG", conflicts_with = "model")]
+    pub path: Option<String>,
+    /// The pretrained model; its config is enough.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// What is predicted [default: single_label]
+    #[arg(long, value_parser = super::common::named::<lowrank_train::config::TaskKind>, help_heading = "Model")]
+    pub task: Option<lowrank_train::config::TaskKind>,
+    /// Classes, labels or values of the head [default: from the config, else 2]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub num_labels: Option<usize>,
+    /// What is adapted.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
+    /// Rows a batch [default: 32]
+    #[arg(
+        long,
+        visible_alias = "batch-size",
+        value_name = "ROWS",
+        help_heading = "Batch"
+    )]
+    pub per_device_batch_size: Option<usize>,
+    /// Tokens a row, all rows full [default: 128]
+    #[arg(long, value_name = "TOKENS", help_heading = "Batch")]
+    pub max_length: Option<usize>,
+    /// Recompute activations block by block in the backward pass
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Batch")]
+    pub gradient_checkpointing: Option<bool>,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Show what is in a file or directory.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InspectArgs {
+    /// A model directory or id, an adapter, a .safetensors, .bin or .pt file, or the directory of a run
+    #[arg(value_name = "PATH")]
+    pub path: Option<String>,
+    /// List every tensor
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub tensors: Option<bool>,
+    /// Read every value: sums of squares, not-a-number and infinite values
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub values: Option<bool>,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Look at data and targets before training.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckArgs {
+    /// The pretrained model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// Training rows: a .jsonl, .csv or .tsv file
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub train_file: Option<String>,
+    /// Validation rows
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub validation_file: Option<String>,
+    /// Test rows
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub test_file: Option<String>,
+    /// How rows are read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataArgs,
+    /// Rows a batch, for the padding that other programs would compute [default: 32]
+    #[arg(
+        long,
+        visible_alias = "batch-size",
+        value_name = "ROWS",
+        help_heading = "Data"
+    )]
+    pub per_device_batch_size: Option<usize>,
+    /// Rows to show decoded [default: 3]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub samples: Option<usize>,
+    /// Exit with code 1 when something is found that deserves a look
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Data")]
+    pub strict: Option<bool>,
+    /// What is adapted.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Time optimizer steps on random rows of one length.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BenchStepArgs {
+    /// A config.json; weights are random
+    #[arg(long, value_name = "FILE")]
+    pub model_config: Option<String>,
+    /// What is adapted.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
+    /// Train all weights, no adapter
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub full: Option<bool>,
+    /// Rows a batch [default: 16]
+    #[arg(long, value_name = "ROWS")]
+    pub batch: Option<usize>,
+    /// Tokens a row [default: 128]
+    #[arg(long, value_name = "TOKENS")]
+    pub seq: Option<usize>,
+    /// Steps timed, after one that is not [default: 5]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Every dropout of the model [default: the config's own]
+    #[arg(long, value_name = "P")]
+    pub dropout: Option<f64>,
+    /// Recompute activations block by block in the backward pass
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub gradient_checkpointing: Option<bool>,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}

@@ -1,0 +1,10 @@
+//! One file a command. Each has a `run` that takes its flags, laid over their file, and does the work.
+
+pub mod bench_step;
+pub mod check;
+pub mod eval;
+pub mod inspect;
+pub mod merge;
+pub mod plan;
+pub mod predict;
+pub mod train;

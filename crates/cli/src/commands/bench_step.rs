@@ -1,0 +1,196 @@
+//! `lowrank bench-step`: times optimizer steps of a model with random weights on random rows of one length. For benches.
+
+use std::path::Path;
+use std::time::Instant;
+
+use lowrank_engine::{Device, Gradients, StepKey};
+use lowrank_kernels::{Gemm, MatRef, fill_uniform, gemm, pack, packed_len};
+use lowrank_model::{Batch, EncoderConfig, LoadOptions, Model, PassOptions, Targets, Task};
+use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
+use serde_json::json;
+
+use crate::args::BenchStepArgs;
+use crate::args::train::OptimizationArgs;
+use crate::errors::{CliError, CliResult};
+use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
+use crate::{memory, output, session, settings};
+
+/// Runs the command.
+pub fn run(flags: BenchStepArgs) -> CliResult {
+    let file = flags.common.config.clone();
+    let args = settings::with_file(flags, file.as_deref())?;
+    let device = session::device(&args.common)?;
+    let mut model = random_model(&args, &device)?;
+    let timing = time_steps(&args, &mut model)?;
+    let peak = gemm_peak(&device);
+    let line = json!({
+        "tokens_per_s": timing.tokens / timing.median_s,
+        "median_s": timing.median_s,
+        "loss": timing.loss,
+        "gflop_per_token": timing.flops / timing.tokens / 1e9,
+        "gflop_per_s": timing.flops / timing.median_s / 1e9,
+        "gemm_peak_gflop_per_s": peak / 1e9,
+        "share_of_peak": timing.flops / timing.median_s / peak,
+        "peak_rss_bytes": memory::peak_resident_bytes(),
+        "counted_peak_bytes": device.peak_memory().total(),
+        "isa": device.isa().name(),
+        "threads": device.threads(),
+    });
+    if args.common.is_json() {
+        output::println(line);
+    } else {
+        output::print_json(&line);
+    }
+    Ok(())
+}
+
+fn random_model(args: &BenchStepArgs, device: &Device) -> CliResult<Model> {
+    let path = args
+        .model_config
+        .as_deref()
+        .ok_or_else(|| CliError::usage("pass --model-config FILE"))?;
+    let mut config = EncoderConfig::read(Path::new(path))?;
+    if let Some(p) = args.dropout {
+        if !(0.0..1.0).contains(&p) {
+            return Err(CliError::usage(format!(
+                "`dropout` is {p}, expected from 0 to below 1"
+            )));
+        }
+        config.hidden_dropout_prob = p as f32;
+        config.attention_probs_dropout_prob = p as f32;
+        config.classifier_dropout = Some(p as f32);
+    }
+    let options = LoadOptions {
+        task: Task::SingleLabel,
+        num_labels: 2,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    };
+    let mut model = Model::from_config(config, &options, device)?;
+    if args.full.unwrap_or(false) {
+        model.train_all()?;
+    } else {
+        let lora = resolve_lora(&args.lora, default_lora(&model.config().model_type))?;
+        model.attach_lora(&lora.to_peft("random", None), 1)?;
+    }
+    Ok(model)
+}
+
+/// What was measured.
+struct Timing {
+    median_s: f64,
+    tokens: f64,
+    flops: f64,
+    loss: f64,
+}
+
+fn time_steps(args: &BenchStepArgs, model: &mut Model) -> CliResult<Timing> {
+    let device = model.device().clone();
+    let (rows, length) = (
+        args.batch.unwrap_or(16).max(1),
+        args.seq.unwrap_or(128).max(1),
+    );
+    let data = RandomRows::new(rows, length, model.config().vocab_size);
+    let settings = resolve_optimization(&OptimizationArgs::default(), args.full.unwrap_or(false));
+    let mut optimizer = Optimizer::new(&device, model.trainables(), &settings);
+    let mut gradients = Gradients::zeros(&device, model.trainables());
+    let mut seconds = Vec::new();
+    let mut timing = Timing {
+        median_s: 0.0,
+        tokens: (rows * length) as f64,
+        flops: 0.0,
+        loss: f64::NAN,
+    };
+    for step in 0..=args.steps.unwrap_or(5).max(1) as u64 {
+        let before = device.flops();
+        let started = Instant::now();
+        gradients.clear();
+        let pass = PassOptions {
+            dropout: Some(StepKey {
+                seed: 1,
+                micro_step: step,
+            }),
+            grad_scale: 1.0 / rows as f32,
+            recompute: args.gradient_checkpointing.unwrap_or(false),
+        };
+        let targets = Targets::Class(&data.labels);
+        let (sum, _) = model.forward_backward(&data.batch(), targets, &pass, &mut gradients)?;
+        clip_grad_norm(&device, &mut gradients, settings.max_grad_norm);
+        optimizer.step(
+            model.trainables_mut(),
+            &gradients,
+            settings.learning_rate,
+            step + 1,
+        );
+        timing.loss = sum / rows as f64;
+        timing.flops = (device.flops() - before) as f64;
+        // The first step warms caches and buffers and is not counted.
+        if step > 0 {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    timing.median_s = seconds[seconds.len() / 2];
+    Ok(timing)
+}
+
+struct RandomRows {
+    ids: Vec<u32>,
+    offsets: Vec<usize>,
+    labels: Vec<i64>,
+}
+
+impl RandomRows {
+    fn new(rows: usize, length: usize, vocab: usize) -> Self {
+        let mut uniform = vec![0.0f32; rows * length];
+        fill_uniform(1, 0, 0.0, 1.0, &mut uniform);
+        Self {
+            ids: uniform
+                .iter()
+                .map(|u| ((u * vocab as f32) as usize).min(vocab - 1) as u32)
+                .collect(),
+            offsets: (0..=rows).map(|row| row * length).collect(),
+            labels: (0..rows as i64).map(|row| row % 2).collect(),
+        }
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        Batch {
+            input_ids: &self.ids,
+            token_type_ids: None,
+            offsets: &self.offsets,
+        }
+    }
+}
+
+/// The best of a few square-ish GEMMs on this device, in FLOP/s: what a step's share is measured against.
+fn gemm_peak(device: &Device) -> f64 {
+    const M: usize = 1024;
+    const N: usize = 768;
+    const K: usize = 768;
+    let mut a = vec![0.0f32; M * K];
+    let mut b = vec![0.0f32; N * K];
+    fill_uniform(1, 1, -1.0, 1.0, &mut a);
+    fill_uniform(1, 2, -1.0, 1.0, &mut b);
+    let mut packed = vec![0.0f32; packed_len(N, K)];
+    let mut c = vec![0.0f32; M * N];
+    device.install(|| {
+        let isa = device.isa();
+        pack(isa, MatRef::new(&b, N, K), &mut packed);
+        let mut best = f64::INFINITY;
+        for _ in 0..12 {
+            let started = Instant::now();
+            let product = Gemm {
+                a: MatRef::new(&a, M, K),
+                b_packed: &packed,
+                n: N,
+                bias: None,
+                alpha: 1.0,
+                accumulate: false,
+            };
+            gemm(isa, &product, &mut c, N);
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        2.0 * (M * N * K) as f64 / best
+    })
+}

@@ -1,0 +1,162 @@
+//! `lowrank eval`: the metrics of a model, with or without an adapter, on labelled rows.
+
+use std::path::Path;
+
+use lowrank_data::{ColumnSpec, Example, FileFormat, Header, Table, examples_from_table};
+use lowrank_train::config::TaskKind;
+use lowrank_train::evaluate::{PassSettings, evaluate};
+use lowrank_train::metrics::Metric;
+use serde_json::json;
+
+use crate::args::{AdapterArgs, DataArgs, EvalArgs, ModelArgs};
+use crate::errors::{CliError, CliResult};
+use crate::output::{self, TextTable, count};
+use crate::session::{
+    AdapterSource, Base, Head, device, existing_head, load_notes, load_rows, load_spec, unlabelled,
+};
+use crate::settings;
+
+/// Rows a batch unless told otherwise.
+pub const BATCH_SIZE: usize = 64;
+
+/// Runs the command.
+pub fn run(flags: EvalArgs) -> CliResult {
+    let file = flags.common.config.clone();
+    let args = settings::with_file(flags, file.as_deref())?;
+    let path = args.data_file.as_deref().ok_or_else(|| {
+        CliError::usage("no rows given").hint("pass --data-file FILE (.jsonl, .csv or .tsv)")
+    })?;
+    let device = device(&args.common)?;
+    let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
+    let spec = load_spec(
+        &loaded.base,
+        &args.data,
+        loaded.head.task,
+        Some(loaded.head.labels.clone()),
+        loaded.max_length,
+    )?;
+    let rows = load_rows(path, &spec, &loaded.base, &device)?;
+    if !args.common.is_quiet() {
+        loaded.notes.iter().for_each(|note| eprintln!("{note}"));
+    }
+    let started = std::time::Instant::now();
+    let settings = PassSettings {
+        batch_size: batch_size(args.per_device_eval_batch_size)?,
+        stop: None,
+        progress: &|_, _| {},
+    };
+    let Some(evaluation) = evaluate(&loaded.model, &rows.examples, &settings)? else {
+        return Err(CliError::interrupted("stopped"));
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    if args.common.is_json() {
+        output::print_json(&evaluation);
+        return Ok(());
+    }
+    let mut table = TextTable::new(&[]);
+    for &metric in Metric::of_task(loaded.head.task) {
+        table.row([
+            metric.name().replace('_', " "),
+            output::metric(metric, evaluation.value(metric)),
+        ]);
+    }
+    table.row(["rows", &count(evaluation.rows)]);
+    table.row([
+        "tokens per second",
+        &count((evaluation.tokens as f64 / seconds.max(1e-9)) as u64),
+    ]);
+    output::print(table);
+    Ok(())
+}
+
+/// The batch size asked for.
+pub fn batch_size(asked: Option<usize>) -> CliResult<usize> {
+    match asked {
+        Some(0) => Err(CliError::usage("the batch size is 0, expected at least 1")),
+        Some(n) => Ok(n),
+        None => Ok(BATCH_SIZE),
+    }
+}
+
+/// A model that is ready to predict.
+pub struct LoadedModel {
+    /// Its directory.
+    pub base: Base,
+    /// The weights, with the adapter attached.
+    pub model: lowrank_model::Model,
+    /// What it predicts.
+    pub head: Head,
+    /// Tokens a row at most.
+    pub max_length: usize,
+    /// What a user should know.
+    pub notes: Vec<String>,
+}
+
+impl LoadedModel {
+    /// Opens a model and, if one is named, an adapter. Without a model, the adapter's own note of its base is used.
+    pub fn open(
+        model: &ModelArgs,
+        adapter: &AdapterArgs,
+        data: &DataArgs,
+        device: &lowrank_engine::Device,
+    ) -> CliResult<Self> {
+        let source = |path: &String| AdapterSource::open(path, adapter.lora_alpha);
+        let adapter = adapter.adapter.as_ref().map(source).transpose()?;
+        let mut model = model.clone();
+        if model.model.is_none() {
+            let named = adapter
+                .as_ref()
+                .and_then(|a| a.config.base_model_name_or_path.clone());
+            model.model = named.filter(|name| !name.is_empty());
+        }
+        let base = Base::open(&model)?;
+        let head = existing_head(&base, data, adapter.as_ref())?;
+        let noted = adapter
+            .as_ref()
+            .and_then(|a| a.notes.as_ref())
+            .map(|n| n.max_length);
+        let max_length = base.max_length(data.max_length.or(noted))?;
+        let (mut loaded, report) = base.load(&head, 0, device)?;
+        let mut notes = load_notes(&report);
+        if let Some(adapter) = adapter {
+            base.check_adapter(&adapter)?;
+            loaded.attach_tensors(&adapter.config, adapter.tensors)?;
+            // The head that was new without the adapter is in the adapter.
+            notes.retain(|note| !note.starts_with("new,"));
+        }
+        Ok(Self {
+            base,
+            model: loaded,
+            head,
+            max_length,
+            notes,
+        })
+    }
+
+    /// Rows of texts that are not in a file; for token classification, words are parted by blanks.
+    pub fn examples_of_texts(&self, texts: &[String], data: &DataArgs) -> CliResult<Vec<Example>> {
+        let mut spec = unlabelled(load_spec(
+            &self.base,
+            data,
+            self.head.task,
+            None,
+            self.max_length,
+        )?);
+        let words = self.head.task == TaskKind::TokenClassification;
+        let row = |text: &String| match words {
+            true => json!({ "tokens": text.split_whitespace().collect::<Vec<_>>() }),
+            false => json!({ "text": text }),
+        };
+        let lines: Vec<String> = texts.iter().map(|text| row(text).to_string()).collect();
+        let bytes = lines.join("\n").into_bytes();
+        let table = Table::parse(
+            Path::new("the texts given"),
+            bytes,
+            FileFormat::Jsonl,
+            Header::Present,
+        )?;
+        spec.columns = ColumnSpec::default();
+        let tokenizer = self.base.tokenizer.as_ref();
+        Ok(examples_from_table(&table, &spec, tokenizer.ok())?.examples)
+    }
+}

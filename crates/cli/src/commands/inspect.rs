@@ -1,0 +1,332 @@
+//! `lowrank inspect`: what is in a model, an adapter, a tensor file or a run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lowrank_engine::Device;
+use lowrank_formats::peft::{AdapterFile, LoraConfig, parse_key};
+use lowrank_formats::{Checkpoint, RunDir};
+use lowrank_model::modules::ModuleRef;
+use lowrank_model::{EncoderConfig, LoadOptions, Model, Task};
+use lowrank_train::checkpoint::Checkpoints;
+use lowrank_train::metrics_log::MetricsLog;
+use serde_json::{Value, json};
+
+use crate::args::{InspectArgs, ModelArgs};
+use crate::errors::{CliError, CliResult};
+use crate::output::{self, TextTable, bytes, count};
+use crate::{settings, source};
+
+/// Runs the command.
+pub fn run(flags: InspectArgs) -> CliResult {
+    let file = flags.common.config.clone();
+    let args = settings::with_file(flags, file.as_deref())?;
+    let name = args.path.clone().ok_or_else(|| {
+        CliError::usage("nothing to inspect")
+            .hint("pass a model directory, an adapter, a tensor file or a run")
+    })?;
+    let path = Path::new(&name);
+    let found = if path.is_file() {
+        tensor_file(&args, path)?
+    } else if RunDir::is_run(path) {
+        run_dir(path)?
+    } else if path.join("adapter_config.json").is_file() {
+        adapter(&args, path)?
+    } else if path.is_dir() && !path.join("config.json").is_file() {
+        tensors_of(&args, &Checkpoint::open_dir(path)?)?
+    } else {
+        let model = ModelArgs {
+            model: Some(name),
+            ..ModelArgs::default()
+        };
+        model_dir(&args, &source::find_model(&model)?)?
+    };
+    if args.common.is_json() {
+        output::print_json(&found.json);
+    } else {
+        output::print(found.text);
+    }
+    Ok(())
+}
+
+/// The same, for people and for programs.
+struct Found {
+    text: String,
+    json: Value,
+}
+
+fn tensor_file(args: &InspectArgs, path: &Path) -> CliResult<Found> {
+    if path.extension().is_some_and(|e| e == "json") {
+        return model_config(path);
+    }
+    tensors_of(args, &Checkpoint::open_file(path)?)
+}
+
+fn model_config(path: &Path) -> CliResult<Found> {
+    let (table, json) = describe_config(&EncoderConfig::read(path)?);
+    Ok(Found {
+        text: table.to_string(),
+        json,
+    })
+}
+
+/// Counts by type, and every tensor where asked for.
+fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> CliResult<Found> {
+    let mut by_type: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
+    for info in checkpoint.infos() {
+        let entry = by_type.entry(info.dtype.name()).or_default();
+        entry.0 += 1;
+        entry.1 += info.numel() as u64;
+        entry.2 += (info.numel() * info.dtype.size_bytes()) as u64;
+    }
+    let mut summary = TextTable::new(&["type", "tensors", "values", "size"]);
+    for (dtype, (n, values, size)) in &by_type {
+        summary.row([(*dtype).to_owned(), count(*n), count(*values), bytes(*size)]);
+    }
+    let mut text = format!(
+        "{}: {} tensors\n{summary}",
+        checkpoint.path().display(),
+        count(checkpoint.infos().len() as u64)
+    );
+    let scan = args.values.unwrap_or(false);
+    let list = args.tensors.unwrap_or(false);
+    let mut table = TextTable::new(if scan {
+        &["tensor", "type", "shape", "norm", "not finite"]
+    } else {
+        &["tensor", "type", "shape"]
+    });
+    let mut tensors = Vec::new();
+    for info in checkpoint.infos() {
+        let mut cells = vec![
+            info.name.clone(),
+            info.dtype.name().to_owned(),
+            format!("{:?}", info.shape),
+        ];
+        let mut json =
+            json!({ "name": info.name, "dtype": info.dtype.name(), "shape": info.shape });
+        if scan && info.dtype.is_float() {
+            let values = checkpoint.read_f32_vec(&info.name)?;
+            let odd = values.iter().filter(|v| !v.is_finite()).count();
+            let norm = values
+                .iter()
+                .map(|&v| f64::from(v).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            cells.extend([format!("{norm:.6e}"), count(odd as u64)]);
+            json["norm"] = json!(norm.is_finite().then_some(norm));
+            json["not_finite"] = json!(odd);
+        }
+        table.row(cells);
+        tensors.push(json);
+    }
+    if list || scan {
+        text.push_str(&format!("\n{table}"));
+    }
+    let types: serde_json::Map<_, _> = by_type
+        .iter()
+        .map(|(dtype, (n, values, size))| {
+            (
+                (*dtype).to_owned(),
+                json!({ "tensors": n, "values": values, "bytes": size }),
+            )
+        })
+        .collect();
+    Ok(Found {
+        text,
+        json: json!({ "kind": "tensors", "path": checkpoint.path(), "types": types, "tensors": tensors }),
+    })
+}
+
+fn describe_config(config: &EncoderConfig) -> (TextTable, Value) {
+    let mut table = TextTable::new(&[]);
+    table
+        .row(["model type", &config.model_type])
+        .row(["architectures", &config.architectures.join(", ")])
+        .row(["layers", &config.num_hidden_layers.to_string()])
+        .row(["width", &config.hidden_size.to_string()])
+        .row(["attention heads", &config.num_attention_heads.to_string()])
+        .row(["feed-forward width", &config.intermediate_size.to_string()])
+        .row(["vocabulary", &count(config.vocab_size as u64)])
+        .row(["positions", &config.max_position_embeddings.to_string()]);
+    if let Some(labels) = &config.id2label {
+        table.row(["labels", &labels.join(", ")]);
+    }
+    let json = json!({
+        "model_type": config.model_type, "architectures": config.architectures,
+        "num_hidden_layers": config.num_hidden_layers, "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads, "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size, "max_position_embeddings": config.max_position_embeddings,
+        "id2label": config.id2label,
+    });
+    (table, json)
+}
+
+fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
+    let config = EncoderConfig::read(&dir.join("config.json"))?;
+    let (table, mut json) = describe_config(&config);
+    let mut text = format!("{}\n{table}", dir.display());
+    let options = LoadOptions {
+        task: Task::SingleLabel,
+        num_labels: config.id2label.as_ref().map_or(2, Vec::len).max(1),
+        seed: 0,
+        ignore_mismatched_sizes: true,
+    };
+    let model = Model::from_config(config, &options, &Device::dry())?;
+    text.push_str(&format!(
+        "\n{} parameters with a classification head\n",
+        count(model.base_parameters())
+    ));
+    let mut modules = TextTable::new(&["module", "kind", "shape"]);
+    let mut list = Vec::new();
+    for module in model.modules() {
+        let shape = match module {
+            ModuleRef::Linear(m) => format!("{}x{}", m.out_features, m.in_features),
+            ModuleRef::LayerNorm(m) => m.weight.shape(model.trainables())[1].to_string(),
+            ModuleRef::Embedding(m) => format!("{}x{}", m.num_embeddings, m.embedding_dim),
+        };
+        modules.row([
+            module.path().to_owned(),
+            module.kind().to_owned(),
+            shape.clone(),
+        ]);
+        list.push(json!({ "path": module.path(), "kind": module.kind(), "shape": shape }));
+    }
+    text.push_str(&format!("\n{modules}"));
+    json["kind"] = json!("model");
+    json["parameters"] = json!(model.base_parameters());
+    json["modules"] = json!(list);
+    // Weights may be absent: a config alone is worth a look too.
+    match Checkpoint::open_dir(dir) {
+        Ok(checkpoint) => {
+            let tensors = tensors_of(args, &checkpoint)?;
+            text.push_str(&format!("\n{}", tensors.text));
+            json["weights"] = tensors.json;
+        }
+        Err(error) => text.push_str(&format!("\nno weights: {error}\n")),
+    }
+    Ok(Found { text, json })
+}
+
+fn adapter(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
+    let config = LoraConfig::read(dir)?;
+    let file = AdapterFile::read(dir)?;
+    let table = adapter_settings(&config);
+    let mut layers: BTreeMap<&str, (Vec<String>, u64)> = BTreeMap::new();
+    for (key, tensor) in file.iter() {
+        let module = parse_key(key).map_or(key, |(module, _)| module);
+        let entry = layers.entry(module).or_default();
+        entry.0.push(format!("{:?}", tensor.shape));
+        entry.1 += tensor.data.len() as u64;
+    }
+    let total: u64 = layers.values().map(|l| l.1).sum();
+    let mut modules = TextTable::new(&["module", "tensors", "values"]);
+    for (module, (shapes, n)) in &layers {
+        modules.row([(*module).to_owned(), shapes.join(" "), count(*n)]);
+    }
+    let warnings: Vec<String> = config
+        .unsupported_fields()
+        .iter()
+        .map(|f| f.to_string())
+        .collect();
+    let mut text = format!(
+        "LoRA adapter {}\n{table}\n{} values\n{modules}",
+        dir.display(),
+        count(total)
+    );
+    for warning in &warnings {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    if args.tensors.unwrap_or(false) || args.values.unwrap_or(false) {
+        let names = ["adapter_model.safetensors", "adapter_model.bin"];
+        if let Some(path) = names.iter().map(|n| dir.join(n)).find(|p| p.is_file()) {
+            text.push_str(&format!(
+                "\n{}",
+                tensors_of(args, &Checkpoint::open_file(&path)?)?.text
+            ));
+        }
+    }
+    let json = json!({
+        "kind": "adapter", "path": dir, "base_model": config.base_model_name_or_path, "r": config.r,
+        "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout, "use_rslora": config.use_rslora,
+        "modules_to_save": config.modules_to_save, "values": total, "warnings": warnings,
+        "modules": layers.iter().map(|(m, (shapes, n))| json!({ "path": m, "shapes": shapes, "values": n })).collect::<Vec<_>>(),
+    });
+    Ok(Found { text, json })
+}
+
+fn adapter_settings(config: &LoraConfig) -> TextTable {
+    let mut table = TextTable::new(&[]);
+    table
+        .row([
+            "base model",
+            config.base_model_name_or_path.as_deref().unwrap_or("-"),
+        ])
+        .row(["rank", &config.r.to_string()])
+        .row(["alpha", &config.lora_alpha.to_string()])
+        .row([
+            "scaling",
+            if config.use_rslora {
+                "alpha / sqrt(r)"
+            } else {
+                "alpha / r"
+            },
+        ])
+        .row(["dropout", &config.lora_dropout.to_string()])
+        .row([
+            "modules to save",
+            &config
+                .modules_to_save
+                .as_deref()
+                .unwrap_or_default()
+                .join(", "),
+        ])
+        .row([
+            "PEFT version",
+            config.peft_version.as_deref().unwrap_or("-"),
+        ]);
+    table
+}
+
+fn run_dir(dir: &Path) -> CliResult<Found> {
+    let checkpoints = Checkpoints::new(dir, 1);
+    let (newest, broken) = checkpoints.newest();
+    let rows = MetricsLog::read(&dir.join("metrics.jsonl")).unwrap_or_default();
+    let summary: Option<Value> = std::fs::read(dir.join("summary.json"))
+        .ok()
+        .and_then(|b| serde_json::from_slice(&b).ok());
+    let mut table = TextTable::new(&[]);
+    let finished = if summary.is_some() {
+        "finished"
+    } else {
+        "not finished"
+    };
+    table.row(["state", finished]);
+    if let Some(found) = &newest {
+        let c = &found.state.config;
+        let best = found
+            .state
+            .best
+            .best_step
+            .map_or("-".to_owned(), |s| s.to_string());
+        table
+            .row(["model", &c.model])
+            .row(["training rows", &c.data.train_file])
+            .row(["newest checkpoint", &format!("step {}", found.state.step)])
+            .row(["best step", &best]);
+    }
+    let steps: Vec<String> = checkpoints.steps().iter().map(u64::to_string).collect();
+    table.row(["checkpoints", &steps.join(", ")]);
+    if let Some(loss) = rows.last().and_then(|row| row.loss) {
+        table.row(["last loss", &format!("{loss:.4}")]);
+    }
+    let mut text = format!("run {}\n{table}", dir.display());
+    for error in &broken {
+        text.push_str(&format!("warning: {error}\n"));
+    }
+    let json = json!({
+        "kind": "run", "path": dir, "finished": summary.is_some(), "checkpoints": checkpoints.steps(),
+        "newest": newest.as_ref().map(|f| &f.state), "broken": broken.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "rows": rows.len(), "summary": summary,
+    });
+    Ok(Found { text, json })
+}

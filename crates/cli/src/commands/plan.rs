@@ -1,0 +1,360 @@
+//! `lowrank plan`: what a run would need, from the code that would run it, on a device that only counts.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_engine::{Device, MemoryReport, Purpose, Trainables};
+use lowrank_formats::Checkpoint;
+use lowrank_model::modules::ModuleRef;
+use lowrank_model::{EncoderConfig, LoadOptions, Model};
+use lowrank_train::config::TaskKind;
+use lowrank_train::plan::{DryRun, Needs};
+use serde_json::{Value, json};
+
+use crate::args::PlanArgs;
+use crate::args::train::OptimizationArgs;
+use crate::errors::{CliError, CliResult};
+use crate::output::{self, TextTable, bytes, count, percent};
+use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
+use crate::session::DEFAULT_MAX_LENGTH;
+use crate::{settings, source};
+
+/// Runs the command.
+pub fn run(flags: PlanArgs) -> CliResult {
+    let file = flags.common.config.clone();
+    let args = settings::with_file(flags, file.as_deref())?;
+    let plan = Plan::make(&args)?;
+    if args.common.is_json() {
+        output::print_json(&plan.to_json());
+    } else {
+        output::print(plan.to_text());
+    }
+    Ok(())
+}
+
+/// The config.json of a file, a directory or an id.
+fn find_config(args: &PlanArgs) -> CliResult<PathBuf> {
+    let mut model = args.model.clone();
+    if let Some(path) = &args.path {
+        if Path::new(path).is_file() {
+            return Ok(path.into());
+        }
+        model.model = Some(path.clone());
+    }
+    if let Some(file) = model
+        .model
+        .as_deref()
+        .map(Path::new)
+        .filter(|p| p.is_file())
+    {
+        return Ok(file.to_owned());
+    }
+    if model.model.is_none() {
+        return Err(CliError::usage("no model given")
+            .hint("pass a config.json, or the directory of a model"));
+    }
+    Ok(source::find_model(&model)?.join("config.json"))
+}
+
+/// One way of training.
+struct Way {
+    trainable: u64,
+    adapter: u64,
+    head: u64,
+    fixed: MemoryReport,
+    needs: Needs,
+}
+
+struct Plan {
+    config: EncoderConfig,
+    rows: usize,
+    length: usize,
+    base_parameters: u64,
+    encoder_parameters: u64,
+    encoder_biases: u64,
+    lora: Way,
+    full: Way,
+    forward_flops: f64,
+    adapter_file: u64,
+    lora_settings: lowrank_train::config::LoraSettings,
+}
+
+impl Plan {
+    fn make(args: &PlanArgs) -> CliResult<Self> {
+        let config_file = find_config(args)?;
+        let config = EncoderConfig::read(&config_file)?;
+        let task = args.task.unwrap_or(TaskKind::SingleLabel);
+        let has_head = config
+            .architectures
+            .iter()
+            .any(|a| a.ends_with("Classification"));
+        let of_config = config.id2label.as_ref().filter(|_| has_head).map(Vec::len);
+        let num_labels = args
+            .num_labels
+            .or(of_config.filter(|_| task != TaskKind::Regression))
+            .unwrap_or(match task {
+                TaskKind::Regression => 1,
+                TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => 2,
+            });
+        if num_labels == 0 {
+            return Err(CliError::usage("`num_labels` is 0, expected at least 1"));
+        }
+        let options = LoadOptions {
+            task: task.into(),
+            num_labels,
+            seed: 0,
+            ignore_mismatched_sizes: true,
+        };
+        let rows = args.per_device_batch_size.unwrap_or(32);
+        let most = Model::from_config(config.clone(), &options, &Device::dry())?.max_positions();
+        let length = args.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(most));
+        if rows == 0 || length == 0 {
+            return Err(CliError::usage(
+                "a batch needs at least one row of at least one token",
+            ));
+        }
+        let batch = vec![vec![length; rows]];
+        let recompute = args.gradient_checkpointing.unwrap_or(false);
+        let optimizer = resolve_optimization(&OptimizationArgs::default(), false);
+        let lora_settings = resolve_lora(&args.lora, default_lora(&config.model_type))?;
+        let peft = lora_settings.to_peft("base", None);
+        // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
+        let dir = config_file
+            .parent()
+            .filter(|dir| Checkpoint::open_dir(dir).is_ok());
+        let model = || match dir {
+            Some(dir) => Model::load(dir, &options, &Device::dry()).map(|(model, _)| model),
+            None => Model::from_config(config.clone(), &options, &Device::dry()),
+        };
+        let (mut adapted, mut whole) = (model()?, model()?);
+        adapted.attach_lora(&peft, 0)?;
+        whole.train_all()?;
+        let mut lora = DryRun::of_model(adapted, &optimizer);
+        let mut full = DryRun::of_model(whole, &optimizer);
+        let model = lora.model();
+        let (base_parameters, encoder) = (model.base_parameters(), Encoder::count(model));
+        let adapter_file = adapter_file_bytes(model.trainables());
+        let forward = lora.evaluate(batch.clone())?;
+        Ok(Self {
+            rows,
+            length,
+            base_parameters,
+            encoder_parameters: encoder.parameters,
+            encoder_biases: encoder.biases,
+            forward_flops: forward.flops as f64 / forward.tokens.max(1) as f64,
+            adapter_file,
+            lora: way(&mut lora, batch.clone(), recompute)?,
+            full: way(&mut full, batch, recompute)?,
+            config,
+            lora_settings,
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        let by_purpose = |report: &MemoryReport| -> Value {
+            Purpose::ALL
+                .iter()
+                .map(|&p| (p.name().to_owned(), json!(report.of(p))))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        };
+        let way = |way: &Way| {
+            json!({
+                "trainable_parameters": way.trainable,
+                "adapter_parameters": way.adapter,
+                "head_parameters": way.head,
+                "peak_bytes": way.needs.peak.total(),
+                "bytes": by_purpose(&way.needs.peak),
+                "fixed_bytes": by_purpose(&way.fixed),
+                "flops_per_token": way.needs.flops as f64 / way.needs.tokens.max(1) as f64,
+            })
+        };
+        json!({
+            "model_type": self.config.model_type,
+            "rows": self.rows,
+            "tokens_per_row": self.length,
+            "total_parameters": self.base_parameters,
+            "encoder_parameters": self.encoder_parameters,
+            "lora": way(&self.lora),
+            "full": way(&self.full),
+            "forward_flops_per_token": self.forward_flops,
+            "adapter_file_bytes": self.adapter_file,
+            "other_methods": self.other_methods().into_iter().map(|(k, v)| (k, json!(v))).collect::<serde_json::Map<_, _>>(),
+        })
+    }
+
+    /// What the paper's other baselines would train in this encoder, besides a head.
+    fn other_methods(&self) -> Vec<(String, u64)> {
+        let (layers, width) = (
+            self.config.num_hidden_layers as u64,
+            self.config.hidden_size as u64,
+        );
+        let adapter = |r: u64| 2 * width * r + r + width;
+        let mut list = vec![("bitfit".to_owned(), self.encoder_biases)];
+        for r in [8, 16, 48, 64] {
+            list.push((format!("adapter_houlsby_r{r}"), 2 * layers * adapter(r)));
+            list.push((format!("adapter_pfeiffer_r{r}"), layers * adapter(r)));
+        }
+        list
+    }
+
+    fn to_text(&self) -> String {
+        let c = &self.config;
+        let mut text = format!(
+            "{}: {} layers, width {}, {} heads; {} parameters with its head, {} in the encoder\n\
+             a batch of {} rows of {} tokens; LoRA rank {}, alpha {}\n\n",
+            c.model_type,
+            c.num_hidden_layers,
+            c.hidden_size,
+            c.num_attention_heads,
+            count(self.base_parameters),
+            count(self.encoder_parameters),
+            count(self.rows as u64),
+            self.length,
+            self.lora_settings.r,
+            self.lora_settings.lora_alpha,
+        );
+        let (lora, full) = (&self.lora, &self.full);
+        let total = self.base_parameters + lora.adapter;
+        let mut table = TextTable::new(&["", "LoRA", "full fine-tuning"]);
+        table
+            .row([
+                "trained parameters",
+                &count(lora.trainable),
+                &count(full.trainable),
+            ])
+            .row(["  of them in adapters", &count(lora.adapter), "-"])
+            .row([
+                "  of them in the head",
+                &count(lora.head),
+                &count(full.head),
+            ])
+            .row([
+                "share of all",
+                &percent(lora.trainable, total),
+                &percent(full.trainable, self.base_parameters),
+            ]);
+        for purpose in Purpose::ALL {
+            table.row([
+                purpose.name().replace('_', " "),
+                bytes(lora.needs.peak.of(purpose)),
+                bytes(full.needs.peak.of(purpose)),
+            ]);
+        }
+        let flops = |way: &Way| {
+            format!(
+                "{:.1} MFLOP",
+                way.needs.flops as f64 / way.needs.tokens.max(1) as f64 / 1e6
+            )
+        };
+        table
+            .row([
+                "peak of all tensors",
+                &bytes(lora.needs.peak.total()),
+                &bytes(full.needs.peak.total()),
+            ])
+            .row(["training, a token", &flops(lora), &flops(full)])
+            .row([
+                "file of the result",
+                &bytes(self.adapter_file),
+                &bytes(4 * full.trainable),
+            ]);
+        text.push_str(&table.to_string());
+        text.push_str(&format!(
+            "\nforward alone: {:.1} MFLOP a token\n",
+            self.forward_flops / 1e6
+        ));
+        text.push_str(&self.others_text());
+        text
+    }
+
+    fn others_text(&self) -> String {
+        let mut others = TextTable::new(&["other methods, besides a head", "trained"]);
+        others.row([
+            "full fine-tuning of the encoder".to_owned(),
+            count(self.encoder_parameters),
+        ]);
+        for (name, n) in self.other_methods() {
+            others.row([name.replace('_', " "), count(n)]);
+        }
+        format!("\n{others}")
+    }
+}
+
+fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> CliResult<Way> {
+    let fixed = dry.fixed();
+    let model = dry.model();
+    let (trainable, adapter) = (
+        model.trainables().count(),
+        model.adapter_report().adapter_parameters(),
+    );
+    let head = model
+        .modules()
+        .iter()
+        .filter(|m| is_head(m.path()))
+        .map(|m| parameters(m, model.trainables()))
+        .sum();
+    Ok(Way {
+        trainable,
+        adapter,
+        head,
+        fixed,
+        needs: dry.train(batch, recompute)?,
+    })
+}
+
+/// The encoder without pooler and head.
+#[derive(Default)]
+struct Encoder {
+    parameters: u64,
+    biases: u64,
+}
+
+impl Encoder {
+    fn count(model: &Model) -> Self {
+        let mut encoder = Self::default();
+        for module in model
+            .modules()
+            .iter()
+            .filter(|m| !is_head(m.path()) && !m.path().contains("pooler"))
+        {
+            encoder.parameters += parameters(module, model.trainables());
+            encoder.biases += match module {
+                ModuleRef::Linear(m) if m.bias.is_some() => m.out_features as u64,
+                ModuleRef::LayerNorm(_) => parameters(module, model.trainables()) / 2,
+                ModuleRef::Linear(_) | ModuleRef::Embedding(_) => 0,
+            };
+        }
+        encoder
+    }
+}
+
+fn is_head(path: &str) -> bool {
+    path.starts_with("classifier") || path.starts_with("score")
+}
+
+/// Values of a module; `trainables` holds those that train.
+fn parameters(module: &ModuleRef<'_>, trainables: &Trainables) -> u64 {
+    let n = match module {
+        ModuleRef::Linear(m) => m.out_features * (m.in_features + usize::from(m.bias.is_some())),
+        ModuleRef::LayerNorm(m) => 2 * m.weight.shape(trainables)[1],
+        ModuleRef::Embedding(m) => m.num_embeddings * m.embedding_dim,
+    };
+    n as u64
+}
+
+/// Bytes of the safetensors file that holds these values: its header is as long as its names make it.
+pub fn adapter_file_bytes(trainables: &Trainables) -> u64 {
+    let mut offset = 0u64;
+    let mut header = json!({ "__metadata__": { "format": "pt" } }).to_string();
+    header.pop();
+    let mut sorted: Vec<_> = trainables.iter().map(|(_, t)| t).collect();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    for t in sorted {
+        let end = offset + 4 * t.shape.iter().product::<usize>() as u64;
+        let entry = json!({ "dtype": "F32", "shape": t.shape, "data_offsets": [offset, end] });
+        header.push_str(&format!(",{}:{entry}", json!(t.name)));
+        offset = end;
+    }
+    header.push('}');
+    8 + (header.len() as u64).div_ceil(8) * 8 + offset
+}

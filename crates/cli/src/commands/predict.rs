@@ -1,0 +1,201 @@
+//! `lowrank predict`: one JSON line a row with the label, the probabilities and the logits at full precision.
+
+use std::io::Write;
+use std::path::Path;
+
+use lowrank_data::{Example, Label};
+use lowrank_engine::Device;
+use lowrank_formats::PendingFile;
+use lowrank_train::config::TaskKind;
+use lowrank_train::evaluate::{PassSettings, predict};
+use lowrank_train::metrics::argmax;
+use serde_json::{Map, Value, json};
+
+use super::eval::{LoadedModel, batch_size};
+use crate::args::PredictArgs;
+use crate::errors::{CliError, CliResult};
+use crate::session::{Head, device, load_rows, load_spec, unlabelled};
+use crate::{output, settings};
+
+/// Runs the command.
+pub fn run(flags: PredictArgs) -> CliResult {
+    let file = flags.common.config.clone();
+    let args = settings::with_file(flags, file.as_deref())?;
+    let device = device(&args.common)?;
+    let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
+    let examples = read_examples(&args, &loaded, &device)?;
+    if !args.common.is_quiet() {
+        loaded.notes.iter().for_each(|note| eprintln!("{note}"));
+    }
+    let settings = PassSettings {
+        batch_size: batch_size(args.per_device_eval_batch_size)?,
+        stop: None,
+        progress: &|_, _| {},
+    };
+    let mut sink = Sink::open(args.output_file.as_deref())?;
+    let mut failed = None;
+    predict(&loaded.model, &examples, &settings, |row, logits| {
+        if failed.is_none() {
+            let line = prediction(&loaded.head, &examples[row], logits);
+            failed = sink.write(&line).err();
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    sink.commit()
+}
+
+fn read_examples(
+    args: &PredictArgs,
+    loaded: &LoadedModel,
+    device: &Device,
+) -> CliResult<Vec<Example>> {
+    match (&args.data_file, &args.text) {
+        (Some(path), _) => {
+            let spec = load_spec(
+                &loaded.base,
+                &args.data,
+                loaded.head.task,
+                None,
+                loaded.max_length,
+            )?;
+            Ok(load_rows(path, &unlabelled(spec), &loaded.base, device)?.examples)
+        }
+        (None, Some(texts)) => loaded.examples_of_texts(texts, &args.data),
+        (None, None) => Err(CliError::usage("no rows given").hint(
+            "pass --data-file FILE (.jsonl, .csv or .tsv), or --text with one or more texts",
+        )),
+    }
+}
+
+/// One line. Logits keep every digit of their f32.
+fn prediction(head: &Head, example: &Example, logits: &[f32]) -> Value {
+    let mut line = Map::new();
+    line.insert("line".to_owned(), json!(example.line));
+    match head.task {
+        TaskKind::SingleLabel => {
+            line.insert("label".to_owned(), json!(head.labels[argmax(logits)]));
+            line.insert("probabilities".to_owned(), by_label(head, &softmax(logits)));
+            line.insert("logits".to_owned(), floats(logits));
+        }
+        TaskKind::MultiLabel => {
+            let probabilities: Vec<f64> = logits
+                .iter()
+                .map(|&x| 1.0 / (1.0 + (-f64::from(x)).exp()))
+                .collect();
+            let chosen: Vec<_> = head
+                .labels
+                .iter()
+                .zip(logits)
+                .filter(|(_, x)| **x > 0.0)
+                .map(|(l, _)| l)
+                .collect();
+            line.insert("labels".to_owned(), json!(chosen));
+            line.insert("probabilities".to_owned(), by_label(head, &probabilities));
+            line.insert("logits".to_owned(), floats(logits));
+        }
+        TaskKind::Regression => {
+            line.insert("value".to_owned(), floats(logits)[0].clone());
+            line.insert("logits".to_owned(), floats(logits));
+        }
+        TaskKind::TokenClassification => {
+            let rows: Vec<&[f32]> = logits.chunks_exact(head.num_labels).collect();
+            let labels: Vec<_> = rows.iter().map(|row| &head.labels[argmax(row)]).collect();
+            let probabilities: Vec<_> = rows
+                .iter()
+                .map(|row| by_label(head, &softmax(row)))
+                .collect();
+            line.insert("input_ids".to_owned(), json!(example.input_ids));
+            line.insert("labels".to_owned(), json!(labels));
+            if let Label::Tokens(words) = &example.label {
+                line.insert("targets".to_owned(), json!(words));
+            }
+            line.insert("probabilities".to_owned(), json!(probabilities));
+            line.insert(
+                "logits".to_owned(),
+                rows.iter().map(|row| floats(row)).collect(),
+            );
+        }
+    }
+    Value::Object(line)
+}
+
+fn by_label(head: &Head, probabilities: &[f64]) -> Value {
+    let pairs = head.labels.iter().zip(probabilities);
+    Value::Object(pairs.map(|(label, &p)| (label.clone(), json!(p))).collect())
+}
+
+/// In f64 and shifted by the largest, so that it never overflows.
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f64> = logits
+        .iter()
+        .map(|&x| (f64::from(x) - f64::from(largest)).exp())
+        .collect();
+    let sum: f64 = powers.iter().sum();
+    powers.iter().map(|p| p / sum).collect()
+}
+
+/// The f32 values as the f64 that they are exactly: every reader gets the same bits back.
+fn floats(values: &[f32]) -> Value {
+    values.iter().map(|&v| json!(f64::from(v))).collect()
+}
+
+/// Where lines go: standard output, or a file that appears when it is complete.
+enum Sink {
+    Stdout,
+    File(Box<PendingFile>, String),
+}
+
+impl Sink {
+    fn open(path: Option<&str>) -> CliResult<Self> {
+        match path {
+            None | Some("-") => Ok(Sink::Stdout),
+            Some(path) => Ok(Sink::File(
+                Box::new(PendingFile::create(Path::new(path))?),
+                path.to_owned(),
+            )),
+        }
+    }
+
+    fn write(&mut self, line: &Value) -> CliResult {
+        match self {
+            Sink::Stdout => output::println(line),
+            Sink::File(file, path) => writeln!(file, "{line}").map_err(|error| {
+                CliError::failure(format!("cannot write `{path}`")).caused_by(Some(&error))
+            })?,
+        }
+        Ok(())
+    }
+
+    fn commit(self) -> CliResult {
+        match self {
+            Sink::Stdout => Ok(()),
+            Sink::File(file, _) => Ok(file.commit()?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softmax_never_overflows() {
+        let p = softmax(&[1000.0, 1000.0, -1000.0]);
+        assert_eq!(p, [0.5, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn logits_come_back_bit_for_bit() {
+        let values = [0.1f32, -3.4e-38, 1.0 / 3.0];
+        let text = floats(&values).to_string();
+        let back: Vec<f64> = serde_json::from_str(&text).unwrap();
+        assert!(
+            back.iter()
+                .zip(values)
+                .all(|(b, v)| (*b as f32).to_bits() == v.to_bits())
+        );
+    }
+}

@@ -1,0 +1,278 @@
+//! `lowrank train`: from settings to an adapter, with a log, checkpoints, a report, and a table at the end.
+
+mod results;
+pub use results::MAX_SHARD_BYTES;
+mod setup;
+pub use setup::adapter_table;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use lowrank_engine::Device;
+use lowrank_formats::{FormatError, RunDir};
+use lowrank_model::Model;
+use lowrank_train::config::TrainConfig;
+use lowrank_train::evaluate::{PassSettings, evaluate};
+use lowrank_train::metrics::Evaluation;
+use lowrank_train::trainer::{
+    Event, Outcome, RunSetup, Summary, TrainData, Trainer, headline_metric,
+};
+
+use crate::args::TrainArgs;
+use crate::errors::{CliError, CliResult};
+use crate::progress::Progress;
+use crate::resolve::{self, Resolved};
+use crate::{interrupt, memory, output, session, settings, yaml};
+use results::Results;
+
+/// The resolved configuration in the run's folder.
+const CONFIG_FILE: &str = "config.yaml";
+/// The evaluation before training, kept for the table of a resumed run.
+const BEFORE_FILE: &str = "before.json";
+
+/// Runs the command.
+pub fn run(flags: TrainArgs) -> CliResult {
+    let args = gather(flags)?;
+    let run_path = args
+        .output_dir
+        .clone()
+        .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
+    let device = session::device(&args.common)?;
+    if args.dry_run == Some(true) {
+        let resolved = resolve::resolve_train(&args, &device)?;
+        output::print(yaml::to_yaml(&resolve::to_settings(&resolved.config)));
+        return Ok(());
+    }
+    let resume = args.resume == Some(true);
+    let stop = interrupt::listen()?;
+    refuse_existing(&run_path, &args)?;
+    let resolved = resolve::resolve_train(&args, &device)?;
+    let progress = Progress::new(args.common.is_quiet(), headline_metric(&resolved.config));
+    let plan = setup::plan_run(&resolved)?;
+    // Program, tokenizer and rows: everything but the tensors that the plan counts.
+    let fixed_bytes = memory::resident_bytes();
+    let (mut model, notes) = setup::build_model(&resolved, &device)?;
+    // Only now: a request that fails before here leaves no folder that would be in the way of the next try.
+    let run_dir = take_run_dir(&run_path, &args)?;
+    setup::announce(&progress, &resolved, &model, &notes, &plan);
+    if !(resume && run_dir.join(CONFIG_FILE).is_file()) {
+        write_config(&run_dir, &resolved.config)?;
+    }
+    let reported = resolved.test.as_ref().or(resolved.validation.as_ref());
+    let before = match reported {
+        Some(rows) => {
+            let found =
+                evaluation_before(&run_dir, &model, &resolved.config, rows, &stop, &progress)?;
+            Some(found.ok_or_else(|| stopped_before_training(&run_path))?)
+        }
+        None => None,
+    };
+    let outcome = train(&mut model, &resolved, &run_dir, &stop, &progress, resume);
+    progress.finish();
+    let summary = finished(outcome?, &run_path)?;
+    let saved = results::save_model(&run_dir, &resolved, &model)?;
+    // The rest is small: it is done even when told to stop.
+    let after = match reported {
+        Some(rows) => evaluate_quietly(&model, &resolved.config, &rows.examples, None)?,
+        None => None,
+    };
+    let results = Results {
+        resolved: &resolved,
+        model: &model,
+        plan: &plan,
+        summary: &summary,
+        before: before.as_ref(),
+        after: after.as_ref(),
+        saved: &saved,
+        fixed_bytes,
+    };
+    results.write(&run_dir)?;
+    if args.common.is_json() {
+        output::print_json(&results.to_json());
+    } else if !args.common.is_quiet() {
+        output::print(results.to_text(&run_dir));
+    }
+    Ok(())
+}
+
+fn train(
+    model: &mut Model,
+    resolved: &Resolved,
+    run_dir: &RunDir,
+    stop: &AtomicBool,
+    progress: &Progress,
+    resume: bool,
+) -> CliResult<Outcome> {
+    let on_event = |event: Event<'_>| progress.on_event(&event);
+    let setup = RunSetup {
+        config: &resolved.config,
+        data: TrainData {
+            train: &resolved.train.examples,
+            validation: resolved.validation.as_ref().map(|v| v.examples.as_slice()),
+        },
+        run: run_dir.path(),
+        stop,
+        on_event: &on_event,
+    };
+    let mut trainer = Trainer::new(model, setup)?;
+    if resume {
+        trainer.resume()?;
+    }
+    Ok(trainer.run()?)
+}
+
+fn finished(outcome: Outcome, run: &str) -> CliResult<Summary> {
+    match outcome {
+        Outcome::Finished(summary) => Ok(*summary),
+        Outcome::Interrupted { step, checkpoint } => {
+            let saved = format!(
+                "stopped after step {step}, saved `{}`",
+                checkpoint.display()
+            );
+            let hint = format!("go on with `lowrank train --resume --output-dir {run}`");
+            Err(CliError::interrupted(saved).hint(hint))
+        }
+    }
+}
+
+/// Flags over the file they name, over the run that is resumed, over the repository's own model and data.
+fn gather(flags: TrainArgs) -> CliResult<TrainArgs> {
+    let no_shuffle = flags.optimization.no_shuffle;
+    let file = flags.common.config.clone();
+    let mut flags = settings::with_file(flags, file.as_deref())?;
+    if no_shuffle {
+        flags.optimization.shuffle = Some(false);
+    }
+    if flags.resume == Some(true) && flags.overwrite == Some(true) {
+        return Err(CliError::usage(
+            "`resume` and `overwrite` exclude each other",
+        ));
+    }
+    if flags.resume == Some(true) {
+        let run = flags
+            .output_dir
+            .clone()
+            .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
+        let config = Path::new(&run).join(CONFIG_FILE);
+        if !RunDir::is_run(Path::new(&run)) {
+            return Err(
+                CliError::usage(format!("there is no run to resume in `{run}`"))
+                    .hint("pass --output-dir with the directory of the run, or leave out --resume"),
+            );
+        }
+        // A run that was killed before it wrote its configuration has nothing to go on from but the flags.
+        if !config.is_file() && flags.train_file.is_none() && run != resolve::DEFAULT_RUN {
+            return Err(CliError::usage(format!(
+                "the run in `{run}` was stopped before it had settings"
+            ))
+            .hint("give its settings again beside --resume, or start anew with --overwrite"));
+        }
+        if config.is_file() {
+            let mut of_run = settings::read_file::<TrainArgs>(&config)?;
+            of_run.shift_remove("output_dir");
+            flags = settings::overlay(of_run, &flags)?;
+        }
+        flags.output_dir = Some(run);
+    }
+    resolve::with_default_assets(flags)
+}
+
+fn refuse_existing(path: &str, args: &TrainArgs) -> CliResult {
+    let path = Path::new(path);
+    if args.resume == Some(true) || args.overwrite == Some(true) || !RunDir::is_run(path) {
+        return Ok(());
+    }
+    Err(run_exists(&FormatError::RunExists {
+        path: path.to_owned(),
+    }))
+}
+
+fn run_exists(error: &FormatError) -> CliError {
+    CliError::from_error(error).hint(
+        "--resume goes on with it, --overwrite moves it aside, --output-dir takes another folder",
+    )
+}
+
+fn take_run_dir(path: &str, args: &TrainArgs) -> CliResult<RunDir> {
+    let path = Path::new(path);
+    if args.resume == Some(true) {
+        return Ok(RunDir::open(path)?);
+    }
+    if args.overwrite == Some(true) {
+        let (run, aside) = RunDir::create_moving_old(path)?;
+        if let Some(aside) = aside.filter(|_| !args.common.is_quiet()) {
+            eprintln!("the old run is now `{}`", aside.display());
+        }
+        return Ok(run);
+    }
+    RunDir::create(path).map_err(|error| match &error {
+        FormatError::RunExists { .. } => run_exists(&error),
+        _ => CliError::from(error),
+    })
+}
+
+fn write_config(run: &RunDir, config: &TrainConfig) -> CliResult {
+    let text = yaml::to_yaml(&resolve::to_settings(config));
+    Ok(lowrank_formats::write_atomic(
+        &run.join(CONFIG_FILE),
+        text.as_bytes(),
+    )?)
+}
+
+fn stopped_before_training(run: &str) -> CliError {
+    CliError::interrupted("stopped before the first step; nothing was trained").hint(format!(
+        "start again with `lowrank train --resume --output-dir {run}`"
+    ))
+}
+
+/// The evaluation of the untrained model: read back where a resumed run has made it already.
+fn evaluation_before(
+    run: &RunDir,
+    model: &Model,
+    config: &TrainConfig,
+    rows: &lowrank_data::Loaded,
+    stop: &AtomicBool,
+    progress: &Progress,
+) -> CliResult<Option<Evaluation>> {
+    let path = run.join(BEFORE_FILE);
+    if let Ok(bytes) = std::fs::read(&path)
+        && let Ok(evaluation) = serde_json::from_slice(&bytes)
+    {
+        return Ok(Some(evaluation));
+    }
+    let Some(evaluation) = evaluate_quietly(model, config, &rows.examples, Some(stop))? else {
+        return Ok(None);
+    };
+    let metric = headline_metric(config);
+    let shown = output::metric(metric, evaluation.value(metric));
+    progress.line(format!(
+        "before training: {} {shown} on {} rows",
+        metric.name(),
+        evaluation.rows
+    ));
+    let json = serde_json::to_vec(&evaluation).map_err(|error| CliError::from_error(&error))?;
+    lowrank_formats::write_atomic(&path, &json)?;
+    Ok(Some(evaluation))
+}
+
+fn evaluate_quietly(
+    model: &Model,
+    config: &TrainConfig,
+    rows: &[lowrank_data::Example],
+    stop: Option<&AtomicBool>,
+) -> CliResult<Option<Evaluation>> {
+    let settings = PassSettings {
+        batch_size: config.evaluation.per_device_eval_batch_size,
+        stop,
+        progress: &|_, _| {},
+    };
+    Ok(evaluate(model, rows, &settings)?)
+}
+
+/// The device's memory is what the plan predicts; said once, here.
+pub(crate) fn counted_peak(device: &Device) -> lowrank_engine::MemoryReport {
+    device.peak_memory()
+}
+
+/// What `resolve` gives, for the parts of this command.
+pub(crate) type Run = Resolved;

@@ -1,0 +1,63 @@
+//! The program `lowrank`: parses the command line, runs one command, and turns its failure into a message and an exit code.
+//! The only crate that prints or reads the environment.
+#![deny(unsafe_code)]
+
+mod allocator;
+mod args;
+mod commands;
+mod errors;
+mod interrupt;
+mod memory;
+mod output;
+mod progress;
+mod resolve;
+mod session;
+mod settings;
+mod source;
+mod yaml;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::commands::{bench_step, check, eval, inspect, merge, plan, predict, train};
+
+fn main() -> ExitCode {
+    allocator::return_large_blocks();
+    let command = Cli::parse().command;
+    let json = is_json(&command);
+    let result = match command {
+        Command::Train(args) => train::run(*args),
+        Command::Eval(args) => eval::run(*args),
+        Command::Predict(args) => predict::run(*args),
+        Command::Merge(args) => merge::run(*args),
+        Command::Plan(args) => plan::run(*args),
+        Command::Inspect(args) => inspect::run(*args),
+        Command::Check(args) => check::run(*args),
+        Command::BenchStep(args) => bench_step::run(*args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if json {
+                output::print_json(&error.to_json());
+            }
+            eprintln!("{error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn is_json(command: &Command) -> bool {
+    match command {
+        Command::Train(a) => a.common.is_json(),
+        Command::Eval(a) => a.common.is_json(),
+        Command::Predict(a) => a.common.is_json(),
+        Command::Merge(a) => a.common.is_json(),
+        Command::Plan(a) => a.common.is_json(),
+        Command::Inspect(a) => a.common.is_json(),
+        Command::Check(a) => a.common.is_json(),
+        Command::BenchStep(a) => a.common.is_json(),
+    }
+}

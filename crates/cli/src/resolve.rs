@@ -1,0 +1,510 @@
+//! From what was asked for to a configuration in which nothing is open: defaults, the task, the labels, the columns.
+
+use std::collections::BTreeMap;
+
+use lowrank_data::{LabelMap, Loaded};
+use lowrank_engine::Device;
+use lowrank_train::config::{
+    BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
+    ModulePattern, OptimizationSettings, TaskKind, TrainConfig,
+};
+use lowrank_train::metrics::Metric;
+use lowrank_train::schedule::SchedulerType;
+
+use crate::args::common::{KeyValue, join_modules};
+use crate::args::train::{EvaluationArgs, InitArg, LoraArgs, OptimizationArgs};
+use crate::args::{CheckArgs, DataArgs, TrainArgs};
+use crate::errors::{CliError, CliResult};
+use crate::session::{AdapterSource, Base, Head, load_rows, load_spec};
+use crate::source::find_asset;
+
+/// The folder of a run whose place is not given.
+pub const DEFAULT_RUN: &str = "runs/default";
+
+/// Everything a run needs, read and checked, before the weights are.
+pub struct Resolved {
+    /// The configuration.
+    pub config: TrainConfig,
+    /// The model directory.
+    pub base: Base,
+    /// The adapter to start from.
+    pub adapter: Option<AdapterSource>,
+    /// The head.
+    pub head: Head,
+    /// Training rows.
+    pub train: Loaded,
+    /// Validation rows.
+    pub validation: Option<Loaded>,
+    /// Test rows.
+    pub test: Option<Loaded>,
+}
+
+/// Fills in the model and data that the repository holds where none are named.
+pub fn with_default_assets(mut args: TrainArgs) -> CliResult<TrainArgs> {
+    if args.train_file.is_none() {
+        let names_data = args.validation_file.is_some()
+            || args.test_file.is_some()
+            || args.model.model.is_some();
+        if names_data {
+            return Err(CliError::usage("no training rows given")
+                .hint("pass --train-file FILE (.jsonl, .csv or .tsv)"));
+        }
+        let file = |name: &str| asset(&format!("sentiment/movie/{name}.tsv"));
+        args.train_file = Some(file("train")?);
+        args.validation_file = Some(file("validation")?);
+        args.test_file = Some(file("test")?);
+        args.optimization.num_train_epochs = args
+            .optimization
+            .num_train_epochs
+            .or(Some(DEFAULT_RUN_EPOCHS));
+    }
+    if args.model.model.is_none() {
+        args.model.model = Some(asset("minilm-l6")?);
+    }
+    Ok(args)
+}
+
+/// Epochs of the run without any settings: about a minute on two cores.
+const DEFAULT_RUN_EPOCHS: f64 = 2.0;
+
+/// The same for `check`.
+pub fn check_with_default_assets(mut args: CheckArgs) -> CliResult<CheckArgs> {
+    let no_rows =
+        args.train_file.is_none() && args.validation_file.is_none() && args.test_file.is_none();
+    if no_rows && args.model.model.is_none() {
+        let file = |name: &str| asset(&format!("sentiment/movie/{name}.tsv"));
+        args.train_file = Some(file("train")?);
+        args.validation_file = Some(file("validation")?);
+        args.test_file = Some(file("test")?);
+    }
+    if args.model.model.is_none() {
+        args.model.model = Some(asset("minilm-l6")?);
+    }
+    Ok(args)
+}
+
+fn asset(name: &str) -> CliResult<String> {
+    let path = find_asset(name).ok_or_else(|| {
+        CliError::usage(format!(
+            "no model and data given, and the default `assets/{name}` is not found"
+        ))
+        .hint("run from a checkout of the repository, or pass --model and --train-file")
+    })?;
+    // Relative where that is possible, so that a run does not name the folders above the checkout.
+    let here = std::env::current_dir().unwrap_or_default();
+    let shown = path
+        .strip_prefix(&here)
+        .map(std::path::Path::to_path_buf)
+        .unwrap_or(path);
+    Ok(shown.display().to_string())
+}
+
+/// Resolves a training run; `device` only lends its threads.
+///
+/// # Errors
+/// A file cannot be read, rows or labels do not fit, or a setting cannot be.
+pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
+    let base = Base::open(&args.model)?;
+    let adapter = args
+        .adapter
+        .as_deref()
+        .map(|path| AdapterSource::open(path, args.lora.lora_alpha))
+        .transpose()?;
+    if let Some(adapter) = &adapter {
+        base.check_adapter(adapter)?;
+    }
+    let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
+    let task = args
+        .data
+        .task
+        .or(notes.map(|n| n.task))
+        .unwrap_or_else(|| base.task());
+    let max_length = base.max_length(args.data.max_length.or(notes.map(|n| n.max_length)))?;
+    let known = known_labels(&base, &args.data, adapter.as_ref());
+    let lora = resolve_lora_from(&args.lora, &base, adapter.as_ref())?;
+    let mut config = configuration(args, &base, task, max_length, lora);
+    config.validate()?;
+
+    let train_file = config.data.train_file.as_str();
+    let spec = load_spec(&base, &args.data, task, known.clone(), max_length)?;
+    let mut train = load_rows(train_file, &spec, &base, device)?;
+    let known_names = known.is_some();
+    let labels = choose_labels(&base, task, known, train.label_map.as_ref());
+    refuse_numbers_as_names(&labels, known_names)?;
+    let spec = load_spec(&base, &args.data, task, Some(labels.clone()), max_length)?;
+    // Where the names learned from the rows gave way to the checkpoint's own, the rows are read by those.
+    if train
+        .label_map
+        .as_ref()
+        .is_some_and(|map| map.names() != labels)
+    {
+        train = load_rows(train_file, &spec, &base, device)?;
+    }
+    let read = |file: &Option<String>| {
+        file.as_deref()
+            .map(|f| load_rows(f, &spec, &base, device))
+            .transpose()
+    };
+    let (validation, test) = (read(&args.validation_file)?, read(&args.test_file)?);
+    config.data.labels = labels.clone();
+    config.validate()?;
+    let num_labels = if task == TaskKind::Regression {
+        1
+    } else {
+        labels.len()
+    };
+    let head = Head {
+        task,
+        num_labels,
+        labels,
+    };
+    Ok(Resolved {
+        config,
+        base,
+        adapter,
+        head,
+        train,
+        validation,
+        test,
+    })
+}
+
+/// Fractions are measurements, not classes: a thousand classes learned from a column of ratings help nobody.
+fn refuse_numbers_as_names(labels: &[String], known: bool) -> CliResult {
+    let is_fraction = |name: &&String| name.contains('.') && name.parse::<f64>().is_ok();
+    match labels.iter().find(is_fraction).filter(|_| !known) {
+        None => Ok(()),
+        Some(name) => Err(CliError::usage(format!(
+            "the labels are numbers with fractions (`{name}`), expected names of classes"
+        ))
+        .hint("pass --task regression to predict numbers, or --label-column for another column")),
+    }
+}
+
+/// The settings with their defaults; the labels are filled in when the rows are read.
+fn configuration(
+    args: &TrainArgs,
+    base: &Base,
+    task: TaskKind,
+    max_length: usize,
+    lora: LoraSettings,
+) -> TrainConfig {
+    let full = args.full.unwrap_or(false);
+    TrainConfig {
+        model: base.name.clone(),
+        revision: args.model.revision.clone(),
+        ignore_mismatched_sizes: args.model.ignore_mismatched_sizes.unwrap_or(false),
+        adapter: args.adapter.clone(),
+        full,
+        data: DataSettings {
+            train_file: args.train_file.clone().unwrap_or_default(),
+            validation_file: args.validation_file.clone(),
+            test_file: args.test_file.clone(),
+            task,
+            labels: Vec::new(),
+            text_column: args.data.text_column.clone(),
+            text_pair_column: args.data.text_pair_column.clone(),
+            label_column: args.data.label_column.clone(),
+            max_length,
+        },
+        lora,
+        optimization: resolve_optimization(&args.optimization, full),
+        evaluation: resolve_evaluation(&args.evaluation, task, args.validation_file.is_some()),
+        output_dir: args
+            .output_dir
+            .clone()
+            .unwrap_or_else(|| DEFAULT_RUN.to_owned()),
+        threads: args.common.threads,
+    }
+}
+
+/// Label names that do not come from the rows: flags, the adapter's notes, a head's real names.
+pub fn known_labels(
+    base: &Base,
+    data: &DataArgs,
+    adapter: Option<&AdapterSource>,
+) -> Option<Vec<String>> {
+    let notes = adapter
+        .and_then(|a| a.notes.as_ref())
+        .map(|n| n.labels.clone());
+    let config = || {
+        let names = base.config.id2label.clone().filter(|_| base.has_head())?;
+        (!is_placeholder(&names)).then_some(names)
+    };
+    data.labels.clone().or(notes).or_else(config)
+}
+
+/// The names of the outputs: known ones, else those of the rows; a head with stand-in names keeps its number of outputs.
+pub fn choose_labels(
+    base: &Base,
+    task: TaskKind,
+    known: Option<Vec<String>>,
+    learned: Option<&LabelMap>,
+) -> Vec<String> {
+    if task == TaskKind::Regression {
+        return Vec::new();
+    }
+    if let Some(known) = known {
+        return known;
+    }
+    let learned = learned.map(|map| map.names().to_vec()).unwrap_or_default();
+    match base.config.id2label.as_ref().filter(|_| base.has_head()) {
+        Some(names) if names.len() > learned.len() => names.clone(),
+        Some(_) | None => learned,
+    }
+}
+
+/// transformers' names for labels that nobody has named.
+fn is_placeholder(names: &[String]) -> bool {
+    names
+        .iter()
+        .enumerate()
+        .all(|(i, name)| *name == format!("LABEL_{i}"))
+}
+
+/// The adapter settings: an existing adapter's own, or fresh ones with defaults.
+pub fn resolve_lora_from(
+    args: &LoraArgs,
+    base: &Base,
+    adapter: Option<&AdapterSource>,
+) -> CliResult<LoraSettings> {
+    let Some(adapter) = adapter else {
+        return resolve_lora(args, default_lora(&base.config.model_type));
+    };
+    let own = LoraSettings::from_peft(&adapter.config);
+    let asked = resolve_lora(args, own.clone())?;
+    let (asked_map, own_map) = (serde_json::to_value(&asked), serde_json::to_value(&own));
+    if let (Ok(asked), Ok(own)) = (asked_map, own_map) {
+        let fields = own.as_object().into_iter().flatten();
+        let differing: Vec<_> = fields
+            .filter(|(k, v)| asked.get(k) != Some(v))
+            .map(|(k, v)| format!("`{k}` is {v} there"))
+            .collect();
+        if !differing.is_empty() {
+            return Err(CliError::usage(format!(
+                "an existing adapter keeps its shape, but other values were asked for: {}",
+                differing.join(", ")
+            ))
+            .hint("leave these settings out, or leave out --adapter to start fresh"));
+        }
+    }
+    Ok(own)
+}
+
+/// Fresh adapters where nothing is asked for: rank 8 on queries and values, the paper's choice.
+pub fn default_lora(model_type: &str) -> LoraSettings {
+    let peft = lowrank_formats::peft::LoraConfig::default_target_modules(model_type);
+    let names = match peft {
+        Some(lowrank_formats::peft::TargetModules::List(names)) => names,
+        Some(_) | None => vec!["query".to_owned(), "value".to_owned()],
+    };
+    LoraSettings {
+        r: 8,
+        lora_alpha: 16.0,
+        lora_dropout: 0.0,
+        target_modules: ModulePattern::Names(names),
+        exclude_modules: None,
+        layers_to_transform: None,
+        layers_pattern: None,
+        rank_pattern: BTreeMap::new(),
+        alpha_pattern: BTreeMap::new(),
+        bias: BiasMode::None,
+        use_rslora: false,
+        init_lora_weights: InitLora::Default,
+        modules_to_save: Vec::new(),
+    }
+}
+
+/// Settings asked for, laid over `base`.
+pub fn resolve_lora(args: &LoraArgs, base: LoraSettings) -> CliResult<LoraSettings> {
+    let init = match &args.init_lora_weights {
+        None => base.init_lora_weights,
+        Some(InitArg::Switch(true)) => InitLora::Default,
+        Some(InitArg::Switch(false)) => InitLora::Random,
+        Some(InitArg::Named(name)) => match name.as_str() {
+            "gaussian" => InitLora::Gaussian,
+            "default" => InitLora::Default,
+            "random" => InitLora::Random,
+            other => {
+                return Err(CliError::usage(format!(
+                    "`init_lora_weights` is `{other}`, expected true, false or gaussian"
+                )));
+            }
+        },
+    };
+    Ok(LoraSettings {
+        r: args.r.unwrap_or(base.r),
+        lora_alpha: args.lora_alpha.unwrap_or(base.lora_alpha),
+        lora_dropout: args.lora_dropout.unwrap_or(base.lora_dropout),
+        target_modules: join_modules(&args.target_modules).unwrap_or(base.target_modules),
+        exclude_modules: join_modules(&args.exclude_modules).or(base.exclude_modules),
+        layers_to_transform: args
+            .layers_to_transform
+            .clone()
+            .or(base.layers_to_transform),
+        layers_pattern: args.layers_pattern.clone().or(base.layers_pattern),
+        rank_pattern: map_of(&args.rank_pattern).unwrap_or(base.rank_pattern),
+        alpha_pattern: map_of(&args.alpha_pattern).unwrap_or(base.alpha_pattern),
+        bias: args.bias.unwrap_or(base.bias),
+        use_rslora: args.use_rslora.unwrap_or(base.use_rslora),
+        init_lora_weights: init,
+        modules_to_save: args.modules_to_save.clone().unwrap_or(base.modules_to_save),
+    })
+}
+
+fn map_of<T: Clone>(pairs: &Option<Vec<KeyValue<T>>>) -> Option<BTreeMap<String, T>> {
+    pairs.as_ref().map(|pairs| {
+        pairs
+            .iter()
+            .map(|KeyValue(k, v)| (k.clone(), v.clone()))
+            .collect()
+    })
+}
+
+/// The optimizer's settings with their defaults.
+pub fn resolve_optimization(args: &OptimizationArgs, full: bool) -> OptimizationSettings {
+    let shuffle = if args.no_shuffle {
+        Some(false)
+    } else {
+        args.shuffle
+    };
+    OptimizationSettings {
+        learning_rate: args.learning_rate.unwrap_or(if full { 5e-5 } else { 1e-3 }),
+        weight_decay: args.weight_decay.unwrap_or(0.01),
+        adam_beta1: args.adam_beta1.unwrap_or(0.9),
+        adam_beta2: args.adam_beta2.unwrap_or(0.999),
+        adam_epsilon: args.adam_epsilon.unwrap_or(1e-8),
+        lr_scheduler_type: args.lr_scheduler_type.unwrap_or(SchedulerType::Linear),
+        warmup_steps: args.warmup_steps,
+        warmup_ratio: args.warmup_ratio.unwrap_or(0.06),
+        lr_num_cycles: args.lr_num_cycles.unwrap_or(0.5),
+        lr_end: args.lr_end.unwrap_or(1e-7),
+        lr_power: args.lr_power.unwrap_or(1.0),
+        max_grad_norm: args.max_grad_norm.unwrap_or(1.0),
+        per_device_batch_size: args.per_device_batch_size.unwrap_or(32),
+        gradient_accumulation_steps: args.gradient_accumulation_steps.unwrap_or(1),
+        num_train_epochs: args.num_train_epochs.unwrap_or(3.0),
+        max_steps: args.max_steps,
+        seed: args.seed.unwrap_or(1),
+        shuffle: shuffle.unwrap_or(true),
+        gradient_checkpointing: args.gradient_checkpointing.unwrap_or(false),
+    }
+}
+
+fn resolve_evaluation(
+    args: &EvaluationArgs,
+    task: TaskKind,
+    has_validation: bool,
+) -> EvaluationSettings {
+    let implied = |steps: Option<u64>, otherwise| {
+        if steps.is_some() {
+            IntervalStrategy::Steps
+        } else {
+            otherwise
+        }
+    };
+    let default_eval = if has_validation {
+        IntervalStrategy::Epoch
+    } else {
+        IntervalStrategy::No
+    };
+    let eval_strategy = args
+        .eval_strategy
+        .unwrap_or_else(|| implied(args.eval_steps, default_eval));
+    EvaluationSettings {
+        eval_strategy,
+        eval_steps: args.eval_steps,
+        per_device_eval_batch_size: args.per_device_eval_batch_size.unwrap_or(64),
+        save_strategy: args
+            .save_strategy
+            .unwrap_or_else(|| implied(args.save_steps, IntervalStrategy::Epoch)),
+        save_steps: args.save_steps,
+        save_total_limit: args.save_total_limit.unwrap_or(2),
+        metric_for_best_model: args
+            .metric_for_best_model
+            .unwrap_or(Metric::of_task(task)[0]),
+        load_best_model_at_end: args
+            .load_best_model_at_end
+            .unwrap_or(eval_strategy != IntervalStrategy::No),
+        early_stopping_patience: args.early_stopping_patience,
+        early_stopping_threshold: args.early_stopping_threshold.unwrap_or(0.0),
+    }
+}
+
+/// The configuration as the settings that read back as it: flags' names, flags' values.
+pub fn to_settings(config: &TrainConfig) -> serde_json::Map<String, serde_json::Value> {
+    let mut map = config.to_map();
+    let init = match config.lora.init_lora_weights {
+        InitLora::Default => serde_json::json!(true),
+        InitLora::Gaussian => serde_json::json!("gaussian"),
+        InitLora::Random => serde_json::json!(false),
+    };
+    map.insert("init_lora_weights".to_owned(), init);
+    for empty in ["labels", "modules_to_save", "rank_pattern", "alpha_pattern"] {
+        let is_empty = |v: &serde_json::Value| {
+            v.as_array().is_some_and(Vec::is_empty)
+                || v.as_object().is_some_and(serde_json::Map::is_empty)
+        };
+        if map.get(empty).is_some_and(is_empty) {
+            map.shift_remove(empty);
+        }
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings;
+    use crate::yaml;
+
+    #[test]
+    fn a_printed_configuration_reads_back_equal() {
+        let mut args = TrainArgs::default();
+        args.optimization.learning_rate = Some(3e-4);
+        args.lora.rank_pattern = Some(vec![KeyValue("layer.0".to_owned(), 4)]);
+        args.lora.init_lora_weights = Some(InitArg::Switch(false));
+        let config = TrainConfig {
+            model: "some/model".to_owned(),
+            revision: None,
+            ignore_mismatched_sizes: false,
+            adapter: None,
+            full: false,
+            data: DataSettings {
+                train_file: "train.tsv".to_owned(),
+                validation_file: None,
+                test_file: None,
+                task: TaskKind::SingleLabel,
+                labels: vec!["no".to_owned(), "yes".to_owned(), "0".to_owned()],
+                text_column: Some("a b".to_owned()),
+                text_pair_column: None,
+                label_column: None,
+                max_length: 128,
+            },
+            lora: resolve_lora(&args.lora, default_lora("bert")).unwrap(),
+            optimization: resolve_optimization(&args.optimization, false),
+            evaluation: resolve_evaluation(&args.evaluation, TaskKind::SingleLabel, false),
+            output_dir: "runs/a".to_owned(),
+            threads: None,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, yaml::to_yaml(&to_settings(&config))).unwrap();
+        let map = settings::read_file::<TrainArgs>(&file).unwrap();
+        let back = settings::overlay(map, &TrainArgs::default()).unwrap();
+        assert_eq!(back.model.model.as_deref(), Some("some/model"));
+        assert_eq!(back.data.labels.as_ref(), Some(&config.data.labels));
+        assert_eq!(
+            resolve_lora(&back.lora, default_lora("bert")).unwrap(),
+            config.lora
+        );
+        assert_eq!(
+            resolve_optimization(&back.optimization, false),
+            config.optimization
+        );
+        assert_eq!(
+            resolve_evaluation(&back.evaluation, TaskKind::SingleLabel, false),
+            config.evaluation
+        );
+    }
+}

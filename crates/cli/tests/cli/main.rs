@@ -1,0 +1,7 @@
+//! The program as users hold it: every test runs the real binary on tiny models that were made by transformers.
+
+mod bad_input;
+mod config_file;
+mod interrupted;
+mod support;
+mod whole_way;
