@@ -115,7 +115,7 @@ impl<'a> Loader<'a> {
             mean: 0.0,
         };
         let source = self.locate(&wanted);
-        let is_new = source.is_none();
+        let is_new = source.is_none() && self.checkpoint.is_some();
         let weight =
             PackedMatrix::from_blocks(self.device, out_features, in_features, |first, block| {
                 self.fill(&wanted, source.as_deref(), first * in_features, block)
