@@ -241,19 +241,19 @@ fn column_faults_name_the_nearest() {
     let text = "{\"sentense\": \"x\", \"lable\": 1}\n";
     assert_eq!(
         message(load(text, "a.jsonl", Task::SingleLabel)),
-        "`a.jsonl`: no column is known to hold the text; found `lable`, `sentense`\n\
+        "`a.jsonl`: no column is known to hold the text; found `sentense`, `lable`\n\
          hint: name the column of text (and that of the second text, if there is one)"
     );
     let mut spec = LoadSpec::new(Task::SingleLabel);
     spec.columns.text = Some("sentence".into());
     assert_eq!(
         message(load_with(text, "a.jsonl", &spec)),
-        "`a.jsonl`: no column `sentence` for the text; found `lable`, `sentense`\nhint: did you mean `sentense`?"
+        "`a.jsonl`: no column `sentence` for the text; found `sentense`, `lable`\nhint: did you mean `sentense`?"
     );
     spec.columns.text = Some("sentense".into());
     assert_eq!(
         message(load_with(text, "a.jsonl", &spec)),
-        "`a.jsonl`: no column is known to hold the label; found `lable`, `sentense`\nhint: name the column of labels"
+        "`a.jsonl`: no column is known to hold the label; found `sentense`, `lable`\nhint: name the column of labels"
     );
     let text = "{\"text\": \"x\", \"label\": 1}\n{\"txt\": \"x\", \"label\": 1}\n{\"text\": 5, \"label\": 1}\n{\"text\": \"x\", \"label\": null}\n";
     assert_eq!(
