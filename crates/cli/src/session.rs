@@ -10,7 +10,7 @@ use lowrank_data::{
 use lowrank_engine::{Device, Isa};
 use lowrank_formats::peft::{AdapterFile, LoraConfig, Loralib};
 use lowrank_formats::{Checkpoint, write_atomic};
-use lowrank_model::{EncoderConfig, LoadOptions, LoadReport, Model};
+use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig};
 use lowrank_train::checkpoint::RunState;
 use lowrank_train::config::TaskKind;
 use lowrank_train::fingerprint;
@@ -30,7 +30,7 @@ pub struct Base {
     /// Where it is.
     pub dir: PathBuf,
     /// Its configuration.
-    pub config: EncoderConfig,
+    pub config: ModelConfig,
     /// Its tokenizer, or why there is none; rows that are tokenised already need none.
     pub tokenizer: Result<Tokenizer, TokenizerError>,
     ignore_mismatched_sizes: bool,
@@ -41,7 +41,7 @@ impl Base {
     /// Opens the directory; weights are not read yet.
     pub fn open(args: &ModelArgs) -> CliResult<Self> {
         let dir = find_model(args)?;
-        let config = EncoderConfig::read(&dir.join("config.json"))?;
+        let config = ModelConfig::read(&dir.join("config.json"))?;
         let family = TokenizerFamily::from_name(&config.model_type);
         let tokenizer = Tokenizer::from_dir(&dir, family);
         Ok(Self {
@@ -383,8 +383,8 @@ pub fn load_spec(
             .transpose()
             .map_err(DataError::from)?,
         max_length: Some(max_length),
-        vocab_size: Some(base.config.vocab_size),
-        type_vocab_size: Some(base.config.type_vocab_size),
+        vocab_size: Some(base.config.facts.vocab_size),
+        type_vocab_size: Some(base.config.facts.type_vocab_size),
         ..LoadSpec::new(task.into())
     })
 }

@@ -62,14 +62,14 @@
 //!
 //! ```
 //! use lowrank::engine::Device;
-//! use lowrank::model::{EncoderConfig, LoadOptions, Model, Task};
+//! use lowrank::model::{ModelConfig, LoadOptions, Model, Task};
 //! use lowrank::peft::LoraConfig;
 //!
 //! let config = serde_json::json!({
 //!     "model_type": "roberta", "vocab_size": 50265, "hidden_size": 768, "num_hidden_layers": 12,
 //!     "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 514, "type_vocab_size": 1,
 //! });
-//! let config = EncoderConfig::from_value("config.json".as_ref(), config)?;
+//! let config = ModelConfig::from_value("config.json".as_ref(), config)?;
 //! let options = LoadOptions { task: Task::SingleLabel, num_labels: 2, seed: 1, ignore_mismatched_sizes: false };
 //! let mut model = Model::from_config(config, &options, &Device::dry())?;
 //! let adapted = model.attach_lora(&LoraConfig::default(), 1)?;

@@ -14,7 +14,7 @@ mod model;
 pub mod modules;
 
 pub use adapt::{AdaptedModule, AdapterReport, SavedModule, TrainMode};
-pub use config::{EncoderConfig, Task};
+pub use config::{Facts, ModelConfig, Task};
 pub use error::ModelError;
 pub use loader::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};

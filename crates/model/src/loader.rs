@@ -10,6 +10,7 @@ use lowrank_kernels as kernels;
 
 use crate::config::Task;
 use crate::error::ModelError;
+use crate::families::Family;
 use crate::modules::{Embedding, LayerNorm, Linear};
 
 /// How a model is loaded.
@@ -51,8 +52,11 @@ pub enum Presence {
 pub struct Loader<'a> {
     device: &'a Device,
     checkpoint: Option<&'a Checkpoint>,
-    /// Name in the full model → name in the file.
+    family: &'static Family,
+    /// Today's name → name in the file.
     names: BTreeMap<String, String>,
+    /// The file is of the bare body: its names lack the family's prefix.
+    is_bare: bool,
     used: BTreeSet<String>,
     options: &'a LoadOptions,
     initializer_range: f32,
@@ -73,21 +77,22 @@ struct Wanted<'n> {
 
 impl<'a> Loader<'a> {
     /// A loader of `checkpoint`; without one, every value is new (on the dry device: only shapes).
-    /// `prefix` is the base model's attribute in the full model (`bert.`): files of the bare body lack it.
+    /// Files of the bare body lack the family's prefix. Source: transformers `PreTrainedModel._load_pretrained_model`.
     pub fn new(
         device: &'a Device,
         checkpoint: Option<&'a Checkpoint>,
-        prefix: &str,
+        family: &'static Family,
         options: &'a LoadOptions,
         initializer_range: f32,
     ) -> Self {
-        let names = checkpoint
-            .map(|c| canonical_names(c, prefix))
-            .unwrap_or_default();
+        let names = checkpoint.map(todays_names).unwrap_or_default();
+        let is_bare = !names.keys().any(|name| name.starts_with(family.prefix));
         Loader {
             device,
             checkpoint,
+            family,
             names,
+            is_bare,
             used: BTreeSet::new(),
             options,
             initializer_range,
@@ -217,9 +222,7 @@ impl<'a> Loader<'a> {
             .names
             .values()
             .filter(|file_name| !self.used.contains(*file_name));
-        // Buffers that older versions of transformers stored; they hold 0, 1, 2, …
-        let unused = unused
-            .filter(|n| !n.ends_with("position_ids") && !n.ends_with("embeddings.token_type_ids"));
+        let unused = unused.filter(|n| !self.family.ignored.iter().any(|end| n.ends_with(end)));
         self.report.unused = unused.cloned().collect();
         Ok(self.report)
     }
@@ -227,9 +230,11 @@ impl<'a> Loader<'a> {
     /// The file's name of a wanted tensor whose shape fits; else notes what that means.
     fn locate(&mut self, wanted: &Wanted<'_>) -> Option<String> {
         let checkpoint = self.checkpoint?;
+        let body = wanted.name.strip_prefix(self.family.prefix);
+        let name = body.filter(|_| self.is_bare).unwrap_or(wanted.name);
         let found = self
             .names
-            .get(wanted.name)
+            .get(name)
             .and_then(|n| Some((n.clone(), checkpoint.info(n)?)));
         let Some((file_name, info)) = found else {
             match wanted.presence {
@@ -307,23 +312,16 @@ pub(crate) fn name_hash(name: &str) -> u64 {
     })
 }
 
-/// Maps names as the full model has them to names as the file has them. Source: transformers
-/// `PreTrainedModel._load_pretrained_model` (base prefix) and its renaming of `gamma` and `beta`.
-fn canonical_names(checkpoint: &Checkpoint, prefix: &str) -> BTreeMap<String, String> {
-    let has_prefix = checkpoint.infos().any(|info| info.name.starts_with(prefix));
-    let body = ["embeddings.", "encoder.", "pooler."];
-    let mut names = BTreeMap::new();
-    for info in checkpoint.infos() {
-        let mut name = info.name.clone();
-        for (old, new) in [(".gamma", ".weight"), (".beta", ".bias")] {
-            if let Some(stem) = name.strip_suffix(old) {
-                name = format!("{stem}{new}");
-            }
-        }
-        if !has_prefix && body.iter().any(|part| name.starts_with(part)) {
-            name = format!("{prefix}{name}");
-        }
-        names.insert(name, info.name.clone());
-    }
-    names
+/// Today's names of the file's tensors → their names in the file. Source: transformers' renaming of `gamma` and `beta`.
+fn todays_names(checkpoint: &Checkpoint) -> BTreeMap<String, String> {
+    let today = |name: &str| {
+        let renamed = [(".gamma", ".weight"), (".beta", ".bias")]
+            .into_iter()
+            .find_map(|(old, new)| Some(format!("{}{new}", name.strip_suffix(old)?)));
+        renamed.unwrap_or_else(|| name.to_string())
+    };
+    checkpoint
+        .infos()
+        .map(|info| (today(&info.name), info.name.clone()))
+        .collect()
 }

@@ -7,7 +7,7 @@ use lowrank_engine::{Device, Gradients, StepKey, Tape, Trainables, Var};
 use lowrank_formats::Checkpoint;
 
 use crate::adapt::{AdapterReport, TrainMode};
-use crate::config::{EncoderConfig, Task};
+use crate::config::{ModelConfig, Task};
 use crate::error::ModelError;
 use crate::families::{Family, Network, family};
 use crate::loader::{LoadOptions, LoadReport, Loader};
@@ -59,7 +59,7 @@ pub struct PassOptions {
 pub struct Model {
     pub(crate) device: Device,
     pub(crate) family: &'static Family,
-    pub(crate) config: EncoderConfig,
+    pub(crate) config: ModelConfig,
     pub(crate) task: Task,
     pub(crate) num_labels: usize,
     pub(crate) network: Box<dyn Network>,
@@ -76,14 +76,14 @@ impl Model {
         options: &LoadOptions,
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
-        let config = EncoderConfig::read(&dir.join("config.json"))?;
+        let config = ModelConfig::read(&dir.join("config.json"))?;
         let checkpoint = Checkpoint::open_dir(dir)?;
         Self::build(config, Some(&checkpoint), options, device)
     }
 
     /// A model of the same shape whose weights are all new: random on a device that computes, mere shapes on the dry one.
     pub fn from_config(
-        config: EncoderConfig,
+        config: ModelConfig,
         options: &LoadOptions,
         device: &Device,
     ) -> Result<Self, ModelError> {
@@ -91,7 +91,7 @@ impl Model {
     }
 
     fn build(
-        config: EncoderConfig,
+        config: ModelConfig,
         checkpoint: Option<&Checkpoint>,
         options: &LoadOptions,
         device: &Device,
@@ -100,9 +100,9 @@ impl Model {
         let mut loader = Loader::new(
             device,
             checkpoint,
-            family.prefix,
+            family,
             options,
-            config.initializer_range,
+            config.facts.initializer_range,
         );
         let network = device
             .install(|| (family.build)(&config, options.task, options.num_labels, &mut loader))?;
@@ -122,7 +122,7 @@ impl Model {
     }
 
     /// The configuration.
-    pub fn config(&self) -> &EncoderConfig {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
@@ -143,9 +143,7 @@ impl Model {
 
     /// The longest sequence it takes, in tokens.
     pub fn max_positions(&self) -> usize {
-        self.config
-            .max_position_embeddings
-            .saturating_sub((self.family.position_offset)(&self.config))
+        self.config.facts.max_positions
     }
 
     /// Where PEFT would put adapters if none were named.
@@ -282,18 +280,18 @@ impl Model {
         if let Some(id) = batch
             .input_ids
             .iter()
-            .find(|&&id| id as usize >= self.config.vocab_size)
+            .find(|&&id| id as usize >= self.config.facts.vocab_size)
         {
             return fail(format!(
                 "token id {id} is outside the vocabulary of {} tokens",
-                self.config.vocab_size
+                self.config.facts.vocab_size
             ));
         }
         if let Some(ids) = batch.token_type_ids {
             if ids.len() != tokens {
                 return fail(format!("{} token types for {tokens} tokens", ids.len()));
             }
-            let types = self.config.type_vocab_size;
+            let types = self.config.facts.type_vocab_size;
             if let Some(id) = ids.iter().find(|&&id| types > 1 && id as usize >= types) {
                 return fail(format!(
                     "token type {id} is outside the table of {types} types"

@@ -3,7 +3,7 @@
 
 use lowrank_engine::{Device, Gradients, MemoryReport, StepKey};
 use lowrank_formats::peft::LoraConfig;
-use lowrank_model::{Batch, EncoderConfig, LoadOptions, Model, ModelError, PassOptions, Targets};
+use lowrank_model::{Batch, LoadOptions, Model, ModelConfig, ModelError, PassOptions, Targets};
 
 use crate::config::{OptimizationSettings, TaskKind};
 use crate::optimizer::Optimizer;
@@ -41,7 +41,7 @@ impl DryRun {
     /// # Errors
     /// The adapter configuration does not fit the model.
     pub fn new(
-        config: EncoderConfig,
+        config: ModelConfig,
         options: &LoadOptions,
         method: Method<'_>,
         settings: &OptimizationSettings,

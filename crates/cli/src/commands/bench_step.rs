@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use lowrank_engine::{Device, Gradients, StepKey};
 use lowrank_kernels::{Gemm, MatRef, fill_uniform, gemm, pack, packed_len};
-use lowrank_model::{Batch, EncoderConfig, LoadOptions, Model, PassOptions, Targets, Task};
+use lowrank_model::{Batch, LoadOptions, Model, ModelConfig, PassOptions, Targets, Task};
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
 use serde_json::json;
 
@@ -49,16 +49,14 @@ fn random_model(args: &BenchStepArgs, device: &Device) -> CliResult<Model> {
         .model_config
         .as_deref()
         .ok_or_else(|| CliError::usage("pass --model-config FILE"))?;
-    let mut config = EncoderConfig::read(Path::new(path))?;
+    let mut config = ModelConfig::read(Path::new(path))?;
     if let Some(p) = args.dropout {
         if !(0.0..1.0).contains(&p) {
             return Err(CliError::usage(format!(
                 "`dropout` is {p}, expected from 0 to below 1"
             )));
         }
-        config.hidden_dropout_prob = p as f32;
-        config.attention_probs_dropout_prob = p as f32;
-        config.classifier_dropout = Some(p as f32);
+        config.set_dropout(p)?;
     }
     let options = LoadOptions {
         task: Task::SingleLabel,
@@ -90,7 +88,7 @@ fn time_steps(args: &BenchStepArgs, model: &mut Model) -> CliResult<Timing> {
         args.batch.unwrap_or(16).max(1),
         args.seq.unwrap_or(128).max(1),
     );
-    let data = RandomRows::new(rows, length, model.config().vocab_size);
+    let data = RandomRows::new(rows, length, model.config().facts.vocab_size);
     let settings = resolve_optimization(&OptimizationArgs::default(), args.full.unwrap_or(false));
     let mut optimizer = Optimizer::new(&device, model.trainables(), &settings);
     let mut gradients = Gradients::zeros(&device, model.trainables());

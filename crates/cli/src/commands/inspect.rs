@@ -7,7 +7,7 @@ use lowrank_engine::Device;
 use lowrank_formats::peft::{AdapterFile, LoraConfig, parse_key};
 use lowrank_formats::{Checkpoint, RunDir};
 use lowrank_model::modules::ModuleRef;
-use lowrank_model::{EncoderConfig, LoadOptions, Model, Task};
+use lowrank_model::{LoadOptions, Model, ModelConfig, Task};
 use lowrank_train::checkpoint::Checkpoints;
 use lowrank_train::metrics_log::MetricsLog;
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ fn tensor_file(args: &InspectArgs, path: &Path) -> CliResult<Found> {
 }
 
 fn model_config(path: &Path) -> CliResult<Found> {
-    let (table, json) = describe_config(&EncoderConfig::read(path)?);
+    let (table, json) = describe_config(&ModelConfig::read(path)?);
     Ok(Found {
         text: table.to_string(),
         json,
@@ -137,32 +137,38 @@ fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> CliResult<Found> {
     })
 }
 
-fn describe_config(config: &EncoderConfig) -> (TextTable, Value) {
+fn describe_config(config: &ModelConfig) -> (TextTable, Value) {
     let mut table = TextTable::new(&[]);
     table
         .row(["model type", &config.model_type])
         .row(["architectures", &config.architectures.join(", ")])
-        .row(["layers", &config.num_hidden_layers.to_string()])
-        .row(["width", &config.hidden_size.to_string()])
-        .row(["attention heads", &config.num_attention_heads.to_string()])
-        .row(["feed-forward width", &config.intermediate_size.to_string()])
-        .row(["vocabulary", &count(config.vocab_size as u64)])
-        .row(["positions", &config.max_position_embeddings.to_string()]);
+        .row(["layers", &config.facts.num_hidden_layers.to_string()])
+        .row(["width", &config.facts.hidden_size.to_string()])
+        .row([
+            "attention heads",
+            &config.facts.num_attention_heads.to_string(),
+        ])
+        .row([
+            "feed-forward width",
+            &config.facts.intermediate_size.to_string(),
+        ])
+        .row(["vocabulary", &count(config.facts.vocab_size as u64)])
+        .row(["positions", &config.facts.max_positions.to_string()]);
     if let Some(labels) = &config.id2label {
         table.row(["labels", &labels.join(", ")]);
     }
     let json = json!({
         "model_type": config.model_type, "architectures": config.architectures,
-        "num_hidden_layers": config.num_hidden_layers, "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_attention_heads, "intermediate_size": config.intermediate_size,
-        "vocab_size": config.vocab_size, "max_position_embeddings": config.max_position_embeddings,
+        "num_hidden_layers": config.facts.num_hidden_layers, "hidden_size": config.facts.hidden_size,
+        "num_attention_heads": config.facts.num_attention_heads, "intermediate_size": config.facts.intermediate_size,
+        "vocab_size": config.facts.vocab_size, "max_positions": config.facts.max_positions,
         "id2label": config.id2label,
     });
     (table, json)
 }
 
 fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
-    let config = EncoderConfig::read(&dir.join("config.json"))?;
+    let config = ModelConfig::read(&dir.join("config.json"))?;
     let (table, mut json) = describe_config(&config);
     let mut text = format!("{}\n{table}", dir.display());
     let options = LoadOptions {

@@ -163,7 +163,7 @@ fn probe_rows(args: &MergeArgs, loaded: &LoadedModel, device: &Device) -> CliRes
     if loaded.base.tokenizer.is_ok() {
         return loaded.examples_of_texts(&PROBES.map(str::to_owned), &args.data);
     }
-    let vocabulary = loaded.base.config.vocab_size as u32;
+    let vocabulary = loaded.base.config.facts.vocab_size as u32;
     let row = |n: u32| Example {
         input_ids: (0..n.min(loaded.max_length as u32))
             .map(|i| (7 * n + 13 * i) % vocabulary)

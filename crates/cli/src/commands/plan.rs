@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lowrank_engine::{Device, MemoryReport, Purpose, Trainables};
 use lowrank_formats::Checkpoint;
 use lowrank_model::modules::ModuleRef;
-use lowrank_model::{EncoderConfig, LoadOptions, Model};
+use lowrank_model::{LoadOptions, Model, ModelConfig};
 use lowrank_train::config::TaskKind;
 use lowrank_train::plan::{DryRun, Needs};
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ struct Way {
 }
 
 struct Plan {
-    config: EncoderConfig,
+    config: ModelConfig,
     rows: usize,
     length: usize,
     base_parameters: u64,
@@ -81,7 +81,7 @@ struct Plan {
 impl Plan {
     fn make(args: &PlanArgs) -> CliResult<Self> {
         let config_file = find_config(args)?;
-        let config = EncoderConfig::read(&config_file)?;
+        let config = ModelConfig::read(&config_file)?;
         let task = args.task.unwrap_or(TaskKind::SingleLabel);
         let has_head = config
             .architectures
@@ -185,8 +185,8 @@ impl Plan {
     /// What the paper's other baselines would train in this encoder, besides a head.
     fn other_methods(&self) -> Vec<(String, u64)> {
         let (layers, width) = (
-            self.config.num_hidden_layers as u64,
-            self.config.hidden_size as u64,
+            self.config.facts.num_hidden_layers as u64,
+            self.config.facts.hidden_size as u64,
         );
         let adapter = |r: u64| 2 * width * r + r + width;
         let mut list = vec![("bitfit".to_owned(), self.encoder_biases)];
@@ -203,9 +203,9 @@ impl Plan {
             "{}: {} layers, width {}, {} heads; {} parameters with its head, {} in the encoder\n\
              a batch of {} rows of {} tokens; LoRA rank {}, alpha {}\n\n",
             c.model_type,
-            c.num_hidden_layers,
-            c.hidden_size,
-            c.num_attention_heads,
+            c.facts.num_hidden_layers,
+            c.facts.hidden_size,
+            c.facts.num_attention_heads,
             count(self.base_parameters),
             count(self.encoder_parameters),
             count(self.rows as u64),

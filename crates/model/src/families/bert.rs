@@ -9,8 +9,9 @@ use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Tape, Var};
+use lowrank_formats::ConfigReader;
 
-use crate::config::{EncoderConfig, Task};
+use crate::config::{Facts, Task, read_activation, read_dropout, read_heads};
 use crate::error::ModelError;
 use crate::families::{Family, Network, first_rows};
 use crate::loader::{Loader, Presence};
@@ -26,11 +27,119 @@ pub const FAMILY: Family = Family {
         Task::SingleLabel | Task::MultiLabel | Task::Regression => "BertForSequenceClassification",
         Task::TokenClassification => "BertForTokenClassification",
     },
-    position_offset: |_| 0,
+    facts: |reader| BertConfig::read(reader, 0, |_| 0).facts(),
+    dropouts: DROPOUTS,
+    ignored: IGNORED,
     build: |config, task, num_labels, loader| {
-        Ok(Box::new(Bert::build(config, task, num_labels, loader)?))
+        let config = BertConfig::read(&config.reader(), 0, |_| 0);
+        Ok(Box::new(Bert::build(&config, task, num_labels, loader)?))
     },
 };
+
+/// The keys of the dropout probabilities.
+pub(crate) const DROPOUTS: &[&str] = &[
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+];
+
+/// Buffers that older versions of transformers stored; they hold 0, 1, 2, …
+pub(crate) const IGNORED: &[&str] = &["position_ids", "embeddings.token_type_ids"];
+
+/// BERT's own fields of config.json; RoBERTa has the same.
+pub(crate) struct BertConfig {
+    vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    hidden_act: Activation,
+    max_position_embeddings: usize,
+    /// Rows of the position table that are not for tokens.
+    position_offset: usize,
+    type_vocab_size: usize,
+    layer_norm_eps: f32,
+    pub(crate) pad_token_id: u32,
+    initializer_range: f32,
+    hidden_dropout_prob: f32,
+    attention_probs_dropout_prob: f32,
+    /// Dropout before the classifier.
+    pub(crate) classifier_dropout: f32,
+}
+
+impl BertConfig {
+    /// Reads the fields and notes every fault. `position_offset` tells how many rows of the position table are not for
+    /// tokens, given the padding token.
+    pub(crate) fn read(
+        reader: &ConfigReader<'_>,
+        default_pad: usize,
+        position_offset: fn(u32) -> usize,
+    ) -> Self {
+        let hidden_size = reader.usize("hidden_size", 1..=1 << 16);
+        let hidden_dropout_prob = read_dropout(reader, "hidden_dropout_prob", 0.1);
+        let config = BertConfig {
+            vocab_size: reader.usize("vocab_size", 1..=1 << 24),
+            hidden_size,
+            num_hidden_layers: reader.usize("num_hidden_layers", 1..=1 << 10),
+            num_attention_heads: read_heads(
+                reader,
+                "num_attention_heads",
+                ("hidden_size", hidden_size),
+            ),
+            intermediate_size: reader.usize("intermediate_size", 1..=1 << 20),
+            hidden_act: read_activation(reader, "hidden_act", Activation::Gelu),
+            max_position_embeddings: reader.usize("max_position_embeddings", 1..=1 << 20),
+            position_offset: 0,
+            type_vocab_size: reader.usize_or("type_vocab_size", 2, 1..=1 << 16),
+            layer_norm_eps: reader.f64_or("layer_norm_eps", 1e-12, 0.0..=1.0) as f32,
+            pad_token_id: reader.usize_or("pad_token_id", default_pad, 0..=1 << 24) as u32,
+            initializer_range: reader.f64_or("initializer_range", 0.02, 0.0..=10.0) as f32,
+            hidden_dropout_prob,
+            attention_probs_dropout_prob: read_dropout(reader, "attention_probs_dropout_prob", 0.1),
+            classifier_dropout: reader
+                .opt_f64("classifier_dropout", 0.0..=0.999)
+                .map_or(hidden_dropout_prob, |p| p as f32),
+        };
+        let positions = reader.string_or("position_embedding_type", "absolute");
+        if positions != "absolute" {
+            let message = format!("expected `absolute`, found `{positions}`");
+            reader.fault("position_embedding_type", message);
+        }
+        for key in ["is_decoder", "add_cross_attention"] {
+            if reader.bool_or(key, false) {
+                reader.fault(key, "expected false: this family is trained as an encoder");
+            }
+        }
+        let offset = position_offset(config.pad_token_id);
+        if config.max_position_embeddings <= offset {
+            let message = format!(
+                "expected more than {offset}, found {}",
+                config.max_position_embeddings
+            );
+            reader.fault("max_position_embeddings", message);
+            return config;
+        }
+        BertConfig {
+            position_offset: offset,
+            ..config
+        }
+    }
+
+    /// What the rest of the program needs to know.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            intermediate_size: self.intermediate_size,
+            max_positions: self.max_position_embeddings - self.position_offset,
+            type_vocab_size: self.type_vocab_size,
+            pad_token_id: Some(self.pad_token_id),
+            initializer_range: self.initializer_range,
+        }
+    }
+}
 
 /// BERT with a classification head.
 struct Bert {
@@ -42,7 +151,7 @@ struct Bert {
 
 impl Bert {
     fn build(
-        config: &EncoderConfig,
+        config: &BertConfig,
         task: Task,
         num_labels: usize,
         loader: &mut Loader<'_>,
@@ -60,7 +169,7 @@ impl Bert {
             encoder,
             pooler,
             classifier,
-            classifier_dropout: config.classifier_dropout(),
+            classifier_dropout: config.classifier_dropout,
         })
     }
 }
@@ -133,7 +242,7 @@ impl Encoder {
     /// `position_padding` is the row of the position table that padding tokens would read, if there is one.
     pub(crate) fn build(
         prefix: &str,
-        config: &EncoderConfig,
+        config: &BertConfig,
         position_padding: Option<u32>,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
@@ -286,11 +395,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn build(
-        path: &str,
-        config: &EncoderConfig,
-        loader: &mut Loader<'_>,
-    ) -> Result<Self, ModelError> {
+    fn build(path: &str, config: &BertConfig, loader: &mut Loader<'_>) -> Result<Self, ModelError> {
         let (width, inner, eps) = (
             config.hidden_size,
             config.intermediate_size,

@@ -6,8 +6,9 @@ pub mod roberta;
 use std::sync::Arc;
 
 use lowrank_engine::{Tape, Var};
+use lowrank_formats::ConfigReader;
 
-use crate::config::{EncoderConfig, Task};
+use crate::config::{Facts, ModelConfig, Task};
 use crate::error::ModelError;
 use crate::loader::Loader;
 use crate::model::Batch;
@@ -28,7 +29,7 @@ pub trait Network: Send + Sync {
 
 /// Builds a network of a family for a task with that many outputs.
 pub type Build =
-    fn(&EncoderConfig, Task, usize, &mut Loader<'_>) -> Result<Box<dyn Network>, ModelError>;
+    fn(&ModelConfig, Task, usize, &mut Loader<'_>) -> Result<Box<dyn Network>, ModelError>;
 
 /// What the rest of the program needs to know of a family.
 pub struct Family {
@@ -40,9 +41,13 @@ pub struct Family {
     pub default_targets: &'static [&'static str],
     /// The class name for `architectures`, by task.
     pub architecture: fn(Task) -> &'static str,
-    /// Positions that the table keeps for padding: the usable length is that much shorter.
-    pub position_offset: fn(&EncoderConfig) -> usize,
-    /// Builds the network.
+    /// Reads the family's fields, notes every fault, and says what the rest of the program needs.
+    pub facts: fn(&ConfigReader<'_>) -> Facts,
+    /// The keys of the dropout probabilities in config.json.
+    pub dropouts: &'static [&'static str],
+    /// Ends of names of tensors in checkpoints that hold nothing: buffers.
+    pub ignored: &'static [&'static str],
+    /// Builds the network; the config has passed `facts`.
     pub build: Build,
 }
 

@@ -4,10 +4,11 @@
 use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::{Activation, Tape, Var};
+use lowrank_formats::ConfigReader;
 
-use crate::config::{EncoderConfig, Task};
+use crate::config::Task;
 use crate::error::ModelError;
-use crate::families::bert::{Encoder, Rows};
+use crate::families::bert::{self, BertConfig, Encoder, Rows};
 use crate::families::{Family, Network};
 use crate::loader::{Loader, Presence};
 use crate::model::Batch;
@@ -24,9 +25,12 @@ pub const FAMILY: Family = Family {
         }
         Task::TokenClassification => "RobertaForTokenClassification",
     },
-    position_offset: |config| config.pad_token_id as usize + 1,
+    facts: |reader| read_config(reader).facts(),
+    dropouts: bert::DROPOUTS,
+    ignored: bert::IGNORED,
     build: |config, task, num_labels, loader| {
-        Ok(Box::new(Roberta::build(config, task, num_labels, loader)?))
+        let config = read_config(&config.reader());
+        Ok(Box::new(Roberta::build(&config, task, num_labels, loader)?))
     },
 };
 
@@ -41,6 +45,11 @@ pub const XLM_FAMILY: Family = Family {
     },
     ..FAMILY
 };
+
+/// Positions start after the padding token's.
+fn read_config(reader: &ConfigReader<'_>) -> BertConfig {
+    BertConfig::read(reader, 1, |pad| pad as usize + 1)
+}
 
 /// RoBERTa with a classification head.
 struct Roberta {
@@ -64,7 +73,7 @@ struct SequenceHead {
 
 impl Roberta {
     fn build(
-        config: &EncoderConfig,
+        config: &BertConfig,
         task: Task,
         num_labels: usize,
         loader: &mut Loader<'_>,
@@ -81,7 +90,7 @@ impl Roberta {
                 }))
             }
         };
-        let (classifier_dropout, pad_token_id) = (config.classifier_dropout(), config.pad_token_id);
+        let (classifier_dropout, pad_token_id) = (config.classifier_dropout, config.pad_token_id);
         Ok(Roberta {
             encoder,
             head,
