@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use lowrank_engine::ops::activation::activation;
-use lowrank_engine::ops::attention::{AttentionSpec, attention};
+use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::{Lookup, embedding};
 use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
@@ -356,10 +356,14 @@ fn one_value_read_twice_gets_both_gradients() {
 
 #[test]
 fn attention_over_unequal_sequences_and_single_queries() {
-    for (q_offsets, step) in [
-        (vec![0, 3, 4, 12], None),
-        (vec![0, 1, 2, 3], None),
-        (vec![0, 3, 4, 12], Some(STEP)),
+    let causal = |window| AttentionMask::Causal { window };
+    for (q_offsets, mask, step) in [
+        (vec![0, 3, 4, 12], AttentionMask::Full, None),
+        (vec![0, 1, 2, 3], AttentionMask::Full, None),
+        (vec![0, 3, 4, 12], AttentionMask::Full, Some(STEP)),
+        (vec![0, 3, 4, 12], causal(None), None),
+        (vec![0, 1, 2, 3], causal(None), None),
+        (vec![0, 3, 4, 12], causal(Some(2)), Some(STEP)),
     ] {
         let queries = *q_offsets.last().expect("offsets");
         let case = Case {
@@ -373,6 +377,7 @@ fn attention_over_unequal_sequences_and_single_queries() {
                     q_offsets: Arc::from(q_offsets.as_slice()),
                     kv_offsets: Arc::from([0, 3, 4, 12].as_slice()),
                     scale: 0.35,
+                    mask,
                     dropout: 0.25,
                 };
                 attention(tape, q, k, v, spec)

@@ -200,18 +200,30 @@ fn bench_attention(isa: Isa, peak: f64) {
         let (mut d_q, mut d_k, mut d_v) = (vec![0.0; size], vec![0.0; size], vec![0.0; size]);
         let (mut out, mut lse) = (vec![0.0; size], vec![0.0; rows * num_heads]);
         let offsets: Vec<usize> = (0..=count).map(|i| i * len).collect();
-        let flops = 2 * count * num_heads * len * len * head_dim;
-        for dropout in [None, Some(dropout)] {
+        let causal = AttentionMask::Causal { window: None };
+        for (mask, dropout) in [
+            (AttentionMask::Full, None),
+            (AttentionMask::Full, Some(dropout)),
+            (causal, None),
+            (causal, Some(dropout)),
+        ] {
             let shape = AttentionShape {
                 num_heads,
                 head_dim,
                 q_offsets: &offsets,
                 kv_offsets: &offsets,
                 scale: 1.0 / (head_dim as f32).sqrt(),
+                mask,
                 dropout,
             };
+            let pairs = match mask {
+                AttentionMask::Full => len * len,
+                AttentionMask::Causal { .. } => len * (len + 1) / 2,
+            };
+            let flops = 2 * count * num_heads * pairs * head_dim;
+            let kind = if mask == causal { "causal" } else { "full" };
             let name = format!(
-                "{count:3} x {len:4} x {num_heads} x {head_dim} p {}",
+                "{kind} {count:3} x {len:4} x {num_heads} x {head_dim} p {}",
                 dropout.map_or(0.0, |d| d.p)
             );
             report(&format!("forward  {name}"), 2 * flops, peak, || {

@@ -1,28 +1,47 @@
-//! Bidirectional attention by offsets, forward and backward, in tiles: no T x T scores are ever stored.
+//! Attention by offsets, bidirectional or causal, forward and backward, in tiles: no T x T scores are ever stored.
 //!
 //! A task is one head of one sequence; it walks tiles of at most [`Q_BLOCK`] x [`KV_BLOCK`] scores with a running maximum
-//! and sum (flash attention, Dao et al. 2022). A causal mask would enter as a bound on the columns of each row where
-//! `Tile` is made and where its exponentials are taken.
+//! and sum (flash attention, Dao et al. 2022). A mask is a range of columns for each row: tiles outside every row's
+//! range are not visited, and within a tile a row works on its range alone.
 
 mod backward;
 mod forward;
 
-use crate::dropout::{Dropout, Mask};
+use crate::dropout::{Dropout, GROUP, Mask};
 use crate::gemm::{PANEL, STRIP_STRIDE, pack_rows, packed_len};
 use crate::isa::Isa;
 use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
 use crate::simd::{Simd, dispatch};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Query rows of a tile.
 const Q_BLOCK: usize = 96;
 
+/// Query rows of a tile under a causal mask: the fewer, the less work is done above the diagonal.
+const CAUSAL_Q_BLOCK: usize = 48;
+
 /// Key rows of a tile; a multiple of the dropout's group.
 const KV_BLOCK: usize = 512;
 
+// A masked tile starts at a multiple of the group and of the panel, and still holds the first column of each of its rows.
+const _: () = assert!(GROUP.is_multiple_of(PANEL) && CAUSAL_Q_BLOCK + GROUP <= KV_BLOCK);
+
 /// Distance between rows of a tile: the one that the product's kernel knows.
 const TILE_STRIDE: usize = STRIP_STRIDE;
+
+/// Which keys of its sequence a query attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionMask {
+    /// All of them.
+    Full,
+    /// Those up to its own place. The queries are the last of their sequence: the last one sees the last key.
+    Causal {
+        /// How many keys it sees at most, itself among them; at least 1.
+        window: Option<usize>,
+    },
+}
 
 /// What attention does to which rows. Sequence b's queries `q_offsets[b]..q_offsets[b + 1]` attend to its keys alone.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +56,8 @@ pub struct AttentionShape<'a> {
     pub kv_offsets: &'a [usize],
     /// Factor of the scores, usually 1 / √Dh.
     pub scale: f32,
+    /// Which keys a query attends to.
+    pub mask: AttentionMask,
     /// Dropout of the probabilities; an element's index is a function of the query's row, the head and the key's place in
     /// its sequence.
     pub dropout: Option<Dropout>,
@@ -62,12 +83,17 @@ impl AttentionShape<'_> {
         self.num_heads * self.head_dim
     }
 
-    /// Rows of q and of k. Panics unless the offsets rise from 0.
+    /// Rows of q and of k. Panics unless the offsets rise from 0 and a causal sequence has a key for each query.
     fn check(&self) -> (usize, usize) {
         assert_eq!(self.q_offsets.len(), self.kv_offsets.len());
         for offsets in [self.q_offsets, self.kv_offsets] {
             assert!(offsets.first().is_none_or(|&first| first == 0));
             assert!(offsets.windows(2).all(|pair| pair[0] <= pair[1]));
+        }
+        if let AttentionMask::Causal { window } = self.mask {
+            assert!(window != Some(0), "a window of no keys");
+            let sequences = 0..self.q_offsets.len().saturating_sub(1);
+            assert!({ sequences }.all(|b| self.q_len(b) <= self.kv_len(b)));
         }
         let last = |offsets: &[usize]| offsets.last().copied().unwrap_or(0);
         (last(self.q_offsets), last(self.kv_offsets))
@@ -188,6 +214,7 @@ struct Head {
     kv_start: usize,
     kv_len: usize,
     scale: f32,
+    attends: AttentionMask,
 }
 
 impl Head {
@@ -204,6 +231,50 @@ impl Head {
     /// Position of query `i` in a [q rows, H] buffer.
     fn lse_at(&self, i: usize) -> usize {
         (self.q_start + i) * self.num_heads + self.head
+    }
+
+    /// The keys that query `i` attends to.
+    fn columns(&self, i: usize) -> Range<usize> {
+        match self.attends {
+            AttentionMask::Full => 0..self.kv_len,
+            AttentionMask::Causal { window } => {
+                let end = self.kv_len - self.q_len + i + 1;
+                window.map_or(0, |keys| end.saturating_sub(keys))..end
+            }
+        }
+    }
+
+    /// Calls `tile` for every tile that holds a score, block of queries by block of queries, keys rising.
+    #[inline(always)]
+    fn for_each_tile(&self, mut tile: impl FnMut(Tile)) {
+        let rows = match self.attends {
+            AttentionMask::Full => Q_BLOCK,
+            AttentionMask::Causal { .. } => CAUSAL_Q_BLOCK,
+        };
+        for i in (0..self.q_len).step_by(rows) {
+            let m = (self.q_len - i).min(rows);
+            let start = self.columns(i).start / GROUP * GROUP;
+            let end = self.columns(i + m - 1).end;
+            for j in (start..end).step_by(KV_BLOCK) {
+                let n = (end - j).min(KV_BLOCK);
+                let (is_first, is_last) = (j == start, j + n == end);
+                tile(Tile {
+                    i,
+                    m,
+                    j,
+                    n,
+                    is_first,
+                    is_last,
+                });
+            }
+        }
+    }
+
+    /// The columns within a tile that row `row` of it attends to.
+    fn tile_columns(&self, tile: Tile, row: usize) -> Range<usize> {
+        let columns = self.columns(tile.i + row);
+        let within = |j: usize| j.saturating_sub(tile.j).min(tile.n);
+        within(columns.start)..within(columns.end)
     }
 
     /// Dropout index of the first key of query `i`: a row owns 2^32 indices.
@@ -272,6 +343,7 @@ fn run_tasks(shape: &AttentionShape, run: impl Fn(Head, &mut Scratch) + Sync + S
                     kv_start: shape.kv_offsets[b],
                     kv_len: shape.kv_len(b),
                     scale: shape.scale,
+                    attends: shape.mask,
                 };
                 if head.q_len > 0 || head.kv_len > 0 {
                     run(head, scratch);
@@ -302,11 +374,15 @@ fn prefetch_rows<S: Simd>(s: S, x: &[f32], first: usize, rows: usize, head: &Hea
     }
 }
 
-/// One tile: queries i .. i + m against keys j .. j + n.
+/// One tile: queries i .. i + m against keys j .. j + n; j is a multiple of the dropout's group.
 #[derive(Clone, Copy)]
 struct Tile {
     i: usize,
     m: usize,
     j: usize,
     n: usize,
+    /// The first tile of these queries.
+    is_first: bool,
+    /// The last tile of these queries.
+    is_last: bool,
 }

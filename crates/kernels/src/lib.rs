@@ -25,7 +25,9 @@ mod simd;
 pub use activation::{
     Activation, activation_backward, activation_forward, activation_forward_in_place,
 };
-pub use attention::{AttentionSaved, AttentionShape, attention_backward, attention_forward};
+pub use attention::{
+    AttentionMask, AttentionSaved, AttentionShape, attention_backward, attention_forward,
+};
 pub use dropout::{Dropout, DropoutKey, dropout_apply};
 pub use elementwise::{add_assign, all_finite, column_sum, scale, sum_of_squares};
 pub use embedding::{embedding_gather, embedding_scatter_add};

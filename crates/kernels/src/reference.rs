@@ -3,7 +3,7 @@
 //! Gradients are written from the formulas, not from the kernels, and are themselves checked against finite differences.
 
 use crate::dropout::{Dropout, Mask};
-use crate::{Activation, AdamW};
+use crate::{Activation, AdamW, AttentionMask};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// `c[m,n] = start + alpha * a[m,k] · b[n,k]ᵀ + bias`, all row-major; `start` is c where it accumulates, else zeros.
@@ -207,13 +207,23 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Calls `row(head, query row, its keys' rows)` for each row of each head.
-    fn for_each_row(&self, mut row: impl FnMut(usize, usize, std::ops::Range<usize>)) {
+    /// Calls `row(head, query row, the first key of its sequence, the keys it attends to)` for each row of each head.
+    fn for_each_row(&self, mut row: impl FnMut(usize, usize, usize, std::ops::Range<usize>)) {
         let shape = &self.shape;
         for b in 0..shape.q_offsets.len().saturating_sub(1) {
             for h in 0..shape.num_heads {
                 for i in shape.q_offsets[b]..shape.q_offsets[b + 1] {
-                    row(h, i, shape.kv_offsets[b]..shape.kv_offsets[b + 1]);
+                    let (first, end) = (shape.kv_offsets[b], shape.kv_offsets[b + 1]);
+                    // The last query's key is the last key.
+                    let own = (i + end + 1).wrapping_sub(shape.q_offsets[b + 1]);
+                    let keys = match shape.mask {
+                        AttentionMask::Full => first..end,
+                        AttentionMask::Causal { window: None } => first..own,
+                        AttentionMask::Causal { window: Some(keys) } => {
+                            own.saturating_sub(keys).max(first)..own
+                        }
+                    };
+                    row(h, i, first, keys);
                 }
             }
         }
@@ -229,6 +239,7 @@ impl Attention<'_> {
         &self,
         h: usize,
         i: usize,
+        first: usize,
         keys: std::ops::Range<usize>,
     ) -> (Vec<f64>, Vec<f64>, f64) {
         let d = self.shape.head_dim;
@@ -242,8 +253,9 @@ impl Attention<'_> {
         let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
         let p = scores.iter().map(|x| (x - max).exp() / sum).collect();
         let row = ((i * self.shape.num_heads + h) as u64) << 32;
-        let factors = (0..keys.len() as u64)
-            .map(|j| (self.shape.dropout).map_or(1.0, |dropout| dropout_factor(dropout, row + j)))
+        let factors = keys
+            .map(|j| row + (j - first) as u64)
+            .map(|at| (self.shape.dropout).map_or(1.0, |dropout| dropout_factor(dropout, at)))
             .collect();
         (p, factors, max + sum.ln())
     }
@@ -254,8 +266,8 @@ pub fn attention(x: &Attention) -> (Vec<f64>, Vec<f64>) {
     let mut out = vec![0.0; x.q.len()];
     let d = x.shape.head_dim;
     let mut lse = vec![0.0; x.q.len() / d.max(1)];
-    x.for_each_row(|h, i, keys| {
-        let (p, factors, row_lse) = x.probabilities(h, i, keys.clone());
+    x.for_each_row(|h, i, first, keys| {
+        let (p, factors, row_lse) = x.probabilities(h, i, first, keys.clone());
         lse[i * x.shape.num_heads + h] = row_lse;
         for (n, j) in keys.enumerate() {
             for c in 0..d {
@@ -274,8 +286,8 @@ pub fn attention_backward(x: &Attention, d_out: &[f64]) -> (Vec<f64>, Vec<f64>, 
         vec![0.0; x.k.len()],
         vec![0.0; x.v.len()],
     );
-    x.for_each_row(|h, i, keys| {
-        let (p, factors, _) = x.probabilities(h, i, keys.clone());
+    x.for_each_row(|h, i, first, keys| {
+        let (p, factors, _) = x.probabilities(h, i, first, keys.clone());
         let d_p: Vec<f64> = (keys.clone())
             .zip(&factors)
             .map(|(j, factor)| {

@@ -274,7 +274,24 @@ fn attention_agrees() {
     ];
     for length in LENGTHS {
         cases.push(AttentionCase::new(1, 16, &[(length, length)]));
+        cases.push(AttentionCase::new(1, 16, &[(length, length)]).causal(None));
+        cases.push(AttentionCase::new(1, 16, &[(length, length)]).causal(Some(3)));
     }
+    // Causal: whole sequences, last queries only, windows shorter and longer than a tile, keys that no query sees.
+    cases.extend([
+        AttentionCase::new(3, 32, &[(24, 24), (7, 7), (0, 0), (140, 140)]).causal(None),
+        AttentionCase::new(2, 64, &[(1, 33), (3, 5), (50, 1128), (0, 4)]).causal(None),
+        AttentionCase::new(1, 24, &[(1100, 1100)]).causal(None),
+        AttentionCase::new(1, 24, &[(700, 700), (1, 300), (49, 800)]).causal(Some(256)),
+        AttentionCase::new(1, 8, &[(100, 100)]).causal(Some(2)),
+        AttentionCase::new(1, 8, &[(1200, 1300)]).causal(Some(577)),
+        AttentionCase::new(1, 8, &[(97, 600)])
+            .causal(None)
+            .with_dropout(),
+        AttentionCase::new(2, 8, &[(300, 300), (70, 70)])
+            .causal(Some(90))
+            .with_dropout(),
+    ]);
     let with_dropout: Vec<AttentionCase> = [
         AttentionCase::new(2, 32, &[(24, 24), (70, 70)]),
         AttentionCase::new(1, 8, &[(97, 600)]),
@@ -298,10 +315,11 @@ fn attention_agrees() {
             let (want_out, want_lse) = reference::attention(&x);
             let (want_d_q, want_d_k, want_d_v) = reference::attention_backward(&x, &d_out);
             let what = format!(
-                "attention {} x {} {:?} on {}",
+                "attention {} x {} {:?} {:?} on {}",
                 case.num_heads,
                 case.head_dim,
                 case.q_offsets,
+                case.mask,
                 isa.name()
             );
             check_close(&out, &want_out, TOLERANCE, &what);

@@ -50,6 +50,7 @@ fn threads_change_nothing() {
         for case in [
             AttentionCase::new(4, 32, &[(24, 24), (130, 130), (3, 3)]).with_dropout(),
             AttentionCase::new(2, 8, &[(1, 600), (200, 40)]),
+            AttentionCase::new(2, 8, &[(1, 600), (140, 200)]).causal(Some(100)),
         ] {
             check_threads("attention", || run_attention(isa, &case).concat());
         }

@@ -95,6 +95,10 @@ fn attention() {
     for case in [
         AttentionCase::new(2, 5, &[(3, 4), (6, 6), (1, 7)]),
         AttentionCase::new(2, 5, &[(3, 4), (6, 6), (1, 7)]).with_dropout(),
+        AttentionCase::new(2, 5, &[(3, 4), (6, 6), (1, 7)]).causal(None),
+        AttentionCase::new(2, 5, &[(3, 4), (6, 6), (1, 7)])
+            .causal(Some(2))
+            .with_dropout(),
     ] {
         let (q_size, kv_size) = case.sizes();
         let (q, k, v) = (values(q_size, 1), values(kv_size, 2), values(kv_size, 3));

@@ -1,4 +1,4 @@
-//! out = softmax(q·kᵀ·scale)·v per head and sequence, block-diagonal by offsets; no T×T matrix is stored.
+//! out = softmax(q·kᵀ·scale)·v per head and sequence, block-diagonal by offsets, causal if asked; no T×T matrix is stored.
 //! Shapes: q [Mq, H·Dh], k, v [M, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b are
 //! `q_offsets[b]..q_offsets[b+1]` and `kv_offsets[b]..kv_offsets[b+1]`, so that a query may be one row of its sequence.
 //! Saved: q, k, v, out, lse. Source: Vaswani et al. 2017; the tiling of Dao et al. 2022.
@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use lowrank_kernels as kernels;
+pub use lowrank_kernels::AttentionMask;
 use lowrank_kernels::{AttentionSaved, AttentionShape, Dropout};
 
 use crate::meter::Purpose;
@@ -25,6 +26,8 @@ pub struct AttentionSpec {
     pub kv_offsets: Arc<[usize]>,
     /// Multiplies the scores: 1/√Dh.
     pub scale: f32,
+    /// Which keys of its sequence a query attends to.
+    pub mask: AttentionMask,
     /// Probability of dropping an attention probability.
     pub dropout: f32,
 }
@@ -37,23 +40,25 @@ impl AttentionSpec {
             q_offsets: &self.q_offsets,
             kv_offsets: &self.kv_offsets,
             scale: self.scale,
+            mask: self.mask,
             dropout,
         }
     }
 
-    /// Pairs of query and key over all sequences.
+    /// Pairs of query and key that are not masked, over all sequences.
     fn pairs(&self) -> u64 {
-        let lengths = |offsets: &[usize]| {
-            offsets
-                .windows(2)
-                .map(|w| (w[1] - w[0]) as u64)
-                .collect::<Vec<_>>()
-        };
-        lengths(&self.q_offsets)
-            .iter()
-            .zip(lengths(&self.kv_offsets))
-            .map(|(q, kv)| q * kv)
-            .sum()
+        let sequences = self.q_offsets.windows(2).zip(self.kv_offsets.windows(2));
+        let pairs = sequences.map(|(q, kv)| {
+            let (queries, keys) = ((q[1] - q[0]) as u64, (kv[1] - kv[0]) as u64);
+            match self.mask {
+                AttentionMask::Full => queries * keys,
+                AttentionMask::Causal { window } => {
+                    let most = window.map_or(u64::MAX, |keys| keys as u64);
+                    (keys - queries..keys).map(|i| (i + 1).min(most)).sum()
+                }
+            }
+        });
+        pairs.sum()
     }
 
     fn flops(&self, matmuls: u64) -> u64 {

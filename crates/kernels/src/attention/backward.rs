@@ -1,8 +1,8 @@
 //! The backward task: one head of one sequence.
 
 use super::{
-    AttentionSaved, Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels,
-    prefetch_rows,
+    AttentionMask, AttentionSaved, Head, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least,
+    pack_panels, prefetch_rows,
 };
 use crate::dropout::{GROUP, Mask};
 use crate::gemm::{Block, PANEL, multiply_block};
@@ -39,27 +39,23 @@ impl SimdOp for Backward<'_> {
         pack_panels(s, head.kv_rows(self.saved.v), &mut self.scratch.values);
         let scores = at_least(&mut self.scratch.scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
         let d_scores = at_least(&mut self.scratch.d_scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
-        let mut i = 0;
-        while i < head.q_len {
-            let m = (head.q_len - i).min(Q_BLOCK);
-            let mut j = 0;
-            while j < head.kv_len {
-                let n = (head.kv_len - j).min(KV_BLOCK);
-                s.call(BackwardTile {
-                    task: &self,
-                    tile: Tile { i, m, j, n },
-                    scores,
-                    d_scores,
-                });
-                j += n;
-            }
-            i += m;
+        if head.attends != AttentionMask::Full {
+            // A key's first tile is not the same for all keys of a tile, and some keys may have none.
+            self.clear();
         }
+        head.for_each_tile(|tile| {
+            s.call(BackwardTile {
+                task: &self,
+                tile,
+                scores,
+                d_scores,
+            });
+        });
     }
 }
 
 impl Backward<'_> {
-    /// Without queries or without keys every gradient of the other side is zero.
+    /// Zero gradients: without queries or without keys, those of the other side are.
     fn clear(&self) {
         let head = self.head;
         // SAFETY: the rows lie inside the buffers, whose lengths the entry asserted, and no other task writes this
@@ -125,7 +121,7 @@ impl SimdOp for BackwardTile<'_, '_> {
             n: head.head_dim,
             k: tile.m,
             alpha: 1.0,
-            accumulate: tile.i > 0,
+            accumulate: tile.i > 0 || head.attends != AttentionMask::Full,
             ..rows
         };
         // SAFETY: the entry asserted the lengths of all operands; tile rows and columns lie inside the sequence; the
@@ -171,7 +167,7 @@ impl SimdOp for BackwardTile<'_, '_> {
                     c: task.d_q.get().add(head.q_at(tile.i)),
                     m: tile.m,
                     k: tile.n,
-                    accumulate: tile.j > 0,
+                    accumulate: !tile.is_first,
                     ..columns
                 },
             );
@@ -192,9 +188,10 @@ impl Backward<'_> {
         let lse = s.splat(self.saved.lse[head.lse_at(i)]);
         let scale = s.splat(head.scale);
         let mut factors = [1.0; GROUP];
-        let mut start = 0;
-        while start < tile.n {
-            let len = (tile.n - start).min(GROUP);
+        let columns = head.tile_columns(tile, row);
+        let mut start = columns.start / GROUP * GROUP;
+        while start < columns.end {
+            let len = (columns.end - start).min(GROUP);
             if let Some(mask) = &self.mask {
                 // Tiles start at multiples of the group, so that groups and runs coincide.
                 let first = head.dropout_index(i) + (tile.j + start) as u64;
@@ -213,6 +210,10 @@ impl Backward<'_> {
                 at += S::LANES;
             }
             start += len;
+        }
+        for x in [p, d_s] {
+            x[..columns.start].fill(0.0);
+            x[columns.end..].fill(0.0);
         }
     }
 }

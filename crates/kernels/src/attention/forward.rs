@@ -1,8 +1,6 @@
 //! The forward task: one head of one sequence.
 
-use super::{
-    Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels, prefetch_rows,
-};
+use super::{Head, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels, prefetch_rows};
 use crate::dropout::Mask;
 use crate::elementwise::scale_in_place;
 use crate::gemm::{Block, PANEL, multiply_block};
@@ -42,31 +40,26 @@ impl SimdOp for Forward<'_> {
         prefetch_rows(s, self.v, head.kv_at(0), head.kv_len, &head);
         pack_panels(s, head.kv_rows(self.k), &mut self.scratch.keys);
         let scores = at_least(&mut self.scratch.scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
-        let mut i = 0;
-        while i < head.q_len {
-            let m = (head.q_len - i).min(Q_BLOCK);
-            let mut state = RowState::default();
-            let mut j = 0;
-            while j < head.kv_len {
-                let n = (head.kv_len - j).min(KV_BLOCK);
-                s.call(ForwardTile {
-                    task: &self,
-                    tile: Tile { i, m, j, n },
-                    state: &mut state,
-                    scores,
-                });
-                j += n;
+        let mut state = RowState::default();
+        head.for_each_tile(|tile| {
+            if tile.is_first {
+                state = RowState::default();
             }
-            for row in 0..m {
+            s.call(ForwardTile {
+                task: &self,
+                tile,
+                state: &mut state,
+                scores,
+            });
+            for row in 0..if tile.is_last { tile.m } else { 0 } {
                 let sum = state.sum[row];
                 // SAFETY: as above.
                 unsafe {
-                    scale_in_place(s, out_row(self.out, &head, i + row), 1.0 / sum);
-                    *self.lse.get().add(head.lse_at(i + row)) = state.max[row] + sum.ln();
+                    scale_in_place(s, out_row(self.out, &head, tile.i + row), 1.0 / sum);
+                    *self.lse.get().add(head.lse_at(tile.i + row)) = state.max[row] + sum.ln();
                 }
             }
-            i += m;
-        }
+        });
     }
 }
 
@@ -132,10 +125,18 @@ impl SimdOp for ForwardTile<'_, '_> {
             );
             for row in 0..tile.m {
                 let p = std::slice::from_raw_parts_mut(scores.add(row * TILE_STRIDE), tile.n);
+                let columns = head.tile_columns(tile, row);
+                p[..columns.start].fill(0.0);
+                p[columns.end..].fill(0.0);
+                if columns.is_empty() {
+                    continue;
+                }
+                let start = tile.j + columns.start;
+                let p = &mut p[columns];
                 let old = self.state.max[row];
                 let max = row_max(s, p).max(old);
                 let sum = exp_in_place(s, p, max);
-                if tile.j > 0 {
+                if !tile.is_first {
                     let correction = (old - max).exp();
                     self.state.sum[row] = self.state.sum[row] * correction + sum;
                     scale_in_place(s, out_row(task.out, &head, tile.i + row), correction);
@@ -144,7 +145,7 @@ impl SimdOp for ForwardTile<'_, '_> {
                 }
                 self.state.max[row] = max;
                 if let Some(mask) = &task.mask {
-                    let first = head.dropout_index(tile.i + row) + tile.j as u64;
+                    let first = head.dropout_index(tile.i + row) + start as u64;
                     mask.apply(s, first, p);
                 }
             }
@@ -165,7 +166,7 @@ impl SimdOp for ForwardTile<'_, '_> {
                     n: head.head_dim,
                     k: tile.n,
                     alpha: 1.0,
-                    accumulate: tile.j > 0,
+                    accumulate: !tile.is_first,
                 },
             );
         }

@@ -82,6 +82,7 @@ pub struct AttentionCase {
     pub head_dim: usize,
     pub q_offsets: Vec<usize>,
     pub kv_offsets: Vec<usize>,
+    pub mask: AttentionMask,
     pub dropout: Option<Dropout>,
 }
 
@@ -100,8 +101,14 @@ impl AttentionCase {
             head_dim,
             q_offsets: offsets(|pair| pair.0),
             kv_offsets: offsets(|pair| pair.1),
+            mask: AttentionMask::Full,
             dropout: None,
         }
+    }
+
+    pub fn causal(self, window: Option<usize>) -> Self {
+        let mask = AttentionMask::Causal { window };
+        Self { mask, ..self }
     }
 
     pub fn with_dropout(self) -> Self {
@@ -118,6 +125,7 @@ impl AttentionCase {
             q_offsets: &self.q_offsets,
             kv_offsets: &self.kv_offsets,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
+            mask: self.mask,
             dropout: self.dropout,
         }
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lowrank_engine::ops::activation::activation;
-use lowrank_engine::ops::attention::{AttentionSpec, attention};
+use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
@@ -455,6 +455,7 @@ impl<'m> LayerRun<'m> {
             q_offsets,
             kv_offsets: self.offsets.clone(),
             scale: 1.0 / (self.head_dim as f32).sqrt(),
+            mask: AttentionMask::Full,
             dropout: self.attention_dropout,
         };
         let q = layer.query.forward(tape, x_read.clone());
