@@ -1,5 +1,6 @@
 //! Activations, forward and backward, element by element.
 
+use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{normal_cdf, normal_pdf, sigmoid, tanh};
 use crate::parallel::{CHUNK, for_each_chunk};
@@ -25,7 +26,7 @@ const GELU_SLOPE: f32 = 0.797_884_6;
 const GELU_CUBIC: f32 = 0.044_715;
 
 #[inline(always)]
-fn value<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
+pub(crate) fn value<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
     match kind {
         Activation::Gelu => s.mul(x, normal_cdf(s, x)),
         Activation::GeluTanh => {
@@ -47,7 +48,7 @@ fn gelu_tanh_inner<S: Simd>(s: S, x: S::V) -> S::V {
 }
 
 #[inline(always)]
-fn derivative<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
+pub(crate) fn derivative<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
     let one = s.splat(1.0);
     let zero = s.splat(0.0);
     match kind {
@@ -77,13 +78,13 @@ fn derivative<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
 }
 
 /// y = f(x), or y = f(y) without x.
-struct Forward<'a> {
+struct Forward<'a, E> {
     kind: Activation,
-    x: Option<&'a [f32]>,
-    y: &'a mut [f32],
+    x: Option<&'a [E]>,
+    y: &'a mut [E],
 }
 
-impl SimdOp for Forward<'_> {
+impl<E: Element> SimdOp for Forward<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -98,7 +99,7 @@ impl SimdOp for Forward<'_> {
     }
 }
 
-impl Forward<'_> {
+impl<E: Element> Forward<'_, E> {
     #[inline(always)]
     fn map<S: Simd>(self, s: S, kind: Activation) {
         let len = self.y.len();
@@ -123,13 +124,13 @@ impl Forward<'_> {
     }
 }
 
-struct Backward<'a> {
+struct Backward<'a, E> {
     kind: Activation,
-    x: &'a [f32],
-    d_y: &'a mut [f32],
+    x: &'a [E],
+    d_y: &'a mut [E],
 }
 
-impl SimdOp for Backward<'_> {
+impl<E: Element> SimdOp for Backward<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -143,7 +144,7 @@ impl SimdOp for Backward<'_> {
     }
 }
 
-impl Backward<'_> {
+impl<E: Element> Backward<'_, E> {
     #[inline(always)]
     fn map<S: Simd>(self, s: S, kind: Activation) {
         let len = self.d_y.len();
@@ -164,7 +165,7 @@ impl Backward<'_> {
 }
 
 /// y = f(x). Panics if the lengths differ.
-pub fn activation_forward(isa: Isa, kind: Activation, x: &[f32], y: &mut [f32]) {
+pub fn activation_forward<E: Element>(isa: Isa, kind: Activation, x: &[E], y: &mut [E]) {
     assert_eq!(x.len(), y.len());
     for_each_chunk(y, CHUNK, |start, y| {
         let x = Some(&x[start..start + y.len()]);
@@ -173,12 +174,12 @@ pub fn activation_forward(isa: Isa, kind: Activation, x: &[f32], y: &mut [f32]) 
 }
 
 /// x = f(x).
-pub fn activation_forward_in_place(isa: Isa, kind: Activation, x: &mut [f32]) {
+pub fn activation_forward_in_place<E: Element>(isa: Isa, kind: Activation, x: &mut [E]) {
     for_each_chunk(x, CHUNK, |_, y| dispatch(isa, Forward { kind, x: None, y }));
 }
 
 /// d_x = f'(x) d_y, in place of d_y. `x` is the pre-activation. Panics if the lengths differ.
-pub fn activation_backward(isa: Isa, kind: Activation, x: &[f32], d_y: &mut [f32]) {
+pub fn activation_backward<E: Element>(isa: Isa, kind: Activation, x: &[E], d_y: &mut [E]) {
     assert_eq!(x.len(), d_y.len());
     for_each_chunk(d_y, CHUNK, |start, d_y| {
         let x = &x[start..start + d_y.len()];

@@ -3,6 +3,7 @@
 //! Elements come in groups of 64: element 64 g + 16 w + b takes word w of Philox block 16 g + b, so that sixteen blocks in
 //! vector lanes yield four vectors of neighbouring elements without a shuffle.
 
+use crate::element::Element;
 use crate::isa::Isa;
 use crate::parallel::{CHUNK, for_each_chunk};
 use crate::philox::{philox_blocks, philox4x32_10, words};
@@ -90,7 +91,7 @@ impl Mask {
 
     /// Multiplies `x`, whose first element has the given index, by the factors.
     #[inline(always)]
-    pub(crate) fn apply<S: Simd>(&self, s: S, first: u64, x: &mut [f32]) {
+    pub(crate) fn apply<S: Simd, E: Element>(&self, s: S, first: u64, x: &mut [E]) {
         let mut at = 0;
         while at < x.len() {
             let index = first + at as u64;
@@ -112,13 +113,13 @@ impl Mask {
     }
 }
 
-struct Apply<'a> {
+struct Apply<'a, E> {
     mask: Mask,
     first: u64,
-    x: &'a mut [f32],
+    x: &'a mut [E],
 }
 
-impl SimdOp for Apply<'_> {
+impl<E: Element> SimdOp for Apply<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -129,7 +130,7 @@ impl SimdOp for Apply<'_> {
 /// x *= mask / (1 - p). An element's index is its position in the slice; the same call on the gradient is the backward.
 ///
 /// Panics if `p` is not in [0, 1].
-pub fn dropout_apply(isa: Isa, d: Dropout, x: &mut [f32]) {
+pub fn dropout_apply<E: Element>(isa: Isa, d: Dropout, x: &mut [E]) {
     let mask = Mask::new(d);
     if mask.threshold == 0 {
         return;

@@ -1,15 +1,16 @@
 //! Sums, scalings and reductions over plain slices.
 
+use crate::element::Element;
 use crate::isa::Isa;
 use crate::parallel::{CHUNK, chunk_range, for_each_chunk, map_tasks, rows_per_task};
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 
-struct AddAssign<'a> {
-    dst: &'a mut [f32],
-    src: &'a [f32],
+struct AddAssign<'a, D, E> {
+    dst: &'a mut [D],
+    src: &'a [E],
 }
 
-impl SimdOp for AddAssign<'_> {
+impl<D: Element, E: Element> SimdOp for AddAssign<'_, D, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -19,7 +20,7 @@ impl SimdOp for AddAssign<'_> {
 
 /// dst += src.
 #[inline(always)]
-pub(crate) fn add_in_place<S: Simd>(s: S, dst: &mut [f32], src: &[f32]) {
+pub(crate) fn add_in_place<S: Simd, D: Element, E: Element>(s: S, dst: &mut [D], src: &[E]) {
     assert_eq!(dst.len(), src.len());
     let mut at = 0;
     while at < dst.len() {
@@ -31,7 +32,7 @@ pub(crate) fn add_in_place<S: Simd>(s: S, dst: &mut [f32], src: &[f32]) {
 }
 
 /// dst += src. Panics if the lengths differ.
-pub fn add_assign(isa: Isa, dst: &mut [f32], src: &[f32]) {
+pub fn add_assign<D: Element, E: Element>(isa: Isa, dst: &mut [D], src: &[E]) {
     assert_eq!(dst.len(), src.len());
     for_each_chunk(dst, CHUNK, |start, dst| {
         let src = &src[start..start + dst.len()];
@@ -127,12 +128,12 @@ pub fn all_finite(isa: Isa, x: &[f32]) -> bool {
     partials.into_iter().all(|finite| finite)
 }
 
-struct ColumnSum<'a> {
-    x: &'a [f32],
+struct ColumnSum<'a, E> {
+    x: &'a [E],
     out: &'a mut [f32],
 }
 
-impl SimdOp for ColumnSum<'_> {
+impl<E: Element> SimdOp for ColumnSum<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -143,7 +144,7 @@ impl SimdOp for ColumnSum<'_> {
 }
 
 /// out += the sums of the columns. Shapes: x [n, cols], out `[cols]`. Rows are summed in fixed chunks, in order.
-pub fn column_sum(isa: Isa, x: &[f32], cols: usize, out: &mut [f32]) {
+pub fn column_sum<E: Element>(isa: Isa, x: &[E], cols: usize, out: &mut [f32]) {
     assert_eq!(out.len(), cols);
     if cols == 0 {
         return;
@@ -168,4 +169,38 @@ pub fn column_sum(isa: Isa, x: &[f32], cols: usize, out: &mut [f32]) {
             },
         );
     }
+}
+
+struct Convert<'a, D, E> {
+    dst: &'a mut [D],
+    src: &'a [E],
+}
+
+impl<D: Element, E: Element> SimdOp for Convert<'_, D, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        convert_in(s, self.dst, self.src);
+    }
+}
+
+/// dst = src in dst's storage.
+#[inline(always)]
+pub(crate) fn convert_in<S: Simd, D: Element, E: Element>(s: S, dst: &mut [D], src: &[E]) {
+    assert_eq!(dst.len(), src.len());
+    let mut at = 0;
+    while at < dst.len() {
+        let n = lanes_at::<S>(at, dst.len());
+        store_at(s, dst, at, load_at(s, src, at, n), n);
+        at += S::LANES;
+    }
+}
+
+/// dst = src in dst's storage. Panics if the lengths differ.
+pub fn convert<D: Element, E: Element>(isa: Isa, dst: &mut [D], src: &[E]) {
+    assert_eq!(dst.len(), src.len());
+    for_each_chunk(dst, CHUNK, |start, dst| {
+        let src = &src[start..start + dst.len()];
+        dispatch(isa, Convert { dst, src });
+    });
 }

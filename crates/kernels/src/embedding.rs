@@ -1,66 +1,80 @@
-//! Embedding: rows of a table by id.
+//! Embedding: sums of rows of tables, by id.
 
-use crate::elementwise::add_in_place;
+use crate::element::{Element, Values};
+use crate::elementwise::{add_in_place, convert_in};
 use crate::isa::Isa;
 use crate::parallel::{for_each_chunk, rows_per_task};
 use crate::simd::{Simd, SimdOp, dispatch};
 
-struct Gather<'a> {
-    table: &'a [f32],
-    ids: &'a [u32],
-    d: usize,
-    out: &'a mut [f32],
+/// A table [rows, d] and the rows to read from it.
+#[derive(Clone, Copy, Debug)]
+pub struct TableRows<'a> {
+    /// The table.
+    pub table: Values<'a>,
+    /// Row numbers, one for each row of the result.
+    pub ids: &'a [u32],
 }
 
-impl SimdOp for Gather<'_> {
+/// Rows `first ..` of the result.
+struct Gather<'a, 't, E> {
+    tables: &'a [TableRows<'t>],
+    first: usize,
+    d: usize,
+    out: &'a mut [E],
+}
+
+impl<E: Element> SimdOp for Gather<'_, '_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (row, &id) in self.out.chunks_exact_mut(self.d).zip(self.ids) {
-            add_in_place(s, row, &self.table[id as usize * self.d..][..self.d]);
+        // The sum is rounded to the storage once, at its end.
+        let mut sum = vec![0.0f32; self.d];
+        for (i, row) in self.out.chunks_exact_mut(self.d).enumerate() {
+            sum.fill(0.0);
+            for rows in self.tables {
+                let start = rows.ids[self.first + i] as usize * self.d;
+                match rows.table {
+                    Values::F32(table) => add_in_place(s, &mut sum, &table[start..][..self.d]),
+                    Values::Bf16(table) => add_in_place(s, &mut sum, &table[start..][..self.d]),
+                }
+            }
+            convert_in(s, row, &sum);
         }
     }
 }
 
-/// out = (or += if `accumulate`) the rows of `table` named by `ids`. Shapes: table [rows, d], out [ids, d].
+/// out = Σ over the tables of their rows named by their ids, summed in f32 in the order of the tables. Shape: out [ids, d].
 ///
-/// Panics if an id has no row.
-pub fn embedding_gather(
-    isa: Isa,
-    table: &[f32],
-    d: usize,
-    ids: &[u32],
-    out: &mut [f32],
-    accumulate: bool,
-) {
-    assert_eq!(out.len(), ids.len() * d);
+/// Panics if an id has no row or the numbers of ids disagree.
+pub fn embedding_gather<E: Element>(isa: Isa, tables: &[TableRows], d: usize, out: &mut [E]) {
+    for rows in tables {
+        assert_eq!(out.len(), rows.ids.len() * d);
+    }
     if d == 0 {
         return;
     }
-    let rows = rows_per_task(d);
-    for_each_chunk(out, rows * d, |start, out| {
-        let ids = &ids[start / d..][..out.len() / d];
-        if accumulate {
-            dispatch(isa, Gather { table, ids, d, out });
-        } else {
-            for (row, &id) in out.chunks_exact_mut(d).zip(ids) {
-                row.copy_from_slice(&table[id as usize * d..][..d]);
-            }
-        }
+    for_each_chunk(out, rows_per_task(d) * d, |start, out| {
+        let op = Gather {
+            tables,
+            first: start / d,
+            d,
+            out,
+        };
+        dispatch(isa, op);
     });
 }
 
 /// `d_table[id]` += the rows of `d_out`, one after the other in the order of `ids`: deterministic, single-threaded.
 ///
 /// Shapes: d_out [ids, d], d_table [rows, d]. Panics if an id has no row.
-pub fn embedding_scatter_add(d: usize, ids: &[u32], d_out: &[f32], d_table: &mut [f32]) {
+pub fn embedding_scatter_add<E: Element>(d: usize, ids: &[u32], d_out: &[E], d_table: &mut [f32]) {
     assert_eq!(d_out.len(), ids.len() * d);
     if d == 0 {
         return;
     }
     for (row, &id) in d_out.chunks_exact(d).zip(ids) {
         for (sum, x) in d_table[id as usize * d..][..d].iter_mut().zip(row) {
-            *sum += x;
+            *sum += x.widen();
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
 use crate::simd::{Simd, SimdOp, dispatch};
 use kernel::Strip;
-pub(crate) use kernel::{Block, multiply_block};
+pub(crate) use kernel::{Block, each_row, multiply_block};
 pub(crate) use packing::pack_rows;
 pub use packing::{pack, packed_len, repack_transposed, unpack};
 

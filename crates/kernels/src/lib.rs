@@ -8,9 +8,11 @@
 mod activation;
 mod attention;
 mod dropout;
+mod element;
 mod elementwise;
 mod embedding;
 mod gemm;
+mod gemm_bf16;
 mod isa;
 mod loss;
 mod math;
@@ -29,9 +31,14 @@ pub use attention::{
     AttentionMask, AttentionSaved, AttentionShape, attention_backward, attention_forward,
 };
 pub use dropout::{Dropout, DropoutKey, dropout_apply};
-pub use elementwise::{add_assign, all_finite, column_sum, scale, sum_of_squares};
-pub use embedding::{embedding_gather, embedding_scatter_add};
+pub use element::{Element, Values};
+pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
+pub use embedding::{TableRows, embedding_gather, embedding_scatter_add};
 pub use gemm::{Gemm, PANEL, gemm, gemm_transposed_a, pack, packed_len, repack_transposed, unpack};
+pub use gemm_bf16::{
+    Epilogue, GemmBf16, LowRank, PackedBf16, gemm_bf16, pack_bf16, packed_bf16_len, unpack_bf16,
+};
+pub use half::bf16;
 pub use isa::Isa;
 pub use loss::{bce_with_logits, cross_entropy, mse};
 pub use matrix::MatRef;

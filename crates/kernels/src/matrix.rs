@@ -1,27 +1,27 @@
-//! A strided view of a matrix inside a slice.
+//! A strided view of a matrix inside a slice of f32 or bf16 values.
 
 use std::ops::Range;
 
 /// A matrix view: element (i, j) lies at `data[i * row_stride + j * col_stride]`. Bounds are asserted at construction.
 #[derive(Clone, Copy, Debug)]
-pub struct MatRef<'a> {
-    data: &'a [f32],
+pub struct MatRef<'a, T = f32> {
+    data: &'a [T],
     rows: usize,
     cols: usize,
     row_stride: usize,
     col_stride: usize,
 }
 
-impl<'a> MatRef<'a> {
+impl<'a, T: Copy> MatRef<'a, T> {
     /// A row-major view, rows end to end. Panics if `data` is not `rows * cols` long.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols, "a [{rows}, {cols}] matrix");
         Self::strided(data, rows, cols, cols, 1)
     }
 
     /// A view with any strides, in elements. Panics if an element would lie outside `data`.
     pub fn strided(
-        data: &'a [f32],
+        data: &'a [T],
         rows: usize,
         cols: usize,
         row_stride: usize,
@@ -90,16 +90,16 @@ impl<'a> MatRef<'a> {
     }
 
     /// Element (i, j). Panics outside the view.
-    pub fn at(self, i: usize, j: usize) -> f32 {
+    pub fn at(self, i: usize, j: usize) -> T {
         assert!(i < self.rows && j < self.cols);
         self.data[i * self.row_stride + j * self.col_stride]
     }
 
-    pub(crate) fn data(self) -> &'a [f32] {
+    pub(crate) fn data(self) -> &'a [T] {
         self.data
     }
 
-    pub(crate) fn as_ptr(self) -> *const f32 {
+    pub(crate) fn as_ptr(self) -> *const T {
         self.data.as_ptr()
     }
 }

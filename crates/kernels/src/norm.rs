@@ -1,6 +1,7 @@
 //! Layer norm with the residual sum and the dropout before it, forward and backward.
 
 use crate::dropout::{Dropout, Mask};
+use crate::element::Element;
 use crate::elementwise::add_in_place;
 use crate::isa::Isa;
 use crate::parallel::{chunk_range, map_tasks, rows_per_task};
@@ -8,11 +9,11 @@ use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use rayon::prelude::*;
 
 /// Arguments of [`layer_norm_forward`]. Shapes: x, residual, y [n, d]; weight, bias `[d]`; mean, rstd `[n]`.
-pub struct LayerNormForward<'a> {
+pub struct LayerNormForward<'a, E> {
     /// The input; on return z = dropout(x) + residual, which the backward needs.
-    pub x: &'a mut [f32],
+    pub x: &'a mut [E],
     /// Added after the dropout.
-    pub residual: Option<&'a [f32]>,
+    pub residual: Option<&'a [E]>,
     /// Applied to x; an element's index is its position in x.
     pub dropout: Option<Dropout>,
     /// The norm's weight.
@@ -22,7 +23,7 @@ pub struct LayerNormForward<'a> {
     /// Added to the variance.
     pub eps: f32,
     /// The result.
-    pub y: &'a mut [f32],
+    pub y: &'a mut [E],
     /// Mean of each row of z, saved for the backward.
     pub mean: &'a mut [f32],
     /// 1 / √(variance + eps) of each row of z, saved for the backward.
@@ -32,7 +33,7 @@ pub struct LayerNormForward<'a> {
 /// y = (z - mean) rstd weight + bias over each row of z = dropout(x) + residual; the variance is the biased one.
 ///
 /// Panics if a length disagrees.
-pub fn layer_norm_forward(isa: Isa, args: LayerNormForward) {
+pub fn layer_norm_forward<E: Element>(isa: Isa, args: LayerNormForward<E>) {
     let d = args.weight.len();
     let n = args.mean.len();
     assert_eq!(args.bias.len(), d);
@@ -48,7 +49,7 @@ pub fn layer_norm_forward(isa: Isa, args: LayerNormForward) {
     let (residual, weight, bias, eps) = (args.residual, args.weight, args.bias, args.eps);
     let mask = args.dropout.filter(|d| d.p > 0.0).map(Mask::new);
     let rows = rows_per_task(d);
-    let task = |index: usize, x: &mut [f32], y: &mut [f32], mean: &mut [f32], rstd: &mut [f32]| {
+    let task = |index: usize, x: &mut [E], y: &mut [E], mean: &mut [f32], rstd: &mut [f32]| {
         let first = index * rows * d;
         let op = ForwardRows {
             residual: residual.map(|r| &r[first..first + x.len()]),
@@ -76,20 +77,20 @@ pub fn layer_norm_forward(isa: Isa, args: LayerNormForward) {
     }
 }
 
-struct ForwardRows<'a> {
-    x: &'a mut [f32],
-    residual: Option<&'a [f32]>,
+struct ForwardRows<'a, E> {
+    x: &'a mut [E],
+    residual: Option<&'a [E]>,
     mask: Option<Mask>,
     first: usize,
     weight: &'a [f32],
     bias: &'a [f32],
     eps: f32,
-    y: &'a mut [f32],
+    y: &'a mut [E],
     mean: &'a mut [f32],
     rstd: &'a mut [f32],
 }
 
-impl SimdOp for ForwardRows<'_> {
+impl<E: Element> SimdOp for ForwardRows<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -124,7 +125,7 @@ impl SimdOp for ForwardRows<'_> {
 }
 
 #[inline(always)]
-fn row_sum<S: Simd>(s: S, x: &[f32]) -> f32 {
+fn row_sum<S: Simd, E: Element>(s: S, x: &[E]) -> f32 {
     let mut sum = s.splat(0.0);
     let mut at = 0;
     while at < x.len() {
@@ -135,7 +136,7 @@ fn row_sum<S: Simd>(s: S, x: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn row_square_deviation<S: Simd>(s: S, x: &[f32], mean: f32) -> f32 {
+fn row_square_deviation<S: Simd, E: Element>(s: S, x: &[E], mean: f32) -> f32 {
     let center = s.splat(mean);
     let mut sum = s.splat(0.0);
     let whole = x.len() / S::LANES * S::LANES;
@@ -148,7 +149,7 @@ fn row_square_deviation<S: Simd>(s: S, x: &[f32], mean: f32) -> f32 {
     // The lanes behind the end would count as -mean: the rest is summed one by one.
     let mut rest = 0.0;
     for &v in &x[whole..] {
-        rest += (v - mean) * (v - mean);
+        rest += (v.widen() - mean) * (v.widen() - mean);
     }
     s.reduce_add(sum) + rest
 }
@@ -157,13 +158,13 @@ fn row_square_deviation<S: Simd>(s: S, x: &[f32], mean: f32) -> f32 {
 ///
 /// Shapes: z, d_y [n, d]; mean, rstd `[n]`; weight `[d]`. Panics if a length disagrees. The gradient of the residual is d_z
 /// itself; that of x is d_z after the same dropout.
-pub fn layer_norm_backward(
+pub fn layer_norm_backward<E: Element>(
     isa: Isa,
-    z: &[f32],
+    z: &[E],
     mean: &[f32],
     rstd: &[f32],
     weight: &[f32],
-    d_y: &mut [f32],
+    d_y: &mut [E],
 ) {
     let (n, d) = (mean.len(), weight.len());
     assert_eq!(rstd.len(), n);
@@ -187,15 +188,15 @@ pub fn layer_norm_backward(
     });
 }
 
-struct BackwardRows<'a> {
-    z: &'a [f32],
+struct BackwardRows<'a, E> {
+    z: &'a [E],
     mean: &'a [f32],
     rstd: &'a [f32],
     weight: &'a [f32],
-    d_y: &'a mut [f32],
+    d_y: &'a mut [E],
 }
 
-impl SimdOp for BackwardRows<'_> {
+impl<E: Element> SimdOp for BackwardRows<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -234,12 +235,12 @@ impl SimdOp for BackwardRows<'_> {
 /// d_weight += Σ d_y (z - mean) rstd and d_bias += Σ d_y over the rows, in fixed chunks, in order.
 ///
 /// `d_y` is the upstream gradient, untouched by [`layer_norm_backward`]. Panics if a length disagrees.
-pub fn layer_norm_param_grads(
+pub fn layer_norm_param_grads<E: Element>(
     isa: Isa,
-    z: &[f32],
+    z: &[E],
     mean: &[f32],
     rstd: &[f32],
-    d_y: &[f32],
+    d_y: &[E],
     d_weight: &mut [f32],
     d_bias: &mut [f32],
 ) {
@@ -272,16 +273,16 @@ pub fn layer_norm_param_grads(
     }
 }
 
-struct ParamGrads<'a> {
-    z: &'a [f32],
+struct ParamGrads<'a, E> {
+    z: &'a [E],
     mean: &'a [f32],
     rstd: &'a [f32],
-    d_y: &'a [f32],
+    d_y: &'a [E],
     d_weight: &'a mut [f32],
     d_bias: &'a mut [f32],
 }
 
-impl SimdOp for ParamGrads<'_> {
+impl<E: Element> SimdOp for ParamGrads<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {

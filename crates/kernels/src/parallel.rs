@@ -16,10 +16,10 @@ pub(crate) fn for_each_task(n_tasks: usize, task: impl Fn(usize) + Sync + Send) 
 }
 
 /// Runs `task` on each chunk of `x`, told where the chunk starts.
-pub(crate) fn for_each_chunk(
-    x: &mut [f32],
+pub(crate) fn for_each_chunk<T: Send>(
+    x: &mut [T],
     chunk: usize,
-    task: impl Fn(usize, &mut [f32]) + Sync + Send,
+    task: impl Fn(usize, &mut [T]) + Sync + Send,
 ) {
     if x.len() <= chunk {
         if !x.is_empty() {
@@ -62,20 +62,27 @@ pub(crate) fn map_tasks<T: Send>(
 /// A base pointer that tasks share to write disjoint, interleaved parts of one buffer.
 ///
 /// Slices cannot say "these columns of every row"; every use names in its SAFETY comment why the parts are disjoint.
-#[derive(Clone, Copy)]
-pub(crate) struct SharedMut(*mut f32);
+pub(crate) struct SharedMut<T = f32>(*mut T);
+
+impl<T> Clone for SharedMut<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedMut<T> {}
 
 // SAFETY: the pointer is only dereferenced in unsafe blocks, each of which argues disjointness and lifetime.
-unsafe impl Send for SharedMut {}
+unsafe impl<T: Send> Send for SharedMut<T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedMut {}
+unsafe impl<T: Send> Sync for SharedMut<T> {}
 
-impl SharedMut {
-    pub(crate) fn new(x: &mut [f32]) -> Self {
+impl<T> SharedMut<T> {
+    pub(crate) fn new(x: &mut [T]) -> Self {
         Self(x.as_mut_ptr())
     }
 
-    pub(crate) fn get(self) -> *mut f32 {
+    pub(crate) fn get(self) -> *mut T {
         self.0
     }
 }

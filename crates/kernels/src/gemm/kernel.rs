@@ -16,6 +16,7 @@ macro_rules! each_row {
         })*
     };
 }
+pub(crate) use each_row;
 
 /// Operands of a small product by raw strides: c[i, j] (=|+=) alpha * Σ a[i, k] b[k, j] + bias[j].
 #[derive(Clone, Copy)]

@@ -1,6 +1,7 @@
 //! Eight lanes: AVX2 with FMA and F16C.
 
 use super::{Simd, SimdOp};
+use half::bf16;
 use std::arch::x86_64::*;
 
 /// The token of AVX2.
@@ -181,8 +182,70 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn prefetch_far(self, p: *const f32) {
+        pure!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
+    #[inline(always)]
     fn prefetch(self, p: *const f32) {
         pure!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_u(self, p: *const u32) -> __m256i {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_u(self, p: *mut u32, v: __m256i) {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+    #[inline(always)]
+    fn add_u(self, a: __m256i, b: __m256i) -> __m256i {
+        pure!(_mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and_u(self, a: __m256i, b: __m256i) -> __m256i {
+        pure!(_mm256_and_si256(a, b))
+    }
+    #[inline(always)]
+    fn or_u(self, a: __m256i, b: __m256i) -> __m256i {
+        pure!(_mm256_or_si256(a, b))
+    }
+    #[inline(always)]
+    fn shl16_u(self, a: __m256i) -> __m256i {
+        pure!(_mm256_slli_epi32::<16>(a))
+    }
+    #[inline(always)]
+    fn shr16_u(self, a: __m256i) -> __m256i {
+        pure!(_mm256_srli_epi32::<16>(a))
+    }
+    #[inline(always)]
+    fn to_bits(self, a: __m256) -> __m256i {
+        pure!(_mm256_castps_si256(a))
+    }
+    #[inline(always)]
+    fn from_bits(self, a: __m256i) -> __m256 {
+        pure!(_mm256_castsi256_ps(a))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> __m256 {
+        // SAFETY: the caller's contract, and the token.
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16, v: __m256) {
+        let upper = self.shr16_u(self.round_bf16(v));
+        // SAFETY: the caller's contract, and the token.
+        unsafe {
+            let packed = _mm_packus_epi32(
+                _mm256_castsi256_si128(upper),
+                _mm256_extracti128_si256::<1>(upper),
+            );
+            _mm_storeu_si128(p.cast(), packed);
+        }
     }
     #[inline(always)]
     unsafe fn transpose(

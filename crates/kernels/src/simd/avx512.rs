@@ -1,15 +1,16 @@
-//! Sixteen lanes: AVX-512 F, BW, DQ, VL.
+//! Sixteen lanes: AVX-512 F, BW, DQ, VL; with BF16 or without.
 
 use super::{Simd, SimdOp};
+use half::bf16;
 use std::arch::x86_64::*;
 
-/// The token of AVX-512.
+/// The token of AVX-512, `BF16` with its products of bf16 pairs.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// # Safety
-    /// The machine has AVX2, FMA, F16C and AVX-512 F, BW, DQ, VL.
+    /// The machine has AVX2, FMA, F16C and AVX-512 F, BW, DQ, VL, and AVX-512 BF16 if `BF16`.
     pub(crate) unsafe fn new() -> Self {
         Self(())
     }
@@ -17,7 +18,13 @@ impl Avx512 {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 #[inline(never)]
-fn run<O: SimdOp>(s: Avx512, op: O) -> O::Output {
+fn run<O: SimdOp>(s: Avx512<false>, op: O) -> O::Output {
+    op.run(s)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+#[inline(never)]
+fn run_bf16<O: SimdOp>(s: Avx512<true>, op: O) -> O::Output {
     op.run(s)
 }
 
@@ -35,7 +42,7 @@ macro_rules! pure {
     }};
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     type U = __m512i;
     const LANES: usize = 16;
@@ -44,7 +51,12 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn call<O: SimdOp>(self, op: O) -> O::Output {
-        pure!(run(self, op))
+        // The token's kind is known when this is compiled: one of the two calls is left.
+        if BF16 {
+            pure!(run_bf16(Avx512(()), op))
+        } else {
+            pure!(run(Avx512(()), op))
+        }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -173,8 +185,107 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn prefetch_far(self, p: *const f32) {
+        pure!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
+    #[inline(always)]
     fn prefetch(self, p: *const f32) {
         pure!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_u(self, p: *const u32) -> __m512i {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_u(self, p: *mut u32, v: __m512i) {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
+    fn add_u(self, a: __m512i, b: __m512i) -> __m512i {
+        pure!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and_u(self, a: __m512i, b: __m512i) -> __m512i {
+        pure!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn or_u(self, a: __m512i, b: __m512i) -> __m512i {
+        pure!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn shl16_u(self, a: __m512i) -> __m512i {
+        pure!(_mm512_slli_epi32::<16>(a))
+    }
+    #[inline(always)]
+    fn shr16_u(self, a: __m512i) -> __m512i {
+        pure!(_mm512_srli_epi32::<16>(a))
+    }
+    #[inline(always)]
+    fn to_bits(self, a: __m512) -> __m512i {
+        pure!(_mm512_castps_si512(a))
+    }
+    #[inline(always)]
+    fn from_bits(self, a: __m512i) -> __m512 {
+        pure!(_mm512_castsi512_ps(a))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
+        // SAFETY: the caller's contract, and the token.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_n(self, p: *const bf16, n: usize) -> __m512 {
+        // SAFETY: the caller's contract, and the token; masked lanes are not read.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(n), p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16, v: __m512) {
+        let halves = self.narrow(v);
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm256_storeu_si256(p.cast(), halves) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_n(self, p: *mut bf16, v: __m512, n: usize) {
+        let halves = self.narrow(v);
+        // SAFETY: the caller's contract, and the token; masked lanes are not written.
+        unsafe { _mm256_mask_storeu_epi16(p.cast(), mask(n), halves) }
+    }
+    #[inline(always)]
+    fn pair(self, a: __m512, b: __m512) -> __m512i {
+        pure!({
+            let low = _mm512_cvtepu16_epi32(self.narrow(a));
+            let high = _mm512_cvtepu16_epi32(self.narrow(b));
+            _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+        })
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+        if BF16 {
+            // SAFETY: the token proves BF16; both types are 512 bits of 32 bf16 values.
+            return unsafe {
+                let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+                _mm512_dpbf16_ps(sum, a, b)
+            };
+        }
+        pure!({
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let (a_low, b_low) = (_mm512_slli_epi32::<16>(a), _mm512_slli_epi32::<16>(b));
+            let (a_high, b_high) = (_mm512_and_si512(a, upper), _mm512_and_si512(b, upper));
+            let sum = _mm512_fmadd_ps(_mm512_castsi512_ps(a_low), _mm512_castsi512_ps(b_low), sum);
+            _mm512_fmadd_ps(
+                _mm512_castsi512_ps(a_high),
+                _mm512_castsi512_ps(b_high),
+                sum,
+            )
+        })
     }
     // Four stages of eight-byte, sixteen-byte and lane exchanges: 64 shuffles for 256 elements.
     #[inline(always)]
@@ -223,5 +334,17 @@ impl Simd for Avx512 {
                 _mm512_storeu_ps(dst.add(j * dst_stride), *column);
             }
         }
+    }
+}
+
+impl<const BF16: bool> Avx512<BF16> {
+    /// The values rounded to bf16.
+    #[inline(always)]
+    fn narrow(self, v: __m512) -> __m256i {
+        if BF16 {
+            // SAFETY: the token proves BF16; both types are 256 bits of sixteen bf16 values.
+            return unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)) };
+        }
+        pure!(_mm512_cvtepi32_epi16(self.shr16_u(self.round_bf16(v))))
     }
 }

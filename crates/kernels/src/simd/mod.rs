@@ -13,11 +13,13 @@ mod avx512;
 mod neon;
 mod scalar;
 
+use crate::element::Element;
 use crate::isa::Isa;
+use half::bf16;
 pub(crate) use scalar::Scalar;
 
 /// A kernel body with its arguments, generic over the instruction set. Implementations mark `run` `#[inline(always)]`.
-pub(crate) trait SimdOp {
+pub trait SimdOp {
     /// What the body returns.
     type Output;
 
@@ -42,16 +44,19 @@ pub(crate) fn dispatch<O: SimdOp>(isa: Isa, op: O) -> O::Output {
         Isa::Avx2 => unsafe { avx2::Avx2::new() }.call(op),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the assertion above established that the machine has the AVX-512 features.
-        Isa::Avx512 => unsafe { avx512::Avx512::new() }.call(op),
+        Isa::Avx512 => unsafe { avx512::Avx512::<false>::new() }.call(op),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the assertion above established that the machine has the AVX-512 features and BF16.
+        Isa::Avx512Bf16 => unsafe { avx512::Avx512::<true>::new() }.call(op),
         #[cfg(not(target_arch = "aarch64"))]
         Isa::Neon => unreachable!("asserted available above"),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => unreachable!("asserted available above"),
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => unreachable!("asserted available above"),
     }
 }
 
 /// Vectors of `LANES` f32 (`V`) and u32 (`U`) values.
-pub(crate) trait Simd: Copy + Send + Sync {
+pub trait Simd: Copy + Send + Sync {
     /// f32 lanes.
     type V: Copy;
     /// u32 lanes.
@@ -115,9 +120,97 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// (word >> 8) >= threshold ? value : 0, lane by lane.
     fn keep(self, word: Self::U, threshold: u32, value: Self::V) -> Self::V;
 
+    /// # Safety
+    /// `p` is valid for reads of `LANES` values; it need not be aligned.
+    unsafe fn load_u(self, p: *const u32) -> Self::U;
+    /// # Safety
+    /// `p` is valid for writes of `LANES` values; it need not be aligned.
+    unsafe fn store_u(self, p: *mut u32, v: Self::U);
+    fn add_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn and_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn or_u(self, a: Self::U, b: Self::U) -> Self::U;
+    /// a << 16, lane by lane.
+    fn shl16_u(self, a: Self::U) -> Self::U;
+    /// a >> 16, lane by lane.
+    fn shr16_u(self, a: Self::U) -> Self::U;
+    /// The lanes' bits.
+    fn to_bits(self, a: Self::V) -> Self::U;
+    /// The values of the lanes' bits.
+    fn from_bits(self, a: Self::U) -> Self::V;
+    /// `LANES` bf16 values, widened.
+    /// # Safety
+    /// `p` is valid for reads of `LANES` values.
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
+    /// Rounds to bf16 (to nearest, ties to even).
+    /// # Safety
+    /// `p` is valid for writes of `LANES` values.
+    unsafe fn store_bf16(self, p: *mut bf16, v: Self::V);
+
+    /// As [`Simd::load_bf16`] for the first `n <= LANES` values; the other lanes are zero.
+    /// # Safety
+    /// `p` is valid for reads of `n` values.
+    #[inline(always)]
+    unsafe fn load_bf16_n(self, p: *const bf16, n: usize) -> Self::V {
+        let mut values = [bf16::ZERO; 16];
+        // SAFETY: the caller's contract; `values` holds n <= LANES <= 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, values.as_mut_ptr(), n);
+            self.load_bf16(values.as_ptr())
+        }
+    }
+    /// As [`Simd::store_bf16`] for the first `n <= LANES` values.
+    /// # Safety
+    /// `p` is valid for writes of `n` values.
+    #[inline(always)]
+    unsafe fn store_bf16_n(self, p: *mut bf16, v: Self::V, n: usize) {
+        let mut values = [bf16::ZERO; 16];
+        // SAFETY: `values` holds LANES <= 16; the caller's contract.
+        unsafe {
+            self.store_bf16(values.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), p, n);
+        }
+    }
+
+    /// The bits of the values rounded to bf16, in the upper half of each lane; the lower half is zero.
+    #[inline(always)]
+    fn round_bf16(self, v: Self::V) -> Self::U {
+        let bits = self.to_bits(v);
+        let odd = self.and_u(self.shr16_u(bits), self.splat_u(1));
+        let rounded = self.add_u(bits, self.add_u(odd, self.splat_u(0x7fff)));
+        // Rounding could carry a NaN into infinity or zero: it becomes quiet instead.
+        let quiet = self.or_u(bits, self.splat_u(0x0040_0000));
+        let kept = self.select_lt(
+            self.splat(-1.0),
+            self.abs(v),
+            self.from_bits(rounded),
+            self.from_bits(quiet),
+        );
+        self.and_u(self.to_bits(kept), self.splat_u(0xffff_0000))
+    }
+    /// Pairs of bf16 values: `a` rounded in the lower half of each lane, `b` in the upper.
+    #[inline(always)]
+    fn pair(self, a: Self::V, b: Self::V) -> Self::U {
+        self.or_u(self.shr16_u(self.round_bf16(a)), self.round_bf16(b))
+    }
+    /// sum + a.low * b.low + a.high * b.high over pairs of bf16 values, in f32.
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::V, a: Self::U, b: Self::U) -> Self::V {
+        let upper = self.splat_u(0xffff_0000);
+        let (a_low, b_low) = (self.shl16_u(a), self.shl16_u(b));
+        let sum = self.mul_add(self.from_bits(a_low), self.from_bits(b_low), sum);
+        let (a_high, b_high) = (self.and_u(a, upper), self.and_u(b, upper));
+        self.mul_add(self.from_bits(a_high), self.from_bits(b_high), sum)
+    }
+
     /// Asks for the cache line of an address, valid or not.
     #[inline(always)]
     fn prefetch(self, p: *const f32) {
+        let _ = p;
+    }
+
+    /// Asks for the cache line of an address, valid or not, that is needed later: no nearer than the L2 cache.
+    #[inline(always)]
+    fn prefetch_far(self, p: *const f32) {
         let _ = p;
     }
 
@@ -129,30 +222,30 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
 /// The first `n` values of a slice at `at`, zeros behind. `n` is at most `LANES`. Bounds are asserted.
 #[inline(always)]
-pub(crate) fn load_at<S: Simd>(s: S, x: &[f32], at: usize, n: usize) -> S::V {
+pub(crate) fn load_at<S: Simd, E: Element>(s: S, x: &[E], at: usize, n: usize) -> S::V {
     assert!(n <= S::LANES && at + n <= x.len());
     // SAFETY: at + n <= len was asserted, and a full load is used only when n is a whole vector.
     unsafe {
         let p = x.as_ptr().add(at);
         if n == S::LANES {
-            s.load(p)
+            E::load(s, p)
         } else {
-            s.load_n(p, n)
+            E::load_n(s, p, n)
         }
     }
 }
 
 /// Stores the first `n` lanes to a slice at `at`. `n` is at most `LANES`. Bounds are asserted.
 #[inline(always)]
-pub(crate) fn store_at<S: Simd>(s: S, x: &mut [f32], at: usize, v: S::V, n: usize) {
+pub(crate) fn store_at<S: Simd, E: Element>(s: S, x: &mut [E], at: usize, v: S::V, n: usize) {
     assert!(n <= S::LANES && at + n <= x.len());
     // SAFETY: at + n <= len was asserted, and a full store is used only when n is a whole vector.
     unsafe {
         let p = x.as_mut_ptr().add(at);
         if n == S::LANES {
-            s.store(p, v);
+            E::store(s, p, v);
         } else {
-            s.store_n(p, v, n);
+            E::store_n(s, p, v, n);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Four lanes: aarch64 NEON.
 
 use super::{Simd, SimdOp};
+use half::bf16;
 use std::arch::aarch64::*;
 
 /// The token of NEON.
@@ -170,6 +171,55 @@ impl Simd for Neon {
             let keep = vcgeq_u32(vshrq_n_u32::<8>(word), vdupq_n_u32(threshold));
             vreinterpretq_f32_u32(vandq_u32(keep, vreinterpretq_u32_f32(value)))
         })
+    }
+    #[inline(always)]
+    unsafe fn load_u(self, p: *const u32) -> uint32x4_t {
+        // SAFETY: the caller's contract, and the token; bytes need no alignment.
+        unsafe { vreinterpretq_u32_u8(vld1q_u8(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_u(self, p: *mut u32, v: uint32x4_t) {
+        // SAFETY: the caller's contract, and the token; bytes need no alignment.
+        unsafe { vst1q_u8(p.cast(), vreinterpretq_u8_u32(v)) }
+    }
+    #[inline(always)]
+    fn add_u(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
+        pure!(vaddq_u32(a, b))
+    }
+    #[inline(always)]
+    fn and_u(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
+        pure!(vandq_u32(a, b))
+    }
+    #[inline(always)]
+    fn or_u(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
+        pure!(vorrq_u32(a, b))
+    }
+    #[inline(always)]
+    fn shl16_u(self, a: uint32x4_t) -> uint32x4_t {
+        pure!(vshlq_n_u32::<16>(a))
+    }
+    #[inline(always)]
+    fn shr16_u(self, a: uint32x4_t) -> uint32x4_t {
+        pure!(vshrq_n_u32::<16>(a))
+    }
+    #[inline(always)]
+    fn to_bits(self, a: float32x4_t) -> uint32x4_t {
+        pure!(vreinterpretq_u32_f32(a))
+    }
+    #[inline(always)]
+    fn from_bits(self, a: uint32x4_t) -> float32x4_t {
+        pure!(vreinterpretq_f32_u32(a))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> float32x4_t {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16, v: float32x4_t) {
+        let rounded = self.round_bf16(v);
+        // SAFETY: the caller's contract, and the token.
+        unsafe { vst1_u16(p.cast(), vshrn_n_u32::<16>(rounded)) }
     }
     #[inline(always)]
     unsafe fn transpose(

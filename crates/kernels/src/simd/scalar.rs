@@ -1,6 +1,7 @@
 //! One lane, plain Rust.
 
 use super::{Simd, SimdOp};
+use half::bf16;
 
 /// The token of plain Rust.
 #[derive(Clone, Copy)]
@@ -128,6 +129,55 @@ impl Simd for Scalar {
     #[inline(always)]
     fn keep(self, word: u32, threshold: u32, value: f32) -> f32 {
         if (word >> 8) >= threshold { value } else { 0.0 }
+    }
+    #[inline(always)]
+    unsafe fn load_u(self, p: *const u32) -> u32 {
+        // SAFETY: the caller's contract.
+        unsafe { p.read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_u(self, p: *mut u32, v: u32) {
+        // SAFETY: the caller's contract.
+        unsafe { p.write_unaligned(v) }
+    }
+    #[inline(always)]
+    fn add_u(self, a: u32, b: u32) -> u32 {
+        a.wrapping_add(b)
+    }
+    #[inline(always)]
+    fn and_u(self, a: u32, b: u32) -> u32 {
+        a & b
+    }
+    #[inline(always)]
+    fn or_u(self, a: u32, b: u32) -> u32 {
+        a | b
+    }
+    #[inline(always)]
+    fn shl16_u(self, a: u32) -> u32 {
+        a << 16
+    }
+    #[inline(always)]
+    fn shr16_u(self, a: u32) -> u32 {
+        a >> 16
+    }
+    #[inline(always)]
+    fn to_bits(self, a: f32) -> u32 {
+        a.to_bits()
+    }
+    #[inline(always)]
+    fn from_bits(self, a: u32) -> f32 {
+        f32::from_bits(a)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> f32 {
+        // SAFETY: the caller's contract.
+        f32::from_bits(u32::from(unsafe { p.read() }.to_bits()) << 16)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16, v: f32) {
+        let upper = self.round_bf16(v) >> 16;
+        // SAFETY: the caller's contract.
+        unsafe { p.write(bf16::from_bits(upper as u16)) }
     }
     #[inline(always)]
     unsafe fn transpose(

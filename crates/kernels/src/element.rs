@@ -1,0 +1,126 @@
+//! What a stored value may be: f32, or bf16 that is widened when read and rounded when written. Arithmetic is always f32.
+
+use crate::simd::Simd;
+use half::bf16;
+
+/// The storage of an activation: `f32` or [`bf16`]. Sealed: kernels are written for these two.
+pub trait Element:
+    sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static
+{
+    /// Whether this is bf16.
+    const IS_BF16: bool;
+    /// The value as f32, exactly.
+    fn widen(self) -> f32;
+    /// The nearest storable value, ties to even.
+    fn narrow(x: f32) -> Self;
+    /// # Safety
+    /// `p` is valid for reads of `LANES` values.
+    #[doc(hidden)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+    /// # Safety
+    /// `p` is valid for reads of `n <= LANES` values.
+    #[doc(hidden)]
+    unsafe fn load_n<S: Simd>(s: S, p: *const Self, n: usize) -> S::V;
+    /// # Safety
+    /// `p` is valid for writes of `LANES` values.
+    #[doc(hidden)]
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, v: S::V);
+    /// # Safety
+    /// `p` is valid for writes of `n <= LANES` values.
+    #[doc(hidden)]
+    unsafe fn store_n<S: Simd>(s: S, p: *mut Self, v: S::V, n: usize);
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
+impl Element for f32 {
+    const IS_BF16: bool = false;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { s.load(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { s.load_n(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut f32, v: S::V) {
+        // SAFETY: the caller's contract.
+        unsafe { s.store(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n<S: Simd>(s: S, p: *mut f32, v: S::V, n: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { s.store_n(p, v, n) }
+    }
+}
+
+impl Element for bf16 {
+    const IS_BF16: bool = true;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> bf16 {
+        bf16::from_f32(x)
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const bf16) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { s.load_bf16(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n<S: Simd>(s: S, p: *const bf16, n: usize) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { s.load_bf16_n(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut bf16, v: S::V) {
+        // SAFETY: the caller's contract.
+        unsafe { s.store_bf16(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n<S: Simd>(s: S, p: *mut bf16, v: S::V, n: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { s.store_bf16_n(p, v, n) }
+    }
+}
+
+/// Values in either storage, for callers that learn which at run time.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// f32.
+    F32(&'a [f32]),
+    /// bf16.
+    Bf16(&'a [bf16]),
+}
+
+impl Values<'_> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Values::F32(x) => x.len(),
+            Values::Bf16(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,363 @@
+//! GEMM with bf16 operands and f32 sums: c = a·bᵀ + h·gᵀ + bias, then what the layer does with it, in registers and cache.
+//!
+//! `b` is packed once into panels of [`PANEL`] columns whose k come in pairs, as the machine's product of bf16 pairs wants
+//! them. A tile's sum runs over the whole depth in registers, in order, so that an element's bits depend on k alone. Rows
+//! of a bf16 `a` are read where they lie; others are converted strip by strip. `h·gᵀ` is the low-rank term of an adapter:
+//! r more of the depth. What happens at the end is an [`Epilogue`]: a pass over c that costs no trip to memory.
+
+mod epilogue;
+mod kernel;
+mod packing;
+
+use crate::activation::Activation;
+use crate::element::Element;
+use crate::gemm::PANEL;
+use crate::isa::Isa;
+use crate::matrix::MatRef;
+use crate::parallel::for_each_task;
+use crate::simd::{Simd, SimdOp, dispatch};
+use epilogue::Sink;
+use half::bf16;
+use kernel::{Ahead, Product, TILE_LEN, product_tile};
+pub use packing::{pack_bf16, packed_bf16_len, unpack_bf16};
+use packing::{pairs_of, repack_panel};
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Bytes of the packed operand that a task works on: they share the L2 cache with a strip of `a`.
+const GROUP_BYTES: usize = 384 * 1024;
+
+/// The packed operand b [n, k].
+#[derive(Clone, Copy, Debug)]
+pub enum PackedBf16<'a> {
+    /// The packed form of b.
+    Rows(&'a [bf16]),
+    /// The packed form of bᵀ [k, n]: b's panels are made from it in cache, for each task anew. The backward of a frozen
+    /// weight works from the forward's packed form in this way.
+    Transposed(&'a [bf16]),
+}
+
+/// The second product: h [m, r] times the packed g [n, r], h multiplied by `scale` first.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// [m, r].
+    pub h: MatRef<'a>,
+    /// The packed form of g [n, r].
+    pub g_packed: &'a [bf16],
+    /// Factor of the term.
+    pub scale: f32,
+}
+
+/// One product with its terms.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmBf16<'a, A> {
+    /// [m, k]; may be any view. Fastest for bf16 rows of even length.
+    pub a: MatRef<'a, A>,
+    /// b [n, k].
+    pub b: PackedBf16<'a>,
+    /// Rows of b: columns of c.
+    pub n: usize,
+    /// The second product, if there is one.
+    pub low_rank: Option<LowRank<'a>>,
+    /// `[n]`.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// What becomes of v = a·bᵀ + h·gᵀ + bias. All matrices are [m, n].
+pub enum Epilogue<'a, C> {
+    /// c = v.
+    Store(&'a mut [C]),
+    /// c += v.
+    Add(&'a mut [C]),
+    /// c = f(v), and v itself is stored if its backward will need it.
+    Activate {
+        /// f.
+        kind: Activation,
+        /// v.
+        pre: Option<&'a mut [C]>,
+        /// f(v).
+        c: &'a mut [C],
+    },
+    /// c = v f'(pre): the backward of an activation between two layers.
+    ActivateBackward {
+        /// f.
+        kind: Activation,
+        /// The activation's input.
+        pre: &'a [C],
+        /// The gradient of that input.
+        c: &'a mut [C],
+    },
+}
+
+/// Runs a product. Panics if a length disagrees with the shapes.
+pub fn gemm_bf16<A: Element, C: Element>(isa: Isa, g: &GemmBf16<A>, epilogue: Epilogue<C>) {
+    let (m, n, k) = (g.a.rows(), g.n, g.a.cols());
+    match g.b {
+        PackedBf16::Rows(b) => assert_eq!(b.len(), packed_bf16_len(n, k), "packed [{n}, {k}]"),
+        PackedBf16::Transposed(b) => {
+            assert_eq!(b.len(), packed_bf16_len(k, n), "packed [{k}, {n}]");
+        }
+    }
+    if let Some(term) = &g.low_rank {
+        assert_eq!(term.h.rows(), m, "rows of the low-rank term");
+        let r = term.h.cols();
+        assert_eq!(
+            term.g_packed.len(),
+            packed_bf16_len(n, r),
+            "packed [{n}, {r}]"
+        );
+    }
+    if let Some(bias) = g.bias {
+        assert_eq!(bias.len(), n, "bias");
+    }
+    let sink = Sink::new(epilogue, m, n, g.bias);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let plan = TaskPlan::new(m, n, k, matches!(g.b, PackedBf16::Transposed(_)));
+    for_each_task(plan.n_groups * plan.n_row_blocks, |task| {
+        let (panels, rows) = plan.task(task);
+        dispatch(
+            isa,
+            Task {
+                g,
+                sink: &sink,
+                panels,
+                rows,
+            },
+        );
+    });
+}
+
+/// How the work is cut. An element's sum does not depend on it, so it may follow the number of threads.
+struct TaskPlan {
+    m: usize,
+    n_panels: usize,
+    n_groups: usize,
+    n_row_blocks: usize,
+}
+
+impl TaskPlan {
+    fn new(m: usize, n: usize, k: usize, transposed: bool) -> Self {
+        let threads = rayon::current_num_threads();
+        let n_panels = n.div_ceil(PANEL);
+        let per_group = (GROUP_BYTES / (pairs_of(k) * PANEL * 4).max(1)).clamp(1, 12);
+        let mut n_groups = n_panels.div_ceil(per_group);
+        if threads == 1 {
+            return Self {
+                m,
+                n_panels,
+                n_groups,
+                n_row_blocks: 1,
+            };
+        }
+        // Several tasks for each thread even out their ends. Panels that are made anew in each task are cut by columns
+        // first, others by rows.
+        let wanted = 6 * threads;
+        if transposed || m < 64 * threads {
+            n_groups = n_groups.max(wanted.min(n_panels));
+        }
+        let n_row_blocks = wanted.div_ceil(n_groups).min(m.div_ceil(48)).max(1);
+        let n_row_blocks = if transposed && n_groups >= 2 * threads {
+            1
+        } else {
+            n_row_blocks
+        };
+        Self {
+            m,
+            n_panels,
+            n_groups,
+            n_row_blocks,
+        }
+    }
+
+    /// Panels and rows of a task. Neighbouring tasks share a group of panels.
+    fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
+        let (group, block) = (task / self.n_row_blocks, task % self.n_row_blocks);
+        let cut = |i: usize, of: usize, len: usize| i * len / of;
+        let panels =
+            cut(group, self.n_groups, self.n_panels)..cut(group + 1, self.n_groups, self.n_panels);
+        let rows = cut(block, self.n_row_blocks, self.m)..cut(block + 1, self.n_row_blocks, self.m);
+        (panels, rows)
+    }
+}
+
+struct Task<'a, A, C> {
+    g: &'a GemmBf16<'a, A>,
+    sink: &'a Sink<'a, C>,
+    panels: Range<usize>,
+    rows: Range<usize>,
+}
+
+/// Buffers that a thread keeps between tasks.
+#[derive(Default)]
+struct Scratch {
+    panels: Vec<bf16>,
+    strip: Vec<bf16>,
+    low_rank: Vec<bf16>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl<A: Element, C: Element> SimdOp for Task<'_, A, C> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut scratch = SCRATCH.take();
+        self.run_with(s, &mut scratch);
+        SCRATCH.set(scratch);
+    }
+}
+
+impl<A: Element, C: Element> Task<'_, A, C> {
+    #[inline(always)]
+    fn run_with<S: Simd>(&self, s: S, scratch: &mut Scratch) {
+        let (g, n, k) = (self.g, self.g.n, self.g.a.cols());
+        let panel_len = 2 * PANEL * pairs_of(k);
+        let panels = match g.b {
+            PackedBf16::Rows(b) => &b[self.panels.start * panel_len..self.panels.end * panel_len],
+            PackedBf16::Transposed(b) => {
+                scratch.panels.resize(
+                    (self.panels.len() * panel_len).max(scratch.panels.len()),
+                    bf16::ZERO,
+                );
+                for (i, panel) in self.panels.clone().enumerate() {
+                    let dst = &mut scratch.panels[i * panel_len..][..panel_len];
+                    repack_panel(s, b, [k, n], panel, dst);
+                }
+                &scratch.panels[..self.panels.len() * panel_len]
+            }
+        };
+        let mut tile = [0.0f32; TILE_LEN];
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let rows = (self.rows.end - row).min(S::GEMM_ROWS);
+            let a = strip_of(s, g.a, row, rows, 1.0, &mut scratch.strip);
+            let low_rank = g.low_rank.map(|term| {
+                let h = strip_of(s, term.h, row, rows, term.scale, &mut scratch.low_rank);
+                (h, term.g_packed, 2 * PANEL * pairs_of(term.h.cols()))
+            });
+            let next = Next::new(&g.a, row + rows, S::GEMM_ROWS, &self.rows);
+            for i in 0..self.panels.len() {
+                let column = (self.panels.start + i) * PANEL;
+                let columns = (n - column).min(PANEL);
+                self.sink.prefetch(s, row, rows, column);
+                let mut product = Product {
+                    a: a.start,
+                    a_row: a.stride,
+                    b: panels[i * panel_len..].as_ptr(),
+                    pairs: pairs_of(k),
+                    rows,
+                    columns,
+                    accumulate: false,
+                    ahead: match next {
+                        Some(next) => next.share(i, self.panels.len(), pairs_of(k)),
+                        None => Ahead::NOTHING,
+                    },
+                };
+                // SAFETY: `strip_of` and the asserted lengths cover rows x pairs of a and the whole panel of b.
+                unsafe { product_tile(s, &product, &mut tile) };
+                if let Some((h, packed, len)) = low_rank {
+                    product.a = h.start;
+                    product.a_row = h.stride;
+                    product.b = packed[(self.panels.start + i) * len..].as_ptr();
+                    product.pairs = len / (2 * PANEL);
+                    product.accumulate = true;
+                    product.ahead = Ahead::NOTHING;
+                    // SAFETY: as above, of h and g.
+                    unsafe { product_tile(s, &product, &mut tile) };
+                }
+                // SAFETY: the rectangle lies inside [m, n], and tasks' rectangles are disjoint.
+                unsafe { self.sink.write(s, &tile, [row, column], [rows, columns]) };
+            }
+            row += rows;
+        }
+    }
+}
+
+/// Where a strip's rows are, in bf16, whole pairs.
+#[derive(Clone, Copy)]
+struct StripRows {
+    start: *const bf16,
+    stride: usize,
+}
+
+/// Rows `row .. row + rows` of `a`, times `scale`: where they lie if they are bf16 rows of whole pairs, else converted.
+#[inline(always)]
+fn strip_of<S: Simd, A: Element>(
+    s: S,
+    a: MatRef<A>,
+    row: usize,
+    rows: usize,
+    scale: f32,
+    buffer: &mut Vec<bf16>,
+) -> StripRows {
+    let k = a.cols();
+    if let Some(start) = in_place(&a)
+        && scale == 1.0
+    {
+        return StripRows {
+            start: start.wrapping_add(row * a.row_stride()),
+            stride: a.row_stride(),
+        };
+    }
+    // A line more than the width, so that rows fall into different cache sets.
+    let stride = (2 * pairs_of(k)).next_multiple_of(32) + 32;
+    buffer.resize((rows * stride).max(buffer.len()), bf16::ZERO);
+    for i in 0..rows {
+        let dst = &mut buffer[i * stride..][..2 * pairs_of(k)];
+        packing::convert_row(s, a, row + i, scale, dst);
+    }
+    StripRows {
+        start: buffer.as_ptr(),
+        stride,
+    }
+}
+
+/// The first element of `a` if its rows can be read where they lie.
+#[inline(always)]
+fn in_place<A: Element>(a: &MatRef<A>) -> Option<*const bf16> {
+    let even = a.cols().is_multiple_of(2) && a.row_stride().is_multiple_of(2);
+    let fits = A::IS_BF16 && a.col_stride() == 1 && even;
+    fits.then(|| a.as_ptr().cast::<bf16>())
+}
+
+/// The next strip, to be asked for in shares while this one is multiplied.
+#[derive(Clone, Copy)]
+struct Next {
+    start: *const bf16,
+    len: usize,
+}
+
+impl Next {
+    /// Of the next `rows` rows, if they are read where they lie. Behind the last strip the task's first rows come again: the
+    /// task that follows, another group of panels, begins there.
+    #[inline(always)]
+    fn new<A: Element>(
+        a: &MatRef<A>,
+        row: usize,
+        rows: usize,
+        of_task: &Range<usize>,
+    ) -> Option<Self> {
+        let row = if row < of_task.end {
+            row
+        } else {
+            of_task.start
+        };
+        Some(Next {
+            start: in_place(a)?.wrapping_add(row * a.row_stride()),
+            len: rows * a.row_stride(),
+        })
+    }
+
+    /// Share `i` of `n`.
+    #[inline(always)]
+    fn share(&self, i: usize, n: usize, pairs: usize) -> Ahead {
+        Ahead {
+            start: self.start.wrapping_add(self.len / n * i),
+            step: (self.len / n).div_ceil(pairs.max(1)),
+        }
+    }
+}
