@@ -7,8 +7,8 @@ use half::bf16;
 pub trait Element:
     sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static
 {
-    /// Whether this is bf16.
-    const IS_BF16: bool;
+    /// The storage.
+    const DTYPE: DType;
     /// The value as f32, exactly.
     fn widen(self) -> f32;
     /// The nearest storable value, ties to even.
@@ -38,7 +38,7 @@ mod sealed {
 }
 
 impl Element for f32 {
-    const IS_BF16: bool = false;
+    const DTYPE: DType = DType::F32;
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -70,7 +70,7 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
-    const IS_BF16: bool = true;
+    const DTYPE: DType = DType::Bf16;
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -98,6 +98,33 @@ impl Element for bf16 {
     unsafe fn store_n<S: Simd>(s: S, p: *mut bf16, v: S::V, n: usize) {
         // SAFETY: the caller's contract.
         unsafe { s.store_bf16_n(p, v, n) }
+    }
+}
+
+/// How values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// f32.
+    F32,
+    /// bf16.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::Bf16 => 2,
+        }
+    }
+
+    /// The name, as users write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! GEMM with bf16 operands and f32 sums: c = a·bᵀ + h·gᵀ + bias, then what the layer does with it, in registers and cache.
+//! GEMM with bf16 operands and f32 sums: c = alpha·a·bᵀ + scale·h·gᵀ + bias, then what the layer does with it, in registers and cache.
 //!
 //! `b` is packed once into panels of [`PANEL`] columns whose k come in pairs, as the machine's product of bf16 pairs wants
 //! them. A tile's sum runs over the whole depth in registers, in order, so that an element's bits depend on k alone. Rows
@@ -10,7 +10,7 @@ mod kernel;
 mod packing;
 
 use crate::activation::Activation;
-use crate::element::Element;
+use crate::element::{DType, Element};
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
@@ -53,6 +53,8 @@ pub struct LowRank<'a> {
 pub struct GemmBf16<'a, A> {
     /// [m, k]; may be any view. Fastest for bf16 rows of even length.
     pub a: MatRef<'a, A>,
+    /// Factor of a.
+    pub alpha: f32,
     /// b [n, k].
     pub b: PackedBf16<'a>,
     /// Rows of b: columns of c.
@@ -63,7 +65,7 @@ pub struct GemmBf16<'a, A> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// What becomes of v = a·bᵀ + h·gᵀ + bias. All matrices are [m, n].
+/// What becomes of v = alpha·a·bᵀ + scale·h·gᵀ + bias. All matrices are [m, n].
 pub enum Epilogue<'a, C> {
     /// c = v.
     Store(&'a mut [C]),
@@ -234,7 +236,7 @@ impl<A: Element, C: Element> Task<'_, A, C> {
         let mut row = self.rows.start;
         while row < self.rows.end {
             let rows = (self.rows.end - row).min(S::GEMM_ROWS);
-            let a = strip_of(s, g.a, row, rows, 1.0, &mut scratch.strip);
+            let a = strip_of(s, g.a, row, rows, g.alpha, &mut scratch.strip);
             let low_rank = g.low_rank.map(|term| {
                 let h = strip_of(s, term.h, row, rows, term.scale, &mut scratch.low_rank);
                 (h, term.g_packed, 2 * PANEL * pairs_of(term.h.cols()))
@@ -320,7 +322,7 @@ fn strip_of<S: Simd, A: Element>(
 #[inline(always)]
 fn in_place<A: Element>(a: &MatRef<A>) -> Option<*const bf16> {
     let even = a.cols().is_multiple_of(2) && a.row_stride().is_multiple_of(2);
-    let fits = A::IS_BF16 && a.col_stride() == 1 && even;
+    let fits = A::DTYPE == DType::Bf16 && a.col_stride() == 1 && even;
     fits.then(|| a.as_ptr().cast::<bf16>())
 }
 

@@ -19,6 +19,7 @@ mod math;
 mod matrix;
 mod norm;
 mod optimizer;
+mod outer;
 mod parallel;
 mod philox;
 pub mod reference;
@@ -31,7 +32,7 @@ pub use attention::{
     AttentionMask, AttentionSaved, AttentionShape, attention_backward, attention_forward,
 };
 pub use dropout::{Dropout, DropoutKey, dropout_apply};
-pub use element::{Element, Values};
+pub use element::{DType, Element, Values};
 pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
 pub use embedding::{TableRows, embedding_gather, embedding_scatter_add};
 pub use gemm::{Gemm, PANEL, gemm, gemm_transposed_a, pack, packed_len, repack_transposed, unpack};
@@ -44,4 +45,5 @@ pub use loss::{bce_with_logits, cross_entropy, mse};
 pub use matrix::MatRef;
 pub use norm::{LayerNormForward, layer_norm_backward, layer_norm_forward, layer_norm_param_grads};
 pub use optimizer::{AdamW, adamw_step};
+pub use outer::{OuterLayout, outer_add};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};

@@ -188,6 +188,7 @@ impl Case {
         pack_bf16(isa, MatRef::new(&self.g, self.n, RANK), &mut g_packed);
         let product = GemmBf16 {
             a: MatRef::new(a, self.m, self.k),
+            alpha: 1.0,
             b: if transposed {
                 PackedBf16::Transposed(&packed)
             } else {
@@ -286,6 +287,49 @@ fn epilogues_agree() {
                     .collect();
                 check_close(&d, &want, TOLERANCE, &what);
             }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_factors_agree() {
+    for isa in isas() {
+        for [m, n, r] in [
+            [40, 96, 8],
+            [33, 49, 8],
+            [7, 47, 3],
+            [20, 130, 16],
+            [5, 9, 13],
+            [0, 4, 2],
+            [64, 768, 4],
+        ] {
+            let (a, x, start) = (random(m * r, 1), random(m * n, 2), random(r * n, 3));
+            let narrow_x = narrow(&x);
+            let a_t = reference::transpose(&wide(&a), m, r);
+            let x_t = reference::transpose(&rounded(&x), m, n);
+            let want = reference::gemm([r, n, m], &a_t, &x_t, 0.5, None, &wide(&start));
+            let what = format!("{m} x {n} x {r} on {}", isa.name());
+            let mut c = start.clone();
+            outer_add(
+                isa,
+                MatRef::new(&a, m, r),
+                MatRef::new(&narrow_x, m, n),
+                0.5,
+                &mut c,
+                OuterLayout::Rows,
+            );
+            check_close(&c, &want, TOLERANCE, &what);
+            let mut c: Vec<f32> = (0..r * n).map(|i| start[i % r * n + i / r]).collect();
+            let wide_x = widen(&narrow_x);
+            outer_add(
+                isa,
+                MatRef::new(&a, m, r),
+                MatRef::new(&wide_x, m, n),
+                0.5,
+                &mut c,
+                OuterLayout::Transposed,
+            );
+            check_close(&c, &reference::transpose(&want, r, n), TOLERANCE, &what);
         }
     }
 }

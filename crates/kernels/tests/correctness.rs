@@ -476,12 +476,16 @@ fn sums_and_embedding_agree() {
         let table = random(rows * d, 4);
         let ids = [3u32, 8, 3, 0];
         let mut out = vec![f32::NAN; ids.len() * d];
-        embedding_gather(isa, &table, d, &ids, &mut out, false);
+        let rows_of = TableRows {
+            table: Values::F32(&table),
+            ids: &ids,
+        };
+        embedding_gather(isa, &[rows_of], d, &mut out);
         let want = reference::embedding(&wide(&table), d, &ids);
         check_close(&out, &want, 0.0, "gather");
-        embedding_gather(isa, &table, d, &ids, &mut out, true);
+        embedding_gather(isa, &[rows_of, rows_of], d, &mut out);
         let want: Vec<f64> = want.iter().map(|v| v * 2.0).collect();
-        check_close(&out, &want, 0.0, "gather, accumulated");
+        check_close(&out, &want, 0.0, "gather of two tables");
         let mut d_table = vec![0.0; rows * d];
         embedding_scatter_add(d, &ids, &out, &mut d_table);
         let want = reference::embedding_backward(rows, d, &ids, &want);
