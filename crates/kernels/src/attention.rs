@@ -5,7 +5,10 @@
 //! range are not visited, and within a tile a row works on its range alone.
 
 mod backward;
+mod backward_bf16;
 mod forward;
+mod forward_bf16;
+mod pairs;
 
 use crate::dropout::{Dropout, GROUP, Mask};
 use crate::gemm::{PANEL, STRIP_STRIDE, pack_rows, packed_len};
@@ -13,6 +16,7 @@ use crate::isa::Isa;
 use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
 use crate::simd::{Simd, dispatch};
+use half::bf16;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -65,15 +69,15 @@ pub struct AttentionShape<'a> {
 
 /// What the backward needs. Shapes: q, out [q rows, H * Dh]; k, v [kv rows, H * Dh]; lse [q rows, H].
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionSaved<'a> {
+pub struct AttentionSaved<'a, E = f32> {
     /// Queries.
-    pub q: &'a [f32],
+    pub q: &'a [E],
     /// Keys.
-    pub k: &'a [f32],
+    pub k: &'a [E],
     /// Values.
-    pub v: &'a [f32],
+    pub v: &'a [E],
     /// The forward's result.
-    pub out: &'a [f32],
+    pub out: &'a [E],
     /// Logarithm of each row's sum of exponentials.
     pub lse: &'a [f32],
 }
@@ -198,6 +202,69 @@ pub fn attention_backward(
     });
 }
 
+/// As [`attention_forward`] for bf16: products of bf16 pairs summed in f32, softmax in f32, probabilities rounded to bf16
+/// before they meet the values. Panics if a length disagrees or the scale is negative.
+pub fn attention_forward_bf16(
+    isa: Isa,
+    shape: &AttentionShape,
+    [q, k, v]: [&[bf16]; 3],
+    out: &mut [bf16],
+    lse: &mut [f32],
+) {
+    let (q_rows, kv_rows) = shape.check();
+    let width = shape.width();
+    assert!(q.len() == q_rows * width && out.len() == q_rows * width);
+    assert!(k.len() == kv_rows * width && v.len() == kv_rows * width);
+    assert_eq!(lse.len(), q_rows * shape.num_heads);
+    let mask = make_mask(shape);
+    let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
+    run_tasks(shape, |head, scratch| {
+        let op = forward_bf16::Forward {
+            head,
+            mask,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            scratch,
+        };
+        dispatch(isa, op);
+    });
+}
+
+/// As [`attention_backward`] for bf16; the gradients are d_q, d_k, d_v. Panics if a length disagrees.
+pub fn attention_backward_bf16(
+    isa: Isa,
+    shape: &AttentionShape,
+    saved: &AttentionSaved<bf16>,
+    d_out: &[bf16],
+    [d_q, d_k, d_v]: [&mut [bf16]; 3],
+) {
+    let (q_rows, kv_rows) = shape.check();
+    let width = shape.width();
+    for of_q in [saved.q, saved.out, d_out, d_q] {
+        assert_eq!(of_q.len(), q_rows * width);
+    }
+    for of_kv in [saved.k, saved.v, d_k, d_v] {
+        assert_eq!(of_kv.len(), kv_rows * width);
+    }
+    assert_eq!(saved.lse.len(), q_rows * shape.num_heads);
+    let mask = make_mask(shape);
+    let gradients = [d_q, d_k, d_v].map(SharedMut::new);
+    run_tasks(shape, |head, scratch| {
+        let op = backward_bf16::Backward {
+            head,
+            mask,
+            saved: *saved,
+            d_out,
+            gradients,
+            scratch,
+        };
+        dispatch(isa, op);
+    });
+}
+
 fn make_mask(shape: &AttentionShape) -> Option<Mask> {
     shape.dropout.filter(|d| d.p > 0.0).map(Mask::new)
 }
@@ -246,17 +313,17 @@ impl Head {
 
     /// Calls `tile` for every tile that holds a score, block of queries by block of queries, keys rising.
     #[inline(always)]
-    fn for_each_tile(&self, mut tile: impl FnMut(Tile)) {
+    fn for_each_tile(&self, [rows, columns]: [usize; 2], mut tile: impl FnMut(Tile)) {
         let rows = match self.attends {
-            AttentionMask::Full => Q_BLOCK,
+            AttentionMask::Full => rows,
             AttentionMask::Causal { .. } => CAUSAL_Q_BLOCK,
         };
         for i in (0..self.q_len).step_by(rows) {
             let m = (self.q_len - i).min(rows);
             let start = self.columns(i).start / GROUP * GROUP;
             let end = self.columns(i + m - 1).end;
-            for j in (start..end).step_by(KV_BLOCK) {
-                let n = (end - j).min(KV_BLOCK);
+            for j in (start..end).step_by(columns) {
+                let n = (end - j).min(columns);
                 let (is_first, is_last) = (j == start, j + n == end);
                 tile(Tile {
                     i,
@@ -283,7 +350,7 @@ impl Head {
     }
 
     /// This head's keys or values, [kv_len, Dh].
-    fn kv_rows<'a>(&self, x: &'a [f32]) -> MatRef<'a> {
+    fn kv_rows<'a, T: Copy>(&self, x: &'a [T]) -> MatRef<'a, T> {
         MatRef::strided(
             &x[self.kv_at(0)..],
             self.kv_len,
@@ -291,6 +358,11 @@ impl Head {
             self.width,
             1,
         )
+    }
+
+    /// This head's queries (or what has their shape) `i .. i + m`, [m, Dh].
+    fn q_rows<'a, T: Copy>(&self, x: &'a [T], i: usize, m: usize) -> MatRef<'a, T> {
+        MatRef::strided(&x[self.q_at(i)..], m, self.head_dim, self.width, 1)
     }
 }
 
@@ -301,6 +373,7 @@ struct Scratch {
     values: Vec<f32>,
     scores: Vec<f32>,
     d_scores: Vec<f32>,
+    pairs: pairs::PairScratch,
 }
 
 thread_local! {
@@ -308,9 +381,9 @@ thread_local! {
 }
 
 /// At least `len` elements, whatever they hold.
-fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+fn at_least<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     if buffer.len() < len {
-        buffer.resize(len, 0.0);
+        buffer.resize(len, T::default());
     }
     &mut buffer[..len]
 }
@@ -366,10 +439,14 @@ fn pack_panels<S: Simd>(s: S, rows: MatRef, buffer: &mut Vec<f32>) {
 
 /// Asks for this head's part of rows that will soon be read: their distance defeats the machine's own prefetching.
 #[inline(always)]
-fn prefetch_rows<S: Simd>(s: S, x: &[f32], first: usize, rows: usize, head: &Head) {
+fn prefetch_rows<S: Simd, T>(s: S, x: &[T], first: usize, rows: usize, head: &Head) {
     for row in 0..rows.min(KV_BLOCK) {
-        for line in (0..head.head_dim).step_by(16) {
-            s.prefetch(x.as_ptr().wrapping_add(first + row * head.width + line));
+        for line in (0..head.head_dim).step_by(64 / size_of::<T>()) {
+            s.prefetch(
+                x.as_ptr()
+                    .wrapping_add(first + row * head.width + line)
+                    .cast(),
+            );
         }
     }
 }

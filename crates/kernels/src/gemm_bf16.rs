@@ -10,7 +10,7 @@ mod kernel;
 mod packing;
 
 use crate::activation::Activation;
-use crate::element::{DType, Element};
+use crate::element::Element;
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
@@ -18,9 +18,11 @@ use crate::parallel::for_each_task;
 use crate::simd::{Simd, SimdOp, dispatch};
 use epilogue::Sink;
 use half::bf16;
-use kernel::{Ahead, Product, TILE_LEN, product_tile};
+use kernel::TILE_LEN;
+pub(crate) use kernel::{Ahead, Product, product_tile};
+use packing::{in_place, repack_panel};
 pub use packing::{pack_bf16, packed_bf16_len, unpack_bf16};
-use packing::{pairs_of, repack_panel};
+pub(crate) use packing::{pack_columns, pack_rows_of, pairs_of};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -247,12 +249,15 @@ impl<A: Element, C: Element> Task<'_, A, C> {
                 let columns = (n - column).min(PANEL);
                 self.sink.prefetch(s, row, rows, column);
                 let mut product = Product {
-                    a: a.start,
-                    a_row: a.stride,
-                    b: panels[i * panel_len..].as_ptr(),
+                    a: a.start.cast(),
+                    a_row: a.stride / 2,
+                    a_pair: 1,
+                    b: panels[i * panel_len..].as_ptr().cast(),
                     pairs: pairs_of(k),
                     rows,
                     columns,
+                    c: tile.as_mut_ptr(),
+                    c_row: PANEL,
                     accumulate: false,
                     ahead: match next {
                         Some(next) => next.share(i, self.panels.len(), pairs_of(k)),
@@ -260,16 +265,19 @@ impl<A: Element, C: Element> Task<'_, A, C> {
                     },
                 };
                 // SAFETY: `strip_of` and the asserted lengths cover rows x pairs of a and the whole panel of b.
-                unsafe { product_tile(s, &product, &mut tile) };
+                unsafe { product_tile(s, &product) };
                 if let Some((h, packed, len)) = low_rank {
-                    product.a = h.start;
-                    product.a_row = h.stride;
-                    product.b = packed[(self.panels.start + i) * len..].as_ptr();
-                    product.pairs = len / (2 * PANEL);
-                    product.accumulate = true;
-                    product.ahead = Ahead::NOTHING;
+                    product = Product {
+                        a: h.start.cast(),
+                        a_row: h.stride / 2,
+                        b: packed[(self.panels.start + i) * len..].as_ptr().cast(),
+                        pairs: len / (2 * PANEL),
+                        accumulate: true,
+                        ahead: Ahead::NOTHING,
+                        ..product
+                    };
                     // SAFETY: as above, of h and g.
-                    unsafe { product_tile(s, &product, &mut tile) };
+                    unsafe { product_tile(s, &product) };
                 }
                 // SAFETY: the rectangle lies inside [m, n], and tasks' rectangles are disjoint.
                 unsafe { self.sink.write(s, &tile, [row, column], [rows, columns]) };
@@ -316,14 +324,6 @@ fn strip_of<S: Simd, A: Element>(
         start: buffer.as_ptr(),
         stride,
     }
-}
-
-/// The first element of `a` if its rows can be read where they lie.
-#[inline(always)]
-fn in_place<A: Element>(a: &MatRef<A>) -> Option<*const bf16> {
-    let even = a.cols().is_multiple_of(2) && a.row_stride().is_multiple_of(2);
-    let fits = A::DTYPE == DType::Bf16 && a.col_stride() == 1 && even;
-    fits.then(|| a.as_ptr().cast::<bf16>())
 }
 
 /// The next strip, to be asked for in shares while this one is multiplied.

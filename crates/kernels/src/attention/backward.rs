@@ -1,10 +1,11 @@
 //! The backward task: one head of one sequence.
 
 use super::{
-    AttentionMask, AttentionSaved, Head, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least,
+    AttentionMask, AttentionSaved, Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least,
     pack_panels, prefetch_rows,
 };
 use crate::dropout::{GROUP, Mask};
+use crate::element::Element;
 use crate::gemm::{Block, PANEL, multiply_block};
 use crate::math::exp;
 use crate::parallel::SharedMut;
@@ -43,7 +44,7 @@ impl SimdOp for Backward<'_> {
             // A key's first tile is not the same for all keys of a tile, and some keys may have none.
             self.clear();
         }
-        head.for_each_tile(|tile| {
+        head.for_each_tile([Q_BLOCK, KV_BLOCK], |tile| {
             s.call(BackwardTile {
                 task: &self,
                 tile,
@@ -143,7 +144,18 @@ impl SimdOp for BackwardTile<'_, '_> {
             for row in 0..tile.m {
                 let p = std::slice::from_raw_parts_mut(p.add(row * TILE_STRIDE), tile.n);
                 let d_s = std::slice::from_raw_parts_mut(d_s.add(row * TILE_STRIDE), tile.n);
-                task.row(s, tile, row, p, d_s);
+                let at = head.q_at(tile.i + row);
+                let (out, d_out) = (&task.saved.out[at..], &task.d_out[at..]);
+                let context = RowContext {
+                    head,
+                    mask: task.mask.as_ref(),
+                    tile,
+                    row,
+                    lse: task.saved.lse[head.lse_at(tile.i + row)],
+                    delta: dot(s, &out[..head.head_dim], &d_out[..head.head_dim]),
+                    score_factor: 1.0,
+                };
+                row_gradient(s, context, p, d_s);
             }
             let d_v = task.d_v.get().add(head.kv_at(tile.j));
             multiply_block(s, &Block { c: d_v, ..columns });
@@ -175,51 +187,60 @@ impl SimdOp for BackwardTile<'_, '_> {
     }
 }
 
-impl Backward<'_> {
-    /// Scores become dropped-out probabilities, and d_p becomes d_s = p (d_p mask - delta) scale.
-    #[inline(always)]
-    fn row<S: Simd>(&self, s: S, tile: Tile, row: usize, p: &mut [f32], d_s: &mut [f32]) {
-        let head = self.head;
-        let i = tile.i + row;
-        let at_row = head.q_at(i);
-        let out = &self.saved.out[at_row..][..head.head_dim];
-        let d_out = &self.d_out[at_row..][..head.head_dim];
-        let delta = s.splat(dot(s, out, d_out));
-        let lse = s.splat(self.saved.lse[head.lse_at(i)]);
-        let scale = s.splat(head.scale);
-        let mut factors = [1.0; GROUP];
-        let columns = head.tile_columns(tile, row);
-        let mut start = columns.start / GROUP * GROUP;
-        while start < columns.end {
-            let len = (columns.end - start).min(GROUP);
-            if let Some(mask) = &self.mask {
-                // Tiles start at multiples of the group, so that groups and runs coincide.
-                let first = head.dropout_index(i) + (tile.j + start) as u64;
-                factors = mask.group(s, first / GROUP as u64);
-            }
-            let mut at = 0;
-            while at < len {
-                let n = lanes_at::<S>(at, len);
-                let factor = load_at(s, &factors, at, n);
-                let at_column = start + at;
-                let probability = exp(s, s.sub(load_at(s, p, at_column, n), lse));
-                let d_p = s.mul(load_at(s, d_s, at_column, n), factor);
-                let d_score = s.mul(s.mul(probability, s.sub(d_p, delta)), scale);
-                store_at(s, p, at_column, s.mul(probability, factor), n);
-                store_at(s, d_s, at_column, d_score, n);
-                at += S::LANES;
-            }
-            start += len;
+/// What the gradient of a row of scores depends on.
+#[derive(Clone, Copy)]
+pub(super) struct RowContext<'a> {
+    pub head: Head,
+    pub mask: Option<&'a Mask>,
+    pub tile: Tile,
+    /// The row of the tile.
+    pub row: usize,
+    pub lse: f32,
+    /// The row of out times that of d_out.
+    pub delta: f32,
+    /// What the scores are still to be multiplied with.
+    pub score_factor: f32,
+}
+
+/// Scores p become dropped-out probabilities, and d_p becomes d_s = p (d_p mask - delta) scale; zero outside the row's columns.
+#[inline(always)]
+pub(super) fn row_gradient<S: Simd>(s: S, row: RowContext, p: &mut [f32], d_s: &mut [f32]) {
+    let (head, tile) = (row.head, row.tile);
+    let (delta, lse, scale) = (s.splat(row.delta), s.splat(row.lse), s.splat(head.scale));
+    let score_factor = s.splat(row.score_factor);
+    let mut factors = [1.0; GROUP];
+    let columns = head.tile_columns(tile, row.row);
+    let mut start = columns.start / GROUP * GROUP;
+    while start < columns.end {
+        let len = (columns.end - start).min(GROUP);
+        if let Some(mask) = row.mask {
+            // Tiles start at multiples of the group, so that groups and runs coincide.
+            let first = head.dropout_index(tile.i + row.row) + (tile.j + start) as u64;
+            factors = mask.group(s, first / GROUP as u64);
         }
-        for x in [p, d_s] {
-            x[..columns.start].fill(0.0);
-            x[columns.end..].fill(0.0);
+        let mut at = 0;
+        while at < len {
+            let n = lanes_at::<S>(at, len);
+            let factor = load_at(s, &factors, at, n);
+            let at_column = start + at;
+            let score = s.mul(load_at(s, p, at_column, n), score_factor);
+            let probability = exp(s, s.sub(score, lse));
+            let d_p = s.mul(load_at(s, d_s, at_column, n), factor);
+            let d_score = s.mul(s.mul(probability, s.sub(d_p, delta)), scale);
+            store_at(s, p, at_column, s.mul(probability, factor), n);
+            store_at(s, d_s, at_column, d_score, n);
+            at += S::LANES;
         }
+        start += len;
+    }
+    for x in [p, d_s] {
+        x[..columns.start].fill(0.0);
+        x[columns.end..].fill(0.0);
     }
 }
 
 #[inline(always)]
-fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot<S: Simd, E: Element>(s: S, a: &[E], b: &[E]) -> f32 {
     let mut sum = s.splat(0.0);
     let mut at = 0;
     while at < a.len() {

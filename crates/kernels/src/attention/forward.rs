@@ -1,6 +1,8 @@
 //! The forward task: one head of one sequence.
 
-use super::{Head, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels, prefetch_rows};
+use super::{
+    Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels, prefetch_rows,
+};
 use crate::dropout::Mask;
 use crate::elementwise::scale_in_place;
 use crate::gemm::{Block, PANEL, multiply_block};
@@ -41,7 +43,7 @@ impl SimdOp for Forward<'_> {
         pack_panels(s, head.kv_rows(self.k), &mut self.scratch.keys);
         let scores = at_least(&mut self.scratch.scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
         let mut state = RowState::default();
-        head.for_each_tile(|tile| {
+        head.for_each_tile([Q_BLOCK, KV_BLOCK], |tile| {
             if tile.is_first {
                 state = RowState::default();
             }
@@ -73,9 +75,9 @@ unsafe fn out_row<'a>(out: SharedMut, head: &Head, i: usize) -> &'a mut [f32] {
 }
 
 /// Running maximum and sum of a block's rows.
-struct RowState {
-    max: [f32; Q_BLOCK],
-    sum: [f32; Q_BLOCK],
+pub(super) struct RowState {
+    pub max: [f32; Q_BLOCK],
+    pub sum: [f32; Q_BLOCK],
 }
 
 impl Default for RowState {
@@ -125,29 +127,9 @@ impl SimdOp for ForwardTile<'_, '_> {
             );
             for row in 0..tile.m {
                 let p = std::slice::from_raw_parts_mut(scores.add(row * TILE_STRIDE), tile.n);
-                let columns = head.tile_columns(tile, row);
-                p[..columns.start].fill(0.0);
-                p[columns.end..].fill(0.0);
-                if columns.is_empty() {
-                    continue;
-                }
-                let start = tile.j + columns.start;
-                let p = &mut p[columns];
-                let old = self.state.max[row];
-                let max = row_max(s, p).max(old);
-                let sum = exp_in_place(s, p, max);
-                if !tile.is_first {
-                    let correction = (old - max).exp();
-                    self.state.sum[row] = self.state.sum[row] * correction + sum;
-                    scale_in_place(s, out_row(task.out, &head, tile.i + row), correction);
-                } else {
-                    self.state.sum[row] = sum;
-                }
-                self.state.max[row] = max;
-                if let Some(mask) = &task.mask {
-                    let first = head.dropout_index(tile.i + row) + start as u64;
-                    mask.apply(s, first, p);
-                }
+                let out = out_row(task.out, &head, tile.i + row);
+                let mask = task.mask.as_ref();
+                softmax_row(s, &head, mask, (tile, row), p, self.state, out);
             }
             multiply_block(
                 s,
@@ -170,5 +152,41 @@ impl SimdOp for ForwardTile<'_, '_> {
                 },
             );
         }
+    }
+}
+
+/// A row of scaled scores becomes exponentials less the running maximum, zero outside its columns, with dropout; the running
+/// sum follows, and `out` is brought to the new maximum.
+#[inline(always)]
+pub(super) fn softmax_row<S: Simd>(
+    s: S,
+    head: &Head,
+    mask: Option<&Mask>,
+    (tile, row): (Tile, usize),
+    p: &mut [f32],
+    state: &mut RowState,
+    out: &mut [f32],
+) {
+    let columns = head.tile_columns(tile, row);
+    p[..columns.start].fill(0.0);
+    p[columns.end..].fill(0.0);
+    if columns.is_empty() {
+        return;
+    }
+    let start = tile.j + columns.start;
+    let p = &mut p[columns];
+    let old = state.max[row];
+    let max = row_max(s, p).max(old);
+    let sum = exp_in_place(s, p, max);
+    if tile.is_first {
+        state.sum[row] = sum;
+    } else {
+        let correction = (old - max).exp();
+        state.sum[row] = state.sum[row] * correction + sum;
+        scale_in_place(s, out, correction);
+    }
+    state.max[row] = max;
+    if let Some(mask) = mask {
+        mask.apply(s, head.dropout_index(tile.i + row) + start as u64, p);
     }
 }

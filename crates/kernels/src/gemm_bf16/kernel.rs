@@ -13,50 +13,57 @@ pub(super) const TILE_LEN: usize = MAX_ROWS * PANEL;
 /// How far ahead b is asked for, in pairs.
 const AHEAD: usize = 8;
 
-/// The operands of one tile.
-pub(super) struct Product {
-    /// Row i, pair p at `a + i * a_row + 2 p`.
-    pub a: *const bf16,
-    /// Distance between rows of a; even.
+/// The operands of one tile. Distances are in pairs, those of c in values.
+#[derive(Clone, Copy)]
+pub(crate) struct Product {
+    /// Row i, pair p at `a + i * a_row + p * a_pair`; need not be aligned.
+    pub a: *const u32,
+    /// Distance between rows of a.
     pub a_row: usize,
-    /// One panel: pair p, column j at `b + (p * PANEL + j) * 2`.
-    pub b: *const bf16,
+    /// Distance between pairs of a row.
+    pub a_pair: usize,
+    /// One panel: pair p, column j at `b + p * PANEL + j`.
+    pub b: *const u32,
     /// Depth in pairs.
     pub pairs: usize,
     /// Rows, at most `GEMM_ROWS`.
     pub rows: usize,
-    /// Columns that are wanted, at most `PANEL`; those beyond are unspecified.
+    /// Columns that are wanted, at most `PANEL`; those up to the next whole vector are unspecified.
     pub columns: usize,
-    /// Whether the tile is added to.
+    /// Element (i, j) at `c + i * c_row + j`, with room for whole vectors.
+    pub c: *mut f32,
+    /// Distance between rows of c.
+    pub c_row: usize,
+    /// Whether c is added to.
     pub accumulate: bool,
     /// What to bring nearer meanwhile.
     pub ahead: Ahead,
 }
 
-/// Memory to ask for while a tile is multiplied: from `start`, `step` elements further for each pair.
+/// Memory to ask for while a tile is multiplied: from `start`, `step` bf16 values further for each pair.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(crate) struct Ahead {
     pub start: *const bf16,
     pub step: usize,
 }
 
 impl Ahead {
-    pub(super) const NOTHING: Self = Self {
+    pub(crate) const NOTHING: Self = Self {
         start: std::ptr::null(),
         step: 0,
     };
 }
 
-/// tile (=|+=) a·bᵀ.
+/// c (=|+=) a·bᵀ.
 ///
 /// # Safety
-/// a covers rows x pairs, b a whole panel.
+/// a covers rows x pairs, b a whole panel, c the rows with room for whole vectors.
 #[inline(always)]
-pub(super) unsafe fn product_tile<S: Simd>(s: S, product: &Product, tile: &mut [f32; TILE_LEN]) {
+pub(crate) unsafe fn product_tile<S: Simd>(s: S, product: &Product) {
     let width = S::GEMM_VECS * S::LANES;
     let mut j = 0;
     while j < product.columns {
-        let op = RowsOf { product, tile, j };
+        let op = From { product, j };
         match (S::GEMM_VECS, product.columns - j > S::LANES) {
             (8, _) => s.call(Columns::<8>(op)),
             (_, true) => s.call(Columns::<2>(op)),
@@ -67,13 +74,12 @@ pub(super) unsafe fn product_tile<S: Simd>(s: S, product: &Product, tile: &mut [
 }
 
 /// The columns from j on of a tile. Constructed only by `product_tile`, under its contract.
-struct RowsOf<'a> {
+struct From<'a> {
     product: &'a Product,
-    tile: &'a mut [f32; TILE_LEN],
     j: usize,
 }
 
-struct Columns<'a, const V: usize>(RowsOf<'a>);
+struct Columns<'a, const V: usize>(From<'a>);
 
 impl<const V: usize> SimdOp for Columns<'_, V> {
     type Output = ();
@@ -97,7 +103,7 @@ impl<const V: usize> SimdOp for Columns<'_, V> {
 }
 
 #[inline(always)]
-fn tile<S: Simd, const M: usize, const V: usize>(s: S, op: RowsOf) {
+fn tile<S: Simd, const M: usize, const V: usize>(s: S, op: From) {
     // Tiles taller than the instruction set's registers hold are never asked for: compile none.
     if M <= S::GEMM_ROWS {
         s.call(TileOf::<M, V>(op));
@@ -105,7 +111,7 @@ fn tile<S: Simd, const M: usize, const V: usize>(s: S, op: RowsOf) {
 }
 
 /// One register tile; a function of its own, as LLVM keeps accumulators of several loops in one in memory.
-struct TileOf<'a, const M: usize, const V: usize>(RowsOf<'a>);
+struct TileOf<'a, const M: usize, const V: usize>(From<'a>);
 
 impl<const M: usize, const V: usize> SimdOp for TileOf<'_, M, V> {
     type Output = ();
@@ -115,21 +121,21 @@ impl<const M: usize, const V: usize> SimdOp for TileOf<'_, M, V> {
     )]
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let RowsOf { product, tile, j } = self.0;
-        let a_row = product.a_row / 2;
-        let mut a = product.a.cast::<u32>();
-        let mut b = product.b.cast::<u32>().wrapping_add(j);
+        let From { product, j } = self.0;
+        let (a_row, a_pair) = (product.a_row, product.a_pair);
+        let (mut a, mut b) = (product.a, product.b.wrapping_add(j));
+        let (c, c_row) = (product.c.wrapping_add(j), product.c_row);
         let Ahead {
             start: mut ahead,
             step,
         } = product.ahead;
         let mut sums = [[s.splat(0.0); V]; M];
-        // SAFETY: `product_tile`'s contract; the tile holds MAX_ROWS rows of PANEL, and j + V * LANES <= PANEL.
+        // SAFETY: `product_tile`'s contract; j + V * LANES ends with the vector that holds the last column.
         unsafe {
             if product.accumulate {
                 each_row!(M, I, {
                     for v in 0..V {
-                        sums[I][v] = s.load(tile.as_ptr().add(I * PANEL + j + v * S::LANES));
+                        sums[I][v] = s.load(c.add(I * c_row + v * S::LANES));
                     }
                 });
             }
@@ -147,15 +153,12 @@ impl<const M: usize, const V: usize> SimdOp for TileOf<'_, M, V> {
                         sums[I][v] = s.dot_pairs(sums[I][v], av, bv[v]);
                     }
                 });
-                a = a.wrapping_add(1);
+                a = a.wrapping_add(a_pair);
                 b = b.wrapping_add(PANEL);
             }
             each_row!(M, I, {
                 for v in 0..V {
-                    s.store(
-                        tile.as_mut_ptr().add(I * PANEL + j + v * S::LANES),
-                        sums[I][v],
-                    );
+                    s.store(c.add(I * c_row + v * S::LANES), sums[I][v]);
                 }
             });
         }

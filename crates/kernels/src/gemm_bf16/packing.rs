@@ -1,7 +1,7 @@
 //! The packed form of bf16 matrices: `[ceil(n / PANEL)][ceil(k / 2)][PANEL][2]`, zero padded, the same for every
 //! instruction set.
 
-use crate::element::Element;
+use crate::element::{DType, Element};
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
@@ -11,7 +11,7 @@ use half::bf16;
 use std::cell::RefCell;
 
 /// Pairs that k values make.
-pub(super) fn pairs_of(k: usize) -> usize {
+pub(crate) fn pairs_of(k: usize) -> usize {
     k.div_ceil(2)
 }
 
@@ -41,47 +41,68 @@ struct PackPanel<'a, E> {
     panel: &'a mut [bf16],
 }
 
+impl<E: Element> SimdOp for PackPanel<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if self.rows.row_stride() == 1 {
+            pack_columns(s, self.rows, self.panel);
+        } else {
+            pack_rows_of(s, self.rows, self.panel);
+        }
+    }
+}
+
+/// Packs at most PANEL rows into one panel, from a view whose columns are contiguous: two of them make a line of pairs.
+#[inline(always)]
+pub(crate) fn pack_columns<S: Simd, E: Element>(s: S, rows: MatRef<E>, panel: &mut [bf16]) {
+    assert_eq!(panel.len(), 2 * PANEL * pairs_of(rows.cols()));
+    for (pair, line) in panel.chunks_exact_mut(2 * PANEL).enumerate() {
+        pair_columns(s, rows, pair, line);
+    }
+}
+
 thread_local! {
     /// Rows of a panel, converted: kept between panels.
     static ROWS: RefCell<Vec<bf16>> = RefCell::default();
 }
 
-impl<E: Element> SimdOp for PackPanel<'_, E> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (n, k) = (self.rows.rows(), self.rows.cols());
-        if self.rows.row_stride() == 1 {
-            // Columns are contiguous: two of them make a line of pairs.
-            for (pair, line) in self.panel.chunks_exact_mut(2 * PANEL).enumerate() {
-                pair_columns(s, self.rows, pair, line);
-            }
-            return;
-        }
-        let pairs = pairs_of(k);
-        let mut rows = ROWS.take();
-        rows.clear();
-        rows.resize(PANEL * 2 * pairs, bf16::ZERO);
-        for i in 0..n {
-            convert_row(
-                s,
-                self.rows,
-                i,
-                1.0,
-                &mut rows[i * 2 * pairs..][..2 * pairs],
-            );
-        }
-        // SAFETY: `rows` holds PANEL rows of `pairs` pairs, the panel `pairs` lines of PANEL pairs.
+/// Packs at most PANEL rows into one panel, from any view; fastest where rows are contiguous.
+#[inline(always)]
+pub(crate) fn pack_rows_of<S: Simd, E: Element>(s: S, rows: MatRef<E>, panel: &mut [bf16]) {
+    let (n, k) = (rows.rows(), rows.cols());
+    let pairs = pairs_of(k);
+    assert!(n <= PANEL && panel.len() == 2 * PANEL * pairs);
+    if n == PANEL
+        && let Some(start) = in_place(&rows)
+    {
+        // SAFETY: PANEL rows of whole pairs lie at this distance; the panel holds `pairs` lines of PANEL pairs.
         unsafe {
-            transpose_u(
-                s,
-                rows.as_ptr().cast(),
-                [PANEL, pairs],
-                self.panel.as_mut_ptr().cast(),
-            );
+            let (from, to) = (start.cast(), panel.as_mut_ptr().cast());
+            transpose_u(s, from, rows.row_stride() / 2, [PANEL, pairs], to);
         }
-        ROWS.set(rows);
+        return;
     }
+    let mut buffer = ROWS.take();
+    buffer.clear();
+    buffer.resize(PANEL * 2 * pairs, bf16::ZERO);
+    for i in 0..n {
+        convert_row(s, rows, i, 1.0, &mut buffer[i * 2 * pairs..][..2 * pairs]);
+    }
+    // SAFETY: the buffer holds PANEL rows of `pairs` pairs, the panel `pairs` lines of PANEL pairs.
+    unsafe {
+        let (from, to) = (buffer.as_ptr().cast(), panel.as_mut_ptr().cast());
+        transpose_u(s, from, pairs, [PANEL, pairs], to);
+    }
+    ROWS.set(buffer);
+}
+
+/// The first element of `a` if its rows are bf16 and whole pairs, so that they can be read where they lie.
+#[inline(always)]
+pub(super) fn in_place<E: Element>(a: &MatRef<E>) -> Option<*const bf16> {
+    let even = a.cols().is_multiple_of(2) && a.row_stride().is_multiple_of(2);
+    let fits = E::DTYPE == DType::Bf16 && a.col_stride() == 1 && even;
+    fits.then(|| a.as_ptr().cast::<bf16>())
 }
 
 /// Line `pair` of a panel from a view whose columns are contiguous.
@@ -142,25 +163,31 @@ pub(super) fn convert_row<S: Simd, E: Element>(
     dst[k..].fill(bf16::ZERO);
 }
 
-/// dst[j, i] = src[i, j] of pairs, rows end to end: src [rows, cols], dst [cols, rows]; rows are a multiple of `LANES`.
+/// dst[j, i] = src[i, j] of pairs: src [rows, cols] with rows `stride` apart, dst [cols, rows]; rows are a multiple of `LANES`.
 ///
 /// # Safety
-/// Both hold rows * cols pairs.
+/// src holds the rows at their distance, dst rows * cols pairs.
 #[inline(always)]
-unsafe fn transpose_u<S: Simd>(s: S, src: *const u32, [rows, cols]: [usize; 2], dst: *mut u32) {
+unsafe fn transpose_u<S: Simd>(
+    s: S,
+    src: *const u32,
+    stride: usize,
+    [rows, cols]: [usize; 2],
+    dst: *mut u32,
+) {
     let whole = cols / S::LANES * S::LANES;
     // SAFETY: the caller's contract; blocks lie inside both. Pairs travel as f32 bits: nothing computes with them.
     unsafe {
         for j in (0..whole).step_by(S::LANES) {
             for i in (0..rows).step_by(S::LANES) {
-                let (from, to) = (src.add(i * cols + j), dst.add(j * rows + i));
-                s.transpose(from.cast(), cols, to.cast(), rows);
+                let (from, to) = (src.add(i * stride + j), dst.add(j * rows + i));
+                s.transpose(from.cast(), stride, to.cast(), rows);
             }
         }
         for j in whole..cols {
             for i in 0..rows {
-                dst.add(j * rows + i)
-                    .write_unaligned(src.add(i * cols + j).read_unaligned());
+                let value = src.add(i * stride + j).read_unaligned();
+                dst.add(j * rows + i).write_unaligned(value);
             }
         }
     }
@@ -195,7 +222,7 @@ pub(super) fn repack_panel<S: Simd>(
                 block.as_mut_ptr().cast::<u8>(),
                 2 * src.len(),
             );
-            transpose_u(s, block.as_ptr(), [HALF, PANEL], turned.as_mut_ptr());
+            transpose_u(s, block.as_ptr(), PANEL, [HALF, PANEL], turned.as_mut_ptr());
         }
         for (pair, line) in dst.chunks_exact_mut(2 * PANEL).enumerate() {
             let rows = &turned[2 * pair * HALF..][..2 * HALF];

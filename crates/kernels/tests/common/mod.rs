@@ -140,10 +140,20 @@ impl AttentionCase {
 
 /// Forward and backward of a case: (out, lse, d_q, d_k, d_v). Outputs start as NaN: all must be overwritten.
 pub fn run_attention(isa: Isa, case: &AttentionCase) -> [Vec<f32>; 5] {
+    let (q, k, v) = attention_inputs(case);
+    let d_out = random(case.sizes().0, 4);
+    run_attention_on(isa, case, [q, k, v], &d_out)
+}
+
+/// The same on other operands.
+pub fn run_attention_on(
+    isa: Isa,
+    case: &AttentionCase,
+    [q, k, v]: [Vec<f32>; 3],
+    d_out: &[f32],
+) -> [Vec<f32>; 5] {
     let (q_size, kv_size) = case.sizes();
     let shape = case.shape();
-    let (q, k, v) = attention_inputs(case);
-    let d_out = random(q_size, 4);
     let nan = |n: usize| vec![f32::NAN; n];
     let (mut out, mut lse) = (nan(q_size), nan(q_size / case.head_dim));
     attention_forward(isa, &shape, &q, &k, &v, &mut out, &mut lse);
@@ -155,7 +165,7 @@ pub fn run_attention(isa: Isa, case: &AttentionCase) -> [Vec<f32>; 5] {
         out: &out,
         lse: &lse,
     };
-    attention_backward(isa, &shape, &saved, &d_out, &mut d_q, &mut d_k, &mut d_v);
+    attention_backward(isa, &shape, &saved, d_out, &mut d_q, &mut d_k, &mut d_v);
     [out, lse, d_q, d_k, d_v]
 }
 
