@@ -1,6 +1,7 @@
 //! Embedding: rows of a table by id.
 
 use crate::elementwise::add_in_place;
+use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::parallel::{for_each_chunk, rows_per_task};
 use crate::simd::{Simd, SimdOp, dispatch};
@@ -45,6 +46,32 @@ pub fn embedding_gather(
         } else {
             for (row, &id) in out.chunks_exact_mut(d).zip(ids) {
                 row.copy_from_slice(&table[id as usize * d..][..d]);
+            }
+        }
+    });
+}
+
+/// As [`embedding_gather`] from a table [rows, d] that [`crate::pack`] has packed.
+///
+/// Panics if an id has no row.
+pub fn embedding_gather_packed(
+    packed: &[f32],
+    d: usize,
+    ids: &[u32],
+    out: &mut [f32],
+    accumulate: bool,
+) {
+    assert_eq!(out.len(), ids.len() * d);
+    if d == 0 {
+        return;
+    }
+    for_each_chunk(out, rows_per_task(d) * d, |start, out| {
+        for (row, &id) in out.chunks_exact_mut(d).zip(&ids[start / d..]) {
+            let id = id as usize;
+            let panel = &packed[id / PANEL * PANEL * d..][..PANEL * d];
+            let column = panel[id % PANEL..].iter().step_by(PANEL);
+            for (out, v) in row.iter_mut().zip(column) {
+                *out = if accumulate { *out + v } else { *v };
             }
         }
     });
