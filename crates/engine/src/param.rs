@@ -181,14 +181,35 @@ pub enum Matrix {
     Frozen(PackedMatrix),
     /// Lives in the store of trainables as [out, in], row-major.
     Trainable(TrainableId),
+    /// Lives in the store of trainables as [in, out], as GPT-2's `Conv1D` has it.
+    TrainableConv1d(TrainableId),
 }
 
 impl Matrix {
+    /// [out, in].
+    pub fn shape(&self, trainables: &Trainables) -> [usize; 2] {
+        match self {
+            Matrix::Frozen(packed) => [packed.out_features(), packed.in_features()],
+            Matrix::Trainable(id) => {
+                let value = &trainables.get(*id).value;
+                [value.rows(), value.cols()]
+            }
+            Matrix::TrainableConv1d(id) => {
+                let value = &trainables.get(*id).value;
+                [value.cols(), value.rows()]
+            }
+        }
+    }
+
     /// W [out, in], row-major, copied. Panics on the dry device.
     pub fn to_rows(&self, trainables: &Trainables) -> Vec<f32> {
         match self {
             Matrix::Frozen(packed) => packed.to_rows(),
             Matrix::Trainable(id) => trainables.get(*id).value.data().to_vec(),
+            Matrix::TrainableConv1d(id) => {
+                let value = &trainables.get(*id).value;
+                transpose(value.data(), value.rows(), value.cols())
+            }
         }
     }
 
@@ -196,9 +217,27 @@ impl Matrix {
     pub fn trainable(&self) -> Option<TrainableId> {
         match self {
             Matrix::Frozen(_) => None,
-            Matrix::Trainable(id) => Some(*id),
+            Matrix::Trainable(id) | Matrix::TrainableConv1d(id) => Some(*id),
         }
     }
+}
+
+/// xᵀ [cols, rows] of x [rows, cols], row-major. Panics if the length disagrees.
+pub fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    // Square blocks: neither side is walked with a stride that leaves the cache.
+    const BLOCK: usize = 32;
+    assert_eq!(x.len(), rows * cols, "a [{rows}, {cols}] matrix");
+    let mut out = vec![0.0; x.len()];
+    for first in (0..rows).step_by(BLOCK) {
+        for left in (0..cols).step_by(BLOCK) {
+            for i in first..(first + BLOCK).min(rows) {
+                for j in left..(left + BLOCK).min(cols) {
+                    out[j * rows + i] = x[i * cols + j];
+                }
+            }
+        }
+    }
+    out
 }
 
 /// One trained value and its name.

@@ -5,9 +5,11 @@
 use std::sync::Arc;
 
 use lowrank_engine::ops::activation::activation;
+use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
+use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::dropout::dropout;
-use lowrank_engine::ops::embedding::{Lookup, embedding};
+use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
 use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
 use lowrank_engine::ops::loss::{Targets, loss};
@@ -134,7 +136,7 @@ fn leaf<'m>(tape: &mut Tape<'m>, param: &'m Param) -> Var {
     embedding(
         tape,
         &[Lookup {
-            table: param,
+            table: Table::Rows(param),
             ids: &ids,
             padding_idx: None,
         }],
@@ -317,6 +319,34 @@ fn layer_norm_with_residual_and_dropout() {
             extra: Extra::default(),
         };
         case.check("layer_norm", CURVED);
+    }
+}
+
+#[test]
+fn residual_sums_and_columns_of_a_value_that_is_read_again() {
+    for step in [None, Some(STEP)] {
+        let case = Case {
+            shapes: vec![[6, 10], [6, 5], [1, 5], [1, 5]],
+            step,
+            build: &|tape, params, _| {
+                let (fused, stream) = (leaf(tape, &params[0]), leaf(tape, &params[1]));
+                let (left, right) = (
+                    select_columns(tape, &fused, 0..5),
+                    select_columns(tape, &fused, 5..10),
+                );
+                let stream = add(tape, left, stream, 0.3);
+                let norm = LayerNormParams {
+                    weight: &params[2],
+                    bias: &params[3],
+                    eps: 1e-5,
+                };
+                let y = layer_norm(tape, stream.clone(), None, norm, 0.0);
+                let y = add(tape, y, right, 0.3);
+                add(tape, y, stream, 0.0)
+            },
+            extra: Extra::default(),
+        };
+        case.check("add and columns", CURVED);
     }
 }
 

@@ -2,15 +2,25 @@
 
 use crate::element::{Element, Values};
 use crate::elementwise::{add_in_place, convert_in};
+use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::parallel::{for_each_chunk, rows_per_task};
 use crate::simd::{Simd, SimdOp, dispatch};
 
-/// A table [rows, d] and the rows to read from it.
+/// How a table [rows, d] is stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Table<'a> {
+    /// Rows end to end.
+    Rows(Values<'a>),
+    /// The packed form of [`crate::pack`] or [`crate::pack_bf16`]: a head multiplies with it too.
+    Packed(Values<'a>),
+}
+
+/// A table and the rows to read from it.
 #[derive(Clone, Copy, Debug)]
 pub struct TableRows<'a> {
     /// The table.
-    pub table: Values<'a>,
+    pub table: Table<'a>,
     /// Row numbers, one for each row of the result.
     pub ids: &'a [u32],
 }
@@ -32,13 +42,37 @@ impl<E: Element> SimdOp for Gather<'_, '_, E> {
         for (i, row) in self.out.chunks_exact_mut(self.d).enumerate() {
             sum.fill(0.0);
             for rows in self.tables {
-                let start = rows.ids[self.first + i] as usize * self.d;
+                let id = rows.ids[self.first + i] as usize;
+                let row = id * self.d..(id + 1) * self.d;
                 match rows.table {
-                    Values::F32(table) => add_in_place(s, &mut sum, &table[start..][..self.d]),
-                    Values::Bf16(table) => add_in_place(s, &mut sum, &table[start..][..self.d]),
+                    Table::Rows(Values::F32(table)) => add_in_place(s, &mut sum, &table[row]),
+                    Table::Rows(Values::Bf16(table)) => add_in_place(s, &mut sum, &table[row]),
+                    Table::Packed(table) => add_packed_row(&mut sum, table, id),
                 }
             }
             convert_in(s, row, &sum);
+        }
+    }
+}
+
+/// sum += row `id` of a packed table.
+fn add_packed_row(sum: &mut [f32], table: Values, id: usize) {
+    let (panel, column, d) = (id / PANEL, id % PANEL, sum.len());
+    match table {
+        Values::F32(table) => {
+            let panel = &table[panel * PANEL * d..][..PANEL * d];
+            let row = panel[column..].iter().step_by(PANEL);
+            sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
+        }
+        Values::Bf16(table) => {
+            let len = 2 * PANEL * d.div_ceil(2);
+            let panel = &table[panel * len..][..len];
+            let pairs = panel[2 * column..].chunks(2 * PANEL);
+            for (sum, pair) in sum.chunks_mut(2).zip(pairs) {
+                sum.iter_mut()
+                    .zip(pair)
+                    .for_each(|(sum, v)| *sum += v.widen());
+            }
         }
     }
 }

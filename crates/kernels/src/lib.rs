@@ -35,16 +35,19 @@ pub use attention::{
 pub use dropout::{Dropout, DropoutKey, dropout_apply};
 pub use element::{DType, Element, Values};
 pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
-pub use embedding::{TableRows, embedding_gather, embedding_scatter_add};
+pub use embedding::{Table, TableRows, embedding_gather, embedding_scatter_add};
 pub use gemm::{Gemm, PANEL, gemm, gemm_transposed_a, pack, packed_len, repack_transposed, unpack};
 pub use gemm_bf16::{
     Epilogue, GemmBf16, LowRank, PackedBf16, gemm_bf16, pack_bf16, packed_bf16_len, unpack_bf16,
 };
 pub use half::bf16;
 pub use isa::Isa;
-pub use loss::{bce_with_logits, cross_entropy, mse};
+pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, mse};
 pub use matrix::MatRef;
-pub use norm::{LayerNormForward, layer_norm_backward, layer_norm_forward, layer_norm_param_grads};
+pub use norm::{
+    LayerNorm, LayerNormForward, layer_norm, layer_norm_backward, layer_norm_forward,
+    layer_norm_param_grads,
+};
 pub use optimizer::{AdamW, adamw_step};
 pub use outer::{OuterLayout, outer_add};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};

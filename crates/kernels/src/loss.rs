@@ -3,22 +3,31 @@
 use crate::isa::Isa;
 use crate::math::exp;
 use crate::parallel::rows_per_task;
-use crate::simd::{Simd, SimdOp, dispatch, load_at, store_at};
+use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use rayon::prelude::*;
 
 /// The label of a row that does not count.
 const IGNORE_INDEX: i64 = -100;
 
+/// How the cross entropy and its gradient are scaled.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossEntropyForm {
+    /// Multiplies the gradient.
+    pub grad_scale: f32,
+    /// ε: the target is (1 - ε) onehot + ε / c. Source: Szegedy et al. 2016; transformers' `LabelSmoother`.
+    pub smoothing: f32,
+}
+
 /// Cross entropy of each row. Shapes: logits [n, c]; labels, losses `[n]`.
 ///
-/// `losses[i] = ln Σ exp(logits[i]) - logits[i, label]`, 0 where the label is -100; logits become
-/// (softmax - onehot) grad_scale, 0 in ignored rows. Panics if a length disagrees or a label is not -100 nor below c.
+/// `losses[i] = ln Σ exp(logits[i]) - Σ target logits[i]`, 0 where the label is -100; logits become
+/// (softmax - target) grad_scale, 0 in ignored rows. Panics if a length disagrees or a label is not -100 nor below c.
 pub fn cross_entropy(
     isa: Isa,
     logits: &mut [f32],
     c: usize,
     labels: &[i64],
-    grad_scale: f32,
+    form: CrossEntropyForm,
     losses: &mut [f32],
 ) {
     let n = labels.len();
@@ -40,7 +49,7 @@ pub fn cross_entropy(
             logits,
             c,
             labels,
-            grad_scale,
+            form,
             losses,
         };
         dispatch(isa, op);
@@ -59,7 +68,7 @@ struct CrossEntropy<'a> {
     logits: &'a mut [f32],
     c: usize,
     labels: &'a [i64],
-    grad_scale: f32,
+    form: CrossEntropyForm,
     losses: &'a mut [f32],
 }
 
@@ -75,12 +84,25 @@ impl SimdOp for CrossEntropy<'_> {
                 continue;
             }
             let label = label as usize;
+            let CrossEntropyForm {
+                grad_scale,
+                smoothing,
+            } = self.form;
             let at_label = row[label];
             let max = row_max(s, row);
+            let mean = if smoothing > 0.0 {
+                max - row_shortfall(s, row, max) / self.c as f32
+            } else {
+                at_label
+            };
             let sum = exp_in_place(s, row, max);
-            self.losses[i] = sum.ln() + (max - at_label);
-            crate::elementwise::scale_in_place(s, row, self.grad_scale / sum);
-            row[label] -= self.grad_scale;
+            let expected = at_label + smoothing * (mean - at_label);
+            self.losses[i] = sum.ln() + (max - expected);
+            crate::elementwise::scale_in_place(s, row, grad_scale / sum);
+            if smoothing > 0.0 {
+                shift_in_place(s, row, -grad_scale * smoothing / self.c as f32);
+            }
+            row[label] -= grad_scale * (1.0 - smoothing);
         }
     }
 }
@@ -104,6 +126,33 @@ pub(crate) fn row_max<S: Simd>(s: S, x: &[f32]) -> f32 {
         at += S::LANES;
     }
     s.reduce_max(max)
+}
+
+/// Σ (max - x): small beside Σ x where all values are large, and so exact enough for a mean.
+#[inline(always)]
+fn row_shortfall<S: Simd>(s: S, x: &[f32], max: f32) -> f32 {
+    let from = s.splat(max);
+    let mut sum = s.splat(0.0);
+    let whole = x.len() / S::LANES * S::LANES;
+    let mut at = 0;
+    while at < whole {
+        sum = s.add(sum, s.sub(from, load_at(s, x, at, S::LANES)));
+        at += S::LANES;
+    }
+    let rest: f32 = x[whole..].iter().map(|v| max - v).sum();
+    s.reduce_add(sum) + rest
+}
+
+/// x += shift.
+#[inline(always)]
+fn shift_in_place<S: Simd>(s: S, x: &mut [f32], shift: f32) {
+    let shift = s.splat(shift);
+    let mut at = 0;
+    while at < x.len() {
+        let n = lanes_at::<S>(at, x.len());
+        store_at(s, x, at, s.add(load_at(s, x, at, n), shift), n);
+        at += S::LANES;
+    }
 }
 
 /// x = exp(x - shift); returns the sum.

@@ -103,23 +103,97 @@ impl<E: Element> SimdOp for ForwardRows<'_, E> {
             if let Some(residual) = self.residual {
                 add_in_place(s, z, &residual[row * d..][..d]);
             }
-            let mean = row_sum(s, z) / d as f32;
-            // Two passes: the mean square minus the squared mean would cancel.
-            let variance = row_square_deviation(s, z, mean) / d as f32;
-            let rstd = 1.0 / (variance + self.eps).sqrt();
-            self.mean[row] = mean;
-            self.rstd[row] = rstd;
-            let (mean, rstd) = (s.splat(mean), s.splat(rstd));
             let y = &mut self.y[row * d..][..d];
-            let mut at = 0;
-            while at < d {
-                let n = lanes_at::<S>(at, d);
-                let normal = s.mul(s.sub(load_at(s, z, at, n), mean), rstd);
-                let weight = load_at(s, self.weight, at, n);
-                let value = s.mul_add(normal, weight, load_at(s, self.bias, at, n));
-                store_at(s, y, at, value, n);
-                at += S::LANES;
-            }
+            (self.mean[row], self.rstd[row]) = normalize(s, z, self.weight, self.bias, self.eps, y);
+        }
+    }
+}
+
+/// One row's y; returns its mean and rstd.
+#[inline(always)]
+fn normalize<S: Simd, E: Element>(
+    s: S,
+    z: &[E],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    y: &mut [E],
+) -> (f32, f32) {
+    let d = z.len();
+    let row_mean = row_sum(s, z) / d as f32;
+    // Two passes: the mean square minus the squared mean would cancel.
+    let variance = row_square_deviation(s, z, row_mean) / d as f32;
+    let row_rstd = 1.0 / (variance + eps).sqrt();
+    let (mean, rstd) = (s.splat(row_mean), s.splat(row_rstd));
+    let mut at = 0;
+    while at < d {
+        let n = lanes_at::<S>(at, d);
+        let normal = s.mul(s.sub(load_at(s, z, at, n), mean), rstd);
+        let value = s.mul_add(normal, load_at(s, weight, at, n), load_at(s, bias, at, n));
+        store_at(s, y, at, value, n);
+        at += S::LANES;
+    }
+    (row_mean, row_rstd)
+}
+
+/// Arguments of [`layer_norm`]. Shapes: z, y [n, d]; weight, bias `[d]`; mean, rstd `[n]`.
+pub struct LayerNorm<'a, E> {
+    /// The input, left as it is.
+    pub z: &'a [E],
+    /// The norm's weight.
+    pub weight: &'a [f32],
+    /// The norm's bias.
+    pub bias: &'a [f32],
+    /// Added to the variance.
+    pub eps: f32,
+    /// The result.
+    pub y: &'a mut [E],
+    /// Mean of each row, saved for the backward.
+    pub mean: &'a mut [f32],
+    /// 1 / √(variance + eps) of each row, saved for the backward.
+    pub rstd: &'a mut [f32],
+}
+
+/// As [`layer_norm_forward`] without dropout and residual, for an input that others still read.
+///
+/// Panics if a length disagrees.
+pub fn layer_norm<E: Element>(isa: Isa, args: LayerNorm<E>) {
+    let (n, d) = (args.mean.len(), args.weight.len());
+    assert_eq!(args.bias.len(), d);
+    assert_eq!(args.rstd.len(), n);
+    assert_eq!(args.z.len(), n * d);
+    assert_eq!(args.y.len(), n * d);
+    if n == 0 || d == 0 {
+        return;
+    }
+    let (weight, bias, eps) = (args.weight, args.bias, args.eps);
+    let rows = rows_per_task(d);
+    (args.z.par_chunks(rows * d))
+        .zip(args.y.par_chunks_mut(rows * d))
+        .zip(args.mean.par_chunks_mut(rows))
+        .zip(args.rstd.par_chunks_mut(rows))
+        .for_each(|(((z, y), mean), rstd)| {
+            let part = LayerNorm {
+                z,
+                weight,
+                bias,
+                eps,
+                y,
+                mean,
+                rstd,
+            };
+            dispatch(isa, part);
+        });
+}
+
+impl<E: Element> SimdOp for LayerNorm<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let d = self.weight.len();
+        for row in 0..self.mean.len() {
+            let (z, y) = (&self.z[row * d..][..d], &mut self.y[row * d..][..d]);
+            (self.mean[row], self.rstd[row]) = normalize(s, z, self.weight, self.bias, self.eps, y);
         }
     }
 }

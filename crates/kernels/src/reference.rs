@@ -309,7 +309,13 @@ pub fn attention_backward(x: &Attention, d_out: &[f64]) -> (Vec<f64>, Vec<f64>, 
 }
 
 /// (losses, d_logits) of cross entropy over rows of c; label -100 does not count.
-pub fn cross_entropy(logits: &[f64], c: usize, labels: &[i64], scale: f64) -> (Vec<f64>, Vec<f64>) {
+pub fn cross_entropy(
+    logits: &[f64],
+    c: usize,
+    labels: &[i64],
+    scale: f64,
+    smoothing: f64,
+) -> (Vec<f64>, Vec<f64>) {
     let mut losses = Vec::new();
     let mut d_logits = vec![0.0; logits.len()];
     for (i, &label) in labels.iter().enumerate() {
@@ -320,11 +326,14 @@ pub fn cross_entropy(logits: &[f64], c: usize, labels: &[i64], scale: f64) -> (V
         let row = &logits[i * c..][..c];
         let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
-        losses.push(sum.ln() + max - row[label as usize]);
+        let mut loss = 0.0;
         for (j, x) in row.iter().enumerate() {
             let onehot = f64::from(j as i64 == label);
-            d_logits[i * c + j] = ((x - max).exp() / sum - onehot) * scale;
+            let target = (1.0 - smoothing) * onehot + smoothing / c as f64;
+            loss += target * (sum.ln() + max - x);
+            d_logits[i * c + j] = ((x - max).exp() / sum - target) * scale;
         }
+        losses.push(loss);
     }
     (losses, d_logits)
 }

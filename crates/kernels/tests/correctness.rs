@@ -243,6 +243,23 @@ fn layer_norm_agrees() {
                 check_close(&y, &want.y, 1e-5, &what);
                 check_close(&mean, &want.mean, TOLERANCE, &what);
                 check_close(&rstd, &want.rstd, 1e-5, &what);
+                let mut same = [vec![f32::NAN; n * d], vec![f32::NAN; n], vec![f32::NAN; n]];
+                let [same_y, same_mean, same_rstd] = &mut same;
+                layer_norm(
+                    isa,
+                    LayerNorm {
+                        z: &z,
+                        weight: &weight,
+                        bias: &bias,
+                        eps: 1e-5,
+                        y: same_y,
+                        mean: same_mean,
+                        rstd: same_rstd,
+                    },
+                );
+                for (same, first) in same.iter().zip([&y, &mean, &rstd]) {
+                    assert_eq!(bits(same), bits(first), "{what}");
+                }
                 let (d_z, d_weight, d_bias) =
                     reference::layer_norm_backward(&want, &wide(&weight), &wide(&d_y));
                 let mut got = d_y.clone();
@@ -337,16 +354,35 @@ fn attention_agrees() {
 #[test]
 fn cross_entropy_agrees() {
     for isa in isas() {
-        for c in [1, 2, 3, 15, 16, 17, 33, 1000] {
+        for (c, smoothing) in [
+            (1, 0.0),
+            (2, 0.1),
+            (3, 0.0),
+            (15, 0.25),
+            (16, 0.1),
+            (17, 0.0),
+            (33, 0.1),
+            (1000, 0.0),
+            (1000, 0.1),
+        ] {
             let n = 7;
+            let form = CrossEntropyForm {
+                grad_scale: 0.125,
+                smoothing,
+            };
             let logits: Vec<f32> = random(n * c, 1).iter().map(|v| v * 20.0).collect();
             let mut labels: Vec<i64> = (0..n as i64).map(|i| i * 5 % c as i64).collect();
             labels[2] = -100;
             let mut d = logits.clone();
             let mut losses = vec![f32::NAN; n];
-            cross_entropy(isa, &mut d, c, &labels, 0.125, &mut losses);
-            let (want, want_d) = reference::cross_entropy(&wide(&logits), c, &labels, 0.125);
-            let what = format!("cross entropy of {c} on {}", isa.name());
+            cross_entropy(isa, &mut d, c, &labels, form, &mut losses);
+            let smoothing = f64::from(smoothing);
+            let (want, want_d) =
+                reference::cross_entropy(&wide(&logits), c, &labels, 0.125, smoothing);
+            let what = format!(
+                "cross entropy of {c}, smoothing {smoothing}, on {}",
+                isa.name()
+            );
             check_close(&losses, &want, TOLERANCE, &what);
             check_close(&d, &want_d, TOLERANCE, &what);
             assert!(d[2 * c..3 * c].iter().all(|v| *v == 0.0), "{what}");
@@ -477,12 +513,29 @@ fn sums_and_embedding_agree() {
         let ids = [3u32, 8, 3, 0];
         let mut out = vec![f32::NAN; ids.len() * d];
         let rows_of = TableRows {
-            table: Values::F32(&table),
+            table: Table::Rows(Values::F32(&table)),
             ids: &ids,
         };
         embedding_gather(isa, &[rows_of], d, &mut out);
         let want = reference::embedding(&wide(&table), d, &ids);
         check_close(&out, &want, 0.0, "gather");
+        let mut packed = vec![0.0; packed_len(rows, d)];
+        pack(isa, MatRef::new(&table, rows, d), &mut packed);
+        let of_packed = TableRows {
+            table: Table::Packed(Values::F32(&packed)),
+            ids: &ids,
+        };
+        let mut other = vec![f32::NAN; out.len()];
+        embedding_gather(isa, &[of_packed], d, &mut other);
+        assert_eq!(bits(&other), bits(&out));
+        let mut packed = vec![bf16::ZERO; packed_bf16_len(rows, d)];
+        pack_bf16(isa, MatRef::new(&table, rows, d), &mut packed);
+        let of_packed = TableRows {
+            table: Table::Packed(Values::Bf16(&packed)),
+            ids: &ids,
+        };
+        embedding_gather(isa, &[of_packed], d, &mut other);
+        check_close(&other, &want, 1.0 / 256.0, "gather of packed bf16");
         embedding_gather(isa, &[rows_of, rows_of], d, &mut out);
         let want: Vec<f64> = want.iter().map(|v| v * 2.0).collect();
         check_close(&out, &want, 0.0, "gather of two tables");

@@ -124,10 +124,12 @@ fn losses() {
     let (n, c) = (6, 5);
     let labels = [0, 4, -100, 2, 1, 3];
     let logits = values(n * c, 1);
-    let (_, d) = reference::cross_entropy(&logits, c, &labels, 1.0);
-    check_gradient("cross entropy", &logits, &[1.0; 6], &d, |x| {
-        reference::cross_entropy(x, c, &labels, 1.0).0
-    });
+    for smoothing in [0.0, 0.1] {
+        let (_, d) = reference::cross_entropy(&logits, c, &labels, 1.0, smoothing);
+        check_gradient("cross entropy", &logits, &[1.0; 6], &d, |x| {
+            reference::cross_entropy(x, c, &labels, 1.0, smoothing).0
+        });
+    }
     let targets = values(30, 2);
     for define in [
         reference::mse as fn(f64, f64, f64) -> (f64, f64),

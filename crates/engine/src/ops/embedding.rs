@@ -3,17 +3,69 @@
 use std::sync::Arc;
 
 use lowrank_kernels as kernels;
+use lowrank_kernels::Isa;
 
 use crate::meter::Purpose;
-use crate::param::{Param, TrainableId};
+use crate::param::{Matrix, Param, TrainableId, Trainables};
 use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::Tensor;
+
+/// A table [V, D] as a lookup reads it.
+#[derive(Debug, Clone, Copy)]
+pub enum Table<'m> {
+    /// Rows one after the other.
+    Rows(&'m Param),
+    /// A matrix that a head multiplies with too.
+    Matrix(&'m Matrix),
+}
+
+impl Table<'_> {
+    /// The trainable's id, if the table is trained.
+    pub fn trainable(&self) -> Option<TrainableId> {
+        match self {
+            Table::Rows(param) => param.trainable(),
+            Table::Matrix(matrix) => matrix.trainable(),
+        }
+    }
+
+    fn width(&self, trainables: &Trainables) -> usize {
+        match self {
+            Table::Rows(param) => param.shape(trainables)[1],
+            Table::Matrix(matrix) => matrix.shape(trainables)[1],
+        }
+    }
+
+    /// out = (or += if `accumulate`) the rows `ids`.
+    fn gather(
+        &self,
+        isa: Isa,
+        trainables: &Trainables,
+        ids: &[u32],
+        out: &mut Tensor,
+        accumulate: bool,
+    ) {
+        let cols = out.cols();
+        let rows = match self {
+            Table::Rows(param) => param.data(trainables),
+            Table::Matrix(Matrix::Trainable(id)) => trainables.get(*id).value.data(),
+            Table::Matrix(Matrix::TrainableConv1d(_)) => {
+                unreachable!("no table is stored as [D, V]")
+            }
+            Table::Matrix(Matrix::Frozen(packed)) => {
+                let packed = packed.packed();
+                kernels::embedding_gather_packed(packed, cols, ids, out.data_mut(), accumulate);
+                return;
+            }
+        };
+        kernels::embedding_gather(isa, rows, cols, ids, out.data_mut(), accumulate);
+    }
+}
 
 /// One table and the rows to read from it.
 #[derive(Debug, Clone, Copy)]
 pub struct Lookup<'m, 'i> {
     /// The table [V, D].
-    pub table: &'m Param,
+    pub table: Table<'m>,
     /// Row numbers `[M]`.
     pub ids: &'i [u32],
     /// A row that gets no gradient. Source: PyTorch's `padding_idx`.
@@ -26,17 +78,17 @@ pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
     let device = tape.device().clone();
     let trainables = tape.trainables();
     let rows = tables[0].ids.len();
-    let cols = tables[0].table.shape(trainables)[1];
+    let cols = tables[0].table.width(trainables);
     let mut y = Tensor::uninit(&device, rows, cols, Purpose::Activations);
     for (i, lookup) in tables.iter().enumerate() {
         let Lookup { table, ids, .. } = *lookup;
         assert_eq!(
-            (table.shape(trainables)[1], ids.len()),
+            (table.width(trainables), ids.len()),
             (cols, rows),
             "embedding: table {i} does not fit the first"
         );
         device.exec(0, |isa| {
-            kernels::embedding_gather(isa, table.data(trainables), cols, ids, y.data_mut(), i > 0);
+            table.gather(isa, trainables, ids, &mut y, i > 0);
         });
     }
     let trained = |l: &Lookup<'_, '_>| {

@@ -1,5 +1,5 @@
 //! z = dropout(x) + residual, y = (z - mean)·rstd·weight + bias over each row: the end of a post-norm sublayer in one op.
-//! Shapes: x, residual, z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`. Saved: z, mean, rstd (z takes x's place).
+//! Shapes: x, residual, z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`. Saved: z, mean, rstd (z takes x's place, or is x).
 //! Source: Ba et al. 2016; transformers `BertSelfOutput`.
 
 use std::sync::Arc;
@@ -35,22 +35,37 @@ pub fn layer_norm<'m>(
     let trainables = tape.trainables();
     let dropout = tape.dropout(p);
     let (x_node, residual_node) = (x.node(), residual.as_ref().and_then(Var::node));
-    let mut z = x.into_owned();
-    let (rows, cols) = (z.rows(), z.cols());
-    if let Some(residual) = &residual {
-        assert_eq!(
-            (residual.rows(), residual.cols()),
-            (rows, cols),
-            "layer_norm: the residual does not fit x"
-        );
-    }
+    let (rows, cols) = (x.rows(), x.cols());
     let mut y = Tensor::uninit(&device, rows, cols, Purpose::Activations);
     let mut mean = Tensor::uninit(&device, 1, rows, Purpose::Activations);
     let mut rstd = Tensor::uninit(&device, 1, rows, Purpose::Activations);
-    device.exec(0, |isa| {
-        kernels::layer_norm_forward(
-            isa,
-            LayerNormForward {
+    let z = if residual.is_none() && dropout.is_none() {
+        // z is x itself: others may go on reading it, as a pre-norm residual stream is.
+        let z = x.shared();
+        device.exec(0, |isa| {
+            let norm = kernels::LayerNorm {
+                z: z.data(),
+                weight: params.weight.data(trainables),
+                bias: params.bias.data(trainables),
+                eps: params.eps,
+                y: y.data_mut(),
+                mean: mean.data_mut(),
+                rstd: rstd.data_mut(),
+            };
+            kernels::layer_norm(isa, norm);
+        });
+        z
+    } else {
+        let mut z = x.into_owned();
+        if let Some(residual) = &residual {
+            assert_eq!(
+                (residual.rows(), residual.cols()),
+                (rows, cols),
+                "layer_norm: the residual does not fit x"
+            );
+        }
+        device.exec(0, |isa| {
+            let norm = LayerNormForward {
                 x: z.data_mut(),
                 residual: residual.as_ref().map(|r| r.tensor().data()),
                 dropout,
@@ -60,9 +75,11 @@ pub fn layer_norm<'m>(
                 y: y.data_mut(),
                 mean: mean.data_mut(),
                 rstd: rstd.data_mut(),
-            },
-        );
-    });
+            };
+            kernels::layer_norm_forward(isa, norm);
+        });
+        Arc::new(z)
+    };
     drop(residual);
     let trained = params.weight.trainable().is_some() || params.bias.trainable().is_some();
     let needed = x_node.is_some() || residual_node.is_some() || trained;
@@ -78,7 +95,7 @@ pub fn layer_norm<'m>(
 }
 
 struct LayerNormBackward<'m> {
-    z: Tensor,
+    z: Arc<Tensor>,
     mean: Tensor,
     rstd: Tensor,
     x_node: Option<usize>,

@@ -40,17 +40,6 @@ pub struct LinearParams<'m> {
 }
 
 impl LinearParams<'_> {
-    /// [out, in].
-    pub fn shape(&self, trainables: &Trainables) -> [usize; 2] {
-        match self.weight {
-            Matrix::Frozen(packed) => [packed.out_features(), packed.in_features()],
-            Matrix::Trainable(id) => {
-                let value = &trainables.get(*id).value;
-                [value.rows(), value.cols()]
-            }
-        }
-    }
-
     fn trained(&self) -> bool {
         self.adapter.is_some()
             || self.weight.trainable().is_some()
@@ -62,7 +51,7 @@ impl LinearParams<'_> {
 pub fn linear<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> Var {
     let device = tape.device().clone();
     let trainables = tape.trainables();
-    let [out, inp] = params.shape(trainables);
+    let [out, inp] = params.weight.shape(trainables);
     assert_eq!(
         x.cols(),
         inp,
@@ -113,17 +102,53 @@ fn pack(value: &Tensor, transposed: bool) -> Tensor {
     packed
 }
 
+/// W of a trained weight in panels, in scratch; a frozen one has its own.
+pub(crate) fn pack_trained(trainables: &Trainables, weight: &Matrix) -> Option<Tensor> {
+    match weight {
+        Matrix::Frozen(_) => None,
+        Matrix::Trainable(id) => Some(pack(&trainables.get(*id).value, false)),
+        Matrix::TrainableConv1d(id) => Some(pack(&trainables.get(*id).value, true)),
+    }
+}
+
+/// W in panels: a frozen weight's own, or what [`pack_trained`] made.
+pub(crate) fn packed_of<'a>(weight: &'a Matrix, trained: Option<&'a Tensor>) -> &'a Tensor {
+    match weight {
+        Matrix::Frozen(packed) => packed.tensor(),
+        Matrix::Trainable(_) | Matrix::TrainableConv1d(_) => {
+            trained.expect("a trained weight was packed")
+        }
+    }
+}
+
+/// Wᵀ in panels, in scratch: what d_y·W needs.
+pub(crate) fn pack_transposed(device: &Device, trainables: &Trainables, weight: &Matrix) -> Tensor {
+    match weight {
+        Matrix::Frozen(packed) => {
+            let (out, inp) = (packed.out_features(), packed.in_features());
+            let len = kernels::packed_len(inp, out);
+            let mut transposed = Tensor::uninit(device, 1, len, Purpose::Workspace);
+            device.exec(0, |isa| {
+                kernels::repack_transposed(isa, packed.packed(), out, inp, transposed.data_mut());
+            });
+            transposed
+        }
+        Matrix::Trainable(id) => pack(&trainables.get(*id).value, true),
+        Matrix::TrainableConv1d(id) => pack(&trainables.get(*id).value, false),
+    }
+}
+
 /// c (+)= alpha · a·bᵀ + bias, with b packed; `k` is the depth, for the count.
-struct Product<'a> {
-    a: &'a Tensor,
-    b_packed: &'a Tensor,
-    bias: Option<&'a [f32]>,
-    alpha: f32,
-    accumulate: bool,
+pub(crate) struct Product<'a> {
+    pub a: &'a Tensor,
+    pub b_packed: &'a Tensor,
+    pub bias: Option<&'a [f32]>,
+    pub alpha: f32,
+    pub accumulate: bool,
 }
 
 impl Product<'_> {
-    fn run(&self, c: &mut Tensor) {
+    pub(crate) fn run(&self, c: &mut Tensor) {
         let (m, k) = (self.a.rows(), self.a.cols());
         assert_eq!(c.rows(), m, "gemm: a has {m} rows, c has {}", c.rows());
         let n = c.cols();
@@ -143,7 +168,7 @@ impl Product<'_> {
 }
 
 /// into += alpha · aᵀ·b, the gradient of a weight: a [M, out], b [M, in], into [out, in].
-fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
+pub(crate) fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
     let flops = 2 * (a.rows() * a.cols() * b.cols()) as u64;
     let stride = into.cols();
     a.device().exec(flops, |isa| {
@@ -158,14 +183,8 @@ fn base_forward(
     params: &LinearParams<'_>,
     y: &mut Tensor,
 ) {
-    let scratch;
-    let b_packed = match params.weight {
-        Matrix::Frozen(packed) => packed.tensor(),
-        Matrix::Trainable(id) => {
-            scratch = pack(&trainables.get(*id).value, false);
-            &scratch
-        }
-    };
+    let scratch = pack_trained(trainables, params.weight);
+    let b_packed = packed_of(params.weight, scratch.as_ref());
     let bias = params
         .bias
         .filter(|_| !device.is_dry())
@@ -261,7 +280,11 @@ impl Backward for LinearBackward<'_> {
         }
         if let Some(id) = params.weight.trainable() {
             let x = x.as_ref().expect("x is kept where W is trained");
-            add_outer(&d_y, x, 1.0, cx.gradients.get_mut(id));
+            let d_weight = cx.gradients.get_mut(id);
+            match params.weight {
+                Matrix::TrainableConv1d(_) => add_outer(x, &d_y, 1.0, d_weight),
+                Matrix::Frozen(_) | Matrix::Trainable(_) => add_outer(&d_y, x, 1.0, d_weight),
+            }
         }
         let d_h = params.adapter.zip(h).map(|(adapter, h)| {
             let x = x.as_ref().expect("x is kept where there is an adapter");
@@ -315,18 +338,8 @@ fn input_backward(
     d_y: &Tensor,
 ) {
     let trainables = cx.trainables;
-    let [out, inp] = params.shape(trainables);
-    let transposed = match params.weight {
-        Matrix::Frozen(packed) => {
-            let len = kernels::packed_len(inp, out);
-            let mut transposed = Tensor::uninit(&cx.device, 1, len, Purpose::Workspace);
-            cx.device.exec(0, |isa| {
-                kernels::repack_transposed(isa, packed.packed(), out, inp, transposed.data_mut());
-            });
-            transposed
-        }
-        Matrix::Trainable(id) => pack(&trainables.get(*id).value, true),
-    };
+    let inp = params.weight.shape(trainables)[1];
+    let transposed = pack_transposed(&cx.device, trainables, params.weight);
     cx.write(x_node, d_y.rows(), inp, |_, d_x, accumulate| {
         Product {
             a: d_y,

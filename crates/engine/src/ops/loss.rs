@@ -2,7 +2,7 @@
 //! Shapes: logits, d_logits [N, C]. Losses are summed in f64.
 
 use lowrank_kernels as kernels;
-use lowrank_kernels::Isa;
+use lowrank_kernels::{CrossEntropyForm, Isa};
 
 use crate::meter::Purpose;
 use crate::tape::Var;
@@ -63,7 +63,11 @@ pub fn loss(logits: &Var, targets: Targets<'_>, grad_scale: f32) -> LossOutput {
         let (d, losses) = (d_logits.data_mut(), losses.data_mut());
         match targets {
             Targets::Class(labels) => {
-                kernels::cross_entropy(isa, d, cols, labels, grad_scale, losses)
+                let form = CrossEntropyForm {
+                    grad_scale,
+                    smoothing: 0.0,
+                };
+                kernels::cross_entropy(isa, d, cols, labels, form, losses)
             }
             Targets::Value(values) => kernels::mse(d, values, grad_scale, losses),
             Targets::Multi(values) => kernels::bce_with_logits(d, values, grad_scale, losses),

@@ -1,10 +1,13 @@
 //! The ops of the tape: each file holds one op's forward and backward, with the shapes in its first lines.
 
 pub mod activation;
+pub mod add;
 pub mod attention;
+pub mod columns;
 pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
+pub mod lm_head;
 pub mod loss;
 pub mod rows;

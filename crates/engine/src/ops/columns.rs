@@ -1,0 +1,59 @@
+//! y = x[:, first..first + cols]: one part of a fused projection. Shapes: x [M, C], y [M, cols]. Saved: nothing.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::meter::Purpose;
+use crate::tape::{Backprop, Backward, Tape, Var};
+use crate::tensor::Tensor;
+
+/// Forward of the selection. Panics if the columns are out of range.
+pub fn select_columns(tape: &mut Tape<'_>, x: &Var, columns: Range<usize>) -> Var {
+    let device = tape.device().clone();
+    let x_cols = x.cols();
+    assert!(
+        columns.start < columns.end && columns.end <= x_cols,
+        "select_columns: {columns:?} of {x_cols}"
+    );
+    let mut y = Tensor::uninit(&device, x.rows(), columns.len(), Purpose::Activations);
+    device.exec(0, |_| {
+        let rows = x.tensor().data().chunks_exact(x_cols);
+        for (out, row) in y.data_mut().chunks_exact_mut(columns.len()).zip(rows) {
+            out.copy_from_slice(&row[columns.clone()]);
+        }
+    });
+    let x_node = x.node();
+    tape.push(y, x_node.is_some(), || ColumnsBackward {
+        x_node,
+        x_cols,
+        columns,
+    })
+}
+
+struct ColumnsBackward {
+    x_node: Option<usize>,
+    x_cols: usize,
+    columns: Range<usize>,
+}
+
+impl Backward for ColumnsBackward {
+    fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
+        let ColumnsBackward {
+            x_node,
+            x_cols,
+            columns,
+        } = *self;
+        cx.write(x_node, d_y.rows(), x_cols, |device, d_x, accumulate| {
+            if !accumulate {
+                d_x.fill(0.0);
+            }
+            device.exec(0, |_| {
+                let rows = d_y.data().chunks_exact(columns.len());
+                for (into, d) in d_x.data_mut().chunks_exact_mut(x_cols).zip(rows) {
+                    let into = &mut into[columns.clone()];
+                    into.iter_mut().zip(d).for_each(|(x, d)| *x += d);
+                }
+            });
+        });
+    }
+}
