@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use lowrank_kernels::Element;
 use memmap2::{MmapOptions, MmapRaw};
 
 /// Every block starts on a cache line.
@@ -99,33 +100,34 @@ impl Space {
         (block.end <= self.0.len()).then(|| Buffer {
             space: self.clone(),
             start: block.start,
-            len: block.len() / 4,
+            bytes: block.len(),
         })
     }
 }
 
-/// A block's f32 values.
+/// A block's values.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     space: Space,
     start: usize,
-    len: usize,
+    bytes: usize,
 }
 
 impl Buffer {
-    pub(crate) fn as_slice(&self) -> &[f32] {
-        // SAFETY: `start` is a multiple of 64 and start + 4·len is within the mapping (checked in `Space::buffer`), which
-        // lives as long as `self.space`; anonymous pages are initialised; no other buffer overlaps this block until
-        // its range is given back, which the tensor that owns it does after dropping it.
-        unsafe { std::slice::from_raw_parts(self.pointer(), self.len) }
+    pub(crate) fn as_slice<E: Element>(&self) -> &[E] {
+        // SAFETY: `start` is a multiple of 64 and start + bytes is within the mapping (checked in `Space::buffer`), which
+        // lives as long as `self.space`; anonymous pages are initialised, and every bit pattern is a value of f32 and of
+        // bf16, the only elements there are; no other buffer overlaps this block until its range is given back, which
+        // the tensor that owns it does after dropping it.
+        unsafe { std::slice::from_raw_parts(self.pointer(), self.bytes / size_of::<E>()) }
     }
 
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+    pub(crate) fn as_mut_slice<E: Element>(&mut self) -> &mut [E] {
         // SAFETY: as in `as_slice`, and `&mut self` is the only access to the block.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(), self.bytes / size_of::<E>()) }
     }
 
-    fn pointer(&self) -> *mut f32 {
+    fn pointer<E>(&self) -> *mut E {
         // SAFETY: `start` is within the mapping, checked in `Space::buffer`.
         unsafe { self.space.0.as_mut_ptr().add(self.start).cast() }
     }
@@ -194,14 +196,14 @@ mod tests {
         );
         assert!(
             first
-                .as_slice()
+                .as_slice::<f32>()
                 .iter()
                 .chain(second.as_slice())
                 .all(|&v| v == 0.0)
         );
-        assert_eq!(second.as_slice().as_ptr() as usize % 64, 0);
-        first.as_mut_slice().fill(2.0);
-        assert!(second.as_slice().iter().all(|&v| v == 0.0));
+        assert_eq!(second.as_slice::<f32>().as_ptr() as usize % 64, 0);
+        first.as_mut_slice().fill(2.0f32);
+        assert!(second.as_slice::<f32>().iter().all(|&v| v == 0.0));
         assert!(space.buffer(&(usize::MAX - 63..usize::MAX)).is_none());
     }
 }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use lowrank_kernels::Isa;
+use lowrank_kernels::{DType, Isa};
 
 use crate::buffer::{Buffer, Layout, Space};
 use crate::meter::{MemoryReport, Meter, Purpose};
@@ -15,6 +15,7 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     kind: Kind,
+    precision: DType,
     counts: Mutex<Counts>,
 }
 
@@ -34,9 +35,15 @@ enum Kind {
 }
 
 impl Device {
-    /// The processor. `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means one per core.
-    /// Panics if `isa` is not available; errors if threads or address space cannot be had.
+    /// [`Device::cpu_in`] in f32, the reference.
     pub fn cpu(isa: Isa, threads: usize) -> Result<Self, std::io::Error> {
+        Self::cpu_in(DType::F32, isa, threads)
+    }
+
+    /// The processor. Frozen weights and activations are stored in `precision`, and products take operands of it; sums,
+    /// norms, softmax, losses and everything trained are f32 in either. `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means one per core.
+    /// Panics if `isa` is not available; errors if threads or address space cannot be had.
+    pub fn cpu_in(precision: DType, isa: Isa, threads: usize) -> Result<Self, std::io::Error> {
         assert!(isa.is_available(), "this processor has no {}", isa.name());
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -50,16 +57,28 @@ impl Device {
         };
         Ok(Device(Arc::new(Inner {
             kind,
+            precision,
             counts: Mutex::default(),
         })))
     }
 
-    /// Shapes only: allocates nothing, computes nothing, counts everything.
+    /// [`Device::dry_in`] in f32.
     pub fn dry() -> Self {
+        Self::dry_in(DType::F32)
+    }
+
+    /// Shapes only: allocates nothing, computes nothing, counts everything, as a device of this precision would.
+    pub fn dry_in(precision: DType) -> Self {
         Device(Arc::new(Inner {
             kind: Kind::Dry,
+            precision,
             counts: Mutex::default(),
         }))
+    }
+
+    /// How frozen weights and activations are stored.
+    pub fn precision(&self) -> DType {
+        self.0.precision
     }
 
     /// Whether this device computes nothing.
@@ -128,12 +147,12 @@ impl Device {
         self.counts().layout.highest_top() as u64
     }
 
-    /// A place for `len` values, and on a device that computes the values.
-    pub(crate) fn take(&self, len: usize, purpose: Purpose) -> (Range<usize>, Option<Buffer>) {
+    /// A place for `bytes`, and on a device that computes the values there.
+    pub(crate) fn take(&self, bytes: usize, purpose: Purpose) -> (Range<usize>, Option<Buffer>) {
         let block = {
             let mut counts = self.counts();
-            counts.meter.allocate(purpose, 4 * len as u64);
-            counts.layout.take(4 * len)
+            counts.meter.allocate(purpose, bytes as u64);
+            counts.layout.take(bytes)
         };
         match &self.0.kind {
             Kind::Cpu { space, .. } => {
@@ -149,9 +168,9 @@ impl Device {
         }
     }
 
-    pub(crate) fn give(&self, block: Range<usize>, len: usize, purpose: Purpose) {
+    pub(crate) fn give(&self, block: Range<usize>, bytes: usize, purpose: Purpose) {
         let mut counts = self.counts();
-        counts.meter.release(purpose, 4 * len as u64);
+        counts.meter.release(purpose, bytes as u64);
         counts.layout.give(block);
     }
 

@@ -13,7 +13,7 @@ pub mod tape;
 pub mod tensor;
 
 pub use device::Device;
-pub use lowrank_kernels::{Activation, Isa};
+pub use lowrank_kernels::{Activation, DType, Isa};
 pub use meter::{MemoryReport, Purpose};
 pub use param::{Gradients, Matrix, PackedMatrix, Param, Trainable, TrainableId, Trainables};
 pub use tape::{StepKey, Tape, Var};

@@ -2,11 +2,11 @@
 //! store, [`Trainables`], so that the optimizer, checkpoints and adapter files all see the same list.
 
 use lowrank_kernels as kernels;
-use lowrank_kernels::{MatRef, PANEL};
+use lowrank_kernels::{DType, MatRef, PANEL, Values};
 
 use crate::device::Device;
 use crate::meter::Purpose;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// A frozen vector or table [rows, cols], row-major.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Frozen {
         ))
     }
 
-    /// Freezes a table [rows, cols] that `fill` writes, block of rows by block of rows: `fill(first_row, block)`.
+    /// Freezes a table [rows, cols] in f32 that `fill` writes, block of rows by block of rows: `fill(first_row, block)`.
     /// Not called on the dry device. Errors are those of `fill`.
     pub fn from_blocks<E>(
         device: &Device,
@@ -42,9 +42,48 @@ impl Frozen {
         Ok(Frozen(tensor))
     }
 
-    /// The values. Panics on the dry device.
+    /// As [`Frozen::from_blocks`] in the device's precision, for a table that is looked up and not computed with.
+    pub fn table_from_blocks<E>(
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        mut fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let precision = device.precision();
+        if precision == DType::F32 {
+            return Self::from_blocks(device, rows, cols, fill);
+        }
+        let mut tensor = Tensor::uninit_as(precision, device, rows, cols, Purpose::FrozenWeights);
+        if !device.is_dry() {
+            let mut block = vec![0.0f32; BLOCK_ROWS.min(rows) * cols];
+            for first in (0..rows).step_by(BLOCK_ROWS) {
+                let block = &mut block[..BLOCK_ROWS.min(rows - first) * cols];
+                fill(first, block)?;
+                with_element!(precision, T => {
+                    let dst = &mut tensor.values_mut::<T>()[first * cols..][..block.len()];
+                    kernels::convert(device.isa(), dst, block);
+                });
+            }
+        }
+        Ok(Frozen(tensor))
+    }
+
+    /// The values. Panics on the dry device, or if they are not f32.
     pub fn data(&self) -> &[f32] {
         self.0.data()
+    }
+
+    /// The values in whichever storage. Panics on the dry device.
+    pub fn values(&self) -> Values<'_> {
+        self.0.any_values()
+    }
+
+    /// The values, copied. Panics on the dry device.
+    pub fn to_vec(&self) -> Vec<f32> {
+        match self.values() {
+            Values::F32(x) => x.to_vec(),
+            Values::Bf16(x) => x.iter().map(|v| v.to_f32()).collect(),
+        }
     }
 
     /// [rows, cols].
@@ -52,6 +91,9 @@ impl Frozen {
         [self.0.rows(), self.0.cols()]
     }
 }
+
+/// Rows of a block that is read and converted at once: large enough to read files at full speed, small beside any model.
+const BLOCK_ROWS: usize = 8 * PANEL;
 
 /// A frozen weight [out, in], packed once into the panels that the GEMM reads. One packing serves y = x·Wᵀ and dx = dy·W.
 #[derive(Debug)]
@@ -70,20 +112,28 @@ impl PackedMatrix {
         in_features: usize,
         mut fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let len = kernels::packed_len(out_features, in_features);
-        let mut packed = Tensor::uninit(device, 1, len, Purpose::FrozenWeights);
+        let precision = device.precision();
+        let len = |rows: usize| match precision {
+            DType::F32 => kernels::packed_len(rows, in_features),
+            DType::Bf16 => kernels::packed_bf16_len(rows, in_features),
+        };
+        let purpose = Purpose::FrozenWeights;
+        let mut packed = Tensor::uninit_as(precision, device, 1, len(out_features), purpose);
         if !device.is_dry() {
-            // 256 rows a block: large enough to read files at full speed, small beside any model.
-            let block_rows = 8 * PANEL;
-            let mut block = vec![0.0f32; block_rows.min(out_features) * in_features];
-            for first in (0..out_features).step_by(block_rows) {
-                let rows = block_rows.min(out_features - first);
+            let mut block = vec![0.0f32; BLOCK_ROWS.min(out_features) * in_features];
+            for first in (0..out_features).step_by(BLOCK_ROWS) {
+                let rows = BLOCK_ROWS.min(out_features - first);
                 let block = &mut block[..rows * in_features];
                 fill(first, block)?;
-                let start = first * in_features;
-                let end = start + kernels::packed_len(rows, in_features);
+                // Blocks are whole panels, so that the packed form of the rows before ends where this one begins.
+                let range = len(first)..len(first) + len(rows);
                 let view = MatRef::new(block, rows, in_features);
-                kernels::pack(device.isa(), view, &mut packed.data_mut()[start..end]);
+                match precision {
+                    DType::F32 => kernels::pack(device.isa(), view, &mut packed.data_mut()[range]),
+                    DType::Bf16 => {
+                        kernels::pack_bf16(device.isa(), view, &mut packed.values_mut()[range]);
+                    }
+                }
             }
         }
         Ok(PackedMatrix {
@@ -108,19 +158,18 @@ impl PackedMatrix {
     }
 
     /// The panels. Panics on the dry device.
-    pub fn packed(&self) -> &[f32] {
-        self.packed.data()
+    pub fn packed(&self) -> Values<'_> {
+        self.packed.any_values()
     }
 
     /// W [out, in], row-major. Panics on the dry device.
     pub fn to_rows(&self) -> Vec<f32> {
-        let mut rows = vec![0.0; self.out_features * self.in_features];
-        kernels::unpack(
-            self.packed(),
-            self.out_features,
-            self.in_features,
-            &mut rows,
-        );
+        let (n, k) = (self.out_features, self.in_features);
+        let mut rows = vec![0.0; n * k];
+        match self.packed() {
+            Values::F32(packed) => kernels::unpack(packed, n, k, &mut rows),
+            Values::Bf16(packed) => kernels::unpack_bf16(packed, n, k, &mut rows),
+        }
         rows
     }
 }
@@ -146,11 +195,27 @@ pub enum Param {
 }
 
 impl Param {
-    /// The values. Panics on the dry device.
+    /// The values, copied. Panics on the dry device.
+    pub fn to_vec(&self, trainables: &Trainables) -> Vec<f32> {
+        match self {
+            Param::Frozen(frozen) => frozen.to_vec(),
+            Param::Trainable(id) => trainables.get(*id).value.data().to_vec(),
+        }
+    }
+
+    /// The values. Panics on the dry device, or if they are not f32, as only a frozen table is.
     pub fn data<'a>(&'a self, trainables: &'a Trainables) -> &'a [f32] {
         match self {
             Param::Frozen(frozen) => frozen.data(),
             Param::Trainable(id) => trainables.get(*id).value.data(),
+        }
+    }
+
+    /// The values in whichever storage. Panics on the dry device.
+    pub fn values<'a>(&'a self, trainables: &'a Trainables) -> Values<'a> {
+        match self {
+            Param::Frozen(frozen) => frozen.values(),
+            Param::Trainable(id) => trainables.get(*id).value.any_values(),
         }
     }
 

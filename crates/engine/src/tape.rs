@@ -7,9 +7,8 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::{Dropout, DropoutKey};
 
 use crate::device::Device;
-use crate::meter::Purpose;
 use crate::param::{Gradients, Trainables};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,8 +284,9 @@ impl Backprop<'_> {
                 Err(d) => (old.duplicate(), d),
             },
         };
+        let dtype = sum.dtype();
         self.device.exec(0, |isa| {
-            kernels::add_assign(isa, sum.data_mut(), other.data())
+            with_element!(dtype, E => kernels::add_assign(isa, sum.values_mut::<E>(), other.values::<E>()))
         });
         self.slots[node] = Some(Arc::new(sum));
     }
@@ -311,7 +311,7 @@ impl Backprop<'_> {
                 Err(shared) => self.slots[node] = Some(shared),
             }
         }
-        let mut d = Tensor::uninit(&self.device, rows, cols, Purpose::Activations);
+        let mut d = Tensor::activations(&self.device, rows, cols);
         write(&self.device, &mut d, false);
         self.add(Some(node), d);
     }

@@ -1,17 +1,36 @@
-//! A dense f32 matrix on a device, counted while it lives. A vector is a matrix of one row.
+//! A dense matrix on a device, f32 or bf16, counted while it lives. A vector is a matrix of one row.
 
 use std::ops::Range;
 
-use lowrank_kernels::MatRef;
+use lowrank_kernels as kernels;
+use lowrank_kernels::{DType, Element, MatRef, Values};
 
 use crate::buffer::Buffer;
 use crate::device::Device;
 use crate::meter::Purpose;
 
+/// Evaluates an expression in which the given name stands for the element type of a storage.
+macro_rules! with_element {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            lowrank_kernels::DType::F32 => {
+                type $E = f32;
+                $body
+            }
+            lowrank_kernels::DType::Bf16 => {
+                type $E = lowrank_kernels::bf16;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
 /// A row-major matrix [rows, cols]. On the dry device it has a shape and no values.
 pub struct Tensor {
     rows: usize,
     cols: usize,
+    dtype: DType,
     purpose: Purpose,
     block: Range<usize>,
     buffer: Option<Buffer>,
@@ -19,12 +38,24 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A matrix whose values are unspecified (stale or zero): every op that makes one writes all of it.
+    /// A matrix of f32 whose values are unspecified (stale or zero): every op that makes one writes all of it.
     pub fn uninit(device: &Device, rows: usize, cols: usize, purpose: Purpose) -> Self {
-        let (block, buffer) = device.take(rows * cols, purpose);
+        Self::uninit_as(DType::F32, device, rows, cols, purpose)
+    }
+
+    /// As [`Tensor::uninit`] in a storage of choice.
+    pub fn uninit_as(
+        dtype: DType,
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        purpose: Purpose,
+    ) -> Self {
+        let (block, buffer) = device.take(rows * cols * dtype.bytes(), purpose);
         Tensor {
             rows,
             cols,
+            dtype,
             purpose,
             block,
             buffer,
@@ -32,14 +63,19 @@ impl Tensor {
         }
     }
 
-    /// A matrix of zeros.
+    /// Activations, or their gradient, in the device's precision; values unspecified.
+    pub fn activations(device: &Device, rows: usize, cols: usize) -> Self {
+        Self::uninit_as(device.precision(), device, rows, cols, Purpose::Activations)
+    }
+
+    /// A matrix of f32 zeros.
     pub fn zeros(device: &Device, rows: usize, cols: usize, purpose: Purpose) -> Self {
         let mut tensor = Self::uninit(device, rows, cols, purpose);
         tensor.fill(0.0);
         tensor
     }
 
-    /// A copy of `values` [rows, cols]; on the dry device only its shape. Panics if the length does not fit.
+    /// A copy of `values` [rows, cols] in f32; on the dry device only its shape. Panics if the length does not fit.
     pub fn from_slice(
         device: &Device,
         rows: usize,
@@ -60,18 +96,38 @@ impl Tensor {
         tensor
     }
 
-    /// A copy with the same shape and purpose.
+    /// A copy with the same shape, storage and purpose.
     pub fn duplicate(&self) -> Self {
-        let mut copy = Self::uninit(&self.device, self.rows, self.cols, self.purpose);
-        self.device
-            .exec(0, |_| copy.data_mut().copy_from_slice(self.data()));
+        self.duplicate_rows(0..self.rows, self.purpose)
+    }
+
+    /// A copy of some of the rows, in the same storage. Panics if the range exceeds the rows.
+    pub fn duplicate_rows(&self, rows: Range<usize>, purpose: Purpose) -> Self {
+        let mut copy = Self::uninit_as(self.dtype, &self.device, rows.len(), self.cols, purpose);
+        let range = rows.start * self.cols..rows.end * self.cols;
+        self.device.exec(0, |_| {
+            with_element!(self.dtype, E => {
+                copy.values_mut::<E>().copy_from_slice(&self.values::<E>()[range]);
+            });
+        });
+        copy
+    }
+
+    /// A copy in f32 with the same shape.
+    pub fn to_f32(&self, purpose: Purpose) -> Self {
+        let mut copy = Self::uninit(&self.device, self.rows, self.cols, purpose);
+        self.device.exec(0, |isa| {
+            with_element!(self.dtype, E => {
+                kernels::convert(isa, copy.data_mut(), self.values::<E>());
+            });
+        });
         copy
     }
 
     /// Sets every value.
     pub fn fill(&mut self, value: f32) {
         if !self.device.is_dry() {
-            self.data_mut().fill(value);
+            with_element!(self.dtype, E => self.values_mut::<E>().fill(E::narrow(value)));
         }
     }
 
@@ -95,13 +151,29 @@ impl Tensor {
         self.len() == 0
     }
 
+    /// How the values are stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// The device it lives on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The values, row by row. Panics on the dry device.
+    /// The values, row by row. Panics on the dry device, or if they are not f32.
     pub fn data(&self) -> &[f32] {
+        self.values()
+    }
+
+    /// The values, row by row. Panics on the dry device, or if they are not f32.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        self.values_mut()
+    }
+
+    /// The values, row by row. Panics on the dry device, or if they are stored otherwise.
+    pub fn values<E: Element>(&self) -> &[E] {
+        assert_eq!(E::DTYPE, self.dtype, "the tensor's storage");
         &self
             .buffer
             .as_ref()
@@ -109,8 +181,9 @@ impl Tensor {
             .as_slice()[..self.rows * self.cols]
     }
 
-    /// The values, row by row. Panics on the dry device.
-    pub fn data_mut(&mut self) -> &mut [f32] {
+    /// The values, row by row. Panics on the dry device, or if they are stored otherwise.
+    pub fn values_mut<E: Element>(&mut self) -> &mut [E] {
+        assert_eq!(E::DTYPE, self.dtype, "the tensor's storage");
         &mut self
             .buffer
             .as_mut()
@@ -118,9 +191,22 @@ impl Tensor {
             .as_mut_slice()[..self.rows * self.cols]
     }
 
-    /// A view for the kernels. Panics on the dry device.
+    /// The values in whichever storage. Panics on the dry device.
+    pub fn any_values(&self) -> Values<'_> {
+        match self.dtype {
+            DType::F32 => Values::F32(self.values()),
+            DType::Bf16 => Values::Bf16(self.values()),
+        }
+    }
+
+    /// A view for the kernels. Panics on the dry device, or if the values are not f32.
     pub fn view(&self) -> MatRef<'_> {
-        MatRef::new(self.data(), self.rows, self.cols)
+        self.view_as()
+    }
+
+    /// A view for the kernels. Panics on the dry device, or if the values are stored otherwise.
+    pub fn view_as<E: Element>(&self) -> MatRef<'_, E> {
+        MatRef::new(self.values(), self.rows, self.cols)
     }
 }
 
@@ -128,13 +214,19 @@ impl Drop for Tensor {
     fn drop(&mut self) {
         // The buffer goes first: from then on the block may be another's.
         self.buffer = None;
-        self.device
-            .give(self.block.clone(), self.rows * self.cols, self.purpose);
+        let bytes = self.len() * self.dtype.bytes();
+        self.device.give(self.block.clone(), bytes, self.purpose);
     }
 }
 
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tensor[{}, {}]", self.rows, self.cols)
+        write!(
+            f,
+            "Tensor[{}, {}; {}]",
+            self.rows,
+            self.cols,
+            self.dtype.name()
+        )
     }
 }

@@ -290,15 +290,15 @@ impl Whole<'_> {
         let [rows, cols] = frozen.shape();
         let shape = if table { vec![rows, cols] } else { vec![cols] };
         let values = if self.device.is_dry() {
-            &[][..]
+            Vec::new()
         } else {
-            frozen.data()
+            frozen.to_vec()
         };
         let id = self.trainables.add(
             self.device,
             format!("{}{name}", self.prefix),
             &shape,
-            values,
+            &values,
         );
         *param = Param::Trainable(id);
     }

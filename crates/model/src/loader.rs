@@ -175,7 +175,7 @@ impl<'a> Loader<'a> {
             mean: 0.0,
         };
         let source = self.locate(&wanted);
-        let table = Frozen::from_blocks(self.device, rows, cols, |first, block| {
+        let table = Frozen::table_from_blocks(self.device, rows, cols, |first, block| {
             self.fill(&wanted, source.as_deref(), first * cols, block)
         })?;
         let path = path.to_string();

@@ -160,7 +160,7 @@ impl Model {
 
     fn merged_values(&self, source: Source<'_>) -> Vec<f32> {
         match source {
-            Source::Vector(param) => param.data(&self.trainables).to_vec(),
+            Source::Vector(param) => param.to_vec(&self.trainables),
             Source::Weight(linear) => self.merged_weight(linear),
         }
     }

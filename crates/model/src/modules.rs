@@ -1,9 +1,9 @@
 //! The building blocks of every family: modules that know their path in the checkpoint. It knows no family.
 
-use lowrank_engine::ops::embedding::Lookup;
+use lowrank_engine::ops::embedding::{Lookup, Table};
 use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
-use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
-use lowrank_engine::{Matrix, Param, Tape, Var};
+use lowrank_engine::ops::linear::{Adapter, LinearParams, linear, linear_activation, linear_f32};
+use lowrank_engine::{Activation, Matrix, Param, Tape, Var};
 
 /// A linear layer, adapted or not. Its weight is stored under `path.weight`, its bias under `path.bias`.
 #[derive(Debug)]
@@ -27,16 +27,28 @@ pub struct Linear {
 impl Linear {
     /// y = x·Wᵀ + bias, plus the adapter's branch where adapters are switched on.
     pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let adapter = self.adapter.as_ref().filter(|_| tape.adapters());
-        linear(
-            tape,
-            x,
-            LinearParams {
-                weight: &self.weight,
-                bias: self.bias.as_ref(),
-                adapter,
-            },
-        )
+        let params = self.params(tape);
+        linear(tape, x, params)
+    }
+
+    /// As [`Linear::forward`] in f32 whatever the precision: the logits.
+    pub fn logits<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
+        let params = self.params(tape);
+        linear_f32(tape, x, params)
+    }
+
+    /// f(y).
+    pub fn forward_activation<'m>(&'m self, tape: &mut Tape<'m>, x: Var, kind: Activation) -> Var {
+        let params = self.params(tape);
+        linear_activation(tape, x, params, kind)
+    }
+
+    fn params<'m>(&'m self, tape: &Tape<'m>) -> LinearParams<'m> {
+        LinearParams {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            adapter: self.adapter.as_ref().filter(|_| tape.adapters()),
+        }
     }
 }
 
@@ -90,7 +102,7 @@ impl Embedding {
     /// The rows `ids` of this table.
     pub fn lookup<'m, 'i>(&'m self, ids: &'i [u32]) -> Lookup<'m, 'i> {
         Lookup {
-            table: &self.table,
+            table: Table::Rows(&self.table),
             ids,
             padding_idx: self.padding_idx,
         }

@@ -7,21 +7,25 @@ use lowrank_kernels::Activation;
 
 use crate::meter::Purpose;
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// Forward of an activation; overwrites x where nothing needs it any more.
 pub fn activation(tape: &mut Tape<'_>, x: Var, kind: Activation) -> Var {
-    let device = tape.device().clone();
+    let (device, dtype) = (tape.device().clone(), x.tensor().dtype());
     if !(tape.recording() && x.requires_grad()) {
         let mut y = x.into_owned();
         device.exec(0, |isa| {
-            kernels::activation_forward_in_place(isa, kind, y.data_mut())
+            with_element!(dtype, E => {
+                kernels::activation_forward_in_place(isa, kind, y.values_mut::<E>());
+            });
         });
         return tape.constant(y);
     }
-    let mut y = Tensor::uninit(&device, x.rows(), x.cols(), Purpose::Activations);
+    let mut y = Tensor::uninit_as(dtype, &device, x.rows(), x.cols(), Purpose::Activations);
     device.exec(0, |isa| {
-        kernels::activation_forward(isa, kind, x.tensor().data(), y.data_mut())
+        with_element!(dtype, E => {
+            kernels::activation_forward(isa, kind, x.tensor().values::<E>(), y.values_mut::<E>());
+        });
     });
     tape.push(y, true, || ActivationBackward {
         x: x.shared(),
@@ -39,8 +43,12 @@ struct ActivationBackward {
 impl Backward for ActivationBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let dtype = d_x.dtype();
         cx.device.exec(0, |isa| {
-            kernels::activation_backward(isa, self.kind, self.x.data(), d_x.data_mut())
+            with_element!(dtype, E => {
+                let (x, d_x) = (self.x.values::<E>(), d_x.values_mut::<E>());
+                kernels::activation_backward(isa, self.kind, x, d_x);
+            });
         });
         cx.add(self.x_node, d_x);
     }

@@ -6,7 +6,7 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::Dropout;
 
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// Forward of dropout with probability `p` and the residual sum. Panics if the shapes disagree.
 pub fn add(tape: &mut Tape<'_>, x: Var, residual: Var, p: f32) -> Var {
@@ -19,11 +19,14 @@ pub fn add(tape: &mut Tape<'_>, x: Var, residual: Var, p: f32) -> Var {
     );
     let (x_node, residual_node) = (x.node(), residual.node());
     let mut z = x.into_owned();
+    let dtype = z.dtype();
     device.exec(0, |isa| {
-        if let Some(dropout) = dropout {
-            kernels::dropout_apply(isa, dropout, z.data_mut());
-        }
-        kernels::add_assign(isa, z.data_mut(), residual.tensor().data());
+        with_element!(dtype, E => {
+            if let Some(dropout) = dropout {
+                kernels::dropout_apply(isa, dropout, z.values_mut::<E>());
+            }
+            kernels::add_assign(isa, z.values_mut::<E>(), residual.tensor().values::<E>());
+        });
     });
     drop(residual);
     let needed = x_node.is_some() || residual_node.is_some();
@@ -49,8 +52,9 @@ impl Backward for AddBackward {
         };
         let mut d_x = d_z.duplicate();
         cx.add_shared(self.residual_node, d_z);
+        let dtype = d_x.dtype();
         cx.device.exec(0, |isa| {
-            kernels::dropout_apply(isa, dropout, d_x.data_mut())
+            with_element!(dtype, E => kernels::dropout_apply(isa, dropout, d_x.values_mut::<E>()))
         });
         cx.add(self.x_node, d_x);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use lowrank_kernels as kernels;
 pub use lowrank_kernels::AttentionMask;
-use lowrank_kernels::{AttentionSaved, AttentionShape, Dropout};
+use lowrank_kernels::{AttentionSaved, AttentionShape, DType, Dropout, Element};
 
 use crate::meter::Purpose;
 use crate::tape::{Backprop, Backward, Tape, Var};
@@ -85,19 +85,21 @@ pub fn attention(tape: &mut Tape<'_>, q: Var, k: Var, v: Var, spec: AttentionSpe
         Some(&k.rows()),
         "attention: the offsets cover the keys"
     );
-    let mut out = Tensor::uninit(&device, q.rows(), q.cols(), Purpose::Activations);
+    let mut out = Tensor::activations(&device, q.rows(), q.cols());
     let mut lse = Tensor::uninit(&device, q.rows(), spec.num_heads, Purpose::Activations);
     device.exec(spec.flops(2), |isa| {
-        let (q, k, v) = (q.tensor().data(), k.tensor().data(), v.tensor().data());
-        kernels::attention_forward(
-            isa,
-            &spec.shape(dropout),
-            q,
-            k,
-            v,
-            out.data_mut(),
-            lse.data_mut(),
-        );
+        let (shape, lse) = (spec.shape(dropout), lse.data_mut());
+        let (q, k, v) = (q.tensor(), k.tensor(), v.tensor());
+        match out.dtype() {
+            DType::F32 => {
+                let (q, k, v) = (q.data(), k.data(), v.data());
+                kernels::attention_forward(isa, &shape, q, k, v, out.data_mut(), lse);
+            }
+            DType::Bf16 => {
+                let inputs = [q.values(), k.values(), v.values()];
+                kernels::attention_forward_bf16(isa, &shape, inputs, out.values_mut(), lse);
+            }
+        }
     });
     let out = Arc::new(out);
     let needed = q.requires_grad() || k.requires_grad() || v.requires_grad();
@@ -124,22 +126,37 @@ struct AttentionBackward {
     dropout: Option<Dropout>,
 }
 
+impl AttentionBackward {
+    fn saved<E: Element>(&self) -> AttentionSaved<'_, E> {
+        AttentionSaved {
+            q: self.q.values(),
+            k: self.k.values(),
+            v: self.v.values(),
+            out: self.out.values(),
+            lse: self.lse.data(),
+        }
+    }
+}
+
 impl Backward for AttentionBackward {
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let like =
-            |t: &Tensor| Tensor::uninit(&cx.device, t.rows(), t.cols(), Purpose::Activations);
+        let like = |t: &Tensor| Tensor::activations(&cx.device, t.rows(), t.cols());
         let (mut d_q, mut d_k, mut d_v) = (like(&self.q), like(&self.k), like(&self.v));
         cx.device.exec(self.spec.flops(5), |isa| {
-            let saved = AttentionSaved {
-                q: self.q.data(),
-                k: self.k.data(),
-                v: self.v.data(),
-                out: self.out.data(),
-                lse: self.lse.data(),
-            };
             let shape = self.spec.shape(self.dropout);
-            let (d_q, d_k, d_v) = (d_q.data_mut(), d_k.data_mut(), d_v.data_mut());
-            kernels::attention_backward(isa, &shape, &saved, d_out.data(), d_q, d_k, d_v);
+            match d_q.dtype() {
+                DType::F32 => {
+                    let saved = self.saved();
+                    let (d_q, d_k, d_v) = (d_q.data_mut(), d_k.data_mut(), d_v.data_mut());
+                    kernels::attention_backward(isa, &shape, &saved, d_out.data(), d_q, d_k, d_v);
+                }
+                DType::Bf16 => {
+                    let saved = self.saved();
+                    let gradients = [d_q.values_mut(), d_k.values_mut(), d_v.values_mut()];
+                    let d_out = d_out.values();
+                    kernels::attention_backward_bf16(isa, &shape, &saved, d_out, gradients);
+                }
+            }
         });
         let nodes = self.nodes;
         drop(self);

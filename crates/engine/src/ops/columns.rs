@@ -3,9 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use lowrank_kernels as kernels;
+
 use crate::meter::Purpose;
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// Forward of the selection. Panics if the columns are out of range.
 pub fn select_columns(tape: &mut Tape<'_>, x: &Var, columns: Range<usize>) -> Var {
@@ -15,12 +17,21 @@ pub fn select_columns(tape: &mut Tape<'_>, x: &Var, columns: Range<usize>) -> Va
         columns.start < columns.end && columns.end <= x_cols,
         "select_columns: {columns:?} of {x_cols}"
     );
-    let mut y = Tensor::uninit(&device, x.rows(), columns.len(), Purpose::Activations);
+    let dtype = x.tensor().dtype();
+    let mut y = Tensor::uninit_as(
+        dtype,
+        &device,
+        x.rows(),
+        columns.len(),
+        Purpose::Activations,
+    );
     device.exec(0, |_| {
-        let rows = x.tensor().data().chunks_exact(x_cols);
-        for (out, row) in y.data_mut().chunks_exact_mut(columns.len()).zip(rows) {
-            out.copy_from_slice(&row[columns.clone()]);
-        }
+        with_element!(dtype, E => {
+            let rows = x.tensor().values::<E>().chunks_exact(x_cols);
+            for (out, row) in y.values_mut().chunks_exact_mut(columns.len()).zip(rows) {
+                out.copy_from_slice(&row[columns.clone()]);
+            }
+        });
     });
     let x_node = x.node();
     tape.push(y, x_node.is_some(), || ColumnsBackward {
@@ -47,12 +58,14 @@ impl Backward for ColumnsBackward {
             if !accumulate {
                 d_x.fill(0.0);
             }
-            device.exec(0, |_| {
-                let rows = d_y.data().chunks_exact(columns.len());
-                for (into, d) in d_x.data_mut().chunks_exact_mut(x_cols).zip(rows) {
-                    let into = &mut into[columns.clone()];
-                    into.iter_mut().zip(d).for_each(|(x, d)| *x += d);
-                }
+            let dtype = d_x.dtype();
+            device.exec(0, |isa| {
+                with_element!(dtype, E => {
+                    let rows = d_y.values::<E>().chunks_exact(columns.len());
+                    for (into, d) in d_x.values_mut::<E>().chunks_exact_mut(x_cols).zip(rows) {
+                        kernels::add_assign(isa, &mut into[columns.clone()], d);
+                    }
+                });
             });
         });
     }

@@ -6,7 +6,7 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::Dropout;
 
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// Forward of dropout with probability `p` of zero; the identity in inference.
 pub fn dropout(tape: &mut Tape<'_>, x: Var, p: f32) -> Var {
@@ -16,7 +16,11 @@ pub fn dropout(tape: &mut Tape<'_>, x: Var, p: f32) -> Var {
     let device = tape.device().clone();
     let x_node = x.node();
     let mut y = x.into_owned();
-    device.exec(0, |isa| kernels::dropout_apply(isa, dropout, y.data_mut()));
+    let dtype = y.dtype();
+    device.exec(
+        0,
+        |isa| with_element!(dtype, E => kernels::dropout_apply(isa, dropout, y.values_mut::<E>())),
+    );
     tape.push(y, x_node.is_some(), || DropoutBackward { x_node, dropout })
 }
 
@@ -28,8 +32,11 @@ struct DropoutBackward {
 impl Backward for DropoutBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let dtype = d_x.dtype();
         cx.device.exec(0, |isa| {
-            kernels::dropout_apply(isa, self.dropout, d_x.data_mut())
+            with_element!(dtype, E => {
+                kernels::dropout_apply(isa, self.dropout, d_x.values_mut::<E>());
+            });
         });
         cx.add(self.x_node, d_x);
     }

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use lowrank_kernels as kernels;
-use lowrank_kernels::Isa;
+use lowrank_kernels::TableRows;
 
-use crate::meter::Purpose;
 use crate::param::{Matrix, Param, TrainableId, Trainables};
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// A table [V, D] as a lookup reads it.
 #[derive(Debug, Clone, Copy)]
@@ -35,29 +34,18 @@ impl Table<'_> {
         }
     }
 
-    /// out = (or += if `accumulate`) the rows `ids`.
-    fn gather(
-        &self,
-        isa: Isa,
-        trainables: &Trainables,
-        ids: &[u32],
-        out: &mut Tensor,
-        accumulate: bool,
-    ) {
-        let cols = out.cols();
-        let rows = match self {
-            Table::Rows(param) => param.data(trainables),
-            Table::Matrix(Matrix::Trainable(id)) => trainables.get(*id).value.data(),
+    /// The table as the kernel reads it. Panics on the dry device.
+    fn stored<'a>(&'a self, trainables: &'a Trainables) -> kernels::Table<'a> {
+        match self {
+            Table::Rows(param) => kernels::Table::Rows(param.values(trainables)),
+            Table::Matrix(Matrix::Trainable(id)) => {
+                kernels::Table::Rows(trainables.get(*id).value.any_values())
+            }
             Table::Matrix(Matrix::TrainableConv1d(_)) => {
                 unreachable!("no table is stored as [D, V]")
             }
-            Table::Matrix(Matrix::Frozen(packed)) => {
-                let packed = packed.packed();
-                kernels::embedding_gather_packed(packed, cols, ids, out.data_mut(), accumulate);
-                return;
-            }
-        };
-        kernels::embedding_gather(isa, rows, cols, ids, out.data_mut(), accumulate);
+            Table::Matrix(Matrix::Frozen(packed)) => kernels::Table::Packed(packed.packed()),
+        }
     }
 }
 
@@ -79,18 +67,25 @@ pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
     let trainables = tape.trainables();
     let rows = tables[0].ids.len();
     let cols = tables[0].table.width(trainables);
-    let mut y = Tensor::uninit(&device, rows, cols, Purpose::Activations);
-    for (i, lookup) in tables.iter().enumerate() {
-        let Lookup { table, ids, .. } = *lookup;
+    let mut y = Tensor::activations(&device, rows, cols);
+    for (i, Lookup { table, ids, .. }) in tables.iter().enumerate() {
         assert_eq!(
             (table.width(trainables), ids.len()),
             (cols, rows),
             "embedding: table {i} does not fit the first"
         );
-        device.exec(0, |isa| {
-            table.gather(isa, trainables, ids, &mut y, i > 0);
-        });
     }
+    let dtype = y.dtype();
+    device.exec(0, |isa| {
+        let stored = tables.iter().map(|l| TableRows {
+            table: l.table.stored(trainables),
+            ids: l.ids,
+        });
+        let stored: Vec<_> = stored.collect();
+        with_element!(dtype, E => {
+            kernels::embedding_gather(isa, &stored, cols, y.values_mut::<E>());
+        });
+    });
     let trained = |l: &Lookup<'_, '_>| {
         l.table.trainable().map(|id| Trained {
             id,
@@ -129,8 +124,11 @@ impl Backward for EmbeddingBackward {
                 // Runs of real tokens: a padding token inside a row is rare, one at its end does not exist here.
                 let mut start = 0;
                 for run in ids.split(|id| Some(*id) == *padding_idx) {
-                    let d = &d_y.data()[start * cols..][..run.len() * cols];
-                    kernels::embedding_scatter_add(cols, run, d, d_table);
+                    let range = start * cols..(start + run.len()) * cols;
+                    with_element!(d_y.dtype(), E => {
+                        let d = &d_y.values::<E>()[range];
+                        kernels::embedding_scatter_add(cols, run, d, d_table);
+                    });
                     start += run.len() + 1;
                 }
             });

@@ -10,7 +10,7 @@ use lowrank_kernels::{Dropout, LayerNormForward};
 use crate::meter::Purpose;
 use crate::param::Param;
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// The weights of a layer norm.
 #[derive(Debug, Clone, Copy)]
@@ -36,23 +36,26 @@ pub fn layer_norm<'m>(
     let dropout = tape.dropout(p);
     let (x_node, residual_node) = (x.node(), residual.as_ref().and_then(Var::node));
     let (rows, cols) = (x.rows(), x.cols());
-    let mut y = Tensor::uninit(&device, rows, cols, Purpose::Activations);
+    let dtype = x.tensor().dtype();
+    let mut y = Tensor::uninit_as(dtype, &device, rows, cols, Purpose::Activations);
     let mut mean = Tensor::uninit(&device, 1, rows, Purpose::Activations);
     let mut rstd = Tensor::uninit(&device, 1, rows, Purpose::Activations);
     let z = if residual.is_none() && dropout.is_none() {
         // z is x itself: others may go on reading it, as a pre-norm residual stream is.
         let z = x.shared();
         device.exec(0, |isa| {
-            let norm = kernels::LayerNorm {
-                z: z.data(),
-                weight: params.weight.data(trainables),
-                bias: params.bias.data(trainables),
-                eps: params.eps,
-                y: y.data_mut(),
-                mean: mean.data_mut(),
-                rstd: rstd.data_mut(),
-            };
-            kernels::layer_norm(isa, norm);
+            with_element!(dtype, E => {
+                let norm = kernels::LayerNorm {
+                    z: z.values::<E>(),
+                    weight: params.weight.data(trainables),
+                    bias: params.bias.data(trainables),
+                    eps: params.eps,
+                    y: y.values_mut(),
+                    mean: mean.data_mut(),
+                    rstd: rstd.data_mut(),
+                };
+                kernels::layer_norm(isa, norm);
+            });
         });
         z
     } else {
@@ -65,18 +68,20 @@ pub fn layer_norm<'m>(
             );
         }
         device.exec(0, |isa| {
-            let norm = LayerNormForward {
-                x: z.data_mut(),
-                residual: residual.as_ref().map(|r| r.tensor().data()),
-                dropout,
-                weight: params.weight.data(trainables),
-                bias: params.bias.data(trainables),
-                eps: params.eps,
-                y: y.data_mut(),
-                mean: mean.data_mut(),
-                rstd: rstd.data_mut(),
-            };
-            kernels::layer_norm_forward(isa, norm);
+            with_element!(dtype, E => {
+                let norm = LayerNormForward {
+                    x: z.values_mut::<E>(),
+                    residual: residual.as_ref().map(|r| r.tensor().values()),
+                    dropout,
+                    weight: params.weight.data(trainables),
+                    bias: params.bias.data(trainables),
+                    eps: params.eps,
+                    y: y.values_mut(),
+                    mean: mean.data_mut(),
+                    rstd: rstd.data_mut(),
+                };
+                kernels::layer_norm_forward(isa, norm);
+            });
         });
         Arc::new(z)
     };
@@ -114,17 +119,14 @@ impl LayerNormBackward<'_> {
         let cols = d_y.cols();
         let mut d_weight = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
         let mut d_bias = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
+        let dtype = d_y.dtype();
         cx.device.exec(0, |isa| {
-            let (z, mean, rstd) = (self.z.data(), self.mean.data(), self.rstd.data());
-            kernels::layer_norm_param_grads(
-                isa,
-                z,
-                mean,
-                rstd,
-                d_y.data(),
-                d_weight.data_mut(),
-                d_bias.data_mut(),
-            );
+            let (mean, rstd) = (self.mean.data(), self.rstd.data());
+            let (d_weight, d_bias) = (d_weight.data_mut(), d_bias.data_mut());
+            with_element!(dtype, E => {
+                let (z, d_y) = (self.z.values::<E>(), d_y.values());
+                kernels::layer_norm_param_grads(isa, z, mean, rstd, d_y, d_weight, d_bias);
+            });
         });
         for (id, d) in [(weight, &d_weight), (bias, &d_bias)] {
             let Some(id) = id else { continue };
@@ -152,16 +154,13 @@ impl Backward for LayerNormBackward<'_> {
             dropout,
         } = *self;
         let trainables = cx.trainables;
+        let dtype = d_z.dtype();
         cx.device.exec(0, |isa| {
-            let weight = params.weight.data(trainables);
-            kernels::layer_norm_backward(
-                isa,
-                z.data(),
-                mean.data(),
-                rstd.data(),
-                weight,
-                d_z.data_mut(),
-            );
+            let (weight, mean, rstd) = (params.weight.data(trainables), mean.data(), rstd.data());
+            with_element!(dtype, E => {
+                let (z, d_z) = (z.values::<E>(), d_z.values_mut());
+                kernels::layer_norm_backward(isa, z, mean, rstd, weight, d_z);
+            });
         });
         drop(z);
         let Some(dropout) = dropout else {
@@ -182,7 +181,7 @@ impl Backward for LayerNormBackward<'_> {
             d_z
         };
         cx.device.exec(0, |isa| {
-            kernels::dropout_apply(isa, dropout, d_x.data_mut())
+            with_element!(dtype, E => kernels::dropout_apply(isa, dropout, d_x.values_mut::<E>()))
         });
         cx.add(x_node, d_x);
     }

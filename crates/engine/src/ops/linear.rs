@@ -1,17 +1,18 @@
 //! y = x·Wᵀ + bias + scaling · dropout(x)·Aᵀ·Bᵀ, the LoRA paper's equation 3 (section 4.1).
 //! Shapes: x [M, in], W [out, in], bias `[out]`, A [r, in], B [out, r], h = dropout(x)·Aᵀ [M, r], y [M, out].
-//! Saved: x only if A or W is trained, h only if there is an adapter. A frozen weight gets no gradient.
+//! Saved: x only if A or W is trained, h only if there is an adapter; with an activation behind, y. A frozen weight gets no
+//! gradient. The adapter's two products and the bias ride in the base product where the arithmetic allows it.
 
 use std::sync::Arc;
 
 use lowrank_kernels as kernels;
-use lowrank_kernels::{Dropout, Gemm};
+use lowrank_kernels::{Activation, DType, Dropout};
 
-use crate::device::Device;
 use crate::meter::Purpose;
+use crate::ops::product::{LowRankTerm, Packed, Product, add_outer};
 use crate::param::{Matrix, Param, TrainableId, Trainables};
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// A low-rank adapter of one linear layer.
 #[derive(Debug, Clone, Copy)]
@@ -49,28 +50,80 @@ impl LinearParams<'_> {
 
 /// Forward of a linear layer. Panics if the widths disagree.
 pub fn linear<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> Var {
+    let precision = tape.device().precision();
+    forward(tape, x, params, precision, None)
+}
+
+/// As [`linear`] with y in f32 whatever the precision: logits, which a loss or a person reads.
+pub fn linear_f32<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> Var {
+    forward(tape, x, params, DType::F32, None)
+}
+
+/// f(y) of a linear layer, with f in the product's wake.
+pub fn linear_activation<'m>(
+    tape: &mut Tape<'m>,
+    x: Var,
+    params: LinearParams<'m>,
+    kind: Activation,
+) -> Var {
+    let precision = tape.device().precision();
+    forward(tape, x, params, precision, Some(kind))
+}
+
+fn forward<'m>(
+    tape: &mut Tape<'m>,
+    x: Var,
+    params: LinearParams<'m>,
+    dtype: DType,
+    activation: Option<Activation>,
+) -> Var {
     let device = tape.device().clone();
     let trainables = tape.trainables();
     let [out, inp] = params.weight.shape(trainables);
+    let rows = x.rows();
     assert_eq!(
         x.cols(),
         inp,
-        "linear: x is [{}, {}], W is [{out}, {inp}]",
-        x.rows(),
+        "linear: x is [{rows}, {}], W is [{out}, {inp}]",
         x.cols()
     );
-    let rows = x.rows();
-    let mut y = Tensor::uninit(&device, rows, out, Purpose::Activations);
-    base_forward(&device, trainables, x.tensor(), &params, &mut y);
-
+    let new_y = || Tensor::uninit_as(dtype, &device, rows, out, Purpose::Activations);
+    let mut y = new_y();
     let dropout = params
         .adapter
         .and_then(|adapter| tape.dropout_at(adapter.dropout, adapter.site));
     let h = params
         .adapter
-        .map(|adapter| adapter_forward(&device, trainables, x.tensor(), adapter, dropout, &mut y));
-
+        .map(|adapter| adapter_h(trainables, x.tensor(), adapter, dropout));
+    let g = params
+        .adapter
+        .map(|adapter| Packed::trained(&trainables.get(adapter.b).value, false));
+    let adapted = params.adapter.zip(h.as_ref()).zip(g.as_ref());
+    let b = Packed::weight(trainables, params.weight);
+    let product = Product {
+        a: x.tensor(),
+        b: &b,
+        alpha: 1.0,
+        low_rank: adapted.map(|((adapter, h), g)| LowRankTerm {
+            h,
+            g,
+            scale: adapter.scaling,
+        }),
+        bias: params
+            .bias
+            .filter(|_| !device.is_dry())
+            .map(|b| b.data(trainables)),
+    };
     let needed = x.requires_grad() || params.trained();
+    let mut pre = None;
+    match activation {
+        None => product.store(&mut y),
+        Some(kind) => {
+            pre = (needed && tape.recording()).then(new_y);
+            product.activate(kind, pre.as_mut(), &mut y);
+        }
+    }
+    drop((b, g));
     let keeps_x = params.adapter.is_some() || params.weight.trainable().is_some();
     tape.push(y, needed, || LinearBackward {
         x: keeps_x.then(|| x.shared()),
@@ -78,171 +131,38 @@ pub fn linear<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> Var 
         h,
         params,
         dropout,
-        rows,
+        activation: activation.zip(pre),
     })
-}
-
-/// A packed copy of `value` (or of its transpose) in scratch, as the second operand of a GEMM.
-fn pack(value: &Tensor, transposed: bool) -> Tensor {
-    let device = value.device();
-    let (n, k) = if transposed {
-        (value.cols(), value.rows())
-    } else {
-        (value.rows(), value.cols())
-    };
-    let mut packed = Tensor::uninit(device, 1, kernels::packed_len(n, k), Purpose::Workspace);
-    device.exec(0, |isa| {
-        let view = if transposed {
-            value.view().transposed()
-        } else {
-            value.view()
-        };
-        kernels::pack(isa, view, packed.data_mut());
-    });
-    packed
-}
-
-/// W of a trained weight in panels, in scratch; a frozen one has its own.
-pub(crate) fn pack_trained(trainables: &Trainables, weight: &Matrix) -> Option<Tensor> {
-    match weight {
-        Matrix::Frozen(_) => None,
-        Matrix::Trainable(id) => Some(pack(&trainables.get(*id).value, false)),
-        Matrix::TrainableConv1d(id) => Some(pack(&trainables.get(*id).value, true)),
-    }
-}
-
-/// W in panels: a frozen weight's own, or what [`pack_trained`] made.
-pub(crate) fn packed_of<'a>(weight: &'a Matrix, trained: Option<&'a Tensor>) -> &'a Tensor {
-    match weight {
-        Matrix::Frozen(packed) => packed.tensor(),
-        Matrix::Trainable(_) | Matrix::TrainableConv1d(_) => {
-            trained.expect("a trained weight was packed")
-        }
-    }
-}
-
-/// Wᵀ in panels, in scratch: what d_y·W needs.
-pub(crate) fn pack_transposed(device: &Device, trainables: &Trainables, weight: &Matrix) -> Tensor {
-    match weight {
-        Matrix::Frozen(packed) => {
-            let (out, inp) = (packed.out_features(), packed.in_features());
-            let len = kernels::packed_len(inp, out);
-            let mut transposed = Tensor::uninit(device, 1, len, Purpose::Workspace);
-            device.exec(0, |isa| {
-                kernels::repack_transposed(isa, packed.packed(), out, inp, transposed.data_mut());
-            });
-            transposed
-        }
-        Matrix::Trainable(id) => pack(&trainables.get(*id).value, true),
-        Matrix::TrainableConv1d(id) => pack(&trainables.get(*id).value, false),
-    }
-}
-
-/// c (+)= alpha · a·bᵀ + bias, with b packed; `k` is the depth, for the count.
-pub(crate) struct Product<'a> {
-    pub a: &'a Tensor,
-    pub b_packed: &'a Tensor,
-    pub bias: Option<&'a [f32]>,
-    pub alpha: f32,
-    pub accumulate: bool,
-}
-
-impl Product<'_> {
-    pub(crate) fn run(&self, c: &mut Tensor) {
-        let (m, k) = (self.a.rows(), self.a.cols());
-        assert_eq!(c.rows(), m, "gemm: a has {m} rows, c has {}", c.rows());
-        let n = c.cols();
-        let device = self.a.device();
-        device.exec(2 * (m * n * k) as u64, |isa| {
-            let call = Gemm {
-                a: self.a.view(),
-                b_packed: self.b_packed.data(),
-                n,
-                bias: self.bias,
-                alpha: self.alpha,
-                accumulate: self.accumulate,
-            };
-            kernels::gemm(isa, &call, c.data_mut(), n);
-        });
-    }
-}
-
-/// into += alpha · aᵀ·b, the gradient of a weight: a [M, out], b [M, in], into [out, in].
-pub(crate) fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
-    let flops = 2 * (a.rows() * a.cols() * b.cols()) as u64;
-    let stride = into.cols();
-    a.device().exec(flops, |isa| {
-        kernels::gemm_transposed_a(isa, a.view(), b.view(), alpha, into.data_mut(), stride);
-    });
-}
-
-fn base_forward(
-    device: &Device,
-    trainables: &Trainables,
-    x: &Tensor,
-    params: &LinearParams<'_>,
-    y: &mut Tensor,
-) {
-    let scratch = pack_trained(trainables, params.weight);
-    let b_packed = packed_of(params.weight, scratch.as_ref());
-    let bias = params
-        .bias
-        .filter(|_| !device.is_dry())
-        .map(|b| b.data(trainables));
-    Product {
-        a: x,
-        b_packed,
-        bias,
-        alpha: 1.0,
-        accumulate: false,
-    }
-    .run(y);
 }
 
 /// x as the adapter sees it: itself, or a copy with dropout applied.
 fn dropped(x: &Tensor, dropout: Option<Dropout>) -> Option<Tensor> {
     let dropout = dropout?;
     let mut copy = x.duplicate();
-    x.device().exec(0, |isa| {
-        kernels::dropout_apply(isa, dropout, copy.data_mut())
-    });
+    drop_out(&mut copy, dropout);
     Some(copy)
 }
 
-/// Adds the adapter's branch to y and returns h.
-fn adapter_forward(
-    device: &Device,
+fn drop_out(x: &mut Tensor, dropout: Dropout) {
+    let (device, dtype) = (x.device().clone(), x.dtype());
+    device.exec(
+        0,
+        |isa| with_element!(dtype, E => kernels::dropout_apply(isa, dropout, x.values_mut::<E>())),
+    );
+}
+
+/// h = dropout(x)·Aᵀ, in f32.
+fn adapter_h(
     trainables: &Trainables,
     x: &Tensor,
     adapter: &Adapter,
     dropout: Option<Dropout>,
-    y: &mut Tensor,
 ) -> Tensor {
-    let (a, b) = (
-        &trainables.get(adapter.a).value,
-        &trainables.get(adapter.b).value,
-    );
-    let mut h = Tensor::uninit(device, x.rows(), a.rows(), Purpose::Activations);
+    let a = &trainables.get(adapter.a).value;
+    let mut h = Tensor::uninit(x.device(), x.rows(), a.rows(), Purpose::Activations);
     let dropped = dropped(x, dropout);
     let x = dropped.as_ref().unwrap_or(x);
-    Product {
-        a: x,
-        b_packed: &pack(a, false),
-        bias: None,
-        alpha: 1.0,
-        accumulate: false,
-    }
-    .run(&mut h);
-    drop(dropped);
-    let alpha = adapter.scaling;
-    Product {
-        a: &h,
-        b_packed: &pack(b, false),
-        bias: None,
-        alpha,
-        accumulate: true,
-    }
-    .run(y);
+    Product::new(x, &Packed::trained(a, false)).store(&mut h);
     h
 }
 
@@ -252,7 +172,8 @@ struct LinearBackward<'m> {
     h: Option<Tensor>,
     params: LinearParams<'m>,
     dropout: Option<Dropout>,
-    rows: usize,
+    /// What follows the layer in the same op, and y.
+    activation: Option<(Activation, Tensor)>,
 }
 
 impl Backward for LinearBackward<'_> {
@@ -263,19 +184,17 @@ impl Backward for LinearBackward<'_> {
             h,
             params,
             dropout,
-            rows,
+            activation,
         } = *self;
-        assert_eq!(
-            d_y.rows(),
-            rows,
-            "linear: the gradient of y has {} rows, y had {rows}",
-            d_y.rows()
-        );
+        let d_y = through_activation(d_y, activation);
+        let dtype = d_y.dtype();
         if let Some(id) = params.bias.and_then(Param::trainable) {
             let d_bias = cx.gradients.get_mut(id);
             let cols = d_y.cols();
             cx.device.exec(0, |isa| {
-                kernels::column_sum(isa, d_y.data(), cols, d_bias.data_mut())
+                with_element!(dtype, E => {
+                    kernels::column_sum(isa, d_y.values::<E>(), cols, d_bias.data_mut());
+                });
             });
         }
         if let Some(id) = params.weight.trainable() {
@@ -297,7 +216,22 @@ impl Backward for LinearBackward<'_> {
     }
 }
 
-/// d_B += s·d_yᵀ·h, d_A += d_hᵀ·dropout(x); returns d_h = s·d_y·B [M, r].
+/// The gradient of y from that of f(y).
+fn through_activation(d: Arc<Tensor>, activation: Option<(Activation, Tensor)>) -> Arc<Tensor> {
+    let Some((kind, y)) = activation else {
+        return d;
+    };
+    let mut d = Arc::try_unwrap(d).unwrap_or_else(|shared| shared.duplicate());
+    let (device, dtype) = (d.device().clone(), d.dtype());
+    device.exec(0, |isa| {
+        with_element!(dtype, E => {
+            kernels::activation_backward(isa, kind, y.values::<E>(), d.values_mut::<E>());
+        });
+    });
+    Arc::new(d)
+}
+
+/// d_B += s·d_yᵀ·h, d_A += s·d_hᵀ·dropout(x); returns d_h = d_y·B [M, r], still without the factor s.
 fn adapter_backward(
     cx: &mut Backprop<'_>,
     adapter: &Adapter,
@@ -306,29 +240,18 @@ fn adapter_backward(
     dropout: Option<Dropout>,
     d_y: &Tensor,
 ) -> Tensor {
-    let (alpha, trainables) = (adapter.scaling, cx.trainables);
+    let (scaling, trainables) = (adapter.scaling, cx.trainables);
     let b = &trainables.get(adapter.b).value;
-    add_outer(d_y, h, alpha, cx.gradients.get_mut(adapter.b));
+    add_outer(d_y, h, scaling, cx.gradients.get_mut(adapter.b));
     let mut d_h = Tensor::uninit(&cx.device, d_y.rows(), h.cols(), Purpose::Activations);
-    Product {
-        a: d_y,
-        b_packed: &pack(b, true),
-        bias: None,
-        alpha,
-        accumulate: false,
-    }
-    .run(&mut d_h);
+    Product::new(d_y, &Packed::trained(b, true)).store(&mut d_h);
     let dropped = dropped(x, dropout);
-    add_outer(
-        &d_h,
-        dropped.as_ref().unwrap_or(x),
-        1.0,
-        cx.gradients.get_mut(adapter.a),
-    );
+    let x = dropped.as_ref().unwrap_or(x);
+    add_outer(&d_h, x, scaling, cx.gradients.get_mut(adapter.a));
     d_h
 }
 
-/// d_x += d_y·W + dropout(d_h·A).
+/// d_x += d_y·W + dropout(s·d_h·A).
 fn input_backward(
     cx: &mut Backprop<'_>,
     x_node: Option<usize>,
@@ -338,44 +261,39 @@ fn input_backward(
     d_y: &Tensor,
 ) {
     let trainables = cx.trainables;
+    let rows = d_y.rows();
     let inp = params.weight.shape(trainables)[1];
-    let transposed = pack_transposed(&cx.device, trainables, params.weight);
-    cx.write(x_node, d_y.rows(), inp, |_, d_x, accumulate| {
-        Product {
-            a: d_y,
-            b_packed: &transposed,
-            bias: None,
-            alpha: 1.0,
-            accumulate,
-        }
-        .run(d_x);
+    let adapted = params.adapter.zip(d_h);
+    let a = adapted.map(|(adapter, _)| Packed::trained(&trainables.get(adapter.a).value, true));
+    let term = adapted
+        .zip(a.as_ref())
+        .map(|((adapter, h), g)| LowRankTerm {
+            h,
+            g,
+            scale: adapter.scaling,
+        });
+    // With dropout the term's columns are dropped on their own; else it rides in the base product.
+    let (riding, dropped) = match (term, dropout) {
+        (Some(term), Some(dropout)) => (None, Some((term, dropout))),
+        (term, _) => (term, None),
+    };
+    let b = Packed::weight_transposed(trainables, params.weight);
+    let product = Product {
+        low_rank: riding,
+        ..Product::new(d_y, &b)
+    };
+    cx.write(x_node, rows, inp, |_, d_x, accumulate| {
+        product.write(d_x, accumulate)
     });
-    drop(transposed);
-    let Some((adapter, d_h)) = params.adapter.zip(d_h) else {
-        return;
-    };
-    let a = pack(&trainables.get(adapter.a).value, true);
-    let through_a = |d_x: &mut Tensor, accumulate| {
+    drop(b);
+    if let Some((term, dropout)) = dropped {
+        let mut d_x = Tensor::activations(&cx.device, rows, inp);
         Product {
-            a: d_h,
-            b_packed: &a,
-            bias: None,
-            alpha: 1.0,
-            accumulate,
+            alpha: term.scale,
+            ..Product::new(term.h, term.g)
         }
-        .run(d_x);
-    };
-    match dropout {
-        None => cx.write(x_node, d_y.rows(), inp, |_, d_x, accumulate| {
-            through_a(d_x, accumulate)
-        }),
-        Some(dropout) => {
-            let mut d_x = Tensor::uninit(&cx.device, d_y.rows(), inp, Purpose::Activations);
-            through_a(&mut d_x, false);
-            cx.device.exec(0, |isa| {
-                kernels::dropout_apply(isa, dropout, d_x.data_mut())
-            });
-            cx.add(x_node, d_x);
-        }
+        .store(&mut d_x);
+        drop_out(&mut d_x, dropout);
+        cx.add(x_node, d_x);
     }
 }

@@ -6,10 +6,10 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::CrossEntropyForm;
 
 use crate::meter::Purpose;
-use crate::ops::linear::{Product, add_outer, pack_trained, pack_transposed, packed_of};
+use crate::ops::product::{Packed, Product, add_outer};
 use crate::param::{Gradients, Matrix, Trainables};
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// Rows of a chunk: enough for the products to run at full speed.
 const CHUNK_ROWS: usize = 256;
@@ -29,20 +29,18 @@ pub struct LmTargets<'a> {
 pub fn lm_logits(h: &Tensor, table: &Matrix, trainables: &Trainables) -> Tensor {
     let vocab = table.shape(trainables)[0];
     let mut logits = Tensor::uninit(h.device(), h.rows(), vocab, Purpose::Workspace);
-    let trained = pack_trained(trainables, table);
-    multiply(h, packed_of(table, trained.as_ref()), &mut logits);
+    Product::new(h, &Packed::weight(trainables, table)).store(&mut logits);
     logits
 }
 
 /// The loss's sum over all rows; 0 on the dry device. Panics if the numbers disagree or a label is outside the vocabulary.
 pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> f64 {
     let mut sum = 0.0;
-    let trained = pack_trained(trainables, targets.table);
-    let packed = packed_of(targets.table, trained.as_ref());
+    let packed = Packed::weight(trainables, targets.table);
     for_each_chunk(h.tensor(), |first, h| {
         let vocab = targets.table.shape(trainables)[0];
         let mut logits = Tensor::uninit(h.device(), h.rows(), vocab, Purpose::Workspace);
-        multiply(&h, packed, &mut logits);
+        Product::new(&h, &packed).store(&mut logits);
         sum += cross_entropy(&mut logits, &targets, first, 0.0);
     });
     sum
@@ -59,16 +57,15 @@ pub fn lm_loss_backward(
     let tensor = h.tensor();
     let (device, cols) = (tensor.device(), tensor.cols());
     let vocab = targets.table.shape(trainables)[0];
-    let mut d_h = Tensor::uninit(device, tensor.rows(), cols, Purpose::Activations);
-    let trained = pack_trained(trainables, targets.table);
-    let packed = packed_of(targets.table, trained.as_ref());
+    let mut d_h = Tensor::activations(device, tensor.rows(), cols);
+    let packed = Packed::weight(trainables, targets.table);
     let transposed = h
         .requires_grad()
-        .then(|| pack_transposed(device, trainables, targets.table));
+        .then(|| Packed::weight_transposed(trainables, targets.table));
     let mut sum = 0.0;
     for_each_chunk(tensor, |first, h| {
         let mut logits = Tensor::uninit(device, h.rows(), vocab, Purpose::Workspace);
-        multiply(&h, packed, &mut logits);
+        Product::new(&h, &packed).store(&mut logits);
         sum += cross_entropy(&mut logits, &targets, first, grad_scale);
         if let Some(id) = targets.table.trainable() {
             add_outer(&logits, &h, 1.0, gradients.get_mut(id));
@@ -76,10 +73,13 @@ pub fn lm_loss_backward(
         let Some(transposed) = &transposed else {
             return;
         };
-        let mut d = Tensor::uninit(device, h.rows(), cols, Purpose::Workspace);
-        multiply(&logits, transposed, &mut d);
+        let mut d = Tensor::uninit_as(d_h.dtype(), device, h.rows(), cols, Purpose::Workspace);
+        Product::new(&logits, transposed).store(&mut d);
+        let dtype = d.dtype();
         device.exec(0, |_| {
-            d_h.data_mut()[first * cols..][..d.len()].copy_from_slice(d.data());
+            with_element!(dtype, E => {
+                d_h.values_mut::<E>()[first * cols..][..d.len()].copy_from_slice(d.values());
+            });
         });
     });
     (sum, d_h)
@@ -87,27 +87,10 @@ pub fn lm_loss_backward(
 
 /// Calls `work` with the number of the first row and a copy of the rows of each chunk.
 fn for_each_chunk(h: &Tensor, mut work: impl FnMut(usize, Tensor)) {
-    let (device, cols) = (h.device(), h.cols());
     for first in (0..h.rows()).step_by(CHUNK_ROWS) {
-        let rows = CHUNK_ROWS.min(h.rows() - first);
-        let mut part = Tensor::uninit(device, rows, cols, Purpose::Workspace);
-        device.exec(0, |_| {
-            let from = &h.data()[first * cols..][..rows * cols];
-            part.data_mut().copy_from_slice(from);
-        });
-        work(first, part);
+        let rows = first..(first + CHUNK_ROWS).min(h.rows());
+        work(first, h.duplicate_rows(rows, Purpose::Workspace));
     }
-}
-
-fn multiply(a: &Tensor, b_packed: &Tensor, c: &mut Tensor) {
-    Product {
-        a,
-        b_packed,
-        bias: None,
-        alpha: 1.0,
-        accumulate: false,
-    }
-    .run(c);
 }
 
 /// The loss's sum of one chunk; its logits become their gradient.

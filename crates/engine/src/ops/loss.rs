@@ -51,7 +51,7 @@ pub fn loss(logits: &Var, targets: Targets<'_>, grad_scale: f32) -> LossOutput {
     let logits = logits.tensor();
     let device = logits.device();
     let (rows, cols) = (logits.rows(), logits.cols());
-    let mut d_logits = logits.duplicate();
+    let mut d_logits = logits.to_f32(Purpose::Activations);
     let (expected, found) = match targets {
         Targets::Class(labels) => (rows, labels.len()),
         Targets::Value(values) | Targets::Multi(values) => (rows * cols, values.len()),

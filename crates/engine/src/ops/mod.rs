@@ -10,4 +10,5 @@ pub mod layer_norm;
 pub mod linear;
 pub mod lm_head;
 pub mod loss;
+mod product;
 pub mod rows;

@@ -2,24 +2,29 @@
 
 use std::sync::Arc;
 
+use lowrank_kernels as kernels;
+
 use crate::meter::Purpose;
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, with_element};
 
 /// Forward of the selection. Panics if a row is out of range.
 pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &[usize]) -> Var {
     let device = tape.device().clone();
     let cols = x.cols();
-    let mut y = Tensor::uninit(&device, rows.len(), cols, Purpose::Activations);
+    let dtype = x.tensor().dtype();
+    let mut y = Tensor::uninit_as(dtype, &device, rows.len(), cols, Purpose::Activations);
     assert!(
         rows.iter().all(|&row| row < x.rows()),
         "select_rows: a row is past the end"
     );
     device.exec(0, |_| {
-        let x = x.tensor().data();
-        for (out, &row) in y.data_mut().chunks_exact_mut(cols).zip(rows) {
-            out.copy_from_slice(&x[row * cols..][..cols]);
-        }
+        with_element!(dtype, E => {
+            let x = x.tensor().values::<E>();
+            for (out, &row) in y.values_mut().chunks_exact_mut(cols).zip(rows) {
+                out.copy_from_slice(&x[row * cols..][..cols]);
+            }
+        });
     });
     let (x_node, x_rows) = (x.node(), x.rows());
     tape.push(y, x_node.is_some(), || SelectBackward {
@@ -42,11 +47,14 @@ impl Backward for SelectBackward {
             if !accumulate {
                 d_x.fill(0.0);
             }
-            device.exec(0, |_| {
-                for (d, &row) in d_y.data().chunks_exact(cols).zip(&self.rows) {
-                    let into = &mut d_x.data_mut()[row * cols..][..cols];
-                    into.iter_mut().zip(d).for_each(|(x, d)| *x += d);
-                }
+            let dtype = d_x.dtype();
+            device.exec(0, |isa| {
+                with_element!(dtype, E => {
+                    for (d, &row) in d_y.values::<E>().chunks_exact(cols).zip(&self.rows) {
+                        let into = &mut d_x.values_mut::<E>()[row * cols..][..cols];
+                        kernels::add_assign(isa, into, d);
+                    }
+                });
             });
         });
     }

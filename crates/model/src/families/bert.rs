@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
@@ -182,15 +181,14 @@ impl Network for Bert {
                 .encoder
                 .forward(tape, batch, &positions, Rows::All, recompute);
             let x = dropout(tape, x, self.classifier_dropout);
-            return self.classifier.forward(tape, x);
+            return self.classifier.logits(tape, x);
         };
         let x = self
             .encoder
             .forward(tape, batch, &positions, Rows::First, recompute);
-        let x = pooler.forward(tape, x);
-        let x = activation(tape, x, Activation::Tanh);
+        let x = pooler.forward_activation(tape, x, Activation::Tanh);
         let x = dropout(tape, x, self.classifier_dropout);
-        self.classifier.forward(tape, x)
+        self.classifier.logits(tape, x)
     }
 
     fn modules(&self) -> Vec<ModuleRef<'_>> {
@@ -466,8 +464,7 @@ impl<'m> LayerRun<'m> {
         let x = layer
             .attention_norm
             .forward(tape, h, Some(x_read), self.hidden_dropout);
-        let h = layer.intermediate.forward(tape, x.clone());
-        let h = activation(tape, h, layer.activation);
+        let h = (layer.intermediate).forward_activation(tape, x.clone(), layer.activation);
         let h = layer.output.forward(tape, h);
         layer
             .output_norm

@@ -1,7 +1,6 @@
 //! RoBERTa (Liu et al. 2019) and XLM-R: BERT's encoder with positions that start after the padding index, no pooler, and
 //! a two-layer head. Source: transformers `modeling_roberta.py`.
 
-use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::{Activation, Tape, Var};
 use lowrank_formats::ConfigReader;
@@ -125,17 +124,16 @@ impl Network for Roberta {
                     .encoder
                     .forward(tape, batch, &positions, Rows::All, recompute);
                 let x = dropout(tape, x, p);
-                classifier.forward(tape, x)
+                classifier.logits(tape, x)
             }
             Head::Sequence(head) => {
                 let x = self
                     .encoder
                     .forward(tape, batch, &positions, Rows::First, recompute);
                 let x = dropout(tape, x, p);
-                let x = head.dense.forward(tape, x);
-                let x = activation(tape, x, Activation::Tanh);
+                let x = head.dense.forward_activation(tape, x, Activation::Tanh);
                 let x = dropout(tape, x, p);
-                head.out_proj.forward(tape, x)
+                head.out_proj.logits(tape, x)
             }
         }
     }

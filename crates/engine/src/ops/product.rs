@@ -1,0 +1,304 @@
+//! Products of tensors for the ops that need them: one form for every storage, so that an op is written once.
+//! An operand decides the arithmetic: packed f32 panels multiply in f32, packed bf16 panels in bf16 with f32 sums.
+
+use lowrank_kernels as kernels;
+use lowrank_kernels::{
+    Activation, DType, Epilogue, Gemm, GemmBf16, LowRank, MatRef, OuterLayout, PackedBf16, bf16,
+};
+
+use crate::device::Device;
+use crate::meter::Purpose;
+use crate::param::{Matrix, PackedMatrix, Trainables};
+use crate::tensor::{Tensor, with_element};
+
+/// The packed second operand b [n, k] of a product.
+pub(crate) enum Packed<'a> {
+    /// A frozen weight [n, k].
+    Frozen(&'a PackedMatrix),
+    /// A frozen weight [k, n], used the other way round.
+    FrozenTransposed(&'a PackedMatrix),
+    /// A trained value, packed in scratch: [n, k].
+    Scratch { packed: Tensor, shape: [usize; 2] },
+}
+
+impl<'a> Packed<'a> {
+    /// A trained value [n, k], or its transpose, in the device's precision.
+    pub(crate) fn trained(value: &Tensor, transposed: bool) -> Self {
+        let device = value.device();
+        let (rows, cols) = (value.rows(), value.cols());
+        let [n, k] = if transposed {
+            [cols, rows]
+        } else {
+            [rows, cols]
+        };
+        let precision = device.precision();
+        let len = match precision {
+            DType::F32 => kernels::packed_len(n, k),
+            DType::Bf16 => kernels::packed_bf16_len(n, k),
+        };
+        let mut packed = Tensor::uninit_as(precision, device, 1, len, Purpose::Workspace);
+        device.exec(0, |isa| {
+            let view = value.view();
+            let view = if transposed { view.transposed() } else { view };
+            match precision {
+                DType::F32 => kernels::pack(isa, view, packed.data_mut()),
+                DType::Bf16 => kernels::pack_bf16(isa, view, packed.values_mut()),
+            }
+        });
+        Packed::Scratch {
+            packed,
+            shape: [n, k],
+        }
+    }
+
+    /// W [out, in] of a layer.
+    pub(crate) fn weight(trainables: &Trainables, weight: &'a Matrix) -> Self {
+        match weight {
+            Matrix::Frozen(packed) => Packed::Frozen(packed),
+            Matrix::Trainable(id) => Packed::trained(&trainables.get(*id).value, false),
+            Matrix::TrainableConv1d(id) => Packed::trained(&trainables.get(*id).value, true),
+        }
+    }
+
+    /// Wᵀ [in, out] of a layer: what d_y·W needs.
+    pub(crate) fn weight_transposed(trainables: &Trainables, weight: &'a Matrix) -> Self {
+        match weight {
+            Matrix::Frozen(packed) => Packed::FrozenTransposed(packed).made_ready(),
+            Matrix::Trainable(id) => Packed::trained(&trainables.get(*id).value, true),
+            Matrix::TrainableConv1d(id) => Packed::trained(&trainables.get(*id).value, false),
+        }
+    }
+
+    /// f32 panels of a transposed weight are made in scratch once for all products; those of bf16 are made in cache, by the
+    /// product itself.
+    fn made_ready(self) -> Self {
+        let Packed::FrozenTransposed(w) = self else {
+            return self;
+        };
+        if w.tensor().dtype() == DType::Bf16 {
+            return self;
+        }
+        let (out, inp) = (w.out_features(), w.in_features());
+        let device = w.tensor().device();
+        let len = kernels::packed_len(inp, out);
+        let mut packed = Tensor::uninit(device, 1, len, Purpose::Workspace);
+        device.exec(0, |isa| {
+            kernels::repack_transposed(isa, w.tensor().data(), out, inp, packed.data_mut());
+        });
+        Packed::Scratch {
+            packed,
+            shape: [inp, out],
+        }
+    }
+
+    /// [n, k].
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        match self {
+            Packed::Frozen(w) => [w.out_features(), w.in_features()],
+            Packed::FrozenTransposed(w) => [w.in_features(), w.out_features()],
+            Packed::Scratch { shape, .. } => *shape,
+        }
+    }
+
+    fn tensor(&self) -> &Tensor {
+        match self {
+            Packed::Frozen(w) | Packed::FrozenTransposed(w) => w.tensor(),
+            Packed::Scratch { packed, .. } => packed,
+        }
+    }
+
+    /// Panics on the dry device and for f32.
+    fn bf16(&self) -> PackedBf16<'_> {
+        match self {
+            Packed::Frozen(_) | Packed::Scratch { .. } => PackedBf16::Rows(self.tensor().values()),
+            Packed::FrozenTransposed(_) => PackedBf16::Transposed(self.tensor().values()),
+        }
+    }
+}
+
+/// The low-rank term of an adapter: scale · h·gᵀ, h [m, r] in f32, g [n, r] packed.
+pub(crate) struct LowRankTerm<'a> {
+    pub h: &'a Tensor,
+    pub g: &'a Packed<'a>,
+    pub scale: f32,
+}
+
+/// v = alpha · a·bᵀ + scale · h·gᵀ + bias.
+pub(crate) struct Product<'a> {
+    /// [m, k].
+    pub a: &'a Tensor,
+    /// [n, k].
+    pub b: &'a Packed<'a>,
+    pub alpha: f32,
+    pub low_rank: Option<LowRankTerm<'a>>,
+    /// `[n]`; absent on the dry device.
+    pub bias: Option<&'a [f32]>,
+}
+
+impl<'a> Product<'a> {
+    /// a·bᵀ.
+    pub(crate) fn new(a: &'a Tensor, b: &'a Packed<'a>) -> Self {
+        Product {
+            a,
+            b,
+            alpha: 1.0,
+            low_rank: None,
+            bias: None,
+        }
+    }
+
+    /// c = v.
+    pub(crate) fn store(&self, c: &mut Tensor) {
+        self.run(c, false);
+    }
+
+    /// c = v, or c += v.
+    pub(crate) fn write(&self, c: &mut Tensor, accumulate: bool) {
+        self.run(c, accumulate);
+    }
+
+    /// c = f(v), and pre = v for the backward if it is wanted.
+    pub(crate) fn activate(&self, kind: Activation, mut pre: Option<&mut Tensor>, c: &mut Tensor) {
+        if self.b.tensor().dtype() == DType::F32 {
+            self.run(pre.as_deref_mut().unwrap_or(c), false);
+            c.device().clone().exec(0, |isa| match pre {
+                Some(pre) => kernels::activation_forward(isa, kind, pre.data(), c.data_mut()),
+                None => kernels::activation_forward_in_place(isa, kind, c.data_mut()),
+            });
+            return;
+        }
+        self.exec(c.device().clone(), |isa, product| {
+            let epilogue = Epilogue::Activate {
+                kind,
+                pre: pre.map(|pre| pre.values_mut::<bf16>()),
+                c: c.values_mut(),
+            };
+            product.run(isa, epilogue);
+        });
+    }
+
+    fn run(&self, c: &mut Tensor, accumulate: bool) {
+        let device = c.device().clone();
+        assert_eq!(
+            (c.rows(), c.cols()),
+            (self.a.rows(), self.b.shape()[0]),
+            "the product's shape"
+        );
+        if self.b.tensor().dtype() == DType::F32 {
+            device.exec(self.flops(), |isa| self.run_f32(isa, c, accumulate));
+            return;
+        }
+        self.exec(device, |isa, product| {
+            with_element!(c.dtype(), C => {
+                let c = c.values_mut::<C>();
+                let epilogue = if accumulate { Epilogue::Add(c) } else { Epilogue::Store(c) };
+                product.run(isa, epilogue);
+            });
+        });
+    }
+
+    fn run_f32(&self, isa: kernels::Isa, c: &mut Tensor, accumulate: bool) {
+        let n = c.cols();
+        let mut call = Gemm {
+            a: self.a.view(),
+            b_packed: self.b.tensor().data(),
+            n,
+            bias: self.bias,
+            alpha: self.alpha,
+            accumulate,
+        };
+        kernels::gemm(isa, &call, c.data_mut(), n);
+        if let Some(term) = &self.low_rank {
+            call = Gemm {
+                a: term.h.view(),
+                b_packed: term.g.tensor().data(),
+                bias: None,
+                alpha: term.scale,
+                accumulate: true,
+                ..call
+            };
+            kernels::gemm(isa, &call, c.data_mut(), n);
+        }
+    }
+
+    fn exec(&self, device: Device, run: impl FnOnce(kernels::Isa, Bf16Call<'_>)) {
+        device.exec(self.flops(), |isa| run(isa, Bf16Call(self)));
+    }
+
+    fn flops(&self) -> u64 {
+        let ([n, k], m) = (self.b.shape(), self.a.rows());
+        assert_eq!(self.a.cols(), k, "the product's depth");
+        let rank = self.low_rank.as_ref().map_or(0, |term| term.h.cols());
+        2 * (m * n * (k + rank)) as u64
+    }
+}
+
+/// A product on bf16 panels.
+struct Bf16Call<'a>(&'a Product<'a>);
+
+impl Bf16Call<'_> {
+    fn run<C: kernels::Element>(self, isa: kernels::Isa, epilogue: Epilogue<'_, C>) {
+        let product = self.0;
+        let low_rank = product.low_rank.as_ref().map(|term| LowRank {
+            h: term.h.view(),
+            g_packed: term.g.tensor().values(),
+            scale: term.scale,
+        });
+        with_element!(product.a.dtype(), A => {
+            let call = GemmBf16 {
+                a: product.a.view_as::<A>(),
+                alpha: product.alpha,
+                b: product.b.bf16(),
+                n: product.b.shape()[0],
+                low_rank,
+                bias: product.bias,
+            };
+            kernels::gemm_bf16(isa, &call, epilogue);
+        });
+    }
+}
+
+/// into += alpha · aᵀ·b, the gradient of a weight or of a factor: a [M, out], b [M, in], into [out, in] in f32.
+pub(crate) fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
+    /// Columns up to which one side counts as a factor's: wider ones are worth packing.
+    const THIN: usize = 32;
+    let flops = 2 * (a.rows() * a.cols() * b.cols()) as u64;
+    let stride = into.cols();
+    let device = a.device().clone();
+    match (a.dtype(), b.dtype()) {
+        (DType::F32, DType::F32) => device.exec(flops, |isa| {
+            kernels::gemm_transposed_a(isa, a.view(), b.view(), alpha, into.data_mut(), stride);
+        }),
+        (DType::F32, DType::Bf16) if a.cols() <= THIN => device.exec(flops, |isa| {
+            let x = b.view_as::<bf16>();
+            kernels::outer_add(isa, a.view(), x, alpha, into.data_mut(), OuterLayout::Rows);
+        }),
+        (DType::Bf16, DType::F32) if b.cols() <= THIN => device.exec(flops, |isa| {
+            let (x, layout) = (a.view_as::<bf16>(), OuterLayout::Transposed);
+            kernels::outer_add(isa, b.view(), x, alpha, into.data_mut(), layout);
+        }),
+        _ => {
+            let len = kernels::packed_bf16_len(b.cols(), b.rows());
+            let bf16_scratch =
+                |len| Tensor::uninit_as(DType::Bf16, &device, 1, len, Purpose::Workspace);
+            let mut packed = bf16_scratch(len);
+            device.exec(flops, |isa| {
+                with_element!(b.dtype(), B => {
+                    kernels::pack_bf16(isa, b.view_as::<B>().transposed(), packed.values_mut());
+                });
+                with_element!(a.dtype(), A => {
+                    let a: MatRef<'_, A> = a.view_as::<A>().transposed();
+                    let call = GemmBf16 {
+                        a,
+                        alpha,
+                        b: PackedBf16::Rows(packed.values()),
+                        n: b.cols(),
+                        low_rank: None,
+                        bias: None,
+                    };
+                    kernels::gemm_bf16(isa, &call, Epilogue::Add(into.data_mut()));
+                });
+            });
+        }
+    }
+}
