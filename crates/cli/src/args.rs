@@ -9,7 +9,7 @@ pub mod train;
 
 use clap::{Parser, Subcommand};
 
-pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs};
+pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg};
 pub use others::{
     BenchStepArgs, CheckArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs,
 };

@@ -6,7 +6,7 @@ use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::Device;
 use lowrank_train::config::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    ModulePattern, OptimizationSettings, TaskKind, TrainConfig,
+    ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::schedule::SchedulerType;
@@ -99,7 +99,7 @@ fn asset(name: &str) -> CliResult<String> {
     Ok(shown.display().to_string())
 }
 
-/// Resolves a training run; `device` only lends its threads.
+/// Resolves a training run; `device` lends its threads and says the precision.
 ///
 /// # Errors
 /// A file cannot be read, rows or labels do not fit, or a setting cannot be.
@@ -122,7 +122,8 @@ pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
     let max_length = base.max_length(args.data.max_length.or(notes.map(|n| n.max_length)))?;
     let known = known_labels(&base, &args.data, adapter.as_ref());
     let lora = resolve_lora_from(&args.lora, &base, adapter.as_ref())?;
-    let mut config = configuration(args, &base, task, max_length, lora);
+    let precision = device.precision().into();
+    let mut config = configuration(args, &base, task, max_length, (lora, precision));
     config.validate()?;
 
     let train_file = config.data.train_file.as_str();
@@ -187,7 +188,7 @@ fn configuration(
     base: &Base,
     task: TaskKind,
     max_length: usize,
-    lora: LoraSettings,
+    (lora, precision): (LoraSettings, Precision),
 ) -> TrainConfig {
     let full = args.full.unwrap_or(false);
     TrainConfig {
@@ -214,6 +215,7 @@ fn configuration(
             .output_dir
             .clone()
             .unwrap_or_else(|| DEFAULT_RUN.to_owned()),
+        precision,
         threads: args.common.threads,
     }
 }
@@ -485,6 +487,7 @@ mod tests {
             optimization: resolve_optimization(&args.optimization, false),
             evaluation: resolve_evaluation(&args.evaluation, TaskKind::SingleLabel, false),
             output_dir: "runs/a".to_owned(),
+            precision: Precision::Bf16,
             threads: None,
         };
         let dir = tempfile::tempdir().unwrap();

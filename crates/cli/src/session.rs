@@ -7,7 +7,7 @@ use lowrank_data::{
     ColumnSpec, DataError, LabelMap, LabelNeed, LoadSpec, Loaded, Tokenizer, TokenizerError,
     TokenizerFamily,
 };
-use lowrank_engine::{Device, Isa};
+use lowrank_engine::{DType, Device, Isa};
 use lowrank_formats::peft::{AdapterFile, LoraConfig, Loralib};
 use lowrank_formats::{Checkpoint, write_atomic};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig};
@@ -16,7 +16,7 @@ use lowrank_train::config::TaskKind;
 use lowrank_train::fingerprint;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{CommonArgs, DataArgs, ModelArgs};
+use crate::args::{CommonArgs, DataArgs, ModelArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::source::find_model;
 
@@ -173,9 +173,33 @@ pub struct Head {
 }
 
 /// The processor with the threads asked for. `LOWRANK_ISA` chooses another instruction set than the best, for comparisons.
-pub fn device(common: &CommonArgs) -> CliResult<Device> {
-    let isa = match std::env::var("LOWRANK_ISA") {
-        Err(_) => Isa::best(),
+pub fn device(common: &CommonArgs, precision: PrecisionArg) -> CliResult<Device> {
+    let isa = instruction_set()?;
+    if common.threads == Some(0) {
+        return Err(CliError::usage("`threads` is 0, expected at least 1"));
+    }
+    let threads = common.threads.unwrap_or(0);
+    Device::cpu_in(precision_on(isa, precision), isa, threads)
+        .map_err(|error| CliError::from_error(&error))
+}
+
+/// The storage that a choice means on an instruction set.
+fn precision_on(isa: Isa, precision: PrecisionArg) -> DType {
+    match precision {
+        PrecisionArg::Auto if isa.multiplies_bf16() => DType::Bf16,
+        PrecisionArg::Auto | PrecisionArg::F32 => DType::F32,
+        PrecisionArg::Bf16 => DType::Bf16,
+    }
+}
+
+/// The device that counts what [`device`] would use.
+pub fn dry_device(precision: PrecisionArg) -> CliResult<Device> {
+    Ok(Device::dry_in(precision_on(instruction_set()?, precision)))
+}
+
+fn instruction_set() -> CliResult<Isa> {
+    match std::env::var("LOWRANK_ISA") {
+        Err(_) => Ok(Isa::best()),
         Ok(name) => {
             let found = Isa::from_name(&name).filter(|isa| isa.is_available());
             found.ok_or_else(|| {
@@ -184,13 +208,9 @@ pub fn device(common: &CommonArgs) -> CliResult<Device> {
                     "LOWRANK_ISA is `{name}`, expected one of {}",
                     names.join(", ")
                 ))
-            })?
+            })
         }
-    };
-    if common.threads == Some(0) {
-        return Err(CliError::usage("`threads` is 0, expected at least 1"));
     }
-    Device::cpu(isa, common.threads.unwrap_or(0)).map_err(|error| CliError::from_error(&error))
 }
 
 /// Notes of ours beside an adapter's own files, which stay as PEFT writes them.

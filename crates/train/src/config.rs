@@ -7,6 +7,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 
+use lowrank_engine::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metric;
@@ -109,6 +110,34 @@ pub enum InitLora {
     Gaussian,
     /// PEFT's `False`: A as the default, B not zero either, so that the adapter does something from the start (for tests).
     Random,
+}
+
+/// How frozen weights and activations are stored and multiplied; what trains is f32 in either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// f32 throughout: the reference.
+    F32,
+    /// bf16 operands, f32 sums.
+    Bf16,
+}
+
+impl From<DType> for Precision {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Precision::F32,
+            DType::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+impl From<Precision> for DType {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::Bf16,
+        }
+    }
 }
 
 /// Which modules: a list of names (equal, or equal after a dot), or one regular expression over whole paths, or `all-linear`.
@@ -295,6 +324,8 @@ pub struct TrainConfig {
     /// Evaluation and checkpoints.
     #[serde(flatten)]
     pub evaluation: EvaluationSettings,
+    /// How frozen weights and activations are stored.
+    pub precision: Precision,
     /// Directory of the run.
     pub output_dir: String,
     /// Threads; all cores where absent. The results do not depend on it.
@@ -464,6 +495,7 @@ pub(crate) mod tests {
                 early_stopping_threshold: 0.0,
             },
             output_dir: "runs/default".to_owned(),
+            precision: Precision::F32,
             threads: None,
         }
     }

@@ -11,7 +11,7 @@ use lowrank_model::{LoadOptions, Model, Task};
 use lowrank_testkit::Golden;
 use lowrank_train::config::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    ModulePattern, OptimizationSettings, TaskKind, TrainConfig,
+    ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
@@ -85,6 +85,7 @@ fn config() -> TrainConfig {
             early_stopping_threshold: 0.0,
         },
         output_dir: "run".to_owned(),
+        precision: Precision::F32,
         threads: None,
     }
 }

@@ -96,6 +96,18 @@ pub struct DataArgs {
     pub max_length: Option<usize>,
 }
 
+/// How weights and activations are stored and multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrecisionArg {
+    /// bf16 where the processor multiplies it faster, else f32.
+    Auto,
+    /// The reference.
+    F32,
+    /// bf16 operands, f32 sums.
+    Bf16,
+}
+
 /// A value by its name in configurations; the message of a wrong one lists the right ones.
 pub fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let from: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =

@@ -7,7 +7,7 @@ use lowrank_train::schedule::SchedulerType;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, named, one_or_many, pairs,
+    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, PrecisionArg, named, one_or_many, pairs,
 };
 
 /// What is adapted and how.
@@ -249,6 +249,9 @@ pub struct TrainArgs {
     /// Print the resolved configuration as YAML, which --config takes, and stop
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Run")]
     pub dry_run: Option<bool>,
+    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 where the processor multiplies it faster [default: auto]
+    #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
+    pub precision: Option<PrecisionArg>,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]

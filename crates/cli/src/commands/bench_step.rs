@@ -3,14 +3,17 @@
 use std::path::Path;
 use std::time::Instant;
 
-use lowrank_engine::{Device, Gradients, StepKey};
-use lowrank_kernels::{Gemm, MatRef, fill_uniform, gemm, pack, packed_len};
+use lowrank_engine::{DType, Device, Gradients, StepKey};
+use lowrank_kernels::{
+    Epilogue, Gemm, GemmBf16, MatRef, PackedBf16, bf16, fill_uniform, gemm, gemm_bf16, pack,
+    pack_bf16, packed_bf16_len, packed_len,
+};
 use lowrank_model::{Batch, LoadOptions, Model, ModelConfig, PassOptions, Targets, Task};
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
 use serde_json::json;
 
-use crate::args::BenchStepArgs;
 use crate::args::train::OptimizationArgs;
+use crate::args::{BenchStepArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::{memory, output, session, settings};
@@ -19,7 +22,7 @@ use crate::{memory, output, session, settings};
 pub fn run(flags: BenchStepArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
-    let device = session::device(&args.common)?;
+    let device = session::device(&args.common, args.precision.unwrap_or(PrecisionArg::Auto))?;
     let mut model = random_model(&args, &device)?;
     let timing = time_steps(&args, &mut model)?;
     let peak = gemm_peak(&device);
@@ -33,6 +36,7 @@ pub fn run(flags: BenchStepArgs) -> CliResult {
         "share_of_peak": timing.flops / timing.median_s / peak,
         "peak_rss_bytes": memory::peak_resident_bytes(),
         "counted_peak_bytes": device.peak_memory().total(),
+        "precision": device.precision().name(),
         "isa": device.isa().name(),
         "threads": device.threads(),
     });
@@ -170,23 +174,48 @@ fn gemm_peak(device: &Device) -> f64 {
     let mut b = vec![0.0f32; N * K];
     fill_uniform(1, 1, -1.0, 1.0, &mut a);
     fill_uniform(1, 2, -1.0, 1.0, &mut b);
-    let mut packed = vec![0.0f32; packed_len(N, K)];
-    let mut c = vec![0.0f32; M * N];
-    device.install(|| {
-        let isa = device.isa();
-        pack(isa, MatRef::new(&b, N, K), &mut packed);
+    let (a_view, b_view) = (MatRef::new(&a, M, K), MatRef::new(&b, N, K));
+    let isa = device.isa();
+    let mut run: Box<dyn FnMut() + Send> = match device.precision() {
+        DType::F32 => {
+            let mut packed = vec![0.0f32; packed_len(N, K)];
+            pack(isa, b_view, &mut packed);
+            let mut c = vec![0.0f32; M * N];
+            Box::new(move || {
+                let product = Gemm {
+                    a: a_view,
+                    b_packed: &packed,
+                    n: N,
+                    bias: None,
+                    alpha: 1.0,
+                    accumulate: false,
+                };
+                gemm(isa, &product, &mut c, N);
+            })
+        }
+        DType::Bf16 => {
+            let mut packed = vec![bf16::ZERO; packed_bf16_len(N, K)];
+            pack_bf16(isa, b_view, &mut packed);
+            let narrow: Vec<bf16> = a.iter().map(|&v| bf16::from_f32(v)).collect();
+            let mut c = vec![bf16::ZERO; M * N];
+            Box::new(move || {
+                let product = GemmBf16 {
+                    a: MatRef::new(&narrow, M, K),
+                    alpha: 1.0,
+                    b: PackedBf16::Rows(&packed),
+                    n: N,
+                    low_rank: None,
+                    bias: None,
+                };
+                gemm_bf16(isa, &product, Epilogue::Store(&mut c));
+            })
+        }
+    };
+    device.install(move || {
         let mut best = f64::INFINITY;
-        for _ in 0..12 {
+        for _ in 0..24 {
             let started = Instant::now();
-            let product = Gemm {
-                a: MatRef::new(&a, M, K),
-                b_packed: &packed,
-                n: N,
-                bias: None,
-                alpha: 1.0,
-                accumulate: false,
-            };
-            gemm(isa, &product, &mut c, N);
+            run();
             best = best.min(started.elapsed().as_secs_f64());
         }
         2.0 * (M * N * K) as f64 / best

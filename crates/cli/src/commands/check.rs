@@ -10,7 +10,7 @@ use lowrank_train::config::TaskKind;
 use serde_json::{Value, json};
 
 use super::train::adapter_table;
-use crate::args::CheckArgs;
+use crate::args::{CheckArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, count};
 use crate::resolve::{
@@ -23,7 +23,7 @@ use crate::settings;
 pub fn run(flags: CheckArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = check_with_default_assets(settings::with_file(flags, file.as_deref())?)?;
-    let device = device(&args.common)?;
+    let device = device(&args.common, PrecisionArg::F32)?;
     let base = Base::open(&args.model)?;
     let task = args.data.task.unwrap_or_else(|| base.task());
     let (read, labels) = read_files(&args, &base, task, &device)?;

@@ -8,7 +8,7 @@ use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Metric;
 use serde_json::json;
 
-use crate::args::{AdapterArgs, DataArgs, EvalArgs, ModelArgs};
+use crate::args::{AdapterArgs, DataArgs, EvalArgs, ModelArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, count};
 use crate::session::{
@@ -26,7 +26,7 @@ pub fn run(flags: EvalArgs) -> CliResult {
     let path = args.data_file.as_deref().ok_or_else(|| {
         CliError::usage("no rows given").hint("pass --data-file FILE (.jsonl, .csv or .tsv)")
     })?;
-    let device = device(&args.common)?;
+    let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
     let spec = load_spec(
         &loaded.base,

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::eval::{BATCH_SIZE, LoadedModel};
 use super::train::MAX_SHARD_BYTES;
-use crate::args::{MergeArgs, MergeDType};
+use crate::args::{MergeArgs, MergeDType, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count};
 use crate::session::{device, load_rows, load_spec, unlabelled};
@@ -53,7 +53,7 @@ pub fn run(flags: MergeArgs) -> CliResult {
                 .hint("--overwrite replaces it, --output-dir takes another folder"),
         );
     }
-    let device = device(&args.common)?;
+    let device = device(&args.common, PrecisionArg::F32)?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
     let pending = PendingDir::create(target)?;
     if let Ok(tokenizer) = &loaded.base.tokenizer {

@@ -10,13 +10,13 @@ use lowrank_train::config::TaskKind;
 use lowrank_train::plan::{DryRun, Needs};
 use serde_json::{Value, json};
 
-use crate::args::PlanArgs;
 use crate::args::train::OptimizationArgs;
+use crate::args::{PlanArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::session::DEFAULT_MAX_LENGTH;
-use crate::{settings, source};
+use crate::{session, settings, source};
 
 /// Runs the command.
 pub fn run(flags: PlanArgs) -> CliResult {
@@ -66,6 +66,7 @@ struct Way {
 
 struct Plan {
     config: ModelConfig,
+    precision: &'static str,
     rows: usize,
     length: usize,
     base_parameters: u64,
@@ -112,6 +113,7 @@ impl Plan {
                 "a batch needs at least one row of at least one token",
             ));
         }
+        let dry = || session::dry_device(args.precision.unwrap_or(PrecisionArg::Auto));
         let batch = vec![vec![length; rows]];
         let recompute = args.gradient_checkpointing.unwrap_or(false);
         let optimizer = resolve_optimization(&OptimizationArgs::default(), false);
@@ -121,9 +123,11 @@ impl Plan {
         let dir = config_file
             .parent()
             .filter(|dir| Checkpoint::open_dir(dir).is_ok());
-        let model = || match dir {
-            Some(dir) => Model::load(dir, &options, &Device::dry()).map(|(model, _)| model),
-            None => Model::from_config(config.clone(), &options, &Device::dry()),
+        let model = || -> CliResult<Model> {
+            Ok(match dir {
+                Some(dir) => Model::load(dir, &options, &dry()?)?.0,
+                None => Model::from_config(config.clone(), &options, &dry()?)?,
+            })
         };
         let (mut adapted, mut whole) = (model()?, model()?);
         adapted.attach_lora(&peft, 0)?;
@@ -133,8 +137,10 @@ impl Plan {
         let model = lora.model();
         let (base_parameters, encoder) = (model.base_parameters(), Encoder::count(model));
         let adapter_file = adapter_file_bytes(model.trainables());
+        let precision = model.device().precision().name();
         let forward = lora.evaluate(batch.clone())?;
         Ok(Self {
+            precision,
             rows,
             length,
             base_parameters,
@@ -172,6 +178,7 @@ impl Plan {
             "model_type": self.config.model_type,
             "rows": self.rows,
             "tokens_per_row": self.length,
+            "precision": self.precision,
             "total_parameters": self.base_parameters,
             "encoder_parameters": self.encoder_parameters,
             "lora": way(&self.lora),
@@ -201,7 +208,7 @@ impl Plan {
         let c = &self.config;
         let mut text = format!(
             "{}: {} layers, width {}, {} heads; {} parameters with its head, {} in the encoder\n\
-             a batch of {} rows of {} tokens; LoRA rank {}, alpha {}\n\n",
+             a batch of {} rows of {} tokens in {}; LoRA rank {}, alpha {}\n\n",
             c.model_type,
             c.facts.num_hidden_layers,
             c.facts.hidden_size,
@@ -210,6 +217,7 @@ impl Plan {
             count(self.encoder_parameters),
             count(self.rows as u64),
             self.length,
+            self.precision,
             self.lora_settings.r,
             self.lora_settings.lora_alpha,
         );

@@ -12,7 +12,7 @@ use lowrank_train::metrics::argmax;
 use serde_json::{Map, Value, json};
 
 use super::eval::{LoadedModel, batch_size};
-use crate::args::PredictArgs;
+use crate::args::{PrecisionArg, PredictArgs};
 use crate::errors::{CliError, CliResult};
 use crate::session::{Head, device, load_rows, load_spec, unlabelled};
 use crate::{output, settings};
@@ -21,7 +21,7 @@ use crate::{output, settings};
 pub fn run(flags: PredictArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
-    let device = device(&args.common)?;
+    let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
     let examples = read_examples(&args, &loaded, &device)?;
     if !args.common.is_quiet() {

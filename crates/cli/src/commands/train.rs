@@ -18,7 +18,7 @@ use lowrank_train::trainer::{
     Event, Outcome, RunSetup, Summary, TrainData, Trainer, headline_metric,
 };
 
-use crate::args::TrainArgs;
+use crate::args::{PrecisionArg, TrainArgs};
 use crate::errors::{CliError, CliResult};
 use crate::progress::Progress;
 use crate::resolve::{self, Resolved};
@@ -37,7 +37,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
         .output_dir
         .clone()
         .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
-    let device = session::device(&args.common)?;
+    let device = session::device(&args.common, args.precision.unwrap_or(PrecisionArg::Auto))?;
     if args.dry_run == Some(true) {
         let resolved = resolve::resolve_train(&args, &device)?;
         output::print(yaml::to_yaml(&resolve::to_settings(&resolved.config)));

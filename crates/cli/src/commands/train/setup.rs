@@ -55,9 +55,11 @@ fn attach(run: &Run, model: &mut Model) -> CliResult<Vec<String>> {
 /// Runs the same model dry over the batches of this run.
 pub fn plan_run(run: &Run) -> CliResult<RunPlan> {
     let config = &run.config;
-    let (mut model, _) = run
-        .base
-        .load(&run.head, config.optimization.seed, &Device::dry())?;
+    let (mut model, _) = run.base.load(
+        &run.head,
+        config.optimization.seed,
+        &Device::dry_in(config.precision.into()),
+    )?;
     attach(run, &mut model)?;
     let mut dry = DryRun::of_model(model, &config.optimization);
     let lengths = run.train.lengths();
@@ -117,9 +119,10 @@ fn train_batches(run: &Run, lengths: &[usize], total_steps: u64) -> Vec<Vec<usiz
 pub fn announce(progress: &Progress, run: &Run, model: &Model, notes: &[String], plan: &RunPlan) {
     let config = &run.config;
     progress.line(format!(
-        "{}: {} parameters on {} ({} threads)",
+        "{}: {} parameters in {} on {} ({} threads)",
         config.model,
         count(model.base_parameters()),
+        model.device().precision().name(),
         model.device().isa().name(),
         model.device().threads()
     ));
