@@ -90,6 +90,7 @@ impl<E: Element> SimdOp for Block<'_, E> {
                 (8, 3) => s.call(TileOf::<E, 8, 3>(op)),
                 (8, _) => s.call(TileOf::<E, 8, 1>(op)),
                 (4..=7, 3) => s.call(TileOf::<E, 4, 3>(op)),
+                (_, 3) => s.call(TileOf::<E, 1, 3>(op)),
                 _ => s.call(TileOf::<E, 1, 1>(op)),
             }
             j += vectors * S::LANES;

@@ -302,6 +302,8 @@ fn gradients_of_factors_agree() {
             [5, 9, 13],
             [0, 4, 2],
             [64, 768, 4],
+            [20, 96, 2],
+            [9, 100, 11],
         ] {
             let (a, x, start) = (random(m * r, 1), random(m * n, 2), random(r * n, 3));
             let narrow_x = narrow(&x);
