@@ -4,6 +4,7 @@
 
 mod adapt;
 mod adapter_file;
+mod causal;
 pub mod config;
 mod error;
 pub mod families;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use lowrank_engine::Param;
+use lowrank_engine::param::transpose;
 use lowrank_formats::{
     Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model,
 };
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::modules::{Linear, ModuleRef};
+use crate::modules::{Layout, Linear, ModuleRef, Table};
 
 /// How a merged model is written.
 #[derive(Debug, Clone)]
@@ -47,6 +48,7 @@ struct Piece<'a> {
 enum Source<'a> {
     Weight(&'a Linear),
     Vector(&'a Param),
+    Table(&'a Table),
 }
 
 impl Model {
@@ -127,11 +129,11 @@ impl Model {
             let path = module.path();
             match module {
                 ModuleRef::Linear(m) => {
-                    add(
-                        format!("{path}.weight"),
-                        vec![m.out_features, m.in_features],
-                        Source::Weight(m),
-                    );
+                    let shape = match m.layout {
+                        Layout::Linear => vec![m.out_features, m.in_features],
+                        Layout::Conv1d => vec![m.in_features, m.out_features],
+                    };
+                    add(format!("{path}.weight"), shape, Source::Weight(m));
                     if let Some(bias) = &m.bias {
                         add(
                             format!("{path}.bias"),
@@ -151,7 +153,7 @@ impl Model {
                 }
                 ModuleRef::Embedding(m) => {
                     let shape = vec![m.num_embeddings, m.embedding_dim];
-                    add(format!("{path}.weight"), shape, Source::Vector(&m.table));
+                    add(format!("{path}.weight"), shape, Source::Table(&m.table));
                 }
             }
         }
@@ -161,7 +163,14 @@ impl Model {
     fn merged_values(&self, source: Source<'_>) -> Vec<f32> {
         match source {
             Source::Vector(param) => param.to_vec(&self.trainables),
-            Source::Weight(linear) => self.merged_weight(linear),
+            Source::Table(table) => table.to_rows(&self.trainables),
+            Source::Weight(linear) => {
+                let weight = self.merged_weight(linear);
+                match linear.layout {
+                    Layout::Linear => weight,
+                    Layout::Conv1d => transpose(&weight, linear.out_features, linear.in_features),
+                }
+            }
         }
     }
 
@@ -202,6 +211,10 @@ impl Model {
         };
         object.insert("architectures".to_string(), json!([self.architecture()]));
         match self.task {
+            Task::CausalLm => {
+                set_dtype(object, options.dtype);
+                return config;
+            }
             Task::TokenClassification => object.remove("problem_type"),
             task => object.insert("problem_type".to_string(), json!(task.name())),
         };
@@ -221,21 +234,25 @@ impl Model {
             .collect();
         object.insert("id2label".to_string(), Value::Object(id2label));
         object.insert("label2id".to_string(), Value::Object(label2id));
-        if let Some(dtype) = options.dtype {
-            let name = match dtype {
-                DType::F16 => "float16",
-                DType::BF16 => "bfloat16",
-                _ => "float32",
-            };
-            let key = if object.contains_key("dtype") {
-                "dtype"
-            } else {
-                "torch_dtype"
-            };
-            object.insert(key.to_string(), json!(name));
-        }
+        set_dtype(object, options.dtype);
         config
     }
+}
+
+/// Writes the type of the tensors into a config, under the key that it already has.
+fn set_dtype(object: &mut serde_json::Map<String, Value>, dtype: Option<DType>) {
+    let Some(dtype) = dtype else { return };
+    let name = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    let key = if object.contains_key("dtype") {
+        "dtype"
+    } else {
+        "torch_dtype"
+    };
+    object.insert(key.to_string(), json!(name));
 }
 
 /// Whether a value stays finite in `dtype`.
