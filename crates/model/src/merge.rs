@@ -53,7 +53,7 @@ enum Source<'a> {
 
 impl Model {
     /// Writes the model with adapters merged into `dir`, which must exist: weights and `config.json`. `base` is the
-    /// directory it was loaded from: its config is carried through and its tensor types are kept.
+    /// directory it was loaded from: its config is carried through and, unless a type is given, its tensor types are kept.
     /// Tokenizer files are the caller's to copy.
     pub fn write_merged(
         &self,
@@ -66,8 +66,11 @@ impl Model {
                 "a dry model has no values to merge".to_string(),
             ));
         }
-        let checkpoint = Checkpoint::open_dir(base)?;
-        let pieces = self.pieces(&checkpoint, options);
+        let checkpoint = match options.dtype {
+            Some(_) => None,
+            None => Some(Checkpoint::open_dir(base)?),
+        };
+        let pieces = self.pieces(checkpoint.as_ref(), options);
         let specs: Vec<TensorSpec> = pieces.iter().map(|p| p.spec.clone()).collect();
         write_model(dir, &specs, options.max_shard_bytes, &mut |spec, out| {
             let piece = pieces
@@ -105,12 +108,11 @@ impl Model {
         })
     }
 
-    fn pieces(&self, checkpoint: &Checkpoint, options: &MergeOptions) -> Vec<Piece<'_>> {
+    fn pieces(&self, checkpoint: Option<&Checkpoint>, options: &MergeOptions) -> Vec<Piece<'_>> {
         let dtype_of = |name: &str| {
             let bare = name.strip_prefix(self.family.prefix).unwrap_or(name);
             let stored = checkpoint
-                .info(name)
-                .or_else(|| checkpoint.info(bare))
+                .and_then(|c| c.info(name).or_else(|| c.info(bare)))
                 .map(|info| info.dtype);
             options
                 .dtype

@@ -15,7 +15,7 @@ use crate::args::{PlanArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
-use crate::session::DEFAULT_MAX_LENGTH;
+use crate::session::{DEFAULT_MAX_LENGTH, task_of};
 use crate::{session, settings, source};
 
 /// Runs the command.
@@ -83,7 +83,7 @@ impl Plan {
     fn make(args: &PlanArgs) -> CliResult<Self> {
         let config_file = find_config(args)?;
         let config = ModelConfig::read(&config_file)?;
-        let task = args.task.unwrap_or(TaskKind::SingleLabel);
+        let task = args.task.unwrap_or_else(|| task_of(&config));
         let has_head = config
             .architectures
             .iter()
@@ -93,7 +93,7 @@ impl Plan {
             .num_labels
             .or(of_config.filter(|_| task != TaskKind::Regression))
             .unwrap_or(match task {
-                TaskKind::Regression => 1,
+                TaskKind::Regression | TaskKind::CausalLm => 1,
                 TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => 2,
             });
         if num_labels == 0 {

@@ -64,7 +64,7 @@ pub(crate) struct Block {
 /// Where queries, keys and values come from.
 pub(crate) enum Projections {
     /// One layer gives all three side by side.
-    Fused(Linear),
+    Fused(Box<Linear>),
     /// A layer each: keys, values, queries, in the order of the checkpoints.
     Separate(Box<[Linear; 3]>),
 }

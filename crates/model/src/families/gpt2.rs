@@ -155,12 +155,12 @@ impl Gpt2Config {
         }
         Ok(Block {
             attention_norm: self.norm(&at("ln_1"), loader)?,
-            projections: Projections::Fused(conv1d(
+            projections: Projections::Fused(Box::new(conv1d(
                 loader,
                 &at("attn.c_attn"),
                 [width, 3 * width],
                 std,
-            )?),
+            )?)),
             attention_output: conv1d(loader, &at("attn.c_proj"), [width, width], residual_std)?,
             mlp_norm: self.norm(&at("ln_2"), loader)?,
             mlp_input: conv1d(loader, &at("mlp.c_fc"), [width, inner], std)?,
