@@ -13,6 +13,7 @@ mod lora;
 mod merge;
 mod model;
 pub mod modules;
+mod sizes;
 
 pub use adapt::{AdaptedModule, AdapterReport, SavedModule, TrainMode};
 pub use config::{Facts, ModelConfig, Task};
@@ -21,3 +22,4 @@ pub use loader::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
 pub use merge::{MergeOptions, MergeReport};
 pub use model::{Batch, Model, PassOptions};
+pub use sizes::{builtin_config, builtin_names};
