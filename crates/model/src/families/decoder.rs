@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
+use lowrank_engine::ops::cached_attention::{CachedSpec, cached_attention};
 use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
@@ -13,6 +14,7 @@ use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Matrix, Tape, Var};
 
 use crate::families::{LanguageModel, Network};
+use crate::generate::Kept;
 use crate::model::Batch;
 use crate::modules::{Embedding, LayerNorm, Linear, ModuleMut, ModuleRef, Table};
 
@@ -210,6 +212,45 @@ impl LanguageModel for Decoder {
         self.states(tape, batch, rows, recompute)
     }
 
+    fn num_layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn extend<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, kept: &mut Kept) -> Var {
+        let starts: Vec<usize> = kept.lengths().collect();
+        let is_prompt = starts.iter().all(|&n| n == 0);
+        let positions: Vec<u32> = (batch.offsets.windows(2).zip(&starts))
+            .flat_map(|(range, start)| *start..start + range[1] - range[0])
+            .map(|place| self.first_position + place as u32)
+            .collect();
+        kept.add_rows(batch.offsets);
+        let offsets: Arc<[usize]> = batch.offsets.into();
+        let mut x = self.embed(tape, batch.input_ids, &positions);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let y = block.before_attention(tape, &x);
+            let [q, k, v] = block.project(tape, y, None);
+            kept.layer_mut(i).append(&k, &v);
+            let context = if is_prompt {
+                attention(tape, q, k, v, block.attention_spec(&offsets, &offsets))
+            } else {
+                let rows = kept.rows(block.form.window);
+                let spec = CachedSpec {
+                    num_heads: block.form.num_heads,
+                    head_dim: block.form.head_dim,
+                    scale: block.form.scale,
+                    rows: &rows,
+                };
+                cached_attention(tape, &q, kept.layer(i), spec)
+            };
+            x = block.after_attention(tape, context, x);
+        }
+        let lasts: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
+        if lasts.len() < x.rows() {
+            x = select_rows(tape, &x, &lasts);
+        }
+        self.finish(tape, x)
+    }
+
     fn head(&self) -> &Matrix {
         let table = match &self.head {
             Head::Table(table) => table,
@@ -328,6 +369,30 @@ impl Block {
         }
     }
 
+    /// What attention reads: x after the norm, where that stands first.
+    fn before_attention<'m>(&'m self, tape: &mut Tape<'m>, x: &Var) -> Var {
+        if self.form.norm_first {
+            (self.attention_norm.layer).forward(tape, x.clone(), None, 0.0)
+        } else {
+            x.clone()
+        }
+    }
+
+    fn attention_spec(&self, queries: &Arc<[usize]>, keys: &Arc<[usize]>) -> AttentionSpec {
+        let form = &self.form;
+        AttentionSpec {
+            num_heads: form.num_heads,
+            head_dim: form.head_dim,
+            q_offsets: queries.clone(),
+            kv_offsets: keys.clone(),
+            scale: form.scale,
+            mask: AttentionMask::Causal {
+                window: form.window,
+            },
+            dropout: form.attention_dropout,
+        }
+    }
+
     /// The second half of a layer, and the end of the first: `context` is what attention gave, `x` the residual stream.
     fn after_attention<'m>(&'m self, tape: &mut Tape<'m>, context: Var, x: Var) -> Var {
         let form = &self.form;
@@ -360,32 +425,19 @@ struct BlockRun<'m> {
 
 impl<'m> BlockRun<'m> {
     fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let (block, form) = (self.block, self.block.form);
-        let y = if form.norm_first {
-            (block.attention_norm.layer).forward(tape, x.clone(), None, 0.0)
-        } else {
-            x.clone()
-        };
+        let block = self.block;
+        let y = block.before_attention(tape, &x);
         let rows = self.queries.as_ref().map(|(rows, _)| rows.as_slice());
         let [q, k, v] = block.project(tape, y, rows);
         let x = match rows {
             Some(rows) => select_rows(tape, &x, rows),
             None => x,
         };
-        let spec = AttentionSpec {
-            num_heads: form.num_heads,
-            head_dim: form.head_dim,
-            q_offsets: match &self.queries {
-                Some((_, offsets)) => offsets.clone(),
-                None => self.offsets.clone(),
-            },
-            kv_offsets: self.offsets.clone(),
-            scale: form.scale,
-            mask: AttentionMask::Causal {
-                window: form.window,
-            },
-            dropout: form.attention_dropout,
+        let queries = match &self.queries {
+            Some((_, offsets)) => offsets,
+            None => &self.offsets,
         };
+        let spec = block.attention_spec(queries, &self.offsets);
         let context = attention(tape, q, k, v, spec);
         block.after_attention(tape, context, x)
     }

@@ -14,6 +14,7 @@ use lowrank_formats::ConfigReader;
 
 use crate::config::{Facts, ModelConfig, Task};
 use crate::error::ModelError;
+use crate::generate::Kept;
 use crate::loader::Loader;
 use crate::model::Batch;
 use crate::modules::{ModuleMut, ModuleRef};
@@ -50,6 +51,14 @@ pub trait LanguageModel: Send + Sync {
 
     /// The output table [V, D]: logits = hidden · tableᵀ.
     fn head(&self) -> &Matrix;
+
+    /// The number of layers, each with keys and values of its own to keep.
+    fn num_layers(&self) -> usize;
+
+    /// Goes on with each sequence of `kept` by the tokens of the batch's sequence of the same number, and keeps their keys
+    /// and values: prompts of any length into an empty cache, or one token each after that. Gives the hidden states
+    /// [B, D] of each sequence's last token, ready for [`LanguageModel::head`].
+    fn extend<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, kept: &mut Kept) -> Var;
 }
 
 /// Builds a network of a family for a task with that many outputs.
