@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import decoders
+
 
 @dataclass
 class Case:
@@ -14,7 +16,8 @@ class Case:
     num_labels: int = 2
     # Keyword arguments of peft's LoraConfig; None for full fine-tuning.
     lora: dict | None = field(default_factory=dict)
-    # safetensors | safetensors-sharded | bin | bin-sharded | bin-legacy, and after `+`: bare, pooler, old-names, f16, bf16.
+    # safetensors | safetensors-sharded | bin | bin-sharded | bin-legacy, and after `+`: bare, pooler, old-names, f16, bf16;
+    # of GPT-2, buffers (stored masks), and of a language model, tied-copy (the output table is stored too).
     checkpoint: str = "safetensors"
     adapter_format: str = "safetensors"
     config: dict = field(default_factory=dict)
@@ -24,11 +27,15 @@ class Case:
     num_rows: int = 6
     lengths: tuple = (7, 3, 17, 11, 5, 14)
     trajectory: dict | None = None
+    # Whether generate's tokens are in the case too.
+    generate: bool = False
     note: str = ""
     # Hidden size, heads, intermediate size: the same for all cases.
     width: ClassVar[tuple] = (32, 4, 64)
 
     def config_fields(self):
+        if self.family in decoders.CLASSES:
+            return decoders.config_fields(self)
         roberta = self.family != "bert"
         hidden, heads, intermediate = self.width
         fields = {
@@ -59,6 +66,11 @@ def seq(**more):
 def tok(**more):
     """LoRA on query and value for a token classifier."""
     return seq(task_type="TOKEN_CLS") | more
+
+
+def causal(**more):
+    """LoRA on GPT-2's fused projection, or on queries and values, for a language model."""
+    return {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8} | more
 
 
 TRAJECTORY = {
@@ -165,6 +177,68 @@ CASES = [
     Case("roberta-pad-inside", "roberta", lora=seq(), checkpoint="safetensors+f16", pad_inside=True, note="the pad id inside a row gets the pad position"),
     Case("roberta-full", "roberta", lora=None, num_labels=3),
     Case("xlm-roberta-single-label", "xlm-roberta", lora=seq(), adapter_format="bin"),
+    Case(
+        "gpt2-causal",
+        "gpt2",
+        task="causal_lm",
+        lora=causal(),
+        checkpoint="safetensors+buffers+tied-copy",
+        generate=True,
+        note="the default target is c_attn; peft sets fan_in_fan_out",
+    ),
+    Case(
+        "gpt2-all-linear",
+        "gpt2",
+        task="causal_lm",
+        config={"scale_attn_by_inverse_layer_idx": True, "activation_function": "gelu"},
+        lora=causal(target_modules="all-linear", r=3, use_rslora=True),
+        checkpoint="bin+f16+bare",
+        lengths=(40, 3, 17, 2, 5, 33),
+    ),
+    Case(
+        "gpt2-untied",
+        "gpt2",
+        task="causal_lm",
+        config={"tie_word_embeddings": False, "scale_attn_weights": False, "activation_function": "relu"},
+        lora=causal(target_modules=["c_attn", "mlp.c_proj"], modules_to_save=["lm_head", "mlp.c_fc"], bias="all"),
+        checkpoint="safetensors-sharded",
+        note="modules_to_save holds a Conv1D, whose weight is [in, out]",
+    ),
+    Case("gpt2-single-label", "gpt2", num_labels=3, lora=seq(target_modules=["c_attn", "c_proj"]), pad_inside=True),
+    Case("gpt2-full", "gpt2", task="causal_lm", lora=None, note="the gradient of the tied table is the sum of both uses"),
+    Case("gpt_neo-causal", "gpt_neo", task="causal_lm", lora=causal(), lengths=(40, 3, 17, 11, 5, 33), generate=True),
+    Case("gpt_neo-regression", "gpt_neo", task="regression", num_labels=1, lora=seq(target_modules="all-linear"), checkpoint="bin+f16"),
+    Case("gpt_neo-full", "gpt_neo", task="causal_lm", lora=None),
+    Case("opt-causal", "opt", task="causal_lm", lora=causal(), checkpoint="safetensors+tied-copy", generate=True),
+    Case(
+        "opt-post-norm",
+        "opt",
+        task="causal_lm",
+        config={"do_layer_norm_before": False, "word_embed_proj_dim": 24},
+        lora=causal(target_modules="all-linear"),
+        checkpoint="bin",
+        generate=True,
+        note="the form of the 350M model",
+    ),
+    Case(
+        "opt-plain",
+        "opt",
+        task="causal_lm",
+        config={"enable_bias": False, "layer_norm_elementwise_affine": False, "tie_word_embeddings": False},
+        lora=causal(target_modules=["k_proj", "out_proj", "fc1"]),
+    ),
+    Case("opt-multi-label", "opt", task="multi_label", num_labels=3, lora=seq(target_modules=["q_proj", "fc2"]), pad_inside=True),
+    Case(
+        "opt-full",
+        "opt",
+        task="causal_lm",
+        config={"do_layer_norm_before": False, "word_embed_proj_dim": 24},
+        lora=None,
+        note="the pad token's row of embed_tokens gets the head's gradient",
+    ),
+    Case("gpt2-trajectory", "gpt2", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 0.5}),
+    Case("gpt_neo-trajectory", "gpt_neo", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY),
+    Case("opt-trajectory", "opt", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY),
     Case("bert-trajectory", "bert", lora=seq(), num_rows=24, trajectory=TRAJECTORY),
     # Some steps are clipped here, some are not; in the other trajectory all are.
     Case("roberta-trajectory", "roberta", num_labels=3, lora=seq(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 4.0}),

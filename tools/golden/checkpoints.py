@@ -2,6 +2,7 @@
 
 import json
 
+import decoders
 import torch
 from safetensors.torch import save_file
 
@@ -77,7 +78,11 @@ def write_checkpoint(model, folder, case, bare_class):
     folder.mkdir(parents=True)
     state = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
     words = case.checkpoint.split("+")
-    prefix = "bert." if case.family == "bert" else "roberta."
+    prefix = decoders.PREFIXES.get(case.family, "bert." if case.family == "bert" else "roberta.")
+    if "lm_head.weight" in state and model.config.tie_word_embeddings and "tied-copy" not in words:
+        del state["lm_head.weight"]
+    if "buffers" in words:
+        decoders.add_buffers(state, model.config)
     if "bare" in words:
         state = without_head(state, prefix, with_pooler="pooler" in words)
         model.config.architectures = [bare_class]

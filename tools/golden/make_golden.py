@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/golden: tiny random BERT and RoBERTa models, PEFT adapters, and what transformers + peft compute with them.
+"""Writes tests/golden: tiny random models of each family, PEFT adapters, and what transformers + peft compute with them.
 
 usage: python tools/golden/make_golden.py [PREFIX] [--seed N] [--width HIDDEN,HEADS,INTERMEDIATE] [--out DIR]
 
@@ -31,6 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import cases as case_table  # noqa: E402
+import decoders  # noqa: E402
 import numbers_alone  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -47,6 +48,8 @@ PROBLEM_TYPES = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
+# Tasks with a label for each token.
+PER_TOKEN = ("token_classification", "causal_lm")
 CLASSES = {
     "bert": ("BertConfig", "BertForSequenceClassification", "BertForTokenClassification", "BertModel"),
     "roberta": ("RobertaConfig", "RobertaForSequenceClassification", "RobertaForTokenClassification", "RobertaModel"),
@@ -56,6 +59,7 @@ CLASSES = {
         "XLMRobertaForTokenClassification",
         "XLMRobertaModel",
     ),
+    **decoders.CLASSES,
 }
 
 
@@ -66,7 +70,7 @@ def seed_of(name):
 
 def model_class(case):
     config, sequence, token, _ = CLASSES[case.family]
-    return getattr(transformers, config), getattr(transformers, token if case.task == "token_classification" else sequence)
+    return getattr(transformers, config), getattr(transformers, token if case.task in PER_TOKEN else sequence)
 
 
 # ---------------------------------------------------------------- inputs
@@ -90,6 +94,8 @@ def make_rows(case, generator):
                 row["token_type_ids"] = [0] * cut + [1] * (length - cut)
         if case.pad_inside and length > 6:
             ids[3] = 1 if case.family != "bert" else 0
+            if case.family in decoders.CLASSES:
+                ids[-1] = 1
         rows.append(row)
     return rows
 
@@ -101,6 +107,8 @@ def make_labels(case, rows, generator):
         return torch.randint(0, 2, (len(rows), case.num_labels), generator=generator).float().tolist()
     if case.task == "regression":
         return [round(x, 3) for x in torch.randn(len(rows), generator=generator).tolist()]
+    if case.task == "causal_lm":
+        return decoders.labels_of(rows, generator)
     labels = []
     for row in rows:
         classes = torch.randint(0, case.num_labels, (len(row["input_ids"]),), generator=generator).tolist()
@@ -126,7 +134,7 @@ def collate(case, rows, labels, dtype):
         batch["attention_mask"][i, :n] = 1
         if "token_type_ids" in row:
             batch["token_type_ids"][i, :n] = torch.tensor(row["token_type_ids"])
-    if case.task == "token_classification":
+    if case.task in PER_TOKEN:
         target = torch.full((len(rows), width), IGNORE_INDEX, dtype=torch.long)
         for i, row_labels in enumerate(labels):
             target[i, : len(row_labels)] = torch.tensor(row_labels)
@@ -137,8 +145,8 @@ def collate(case, rows, labels, dtype):
 
 
 def flat_logits(case, output, batch):
-    """[rows, labels], or for token classification [all real tokens, labels], rows end to end."""
-    if case.task == "token_classification":
+    """[rows, labels], or with a label for each token [all real tokens, labels], rows end to end."""
+    if case.task in PER_TOKEN:
         return output.logits[batch["attention_mask"].bool()]
     return output.logits
 
@@ -155,12 +163,12 @@ def make_model(case, generator):
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if "LayerNorm.weight" in name:
+            if "LayerNorm.weight" in name or name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight", "layer_norm.weight")):
                 value.copy_(1.0 + 0.2 * noise)
             elif name.endswith("bias"):
                 value.copy_(0.2 * noise)
             else:
-                value.copy_((0.5 if "embeddings" in name else 0.25) * noise)
+                value.copy_((0.5 if "embed" in name or "wte" in name or "wpe" in name else 0.25) * noise)
     return model
 
 
@@ -226,11 +234,13 @@ def load_peft(case, folder, dtype, trainable, adapter="adapter", unsaved=None):
 def run_once(case, model, rows, labels, dtype):
     """Logits, loss and every gradient of one batch."""
     batch = collate(case, rows, labels, dtype)
+    target = batch.pop("labels") if case.task == "causal_lm" else None
     output = model(**batch)
-    output.loss.backward()
+    loss = output.loss if target is None else decoders.loss_sum(output.logits, target) / decoders.count(labels)
+    loss.backward()
     grads = {adapter_key(n): p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
     without = sorted(adapter_key(n) for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
-    return flat_logits(case, output, batch).detach(), output.loss.item(), grads, without
+    return flat_logits(case, output, batch).detach(), loss.item(), grads, without
 
 
 def relative_error(found, expected):
@@ -259,6 +269,7 @@ def run_case(case):
             return load_peft(case, folder, dtype, trainable=True, unsaved=unsaved)
         return load_model(case, folder, dtype)[0]
 
+    extra = {"generated": decoders.generated(build(torch.float64), rows)} if case.generate else {}
     logits, loss, grads, without = run_once(case, build(torch.float64), rows, labels, torch.float64)
     logits32, _, grads32, _ = run_once(case, build(torch.float32), rows, labels, torch.float32)
     # A key's bias shifts all scores of a query alike, so its true gradient is zero: no relative error can be asked of it.
@@ -298,6 +309,7 @@ def run_case(case):
                 "logits": relative_error(logits32, logits),
                 "worst_grad": max(relative_error(grads32[k], grads[k]) for k in grads if k not in zero),
             },
+            **extra,
         },
     )
     print(f"{case.name}: loss {loss:.6f}, {len(grads)} gradients, {len(unsaved)} values not saved by peft, {len(surplus)} saved besides")
@@ -315,7 +327,7 @@ def write_json(path, value):
 
 
 def run_trajectory(case):
-    """Twenty optimizer steps of two unequal micro-batches; the loss is the sum over the step's rows by their number."""
+    """Twenty optimizer steps of two unequal micro-batches; the loss is the sum over the step's targets by their number."""
     folder = ROOT / case.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -376,12 +388,15 @@ def train(case, folder, rows, labels, steps, dtype):
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, hyper["warmup_steps"], hyper["num_steps"])
     log = []
     for micro_batches in steps:
-        count = sum(len(m) for m in micro_batches)
+        causal = case.task == "causal_lm"
+        count = sum(decoders.count([labels[i] for i in m]) if causal else len(m) for m in micro_batches)
         total = 0.0
         for micro in micro_batches:
             batch = collate(case, [rows[i] for i in micro], [labels[i] for i in micro], dtype)
             target = batch.pop("labels")
-            loss = torch.nn.functional.cross_entropy(model(**batch).logits, target, reduction="sum") / count
+            logits = model(**batch).logits
+            summed = decoders.loss_sum(logits, target) if causal else torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+            loss = summed / count
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(params, hyper["max_norm"]).item()
@@ -456,6 +471,7 @@ def parse():
 def main():
     prefix = parse()
     torch.set_num_threads(1)
+    decoders.attention_in_full_precision()
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -149,6 +149,7 @@ pub fn metric(metric: lowrank_train::metrics::Metric, value: f64) -> String {
     match metric {
         Metric::Accuracy => format!("{:.2}%", 100.0 * value),
         Metric::Loss
+        | Metric::Perplexity
         | Metric::F1
         | Metric::F1Macro
         | Metric::F1Micro

@@ -197,6 +197,7 @@ fn configuration(
         ignore_mismatched_sizes: args.model.ignore_mismatched_sizes.unwrap_or(false),
         adapter: args.adapter.clone(),
         full,
+        from_scratch: args.from_scratch.unwrap_or(false),
         data: DataSettings {
             train_file: args.train_file.clone().unwrap_or_default(),
             validation_file: args.validation_file.clone(),
@@ -207,6 +208,7 @@ fn configuration(
             text_pair_column: args.data.text_pair_column.clone(),
             label_column: args.data.label_column.clone(),
             max_length,
+            template: args.data.template.clone(),
         },
         lora,
         optimization: resolve_optimization(&args.optimization, full),
@@ -243,7 +245,7 @@ pub fn choose_labels(
     known: Option<Vec<String>>,
     learned: Option<&LabelMap>,
 ) -> Vec<String> {
-    if task == TaskKind::Regression {
+    if matches!(task, TaskKind::Regression | TaskKind::CausalLm) {
         return Vec::new();
     }
     if let Some(known) = known {
@@ -390,6 +392,7 @@ pub fn resolve_optimization(args: &OptimizationArgs, full: bool) -> Optimization
         seed: args.seed.unwrap_or(1),
         shuffle: shuffle.unwrap_or(true),
         gradient_checkpointing: args.gradient_checkpointing.unwrap_or(false),
+        label_smoothing_factor: args.label_smoothing_factor.unwrap_or(0.0),
     }
 }
 
@@ -472,6 +475,7 @@ mod tests {
             ignore_mismatched_sizes: false,
             adapter: None,
             full: false,
+            from_scratch: false,
             data: DataSettings {
                 train_file: "train.tsv".to_owned(),
                 validation_file: None,
@@ -482,6 +486,7 @@ mod tests {
                 text_pair_column: None,
                 label_column: None,
                 max_length: 128,
+                template: None,
             },
             lora: resolve_lora(&args.lora, default_lora("bert")).unwrap(),
             optimization: resolve_optimization(&args.optimization, false),

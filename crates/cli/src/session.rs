@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_data::{
-    ColumnSpec, DataError, LabelMap, LabelNeed, LoadSpec, Loaded, Tokenizer, TokenizerError,
-    TokenizerFamily,
+    ColumnSpec, DataError, LabelMap, LabelNeed, LoadSpec, Loaded, Template, TemplateError,
+    Tokenizer, TokenizerError, TokenizerFamily,
 };
 use lowrank_engine::{DType, Device, Isa};
-use lowrank_formats::peft::{AdapterFile, LoraConfig, Loralib};
+use lowrank_formats::peft::{AdapterFile, LoraConfig, Loralib, TaskType};
 use lowrank_formats::{Checkpoint, write_atomic};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig};
 use lowrank_train::checkpoint::RunState;
@@ -104,24 +104,9 @@ impl Base {
         )?)
     }
 
-    /// The longest row that the model takes.
-    pub fn max_positions(&self) -> CliResult<usize> {
-        let head = Head {
-            task: TaskKind::SingleLabel,
-            num_labels: 2,
-            labels: Vec::new(),
-        };
-        let dry = Model::from_config(
-            self.config.clone(),
-            &self.load_options(&head, 0),
-            &Device::dry(),
-        )?;
-        Ok(dry.max_positions())
-    }
-
     /// The limit of tokens a row: what was asked for, if the model can take it.
     pub fn max_length(&self, asked: Option<usize>) -> CliResult<usize> {
-        let most = self.max_positions()?;
+        let most = self.config.facts.max_positions;
         match asked {
             None => Ok(DEFAULT_MAX_LENGTH.min(most)),
             Some(length) if length <= most => Ok(length),
@@ -142,20 +127,28 @@ impl Base {
 
     /// The task that the configuration speaks of.
     pub fn task(&self) -> TaskKind {
-        let named = |end: &str| self.config.architectures.iter().any(|a| a.ends_with(end));
-        if named("ForTokenClassification") {
-            return TaskKind::TokenClassification;
-        }
-        match self.config.problem_type.as_deref() {
-            Some("regression") => TaskKind::Regression,
-            Some("multi_label_classification") => TaskKind::MultiLabel,
-            Some(_) | None => {
-                let one = self.config.id2label.as_ref().is_some_and(|l| l.len() == 1);
-                if one && self.has_head() {
-                    TaskKind::Regression
-                } else {
-                    TaskKind::SingleLabel
-                }
+        task_of(&self.config)
+    }
+}
+
+/// The task that a configuration speaks of.
+pub fn task_of(config: &ModelConfig) -> TaskKind {
+    let named = |end: &str| config.architectures.iter().any(|a| a.ends_with(end));
+    if named("ForTokenClassification") {
+        return TaskKind::TokenClassification;
+    }
+    if named("LMHeadModel") || named("ForCausalLM") {
+        return TaskKind::CausalLm;
+    }
+    match config.problem_type.as_deref() {
+        Some("regression") => TaskKind::Regression,
+        Some("multi_label_classification") => TaskKind::MultiLabel,
+        Some(_) | None => {
+            let one = config.id2label.as_ref().is_some_and(|l| l.len() == 1);
+            if one && named("Classification") {
+                TaskKind::Regression
+            } else {
+                TaskKind::SingleLabel
             }
         }
     }
@@ -328,6 +321,21 @@ pub fn existing_head(
 ) -> CliResult<Head> {
     let notes = adapter.and_then(|a| a.notes.as_ref());
     let in_tensors = adapter.and_then(AdapterSource::num_labels);
+    let of_adapter = adapter.and_then(|a| a.config.task_type);
+    let is_causal = match data.task.or(notes.map(|n| n.task)) {
+        Some(task) => task == TaskKind::CausalLm,
+        None => match of_adapter {
+            Some(task_type) => task_type == TaskType::CausalLm,
+            None => base.task() == TaskKind::CausalLm,
+        },
+    };
+    if is_causal {
+        return Ok(Head {
+            task: TaskKind::CausalLm,
+            num_labels: 0,
+            labels: Vec::new(),
+        });
+    }
     if adapter.is_none() && !base.has_head() {
         return Err(CliError::usage(format!(
             "`{}` has no classification head, and no adapter is given",
@@ -346,9 +354,7 @@ pub fn existing_head(
         .clone()
         .or_else(|| notes.map(|n| n.labels.clone()))
         .or_else(config_labels);
-    let token_adapter = adapter
-        .and_then(|a| a.config.task_type)
-        .is_some_and(|t| t.name() == "TOKEN_CLS");
+    let token_adapter = of_adapter == Some(TaskType::TokenClassification);
     let task = data
         .task
         .or_else(|| notes.map(|n| n.task))
@@ -361,11 +367,11 @@ pub fn existing_head(
     let num_labels = in_tensors
         .or(labels.as_ref().map(Vec::len).filter(|&n| n > 0))
         .unwrap_or(match task {
-            TaskKind::Regression => 1,
+            TaskKind::Regression | TaskKind::CausalLm => 1,
             TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => 2,
         });
     let labels = match task {
-        TaskKind::Regression => Vec::new(),
+        TaskKind::Regression | TaskKind::CausalLm => Vec::new(),
         TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => {
             labels.unwrap_or_else(|| (0..num_labels).map(|i| format!("LABEL_{i}")).collect())
         }
@@ -403,6 +409,13 @@ pub fn load_spec(
             .transpose()
             .map_err(DataError::from)?,
         max_length: Some(max_length),
+        template: match &data.template {
+            None => Template::default(),
+            Some(text) => text.parse().map_err(|error: TemplateError| {
+                CliError::usage(error.to_string())
+                    .hint("an example: --template 'Question: {prompt} Answer: {completion}{eos}'")
+            })?,
+        },
         vocab_size: Some(base.config.facts.vocab_size),
         type_vocab_size: Some(base.config.facts.type_vocab_size),
         ..LoadSpec::new(task.into())

@@ -33,6 +33,13 @@ pub enum TextColumns {
         /// The second.
         pair: Option<String>,
     },
+    /// What a language model is given, and what it is to go on with.
+    Completion {
+        /// What is given.
+        prompt: String,
+        /// What follows.
+        completion: String,
+    },
     /// A list of words.
     Words {
         /// The words.
@@ -68,6 +75,16 @@ const PAIRS: [(&str, &str); 8] = [
     ("text1", "text2"),
     ("text_a", "text_b"),
     ("query", "passage"),
+];
+/// Pairs for language models: what is given, what follows.
+const COMPLETIONS: [(&str, &str); 7] = [
+    ("prompt", "completion"),
+    ("context", "completion"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("source", "target"),
+    ("input", "output"),
 ];
 const SINGLES: [&str; 7] = [
     "text",
@@ -121,6 +138,16 @@ impl ColumnSpec {
             format: table.format(),
         };
         let text = self.text_columns(&finder, task)?;
+        if task == Task::CausalLm {
+            // Only rows of ids carry labels of their own: which tokens count.
+            let name = self.label.clone().unwrap_or_else(|| "labels".into());
+            let of_ids = matches!(text, TextColumns::Ids { .. }) && need != LabelNeed::Ignored;
+            let label = match &self.label {
+                Some(label) if of_ids => Some(finder.named(label, ColumnRole::Label)?),
+                Some(_) | None => finder.first(&[&name]).filter(|_| of_ids),
+            };
+            return Ok(Columns { text, label });
+        }
         let label = match need {
             LabelNeed::Ignored => None,
             LabelNeed::IfPresent => match &self.label {
@@ -144,6 +171,9 @@ impl ColumnSpec {
             .as_ref()
             .map(|name| finder.named(name, ColumnRole::TextPair))
             .transpose()?;
+        if task == Task::CausalLm {
+            return self.causal_columns(finder, pair);
+        }
         if let Some(name) = &self.text {
             let role = if words_wanted {
                 ColumnRole::Words
@@ -195,12 +225,54 @@ impl ColumnSpec {
     }
 }
 
+impl ColumnSpec {
+    /// A text to go on with, or a prompt and its completion; `pair` is the column of the completion, if it was named.
+    fn causal_columns(
+        &self,
+        finder: &Finder,
+        pair: Option<String>,
+    ) -> Result<TextColumns, DataError> {
+        let typed = matches!(finder.format, FileFormat::Jsonl | FileFormat::Parquet);
+        let named = match &self.text {
+            Some(name) => Some(finder.named(name, ColumnRole::Text)?),
+            None if typed && finder.has("input_ids") && pair.is_none() => Some("input_ids".into()),
+            None => None,
+        };
+        if let Some(text) = named {
+            return Ok(match pair {
+                Some(completion) => TextColumns::Completion {
+                    prompt: text,
+                    completion,
+                },
+                None if text == "input_ids" => finder.ids(text),
+                None => TextColumns::Text { text, pair: None },
+            });
+        }
+        let known = COMPLETIONS.iter().find(|(prompt, completion)| {
+            finder.has(prompt)
+                && pair
+                    .as_deref()
+                    .map_or(finder.has(completion), |p| p == *completion)
+        });
+        if let Some((prompt, completion)) = known {
+            return Ok(TextColumns::Completion {
+                prompt: prompt.to_string(),
+                completion: completion.to_string(),
+            });
+        }
+        let text = finder.first(&SINGLES).filter(|_| pair.is_none());
+        let text = text.ok_or_else(|| finder.none(ColumnRole::Text))?;
+        Ok(TextColumns::Text { text, pair: None })
+    }
+}
+
 impl Columns {
     /// The columns of a file that are not read.
     pub fn ignored(&self, table: &Table) -> Vec<String> {
         let mut used: Vec<&String> = self.label.iter().collect();
         match &self.text {
             TextColumns::Text { text, pair } => used.extend([text].into_iter().chain(pair)),
+            TextColumns::Completion { prompt, completion } => used.extend([prompt, completion]),
             TextColumns::Words { words } => used.push(words),
             TextColumns::Ids {
                 input_ids,
@@ -247,6 +319,7 @@ impl Finder<'_> {
             Task::SingleLabel | Task::MultiLabel => self.first(&LABELS),
             Task::Regression => self.first(&SCORES),
             Task::TokenClassification => self.first(&TAGS),
+            Task::CausalLm => None,
         }
     }
 

@@ -511,6 +511,9 @@ pub enum TokenizerError {
         /// Special tokens around the text.
         special: usize,
     },
+    /// A template wants an end token, and the tokenizer names none.
+    #[error("the tokenizer has no end token, but the template wants `{{eos}}`")]
+    NoEosToken,
     /// The tokenizer library refused a text.
     #[error("the text cannot be tokenised: {0}")]
     Encode(String),
@@ -531,6 +534,9 @@ impl TokenizerError {
             }
             Self::MaxLengthTooSmall { special, .. } => {
                 Some(format!("give at least {}", special + 1))
+            }
+            Self::NoEosToken => {
+                Some("name one as `eos_token` in `special_tokens_map.json`, or leave `{eos}` out of the template".into())
             }
             Self::Read { .. } | Self::Write { .. } | Self::Malformed { .. } | Self::Encode(_) => None,
         }

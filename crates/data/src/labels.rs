@@ -25,6 +25,8 @@ pub enum Task {
     Regression,
     /// One class for each word.
     TokenClassification,
+    /// The next token.
+    CausalLm,
 }
 
 /// The label of one row.

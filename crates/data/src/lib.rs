@@ -39,7 +39,8 @@ pub use error::{
 };
 pub use labels::{IGNORE_INDEX, Label, LabelMap, Task};
 pub use load::{
-    Example, LabelNeed, LoadReport, LoadSpec, Loaded, LongRows, examples_from_table, load_examples,
+    Example, LabelNeed, LoadReport, LoadSpec, Loaded, LongRows, Template, TemplateError,
+    examples_from_table, load_examples,
 };
 pub use order::{Cursor, Order};
 pub use rows::{Cell, FileFormat, Header, Row, Table};

@@ -760,7 +760,7 @@ fn a_loralib_checkpoint_gets_pefts_names() {
 
     let fused = [
         OutTensor::f32("h.c_attn.lora_A", &[4, 4], &data[..16]),
-        OutTensor::f32("h.c_attn.lora_B", &[12, 2], &data[..24]),
+        OutTensor::f32("h.c_attn.lora_B", &[20, 1], &data[..20]),
         OutTensor::f32("h.other.lora_A", &[2, 4], &data[..8]),
     ];
     write_safetensors(&path, &fused, &[]).unwrap();
@@ -768,7 +768,7 @@ fn a_loralib_checkpoint_gets_pefts_names() {
         Loralib::read(&path).unwrap_err().to_string(),
         format!(
             "`{}` is not a usable adapter
-  h.c_attn.lora_A: A has 4 rows and B takes 2: a fused layer (loralib's `MergedLinear`) of 2 parts is not supported
+  h.c_attn.lora_A: A has 4 rows and B takes 1: a fused layer (loralib's `MergedLinear`) of 4 parts is not supported
   h.other.lora_A: its partner `h.other.lora_B` is missing",
             path.display()
         )

@@ -58,7 +58,7 @@ fn the_papers_own_checkpoint_is_read_and_becomes_an_adapter() {
         );
     }
     let loralib = Loralib::read(&dir.join("roberta_base_lora_mnli.bin")).unwrap();
-    assert_eq!(loralib.ranks.len(), 24);
+    assert_eq!(loralib.modules.len(), 24);
     assert_eq!(loralib.target_modules, ["query", "value"]);
     assert_eq!(loralib.modules_to_save, ["classifier"]);
     let config = loralib.config(16.0);

@@ -6,9 +6,12 @@
 
 mod backward;
 mod backward_bf16;
+mod cached;
 mod forward;
 mod forward_bf16;
 mod pairs;
+
+pub use cached::{CachedAttention, attention_cached};
 
 use crate::dropout::{Dropout, GROUP, Mask};
 use crate::gemm::{PANEL, STRIP_STRIDE, pack_rows, packed_len};

@@ -29,8 +29,8 @@ pub use activation::{
     Activation, activation_backward, activation_forward, activation_forward_in_place,
 };
 pub use attention::{
-    AttentionMask, AttentionSaved, AttentionShape, attention_backward, attention_backward_bf16,
-    attention_forward, attention_forward_bf16,
+    AttentionMask, AttentionSaved, AttentionShape, CachedAttention, attention_backward,
+    attention_backward_bf16, attention_cached, attention_forward, attention_forward_bf16,
 };
 pub use dropout::{Dropout, DropoutKey, dropout_apply};
 pub use element::{DType, Element, Values};

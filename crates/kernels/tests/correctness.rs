@@ -352,6 +352,51 @@ fn attention_agrees() {
 }
 
 #[test]
+fn cached_attention_agrees_with_causal_attention_of_a_last_query() {
+    for isa in isas() {
+        for (num_heads, head_dim, lengths) in [
+            (2, 64, vec![1, 33, 5]),
+            (1, 5, vec![17, 2]),
+            (3, 16, vec![600]),
+        ] {
+            let pairs: Vec<_> = lengths.iter().map(|&n| (1, n)).collect();
+            let case = AttentionCase::new(num_heads, head_dim, &pairs).causal(None);
+            let (q, k, v) = attention_inputs(&case);
+            let width = num_heads * head_dim;
+            // In the pool the rows stand backwards, after one that nobody reads.
+            let total = k.len() / width;
+            let pool = |x: &[f32]| -> Vec<f32> {
+                let rows = x.chunks_exact(width).rev().flatten();
+                vec![f32::NAN; width].iter().chain(rows).copied().collect()
+            };
+            let rows: Vec<Vec<u32>> = (case.kv_offsets.windows(2))
+                .map(|w| (w[0]..w[1]).map(|row| (total - row) as u32).collect())
+                .collect();
+            let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+            let mut out = vec![f32::NAN; q.len()];
+            let args = CachedAttention {
+                num_heads,
+                head_dim,
+                scale: case.shape().scale,
+                q: &q,
+                k: &pool(&k),
+                v: &pool(&v),
+                rows: &rows,
+            };
+            attention_cached(isa, &args, &mut out);
+            let (wide_q, wide_k, wide_v) = (wide(&q), wide(&k), wide(&v));
+            let (want, _) = reference::attention(&reference::Attention {
+                shape: case.shape(),
+                q: &wide_q,
+                k: &wide_k,
+                v: &wide_v,
+            });
+            check_close(&out, &want, TOLERANCE, &format!("cached on {}", isa.name()));
+        }
+    }
+}
+
+#[test]
 fn cross_entropy_agrees() {
     for isa in isas() {
         for (c, smoothing) in [

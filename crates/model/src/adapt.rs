@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 
 use lowrank_engine::ops::linear::Adapter;
+use lowrank_engine::param::transpose;
 use lowrank_engine::{Device, Matrix, Param, Trainables};
 use lowrank_formats::peft::{Bias, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType};
 
+use crate::config::Task;
 use crate::error::ModelError;
-use crate::loader::name_hash;
+use crate::loader::{LM_HEAD, name_hash};
 use crate::lora::{HEAD_NAMES, Origin, Resolved, initial_values, resolve};
 use crate::model::Model;
-use crate::modules::{Linear, ModuleMut, ModuleRef};
+use crate::modules::{Layout, Linear, ModuleMut, ModuleRef, Table};
 
 /// What a model trains.
 #[derive(Debug, Clone)]
@@ -96,9 +98,13 @@ impl Model {
                 "`{path}` is new, so `pooler` is trained and saved too"
             ));
         }
-        HEAD_NAMES
-            .iter()
-            .for_each(|name| add_name(&mut config.modules_to_save, name));
+        if self.task != Task::CausalLm {
+            HEAD_NAMES
+                .iter()
+                .for_each(|name| add_name(&mut config.modules_to_save, name));
+        }
+        // As PEFT does, with a warning: the file says how the adapted weights stand in theirs.
+        config.fan_in_fan_out = self.is_conv1d(&config)?;
         self.attach(config, seed, notes, Origin::New)?;
         Ok(&self.report)
     }
@@ -207,6 +213,19 @@ impl Model {
         Ok(())
     }
 
+    /// Whether the first target's weight is stored as [in, out].
+    fn is_conv1d(&self, config: &LoraConfig) -> Result<bool, ModelError> {
+        let matcher = Matcher::new(config)?;
+        for module in self.modules() {
+            if let ModuleRef::Linear(linear) = module
+                && matcher.is_target(&linear.path)?
+            {
+                return Ok(linear.layout == Layout::Conv1d);
+            }
+        }
+        Ok(false)
+    }
+
     /// Poolers that the checkpoint lacks and the configuration does not save.
     fn new_poolers(&self, config: &LoraConfig) -> Vec<String> {
         let saved = config
@@ -248,8 +267,8 @@ impl Whole<'_> {
         let before = self.trainables.count();
         match module {
             ModuleMut::Linear(linear) => {
-                self.weight(linear);
                 let path = linear.path.clone();
+                self.weight(&mut linear.weight, &format!("{path}.weight"), linear.layout);
                 if let Some(bias) = &mut linear.bias {
                     self.param(bias, &format!("{path}.bias"), false);
                 }
@@ -259,28 +278,39 @@ impl Whole<'_> {
                 self.param(&mut norm.bias, &format!("{}.bias", norm.path), false);
             }
             ModuleMut::Embedding(embedding) => {
-                self.param(
-                    &mut embedding.table,
-                    &format!("{}.weight", embedding.path),
-                    true,
-                );
+                let name = format!("{}.weight", embedding.path);
+                match &mut embedding.table {
+                    Table::Rows(param) => self.param(param, &name, true),
+                    Table::Head(matrix) => self.weight(matrix, &name, Layout::Linear),
+                }
             }
         }
         self.trainables.count() - before
     }
 
-    fn weight(&mut self, linear: &mut Linear) {
-        let Matrix::Frozen(packed) = &linear.weight else {
+    fn weight(&mut self, weight: &mut Matrix, name: &str, layout: Layout) {
+        let Matrix::Frozen(packed) = &*weight else {
             return;
         };
-        let values = if self.device.is_dry() {
+        let (out, inp) = (packed.out_features(), packed.in_features());
+        let mut values = if self.device.is_dry() {
             Vec::new()
         } else {
             packed.to_rows()
         };
-        let name = format!("{}{}.weight", self.prefix, linear.path);
-        let shape = [linear.out_features, linear.in_features];
-        linear.weight = Matrix::Trainable(self.trainables.add(self.device, name, &shape, &values));
+        let name = format!("{}{name}", self.prefix);
+        *weight = match layout {
+            Layout::Linear => {
+                Matrix::Trainable(self.trainables.add(self.device, name, &[out, inp], &values))
+            }
+            Layout::Conv1d => {
+                if !self.device.is_dry() {
+                    values = transpose(&values, out, inp);
+                }
+                let id = self.trainables.add(self.device, name, &[inp, out], &values);
+                Matrix::TrainableConv1d(id)
+            }
+        };
     }
 
     fn param(&mut self, param: &mut Param, name: &str, table: bool) {
@@ -320,6 +350,7 @@ impl Attach<'_> {
     fn module(&mut self, module: ModuleMut<'_>) -> Result<(), ModelError> {
         let path = module.as_ref().path().to_string();
         if self.saved.contains(&path) {
+            self.check_shared(&module)?;
             let mut whole = Whole {
                 device: &self.device,
                 trainables: self.trainables,
@@ -347,6 +378,26 @@ impl Attach<'_> {
             ModuleMut::LayerNorm(_) | ModuleMut::Embedding(_) => {}
         }
         Ok(())
+    }
+
+    /// A table that is input and output at once cannot be trained beside adapters: PEFT would train one of two copies.
+    fn check_shared(&self, module: &ModuleMut<'_>) -> Result<(), ModelError> {
+        let tied = match module.as_ref() {
+            ModuleRef::Embedding(table) => {
+                matches!(table.table, Table::Head(_)) && table.path != LM_HEAD
+            }
+            ModuleRef::Linear(_) | ModuleRef::LayerNorm(_) => false,
+        };
+        if !tied {
+            return Ok(());
+        }
+        let path = module.as_ref().path();
+        Err(ModelError::Pattern {
+            field: "modules_to_save",
+            faults: vec![format!(
+                "`{path}` is the output head too (`tie_word_embeddings`); only full fine-tuning trains it"
+            )],
+        })
     }
 
     fn bias(&mut self, bias: &mut Param, name: &str) {

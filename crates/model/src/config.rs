@@ -22,24 +22,28 @@ pub enum Task {
     Regression,
     /// One of several classes for each token; cross-entropy.
     TokenClassification,
+    /// The next token of the vocabulary; cross-entropy.
+    CausalLm,
 }
 
 impl Task {
     /// Every task.
-    pub const ALL: [Task; 4] = [
+    pub const ALL: [Task; 5] = [
         Task::SingleLabel,
         Task::MultiLabel,
         Task::Regression,
         Task::TokenClassification,
+        Task::CausalLm,
     ];
 
-    /// transformers' `problem_type`, or `token_classification`.
+    /// transformers' `problem_type`, or `token_classification` or `causal_lm`.
     pub fn name(self) -> &'static str {
         match self {
             Task::SingleLabel => "single_label_classification",
             Task::MultiLabel => "multi_label_classification",
             Task::Regression => "regression",
             Task::TokenClassification => "token_classification",
+            Task::CausalLm => "causal_lm",
         }
     }
 
@@ -50,6 +54,7 @@ impl Task {
                 TaskType::SequenceClassification
             }
             Task::TokenClassification => TaskType::TokenClassification,
+            Task::CausalLm => TaskType::CausalLm,
         }
     }
 }
@@ -162,9 +167,14 @@ pub(crate) fn read_dropout(reader: &ConfigReader<'_>, key: &str, default: f64) -
     reader.f64_or(key, default, 0.0..=0.999) as f32
 }
 
-/// The number of heads, which must divide the width `hidden_size`.
-pub(crate) fn read_heads(reader: &ConfigReader<'_>, key: &str, width: (&str, usize)) -> usize {
-    let heads = reader.usize(key, 1..=1 << 12);
+/// The number of heads, which must divide the width, given by name and value.
+pub(crate) fn read_heads(
+    reader: &ConfigReader<'_>,
+    key: &str,
+    default: usize,
+    width: (&str, usize),
+) -> usize {
+    let heads = reader.usize_or(key, default, 1..=1 << 12);
     let (name, hidden_size) = width;
     if !hidden_size.is_multiple_of(heads) {
         let message = format!("expected a divisor of {name} = {hidden_size}, found {heads}");

@@ -4,19 +4,24 @@
 
 mod adapt;
 mod adapter_file;
+mod causal;
 pub mod config;
 mod error;
 pub mod families;
+mod generate;
 mod loader;
 mod lora;
 mod merge;
 mod model;
 pub mod modules;
+mod sizes;
 
 pub use adapt::{AdaptedModule, AdapterReport, SavedModule, TrainMode};
 pub use config::{Facts, ModelConfig, Task};
 pub use error::ModelError;
+pub use generate::{Generate, Generated, Search};
 pub use loader::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
 pub use merge::{MergeOptions, MergeReport};
 pub use model::{Batch, Model, PassOptions};
+pub use sizes::{builtin_config, builtin_names};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lowrank_engine::param::{Frozen, PackedMatrix};
+use lowrank_engine::param::{Frozen, PackedMatrix, transpose};
 use lowrank_engine::{Device, Matrix, Param};
 use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_kernels as kernels;
@@ -11,7 +11,10 @@ use lowrank_kernels as kernels;
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::Family;
-use crate::modules::{Embedding, LayerNorm, Linear};
+use crate::modules::{Embedding, LayerNorm, Layout, Linear, Table};
+
+/// The output table of a language model that is not tied to the input's, in every family.
+pub(crate) const LM_HEAD: &str = "lm_head";
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -46,6 +49,25 @@ pub enum Presence {
     Required,
     /// Heads and poolers: new values if absent.
     NewIfAbsent,
+}
+
+/// A linear layer to load.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearSpec<'n> {
+    /// The module's path.
+    pub path: &'n str,
+    /// in.
+    pub in_features: usize,
+    /// out.
+    pub out_features: usize,
+    /// Whether it may be absent.
+    pub presence: Presence,
+    /// Whether it has a bias.
+    pub has_bias: bool,
+    /// How its weight is stored.
+    pub layout: Layout,
+    /// Standard deviation of new weights.
+    pub std: f32,
 }
 
 /// Fills one model's modules.
@@ -110,33 +132,130 @@ impl<'a> Loader<'a> {
         out_features: usize,
         presence: Presence,
     ) -> Result<Linear, ModelError> {
-        let weight_name = format!("{path}.weight");
-        let shape = [out_features, in_features];
+        self.linear_of(LinearSpec {
+            path,
+            in_features,
+            out_features,
+            presence,
+            has_bias: true,
+            layout: Layout::Linear,
+            std: self.initializer_range,
+        })
+    }
+
+    /// Any linear layer.
+    pub fn linear_of(&mut self, spec: LinearSpec<'_>) -> Result<Linear, ModelError> {
+        let (path, presence, layout) = (spec.path, spec.presence, spec.layout);
+        let (inp, out) = (spec.in_features, spec.out_features);
+        let name = format!("{path}.weight");
+        let shape = match layout {
+            Layout::Linear => [out, inp],
+            Layout::Conv1d => [inp, out],
+        };
         let wanted = Wanted {
-            name: &weight_name,
+            name: &name,
             shape: &shape,
             presence,
-            std: self.initializer_range,
+            std: spec.std,
             mean: 0.0,
         };
         let source = self.locate(&wanted);
         let is_new = source.is_none() && self.checkpoint.is_some();
-        let weight =
-            PackedMatrix::from_blocks(self.device, out_features, in_features, |first, block| {
-                self.fill(&wanted, source.as_deref(), first * in_features, block)
-            })?;
-        let bias = self.vector(&format!("{path}.bias"), out_features, presence, 0.0)?;
-        let weight = Matrix::Frozen(weight);
-        let path = path.to_string();
+        let weight = match layout {
+            Layout::Linear => self.matrix(&wanted, source.as_deref(), out, inp)?,
+            Layout::Conv1d => {
+                let mut rows = Vec::new();
+                if !self.device.is_dry() {
+                    let mut stored = vec![0.0; inp * out];
+                    self.fill(&wanted, source.as_deref(), 0, &mut stored)?;
+                    rows = transpose(&stored, inp, out);
+                }
+                PackedMatrix::from_blocks(self.device, out, inp, |first, block| {
+                    block.copy_from_slice(&rows[first * inp..][..block.len()]);
+                    Ok::<(), FormatError>(())
+                })?
+            }
+        };
+        let bias_name = format!("{path}.bias");
+        let bias = spec
+            .has_bias
+            .then(|| self.vector(&bias_name, out, presence, 0.0))
+            .transpose()?;
         Ok(Linear {
-            path,
-            in_features,
-            out_features,
-            weight,
-            bias: Some(bias),
+            path: path.to_string(),
+            in_features: inp,
+            out_features: out,
+            weight: Matrix::Frozen(weight),
+            bias,
+            layout,
             adapter: None,
             is_new,
         })
+    }
+
+    fn matrix(
+        &mut self,
+        wanted: &Wanted<'_>,
+        source: Option<&str>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<PackedMatrix, ModelError> {
+        let packed = PackedMatrix::from_blocks(self.device, rows, cols, |first, block| {
+            self.fill(wanted, source, first * cols, block)
+        })?;
+        Ok(packed)
+    }
+
+    /// The output table of a language model, which may be its input table too.
+    pub fn head_table(
+        &mut self,
+        path: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Embedding, ModelError> {
+        let name = format!("{path}.weight");
+        let shape = [rows, cols];
+        let wanted = Wanted {
+            name: &name,
+            shape: &shape,
+            presence: Presence::Required,
+            std: self.initializer_range,
+            mean: 0.0,
+        };
+        let source = self.locate(&wanted);
+        let table = self.matrix(&wanted, source.as_deref(), rows, cols)?;
+        Ok(Embedding {
+            path: path.to_string(),
+            num_embeddings: rows,
+            embedding_dim: cols,
+            table: Table::Head(Matrix::Frozen(table)),
+            padding_idx: None,
+        })
+    }
+
+    /// The classification head of a decoder: no bias.
+    pub fn score(&mut self, width: usize, num_labels: usize) -> Result<Linear, ModelError> {
+        self.linear_of(LinearSpec {
+            path: "score",
+            in_features: width,
+            out_features: num_labels,
+            presence: Presence::NewIfAbsent,
+            has_bias: false,
+            layout: Layout::Linear,
+            std: self.initializer_range,
+        })
+    }
+
+    /// A layer norm without values in the checkpoint: weight 1, bias 0.
+    pub fn plain_layer_norm(&mut self, path: &str, width: usize, eps: f32) -> LayerNorm {
+        let ones = Frozen::new(self.device, 1, width, &vec![1.0; width]);
+        let zeros = Frozen::new(self.device, 1, width, &vec![0.0; width]);
+        LayerNorm {
+            path: path.to_string(),
+            weight: Param::Frozen(ones),
+            bias: Param::Frozen(zeros),
+            eps,
+        }
     }
 
     /// A layer norm.
@@ -183,7 +302,7 @@ impl<'a> Loader<'a> {
             path,
             num_embeddings: rows,
             embedding_dim: cols,
-            table: Param::Frozen(table),
+            table: Table::Rows(Param::Frozen(table)),
             padding_idx,
         })
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use lowrank_engine::Param;
+use lowrank_engine::param::transpose;
 use lowrank_formats::{
     Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model,
 };
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::modules::{Linear, ModuleRef};
+use crate::modules::{Layout, Linear, ModuleRef, Table};
 
 /// How a merged model is written.
 #[derive(Debug, Clone)]
@@ -47,11 +48,12 @@ struct Piece<'a> {
 enum Source<'a> {
     Weight(&'a Linear),
     Vector(&'a Param),
+    Table(&'a Table),
 }
 
 impl Model {
     /// Writes the model with adapters merged into `dir`, which must exist: weights and `config.json`. `base` is the
-    /// directory it was loaded from: its config is carried through and its tensor types are kept.
+    /// directory it was loaded from: its config is carried through and, unless a type is given, its tensor types are kept.
     /// Tokenizer files are the caller's to copy.
     pub fn write_merged(
         &self,
@@ -64,8 +66,11 @@ impl Model {
                 "a dry model has no values to merge".to_string(),
             ));
         }
-        let checkpoint = Checkpoint::open_dir(base)?;
-        let pieces = self.pieces(&checkpoint, options);
+        let checkpoint = match options.dtype {
+            Some(_) => None,
+            None => Some(Checkpoint::open_dir(base)?),
+        };
+        let pieces = self.pieces(checkpoint.as_ref(), options);
         let specs: Vec<TensorSpec> = pieces.iter().map(|p| p.spec.clone()).collect();
         write_model(dir, &specs, options.max_shard_bytes, &mut |spec, out| {
             let piece = pieces
@@ -103,12 +108,11 @@ impl Model {
         })
     }
 
-    fn pieces(&self, checkpoint: &Checkpoint, options: &MergeOptions) -> Vec<Piece<'_>> {
+    fn pieces(&self, checkpoint: Option<&Checkpoint>, options: &MergeOptions) -> Vec<Piece<'_>> {
         let dtype_of = |name: &str| {
             let bare = name.strip_prefix(self.family.prefix).unwrap_or(name);
             let stored = checkpoint
-                .info(name)
-                .or_else(|| checkpoint.info(bare))
+                .and_then(|c| c.info(name).or_else(|| c.info(bare)))
                 .map(|info| info.dtype);
             options
                 .dtype
@@ -127,11 +131,11 @@ impl Model {
             let path = module.path();
             match module {
                 ModuleRef::Linear(m) => {
-                    add(
-                        format!("{path}.weight"),
-                        vec![m.out_features, m.in_features],
-                        Source::Weight(m),
-                    );
+                    let shape = match m.layout {
+                        Layout::Linear => vec![m.out_features, m.in_features],
+                        Layout::Conv1d => vec![m.in_features, m.out_features],
+                    };
+                    add(format!("{path}.weight"), shape, Source::Weight(m));
                     if let Some(bias) = &m.bias {
                         add(
                             format!("{path}.bias"),
@@ -151,7 +155,7 @@ impl Model {
                 }
                 ModuleRef::Embedding(m) => {
                     let shape = vec![m.num_embeddings, m.embedding_dim];
-                    add(format!("{path}.weight"), shape, Source::Vector(&m.table));
+                    add(format!("{path}.weight"), shape, Source::Table(&m.table));
                 }
             }
         }
@@ -161,7 +165,14 @@ impl Model {
     fn merged_values(&self, source: Source<'_>) -> Vec<f32> {
         match source {
             Source::Vector(param) => param.to_vec(&self.trainables),
-            Source::Weight(linear) => self.merged_weight(linear),
+            Source::Table(table) => table.to_rows(&self.trainables),
+            Source::Weight(linear) => {
+                let weight = self.merged_weight(linear);
+                match linear.layout {
+                    Layout::Linear => weight,
+                    Layout::Conv1d => transpose(&weight, linear.out_features, linear.in_features),
+                }
+            }
         }
     }
 
@@ -202,6 +213,10 @@ impl Model {
         };
         object.insert("architectures".to_string(), json!([self.architecture()]));
         match self.task {
+            Task::CausalLm => {
+                set_dtype(object, options.dtype);
+                return config;
+            }
             Task::TokenClassification => object.remove("problem_type"),
             task => object.insert("problem_type".to_string(), json!(task.name())),
         };
@@ -221,21 +236,25 @@ impl Model {
             .collect();
         object.insert("id2label".to_string(), Value::Object(id2label));
         object.insert("label2id".to_string(), Value::Object(label2id));
-        if let Some(dtype) = options.dtype {
-            let name = match dtype {
-                DType::F16 => "float16",
-                DType::BF16 => "bfloat16",
-                _ => "float32",
-            };
-            let key = if object.contains_key("dtype") {
-                "dtype"
-            } else {
-                "torch_dtype"
-            };
-            object.insert(key.to_string(), json!(name));
-        }
+        set_dtype(object, options.dtype);
         config
     }
+}
+
+/// Writes the type of the tensors into a config, under the key that it already has.
+fn set_dtype(object: &mut serde_json::Map<String, Value>, dtype: Option<DType>) {
+    let Some(dtype) = dtype else { return };
+    let name = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    let key = if object.contains_key("dtype") {
+        "dtype"
+    } else {
+        "torch_dtype"
+    };
+    object.insert(key.to_string(), json!(name));
 }
 
 /// Whether a value stays finite in `dtype`.

@@ -51,6 +51,8 @@ pub struct PassOptions {
     pub dropout: Option<StepKey>,
     /// Multiplies the gradient of the loss's sum: 1 / (counted targets of the whole optimizer step).
     pub grad_scale: f32,
+    /// ε of label smoothing, of a language model only.
+    pub label_smoothing: f32,
     /// Keep each block's input only and run the block again in backward.
     pub recompute: bool,
 }
@@ -97,6 +99,13 @@ impl Model {
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
         let family = family(&config.model_type)?;
+        if (family.architecture)(options.task).is_none() {
+            return Err(ModelError::UnsupportedConfig(format!(
+                "a `{}` model has no head for {}",
+                family.model_type,
+                options.task.name()
+            )));
+        }
         let mut loader = Loader::new(
             device,
             checkpoint,
@@ -110,9 +119,12 @@ impl Model {
         let model = Model {
             device: device.clone(),
             family,
-            config,
             task: options.task,
-            num_labels: options.num_labels,
+            num_labels: match options.task {
+                Task::CausalLm => config.facts.vocab_size,
+                _ => options.num_labels,
+            },
+            config,
             network,
             trainables: Trainables::default(),
             mode: TrainMode::Frozen,
@@ -131,7 +143,7 @@ impl Model {
         self.task
     }
 
-    /// Outputs of the head.
+    /// Outputs of the head: labels, or the vocabulary of a language model.
     pub fn num_labels(&self) -> usize {
         self.num_labels
     }
@@ -153,7 +165,7 @@ impl Model {
 
     /// The class name for `architectures` in config.json.
     pub fn architecture(&self) -> &'static str {
-        (self.family.architecture)(self.task)
+        (self.family.architecture)(self.task).expect("checked when the model was built")
     }
 
     /// What is trained.
@@ -207,6 +219,15 @@ impl Model {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
             let mut tape = Tape::training(&self.device, &self.trainables, options.dropout);
+            if let Some(model) = self.network.language_model() {
+                return self.train_on_next_tokens(
+                    model,
+                    tape,
+                    batch,
+                    targets,
+                    (options, gradients),
+                );
+            }
             let logits = self.network.logits(&mut tape, batch, options.recompute);
             let out = loss(&logits, targets, options.grad_scale);
             tape.backward(&logits, out.d_logits, gradients);
@@ -215,7 +236,7 @@ impl Model {
     }
 
     /// The logits without dropout [N, num_labels], row by row; one row a sequence, or one a token for token
-    /// classification. With `adapters` false, adapters are switched off. Empty on the dry device.
+    /// classification and for a language model. With `adapters` false, adapters are switched off. Empty on the dry device.
     pub fn logits(&self, batch: &Batch<'_>, adapters: bool) -> Result<Vec<f32>, ModelError> {
         self.check(batch, None)?;
         Ok(self
@@ -223,7 +244,8 @@ impl Model {
             .install(|| self.to_vec(&self.infer(batch, adapters))))
     }
 
-    /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their number.
+    /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their number. A language model's
+    /// logits are not kept: that part is empty.
     pub fn evaluate(
         &self,
         batch: &Batch<'_>,
@@ -231,6 +253,10 @@ impl Model {
     ) -> Result<(Vec<f32>, f64, usize), ModelError> {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
+            if let Some(model) = self.network.language_model() {
+                let (sum, count) = self.loss_of_next_tokens(model, batch, targets);
+                return (Vec::new(), sum, count);
+            }
             let logits = self.infer(batch, true);
             let out = loss(&logits, targets, 1.0);
             (self.to_vec(&logits), out.sum, out.count)
@@ -239,7 +265,10 @@ impl Model {
 
     fn infer(&self, batch: &Batch<'_>, adapters: bool) -> Var {
         let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
-        self.network.logits(&mut tape, batch, false)
+        match self.network.language_model() {
+            Some(model) => self.logits_of_all(model, tape, batch),
+            None => self.network.logits(&mut tape, batch, false),
+        }
     }
 
     fn to_vec(&self, logits: &Var) -> Vec<f32> {
@@ -303,16 +332,26 @@ impl Model {
 
     fn check_targets(&self, batch: &Batch<'_>, targets: Targets<'_>) -> Result<(), ModelError> {
         let rows = match self.task {
-            Task::TokenClassification => batch.tokens(),
+            Task::TokenClassification | Task::CausalLm => batch.tokens(),
             Task::SingleLabel | Task::MultiLabel | Task::Regression => batch.sequences(),
         };
         let labels = self.num_labels;
         let fault = match (self.task, targets) {
-            (Task::SingleLabel | Task::TokenClassification, Targets::Class(classes)) => {
+            (
+                Task::SingleLabel | Task::TokenClassification | Task::CausalLm,
+                Targets::Class(classes),
+            ) => {
                 let in_range =
                     |&c: &i64| c == crate::IGNORE_INDEX || (0..labels as i64).contains(&c);
+                let firsts = &batch.offsets[..batch.sequences()];
+                let is_target = |&&row: &&usize| classes[row] != crate::IGNORE_INDEX;
                 if classes.len() != rows {
                     Some(format!("{} labels for {rows} rows", classes.len()))
+                } else if self.task == Task::CausalLm && firsts.iter().any(|row| is_target(&row)) {
+                    Some(
+                        "the first token of a sequence has a label, but nothing predicts it: expected -100"
+                            .to_string(),
+                    )
                 } else {
                     let bad = classes.iter().find(|c| !in_range(c));
                     bad.map(|c| format!("label {c} is outside 0..{labels}"))

@@ -1,9 +1,18 @@
 //! The building blocks of every family: modules that know their path in the checkpoint. It knows no family.
 
-use lowrank_engine::ops::embedding::{Lookup, Table};
+use lowrank_engine::ops::embedding::{self, Lookup};
 use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear, linear_activation, linear_f32};
-use lowrank_engine::{Activation, Matrix, Param, Tape, Var};
+use lowrank_engine::{Activation, Matrix, Param, Tape, Trainables, Var};
+
+/// How a linear layer's weight stands in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// [out, in], as PyTorch's `Linear` has it.
+    Linear,
+    /// [in, out], as GPT-2's `Conv1D` has it; PEFT's `fan_in_fan_out`.
+    Conv1d,
+}
 
 /// A linear layer, adapted or not. Its weight is stored under `path.weight`, its bias under `path.bias`.
 #[derive(Debug)]
@@ -18,6 +27,8 @@ pub struct Linear {
     pub weight: Matrix,
     /// bias `[out]`.
     pub bias: Option<Param>,
+    /// How the weight is stored.
+    pub layout: Layout,
     /// The adapter, if one is attached.
     pub adapter: Option<Adapter>,
     /// Whether its values are new: in no checkpoint, initialised here.
@@ -83,6 +94,25 @@ impl LayerNorm {
     }
 }
 
+/// The values of an embedding table.
+#[derive(Debug)]
+pub enum Table {
+    /// Read by lookups only.
+    Rows(Param),
+    /// The output table of a language model, which may be its input table too.
+    Head(Matrix),
+}
+
+impl Table {
+    /// The values, row by row, copied. Panics on the dry device.
+    pub fn to_rows(&self, trainables: &Trainables) -> Vec<f32> {
+        match self {
+            Table::Rows(param) => param.to_vec(trainables),
+            Table::Head(matrix) => matrix.to_rows(trainables),
+        }
+    }
+}
+
 /// An embedding table, stored under `path.weight`.
 #[derive(Debug)]
 pub struct Embedding {
@@ -93,7 +123,7 @@ pub struct Embedding {
     /// Columns of the table.
     pub embedding_dim: usize,
     /// The table [num_embeddings, embedding_dim].
-    pub table: Param,
+    pub table: Table,
     /// A row that full training leaves alone.
     pub padding_idx: Option<u32>,
 }
@@ -101,8 +131,12 @@ pub struct Embedding {
 impl Embedding {
     /// The rows `ids` of this table.
     pub fn lookup<'m, 'i>(&'m self, ids: &'i [u32]) -> Lookup<'m, 'i> {
+        let table = match &self.table {
+            Table::Rows(param) => embedding::Table::Rows(param),
+            Table::Head(matrix) => embedding::Table::Matrix(matrix),
+        };
         Lookup {
-            table: Table::Rows(&self.table),
+            table,
             ids,
             padding_idx: self.padding_idx,
         }

@@ -129,6 +129,17 @@ pub struct PeerError {
     pub worst_final: Option<f64>,
 }
 
+/// One way of decoding and what it gave.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Decoding {
+    /// The arguments of transformers' `generate`.
+    pub options: Map<String, Value>,
+    /// The prompt is so many tokens from each row's beginning, or all of a shorter row.
+    pub prompt_tokens: usize,
+    /// The new tokens of each row, the end token included.
+    pub new_tokens: Vec<Vec<u32>>,
+}
+
 /// A golden case: case.json, and the tensors of expected.safetensors.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Golden {
@@ -177,6 +188,9 @@ pub struct Golden {
     /// Optimizer steps (trajectories).
     #[serde(default)]
     pub steps: Vec<Step>,
+    /// What `generate` gave with the adapter, by the name of the decoding (language models).
+    #[serde(default)]
+    pub generated: BTreeMap<String, Decoding>,
     /// The peer's own rounding error.
     pub peer_f32_error: PeerError,
     /// Tensors of expected.safetensors.

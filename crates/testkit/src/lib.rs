@@ -12,8 +12,8 @@ pub use compare::{
     compare_norm, relative_error,
 };
 pub use golden::{
-    Golden, GoldenError, Hyper, Labels, LoadLists, PeerError, Row, Step, Tensor, golden_root,
-    read_golden_json, read_safetensors,
+    Decoding, Golden, GoldenError, Hyper, Labels, LoadLists, PeerError, Row, Step, Tensor,
+    golden_root, read_golden_json, read_safetensors,
 };
 pub use gradient::{GradientCheck, check_gradient, check_vjp, directional_derivative};
 pub use manifest::{Manifest, verify_manifest};

@@ -29,6 +29,8 @@ pub enum TaskKind {
     Regression,
     /// One class a word.
     TokenClassification,
+    /// The next token.
+    CausalLm,
 }
 
 impl TaskKind {
@@ -39,6 +41,7 @@ impl TaskKind {
             TaskKind::MultiLabel => "multi_label",
             TaskKind::Regression => "regression",
             TaskKind::TokenClassification => "token_classification",
+            TaskKind::CausalLm => "causal_lm",
         }
     }
 }
@@ -50,6 +53,7 @@ impl From<lowrank_model::Task> for TaskKind {
             lowrank_model::Task::MultiLabel => TaskKind::MultiLabel,
             lowrank_model::Task::Regression => TaskKind::Regression,
             lowrank_model::Task::TokenClassification => TaskKind::TokenClassification,
+            lowrank_model::Task::CausalLm => TaskKind::CausalLm,
         }
     }
 }
@@ -61,6 +65,7 @@ impl From<TaskKind> for lowrank_model::Task {
             TaskKind::MultiLabel => lowrank_model::Task::MultiLabel,
             TaskKind::Regression => lowrank_model::Task::Regression,
             TaskKind::TokenClassification => lowrank_model::Task::TokenClassification,
+            TaskKind::CausalLm => lowrank_model::Task::CausalLm,
         }
     }
 }
@@ -72,6 +77,7 @@ impl From<TaskKind> for lowrank_data::Task {
             TaskKind::MultiLabel => lowrank_data::Task::MultiLabel,
             TaskKind::Regression => lowrank_data::Task::Regression,
             TaskKind::TokenClassification => lowrank_data::Task::TokenClassification,
+            TaskKind::CausalLm => lowrank_data::Task::CausalLm,
         }
     }
 }
@@ -171,6 +177,9 @@ pub struct DataSettings {
     pub label_column: Option<String>,
     /// Tokens a row at most; longer rows are cut.
     pub max_length: usize,
+    /// How a language model's prompts and completions are laid out; the paper's layout where absent.
+    #[serde(default)]
+    pub template: Option<String>,
 }
 
 /// The adapters, in PEFT's terms.
@@ -245,6 +254,9 @@ pub struct OptimizationSettings {
     pub shuffle: bool,
     /// Whether activations are recomputed block by block in the backward pass: less memory, the same bits, more time.
     pub gradient_checkpointing: bool,
+    /// Share of a language model's target that is spread over the vocabulary.
+    #[serde(default)]
+    pub label_smoothing_factor: f64,
 }
 
 impl Default for OptimizationSettings {
@@ -270,6 +282,7 @@ impl Default for OptimizationSettings {
             seed: 1,
             shuffle: true,
             gradient_checkpointing: false,
+            label_smoothing_factor: 0.0,
         }
     }
 }
@@ -312,6 +325,9 @@ pub struct TrainConfig {
     pub adapter: Option<String>,
     /// Full fine-tuning: every weight trains, and no adapter is attached.
     pub full: bool,
+    /// Full training from new random weights: of the model's directory only the configuration and the tokenizer are read.
+    #[serde(default)]
+    pub from_scratch: bool,
     /// The rows.
     #[serde(flatten)]
     pub data: DataSettings,
@@ -435,6 +451,7 @@ pub(crate) mod tests {
             ignore_mismatched_sizes: false,
             adapter: None,
             full: false,
+            from_scratch: false,
             data: DataSettings {
                 train_file: "train.tsv".to_owned(),
                 validation_file: Some("validation.tsv".to_owned()),
@@ -445,6 +462,7 @@ pub(crate) mod tests {
                 text_pair_column: None,
                 label_column: None,
                 max_length: 128,
+                template: None,
             },
             lora: LoraSettings {
                 r: 8,
@@ -481,6 +499,7 @@ pub(crate) mod tests {
                 seed: 1,
                 shuffle: true,
                 gradient_checkpointing: false,
+                label_smoothing_factor: 0.0,
             },
             evaluation: EvaluationSettings {
                 eval_strategy: IntervalStrategy::Epoch,

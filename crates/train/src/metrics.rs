@@ -16,6 +16,8 @@ use crate::config::TaskKind;
 pub enum Metric {
     /// Mean loss over the counted targets; lower is better.
     Loss,
+    /// e to the mean loss of a language model; lower is better.
+    Perplexity,
     /// Share of rows (tokens, for token classification) that are right; for several labels a row, all must be right.
     Accuracy,
     /// F1 of class 1 where there are two classes, else the macro average.
@@ -37,6 +39,7 @@ impl Metric {
     pub fn name(self) -> &'static str {
         match self {
             Metric::Loss => "loss",
+            Metric::Perplexity => "perplexity",
             Metric::Accuracy => "accuracy",
             Metric::F1 => "f1",
             Metric::F1Macro => "f1_macro",
@@ -49,7 +52,7 @@ impl Metric {
 
     /// Whether a larger value is the better one.
     pub fn greater_is_better(self) -> bool {
-        self != Metric::Loss
+        !matches!(self, Metric::Loss | Metric::Perplexity)
     }
 
     /// The metrics that are defined for a task, the one shown first in front.
@@ -69,6 +72,7 @@ impl Metric {
                 Metric::Accuracy,
                 Metric::Loss,
             ],
+            TaskKind::CausalLm => &[Metric::Perplexity, Metric::Loss],
             TaskKind::Regression => &[Metric::Pearson, Metric::Spearman, Metric::Loss],
             TaskKind::TokenClassification => &[
                 Metric::Accuracy,
@@ -187,7 +191,8 @@ impl MetricAccumulator {
     fn compute(&self, metric: Metric) -> f64 {
         let several = self.task == TaskKind::MultiLabel;
         match metric {
-            Metric::Loss if self.targets == 0 => f64::NAN,
+            Metric::Loss | Metric::Perplexity if self.targets == 0 => f64::NAN,
+            Metric::Perplexity => (self.loss_sum / self.targets as f64).exp(),
             Metric::Loss => self.loss_sum / self.targets as f64,
             Metric::Accuracy if several => subset_accuracy(&self.multi, self.num_labels),
             Metric::Accuracy => accuracy(&self.classes),

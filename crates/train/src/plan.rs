@@ -3,7 +3,9 @@
 
 use lowrank_engine::{Device, Gradients, MemoryReport, StepKey};
 use lowrank_formats::peft::LoraConfig;
-use lowrank_model::{Batch, LoadOptions, Model, ModelConfig, ModelError, PassOptions, Targets};
+use lowrank_model::{
+    Batch, IGNORE_INDEX, LoadOptions, Model, ModelConfig, ModelError, PassOptions, Targets,
+};
 
 use crate::config::{OptimizationSettings, TaskKind};
 use crate::optimizer::Optimizer;
@@ -92,6 +94,7 @@ impl DryRun {
             }),
             grad_scale: 1.0,
             recompute,
+            ..PassOptions::default()
         };
         self.count(batches, |run, batch, targets| {
             run.model
@@ -153,14 +156,20 @@ impl Blank {
         let tokens: usize = lengths.iter().sum();
         let (classes, values) = match task {
             TaskKind::SingleLabel => (lengths.len(), 0),
-            TaskKind::TokenClassification => (tokens, 0),
+            TaskKind::TokenClassification | TaskKind::CausalLm => (tokens, 0),
             TaskKind::MultiLabel | TaskKind::Regression => (0, lengths.len() * num_labels),
         };
+        let mut classes = vec![0; classes];
+        if task == TaskKind::CausalLm {
+            // Nothing predicts a sequence's first token; every other one may count.
+            let firsts = &offsets[..lengths.len()];
+            firsts.iter().for_each(|&row| classes[row] = IGNORE_INDEX);
+        }
         Self {
             ids: vec![0; tokens],
             offsets,
             task,
-            classes: vec![0; classes],
+            classes,
             values: vec![0.0; values],
         }
     }
@@ -175,7 +184,9 @@ impl Blank {
 
     fn targets(&self) -> Targets<'_> {
         match self.task {
-            TaskKind::SingleLabel | TaskKind::TokenClassification => Targets::Class(&self.classes),
+            TaskKind::SingleLabel | TaskKind::TokenClassification | TaskKind::CausalLm => {
+                Targets::Class(&self.classes)
+            }
             TaskKind::MultiLabel => Targets::Multi(&self.values),
             TaskKind::Regression => Targets::Value(&self.values),
         }

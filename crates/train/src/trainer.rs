@@ -401,6 +401,7 @@ impl<'a> Trainer<'a> {
                     micro_step: self.state.micro_step,
                 }),
                 grad_scale: 1.0 / targets.max(1) as f32,
+                label_smoothing: self.config.optimization.label_smoothing_factor as f32,
                 recompute: self.config.optimization.gradient_checkpointing,
             };
             if let Some(targets) = model_targets(batch) {

@@ -25,6 +25,7 @@ fn config() -> TrainConfig {
         ignore_mismatched_sizes: false,
         adapter: None,
         full: false,
+        from_scratch: false,
         data: DataSettings {
             train_file: "train".to_owned(),
             validation_file: Some("validation".to_owned()),
@@ -35,6 +36,7 @@ fn config() -> TrainConfig {
             text_pair_column: None,
             label_column: None,
             max_length: 32,
+            template: None,
         },
         lora: LoraSettings {
             r: 4,
@@ -71,6 +73,7 @@ fn config() -> TrainConfig {
             seed: 3,
             shuffle: true,
             gradient_checkpointing: false,
+            label_smoothing_factor: 0.0,
         },
         evaluation: EvaluationSettings {
             eval_strategy: IntervalStrategy::Steps,

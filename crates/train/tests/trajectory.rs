@@ -32,9 +32,6 @@ struct Micro {
 }
 
 fn micro(golden: &Golden, rows: &[usize]) -> Micro {
-    let Labels::Classes(classes) = &golden.labels else {
-        panic!("a trajectory has classes")
-    };
     let mut batch = Micro {
         input_ids: Vec::new(),
         offsets: vec![0],
@@ -43,7 +40,11 @@ fn micro(golden: &Golden, rows: &[usize]) -> Micro {
     for &row in rows {
         batch.input_ids.extend(&golden.rows[row].input_ids);
         batch.offsets.push(batch.input_ids.len());
-        batch.labels.push(classes[row]);
+        match &golden.labels {
+            Labels::Classes(classes) => batch.labels.push(classes[row]),
+            Labels::Tokens(tokens) => batch.labels.extend(&tokens[row]),
+            Labels::Values(_) | Labels::Multi(_) => panic!("a trajectory has classes or tokens"),
+        }
     }
     batch
 }
@@ -56,7 +57,10 @@ fn check_trajectory(name: &str, threads: usize, recompute: bool) {
         .expect("a trajectory has hyper-parameters");
     let device = Device::cpu(Isa::best(), threads).expect("threads start");
     let options = LoadOptions {
-        task: Task::SingleLabel,
+        task: match golden.task.as_str() {
+            "causal_lm" => Task::CausalLm,
+            _ => Task::SingleLabel,
+        },
         num_labels: golden.num_labels,
         seed: 1,
         ignore_mismatched_sizes: false,
@@ -94,7 +98,8 @@ fn check_trajectory(name: &str, threads: usize, recompute: bool) {
             .iter()
             .map(|rows| micro(&golden, rows))
             .collect();
-        let targets: usize = batches.iter().map(|b| b.labels.len()).sum();
+        let count = |b: &Micro| Targets::Class(&b.labels).count();
+        let targets: usize = batches.iter().map(count).sum();
         gradients.clear();
         let mut sum = 0.0;
         for b in &batches {
@@ -107,6 +112,7 @@ fn check_trajectory(name: &str, threads: usize, recompute: bool) {
                 dropout: None,
                 grad_scale: 1.0 / targets as f32,
                 recompute,
+                ..PassOptions::default()
             };
             let targets = Targets::Class(&b.labels);
             sum += model
@@ -161,6 +167,14 @@ fn roberta_follows_the_peer() {
 }
 
 #[test]
+fn language_models_follow_the_peer_over_masked_prompts() {
+    check_trajectory("gpt2-trajectory", 2, false);
+    check_trajectory("gpt_neo-trajectory", 1, false);
+    check_trajectory("opt-trajectory", 2, false);
+}
+
+#[test]
 fn recomputation_follows_the_peer() {
     check_trajectory("roberta-trajectory", 2, true);
+    check_trajectory("gpt2-trajectory", 1, true);
 }

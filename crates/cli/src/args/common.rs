@@ -82,10 +82,10 @@ pub struct DataArgs {
     /// Names of the labels in the order of their class numbers [default: from the model or the training rows]
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "NAME", help_heading = "Data")]
     pub labels: Option<Vec<String>>,
-    /// Column of the text [default: found by its name: text, sentence, sentence1, premise, ...]
+    /// Column of the text, or of a language model's prompt [default: found by its name: text, sentence, prompt, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub text_column: Option<String>,
-    /// Column of the second text, for tasks on pairs
+    /// Column of the second text, for tasks on pairs, or of a language model's completion
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub text_pair_column: Option<String>,
     /// Column of the label [default: label]
@@ -94,6 +94,10 @@ pub struct DataArgs {
     /// Tokens a row at most, longer rows are cut [default: 128]
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     pub max_length: Option<usize>,
+    /// How a language model's prompt and completion are laid out; the loss is on the completion and what follows
+    /// [default: {prompt}{eos} {completion}{eos}]
+    #[arg(long, value_name = "TEXT", help_heading = "Data")]
+    pub template: Option<String>,
 }
 
 /// How weights and activations are stored and multiplied.

@@ -163,9 +163,12 @@ impl MergeDType {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PlanArgs {
-    /// A config.json, or a directory with one; the same as --model
+    /// A config.json, a directory with one, or a built-in size: gpt3-small, -medium, -large, -xl, -2.7b, -6.7b, -13b, -175b
     #[arg(value_name = "CONFIG", conflicts_with = "model")]
     pub path: Option<String>,
+    /// Write the built-in configuration into this directory, to train from it
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub write_config: Option<String>,
     /// The pretrained model; its config is enough.
     #[command(flatten)]
     #[serde(flatten)]

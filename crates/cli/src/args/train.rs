@@ -143,6 +143,9 @@ pub struct OptimizationArgs {
     /// Recompute activations block by block in the backward pass: less memory, more time, the same bits
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Optimization")]
     pub gradient_checkpointing: Option<bool>,
+    /// Share of a language model's target that is spread over the vocabulary [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Optimization")]
+    pub label_smoothing_factor: Option<f64>,
 }
 
 /// Evaluation, checkpoints and when to stop.
@@ -212,6 +215,9 @@ pub struct TrainArgs {
     /// Train all weights, no adapter
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
     pub full: Option<bool>,
+    /// With --full: start from new random weights; of the model's directory only config and tokenizer are read
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    pub from_scratch: Option<bool>,
     /// Training rows: a .jsonl, .csv or .tsv file
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub train_file: Option<String>,

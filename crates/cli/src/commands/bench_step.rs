@@ -8,7 +8,9 @@ use lowrank_kernels::{
     Epilogue, Gemm, GemmBf16, MatRef, PackedBf16, bf16, fill_uniform, gemm, gemm_bf16, pack,
     pack_bf16, packed_bf16_len, packed_len,
 };
-use lowrank_model::{Batch, LoadOptions, Model, ModelConfig, PassOptions, Targets, Task};
+use lowrank_model::{
+    Batch, IGNORE_INDEX, LoadOptions, Model, ModelConfig, PassOptions, Targets, Task,
+};
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
 use serde_json::json;
 
@@ -16,6 +18,7 @@ use crate::args::train::OptimizationArgs;
 use crate::args::{BenchStepArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
+use crate::session::task_of;
 use crate::{memory, output, session, settings};
 
 /// Runs the command.
@@ -63,7 +66,7 @@ fn random_model(args: &BenchStepArgs, device: &Device) -> CliResult<Model> {
         config.set_dropout(p)?;
     }
     let options = LoadOptions {
-        task: Task::SingleLabel,
+        task: task_of(&config).into(),
         num_labels: 2,
         seed: 1,
         ignore_mismatched_sizes: false,
@@ -92,7 +95,11 @@ fn time_steps(args: &BenchStepArgs, model: &mut Model) -> CliResult<Timing> {
         args.batch.unwrap_or(16).max(1),
         args.seq.unwrap_or(128).max(1),
     );
-    let data = RandomRows::new(rows, length, model.config().facts.vocab_size);
+    let mut data = RandomRows::new(rows, length, model.config().facts.vocab_size);
+    if model.task() == Task::CausalLm {
+        data.label_every_token();
+    }
+    let targets = Targets::Class(&data.labels).count().max(1);
     let settings = resolve_optimization(&OptimizationArgs::default(), args.full.unwrap_or(false));
     let mut optimizer = Optimizer::new(&device, model.trainables(), &settings);
     let mut gradients = Gradients::zeros(&device, model.trainables());
@@ -112,11 +119,12 @@ fn time_steps(args: &BenchStepArgs, model: &mut Model) -> CliResult<Timing> {
                 seed: 1,
                 micro_step: step,
             }),
-            grad_scale: 1.0 / rows as f32,
+            grad_scale: 1.0 / targets as f32,
+            label_smoothing: 0.0,
             recompute: args.gradient_checkpointing.unwrap_or(false),
         };
-        let targets = Targets::Class(&data.labels);
-        let (sum, _) = model.forward_backward(&data.batch(), targets, &pass, &mut gradients)?;
+        let labels = Targets::Class(&data.labels);
+        let (sum, _) = model.forward_backward(&data.batch(), labels, &pass, &mut gradients)?;
         clip_grad_norm(&device, &mut gradients, settings.max_grad_norm);
         optimizer.step(
             model.trainables_mut(),
@@ -124,7 +132,7 @@ fn time_steps(args: &BenchStepArgs, model: &mut Model) -> CliResult<Timing> {
             settings.learning_rate,
             step + 1,
         );
-        timing.loss = sum / rows as f64;
+        timing.loss = sum / targets as f64;
         timing.flops = (device.flops() - before) as f64;
         // The first step warms caches and buffers and is not counted.
         if step > 0 {
@@ -153,6 +161,14 @@ impl RandomRows {
                 .collect(),
             offsets: (0..=rows).map(|row| row * length).collect(),
             labels: (0..rows as i64).map(|row| row % 2).collect(),
+        }
+    }
+
+    /// For a language model: each token but a row's first is predicted.
+    fn label_every_token(&mut self) {
+        self.labels = self.ids.iter().map(|&id| id.into()).collect();
+        for &first in &self.offsets[..self.offsets.len() - 1] {
+            self.labels[first] = IGNORE_INDEX;
         }
     }
 

@@ -7,7 +7,7 @@ use lowrank_engine::Device;
 use lowrank_formats::peft::{AdapterFile, LoraConfig, parse_key};
 use lowrank_formats::{Checkpoint, RunDir};
 use lowrank_model::modules::ModuleRef;
-use lowrank_model::{LoadOptions, Model, ModelConfig, Task};
+use lowrank_model::{LoadOptions, Model, ModelConfig};
 use lowrank_train::checkpoint::Checkpoints;
 use lowrank_train::metrics_log::MetricsLog;
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::args::{InspectArgs, ModelArgs};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count};
+use crate::session::task_of;
 use crate::{settings, source};
 
 /// Runs the command.
@@ -172,14 +173,14 @@ fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
     let (table, mut json) = describe_config(&config);
     let mut text = format!("{}\n{table}", dir.display());
     let options = LoadOptions {
-        task: Task::SingleLabel,
+        task: task_of(&config).into(),
         num_labels: config.id2label.as_ref().map_or(2, Vec::len).max(1),
         seed: 0,
         ignore_mismatched_sizes: true,
     };
     let model = Model::from_config(config, &options, &Device::dry())?;
     text.push_str(&format!(
-        "\n{} parameters with a classification head\n",
+        "\n{} parameters with the head\n",
         count(model.base_parameters())
     ));
     let mut modules = TextTable::new(&["module", "kind", "shape"]);

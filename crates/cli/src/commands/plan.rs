@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{Device, MemoryReport, Purpose, Trainables};
-use lowrank_formats::Checkpoint;
+use lowrank_engine::{MemoryReport, Purpose, Trainables};
+use lowrank_formats::{Checkpoint, to_python_json, write_atomic};
 use lowrank_model::modules::ModuleRef;
-use lowrank_model::{LoadOptions, Model, ModelConfig};
+use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_train::config::TaskKind;
 use lowrank_train::plan::{DryRun, Needs};
 use serde_json::{Value, json};
@@ -15,13 +15,16 @@ use crate::args::{PlanArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
-use crate::session::DEFAULT_MAX_LENGTH;
+use crate::session::{DEFAULT_MAX_LENGTH, task_of};
 use crate::{session, settings, source};
 
 /// Runs the command.
 pub fn run(flags: PlanArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
+    if let Some(dir) = &args.write_config {
+        write_config(&args, dir)?;
+    }
     let plan = Plan::make(&args)?;
     if args.common.is_json() {
         output::print_json(&plan.to_json());
@@ -31,28 +34,54 @@ pub fn run(flags: PlanArgs) -> CliResult {
     Ok(())
 }
 
-/// The config.json of a file, a directory or an id.
-fn find_config(args: &PlanArgs) -> CliResult<PathBuf> {
+/// What is planned: a configuration, and the directory of its weights, if it has some.
+struct Subject {
+    config: ModelConfig,
+    dir: Option<PathBuf>,
+}
+
+/// The configuration of a built-in name, a file, a directory or an id.
+fn find_config(args: &PlanArgs) -> CliResult<Subject> {
     let mut model = args.model.clone();
-    if let Some(path) = &args.path {
-        if Path::new(path).is_file() {
-            return Ok(path.into());
-        }
-        model.model = Some(path.clone());
-    }
-    if let Some(file) = model
-        .model
-        .as_deref()
-        .map(Path::new)
-        .filter(|p| p.is_file())
+    model.model = args.path.clone().or(model.model);
+    let Some(name) = model.model.as_deref() else {
+        return Err(CliError::usage("no model given").hint(format!(
+            "pass a config.json, the directory of a model, or one of {}",
+            builtin_names().collect::<Vec<_>>().join(", ")
+        )));
+    };
+    let path = Path::new(name);
+    if !path.exists()
+        && let Some(config) = builtin_config(name)
     {
-        return Ok(file.to_owned());
+        let config = ModelConfig::from_value(path, config)?;
+        return Ok(Subject { config, dir: None });
     }
-    if model.model.is_none() {
-        return Err(CliError::usage("no model given")
-            .hint("pass a config.json, or the directory of a model"));
-    }
-    Ok(source::find_model(&model)?.join("config.json"))
+    let file = if path.is_file() {
+        path.to_owned()
+    } else {
+        source::find_model(&model)?.join("config.json")
+    };
+    let dir = file.parent().map(Path::to_path_buf);
+    Ok(Subject {
+        config: ModelConfig::read(&file)?,
+        dir: dir.filter(|dir| Checkpoint::open_dir(dir).is_ok()),
+    })
+}
+
+/// Writes a built-in configuration, so that a model can be trained from it.
+fn write_config(args: &PlanArgs, dir: &str) -> CliResult {
+    let name = args.path.as_deref().or(args.model.model.as_deref());
+    let config = name.and_then(builtin_config).ok_or_else(|| {
+        CliError::usage("`write_config` needs the name of a built-in configuration").hint(format!(
+            "one of {}",
+            builtin_names().collect::<Vec<_>>().join(", ")
+        ))
+    })?;
+    let dir = Path::new(dir);
+    std::fs::create_dir_all(dir).map_err(|error| CliError::from_error(&error))?;
+    let text = format!("{}\n", to_python_json(&config));
+    Ok(write_atomic(&dir.join("config.json"), text.as_bytes())?)
 }
 
 /// One way of training.
@@ -81,9 +110,8 @@ struct Plan {
 
 impl Plan {
     fn make(args: &PlanArgs) -> CliResult<Self> {
-        let config_file = find_config(args)?;
-        let config = ModelConfig::read(&config_file)?;
-        let task = args.task.unwrap_or(TaskKind::SingleLabel);
+        let Subject { config, dir } = find_config(args)?;
+        let task = args.task.unwrap_or_else(|| task_of(&config));
         let has_head = config
             .architectures
             .iter()
@@ -93,7 +121,7 @@ impl Plan {
             .num_labels
             .or(of_config.filter(|_| task != TaskKind::Regression))
             .unwrap_or(match task {
-                TaskKind::Regression => 1,
+                TaskKind::Regression | TaskKind::CausalLm => 1,
                 TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => 2,
             });
         if num_labels == 0 {
@@ -106,7 +134,7 @@ impl Plan {
             ignore_mismatched_sizes: true,
         };
         let rows = args.per_device_batch_size.unwrap_or(32);
-        let most = Model::from_config(config.clone(), &options, &Device::dry())?.max_positions();
+        let most = config.facts.max_positions;
         let length = args.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(most));
         if rows == 0 || length == 0 {
             return Err(CliError::usage(
@@ -120,11 +148,8 @@ impl Plan {
         let lora_settings = resolve_lora(&args.lora, default_lora(&config.model_type))?;
         let peft = lora_settings.to_peft("base", None);
         // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
-        let dir = config_file
-            .parent()
-            .filter(|dir| Checkpoint::open_dir(dir).is_ok());
         let model = || -> CliResult<Model> {
-            Ok(match dir {
+            Ok(match &dir {
                 Some(dir) => Model::load(dir, &options, &dry()?)?.0,
                 None => Model::from_config(config.clone(), &options, &dry()?)?,
             })
@@ -185,6 +210,8 @@ impl Plan {
             "full": way(&self.full),
             "forward_flops_per_token": self.forward_flops,
             "adapter_file_bytes": self.adapter_file,
+            "adapter_bytes_in_16_bits": 2 * self.lora.trainable,
+            "trainable_parameters_full_over_lora": self.reduction(),
             "other_methods": self.other_methods().into_iter().map(|(k, v)| (k, json!(v))).collect::<serde_json::Map<_, _>>(),
         })
     }
@@ -202,6 +229,11 @@ impl Plan {
             list.push((format!("adapter_pfeiffer_r{r}"), layers * adapter(r)));
         }
         list
+    }
+
+    /// How many times fewer parameters LoRA trains.
+    fn reduction(&self) -> f64 {
+        self.full.trainable as f64 / self.lora.trainable.max(1) as f64
     }
 
     fn to_text(&self) -> String {
@@ -265,6 +297,16 @@ impl Plan {
                 "file of the result",
                 &bytes(self.adapter_file),
                 &bytes(4 * full.trainable),
+            ])
+            .row([
+                "the same in 16 bits",
+                &bytes(2 * lora.trainable),
+                &bytes(2 * full.trainable),
+            ])
+            .row([
+                "fewer trained parameters".to_owned(),
+                format!("{} times", count(self.reduction() as u64)),
+                "-".to_owned(),
             ]);
         text.push_str(&table.to_string());
         text.push_str(&format!(

@@ -23,6 +23,12 @@ pub fn run(flags: PredictArgs) -> CliResult {
     let args = settings::with_file(flags, file.as_deref())?;
     let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
+    if loaded.head.task == TaskKind::CausalLm {
+        return Err(
+            CliError::usage("a language model predicts text, not labels")
+                .hint("`lowrank generate` writes it; pass --task to use another head"),
+        );
+    }
     let examples = read_examples(&args, &loaded, &device)?;
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
@@ -95,6 +101,7 @@ fn prediction(head: &Head, example: &Example, logits: &[f32]) -> Value {
             line.insert("probabilities".to_owned(), by_label(head, &probabilities));
             line.insert("logits".to_owned(), floats(logits));
         }
+        TaskKind::CausalLm => unreachable!("a language model was refused before any row"),
         TaskKind::Regression => {
             line.insert("value".to_owned(), floats(logits)[0].clone());
             line.insert("logits".to_owned(), floats(logits));

@@ -3,5 +3,6 @@
 mod bad_input;
 mod config_file;
 mod interrupted;
+mod language_model;
 mod support;
 mod whole_way;

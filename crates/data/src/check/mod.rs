@@ -69,6 +69,8 @@ pub struct FileCheck {
     pub empty_texts: Lines,
     /// Rows of which no label counts (token classification).
     pub unsupervised: Lines,
+    /// What of the rows a language model is trained on; absent for other tasks.
+    pub loss: Option<LossCheck>,
     /// Tokens that the vocabulary does not know.
     pub unknown_tokens: u64,
     /// Their share of all tokens, from 0 to 1.
@@ -79,6 +81,38 @@ pub struct FileCheck {
     pub padding_share: f64,
     /// The first rows, as the model sees them.
     pub samples: Vec<Sample>,
+}
+
+/// What of the rows a language model is trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LossCheck {
+    /// Tokens that count in the loss.
+    pub tokens: u64,
+    /// Rows whose last counted token is the end token: only from them a model learns to stop.
+    pub rows_with_end: usize,
+}
+
+fn loss(loaded: &Loaded, tokenizer: Option<&Tokenizer>) -> Option<LossCheck> {
+    // Without a map of classes, labels of tokens are tokens.
+    if loaded.label_map.is_some() {
+        return None;
+    }
+    let end = tokenizer.and_then(Tokenizer::eos_id).map(i64::from);
+    let mut check = LossCheck {
+        tokens: 0,
+        rows_with_end: 0,
+    };
+    let mut is_causal = false;
+    for example in &loaded.examples {
+        if let Label::Tokens(labels) = &example.label {
+            is_causal = true;
+            let mut counted = labels.iter().filter(|label| **label != IGNORE_INDEX);
+            check.tokens += counted.clone().count() as u64;
+            let last = counted.next_back().copied();
+            check.rows_with_end += usize::from(end.is_some() && last == end);
+        }
+    }
+    is_causal.then_some(check)
 }
 
 /// Tokens a row.
@@ -261,6 +295,9 @@ fn keys_of(table: &Table, columns: &Columns) -> Vec<String> {
             text,
             pair: Some(pair),
         } => format!("{}\u{1f}{}", part(row, text), part(row, pair)),
+        TextColumns::Completion { prompt, completion } => {
+            format!("{}\u{1f}{}", part(row, prompt), part(row, completion))
+        }
         TextColumns::Words { words } => part(row, words),
         TextColumns::Ids { input_ids, .. } => part(row, input_ids),
     };
@@ -311,6 +348,7 @@ fn check_file(
         conflicts: repeats.conflicts,
         empty_texts: repeats.empty_texts,
         unsupervised,
+        loss: loss(loaded, tokenizer),
         unknown_tokens,
         unknown_share: unknown_tokens as f64 / loaded.report.tokens.max(1) as f64,
         padding,
@@ -476,6 +514,7 @@ fn label_text(example: &Example, map: Option<&LabelMap>, tokenizer: Option<&Toke
                 .join(" | ")
         }
         Label::Value(value) => value.to_string(),
+        Label::Tokens(labels) if map.is_none() => counted_text(labels, tokenizer),
         Label::Tokens(labels) => {
             let counted = example
                 .input_ids
@@ -491,6 +530,21 @@ fn label_text(example: &Example, map: Option<&LabelMap>, tokenizer: Option<&Toke
             counted.collect::<Vec<_>>().join(" ")
         }
     }
+}
+
+/// The runs of tokens that count in a language model's loss, decoded.
+fn counted_text(labels: &[i64], tokenizer: Option<&Tokenizer>) -> String {
+    let runs = labels.split(|label| *label == IGNORE_INDEX);
+    let text = |run: &[i64]| {
+        let ids: Vec<u32> = run
+            .iter()
+            .filter_map(|id| u32::try_from(*id).ok())
+            .collect();
+        let decoded = tokenizer.and_then(|tokenizer| tokenizer.decode(&ids).ok());
+        format!("«{}»", decoded.unwrap_or_else(|| format!("{ids:?}")))
+    };
+    let runs: Vec<String> = runs.filter(|run| !run.is_empty()).map(text).collect();
+    runs.join(" … ")
 }
 
 /// The classes that occur in a file, for the warning on files that differ.

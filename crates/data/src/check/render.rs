@@ -84,7 +84,19 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
             100.0 * file.unknown_share
         ),
     );
-    line("labels", labels(&file.labels));
+    match &file.loss {
+        None => line("labels", labels(&file.labels)),
+        Some(loss) => line(
+            "loss",
+            format!(
+                "on {} ({:.1} % of all); {} of {} end with the end token",
+                plural(loss.tokens as usize, "token"),
+                100.0 * loss.tokens as f64 / load.tokens.max(1) as f64,
+                loss.rows_with_end,
+                plural(load.rows - load.dropped_rows, "row"),
+            ),
+        ),
+    }
     line(
         "duplicates",
         format!(
@@ -117,6 +129,9 @@ fn columns(columns: &Columns) -> String {
             text,
             pair: Some(pair),
         } => format!("text `{text}`, second text `{pair}`"),
+        TextColumns::Completion { prompt, completion } => {
+            format!("prompt `{prompt}`, completion `{completion}`")
+        }
         TextColumns::Words { words } => format!("words `{words}`"),
         TextColumns::Ids { input_ids, .. } => format!("token ids `{input_ids}`"),
     };
@@ -226,6 +241,11 @@ fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
             plural(file.empty_texts.count, "row"),
             lines(&file.empty_texts)
         ));
+    }
+    if let Some(loss) = &file.loss
+        && loss.rows_with_end == 0
+    {
+        warn("no row ends with the end token: the model will not learn to stop".into());
     }
     if file.unsupervised.count > 0 {
         warn(format!(

@@ -1,6 +1,7 @@
 //! Rows to examples: token ids and a label each, checked against the vocabulary and the map. The faults of all rows
 //! are collected before they are reported.
 
+mod causal;
 mod plan;
 mod row;
 
@@ -14,6 +15,7 @@ use crate::error::{DataError, MAX_FAULTS_SHOWN, RowFault, RowFaultKind, Tokenize
 use crate::labels::{Label, LabelMap, Task, number};
 use crate::rows::{FileFormat, Header, Table};
 use crate::tokenizer::Tokenizer;
+pub use causal::{Template, TemplateError};
 use plan::LabelPlan;
 use row::{Outcome, RowReader};
 
@@ -63,6 +65,8 @@ pub struct LoadSpec {
     pub max_length: Option<usize>,
     /// What to do with longer rows.
     pub long_rows: LongRows,
+    /// How a language model's rows are laid out.
+    pub template: Template,
     /// Rows of the model's token embedding; every id must be below.
     pub vocab_size: Option<usize>,
     /// Rows of the model's token type embedding; every token type must be below.
@@ -81,6 +85,7 @@ impl LoadSpec {
             need: LabelNeed::Required,
             max_length: None,
             long_rows: LongRows::Truncate,
+            template: Template::default(),
             vocab_size: None,
             type_vocab_size: None,
         }
@@ -265,6 +270,7 @@ fn refuse_impossible(
 ) -> Result<(), DataError> {
     let (column, pair) = match &columns.text {
         TextColumns::Text { text, pair } => (text, pair.is_some()),
+        TextColumns::Completion { prompt, .. } => (prompt, false),
         TextColumns::Words { words } => (words, false),
         TextColumns::Ids { .. } => {
             return match spec.max_length {

@@ -29,7 +29,7 @@ impl LabelPlan {
             });
         };
         match spec.task {
-            Task::Regression => Ok(Self {
+            Task::Regression | Task::CausalLm => Ok(Self {
                 map: None,
                 vectors: false,
             }),

@@ -55,7 +55,13 @@ impl RowReader<'_> {
                 .label(row, column)
                 .map_err(|kind| fault(row, column, kind))?,
         };
-        let (column, tokens) = match &self.columns.text {
+        let (column, mut tokens) = match &self.columns.text {
+            TextColumns::Text { text, .. } if self.spec.task == Task::CausalLm => {
+                (text, self.causal(row, text, None)?)
+            }
+            TextColumns::Completion { prompt, completion } => {
+                (prompt, self.causal(row, prompt, Some(completion))?)
+            }
             TextColumns::Text { text, pair } => (text, self.text(row, text, pair.as_deref())?),
             TextColumns::Words { words } => {
                 let tokens = self
@@ -77,6 +83,10 @@ impl RowReader<'_> {
         };
         self.check_ids(&tokens.encoded)
             .map_err(|kind| fault(row, column, kind))?;
+        if self.spec.task == Task::CausalLm {
+            self.complete_labels(&mut tokens)
+                .map_err(|kind| fault(row, self.columns.label.as_ref().unwrap_or(column), kind))?;
+        }
         let length = tokens.encoded.input_ids.len();
         match (self.spec.max_length, self.spec.long_rows) {
             (Some(max_length), LongRows::Drop) if length > max_length => {
@@ -133,6 +143,37 @@ impl RowReader<'_> {
         Ok(Tokens {
             encoded,
             labels: None,
+        })
+    }
+
+    /// A language model's row: which tokens count is said by the labels.
+    fn causal(&self, row: &Row, text: &str, completion: Option<&str>) -> Result<Tokens, RowFault> {
+        let refused = |error: String| fault(row, text, RowFaultKind::Tokenize(error));
+        let first = self.string(row, text)?;
+        let second = completion
+            .map(|column| self.string(row, column))
+            .transpose()?;
+        let tokenizer = self
+            .tokenizer
+            .ok_or_else(|| refused("no tokenizer".into()))?;
+        let template = &self.spec.template;
+        let mut laid = match second {
+            Some(second) => template.pair(first, second, tokenizer),
+            None => template.text(first, tokenizer),
+        }
+        .map_err(|error| refused(error.to_string()))?;
+        if laid.input_ids.is_empty() {
+            return Err(fault(row, text, RowFaultKind::NoTokens("tokens")));
+        }
+        let truncated_tokens = laid.cut(self.cut_at());
+        let labels = laid.labels();
+        Ok(Tokens {
+            encoded: Encoded {
+                input_ids: laid.input_ids,
+                token_type_ids: None,
+                truncated_tokens,
+            },
+            labels: Some(labels),
         })
     }
 
@@ -311,6 +352,29 @@ impl RowReader<'_> {
         Ok(())
     }
 
+    /// A language model's labels: every token where none are given, and never a row's first, which nothing predicts.
+    fn complete_labels(&self, tokens: &mut Tokens) -> Result<(), RowFaultKind> {
+        let ids = &tokens.encoded.input_ids;
+        let labels = tokens
+            .labels
+            .get_or_insert_with(|| ids.iter().map(|id| (*id).into()).collect());
+        if let Some(first) = labels.first_mut() {
+            *first = IGNORE_INDEX;
+        }
+        let vocab_size = self.spec.vocab_size.unwrap_or(usize::MAX);
+        let in_range = |label: &i64| {
+            *label == IGNORE_INDEX || usize::try_from(*label).is_ok_and(|id| id < vocab_size)
+        };
+        match labels.iter().position(|label| !in_range(label)) {
+            None => Ok(()),
+            Some(position) => Err(RowFaultKind::IdOutOfVocabulary {
+                id: labels[position],
+                position,
+                vocab_size,
+            }),
+        }
+    }
+
     fn label(&self, row: &Row, column: &str) -> Result<Label, RowFaultKind> {
         let cell = match self.table.get(row, column) {
             // For several labels, an empty field means none of them.
@@ -324,6 +388,7 @@ impl RowReader<'_> {
         let cell = cell.ok_or_else(|| self.missing(row, column))?;
         match (self.spec.task, self.plan.map()) {
             (Task::Regression, _) => Ok(Label::Value(number(cell)?)),
+            (Task::CausalLm, _) => Ok(Label::Tokens(whole_numbers(cell)?)),
             (Task::SingleLabel, Some(map)) => {
                 let name = class_name(cell)?;
                 if name.is_empty() {

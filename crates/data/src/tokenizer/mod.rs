@@ -62,7 +62,7 @@ impl TokenizerFamily {
             .any(|part| name.contains(part))
         {
             Some(Self::Bert)
-        } else if name.contains("gpt2") {
+        } else if name.contains("gpt2") || name == "gpt_neo" || name == "opt" {
             Some(Self::Gpt2)
         } else {
             None
@@ -133,6 +133,9 @@ pub struct Tokenizer {
     model_max_length: Option<usize>,
     family: Option<TokenizerFamily>,
     unk_id: Option<u32>,
+    eos_id: Option<u32>,
+    /// What stands before a text, where the files say so and the library does not do it.
+    bos_id: Option<u32>,
 }
 
 impl Tokenizer {
@@ -171,6 +174,13 @@ impl Tokenizer {
             return Err(TokenizerError::NotFound { dir: dir.into() });
         };
         let unk_id = unk_id(&inner, &settings);
+        let usual = match family {
+            Some(TokenizerFamily::Gpt2) => "<|endoftext|>",
+            Some(TokenizerFamily::Bert | TokenizerFamily::Roberta) | None => "</s>",
+        };
+        let special = |role| inner.token_to_id(&settings.special_token(role, usual).content);
+        let eos_id = special("eos_token");
+        let bos_id = special("bos_token").filter(|_| settings.flag("add_bos_token") == Some(true));
         let tokenizer = Self {
             inner,
             for_words: OnceLock::new(),
@@ -184,6 +194,8 @@ impl Tokenizer {
             model_max_length: settings.model_max_length(),
             family,
             unk_id,
+            eos_id,
+            bos_id,
         };
         tokenizer.probe()?;
         Ok(tokenizer)
@@ -270,6 +282,31 @@ impl Tokenizer {
             truncated_tokens,
         };
         Ok((encoded, encoding))
+    }
+
+    /// Encodes a text without special tokens around it. An empty text gives nothing.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(plain(&self.inner, text.into())?.get_ids().to_vec())
+    }
+
+    /// The special tokens that stand before a text, as in OPT.
+    pub fn leading_tokens(&self) -> Result<Vec<u32>, TokenizerError> {
+        let plain = self.encode_plain("a")?;
+        let whole = self.encode("a", None, None)?.input_ids;
+        let text_at = whole.windows(plain.len().max(1)).position(|w| w == plain);
+        let leading = &whole[..text_at.unwrap_or(0)];
+        Ok(match self.bos_id {
+            Some(bos) if leading.is_empty() => vec![bos],
+            Some(_) | None => leading.to_vec(),
+        })
+    }
+
+    /// The token that ends a text, if the vocabulary has it.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
     }
 
     /// A text from token ids, special tokens left visible.

@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod cached_attention;
 pub mod columns;
 pub mod dropout;
 pub mod embedding;

@@ -29,6 +29,6 @@ pub use config::{
     ADAPTER_CONFIG, Bias, InitLoraWeights, Kept, LayersToTransform, LoraConfig, NamePattern,
     TargetModules, TaskType,
 };
-pub use loralib::Loralib;
+pub use loralib::{Loralib, LoralibModule};
 pub use schema::{PEFT_VERSION, PeftCompat};
 pub use targets::{Matcher, Unmatched, minimal_target_modules};

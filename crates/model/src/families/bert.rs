@@ -23,8 +23,11 @@ pub const FAMILY: Family = Family {
     prefix: "bert.",
     default_targets: &["query", "value"],
     architecture: |task| match task {
-        Task::SingleLabel | Task::MultiLabel | Task::Regression => "BertForSequenceClassification",
-        Task::TokenClassification => "BertForTokenClassification",
+        Task::SingleLabel | Task::MultiLabel | Task::Regression => {
+            Some("BertForSequenceClassification")
+        }
+        Task::TokenClassification => Some("BertForTokenClassification"),
+        Task::CausalLm => None,
     },
     facts: |reader| BertConfig::read(reader, 0, |_| 0).facts(),
     dropouts: DROPOUTS,
@@ -83,6 +86,7 @@ impl BertConfig {
             num_attention_heads: read_heads(
                 reader,
                 "num_attention_heads",
+                12,
                 ("hidden_size", hidden_size),
             ),
             intermediate_size: reader.usize("intermediate_size", 1..=1 << 20),
@@ -158,7 +162,7 @@ impl Bert {
         let encoder = Encoder::build("bert.", config, None, loader)?;
         let width = config.hidden_size;
         let pooler = match task {
-            Task::TokenClassification => None,
+            Task::TokenClassification | Task::CausalLm => None,
             Task::SingleLabel | Task::MultiLabel | Task::Regression => {
                 Some(loader.linear("bert.pooler.dense", width, width, Presence::NewIfAbsent)?)
             }

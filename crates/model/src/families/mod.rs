@@ -1,30 +1,64 @@
 //! The families, by `model_type`. To add one: write its file, add its line to [`FAMILIES`].
 
 pub mod bert;
+mod decoder;
+pub mod gpt2;
+pub mod gpt_neo;
+pub mod opt;
 pub mod roberta;
 
 use std::sync::Arc;
 
-use lowrank_engine::{Tape, Var};
+use lowrank_engine::{Matrix, Tape, Var};
 use lowrank_formats::ConfigReader;
 
 use crate::config::{Facts, ModelConfig, Task};
 use crate::error::ModelError;
+use crate::generate::Kept;
 use crate::loader::Loader;
 use crate::model::Batch;
 use crate::modules::{ModuleMut, ModuleRef};
 
 /// A network of one family: forward code and a list of its modules.
 pub trait Network: Send + Sync {
-    /// The logits [N, num_labels]: one row a sequence, or one row a token for token classification.
+    /// The logits [N, num_labels]: one row a sequence, or one row a token for token classification. A language model has
+    /// none here: see [`Network::language_model`].
     /// With `recompute`, each block keeps its input only and runs again in backward.
     fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var;
+
+    /// What a language model has beside; absent for every other task.
+    fn language_model(&self) -> Option<&dyn LanguageModel> {
+        None
+    }
 
     /// Every module, in the order of PyTorch's `named_modules`.
     fn modules(&self) -> Vec<ModuleRef<'_>>;
 
     /// Every module, to change it; the same order.
     fn modules_mut(&mut self) -> Vec<ModuleMut<'_>>;
+}
+
+/// A network whose head is its table of tokens.
+pub trait LanguageModel: Send + Sync {
+    /// The hidden states [N, D] of the tokens `rows` of the batch, which rise, ready for [`LanguageModel::head`].
+    fn hidden<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        rows: &[usize],
+        recompute: bool,
+    ) -> Var;
+
+    /// The output table [V, D]: logits = hidden · tableᵀ.
+    fn head(&self) -> &Matrix;
+
+    /// The number of layers, each with keys and values of its own to keep.
+    fn num_layers(&self) -> usize;
+
+    /// Goes on with each sequence of `kept` by the tokens of the batch's sequence of the same number, and keeps their keys
+    /// and values: prompts of any length into an empty cache, or one token each after that. Gives the hidden states
+    /// [B, D] of each sequence's last token, ready for [`LanguageModel::head`].
+    fn extend<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, kept: &mut Kept) -> Var;
 }
 
 /// Builds a network of a family for a task with that many outputs.
@@ -39,8 +73,8 @@ pub struct Family {
     pub prefix: &'static str,
     /// Targets where the user names none. Source: PEFT's mapping of default targets.
     pub default_targets: &'static [&'static str],
-    /// The class name for `architectures`, by task.
-    pub architecture: fn(Task) -> &'static str,
+    /// The class name for `architectures`, by task; none where the family cannot do the task.
+    pub architecture: fn(Task) -> Option<&'static str>,
     /// Reads the family's fields, notes every fault, and says what the rest of the program needs.
     pub facts: fn(&ConfigReader<'_>) -> Facts,
     /// The keys of the dropout probabilities in config.json.
@@ -52,7 +86,14 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[bert::FAMILY, roberta::FAMILY, roberta::XLM_FAMILY];
+pub const FAMILIES: &[Family] = &[
+    bert::FAMILY,
+    roberta::FAMILY,
+    roberta::XLM_FAMILY,
+    gpt2::FAMILY,
+    gpt_neo::FAMILY,
+    opt::FAMILY,
+];
 
 /// The family of a `model_type`.
 pub fn family(model_type: &str) -> Result<&'static Family, ModelError> {

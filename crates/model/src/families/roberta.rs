@@ -20,9 +20,10 @@ pub const FAMILY: Family = Family {
     default_targets: &["query", "value"],
     architecture: |task| match task {
         Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-            "RobertaForSequenceClassification"
+            Some("RobertaForSequenceClassification")
         }
-        Task::TokenClassification => "RobertaForTokenClassification",
+        Task::TokenClassification => Some("RobertaForTokenClassification"),
+        Task::CausalLm => None,
     },
     facts: |reader| read_config(reader).facts(),
     dropouts: bert::DROPOUTS,
@@ -38,9 +39,10 @@ pub const XLM_FAMILY: Family = Family {
     model_type: "xlm-roberta",
     architecture: |task| match task {
         Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-            "XLMRobertaForSequenceClassification"
+            Some("XLMRobertaForSequenceClassification")
         }
-        Task::TokenClassification => "XLMRobertaForTokenClassification",
+        Task::TokenClassification => Some("XLMRobertaForTokenClassification"),
+        Task::CausalLm => None,
     },
     ..FAMILY
 };
@@ -81,7 +83,9 @@ impl Roberta {
         let width = config.hidden_size;
         let mut linear = |path: &str, out| loader.linear(path, width, out, Presence::NewIfAbsent);
         let head = match task {
-            Task::TokenClassification => Head::Token(Box::new(linear("classifier", num_labels)?)),
+            Task::TokenClassification | Task::CausalLm => {
+                Head::Token(Box::new(linear("classifier", num_labels)?))
+            }
             Task::SingleLabel | Task::MultiLabel | Task::Regression => {
                 Head::Sequence(Box::new(SequenceHead {
                     dense: linear("classifier.dense", width)?,

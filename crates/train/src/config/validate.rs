@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{IntervalStrategy, ModulePattern, TrainConfig};
+use super::{IntervalStrategy, ModulePattern, TaskKind, TrainConfig};
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
 
@@ -21,6 +21,13 @@ impl TrainConfig {
         self.check_evaluation(&mut faults);
         if self.full && self.adapter.is_some() {
             faults.add("adapter", "absent with `full`", "an adapter");
+        }
+        if self.from_scratch && !self.full {
+            faults.add(
+                "from_scratch",
+                "`full` with it",
+                "adapters in random weights",
+            );
         }
         faults.require(self.threads != Some(0), "threads", "at least 1", 0);
         faults.into_result()
@@ -146,6 +153,19 @@ impl TrainConfig {
             "max_grad_norm",
             "0 (off) or more",
             o.max_grad_norm,
+        );
+        let smoothing = o.label_smoothing_factor;
+        faults.require(
+            (0.0..1.0).contains(&smoothing),
+            "label_smoothing_factor",
+            "from 0 to below 1",
+            smoothing,
+        );
+        faults.require(
+            smoothing == 0.0 || self.data.task == TaskKind::CausalLm,
+            "label_smoothing_factor",
+            "0: only a language model's labels are smoothed",
+            smoothing,
         );
         self.check_schedule(faults);
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lowrank_engine::{MemoryReport, Purpose};
-use lowrank_formats::{PendingDir, RunDir, write_atomic};
+use lowrank_formats::{DType, PendingDir, RunDir, write_atomic};
 use lowrank_model::{MergeOptions, Model};
 use lowrank_train::metrics::{Evaluation, Metric};
 use lowrank_train::metrics_log::MetricsLog;
@@ -36,7 +36,8 @@ pub fn save_model(run: &RunDir, resolved: &Run, model: &Model) -> CliResult<Save
     let pending = PendingDir::create(&target)?;
     let bytes = if config.full {
         let options = MergeOptions {
-            dtype: None,
+            // From scratch there is no type to keep.
+            dtype: config.from_scratch.then_some(DType::F32),
             max_shard_bytes: MAX_SHARD_BYTES,
             labels: (!resolved.head.labels.is_empty()).then(|| resolved.head.labels.clone()),
         };

@@ -2,7 +2,7 @@
 
 use lowrank_data::{BatchPlan, Order, batches};
 use lowrank_engine::Device;
-use lowrank_model::Model;
+use lowrank_model::{LoadReport, Model};
 use lowrank_train::plan::{DryRun, Needs, heaviest};
 
 use super::Run;
@@ -28,12 +28,21 @@ pub struct RunPlan {
 
 /// Loads the weights and attaches what trains. Returns what a user should know.
 pub fn build_model(run: &Run, device: &Device) -> CliResult<(Model, Vec<String>)> {
-    let (mut model, report) = run
-        .base
-        .load(&run.head, run.config.optimization.seed, device)?;
+    let (mut model, report) = load(run, device)?;
     let mut notes = load_notes(&report);
     notes.extend(attach(run, &mut model)?);
     Ok((model, notes))
+}
+
+/// The model with the checkpoint's weights, or with new ones.
+fn load(run: &Run, device: &Device) -> CliResult<(Model, LoadReport)> {
+    let seed = run.config.optimization.seed;
+    if !run.config.from_scratch {
+        return run.base.load(&run.head, seed, device);
+    }
+    let options = run.base.load_options(&run.head, seed);
+    let model = Model::from_config(run.base.config.clone(), &options, device)?;
+    Ok((model, LoadReport::default()))
 }
 
 /// Attaches what trains: fresh adapters, an existing one, or everything. Returns what a user should know.
@@ -55,11 +64,7 @@ fn attach(run: &Run, model: &mut Model) -> CliResult<Vec<String>> {
 /// Runs the same model dry over the batches of this run.
 pub fn plan_run(run: &Run) -> CliResult<RunPlan> {
     let config = &run.config;
-    let (mut model, _) = run.base.load(
-        &run.head,
-        config.optimization.seed,
-        &Device::dry_in(config.precision.into()),
-    )?;
+    let (mut model, _) = load(run, &Device::dry_in(config.precision.into()))?;
     attach(run, &mut model)?;
     let mut dry = DryRun::of_model(model, &config.optimization);
     let lengths = run.train.lengths();

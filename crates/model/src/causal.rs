@@ -1,0 +1,82 @@
+//! Language models: which rows predict which tokens, and the loss over them. A token's label stands at its own place, as in
+//! transformers, and is predicted by the row before it.
+
+use lowrank_engine::ops::lm_head::{LmTargets, lm_logits, lm_loss, lm_loss_backward};
+use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
+use lowrank_engine::{Gradients, Tape, Var};
+
+use crate::families::LanguageModel;
+use crate::model::{Batch, Model, PassOptions};
+
+impl Model {
+    /// Forward and backward; the loss's sum and the number of counted tokens.
+    pub(crate) fn train_on_next_tokens<'m>(
+        &'m self,
+        model: &'m dyn LanguageModel,
+        mut tape: Tape<'m>,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+        (options, gradients): (&PassOptions, &mut Gradients),
+    ) -> (f64, usize) {
+        let (rows, labels) = next_tokens(targets);
+        if rows.is_empty() {
+            return (0.0, 0);
+        }
+        let hidden = model.hidden(&mut tape, batch, &rows, options.recompute);
+        let targets = LmTargets {
+            table: model.head(),
+            labels: &labels,
+            smoothing: options.label_smoothing,
+        };
+        let scale = options.grad_scale;
+        let (sum, d_hidden) =
+            lm_loss_backward(&hidden, targets, scale, &self.trainables, gradients);
+        tape.backward(&hidden, d_hidden, gradients);
+        (sum, rows.len())
+    }
+
+    /// Forward alone, without label smoothing; the loss's sum and the number of counted tokens.
+    pub(crate) fn loss_of_next_tokens(
+        &self,
+        model: &dyn LanguageModel,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+    ) -> (f64, usize) {
+        let (rows, labels) = next_tokens(targets);
+        if rows.is_empty() {
+            return (0.0, 0);
+        }
+        let mut tape = Tape::inference(&self.device, &self.trainables);
+        let hidden = model.hidden(&mut tape, batch, &rows, false);
+        let targets = LmTargets {
+            table: model.head(),
+            labels: &labels,
+            smoothing: 0.0,
+        };
+        (lm_loss(&hidden, targets, &self.trainables), rows.len())
+    }
+
+    /// The logits [M, V] of every token.
+    pub(crate) fn logits_of_all<'m>(
+        &'m self,
+        model: &'m dyn LanguageModel,
+        mut tape: Tape<'m>,
+        batch: &Batch<'_>,
+    ) -> Var {
+        let rows: Vec<usize> = (0..batch.tokens()).collect();
+        let hidden = model.hidden(&mut tape, batch, &rows, false);
+        tape.constant(lm_logits(hidden.tensor(), model.head(), &self.trainables))
+    }
+}
+
+/// The rows that predict a counted token, and those tokens. A sequence's first token is never counted: see the checks.
+fn next_tokens(targets: Targets<'_>) -> (Vec<usize>, Vec<i64>) {
+    let Targets::Class(labels) = targets else {
+        return (Vec::new(), Vec::new());
+    };
+    let counted = labels.iter().enumerate();
+    counted
+        .filter(|&(_, &label)| label != IGNORE_INDEX)
+        .map(|(i, &label)| (i - 1, label))
+        .unzip()
+}

@@ -1,0 +1,444 @@
+//! The decoder that GPT-2, GPT-Neo and OPT share: tables of tokens and positions, causal blocks, a head. Each family's file
+//! says how its parts are named and loaded; this one knows no names. D = hidden size, M = tokens of the batch, N = tokens
+//! that the head reads, B = sequences. Source: transformers `modeling_gpt2.py`, `modeling_gpt_neo.py`, `modeling_opt.py`.
+
+use std::sync::Arc;
+
+use lowrank_engine::ops::add::add;
+use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
+use lowrank_engine::ops::cached_attention::{CachedSpec, cached_attention};
+use lowrank_engine::ops::columns::select_columns;
+use lowrank_engine::ops::dropout::dropout;
+use lowrank_engine::ops::embedding::embedding;
+use lowrank_engine::ops::rows::select_rows;
+use lowrank_engine::{Activation, Matrix, Tape, Var};
+
+use crate::families::{LanguageModel, Network};
+use crate::generate::Kept;
+use crate::model::Batch;
+use crate::modules::{Embedding, LayerNorm, Linear, ModuleMut, ModuleRef, Table};
+
+/// A decoder with a head.
+pub(crate) struct Decoder {
+    pub(crate) tokens: Embedding,
+    pub(crate) positions: Embedding,
+    /// The row of the position table of a sequence's first token.
+    pub(crate) first_position: u32,
+    /// From the width of the token table to D, where they differ.
+    pub(crate) project_in: Option<Linear>,
+    pub(crate) embedding_dropout: f32,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) final_norm: Option<Norm>,
+    /// From D to the width of the token table.
+    pub(crate) project_out: Option<Linear>,
+    pub(crate) head: Head,
+    /// What does not count as a sequence's last token, for the classification head.
+    pub(crate) pad_token_id: Option<u32>,
+}
+
+/// What reads the last hidden states.
+pub(crate) enum Head {
+    /// The table of tokens.
+    Tied,
+    /// A table of its own.
+    Table(Box<Embedding>),
+    /// A classifier of each sequence's last token.
+    Score(Box<Linear>),
+}
+
+/// A layer norm, and whether its values are the checkpoint's; otherwise it has weight 1 and bias 0 and is not listed.
+pub(crate) struct Norm {
+    pub(crate) layer: LayerNorm,
+    pub(crate) is_listed: bool,
+}
+
+/// One layer.
+pub(crate) struct Block {
+    pub(crate) attention_norm: Norm,
+    pub(crate) projections: Projections,
+    pub(crate) attention_output: Linear,
+    pub(crate) mlp_norm: Norm,
+    pub(crate) mlp_input: Linear,
+    pub(crate) mlp_output: Linear,
+    pub(crate) form: BlockForm,
+}
+
+/// Where queries, keys and values come from.
+pub(crate) enum Projections {
+    /// One layer gives all three side by side.
+    Fused(Box<Linear>),
+    /// A layer each: keys, values, queries, in the order of the checkpoints.
+    Separate(Box<[Linear; 3]>),
+}
+
+/// What a layer does besides its weights.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockForm {
+    pub(crate) num_heads: usize,
+    pub(crate) head_dim: usize,
+    /// Multiplies the scores.
+    pub(crate) scale: f32,
+    /// How many keys a query sees at most; all before it if absent.
+    pub(crate) window: Option<usize>,
+    pub(crate) activation: Activation,
+    /// Whether norms stand before their sublayer, or after the residual sum.
+    pub(crate) norm_first: bool,
+    pub(crate) attention_dropout: f32,
+    /// Dropout of a sublayer's output.
+    pub(crate) dropout: f32,
+}
+
+/// The part of a batch that the wanted rows depend on: what comes after a sequence's last wanted row changes none of them.
+struct Needed {
+    input_ids: Vec<u32>,
+    positions: Vec<u32>,
+    /// Where each kept sequence starts, and the end.
+    offsets: Arc<[usize]>,
+    /// The rows of the last layer's queries: in each sequence from the first wanted row on.
+    queries: Vec<usize>,
+    /// Where each sequence's queries start, and the end.
+    query_offsets: Arc<[usize]>,
+    /// The wanted rows among the queries.
+    wanted: Vec<usize>,
+}
+
+impl Needed {
+    /// `rows` rise.
+    fn new(batch: &Batch<'_>, rows: &[usize], first_position: u32) -> Self {
+        let (mut input_ids, mut positions, mut queries) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut offsets, mut query_offsets, mut wanted) = (vec![0], vec![0], Vec::new());
+        let mut rest = rows;
+        for range in batch.offsets.windows(2) {
+            let (start, end) = (range[0], range[1]);
+            let here;
+            (here, rest) = rest.split_at(rest.partition_point(|&row| row < end));
+            let (Some(&first), Some(&last)) = (here.first(), here.last()) else {
+                continue;
+            };
+            let shift = input_ids.len();
+            wanted.extend(here.iter().map(|row| queries.len() + row - first));
+            queries.extend((first..=last).map(|row| shift + row - start));
+            input_ids.extend_from_slice(&batch.input_ids[start..=last]);
+            positions.extend((start..=last).map(|row| first_position + (row - start) as u32));
+            offsets.push(input_ids.len());
+            query_offsets.push(queries.len());
+        }
+        Needed {
+            input_ids,
+            positions,
+            offsets: offsets.into(),
+            queries,
+            query_offsets: query_offsets.into(),
+            wanted,
+        }
+    }
+}
+
+impl Decoder {
+    /// The states [N, D] of the tokens `rows` of the batch, after the last norm and projection.
+    fn states<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        rows: &[usize],
+        recompute: bool,
+    ) -> Var {
+        let needed = Needed::new(batch, rows, self.first_position);
+        let x = self.embed(tape, &needed.input_ids, &needed.positions);
+        let mut x = dropout(tape, x, self.embedding_dropout);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let is_last = i + 1 == self.blocks.len();
+            let is_part = is_last && needed.queries.len() < needed.input_ids.len();
+            let run = BlockRun {
+                block,
+                offsets: needed.offsets.clone(),
+                queries: is_part.then(|| (needed.queries.clone(), needed.query_offsets.clone())),
+            };
+            x = if recompute {
+                tape.recompute(x, move |tape, x| run.forward(tape, x))
+            } else {
+                run.forward(tape, x)
+            };
+        }
+        if needed.wanted.len() < x.rows() {
+            x = select_rows(tape, &x, &needed.wanted);
+        }
+        self.finish(tape, x)
+    }
+
+    /// The sum of the tables' rows [M, D].
+    fn embed<'m>(&'m self, tape: &mut Tape<'m>, ids: &[u32], positions: &[u32]) -> Var {
+        let (tokens, positions) = (self.tokens.lookup(ids), self.positions.lookup(positions));
+        let Some(project) = &self.project_in else {
+            return embedding(tape, &[tokens, positions]);
+        };
+        let x = embedding(tape, &[tokens]);
+        let x = project.forward(tape, x);
+        let positions = embedding(tape, &[positions]);
+        add(tape, x, positions, 0.0)
+    }
+
+    fn finish<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
+        let x = match &self.final_norm {
+            Some(norm) => norm.layer.forward(tape, x, None, 0.0),
+            None => x,
+        };
+        match &self.project_out {
+            Some(project) => project.forward(tape, x),
+            None => x,
+        }
+    }
+
+    /// The row of each sequence's last token that is not padding; its first row if all are. Source: transformers
+    /// `GPT2ForSequenceClassification`.
+    fn last_rows(&self, batch: &Batch<'_>) -> Vec<usize> {
+        let last = |range: &[usize]| {
+            let (start, end) = (range[0], range[1]);
+            let is_token = |&row: &usize| Some(batch.input_ids[row]) != self.pad_token_id;
+            (start..end).rev().find(is_token).unwrap_or(start)
+        };
+        batch.offsets.windows(2).map(last).collect()
+    }
+}
+
+impl LanguageModel for Decoder {
+    fn hidden<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        rows: &[usize],
+        recompute: bool,
+    ) -> Var {
+        self.states(tape, batch, rows, recompute)
+    }
+
+    fn num_layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn extend<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, kept: &mut Kept) -> Var {
+        let starts: Vec<usize> = kept.lengths().collect();
+        let is_prompt = starts.iter().all(|&n| n == 0);
+        let positions: Vec<u32> = (batch.offsets.windows(2).zip(&starts))
+            .flat_map(|(range, start)| *start..start + range[1] - range[0])
+            .map(|place| self.first_position + place as u32)
+            .collect();
+        kept.add_rows(batch.offsets);
+        let offsets: Arc<[usize]> = batch.offsets.into();
+        let mut x = self.embed(tape, batch.input_ids, &positions);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let y = block.before_attention(tape, &x);
+            let [q, k, v] = block.project(tape, y, None);
+            kept.layer_mut(i).append(&k, &v);
+            let context = if is_prompt {
+                attention(tape, q, k, v, block.attention_spec(&offsets, &offsets))
+            } else {
+                let rows = kept.rows(block.form.window);
+                let spec = CachedSpec {
+                    num_heads: block.form.num_heads,
+                    head_dim: block.form.head_dim,
+                    scale: block.form.scale,
+                    rows: &rows,
+                };
+                cached_attention(tape, &q, kept.layer(i), spec)
+            };
+            x = block.after_attention(tape, context, x);
+        }
+        let lasts: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
+        if lasts.len() < x.rows() {
+            x = select_rows(tape, &x, &lasts);
+        }
+        self.finish(tape, x)
+    }
+
+    fn head(&self) -> &Matrix {
+        let table = match &self.head {
+            Head::Table(table) => table,
+            Head::Tied | Head::Score(_) => &self.tokens,
+        };
+        match &table.table {
+            Table::Head(matrix) => matrix,
+            Table::Rows(_) => unreachable!("a language model's output table is a head table"),
+        }
+    }
+}
+
+impl Network for Decoder {
+    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var {
+        let Head::Score(score) = &self.head else {
+            unreachable!("a language model has no classifier")
+        };
+        let x = self.states(tape, batch, &self.last_rows(batch), recompute);
+        score.logits(tape, x)
+    }
+
+    fn language_model(&self) -> Option<&dyn LanguageModel> {
+        match &self.head {
+            Head::Tied | Head::Table(_) => Some(self),
+            Head::Score(_) => None,
+        }
+    }
+
+    fn modules(&self) -> Vec<ModuleRef<'_>> {
+        let mut modules = vec![
+            ModuleRef::Embedding(&self.tokens),
+            ModuleRef::Embedding(&self.positions),
+        ];
+        let projections = self.project_in.iter().chain(&self.project_out);
+        modules.extend(projections.map(ModuleRef::Linear));
+        for block in &self.blocks {
+            modules.extend(block.attention_norm.listed());
+            match &block.projections {
+                Projections::Fused(fused) => modules.push(ModuleRef::Linear(fused)),
+                Projections::Separate(three) => modules.extend(three.iter().map(ModuleRef::Linear)),
+            }
+            modules.push(ModuleRef::Linear(&block.attention_output));
+            modules.extend(block.mlp_norm.listed());
+            modules.extend([&block.mlp_input, &block.mlp_output].map(ModuleRef::Linear));
+        }
+        modules.extend(self.final_norm.iter().filter_map(Norm::listed));
+        match &self.head {
+            Head::Tied => {}
+            Head::Table(table) => modules.push(ModuleRef::Embedding(table)),
+            Head::Score(score) => modules.push(ModuleRef::Linear(score)),
+        }
+        modules
+    }
+
+    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
+        let mut modules = vec![
+            ModuleMut::Embedding(&mut self.tokens),
+            ModuleMut::Embedding(&mut self.positions),
+        ];
+        let projections = self.project_in.iter_mut().chain(&mut self.project_out);
+        modules.extend(projections.map(ModuleMut::Linear));
+        for block in &mut self.blocks {
+            modules.extend(block.attention_norm.listed_mut());
+            match &mut block.projections {
+                Projections::Fused(fused) => modules.push(ModuleMut::Linear(fused)),
+                Projections::Separate(three) => {
+                    modules.extend(three.iter_mut().map(ModuleMut::Linear));
+                }
+            }
+            modules.push(ModuleMut::Linear(&mut block.attention_output));
+            modules.extend(block.mlp_norm.listed_mut());
+            modules.extend([&mut block.mlp_input, &mut block.mlp_output].map(ModuleMut::Linear));
+        }
+        modules.extend(self.final_norm.iter_mut().filter_map(Norm::listed_mut));
+        match &mut self.head {
+            Head::Tied => {}
+            Head::Table(table) => modules.push(ModuleMut::Embedding(table)),
+            Head::Score(score) => modules.push(ModuleMut::Linear(score)),
+        }
+        modules
+    }
+}
+
+impl Norm {
+    fn listed(&self) -> Option<ModuleRef<'_>> {
+        self.is_listed.then_some(ModuleRef::LayerNorm(&self.layer))
+    }
+
+    fn listed_mut(&mut self) -> Option<ModuleMut<'_>> {
+        self.is_listed
+            .then_some(ModuleMut::LayerNorm(&mut self.layer))
+    }
+}
+
+impl Block {
+    /// Queries, keys and values of x, which stands after the norm. Queries are of the rows `queries` alone, if given.
+    fn project<'m>(&'m self, tape: &mut Tape<'m>, x: Var, queries: Option<&[usize]>) -> [Var; 3] {
+        let narrowed = |tape: &mut Tape<'m>, x: Var| match queries {
+            Some(rows) => select_rows(tape, &x, rows),
+            None => x,
+        };
+        match &self.projections {
+            Projections::Fused(fused) => {
+                let all = fused.forward(tape, x);
+                let width = self.form.num_heads * self.form.head_dim;
+                let [q, k, v] =
+                    [0, 1, 2].map(|i| select_columns(tape, &all, i * width..(i + 1) * width));
+                [narrowed(tape, q), k, v]
+            }
+            Projections::Separate(three) => {
+                let [key, value, query] = three.as_ref();
+                let (k, v) = (key.forward(tape, x.clone()), value.forward(tape, x.clone()));
+                let x = narrowed(tape, x);
+                [query.forward(tape, x), k, v]
+            }
+        }
+    }
+
+    /// What attention reads: x after the norm, where that stands first.
+    fn before_attention<'m>(&'m self, tape: &mut Tape<'m>, x: &Var) -> Var {
+        if self.form.norm_first {
+            (self.attention_norm.layer).forward(tape, x.clone(), None, 0.0)
+        } else {
+            x.clone()
+        }
+    }
+
+    fn attention_spec(&self, queries: &Arc<[usize]>, keys: &Arc<[usize]>) -> AttentionSpec {
+        let form = &self.form;
+        AttentionSpec {
+            num_heads: form.num_heads,
+            head_dim: form.head_dim,
+            q_offsets: queries.clone(),
+            kv_offsets: keys.clone(),
+            scale: form.scale,
+            mask: AttentionMask::Causal {
+                window: form.window,
+            },
+            dropout: form.attention_dropout,
+        }
+    }
+
+    /// The second half of a layer, and the end of the first: `context` is what attention gave, `x` the residual stream.
+    fn after_attention<'m>(&'m self, tape: &mut Tape<'m>, context: Var, x: Var) -> Var {
+        let form = &self.form;
+        let h = self.attention_output.forward(tape, context);
+        let (x, y) = if form.norm_first {
+            let x = add(tape, h, x, form.dropout);
+            let y = self.mlp_norm.layer.forward(tape, x.clone(), None, 0.0);
+            (x, y)
+        } else {
+            let x = (self.attention_norm.layer).forward(tape, h, Some(x), form.dropout);
+            (x.clone(), x)
+        };
+        let h = (self.mlp_input).forward_activation(tape, y, form.activation);
+        let h = self.mlp_output.forward(tape, h);
+        if form.norm_first {
+            add(tape, h, x, form.dropout)
+        } else {
+            (self.mlp_norm.layer).forward(tape, h, Some(x), form.dropout)
+        }
+    }
+}
+
+/// One layer over one batch: what a recomputed block has to remember.
+struct BlockRun<'m> {
+    block: &'m Block,
+    offsets: Arc<[usize]>,
+    /// The rows that go on, and where each sequence's start; all of them if absent.
+    queries: Option<(Vec<usize>, Arc<[usize]>)>,
+}
+
+impl<'m> BlockRun<'m> {
+    fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
+        let block = self.block;
+        let y = block.before_attention(tape, &x);
+        let rows = self.queries.as_ref().map(|(rows, _)| rows.as_slice());
+        let [q, k, v] = block.project(tape, y, rows);
+        let x = match rows {
+            Some(rows) => select_rows(tape, &x, rows),
+            None => x,
+        };
+        let queries = match &self.queries {
+            Some((_, offsets)) => offsets,
+            None => &self.offsets,
+        };
+        let spec = block.attention_spec(queries, &self.offsets);
+        let context = attention(tape, q, k, v, spec);
+        block.after_attention(tape, context, x)
+    }
+}
