@@ -29,8 +29,11 @@ pub use activation::{
     Activation, activation_backward, activation_forward, activation_forward_in_place,
 };
 pub use attention::{
-    AttentionMask, AttentionSaved, AttentionShape, attention_backward, attention_backward_bf16,
-    attention_forward, attention_forward_bf16,
+    AttentionMask, AttentionSaved, AttentionShape, DisentangledGradients, DisentangledInputs,
+    DisentangledSaved, RelativePositions, attention_backward, attention_backward_bf16,
+    attention_forward, attention_forward_bf16, disentangled_attention_backward,
+    disentangled_attention_forward, disentangled_backward_workspace,
+    disentangled_forward_workspace,
 };
 pub use dropout::{Dropout, DropoutKey, dropout_apply};
 pub use element::{DType, Element, Values};
