@@ -17,6 +17,7 @@ mod isa;
 mod loss;
 mod math;
 mod matrix;
+mod neighbours;
 mod norm;
 mod optimizer;
 mod outer;
@@ -47,6 +48,7 @@ pub use half::bf16;
 pub use isa::Isa;
 pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, mse};
 pub use matrix::MatRef;
+pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{
     LayerNorm, LayerNormForward, layer_norm, layer_norm_backward, layer_norm_forward,
     layer_norm_param_grads,

@@ -1,5 +1,5 @@
 //! Disentangled attention (He et al. 2020) by offsets, forward and backward: a score is a sum of three products,
-//! scale (q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r]), where r is the row that the distance i - j falls into.
+//! `scale (q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r])`, where r is the row that the distance i - j falls into.
 //!
 //! Nothing is gathered. The tables are laid out once a call by distance, so that the position scores of neighbouring
 //! rows lie on neighbouring diagonals: a block of [`BLOCK`] rows times a run of distances is a small product whose result
