@@ -217,14 +217,7 @@ pub(super) fn byte_level_bpe(
         return Ok(inner);
     }
     if family == TokenizerFamily::Deberta {
-        let role = |role: &str, usual: &str| settings.special_token(role, usual);
-        let (cls, sep) = (role("cls_token", "[CLS]"), role("sep_token", "[SEP]"));
-        let cls_id = need(&vocab_path, &ids, "cls", &cls)?;
-        let sep_id = need(&vocab_path, &ids, "sep", &sep)?;
-        let mask = role("mask_token", "[MASK]");
-        let (unk, pad) = (role("unk_token", "[UNK]"), role("pad_token", "[PAD]"));
-        add_tokens(&mut inner, dir, settings, [unk, sep, pad, cls, mask])?;
-        with_cls_and_sep(&mut inner, &vocab_path, cls_id, sep_id)?;
+        deberta_special_tokens(&mut inner, dir, settings, &ids)?;
         return Ok(inner);
     }
     let cls = settings.special_token("cls_token", "<s>");
@@ -247,6 +240,24 @@ pub(super) fn byte_level_bpe(
     add_tokens(&mut inner, dir, settings, special)?;
     inner.with_post_processor(Some(post));
     Ok(inner)
+}
+
+/// DeBERTa v1's special tokens, and where they stand.
+fn deberta_special_tokens(
+    inner: &mut Inner,
+    dir: &Path,
+    settings: &Settings,
+    ids: &HashMap<&str, u32>,
+) -> Result<(), TokenizerError> {
+    let path = dir.join("vocab.json");
+    let role = |role: &str, usual: &str| settings.special_token(role, usual);
+    let (cls, sep) = (role("cls_token", "[CLS]"), role("sep_token", "[SEP]"));
+    let cls_id = need(&path, ids, "cls", &cls)?;
+    let sep_id = need(&path, ids, "sep", &sep)?;
+    let (unk, pad) = (role("unk_token", "[UNK]"), role("pad_token", "[PAD]"));
+    let mask = role("mask_token", "[MASK]");
+    add_tokens(inner, dir, settings, [unk, sep, pad, cls, mask])?;
+    with_cls_and_sep(inner, &path, cls_id, sep_id)
 }
 
 /// Reads `merges.txt`: two symbols a line, both and their union in the vocabulary.
