@@ -3,8 +3,8 @@
 
 usage: python tools/bench/peft_step.py [--model-config FILE] [--batch B] [--seq T] [--steps N] ...
 
-The model is the sequence classifier of the given config.json (default: RoBERTa-base), LoRA r = 8 on query and value and
-the head, AdamW. --lengths uniform draws each row's length from T/8 to T, pads to the longest, as a collator does; the
+The model is the sequence classifier of the given config.json (default: RoBERTa-base), LoRA r = 8 on the default targets
+(query and value) and the head, AdamW. --lengths uniform draws each row's length from T/8 to T, pads to the longest, as a collator does; the
 tokens that count are the real ones in both cases. The first steps (--warmup) are not counted.
 """
 
@@ -23,6 +23,10 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
+
+
+# What lowrank adapts, and saves beside, where it is not query, value and the head alone.
+TARGETS = {"deberta-v2": (["query_proj", "value_proj"], ["pooler", "classifier"]), "deberta": (["in_proj"], ["pooler", "classifier"])}
 
 
 def parse():
@@ -49,7 +53,10 @@ def build(args):
     config = transformers.AutoConfig.for_model(**fields, num_labels=2)
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     if args.mode == "lora":
-        lora = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"])
+        targets, saved = TARGETS.get(config.model_type, (["query", "value"], None))
+        lora = LoraConfig(
+            task_type="SEQ_CLS", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=targets, modules_to_save=saved
+        )
         model = get_peft_model(model, lora)
     if args.dtype == "bf16":
         model = model.to(torch.bfloat16)

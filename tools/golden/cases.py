@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import debertas
 import decoders
 
 
@@ -36,6 +37,8 @@ class Case:
     def config_fields(self):
         if self.family in decoders.CLASSES:
             return decoders.config_fields(self)
+        if self.family in debertas.CLASSES:
+            return debertas.config_fields(self)
         roberta = self.family != "bert"
         hidden, heads, intermediate = self.width
         fields = {
@@ -68,6 +71,11 @@ def tok(**more):
     return seq(task_type="TOKEN_CLS") | more
 
 
+def v2(**more):
+    """LoRA on DeBERTa's query_proj and value_proj, the pooler saved too, for a sequence classifier."""
+    return seq(**{"target_modules": ["query_proj", "value_proj"], "modules_to_save": ["pooler", "classifier"]} | more)
+
+
 def causal(**more):
     """LoRA on GPT-2's fused projection, or on queries and values, for a language model."""
     return {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8} | more
@@ -88,6 +96,9 @@ TRAJECTORY = {
 
 # Room for two segments in every row.
 PAIR_LENGTHS = (7, 5, 17, 11, 4, 14)
+
+# Long enough that far positions share buckets, and one row of a single pair.
+LONG = (41, 3, 17, 2, 5, 33)
 
 CASES = [
     Case("bert-single-label", "bert", lora=seq()),
@@ -239,6 +250,93 @@ CASES = [
     Case("gpt2-trajectory", "gpt2", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 0.5}),
     Case("gpt_neo-trajectory", "gpt_neo", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY),
     Case("opt-trajectory", "opt", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY),
+    Case("deberta-v2-v3", "deberta-v2", config=debertas.V3, lora=v2(), lengths=LONG, num_labels=3),
+    Case(
+        "deberta-v2-key",
+        "deberta-v2",
+        config=debertas.V3,
+        lora=v2(target_modules=["key_proj"]),
+        lengths=LONG,
+        checkpoint="bin+f16+bare",
+        note="the shared projection of positions gets a gradient; the file has neither pooler nor head",
+    ),
+    Case(
+        "deberta-v2-xxlarge",
+        "deberta-v2",
+        config=debertas.XXLARGE,
+        lora=v2(target_modules="all-linear"),
+        lengths=LONG,
+        checkpoint="bin+f16",
+        note="the convolution after the first layer stays within each row",
+    ),
+    Case(
+        "deberta-v2-one-layer",
+        "deberta-v2",
+        config=debertas.XXLARGE | {"conv_act": "tanh", "num_hidden_layers": 1, "conv_kernel_size": 5},
+        lora=v2(target_modules=["dense"]),
+        checkpoint="safetensors+bf16",
+        note="the convolution stands after the last layer, whose first tokens alone are read",
+    ),
+    Case(
+        "deberta-v2-own-projections",
+        "deberta-v2",
+        config=debertas.V3 | {"share_att_key": False, "norm_rel_ebd": "none", "position_buckets": -1, "max_relative_positions": 6},
+        lora=v2(target_modules=["query_proj", "pos_key_proj", "pos_query_proj"]),
+        lengths=LONG,
+    ),
+    Case(
+        "deberta-v2-c2p-pair",
+        "deberta-v2",
+        config=debertas.V3 | {"pos_att_type": ["c2p"], "position_biased_input": True, "type_vocab_size": 2, "embedding_size": 16},
+        lora=v2(target_modules="all-linear", bias="all"),
+        pair=True,
+        lengths=PAIR_LENGTHS,
+        checkpoint="safetensors-sharded",
+    ),
+    Case(
+        "deberta-v2-p2c-tokens",
+        "deberta-v2",
+        task="token_classification",
+        num_labels=4,
+        config=debertas.V3 | {"pos_att_type": ["p2c"], "share_att_key": False, "hidden_act": "relu"},
+        lora=tok(target_modules=["query_proj", "key_proj", "pos_query_proj"]),
+        lengths=LONG,
+    ),
+    Case(
+        "deberta-v2-absolute",
+        "deberta-v2",
+        task="regression",
+        num_labels=1,
+        config={"relative_attention": False, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0, "pooler_hidden_act": "tanh"},
+        lora=v2(),
+        checkpoint="bin-legacy+old-names",
+        note="no table of positions: the terms count for the scale alone; an unused masked-word head",
+    ),
+    Case("deberta-v2-full", "deberta-v2", config=debertas.XXLARGE | {"embedding_size": 16}, lora=None, lengths=LONG),
+    Case(
+        "deberta-single-label",
+        "deberta",
+        config={"relative_attention": True, "pos_att_type": "c2p|p2c", "position_biased_input": False, "type_vocab_size": 0},
+        lora=v2(target_modules=["in_proj"]),
+        lengths=LONG,
+        checkpoint="bin+f16",
+    ),
+    Case(
+        "deberta-all-linear",
+        "deberta",
+        config={"relative_attention": True, "pos_att_type": "c2p|p2c", "max_relative_positions": 6, "embedding_size": 16},
+        lora=v2(target_modules="all-linear", bias="all"),
+        pair=True,
+        lengths=PAIR_LENGTHS,
+    ),
+    Case("deberta-absolute-tokens", "deberta", task="token_classification", num_labels=3, lora=tok(target_modules=["in_proj", "dense"])),
+    Case(
+        "deberta-full",
+        "deberta",
+        config={"relative_attention": True, "pos_att_type": "c2p|p2c", "num_hidden_layers": 1, "position_biased_input": False},
+        lora=None,
+    ),
+    Case("deberta-v2-trajectory", "deberta-v2", config=debertas.XXLARGE, lora=v2(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 4.0}),
     Case("bert-trajectory", "bert", lora=seq(), num_rows=24, trajectory=TRAJECTORY),
     # Some steps are clipped here, some are not; in the other trajectory all are.
     Case("roberta-trajectory", "roberta", num_labels=3, lora=seq(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 4.0}),

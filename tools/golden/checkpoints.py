@@ -2,6 +2,7 @@
 
 import json
 
+import debertas
 import decoders
 import torch
 from safetensors.torch import save_file
@@ -16,13 +17,13 @@ def shards_of(state):
     return [{k: state[k] for k in keys[:half]}, {k: state[k] for k in keys[half:]}]
 
 
-def old_names(state):
+def old_names(state, prefix):
     """The keys of TensorFlow-era BERT checkpoints, with the masked-word head that a classifier leaves unused."""
     out = {}
     for key, value in state.items():
         key = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         out[key] = value
-    embedding = state["bert.embeddings.word_embeddings.weight"]
+    embedding = state[f"{prefix}embeddings.word_embeddings.weight"]
     width = embedding.shape[1]
     out["cls.predictions.bias"] = torch.zeros(embedding.shape[0])
     out["cls.predictions.transform.dense.weight"] = torch.eye(width)
@@ -78,7 +79,7 @@ def write_checkpoint(model, folder, case, bare_class):
     folder.mkdir(parents=True)
     state = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
     words = case.checkpoint.split("+")
-    prefix = decoders.PREFIXES.get(case.family, "bert." if case.family == "bert" else "roberta.")
+    prefix = (decoders.PREFIXES | debertas.PREFIXES).get(case.family, "bert." if case.family == "bert" else "roberta.")
     if "lm_head.weight" in state and model.config.tie_word_embeddings and "tied-copy" not in words:
         del state["lm_head.weight"]
     if "buffers" in words:
@@ -89,7 +90,7 @@ def write_checkpoint(model, folder, case, bare_class):
     else:
         model.config.architectures = [type(model).__name__]
     if "old-names" in words:
-        state = old_names(state)
+        state = old_names(state, prefix)
     for name, dtype in HALF.items():
         if name in words:
             state = {k: v.to(dtype) for k, v in state.items()}

@@ -31,6 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import cases as case_table  # noqa: E402
+import debertas  # noqa: E402
 import decoders  # noqa: E402
 import numbers_alone  # noqa: E402
 import torch  # noqa: E402
@@ -60,6 +61,7 @@ CLASSES = {
         "XLMRobertaModel",
     ),
     **decoders.CLASSES,
+    **debertas.CLASSES,
 }
 
 
@@ -90,7 +92,7 @@ def make_rows(case, generator):
         if case.pair:
             cut = draw(2, length - 1)
             ids[cut - 1] = 2
-            if case.family == "bert":
+            if case.family == "bert" or case.config_fields().get("type_vocab_size") == 2:
                 row["token_type_ids"] = [0] * cut + [1] * (length - cut)
         if case.pad_inside and length > 6:
             ids[3] = 1 if case.family != "bert" else 0
@@ -472,6 +474,7 @@ def main():
     prefix = parse()
     torch.set_num_threads(1)
     decoders.attention_in_full_precision()
+    debertas.full_precision()
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -110,9 +110,21 @@ fn equals_transformers_on_the_golden_files() {
         "bert-cased-json",
         "roberta",
         "gpt2",
+        "deberta",
+        "deberta-v2",
+        "deberta-v2-lower",
     ] {
         let tokenizer = Tokenizer::from_dir(&fixture(name), None).unwrap();
-        assert!(check_cases(&tokenizer, &json(&fixture(name).join("expected.json"))) > 150);
+        let expected = json(&fixture(name).join("expected.json"));
+        assert!(check_cases(&tokenizer, &expected) > 150);
+        if name.starts_with("deberta-v2") {
+            let other = Tokenizer::from_dir(&fixture(&format!("{name}-json")), None).unwrap();
+            assert_eq!(
+                (tokenizer.source(), other.source()),
+                ("spm.model", "tokenizer.json")
+            );
+            assert!(check_cases(&other, &expected) > 150);
+        }
     }
 }
 
@@ -145,10 +157,15 @@ fn equals_transformers_on_the_files_named_by_the_environment() {
 }
 
 #[test]
-fn the_hard_strings_on_real_roberta_and_gpt2() {
+fn the_hard_strings_on_real_tokenizers() {
     for (key, dir, family) in [
         ("roberta", "artifacts/roberta", TokenizerFamily::Roberta),
         ("gpt2", "artifacts/gpt2", TokenizerFamily::Gpt2),
+        (
+            "deberta_v3_spm_no_special",
+            "artifacts/deberta-v3",
+            TokenizerFamily::DebertaV2,
+        ),
     ] {
         let (Some(dir), Some(expected)) =
             (shared(dir), shared("artifacts/tokenizer_expected.json"))
@@ -162,7 +179,12 @@ fn the_hard_strings_on_real_roberta_and_gpt2() {
             let got = tokenizer
                 .encode(case["text"].as_str().unwrap(), None, None)
                 .unwrap();
-            assert_eq!(got.input_ids, ids(&case[key]), "{case}");
+            let mut expected = ids(&case[key]);
+            if key.ends_with("no_special") {
+                expected.insert(0, 1);
+                expected.push(2);
+            }
+            assert_eq!(got.input_ids, expected, "{case}");
         }
     }
 }
@@ -404,7 +426,9 @@ fn the_family_is_told_by_class_and_model_type() {
         ("GPT2Tokenizer", Some(TokenizerFamily::Gpt2)),
         ("XLMRobertaTokenizer", None),
         ("xlm-roberta", None),
-        ("DebertaV2Tokenizer", None),
+        ("DebertaV2Tokenizer", Some(TokenizerFamily::DebertaV2)),
+        ("deberta-v2", Some(TokenizerFamily::DebertaV2)),
+        ("DebertaTokenizerFast", Some(TokenizerFamily::Deberta)),
         ("llama", None),
     ] {
         assert_eq!(TokenizerFamily::from_name(name), family, "{name}");
@@ -428,6 +452,7 @@ fn damaged_files_do_not_panic() {
         ("roberta", "vocab.json"),
         ("roberta", "merges.txt"),
         ("roberta", "special_tokens_map.json"),
+        ("deberta-v2", "spm.model"),
     ] {
         let good = std::fs::read(fixture(fixture_name).join(file)).unwrap();
         let dir = Dir::new(&format!("damaged-{file}"), &[]);

@@ -321,7 +321,7 @@ pub struct Trainable {
 pub struct Trainables(Vec<Trainable>);
 
 impl Trainables {
-    /// Adds a value. `shape` has one or two dimensions. On the dry device `values` may be empty.
+    /// Adds a value. `shape` has one to three dimensions; the last two are a matrix's columns. On the dry device `values` may be empty.
     /// Panics if the name is taken or the length does not fit.
     pub fn add(
         &mut self,
@@ -337,6 +337,7 @@ impl Trainables {
         let [rows, cols] = match *shape {
             [cols] => [1, cols],
             [rows, cols] => [rows, cols],
+            [rows, inner, taps] => [rows, inner * taps],
             _ => panic!("`{name}` has {} dimensions", shape.len()),
         };
         let purpose = Purpose::TrainableWeights;

@@ -76,6 +76,8 @@ pub struct Tape<'m> {
     adapters: bool,
     touched: bool,
     next_site: u32,
+    /// Turns the numbers of sites into others for a second use of the same layers.
+    site_salt: u32,
     nodes: Vec<Box<dyn Backward + 'm>>,
 }
 
@@ -105,6 +107,7 @@ impl<'m> Tape<'m> {
             adapters: true,
             touched: false,
             next_site: 0,
+            site_salt: 0,
             nodes: Vec::new(),
         }
     }
@@ -159,9 +162,18 @@ impl<'m> Tape<'m> {
             key: DropoutKey {
                 seed,
                 step: micro_step,
-                site,
+                site: site ^ self.site_salt,
             },
         })
+    }
+
+    /// Runs `block` with dropout masks of its own: for a layer that a pass uses for a second input.
+    pub fn second_use<T>(&mut self, block: impl FnOnce(&mut Self) -> T) -> T {
+        // Named sites have the highest bit, numbered ones never come near this one.
+        self.site_salt = 0x4000_0000;
+        let out = block(self);
+        self.site_salt = 0;
+        out
     }
 
     /// Puts an op's result on the tape. `make` is called only when recording and `needed`.

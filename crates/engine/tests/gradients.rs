@@ -8,11 +8,14 @@ use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
 use lowrank_engine::ops::columns::select_columns;
+use lowrank_engine::ops::disentangled_attention::{Positions, disentangled_attention};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
+use lowrank_engine::ops::head_part::{HeadPart, head_part};
 use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
 use lowrank_engine::ops::loss::{Targets, loss};
+use lowrank_engine::ops::neighbours::neighbours;
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{
@@ -419,6 +422,130 @@ fn attention_over_unequal_sequences_and_single_queries() {
 }
 
 #[test]
+fn disentangled_attention_with_each_table() {
+    // Distances beyond 2 share a row.
+    let rows: Vec<u32> = (-9i32..=9).map(|d| (d.clamp(-3, 3) + 3) as u32).collect();
+    for (keys, queries, step) in [
+        (true, true, None),
+        (true, true, Some(STEP)),
+        (true, false, Some(STEP)),
+        (false, true, None),
+        (false, false, None),
+    ] {
+        for q_offsets in [vec![0, 3, 4, 12], vec![0, 1, 2, 3]] {
+            let n = *q_offsets.last().expect("offsets");
+            let mut shapes = vec![[n, 16], [12, 16], [12, 16]];
+            shapes.extend(vec![[7, 16]; usize::from(keys) + usize::from(queries)]);
+            let case = Case {
+                shapes,
+                step,
+                build: &|tape, params, _| {
+                    let qkv = [0, 1, 2].map(|i| leaf(tape, &params[i]));
+                    let positions = Positions {
+                        rows: rows.clone().into(),
+                        keys: keys.then(|| leaf(tape, &params[3])),
+                        queries: queries.then(|| leaf(tape, &params[params.len() - 1])),
+                    };
+                    let spec = AttentionSpec {
+                        num_heads: 2,
+                        head_dim: 8,
+                        q_offsets: Arc::from(q_offsets.as_slice()),
+                        kv_offsets: Arc::from([0, 3, 4, 12].as_slice()),
+                        scale: 0.2,
+                        mask: AttentionMask::Full,
+                        dropout: 0.25,
+                    };
+                    disentangled_attention(tape, qkv, positions, spec)
+                },
+                extra: Extra::default(),
+            };
+            case.check("disentangled attention", CURVED);
+        }
+    }
+}
+
+/// A table that nothing below needs a gradient for is neither differentiated nor in the way of the other's gradient.
+#[test]
+fn disentangled_attention_with_a_frozen_table() {
+    let rows: Vec<u32> = (0..7).collect();
+    let case = Case {
+        shapes: vec![[7, 16]],
+        step: None,
+        build: &|tape, params, _| {
+            let constant = |tape: &mut Tape<'_>, rows: usize, seed| {
+                let values = Random::new(seed).normals_f32(rows * 16);
+                let device = tape.device().clone();
+                let x = Tensor::from_slice(&device, rows, 16, Purpose::Activations, &values);
+                tape.constant(x)
+            };
+            let positions = Positions {
+                rows: rows.clone().into(),
+                keys: Some(constant(tape, 7, 4)),
+                queries: Some(leaf(tape, &params[0])),
+            };
+            let spec = AttentionSpec {
+                num_heads: 2,
+                head_dim: 8,
+                q_offsets: Arc::from([0, 4].as_slice()),
+                kv_offsets: Arc::from([0, 4].as_slice()),
+                scale: 0.2,
+                mask: AttentionMask::Full,
+                dropout: 0.0,
+            };
+            let qkv = [1, 2, 3].map(|seed| constant(tape, 4, seed));
+            disentangled_attention(tape, qkv, positions, spec)
+        },
+        extra: Extra::default(),
+    };
+    case.check("disentangled attention, one table trained", CURVED);
+}
+
+#[test]
+fn neighbouring_rows_of_each_sequence() {
+    for taps in [1, 3, 5] {
+        let case = Case {
+            shapes: vec![[9, 4]],
+            step: None,
+            build: &|tape, params, _| {
+                let x = leaf(tape, &params[0]);
+                neighbours(tape, &x, &Arc::from([0, 1, 3, 9].as_slice()), taps)
+            },
+            extra: Extra::default(),
+        };
+        case.check("neighbours", LINEAR);
+    }
+}
+
+#[test]
+fn parts_of_a_projection_fused_by_head() {
+    let case = Case {
+        shapes: vec![[3, 24], [1, 8]],
+        step: None,
+        build: &|tape, params, _| {
+            let x = leaf(tape, &params[0]);
+            let mut sum = None;
+            for part in 0..3 {
+                let form = HeadPart {
+                    head_dim: 4,
+                    parts: 3,
+                    part,
+                };
+                let bias = (part != 1).then_some(&params[1]);
+                let y = head_part(tape, &x, form, bias);
+                let y = activation(tape, y, Activation::Tanh);
+                sum = Some(match sum {
+                    None => y,
+                    Some(sum) => add(tape, y, sum, 0.0),
+                });
+            }
+            sum.expect("three parts")
+        },
+        extra: Extra::default(),
+    };
+    case.check("head_part", CURVED);
+}
+
+#[test]
 fn selected_rows_and_recomputed_blocks() {
     for recompute in [false, true] {
         let case = Case {
@@ -441,6 +568,54 @@ fn selected_rows_and_recomputed_blocks() {
         };
         case.check("select_rows", CURVED);
     }
+}
+
+fn adapted<'m>(
+    tape: &mut Tape<'m>,
+    weight: &'m Matrix,
+    adapter: &'m Adapter,
+    values: &[f32],
+) -> Vec<f32> {
+    let x = Tensor::from_slice(tape.device(), 6, 8, Purpose::Activations, values);
+    let x = tape.constant(x);
+    let params = LinearParams {
+        weight,
+        bias: None,
+        adapter: Some(adapter),
+    };
+    linear(tape, x, params).tensor().data().to_vec()
+}
+
+/// A layer that is used twice in a pass drops other elements the second time, and the same ones in every pass.
+#[test]
+fn a_second_use_has_masks_of_its_own() {
+    let device = device();
+    let mut trainables = Trainables::default();
+    let mut random = Random::new(3);
+    let ids = [[2, 8], [4, 2]].map(|[rows, cols]| {
+        let values = random.normals_f32(rows * cols);
+        trainables.add(&device, format!("{rows}"), &[rows, cols], &values)
+    });
+    let adapter = Adapter {
+        a: ids[0],
+        b: ids[1],
+        scaling: 1.0,
+        dropout: 0.5,
+        site: 0x8000_0007,
+    };
+    let matrix = frozen_matrix(4, 8);
+    let values = random.normals_f32(6 * 8);
+    let run = || {
+        let mut tape = Tape::training(&device, &trainables, Some(STEP));
+        let first = adapted(&mut tape, &matrix, &adapter, &values);
+        let second = tape.second_use(|tape| adapted(tape, &matrix, &adapter, &values));
+        let third = adapted(&mut tape, &matrix, &adapter, &values);
+        (first, second, third)
+    };
+    let (first, second, third) = run();
+    assert_ne!(first, second);
+    assert_eq!(first, third);
+    assert_eq!((first, second, third), run());
 }
 
 #[test]

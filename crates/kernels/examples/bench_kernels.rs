@@ -1,6 +1,6 @@
 //! Times the kernels and prints GFLOP/s with the share of the machine's measured FMA peak.
 //!
-//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- gemm | attention | elementwise] [threads]`
+//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- gemm | attention | disentangled | elementwise] [threads]`
 
 use lowrank_kernels::*;
 use std::time::Instant;
@@ -243,6 +243,66 @@ fn bench_attention(isa: Isa, peak: f64) {
     }
 }
 
+fn bench_disentangled(isa: Isa, peak: f64) {
+    println!("disentangled attention, both tables: sequences x length x heads x head_dim");
+    let (num_heads, head_dim) = (12, 64);
+    for (count, len) in [(16, 128), (4, 512), (32, 40)] {
+        let (rows, width) = (count * len, num_heads * head_dim);
+        let size = rows * width;
+        let (q, k, v) = (random(size, 1), random(size, 2), random(size, 3));
+        let table = random((2 * len - 1) * width, 5);
+        let places: Vec<u32> = (0..2 * len as u32 - 1).collect();
+        let d_out = random(size, 4);
+        let (mut d_q, mut d_k, mut d_v) = (vec![0.0; size], vec![0.0; size], vec![0.0; size]);
+        let (mut d_keys, mut d_queries) = (table.clone(), table.clone());
+        let (mut out, mut lse) = (vec![0.0; size], vec![0.0; rows * num_heads]);
+        let offsets: Vec<usize> = (0..=count).map(|i| i * len).collect();
+        let shape = AttentionShape {
+            num_heads,
+            head_dim,
+            q_offsets: &offsets,
+            kv_offsets: &offsets,
+            scale: 1.0 / (3.0 * head_dim as f32).sqrt(),
+            mask: AttentionMask::Full,
+            dropout: None,
+        };
+        let inputs = DisentangledInputs {
+            q: &q,
+            k: &k,
+            v: &v,
+            positions: RelativePositions {
+                rows: &places,
+                keys: Some(&table),
+                queries: Some(&table),
+            },
+        };
+        let flops = 2 * count * len * len * width;
+        let name = format!("{count} x {len} x {num_heads} x {head_dim}");
+        let mut workspace = vec![0.0; disentangled_backward_workspace(&shape, 2, 2)];
+        let of_forward = disentangled_forward_workspace(&shape, 2);
+        report(&format!("forward  {name}"), 4 * flops, peak, || {
+            let workspace = &mut workspace[..of_forward];
+            disentangled_attention_forward(isa, &shape, &inputs, workspace, &mut out, &mut lse);
+        });
+        report(&format!("backward {name}"), 11 * flops, peak, || {
+            let saved = DisentangledSaved {
+                inputs,
+                out: &out,
+                lse: &lse,
+            };
+            let gradients = DisentangledGradients {
+                d_q: &mut d_q,
+                d_k: &mut d_k,
+                d_v: &mut d_v,
+                d_keys: Some(&mut d_keys),
+                d_queries: Some(&mut d_queries),
+            };
+            let workspace = &mut workspace[..];
+            disentangled_attention_backward(isa, &shape, &saved, &d_out, workspace, gradients);
+        });
+    }
+}
+
 fn bench_elementwise(isa: Isa) {
     println!("elementwise, 2048 x 768");
     let (n, d) = (2048, 768);
@@ -333,6 +393,9 @@ fn main() {
             }
             if wanted("attention") {
                 bench_attention(isa, peak);
+            }
+            if wanted("disentangled") {
+                bench_disentangled(isa, peak);
             }
             if wanted("elementwise") {
                 bench_elementwise(isa);

@@ -7,6 +7,7 @@
 mod backward;
 mod backward_bf16;
 mod cached;
+mod disentangled;
 mod forward;
 mod forward_bf16;
 mod pairs;
@@ -19,12 +20,20 @@ use crate::isa::Isa;
 use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
 use crate::simd::{Simd, dispatch};
+pub use disentangled::{
+    DisentangledGradients, DisentangledInputs, DisentangledSaved, RelativePositions,
+    disentangled_attention_backward, disentangled_attention_forward,
+    disentangled_backward_workspace, disentangled_forward_workspace,
+};
 use half::bf16;
 use std::cell::RefCell;
 use std::ops::Range;
 
 /// Query rows of a tile.
 const Q_BLOCK: usize = 96;
+
+/// Query rows of the largest tile of any kind.
+const MOST_ROWS: usize = 128;
 
 /// Query rows of a tile under a causal mask: the fewer, the less work is done above the diagonal.
 const CAUSAL_Q_BLOCK: usize = 48;
@@ -116,6 +125,22 @@ impl AttentionShape<'_> {
             .into_iter()
             .flat_map(|b| heads.clone().map(move |h| (b, h)))
             .collect()
+    }
+
+    /// Head h of sequence b.
+    fn head(&self, b: usize, h: usize) -> Head {
+        Head {
+            num_heads: self.num_heads,
+            head: h,
+            head_dim: self.head_dim,
+            width: self.width(),
+            q_start: self.q_offsets[b],
+            q_len: self.q_len(b),
+            kv_start: self.kv_offsets[b],
+            kv_len: self.kv_len(b),
+            scale: self.scale,
+            attends: self.mask,
+        }
     }
 
     fn q_len(&self, b: usize) -> usize {
@@ -377,6 +402,7 @@ struct Scratch {
     scores: Vec<f32>,
     d_scores: Vec<f32>,
     pairs: pairs::PairScratch,
+    positions: Vec<f32>,
 }
 
 thread_local! {
@@ -409,18 +435,7 @@ fn run_tasks(shape: &AttentionShape, run: impl Fn(Head, &mut Scratch) + Sync + S
             let first = index * heads_per_task;
             let last = (first + heads_per_task).min(tasks.len());
             for &(b, h) in &tasks[first..last] {
-                let head = Head {
-                    num_heads: shape.num_heads,
-                    head: h,
-                    head_dim: shape.head_dim,
-                    width: shape.width(),
-                    q_start: shape.q_offsets[b],
-                    q_len: shape.q_len(b),
-                    kv_start: shape.kv_offsets[b],
-                    kv_len: shape.kv_len(b),
-                    scale: shape.scale,
-                    attends: shape.mask,
-                };
+                let head = shape.head(b, h);
                 if head.q_len > 0 || head.kv_len > 0 {
                     run(head, scratch);
                 }

@@ -17,6 +17,7 @@ mod isa;
 mod loss;
 mod math;
 mod matrix;
+mod neighbours;
 mod norm;
 mod optimizer;
 mod outer;
@@ -29,8 +30,11 @@ pub use activation::{
     Activation, activation_backward, activation_forward, activation_forward_in_place,
 };
 pub use attention::{
-    AttentionMask, AttentionSaved, AttentionShape, CachedAttention, attention_backward,
+    AttentionMask, AttentionSaved, AttentionShape, CachedAttention, DisentangledGradients,
+    DisentangledInputs, DisentangledSaved, RelativePositions, attention_backward,
     attention_backward_bf16, attention_cached, attention_forward, attention_forward_bf16,
+    disentangled_attention_backward, disentangled_attention_forward,
+    disentangled_backward_workspace, disentangled_forward_workspace,
 };
 pub use dropout::{Dropout, DropoutKey, dropout_apply};
 pub use element::{DType, Element, Values};
@@ -44,6 +48,7 @@ pub use half::bf16;
 pub use isa::Isa;
 pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, mse};
 pub use matrix::MatRef;
+pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{
     LayerNorm, LayerNormForward, layer_norm, layer_norm_backward, layer_norm_forward,
     layer_norm_param_grads,

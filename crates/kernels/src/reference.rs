@@ -2,8 +2,13 @@
 //!
 //! Gradients are written from the formulas, not from the kernels, and are themselves checked against finite differences.
 
+mod disentangled;
+
 use crate::dropout::{Dropout, Mask};
 use crate::{Activation, AdamW, AttentionMask};
+pub use disentangled::{
+    Disentangled, DisentangledGradients, disentangled_attention, disentangled_attention_backward,
+};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// `c[m,n] = start + alpha * a[m,k] · b[n,k]ᵀ + bias`, all row-major; `start` is c where it accumulates, else zeros.

@@ -12,7 +12,7 @@ use crate::error::ModelError;
 use crate::loader::{LM_HEAD, name_hash};
 use crate::lora::{HEAD_NAMES, Origin, Resolved, initial_values, resolve};
 use crate::model::Model;
-use crate::modules::{Layout, Linear, ModuleMut, ModuleRef, Table};
+use crate::modules::{Convolution, Layout, Linear, ModuleMut, ModuleRef, Table};
 
 /// What a model trains.
 #[derive(Debug, Clone)]
@@ -90,6 +90,18 @@ impl Model {
         self.complete(&mut config)?;
         if config.task_type.is_none() {
             config.task_type = Some(self.task.peft_type());
+        }
+        if config.modules_to_save.is_none() {
+            let modules = self.modules();
+            let has = |name: &str| {
+                modules
+                    .iter()
+                    .any(|m| m.path().split('.').any(|p| p == name))
+            };
+            for name in self.family.default_saved.iter().filter(|name| has(name)) {
+                add_name(&mut config.modules_to_save, name);
+                notes.push(format!("`{name}` is trained and saved too"));
+            }
         }
         for path in self.new_poolers(&config) {
             // A new pooler that were neither trained nor saved would be another one at each load.
@@ -237,7 +249,11 @@ impl Model {
             ModuleRef::Linear(linear) if linear.is_new && linear.path.contains("pooler") => {
                 Some(linear.path.clone())
             }
-            ModuleRef::Linear(_) | ModuleRef::LayerNorm(_) | ModuleRef::Embedding(_) => None,
+            ModuleRef::Linear(_)
+            | ModuleRef::LayerNorm(_)
+            | ModuleRef::Embedding(_)
+            | ModuleRef::Convolution(_)
+            | ModuleRef::Bias(_) => None,
         };
         if saved {
             Vec::new()
@@ -284,8 +300,31 @@ impl Whole<'_> {
                     Table::Head(matrix) => self.weight(matrix, &name, Layout::Linear),
                 }
             }
+            ModuleMut::Convolution(conv) => {
+                let path = conv.path.clone();
+                self.convolution(conv, &format!("{path}.weight"));
+                self.param(&mut conv.bias, &format!("{path}.bias"), false);
+            }
+            ModuleMut::Bias(bias) => {
+                let name = bias.path.clone();
+                self.param(&mut bias.value, &name, false);
+            }
         }
         self.trainables.count() - before
+    }
+
+    fn convolution(&mut self, conv: &mut Convolution, name: &str) {
+        let Matrix::Frozen(packed) = &conv.weight else {
+            return;
+        };
+        let values = if self.device.is_dry() {
+            Vec::new()
+        } else {
+            packed.to_rows()
+        };
+        let name = format!("{}{name}", self.prefix);
+        let shape = [conv.channels, conv.channels, conv.taps];
+        conv.weight = Matrix::Trainable(self.trainables.add(self.device, name, &shape, &values));
     }
 
     fn weight(&mut self, weight: &mut Matrix, name: &str, layout: Layout) {
@@ -375,7 +414,14 @@ impl Attach<'_> {
                 }
             }
             ModuleMut::LayerNorm(norm) if all => self.bias(&mut norm.bias, &format!("{path}.bias")),
-            ModuleMut::LayerNorm(_) | ModuleMut::Embedding(_) => {}
+            ModuleMut::Convolution(conv) if all => {
+                self.bias(&mut conv.bias, &format!("{path}.bias"));
+            }
+            // PEFT trains what is named `bias`; DeBERTa's `q_bias` and `v_bias` are not.
+            ModuleMut::LayerNorm(_)
+            | ModuleMut::Embedding(_)
+            | ModuleMut::Convolution(_)
+            | ModuleMut::Bias(_) => {}
         }
         Ok(())
     }
@@ -386,7 +432,10 @@ impl Attach<'_> {
             ModuleRef::Embedding(table) => {
                 matches!(table.table, Table::Head(_)) && table.path != LM_HEAD
             }
-            ModuleRef::Linear(_) | ModuleRef::LayerNorm(_) => false,
+            ModuleRef::Linear(_)
+            | ModuleRef::LayerNorm(_)
+            | ModuleRef::Convolution(_)
+            | ModuleRef::Bias(_) => false,
         };
         if !tied {
             return Ok(());

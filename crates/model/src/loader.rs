@@ -11,7 +11,7 @@ use lowrank_kernels as kernels;
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::Family;
-use crate::modules::{Embedding, LayerNorm, Layout, Linear, Table};
+use crate::modules::{Bias, Convolution, Embedding, LayerNorm, Layout, Linear, Table};
 
 /// The output table of a language model that is not tied to the input's, in every family.
 pub(crate) const LM_HEAD: &str = "lm_head";
@@ -256,6 +256,41 @@ impl<'a> Loader<'a> {
             bias: Param::Frozen(zeros),
             eps,
         }
+    }
+
+    /// A convolution over tokens.
+    pub fn convolution(
+        &mut self,
+        path: &str,
+        channels: usize,
+        taps: usize,
+    ) -> Result<Convolution, ModelError> {
+        let name = format!("{path}.weight");
+        let wanted = Wanted {
+            name: &name,
+            shape: &[channels, channels, taps],
+            presence: Presence::Required,
+            std: self.initializer_range,
+            mean: 0.0,
+        };
+        let source = self.locate(&wanted);
+        let weight = self.matrix(&wanted, source.as_deref(), channels, channels * taps)?;
+        let bias = self.vector(&format!("{path}.bias"), channels, Presence::Required, 0.0)?;
+        Ok(Convolution {
+            path: path.to_string(),
+            channels,
+            taps,
+            weight: Matrix::Frozen(weight),
+            bias,
+        })
+    }
+
+    /// A bias by itself.
+    pub fn bias(&mut self, path: &str, width: usize) -> Result<Bias, ModelError> {
+        Ok(Bias {
+            path: path.to_string(),
+            value: self.vector(path, width, Presence::Required, 0.0)?,
+        })
     }
 
     /// A layer norm.

@@ -71,7 +71,10 @@ pub(crate) fn resolve(
 fn as_linear<'a>(module: &ModuleRef<'a>) -> Option<&'a Linear> {
     match module {
         ModuleRef::Linear(linear) => Some(linear),
-        ModuleRef::LayerNorm(_) | ModuleRef::Embedding(_) => None,
+        ModuleRef::LayerNorm(_)
+        | ModuleRef::Embedding(_)
+        | ModuleRef::Convolution(_)
+        | ModuleRef::Bias(_) => None,
     }
 }
 

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use half::{bf16, f16};
-use lowrank_engine::Param;
 use lowrank_engine::param::transpose;
+use lowrank_engine::{Matrix, Param};
 use lowrank_formats::{
     Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model,
 };
@@ -49,6 +49,7 @@ enum Source<'a> {
     Weight(&'a Linear),
     Vector(&'a Param),
     Table(&'a Table),
+    Matrix(&'a Matrix),
 }
 
 impl Model {
@@ -157,6 +158,16 @@ impl Model {
                     let shape = vec![m.num_embeddings, m.embedding_dim];
                     add(format!("{path}.weight"), shape, Source::Table(&m.table));
                 }
+                ModuleRef::Convolution(m) => {
+                    let shape = vec![m.channels, m.channels, m.taps];
+                    add(format!("{path}.weight"), shape, Source::Matrix(&m.weight));
+                    let bias = Source::Vector(&m.bias);
+                    add(format!("{path}.bias"), vec![m.channels], bias);
+                }
+                ModuleRef::Bias(m) => {
+                    let width = m.value.shape(&self.trainables)[1];
+                    add(path.to_string(), vec![width], Source::Vector(&m.value));
+                }
             }
         }
         pieces
@@ -166,6 +177,7 @@ impl Model {
         match source {
             Source::Vector(param) => param.to_vec(&self.trainables),
             Source::Table(table) => table.to_rows(&self.trainables),
+            Source::Matrix(matrix) => matrix.to_rows(&self.trainables),
             Source::Weight(linear) => {
                 let weight = self.merged_weight(linear);
                 match linear.layout {

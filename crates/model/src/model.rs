@@ -195,16 +195,8 @@ impl Model {
 
     /// Number of values in the model without adapters.
     pub fn base_parameters(&self) -> u64 {
-        let count = |module: &ModuleRef<'_>| match module {
-            ModuleRef::Linear(m) => {
-                m.in_features * m.out_features + if m.bias.is_some() { m.out_features } else { 0 }
-            }
-            ModuleRef::LayerNorm(m) => {
-                2 * m.weight.shape(&self.trainables).iter().product::<usize>()
-            }
-            ModuleRef::Embedding(m) => m.num_embeddings * m.embedding_dim,
-        };
-        self.modules().iter().map(|m| count(m) as u64).sum()
+        let modules = self.modules();
+        modules.iter().map(|m| m.parameters(&self.trainables)).sum()
     }
 
     /// Forward and backward over one micro-batch; gradients are added to `gradients`. Returns the loss's sum over the

@@ -1,8 +1,12 @@
 //! The building blocks of every family: modules that know their path in the checkpoint. It knows no family.
 
+use std::sync::Arc;
+
 use lowrank_engine::ops::embedding::{self, Lookup};
 use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear, linear_activation, linear_f32};
+use lowrank_engine::ops::neighbours::neighbours;
+use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Matrix, Param, Tape, Trainables, Var};
 
 /// How a linear layer's weight stands in files.
@@ -143,6 +147,53 @@ impl Embedding {
     }
 }
 
+/// A convolution over the tokens of each sequence, zeros beyond its ends. Weight [out, in, taps] and bias are stored under
+/// `path.weight` and `path.bias`.
+#[derive(Debug)]
+pub struct Convolution {
+    /// The module's path.
+    pub path: String,
+    /// in and out.
+    pub channels: usize,
+    /// Width of the window in tokens, odd.
+    pub taps: usize,
+    /// The weight as a matrix [out, in·taps].
+    pub weight: Matrix,
+    /// bias `[out]`.
+    pub bias: Param,
+}
+
+impl Convolution {
+    /// The convolution of x [M, in], for all rows or for those that are named.
+    pub fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        x: &Var,
+        offsets: &Arc<[usize]>,
+        rows: Option<&[usize]>,
+    ) -> Var {
+        let mut around = neighbours(tape, x, offsets, self.taps);
+        if let Some(rows) = rows {
+            around = select_rows(tape, &around, rows);
+        }
+        let params = LinearParams {
+            weight: &self.weight,
+            bias: Some(&self.bias),
+            adapter: None,
+        };
+        linear(tape, around, params)
+    }
+}
+
+/// A bias that belongs to no linear layer; its path is its own name.
+#[derive(Debug)]
+pub struct Bias {
+    /// The parameter's name.
+    pub path: String,
+    /// The values.
+    pub value: Param,
+}
+
 /// One module, to read.
 #[derive(Debug, Clone, Copy)]
 pub enum ModuleRef<'a> {
@@ -152,6 +203,10 @@ pub enum ModuleRef<'a> {
     LayerNorm(&'a LayerNorm),
     /// An embedding table.
     Embedding(&'a Embedding),
+    /// A convolution.
+    Convolution(&'a Convolution),
+    /// A bias by itself.
+    Bias(&'a Bias),
 }
 
 impl<'a> ModuleRef<'a> {
@@ -161,7 +216,35 @@ impl<'a> ModuleRef<'a> {
             ModuleRef::Linear(m) => &m.path,
             ModuleRef::LayerNorm(m) => &m.path,
             ModuleRef::Embedding(m) => &m.path,
+            ModuleRef::Convolution(m) => &m.path,
+            ModuleRef::Bias(m) => &m.path,
         }
+    }
+
+    /// Number of its values without adapters; `trainables` holds those that train.
+    pub fn parameters(self, trainables: &Trainables) -> u64 {
+        let n = match self {
+            ModuleRef::Linear(m) => {
+                m.out_features * (m.in_features + usize::from(m.bias.is_some()))
+            }
+            ModuleRef::LayerNorm(m) => 2 * m.weight.shape(trainables)[1],
+            ModuleRef::Embedding(m) => m.num_embeddings * m.embedding_dim,
+            ModuleRef::Convolution(m) => m.channels * (m.channels * m.taps + 1),
+            ModuleRef::Bias(m) => m.value.shape(trainables)[1],
+        };
+        n as u64
+    }
+
+    /// Number of its biases.
+    pub fn biases(self, trainables: &Trainables) -> u64 {
+        let n = match self {
+            ModuleRef::Linear(m) if m.bias.is_some() => m.out_features,
+            ModuleRef::LayerNorm(m) => m.bias.shape(trainables)[1],
+            ModuleRef::Convolution(m) => m.channels,
+            ModuleRef::Bias(m) => m.value.shape(trainables)[1],
+            ModuleRef::Linear(_) | ModuleRef::Embedding(_) => 0,
+        };
+        n as u64
     }
 
     /// The kind, in words.
@@ -170,6 +253,8 @@ impl<'a> ModuleRef<'a> {
             ModuleRef::Linear(_) => "linear layer",
             ModuleRef::LayerNorm(_) => "layer norm",
             ModuleRef::Embedding(_) => "embedding table",
+            ModuleRef::Convolution(_) => "convolution",
+            ModuleRef::Bias(_) => "bias",
         }
     }
 }
@@ -183,6 +268,10 @@ pub enum ModuleMut<'a> {
     LayerNorm(&'a mut LayerNorm),
     /// An embedding table.
     Embedding(&'a mut Embedding),
+    /// A convolution.
+    Convolution(&'a mut Convolution),
+    /// A bias by itself.
+    Bias(&'a mut Bias),
 }
 
 impl ModuleMut<'_> {
@@ -192,6 +281,8 @@ impl ModuleMut<'_> {
             ModuleMut::Linear(m) => ModuleRef::Linear(m),
             ModuleMut::LayerNorm(m) => ModuleRef::LayerNorm(m),
             ModuleMut::Embedding(m) => ModuleRef::Embedding(m),
+            ModuleMut::Convolution(m) => ModuleRef::Convolution(m),
+            ModuleMut::Bias(m) => ModuleRef::Bias(m),
         }
     }
 }

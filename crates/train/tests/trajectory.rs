@@ -162,6 +162,12 @@ fn bert_follows_the_peer() {
 }
 
 #[test]
+fn deberta_follows_the_peer() {
+    check_trajectory("deberta-v2-trajectory", 2, false);
+    check_trajectory("deberta-v2-trajectory", 1, true);
+}
+
+#[test]
 fn roberta_follows_the_peer() {
     check_trajectory("roberta-trajectory", 1, false);
 }

@@ -190,6 +190,8 @@ fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
             ModuleRef::Linear(m) => format!("{}x{}", m.out_features, m.in_features),
             ModuleRef::LayerNorm(m) => m.weight.shape(model.trainables())[1].to_string(),
             ModuleRef::Embedding(m) => format!("{}x{}", m.num_embeddings, m.embedding_dim),
+            ModuleRef::Convolution(m) => format!("{0}x{0}x{1}", m.channels, m.taps),
+            ModuleRef::Bias(m) => m.value.shape(model.trainables())[1].to_string(),
         };
         modules.row([
             module.path().to_owned(),

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use lowrank_engine::{MemoryReport, Purpose, Trainables};
 use lowrank_formats::{Checkpoint, to_python_json, write_atomic};
-use lowrank_model::modules::ModuleRef;
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_train::config::TaskKind;
 use lowrank_train::plan::{DryRun, Needs};
@@ -341,7 +340,7 @@ fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> CliResult<W
         .modules()
         .iter()
         .filter(|m| is_head(m.path()))
-        .map(|m| parameters(m, model.trainables()))
+        .map(|m| m.parameters(model.trainables()))
         .sum();
     Ok(Way {
         trainable,
@@ -367,12 +366,8 @@ impl Encoder {
             .iter()
             .filter(|m| !is_head(m.path()) && !m.path().contains("pooler"))
         {
-            encoder.parameters += parameters(module, model.trainables());
-            encoder.biases += match module {
-                ModuleRef::Linear(m) if m.bias.is_some() => m.out_features as u64,
-                ModuleRef::LayerNorm(_) => parameters(module, model.trainables()) / 2,
-                ModuleRef::Linear(_) | ModuleRef::Embedding(_) => 0,
-            };
+            encoder.parameters += module.parameters(model.trainables());
+            encoder.biases += module.biases(model.trainables());
         }
         encoder
     }
@@ -380,16 +375,6 @@ impl Encoder {
 
 fn is_head(path: &str) -> bool {
     path.starts_with("classifier") || path.starts_with("score")
-}
-
-/// Values of a module; `trainables` holds those that train.
-fn parameters(module: &ModuleRef<'_>, trainables: &Trainables) -> u64 {
-    let n = match module {
-        ModuleRef::Linear(m) => m.out_features * (m.in_features + usize::from(m.bias.is_some())),
-        ModuleRef::LayerNorm(m) => 2 * m.weight.shape(trainables)[1],
-        ModuleRef::Embedding(m) => m.num_embeddings * m.embedding_dim,
-    };
-    n as u64
 }
 
 /// Bytes of the safetensors file that holds these values: its header is as long as its names make it.

@@ -4,15 +4,25 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::normalizers::BertNormalizer;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{
+    BertNormalizer, Lowercase, NormalizerWrapper, Precompiled, Replace, Sequence as Normalizers,
+    Strip,
+};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::punctuation::Punctuation;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, Tokenizer as Inner, decoders};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Inner, decoders};
 
 use super::TokenizerFamily;
+use super::sentencepiece::{PieceKind, SentencePieceModel};
 use super::settings::{Settings, parse_object};
 use crate::error::TokenizerError;
 
@@ -56,6 +66,17 @@ pub(super) fn word_piece(dir: &Path, settings: &Settings) -> Result<Inner, Token
     let mask = settings.special_token("mask_token", "[MASK]");
     let special = [unk, sep.clone(), pad, cls.clone(), mask];
     add_tokens(&mut inner, dir, settings, special)?;
+    with_cls_and_sep(&mut inner, &path, cls_id, sep_id)?;
+    Ok(inner)
+}
+
+/// `[CLS] a [SEP] b [SEP]` with token types 0 and 1.
+fn with_cls_and_sep(
+    inner: &mut Inner,
+    path: &Path,
+    cls_id: u32,
+    sep_id: u32,
+) -> Result<(), TokenizerError> {
     // The names of special tokens may hold any character, so the template speaks of its own names.
     let template = TemplateProcessing::builder()
         .try_single("cls:0 $A:0 sep:0")
@@ -67,13 +88,88 @@ pub(super) fn word_piece(dir: &Path, settings: &Settings) -> Result<Inner, Token
         });
     match template {
         Ok(Ok(template)) => inner.with_post_processor(Some(template)),
-        Ok(Err(error)) => return Err(malformed(&path, None, error.to_string())),
-        Err(error) => return Err(malformed(&path, None, error)),
+        Ok(Err(error)) => return Err(malformed(path, None, error.to_string())),
+        Err(error) => return Err(malformed(path, None, error)),
     };
+    Ok(())
+}
+
+/// DeBERTa-v2's unigram model from `spm.model`. Source: transformers `DebertaV2Converter`, which applies the normaliser that
+/// the model was trained with; the class of transformers 5 puts NFC in its place and so gives other ids to some text.
+pub(super) fn unigram(dir: &Path, settings: &Settings) -> Result<Inner, TokenizerError> {
+    let path = dir.join("spm.model");
+    let bytes = std::fs::read(&path).map_err(|source| TokenizerError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let fault = |problem: String| malformed(&path, None, problem);
+    let library = |error: tokenizers::Error| malformed(&path, None, error.to_string());
+    let SentencePieceModel {
+        pieces,
+        unk_id,
+        charsmap,
+    } = SentencePieceModel::parse(&bytes).map_err(fault)?;
+    let scores = pieces.iter().map(|p| (p.text.clone(), f64::from(p.score)));
+    // Pieces for single bytes, where a model has them, are left alone by transformers.
+    let model = Unigram::from(scores.collect(), Some(unk_id), false).map_err(library)?;
+    let mut inner = Inner::new(model);
+    let normalizer = unigram_normalizer(settings, &charsmap).map_err(library)?;
+    inner.with_normalizer(Some(normalizer)).map_err(library)?;
+    let mut splits: Vec<PreTokenizerWrapper> = Vec::new();
+    if settings.flag("split_by_punct").unwrap_or(false) {
+        splits.push(Punctuation::new(SplitDelimiterBehavior::Isolated).into());
+    }
+    let metaspace = Metaspace::new('▁', PrependScheme::Always, true);
+    splits.push(metaspace.clone().into());
+    inner.with_pre_tokenizer(Some(PreTokenizers::new(splits)));
+    inner.with_decoder(Some(metaspace));
+    for piece in &pieces {
+        let special = match piece.kind {
+            PieceKind::Ordinary => continue,
+            PieceKind::Control => true,
+            PieceKind::UserDefined => false,
+        };
+        let token = AddedToken::from(piece.text.as_str(), special).normalized(false);
+        inner.add_tokens([token]).map_err(library)?;
+    }
+    let role = |role: &str, usual: &str| settings.special_token(role, usual);
+    let (cls, sep) = (role("cls_token", "[CLS]"), role("sep_token", "[SEP]"));
+    let unk = role("unk_token", "[UNK]");
+    add_tokens(&mut inner, dir, settings, [unk, sep.clone(), cls.clone()])?;
+    // Unlike the other families, these models keep rows for tokens that the vocabulary lacks.
+    let mask = role("mask_token", "[MASK]");
+    let late = [role("pad_token", "[PAD]"), mask];
+    inner.add_special_tokens(late).map_err(library)?;
+    let id_of = |name: &'static str, token: &AddedToken| {
+        inner
+            .token_to_id(&token.content)
+            .ok_or_else(|| TokenizerError::NoSpecialToken {
+                path: path.clone(),
+                role: name,
+                token: token.content.clone(),
+            })
+    };
+    let (cls_id, sep_id) = (id_of("cls", &cls)?, id_of("sep", &sep)?);
+    with_cls_and_sep(&mut inner, &path, cls_id, sep_id)?;
     Ok(inner)
 }
 
-/// RoBERTa's or GPT-2's byte-level BPE from `vocab.json` and `merges.txt`.
+/// Trims, applies the model's own map, and makes one blank of many.
+fn unigram_normalizer(settings: &Settings, charsmap: &[u8]) -> tokenizers::Result<Normalizers> {
+    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    if settings.flag("do_lower_case").unwrap_or(false) {
+        steps.push(Lowercase.into());
+    }
+    steps.push(Strip::new(true, true).into());
+    if !charsmap.is_empty() {
+        steps.push(Precompiled::from(charsmap)?.into());
+    }
+    let blanks = ReplacePattern::Regex(" {2,}".to_string());
+    steps.push(Replace::new(blanks, " ")?.into());
+    Ok(Normalizers::new(steps))
+}
+
+/// RoBERTa's, DeBERTa's or GPT-2's byte-level BPE from `vocab.json` and `merges.txt`.
 pub(super) fn byte_level_bpe(
     dir: &Path,
     settings: &Settings,
@@ -120,6 +216,10 @@ pub(super) fn byte_level_bpe(
         inner.with_post_processor(Some(ByteLevel::default().trim_offsets(false)));
         return Ok(inner);
     }
+    if family == TokenizerFamily::Deberta {
+        deberta_special_tokens(&mut inner, dir, settings, &ids)?;
+        return Ok(inner);
+    }
     let cls = settings.special_token("cls_token", "<s>");
     let sep = settings.special_token("sep_token", "</s>");
     let cls_id = need(&vocab_path, &ids, "cls", &cls)?;
@@ -140,6 +240,24 @@ pub(super) fn byte_level_bpe(
     add_tokens(&mut inner, dir, settings, special)?;
     inner.with_post_processor(Some(post));
     Ok(inner)
+}
+
+/// DeBERTa v1's special tokens, and where they stand.
+fn deberta_special_tokens(
+    inner: &mut Inner,
+    dir: &Path,
+    settings: &Settings,
+    ids: &HashMap<&str, u32>,
+) -> Result<(), TokenizerError> {
+    let path = dir.join("vocab.json");
+    let role = |role: &str, usual: &str| settings.special_token(role, usual);
+    let (cls, sep) = (role("cls_token", "[CLS]"), role("sep_token", "[SEP]"));
+    let cls_id = need(&path, ids, "cls", &cls)?;
+    let sep_id = need(&path, ids, "sep", &sep)?;
+    let (unk, pad) = (role("unk_token", "[UNK]"), role("pad_token", "[PAD]"));
+    let mask = role("mask_token", "[MASK]");
+    add_tokens(inner, dir, settings, [unk, sep, pad, cls, mask])?;
+    with_cls_and_sep(inner, &path, cls_id, sep_id)
 }
 
 /// Reads `merges.txt`: two symbols a line, both and their union in the vocabulary.

@@ -4,6 +4,7 @@
 //! decides the length and batches are padding-free.
 
 mod build;
+mod sentencepiece;
 mod settings;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,6 +31,11 @@ pub enum TokenizerFamily {
     Bert,
     /// Byte-level BPE, `<s> a </s></s> b </s>`.
     Roberta,
+    /// Byte-level BPE, `[CLS] a [SEP] b [SEP]`, token types 0 and 1.
+    Deberta,
+    /// Unigram from `spm.model`, `[CLS] a [SEP] b [SEP]`, token types 0 and 1.
+    #[serde(rename = "deberta-v2")]
+    DebertaV2,
     /// Byte-level BPE without special tokens.
     Gpt2,
 }
@@ -39,20 +45,16 @@ impl TokenizerFamily {
     pub fn from_name(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         // Other alphabets under similar names: SentencePiece, or their own splitting.
-        if [
-            "xlm",
-            "deberta",
-            "albert",
-            "camembert",
-            "bertweet",
-            "japanese",
-        ]
-        .iter()
-        .any(|other| name.contains(other))
+        if ["xlm", "albert", "camembert", "bertweet", "japanese"]
+            .iter()
+            .any(|other| name.contains(other))
         {
             return None;
         }
-        if ["roberta", "longformer", "bart"]
+        if name.contains("deberta") {
+            let v2 = ["v2", "v3"].iter().any(|version| name.contains(version));
+            Some(if v2 { Self::DebertaV2 } else { Self::Deberta })
+        } else if ["roberta", "longformer", "bart"]
             .iter()
             .any(|part| name.contains(part))
         {
@@ -140,7 +142,7 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Loads the tokenizer of a Hugging Face directory: `tokenizer.json`, else `vocab.txt`, else `vocab.json` with
-    /// `merges.txt`. `family` decides how the older files are used where the directory itself does not say it.
+    /// `merges.txt`, else DeBERTa's `spm.model`. `family` decides how the older files are used where the directory itself does not say it.
     pub fn from_dir(dir: &Path, family: Option<TokenizerFamily>) -> Result<Self, TokenizerError> {
         let has = |name: &str| dir.join(name).is_file();
         let settings = Settings::read(dir)?;
@@ -162,6 +164,12 @@ impl Tokenizer {
             )
         } else if has("vocab.json") {
             return Err(TokenizerError::NoMerges { dir: dir.into() });
+        } else if has("spm.model") && family.is_none_or(|f| f == TokenizerFamily::DebertaV2) {
+            (
+                build::unigram(dir, &settings)?,
+                "spm.model",
+                Some(TokenizerFamily::DebertaV2),
+            )
         } else if let Some(file) = ["spm.model", "sentencepiece.bpe.model", "tokenizer.model"]
             .into_iter()
             .find(|file| has(file))
@@ -176,6 +184,7 @@ impl Tokenizer {
         let unk_id = unk_id(&inner, &settings);
         let usual = match family {
             Some(TokenizerFamily::Gpt2) => "<|endoftext|>",
+            Some(TokenizerFamily::Deberta | TokenizerFamily::DebertaV2) => "[SEP]",
             Some(TokenizerFamily::Bert | TokenizerFamily::Roberta) | None => "</s>",
         };
         let special = |role| inner.token_to_id(&settings.special_token(role, usual).content);
@@ -272,7 +281,8 @@ impl Tokenizer {
         let encoding = inner.post_process(first, second, true).map_err(refused)?;
         let types = encoding.get_type_ids();
         let typed = match self.family {
-            Some(TokenizerFamily::Bert) | None => types.iter().any(|id| *id != 0),
+            Some(TokenizerFamily::Bert | TokenizerFamily::Deberta | TokenizerFamily::DebertaV2)
+            | None => types.iter().any(|id| *id != 0),
             // The library numbers the texts of a pair; models of these families have no types for it.
             Some(TokenizerFamily::Roberta | TokenizerFamily::Gpt2) => false,
         };
@@ -360,7 +370,7 @@ impl Tokenizer {
         self.family
     }
 
-    /// The file that the vocabulary came from: `tokenizer.json`, `vocab.txt` or `vocab.json`.
+    /// The file that the vocabulary came from: `tokenizer.json`, `vocab.txt`, `vocab.json` or `spm.model`.
     pub fn source(&self) -> &'static str {
         self.source
     }
@@ -494,7 +504,10 @@ fn unk_id(inner: &Inner, settings: &Settings) -> Option<u32> {
         ModelWrapper::WordLevel(model) => inner.token_to_id(&model.unk_token),
         ModelWrapper::BPE(model) => inner.token_to_id(model.get_unk_token().as_deref()?),
         ModelWrapper::Unigram(_) => {
-            inner.token_to_id(&settings.special_token("unk_token", "<unk>").content)
+            let token = settings.special_token("unk_token", "<unk>").content;
+            inner
+                .token_to_id(&token)
+                .or_else(|| inner.token_to_id("[UNK]"))
         }
     }
 }

@@ -33,7 +33,7 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
-    fn shape(&self, dropout: Option<Dropout>) -> AttentionShape<'_> {
+    pub(crate) fn shape(&self, dropout: Option<Dropout>) -> AttentionShape<'_> {
         AttentionShape {
             num_heads: self.num_heads,
             head_dim: self.head_dim,
@@ -61,8 +61,27 @@ impl AttentionSpec {
         pairs.sum()
     }
 
-    fn flops(&self, matmuls: u64) -> u64 {
+    pub(crate) fn flops(&self, matmuls: u64) -> u64 {
         2 * matmuls * self.pairs() * (self.num_heads * self.head_dim) as u64
+    }
+
+    /// Panics if the offsets do not cover the rows.
+    pub(crate) fn check(&self, q: &Var, k: &Var) {
+        assert_eq!(
+            self.q_offsets.len(),
+            self.kv_offsets.len(),
+            "attention: one range a sequence"
+        );
+        assert_eq!(
+            self.q_offsets.last(),
+            Some(&q.rows()),
+            "attention: the offsets cover the queries"
+        );
+        assert_eq!(
+            self.kv_offsets.last(),
+            Some(&k.rows()),
+            "attention: the offsets cover the keys"
+        );
     }
 }
 
@@ -70,21 +89,7 @@ impl AttentionSpec {
 pub fn attention(tape: &mut Tape<'_>, q: Var, k: Var, v: Var, spec: AttentionSpec) -> Var {
     let device = tape.device().clone();
     let dropout = tape.dropout(spec.dropout);
-    assert_eq!(
-        spec.q_offsets.len(),
-        spec.kv_offsets.len(),
-        "attention: one range a sequence"
-    );
-    assert_eq!(
-        spec.q_offsets.last(),
-        Some(&q.rows()),
-        "attention: the offsets cover the queries"
-    );
-    assert_eq!(
-        spec.kv_offsets.last(),
-        Some(&k.rows()),
-        "attention: the offsets cover the keys"
-    );
+    spec.check(&q, &k);
     let mut out = Tensor::activations(&device, q.rows(), q.cols());
     let mut lse = Tensor::uninit(&device, q.rows(), spec.num_heads, Purpose::Activations);
     device.exec(spec.flops(2), |isa| {

@@ -28,7 +28,7 @@ impl SimdOp for Backward<'_> {
     fn run<S: Simd>(self, s: S) {
         let head = self.head;
         if head.q_len == 0 || head.kv_len == 0 {
-            self.clear();
+            clear_gradients(head, self.d_q, self.d_k, self.d_v);
             return;
         }
         prefetch_rows(s, self.saved.k, head.kv_at(0), head.kv_len, &head);
@@ -42,7 +42,7 @@ impl SimdOp for Backward<'_> {
         let d_scores = at_least(&mut self.scratch.d_scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
         if head.attends != AttentionMask::Full {
             // A key's first tile is not the same for all keys of a tile, and some keys may have none.
-            self.clear();
+            clear_gradients(head, self.d_q, self.d_k, self.d_v);
         }
         head.for_each_tile([Q_BLOCK, KV_BLOCK], |tile| {
             s.call(BackwardTile {
@@ -55,22 +55,19 @@ impl SimdOp for Backward<'_> {
     }
 }
 
-impl Backward<'_> {
-    /// Zero gradients: without queries or without keys, those of the other side are.
-    fn clear(&self) {
-        let head = self.head;
-        // SAFETY: the rows lie inside the buffers, whose lengths the entry asserted, and no other task writes this
-        // head's columns of this sequence's rows.
-        unsafe {
-            for i in 0..head.q_len {
-                let row = self.d_q.get().add(head.q_at(i));
+/// Zero gradients: without queries or without keys, those of the other side are.
+pub(super) fn clear_gradients(head: Head, d_q: SharedMut, d_k: SharedMut, d_v: SharedMut) {
+    // SAFETY: the rows lie inside the buffers, whose lengths the entry asserted, and no other task writes this
+    // head's columns of this sequence's rows.
+    unsafe {
+        for i in 0..head.q_len {
+            let row = d_q.get().add(head.q_at(i));
+            std::slice::from_raw_parts_mut(row, head.head_dim).fill(0.0);
+        }
+        for j in 0..head.kv_len {
+            for d in [d_k, d_v] {
+                let row = d.get().add(head.kv_at(j));
                 std::slice::from_raw_parts_mut(row, head.head_dim).fill(0.0);
-            }
-            for j in 0..head.kv_len {
-                for d in [self.d_k, self.d_v] {
-                    let row = d.get().add(head.kv_at(j));
-                    std::slice::from_raw_parts_mut(row, head.head_dim).fill(0.0);
-                }
             }
         }
     }

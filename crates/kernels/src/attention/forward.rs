@@ -1,7 +1,8 @@
 //! The forward task: one head of one sequence.
 
 use super::{
-    Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels, prefetch_rows,
+    Head, KV_BLOCK, MOST_ROWS, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels,
+    prefetch_rows,
 };
 use crate::dropout::Mask;
 use crate::elementwise::scale_in_place;
@@ -69,22 +70,22 @@ impl SimdOp for Forward<'_> {
 ///
 /// # Safety
 /// `i` is below the sequence's length, the buffer outlives the use, and nothing else uses the row meanwhile.
-unsafe fn out_row<'a>(out: SharedMut, head: &Head, i: usize) -> &'a mut [f32] {
+pub(super) unsafe fn out_row<'a>(out: SharedMut, head: &Head, i: usize) -> &'a mut [f32] {
     // SAFETY: the caller's contract.
     unsafe { std::slice::from_raw_parts_mut(out.get().add(head.q_at(i)), head.head_dim) }
 }
 
 /// Running maximum and sum of a block's rows.
 pub(super) struct RowState {
-    pub max: [f32; Q_BLOCK],
-    pub sum: [f32; Q_BLOCK],
+    pub max: [f32; MOST_ROWS],
+    pub sum: [f32; MOST_ROWS],
 }
 
 impl Default for RowState {
     fn default() -> Self {
         Self {
-            max: [f32::NEG_INFINITY; Q_BLOCK],
-            sum: [0.0; Q_BLOCK],
+            max: [f32::NEG_INFINITY; MOST_ROWS],
+            sum: [0.0; MOST_ROWS],
         }
     }
 }

@@ -22,6 +22,7 @@ pub const FAMILY: Family = Family {
     model_type: "bert",
     prefix: "bert.",
     default_targets: &["query", "value"],
+    default_saved: &[],
     architecture: |task| match task {
         Task::SingleLabel | Task::MultiLabel | Task::Regression => {
             Some("BertForSequenceClassification")

@@ -16,6 +16,7 @@ pub const FAMILY: Family = Family {
     model_type: "gpt2",
     prefix: "transformer.",
     default_targets: &["c_attn"],
+    default_saved: &[],
     architecture: |task| match task {
         Task::SingleLabel | Task::MultiLabel | Task::Regression => {
             Some("GPT2ForSequenceClassification")

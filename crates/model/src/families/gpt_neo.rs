@@ -17,6 +17,7 @@ pub const FAMILY: Family = Family {
     model_type: "gpt_neo",
     prefix: "transformer.",
     default_targets: &["q_proj", "v_proj"],
+    default_saved: &[],
     architecture: |task| match task {
         Task::SingleLabel | Task::MultiLabel | Task::Regression => {
             Some("GPTNeoForSequenceClassification")

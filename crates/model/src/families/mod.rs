@@ -1,6 +1,8 @@
 //! The families, by `model_type`. To add one: write its file, add its line to [`FAMILIES`].
 
 pub mod bert;
+pub mod deberta;
+pub mod deberta_v2;
 mod decoder;
 pub mod gpt2;
 pub mod gpt_neo;
@@ -73,6 +75,8 @@ pub struct Family {
     pub prefix: &'static str,
     /// Targets where the user names none. Source: PEFT's mapping of default targets.
     pub default_targets: &'static [&'static str],
+    /// Modules that are trained and saved with an adapter where the user names none and the model has them.
+    pub default_saved: &'static [&'static str],
     /// The class name for `architectures`, by task; none where the family cannot do the task.
     pub architecture: fn(Task) -> Option<&'static str>,
     /// Reads the family's fields, notes every fault, and says what the rest of the program needs.
@@ -90,6 +94,8 @@ pub const FAMILIES: &[Family] = &[
     bert::FAMILY,
     roberta::FAMILY,
     roberta::XLM_FAMILY,
+    deberta::FAMILY,
+    deberta_v2::FAMILY,
     gpt2::FAMILY,
     gpt_neo::FAMILY,
     opt::FAMILY,

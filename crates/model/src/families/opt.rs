@@ -16,6 +16,7 @@ pub const FAMILY: Family = Family {
     model_type: "opt",
     prefix: "model.",
     default_targets: &["q_proj", "v_proj"],
+    default_saved: &[],
     architecture: |task| match task {
         Task::SingleLabel | Task::MultiLabel | Task::Regression => {
             Some("OPTForSequenceClassification")

@@ -18,6 +18,7 @@ pub const FAMILY: Family = Family {
     model_type: "roberta",
     prefix: "roberta.",
     default_targets: &["query", "value"],
+    default_saved: &[],
     architecture: |task| match task {
         Task::SingleLabel | Task::MultiLabel | Task::Regression => {
             Some("RobertaForSequenceClassification")
