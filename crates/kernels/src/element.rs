@@ -13,6 +13,9 @@ pub trait Element:
     fn widen(self) -> f32;
     /// The nearest storable value, ties to even.
     fn narrow(x: f32) -> Self;
+    /// The values as they would come back from the storage.
+    #[doc(hidden)]
+    fn round<S: Simd>(s: S, v: S::V) -> S::V;
     /// # Safety
     /// `p` is valid for reads of `LANES` values.
     #[doc(hidden)]
@@ -48,6 +51,10 @@ impl Element for f32 {
         x
     }
     #[inline(always)]
+    fn round<S: Simd>(_: S, v: S::V) -> S::V {
+        v
+    }
+    #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::V {
         // SAFETY: the caller's contract.
         unsafe { s.load(p) }
@@ -78,6 +85,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn narrow(x: f32) -> bf16 {
         bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn round<S: Simd>(s: S, v: S::V) -> S::V {
+        s.from_bits(s.round_bf16(v))
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const bf16) -> S::V {

@@ -141,11 +141,11 @@ impl<'a, C: Element> Sink<'a, C> {
                 Step::Store => put(s, c, v, lanes),
                 Step::Add => put(s, c, s.add(get(s, c, lanes), v), lanes),
                 Step::Activate { kind, pre } => {
+                    // f of what is or would be stored: the backward then differentiates the very function that ran, and
+                    // a pass that keeps nothing gives the same bits as one that does.
+                    v = C::round(s, v);
                     if let Some(pre) = pre {
-                        let pre = pre.get().add(to);
-                        put(s, pre, v, lanes);
-                        // f of what is stored: the backward then differentiates the very function that ran.
-                        v = get(s, pre, lanes);
+                        put(s, pre.get().add(to), v, lanes);
                     }
                     put(s, c, value(s, *kind, v), lanes);
                 }

@@ -1,6 +1,6 @@
 //! Sixteen lanes: AVX-512 F, BW, DQ, VL; with BF16 or without.
 
-use super::{Simd, SimdOp};
+use super::{Simd, SimdOp, round_bf16_by_integers};
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -259,6 +259,15 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm256_mask_storeu_epi16(p.cast(), mask(n), halves) }
     }
     #[inline(always)]
+    fn round_bf16(self, v: __m512) -> __m512i {
+        if BF16 {
+            return pure!(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+                self.narrow(v)
+            )));
+        }
+        round_bf16_by_integers(self, v)
+    }
+    #[inline(always)]
     fn pair(self, a: __m512, b: __m512) -> __m512i {
         pure!({
             let low = _mm512_cvtepu16_epi32(self.narrow(a));
@@ -345,6 +354,8 @@ impl<const BF16: bool> Avx512<BF16> {
             // SAFETY: the token proves BF16; both types are 256 bits of sixteen bf16 values.
             return unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)) };
         }
-        pure!(_mm512_cvtepi32_epi16(self.shr16_u(self.round_bf16(v))))
+        pure!(_mm512_cvtepi32_epi16(
+            self.shr16_u(round_bf16_by_integers(self, v))
+        ))
     }
 }

@@ -174,18 +174,7 @@ pub trait Simd: Copy + Send + Sync {
     /// The bits of the values rounded to bf16, in the upper half of each lane; the lower half is zero.
     #[inline(always)]
     fn round_bf16(self, v: Self::V) -> Self::U {
-        let bits = self.to_bits(v);
-        let odd = self.and_u(self.shr16_u(bits), self.splat_u(1));
-        let rounded = self.add_u(bits, self.add_u(odd, self.splat_u(0x7fff)));
-        // Rounding could carry a NaN into infinity or zero: it becomes quiet instead.
-        let quiet = self.or_u(bits, self.splat_u(0x0040_0000));
-        let kept = self.select_lt(
-            self.splat(-1.0),
-            self.abs(v),
-            self.from_bits(rounded),
-            self.from_bits(quiet),
-        );
-        self.and_u(self.to_bits(kept), self.splat_u(0xffff_0000))
+        round_bf16_by_integers(self, v)
     }
     /// Pairs of bf16 values: `a` rounded in the lower half of each lane, `b` in the upper.
     #[inline(always)]
@@ -218,6 +207,19 @@ pub trait Simd: Copy + Send + Sync {
     /// # Safety
     /// Every element named by the strides is valid for reads in `src` and for writes in `dst`.
     unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize);
+}
+
+/// [`Simd::round_bf16`] where the machine has no instruction for it.
+#[inline(always)]
+fn round_bf16_by_integers<S: Simd>(s: S, v: S::V) -> S::U {
+    let bits = s.to_bits(v);
+    let odd = s.and_u(s.shr16_u(bits), s.splat_u(1));
+    let rounded = s.add_u(bits, s.add_u(odd, s.splat_u(0x7fff)));
+    // Rounding could carry a NaN into infinity or zero: it becomes quiet instead.
+    let quiet = s.or_u(bits, s.splat_u(0x0040_0000));
+    let (rounded, quiet) = (s.from_bits(rounded), s.from_bits(quiet));
+    let kept = s.select_lt(s.splat(-1.0), s.abs(v), rounded, quiet);
+    s.and_u(s.to_bits(kept), s.splat_u(0xffff_0000))
 }
 
 /// The first `n` values of a slice at `at`, zeros behind. `n` is at most `LANES`. Bounds are asserted.
