@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{IntervalStrategy, ModulePattern, TrainConfig};
+use super::{IntervalStrategy, ModulePattern, TaskKind, TrainConfig};
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
 
@@ -22,6 +22,12 @@ impl TrainConfig {
         if self.full && self.adapter.is_some() {
             faults.add("adapter", "absent with `full`", "an adapter");
         }
+        faults.require(
+            !self.output_dir.is_empty(),
+            "output_dir",
+            "a folder",
+            "an empty name",
+        );
         faults.require(self.threads != Some(0), "threads", "at least 1", 0);
         faults.into_result()
     }
@@ -33,6 +39,17 @@ impl TrainConfig {
             "max_length",
             "from 4 to 1048576",
             d.max_length,
+        );
+        // Labels that are not known yet are none. With a single class there is nothing to learn.
+        let classes = matches!(
+            d.task,
+            TaskKind::SingleLabel | TaskKind::TokenClassification
+        );
+        faults.require(
+            !classes || d.labels.len() != 1,
+            "labels",
+            "at least two",
+            format!("only `{}`", d.labels.join("")),
         );
         let mut sorted = d.labels.clone();
         sorted.sort();

@@ -1,0 +1,184 @@
+//! A tiny model, rows for it, and whole runs on them.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lowrank_data::{Example, Label};
+use lowrank_engine::{Device, Isa};
+use lowrank_formats::peft::LoraConfig;
+use lowrank_model::{LoadOptions, Model, Task};
+use lowrank_testkit::Golden;
+use lowrank_train::config::{
+    BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
+    ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
+};
+use lowrank_train::metrics::Metric;
+use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
+use lowrank_train::schedule::SchedulerType;
+use lowrank_train::trainer::{Event, Outcome, RunSetup, Summary, TrainData, TrainError, Trainer};
+
+/// Settings under which everything that has state has some.
+pub fn config() -> TrainConfig {
+    TrainConfig {
+        model: "tiny".to_owned(),
+        revision: None,
+        ignore_mismatched_sizes: false,
+        adapter: None,
+        full: false,
+        data: DataSettings {
+            train_file: "train".to_owned(),
+            validation_file: Some("validation".to_owned()),
+            test_file: None,
+            task: TaskKind::SingleLabel,
+            labels: vec!["a".to_owned(), "b".to_owned()],
+            text_column: None,
+            text_pair_column: None,
+            label_column: None,
+            max_length: 32,
+        },
+        lora: LoraSettings {
+            r: 4,
+            lora_alpha: 8.0,
+            lora_dropout: 0.1,
+            target_modules: ModulePattern::Names(vec!["query".to_owned(), "value".to_owned()]),
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: None,
+            rank_pattern: Default::default(),
+            alpha_pattern: Default::default(),
+            bias: BiasMode::None,
+            use_rslora: false,
+            init_lora_weights: InitLora::Default,
+            modules_to_save: Vec::new(),
+        },
+        optimization: OptimizationSettings {
+            learning_rate: 0.02,
+            weight_decay: 0.01,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            lr_scheduler_type: SchedulerType::Cosine,
+            warmup_steps: Some(2),
+            warmup_ratio: 0.0,
+            lr_num_cycles: 0.5,
+            lr_end: 0.0,
+            lr_power: 1.0,
+            max_grad_norm: 0.5,
+            per_device_batch_size: 3,
+            gradient_accumulation_steps: 2,
+            num_train_epochs: 1.0,
+            max_steps: Some(12),
+            seed: 3,
+            shuffle: true,
+            gradient_checkpointing: false,
+        },
+        evaluation: EvaluationSettings {
+            eval_strategy: IntervalStrategy::Steps,
+            eval_steps: Some(2),
+            per_device_eval_batch_size: 4,
+            save_strategy: IntervalStrategy::Steps,
+            save_steps: Some(5),
+            save_total_limit: 2,
+            metric_for_best_model: Metric::Loss,
+            load_best_model_at_end: true,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
+        },
+        output_dir: "run".to_owned(),
+        precision: Precision::F32,
+        threads: None,
+    }
+}
+
+/// Rows of 2 to 12 tokens.
+pub fn rows(n: u32, seed: u32) -> Vec<Example> {
+    let ids =
+        |row: u32| (0..2 + (7 * row + seed) % 11).map(move |i| 5 + (31 * row + 17 * i + seed) % 90);
+    let example = |row: u32| Example {
+        input_ids: ids(row).collect(),
+        token_type_ids: None,
+        label: Label::Class((row + seed) % 2),
+        line: u64::from(row),
+        truncated_tokens: 0,
+    };
+    (0..n).map(example).collect()
+}
+
+fn model(config: &TrainConfig) -> Model {
+    let golden = Golden::open("bert-single-label").expect("a golden case opens");
+    let options = LoadOptions {
+        task: Task::SingleLabel,
+        num_labels: 2,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    };
+    let device = Device::cpu(Isa::best(), 1).expect("threads start");
+    let (mut model, _) =
+        Model::load(&golden.model_dir(), &options, &device).expect("the model loads");
+    let lora: LoraConfig = config.lora.to_peft("tiny", None);
+    model.attach_lora(&lora, 1).expect("adapters attach");
+    model
+}
+
+/// What a run leaves behind.
+pub struct Left {
+    /// Bits of the trained values.
+    pub values: Vec<u32>,
+    /// Its log, without the clock.
+    pub log: Vec<MetricsRow>,
+    /// How it ended.
+    pub summary: Summary,
+    /// How often it was started.
+    pub starts: usize,
+}
+
+/// Runs to the end; each start is told to stop at its event number `stop_at`, except where that is 0.
+pub fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, TrainError> {
+    let (train, validation) = (rows(20, 1), rows(9, 2));
+    std::fs::create_dir_all(dir).expect("a folder");
+    for starts in 1..200 {
+        let mut model = model(config);
+        let stop = AtomicBool::new(false);
+        let events = Cell::new(0);
+        let on_event = |event: Event<'_>| {
+            // The first event of a later start says that it was resumed.
+            events.set(events.get() + usize::from(!matches!(event, Event::Resumed { .. })));
+            // Every other start gets further: one that always stopped in its first evaluation would never move.
+            if stop_at > 0 && events.get() == stop_at + 4 * (starts % 2) {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        let setup = RunSetup {
+            config,
+            data: TrainData {
+                train: &train,
+                validation: Some(&validation),
+            },
+            run: dir,
+            stop: &stop,
+            on_event: &on_event,
+        };
+        let mut trainer = Trainer::new(&mut model, setup)?;
+        trainer.resume()?;
+        if let Outcome::Finished(summary) = trainer.run()? {
+            let values = model
+                .trainables()
+                .iter()
+                .flat_map(|(_, t)| t.value.data().to_vec());
+            let values = values.map(f32::to_bits).collect();
+            let mut log = MetricsLog::read(&dir.join("metrics.jsonl"))?;
+            // The clock is not part of the result.
+            log.iter_mut().for_each(|row| {
+                (row.tokens_per_s, row.elapsed_s, row.peak_bytes) = (None, None, None)
+            });
+            return Ok(Left {
+                values,
+                log,
+                summary: *summary,
+                starts,
+            });
+        }
+    }
+    panic!("the run never ends");
+}
