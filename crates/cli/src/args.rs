@@ -7,7 +7,7 @@ pub mod common;
 pub mod others;
 pub mod train;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg};
 pub use others::{
@@ -29,6 +29,25 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Parses the command line; ends the program with clap's message where it cannot be parsed.
+pub fn parse() -> Command {
+    let matches = command_line().get_matches();
+    match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli.command,
+        Err(error) => error.exit(),
+    }
+}
+
+/// With negative numbers as values: `--lr -1` is refused by its name, not as an unknown flag, and `--labels -1 1` are names.
+fn command_line() -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+    })
 }
 
 /// The commands.
@@ -56,10 +75,20 @@ pub enum Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command_line().debug_assert();
+    }
+
+    #[test]
+    fn negative_numbers_are_values() {
+        let words = ["lowrank", "train", "--lr", "-1", "--labels", "-1", "1"];
+        let matches = command_line().try_get_matches_from(words).unwrap();
+        let Command::Train(args) = Cli::from_arg_matches(&matches).unwrap().command else {
+            panic!("not train")
+        };
+        assert_eq!(args.optimization.learning_rate, Some(-1.0));
+        assert_eq!(args.data.labels.unwrap(), ["-1", "1"]);
     }
 }

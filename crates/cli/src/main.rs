@@ -18,14 +18,12 @@ mod yaml;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Cli, Command};
+use crate::args::Command;
 use crate::commands::{bench_step, check, eval, inspect, merge, plan, predict, train};
 
 fn main() -> ExitCode {
     allocator::return_large_blocks();
-    let command = Cli::parse().command;
+    let command = args::parse();
     let json = is_json(&command);
     let result = match command {
         Command::Train(args) => train::run(*args),

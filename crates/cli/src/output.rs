@@ -77,12 +77,17 @@ impl std::fmt::Display for TextTable {
     }
 }
 
-/// Writes to standard output; a reader that went away (`| head`) ends the program quietly.
+/// Writes to standard output. A reader that went away (`| head`) ends the program quietly; a full disk is an error.
 pub fn print(text: impl std::fmt::Display) {
     let mut out = io::stdout().lock();
-    if write!(out, "{text}").and_then(|()| out.flush()).is_err() {
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => {}
         // There is nobody left to tell.
-        std::process::exit(0);
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("error: cannot write to standard output: {error}");
+            std::process::exit(1);
+        }
     }
 }
 

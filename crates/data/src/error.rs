@@ -139,7 +139,7 @@ impl DataError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownFormat { .. } => {
-                Some("name the file .jsonl, .csv, .tsv or .parquet, or give the format".into())
+                Some("name the file .jsonl, .csv, .tsv or .parquet".into())
             }
             Self::ParquetNotBuilt { .. } => {
                 Some("build with `--features parquet`, or convert the file to JSONL".into())
@@ -395,7 +395,7 @@ impl RowFaultKind {
                 Some(format!("column `{name}` holds numbers: name it as the label"))
             }
             Self::NotAClass { .. } => Some("for real-valued targets choose regression".into()),
-            Self::WrongType { expected, .. } if expected.contains("list") => {
+            Self::WrongType { expected, found } if expected.contains("list") && !found.contains("list") => {
                 Some("token classification takes lists, from JSONL rows".into())
             }
             Self::Ragged { .. } => {

@@ -195,7 +195,7 @@ fn whole_file_faults_say_where_and_what() {
         (
             "x",
             "a.txt",
-            "`a.txt`: the format cannot be told from the extension\nhint: name the file .jsonl, .csv, .tsv or .parquet, or give the format",
+            "`a.txt`: the format cannot be told from the extension\nhint: name the file .jsonl, .csv, .tsv or .parquet",
         ),
     ];
     for (text, name, expected) in cases {

@@ -14,6 +14,9 @@ use crate::error::FormatError;
 /// Temporary names end so; [`remove_stale`] goes by it.
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
+/// A folder that is being replaced waits under a name that ends so.
+const ASIDE_EXTENSION: &str = "old";
+
 /// Distinguishes several pending files of one process.
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
@@ -41,6 +44,15 @@ impl PendingFile {
                 action: "write",
                 path: target.to_owned(),
                 error: io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"),
+            });
+        }
+        // A link is written through, as by any other program; a device or a pipe cannot be renamed over.
+        let target = &fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
+        if fs::metadata(target).is_ok_and(|found| !found.is_file()) {
+            return Err(FormatError::Io {
+                action: "replace",
+                path: target.to_owned(),
+                error: io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"),
             });
         }
         let temporary = temporary_sibling(target)?;
@@ -150,7 +162,7 @@ impl PendingDir {
             return self.flush_and_rename();
         }
         sync_tree(&self.temporary).map_err(FormatError::io("write", &self.target))?;
-        let aside = self.temporary.with_extension("old");
+        let aside = self.temporary.with_extension(ASIDE_EXTENSION);
         fs::rename(&self.target, &aside).map_err(FormatError::io("replace", &self.target))?;
         if let Err(error) = self.flush_and_rename() {
             // Put the old one back: better the old state than none.
@@ -179,18 +191,25 @@ impl Drop for PendingDir {
     }
 }
 
-/// Removes temporary files and folders that killed processes left directly in `dir`. Only for a folder that is this
-/// process's alone (a locked run): another's pending work looks the same.
+/// Removes temporary files and folders that killed processes left directly in `dir`; a folder that was moved aside for one
+/// that then never came is put back. Only for a folder that is this process's alone (a locked run): another's pending work
+/// looks the same.
 pub fn remove_stale(dir: &Path) -> Result<()> {
     let entries = fs::read_dir(dir).map_err(FormatError::io("read", dir))?;
     for entry in entries {
         let entry = entry.map_err(FormatError::io("read", dir))?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if !(name.starts_with('.') && name.ends_with(TEMPORARY_SUFFIX)) {
+        let path = entry.path();
+        let aside_of = replaced_name(&name).map(|target| dir.join(target));
+        if let Some(target) = aside_of.as_ref().filter(|target| !target.exists()) {
+            fs::rename(&path, target).map_err(FormatError::io("put back", target))?;
             continue;
         }
-        let path = entry.path();
+        let is_temporary = name.starts_with('.') && name.ends_with(TEMPORARY_SUFFIX);
+        if !is_temporary && aside_of.is_none() {
+            continue;
+        }
         let removed = match entry.file_type() {
             Ok(kind) if kind.is_dir() => fs::remove_dir_all(&path),
             _ => fs::remove_file(&path),
@@ -198,6 +217,17 @@ pub fn remove_stale(dir: &Path) -> Result<()> {
         removed.map_err(FormatError::io("remove", &path))?;
     }
     Ok(())
+}
+
+/// `adapter` for `.adapter.12-0-18ea.old`: whose place a folder moved aside had.
+fn replaced_name(name: &str) -> Option<&str> {
+    let hidden = name.strip_prefix('.')?.strip_suffix(ASIDE_EXTENSION)?;
+    let (target, id) = hidden.strip_suffix('.')?.rsplit_once('.')?;
+    let is_id = id.split('-').count() == 3
+        && id
+            .split('-')
+            .all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_hexdigit()));
+    (is_id && !target.is_empty()).then_some(target)
 }
 
 /// A hidden name beside `target` that no other pending write uses.

@@ -182,6 +182,43 @@ fn the_left_overs_of_killed_writes_are_removed() {
 }
 
 #[test]
+fn a_folder_that_was_being_replaced_comes_back() {
+    let dir = scratch("aside");
+    // Killed between the two renames of a replacement: the old one aside, the new one still temporary.
+    fs::create_dir(dir.join(".adapter.12-0-18eaf7.old")).unwrap();
+    fs::write(dir.join(".adapter.12-0-18eaf7.old/file"), "old").unwrap();
+    fs::create_dir(dir.join(".adapter.12-0-18eaf7.tmp")).unwrap();
+    // Killed after the second: the new one stands.
+    fs::create_dir(dir.join("checkpoint-7")).unwrap();
+    fs::create_dir(dir.join(".checkpoint-7.12-1-18eaf8.old")).unwrap();
+    // Somebody else's.
+    for name in [".mine.old", "kept.12-0-18.old"] {
+        fs::create_dir(dir.join(name)).unwrap();
+    }
+    remove_stale(&dir).unwrap();
+    assert_eq!(
+        names(&dir),
+        [".mine.old", "adapter", "checkpoint-7", "kept.12-0-18.old"]
+    );
+    assert_eq!(fs::read(dir.join("adapter/file")).unwrap(), b"old");
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_written_through_and_devices_are_not_replaced() {
+    let dir = scratch("links");
+    fs::write(dir.join("real"), "1").unwrap();
+    std::os::unix::fs::symlink(dir.join("real"), dir.join("link")).unwrap();
+    write_atomic(&dir.join("link"), b"2").unwrap();
+    assert!(dir.join("link").is_symlink());
+    assert_eq!(fs::read(dir.join("real")).unwrap(), b"2");
+    let socket = dir.join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let error = write_atomic(&socket, b"3").unwrap_err().to_string();
+    assert!(error.contains("it is no regular file"), "{error}");
+}
+
+#[test]
 fn a_run_folder_has_one_run_and_one_process() {
     let dir = scratch("runs");
     let path = dir.join("out/run");

@@ -5,7 +5,7 @@ use lowrank_engine::{Device, Gradients, Isa};
 use lowrank_formats::peft::LoraConfig;
 use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Targets, Task};
 use lowrank_testkit::{Golden, Labels};
-use lowrank_testkit::{Tolerance, check_close};
+use lowrank_testkit::{Tolerance, check_close, check_norm};
 
 /// Logits: the peer's own f32 run differs from its f64 numbers by up to 1.2e-6 (case.json, `peer_f32_error`).
 const LOGITS: Tolerance = Tolerance {
@@ -373,4 +373,50 @@ fn the_order_of_rows_and_the_number_of_threads_change_no_bit() {
         .copied()
         .collect();
     assert_eq!(back, logits);
+}
+
+#[test]
+fn a_masked_label_changes_nothing() {
+    let device = Device::cpu(Isa::best(), 2).expect("threads start");
+    let golden = Golden::open("bert-token-classification").expect("a golden case opens");
+    let model = load(&golden, &device);
+    let rows = Rows::new(&golden);
+    let all: Vec<i64> = rows.classes.iter().map(|&c| c.max(0)).collect();
+    let masked = |keep: &dyn Fn(usize) -> bool| -> Vec<i64> {
+        let of = |(i, &c): (usize, &i64)| if keep(i) { c } else { -100 };
+        all.iter().enumerate().map(of).collect()
+    };
+    let loss_of = |classes: &[i64]| {
+        let mut gradients = Gradients::zeros(&device, model.trainables());
+        let options = PassOptions {
+            dropout: None,
+            grad_scale: 1.0,
+            recompute: false,
+        };
+        let targets = Targets::Class(classes);
+        let loss = model.forward_backward(&rows.batch(), targets, &options, &mut gradients);
+        let ids = model.trainables().iter().map(|(id, _)| id);
+        let values: Vec<f32> = ids
+            .flat_map(|id| gradients.get(id).data().to_vec())
+            .collect();
+        (loss.expect("runs").0, values)
+    };
+    let (whole, whole_gradients) = loss_of(&all);
+    let (even, even_gradients) = loss_of(&masked(&|i| i % 2 == 0));
+    let (odd, odd_gradients) = loss_of(&masked(&|i| i % 2 == 1));
+    assert!(even > 0.0 && odd > 0.0);
+    // Two halves of the labels, the other half masked, are the whole.
+    check_close("loss", &[even + odd], &[whole], LOGITS);
+    let sum: Vec<f32> = even_gradients
+        .iter()
+        .zip(&odd_gradients)
+        .map(|(a, b)| a + b)
+        .collect();
+    check_norm("gradients", &sum, &whole_gradients, GRADIENTS, 0.0);
+    let (none, gradients) = loss_of(&masked(&|_| false));
+    assert_eq!(none, 0.0);
+    assert!(
+        gradients.iter().all(|&g| g == 0.0),
+        "nothing is learned from masked labels"
+    );
 }

@@ -137,6 +137,14 @@ pub enum TrainError {
         /// The loss.
         loss: f64,
     },
+    /// A trained value is no number any more.
+    #[error("`{name}` holds values that are not finite after step {step}: training has diverged")]
+    NotFinite {
+        /// The step that was done.
+        step: u64,
+        /// The trained tensor.
+        name: String,
+    },
     /// The run in the folder was made with other settings.
     #[error("the run cannot be continued with other settings\n  {}", difference_lines(.0))]
     OtherSettings(Vec<Difference>),
@@ -158,7 +166,7 @@ impl TrainError {
             TrainError::Model(error) => error.hint(),
             TrainError::Checkpoint(CheckpointError::Format(error)) => error.hint(),
             TrainError::Checkpoint(CheckpointError::Model(error)) => error.hint(),
-            TrainError::Diverged { .. } => {
+            TrainError::Diverged { .. } | TrainError::NotFinite { .. } => {
                 Some("lower --learning-rate, or raise --warmup-ratio; the checkpoints before this step are kept".to_owned())
             }
             TrainError::OtherSettings(_) => {
@@ -526,6 +534,14 @@ impl<'a> Trainer<'a> {
 
     fn save(&self) -> Result<PathBuf, TrainError> {
         let model = &*self.model;
+        // The loss tells it a step later only; what is written must be of use.
+        let odd = |values: &[f32]| values.iter().any(|value| !value.is_finite());
+        if let Some((_, t)) = model.trainables().iter().find(|(_, t)| odd(t.value.data())) {
+            return Err(TrainError::NotFinite {
+                step: self.state.step,
+                name: t.name.clone(),
+            });
+        }
         let base = self.config.model.as_str();
         let export = |dir: &Path| match model.mode() {
             TrainMode::Lora(_) => model.save_adapter(dir, Some(base)).map(|_| ()),

@@ -20,6 +20,7 @@ pub fn run(words: &[String]) -> Result<(), String> {
     faults.extend(text::file_names(&repository));
     faults.extend(text::banned_strings(&repository));
     faults.extend(text::ownerless_todos(&repository));
+    faults.extend(text::placeholders(&repository));
     faults.extend(map::crates_and_paths(&repository));
     faults.extend(edges::crate_edges(&repository));
     if let Err(golden) = lowrank_testkit::verify_manifest(&root().join("tests/golden")) {

@@ -112,6 +112,23 @@ pub fn ownerless_todos(repository: &Repository) -> Vec<String> {
     faults
 }
 
+/// A page for people holds no line that waits to be filled in: `MEASURED` under a heading, and the like.
+pub fn placeholders(repository: &Repository) -> Vec<String> {
+    let pages = repository.files.iter().filter(|f| f.path.ends_with(".md"));
+    let stands_in = |line: &str| {
+        let word = line.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+        [concat!("MEAS", "URED"), "TBD", "FIXME", "XXX"].contains(&word)
+    };
+    let mut faults = Vec::new();
+    for page in pages {
+        for (number, line) in page.text.lines().enumerate().filter(|(_, l)| stands_in(l)) {
+            let place = format!("{}:{}", page.path, number + 1);
+            faults.push(format!("{place}: `{}` waits to be filled in", line.trim()));
+        }
+    }
+    faults
+}
+
 fn rust_files(repository: &Repository) -> impl Iterator<Item = &TextFile> {
     repository.files.iter().filter(|file| file.is_rust())
 }
@@ -168,6 +185,15 @@ mod tests {
         let faults = ownerless_todos(&Repository::of(&[("a.rs", &text)]));
         assert_eq!(faults.len(), 1);
         assert!(faults[0].starts_with("a.rs:2"));
+    }
+
+    #[test]
+    fn a_placeholder_is_a_line_of_its_own() {
+        let word = concat!("MEAS", "URED");
+        let page = format!("# Measured\n\n{word}\n\n{word} values are not it.\n<!-- TBD -->\n");
+        let faults = placeholders(&Repository::of(&[("README.md", &page), ("a.rs", &page)]));
+        assert_eq!(faults.len(), 2);
+        assert!(faults[0].starts_with("README.md:3:") && faults[1].starts_with("README.md:6:"));
     }
 
     #[test]

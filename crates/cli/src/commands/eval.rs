@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lowrank_data::{ColumnSpec, Example, FileFormat, Header, Table, examples_from_table};
+use lowrank_model::{LoadReport, Model};
 use lowrank_train::config::TaskKind;
 use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Metric;
@@ -69,6 +70,26 @@ pub fn run(flags: EvalArgs) -> CliResult {
     Ok(())
 }
 
+/// Values that neither the checkpoint nor the adapter holds would be random, and so would be every prediction.
+fn refuse_random(model: &Model, report: &LoadReport) -> CliResult {
+    let held = |name: &String| {
+        let key = format!("base_model.model.{name}");
+        model.trainables().iter().any(|(_, t)| t.name == key)
+    };
+    let random: Vec<_> = report.new.iter().filter(|name| !held(name)).collect();
+    let Some(first) = random.first() else {
+        return Ok(());
+    };
+    Err(CliError::failure(format!(
+        "neither the checkpoint nor the adapter holds `{first}`{}: predictions would be random",
+        match random.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more tensors"),
+        }
+    ))
+    .hint("train the adapter with these modules in `modules_to_save` (PEFT adds the head for `task_type` SEQ_CLS and TOKEN_CLS)"))
+}
+
 /// The batch size asked for.
 pub fn batch_size(asked: Option<usize>) -> CliResult<usize> {
     match asked {
@@ -83,7 +104,7 @@ pub struct LoadedModel {
     /// Its directory.
     pub base: Base,
     /// The weights, with the adapter attached.
-    pub model: lowrank_model::Model,
+    pub model: Model,
     /// What it predicts.
     pub head: Head,
     /// Tokens a row at most.
@@ -121,6 +142,7 @@ impl LoadedModel {
         if let Some(adapter) = adapter {
             base.check_adapter(&adapter)?;
             loaded.attach_tensors(&adapter.config, adapter.tensors)?;
+            refuse_random(&loaded, &report)?;
             // The head that was new without the adapter is in the adapter.
             notes.retain(|note| !note.starts_with("new,"));
         }

@@ -227,6 +227,8 @@ impl Plan {
             list.push((format!("adapter_houlsby_r{r}"), 2 * layers * adapter(r)));
             list.push((format!("adapter_pfeiffer_r{r}"), layers * adapter(r)));
         }
+        // AdapterDrop without the adapters of the lower layers: the paper's 0.3M row has them in 4 layers of 12.
+        list.push(("adapter_drop_r48".to_owned(), layers / 3 * adapter(48)));
         list
     }
 

@@ -1,6 +1,7 @@
 //! `lowrank predict`: one JSON line a row with the label, the probabilities and the logits at full precision.
 
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use lowrank_data::{Example, Label};
@@ -149,9 +150,10 @@ fn floats(values: &[f32]) -> Value {
     values.iter().map(|&v| json!(f64::from(v))).collect()
 }
 
-/// Where lines go: standard output, or a file that appears when it is complete.
+/// Where lines go: standard output, a pipe or device, or a file that appears when it is complete.
 enum Sink {
     Stdout,
+    Stream(BufWriter<File>, String),
     File(Box<PendingFile>, String),
 }
 
@@ -159,6 +161,11 @@ impl Sink {
     fn open(path: Option<&str>) -> CliResult<Self> {
         match path {
             None | Some("-") => Ok(Sink::Stdout),
+            Some(path) if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) => {
+                let file = OpenOptions::new().write(true).open(path);
+                let file = file.map_err(|error| cannot_write(path, &error))?;
+                Ok(Sink::Stream(BufWriter::new(file), path.to_owned()))
+            }
             Some(path) => Ok(Sink::File(
                 Box::new(PendingFile::create(Path::new(path))?),
                 path.to_owned(),
@@ -169,9 +176,12 @@ impl Sink {
     fn write(&mut self, line: &Value) -> CliResult {
         match self {
             Sink::Stdout => output::println(line),
-            Sink::File(file, path) => writeln!(file, "{line}").map_err(|error| {
-                CliError::failure(format!("cannot write `{path}`")).caused_by(Some(&error))
-            })?,
+            Sink::Stream(to, path) => {
+                writeln!(to, "{line}").map_err(|error| cannot_write(path, &error))?;
+            }
+            Sink::File(to, path) => {
+                writeln!(to, "{line}").map_err(|error| cannot_write(path, &error))?;
+            }
         }
         Ok(())
     }
@@ -179,9 +189,14 @@ impl Sink {
     fn commit(self) -> CliResult {
         match self {
             Sink::Stdout => Ok(()),
+            Sink::Stream(mut to, path) => to.flush().map_err(|error| cannot_write(&path, &error)),
             Sink::File(file, _) => Ok(file.commit()?),
         }
     }
+}
+
+fn cannot_write(path: &str, error: &std::io::Error) -> CliError {
+    CliError::failure(format!("cannot write `{path}`")).caused_by(Some(error))
 }
 
 #[cfg(test)]

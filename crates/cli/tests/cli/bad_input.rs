@@ -251,3 +251,99 @@ fn a_diverging_run_says_so_and_keeps_its_checkpoints() {
     });
     assert!(kept.count() >= 1);
 }
+
+#[test]
+fn settings_that_no_run_can_have() {
+    let lab = Lab::new();
+    let train = |words: &[&str]| lab.train("run", words);
+    train(&["--lr", "-1"]).fails(2, &["learning_rate: expected above 0, found -1"]);
+    train(&["--lr", "nan"]).fails(2, &["learning_rate", "NaN"]);
+    let words = lab.train_words("run", &[]);
+    let at_empty: Vec<&str> = words
+        .iter()
+        .map(|w| {
+            if *w == lab.text("run") {
+                ""
+            } else {
+                w.as_str()
+            }
+        })
+        .collect();
+    lowrank(&at_empty).fails(2, &["output_dir: expected a folder"]);
+    fs::write(lab.path("one.tsv"), "text\tlabel\nw5\tgood\nw6\tgood\n").unwrap();
+    let one = lab.text("one.tsv");
+    let model = lab.text("model");
+    let run = lab.text("run");
+    let words = ["train", "--model", &model, "--output-dir", &run];
+    let with = |file: &str| lowrank(&[words.as_slice(), &["--train-file", file]].concat());
+    with(&one).fails(2, &["labels: expected at least two, found only `good`"]);
+    with(&model).fails(1, &["it is a folder, expected a file of rows"]);
+    assert!(
+        !lab.path("run").exists(),
+        "nothing is in the way of the next try"
+    );
+}
+
+#[test]
+fn predictions_that_would_be_random_are_refused() {
+    let lab = Lab::new();
+    lab.train("run", &SHORT).ok();
+    // The adapter alone, as PEFT saves it without a `task_type`: the head is nowhere.
+    let config = lab.path("run/adapter/adapter_config.json");
+    let mut value: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    value["modules_to_save"] = Value::Null;
+    value["task_type"] = Value::Null;
+    fs::write(&config, value.to_string()).unwrap();
+    let file = lab.path("run/adapter/adapter_model.safetensors");
+    let tensors = lowrank_formats::Checkpoint::open_file(&file).unwrap();
+    let kept: Vec<_> = tensors
+        .infos()
+        .filter(|t| t.name.contains("lora_"))
+        .map(|t| {
+            (
+                t.name.clone(),
+                t.shape.clone(),
+                tensors.read_f32_vec(&t.name).unwrap(),
+            )
+        })
+        .collect();
+    let kept: Vec<_> = kept
+        .iter()
+        .map(|(name, shape, data)| lowrank_formats::OutTensor::f32(name, shape, data))
+        .collect();
+    lowrank_formats::write_safetensors(&file, &kept, &[]).unwrap();
+    let (model, run) = (lab.text("model"), lab.text("run"));
+    let words = ["--model", &model, "--adapter", &run];
+    let predict = [&["predict", "--text", "w5"], words.as_slice()].concat();
+    lowrank(&predict).fails(1, &["pooler", "would be random", "modules_to_save"]);
+    let merge = [&["merge", "--output-dir", "merged"], words.as_slice()].concat();
+    lowrank(&merge).fails(1, &["would be random"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_for_whoever_writes() {
+    let lab = Lab::new();
+    lab.train("run", &SHORT).ok();
+    let (model, run) = (lab.text("model"), lab.text("run"));
+    let words = ["--model", &model, "--adapter", &run];
+    let predict = [&["predict", "--quiet", "--text", "w5"], words.as_slice()].concat();
+    let full = [predict.as_slice(), &["--output-file", "/dev/full"]].concat();
+    lowrank(&full).fails(1, &["cannot write `/dev/full`", "No space left"]);
+    assert!(!Path::new("/dev/full").is_file(), "a device stays a device");
+    // Standard output too.
+    let device = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = crate::support::command(&predict)
+        .stdout(device)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        stderr.contains("cannot write to standard output"),
+        "{stderr}"
+    );
+}

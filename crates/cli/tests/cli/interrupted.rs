@@ -205,3 +205,15 @@ fn a_broken_checkpoint_is_passed_over() {
     );
     assert_eq!(lab.adapter_bytes("run"), expected);
 }
+
+#[test]
+fn a_run_that_nobody_can_wait_for_starts_all_the_same() {
+    let lab = Lab::new();
+    let words = lab.train_words("run", &["--epochs", "1e300", "--quiet"]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut child = command(&words).spawn().unwrap();
+    let alive = wait_for_rows(&lab, "run", 1, &mut child);
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(alive, "its plan ends");
+}

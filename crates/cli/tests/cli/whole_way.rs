@@ -10,6 +10,7 @@ use crate::support::{Lab, golden, lowrank};
 fn train_evaluate_predict_merge() {
     let lab = Lab::new();
     let run = lab.text("run");
+    let base = fs::read(lab.path("model/model.safetensors")).unwrap();
     let trained = lab
         .train(
             "run",
@@ -46,6 +47,10 @@ fn train_evaluate_predict_merge() {
         assert!(lab.path("run").join(file).is_file(), "{file}");
     }
     assert_eq!(lab.log("run").len(), 30);
+    assert!(
+        base == fs::read(lab.path("model/model.safetensors")).unwrap(),
+        "training leaves the base as it was"
+    );
 
     let eval = lowrank(&[
         "eval",

@@ -126,6 +126,15 @@ impl Table {
         format: Option<FileFormat>,
         header: Header,
     ) -> Result<Self, DataError> {
+        if path.is_dir() {
+            return Err(DataError::Read {
+                path: path.into(),
+                source: std::io::Error::new(
+                    std::io::ErrorKind::IsADirectory,
+                    "it is a folder, expected a file of rows",
+                ),
+            });
+        }
         let format = format.map_or_else(|| FileFormat::from_path(path), Ok)?;
         let bytes = std::fs::read(path).map_err(|source| DataError::Read {
             path: path.into(),

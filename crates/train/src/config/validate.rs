@@ -29,6 +29,12 @@ impl TrainConfig {
                 "adapters in random weights",
             );
         }
+        faults.require(
+            !self.output_dir.is_empty(),
+            "output_dir",
+            "a folder",
+            "an empty name",
+        );
         faults.require(self.threads != Some(0), "threads", "at least 1", 0);
         faults.into_result()
     }
@@ -40,6 +46,17 @@ impl TrainConfig {
             "max_length",
             "from 4 to 1048576",
             d.max_length,
+        );
+        // Labels that are not known yet are none. With a single class there is nothing to learn.
+        let classes = matches!(
+            d.task,
+            TaskKind::SingleLabel | TaskKind::TokenClassification
+        );
+        faults.require(
+            !classes || d.labels.len() != 1,
+            "labels",
+            "at least two",
+            format!("only `{}`", d.labels.join("")),
         );
         let mut sorted = d.labels.clone();
         sorted.sort();

@@ -14,6 +14,9 @@ use crate::session::load_notes;
 /// Batches planned at most; beyond, only the heaviest are.
 const PLANNED_BATCHES: usize = 512;
 
+/// Rows that are put in order to find those batches. A run of more is planned by its first epochs: about a second's work.
+const PLANNED_ROWS: u64 = 50_000_000;
+
 /// What the run needs, from the dry device.
 pub struct RunPlan {
     /// The larger of training and evaluation.
@@ -107,7 +110,8 @@ fn train_batches(run: &Run, lengths: &[usize], total_steps: u64) -> Vec<Vec<usiz
     };
     let per_epoch = run.config.steps_per_epoch(lengths.len()).max(1);
     let mut all = Vec::new();
-    for epoch in 0..total_steps.div_ceil(per_epoch) {
+    let epochs = total_steps.div_ceil(per_epoch);
+    for epoch in 0..epochs.min(PLANNED_ROWS / lengths.len().max(1) as u64 + 1) {
         let plan = BatchPlan::new(&order, epoch, lengths.len(), o.per_device_batch_size);
         let steps = (total_steps - epoch * per_epoch).min(per_epoch) as usize;
         all.extend(

@@ -1,4 +1,4 @@
-//! A run that is told to stop at any event and goes on again ends as the run that never stopped: same values, same log.
+//! A tiny model, rows for it, and whole runs on them.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -18,7 +18,8 @@ use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
 use lowrank_train::schedule::SchedulerType;
 use lowrank_train::trainer::{Event, Outcome, RunSetup, Summary, TrainData, TrainError, Trainer};
 
-fn config() -> TrainConfig {
+/// Settings under which everything that has state has some.
+pub fn config() -> TrainConfig {
     TrainConfig {
         model: "tiny".to_owned(),
         revision: None,
@@ -93,7 +94,8 @@ fn config() -> TrainConfig {
     }
 }
 
-fn rows(n: u32, seed: u32) -> Vec<Example> {
+/// Rows of 2 to 12 tokens.
+pub fn rows(n: u32, seed: u32) -> Vec<Example> {
     let ids =
         |row: u32| (0..2 + (7 * row + seed) % 11).map(move |i| 5 + (31 * row + 17 * i + seed) % 90);
     let example = |row: u32| Example {
@@ -123,15 +125,19 @@ fn model(config: &TrainConfig) -> Model {
 }
 
 /// What a run leaves behind.
-struct Left {
-    values: Vec<u32>,
-    log: Vec<MetricsRow>,
-    summary: Summary,
-    starts: usize,
+pub struct Left {
+    /// Bits of the trained values.
+    pub values: Vec<u32>,
+    /// Its log, without the clock.
+    pub log: Vec<MetricsRow>,
+    /// How it ended.
+    pub summary: Summary,
+    /// How often it was started.
+    pub starts: usize,
 }
 
 /// Runs to the end; each start is told to stop at its event number `stop_at`, except where that is 0.
-fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, TrainError> {
+pub fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, TrainError> {
     let (train, validation) = (rows(20, 1), rows(9, 2));
     std::fs::create_dir_all(dir).expect("a folder");
     for starts in 1..200 {
@@ -178,48 +184,4 @@ fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, TrainEr
         }
     }
     panic!("the run never ends");
-}
-
-#[test]
-fn stopped_at_any_event_and_resumed_is_never_stopped() {
-    let config = config();
-    let dir = tempfile::tempdir().expect("a folder");
-    let whole = run(&config, &dir.path().join("whole"), 0).expect("the run ends");
-    assert_eq!(whole.log.len(), 12);
-    assert_eq!(whole.log.iter().filter(|row| row.eval.is_some()).count(), 6);
-    assert_eq!(
-        whole.summary.final_step,
-        whole.summary.best_step.expect("an evaluation")
-    );
-    // Events come at steps, in the midst of evaluations (three batches each), after them and after checkpoints.
-    for stop_at in 1..=8 {
-        let left =
-            run(&config, &dir.path().join(stop_at.to_string()), stop_at).expect("the run ends");
-        assert!(left.starts > 1, "the stop at event {stop_at} did nothing");
-        assert_eq!(left.values, whole.values, "stopped at event {stop_at}");
-        assert_eq!(left.log, whole.log, "stopped at event {stop_at}");
-        assert_eq!(left.summary.proof, whole.summary.proof);
-    }
-}
-
-#[test]
-fn patience_ends_a_run_and_the_best_values_are_loaded() {
-    let mut config = config();
-    config.optimization.learning_rate = 0.5;
-    config.optimization.max_steps = Some(60);
-    config.evaluation.eval_steps = Some(1);
-    config.evaluation.early_stopping_patience = Some(3);
-    let dir = tempfile::tempdir().expect("a folder");
-    let left = run(&config, dir.path(), 0).expect("the run ends");
-    assert!(
-        left.summary.stopped_early && left.summary.steps < 60,
-        "{:?}",
-        left.summary
-    );
-    let best = left.summary.best_step.expect("an evaluation");
-    assert_eq!(left.summary.steps, best + 3);
-    assert_eq!(left.summary.final_step, best);
-    // A finished run that is started again stays as it is.
-    let again = run(&config, dir.path(), 0).expect("the run ends");
-    assert_eq!(again.values, left.values);
 }

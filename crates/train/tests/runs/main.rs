@@ -1,0 +1,5 @@
+//! Whole runs on a tiny model.
+
+mod properties;
+mod stops;
+mod tiny;

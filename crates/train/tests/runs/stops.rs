@@ -1,0 +1,47 @@
+//! A run that is told to stop at any event and goes on again ends as the run that never stopped: same values, same log.
+
+use crate::tiny::{config, run};
+
+#[test]
+fn stopped_at_any_event_and_resumed_is_never_stopped() {
+    let config = config();
+    let dir = tempfile::tempdir().expect("a folder");
+    let whole = run(&config, &dir.path().join("whole"), 0).expect("the run ends");
+    assert_eq!(whole.log.len(), 12);
+    assert_eq!(whole.log.iter().filter(|row| row.eval.is_some()).count(), 6);
+    assert_eq!(
+        whole.summary.final_step,
+        whole.summary.best_step.expect("an evaluation")
+    );
+    // Events come at steps, in the midst of evaluations (three batches each), after them and after checkpoints.
+    for stop_at in 1..=8 {
+        let left =
+            run(&config, &dir.path().join(stop_at.to_string()), stop_at).expect("the run ends");
+        assert!(left.starts > 1, "the stop at event {stop_at} did nothing");
+        assert_eq!(left.values, whole.values, "stopped at event {stop_at}");
+        assert_eq!(left.log, whole.log, "stopped at event {stop_at}");
+        assert_eq!(left.summary.proof, whole.summary.proof);
+    }
+}
+
+#[test]
+fn patience_ends_a_run_and_the_best_values_are_loaded() {
+    let mut config = config();
+    config.optimization.learning_rate = 0.5;
+    config.optimization.max_steps = Some(60);
+    config.evaluation.eval_steps = Some(1);
+    config.evaluation.early_stopping_patience = Some(3);
+    let dir = tempfile::tempdir().expect("a folder");
+    let left = run(&config, dir.path(), 0).expect("the run ends");
+    assert!(
+        left.summary.stopped_early && left.summary.steps < 60,
+        "{:?}",
+        left.summary
+    );
+    let best = left.summary.best_step.expect("an evaluation");
+    assert_eq!(left.summary.steps, best + 3);
+    assert_eq!(left.summary.final_step, best);
+    // A finished run that is started again stays as it is.
+    let again = run(&config, dir.path(), 0).expect("the run ends");
+    assert_eq!(again.values, left.values);
+}
