@@ -88,7 +88,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn round<S: Simd>(s: S, v: S::V) -> S::V {
-        s.from_bits(s.round_bf16(v))
+        s.of_bits(s.round_bf16(v))
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const bf16) -> S::V {

@@ -391,6 +391,7 @@ fn a_masked_label_changes_nothing() {
         let options = PassOptions {
             dropout: None,
             grad_scale: 1.0,
+            label_smoothing: 0.0,
             recompute: false,
         };
         let targets = Targets::Class(classes);

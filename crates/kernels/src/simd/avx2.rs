@@ -224,7 +224,7 @@ impl Simd for Avx2 {
         pure!(_mm256_castps_si256(a))
     }
     #[inline(always)]
-    fn from_bits(self, a: __m256i) -> __m256 {
+    fn of_bits(self, a: __m256i) -> __m256 {
         pure!(_mm256_castsi256_ps(a))
     }
     #[inline(always)]

@@ -227,7 +227,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         pure!(_mm512_castps_si512(a))
     }
     #[inline(always)]
-    fn from_bits(self, a: __m512i) -> __m512 {
+    fn of_bits(self, a: __m512i) -> __m512 {
         pure!(_mm512_castsi512_ps(a))
     }
     #[inline(always)]
@@ -280,7 +280,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         if BF16 {
             // SAFETY: the token proves BF16; both types are 512 bits of 32 bf16 values.
             return unsafe {
-                let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+                let a = std::mem::transmute::<__m512i, __m512bh>(a);
+                let b = std::mem::transmute::<__m512i, __m512bh>(b);
                 _mm512_dpbf16_ps(sum, a, b)
             };
         }

@@ -136,7 +136,7 @@ pub trait Simd: Copy + Send + Sync {
     /// The lanes' bits.
     fn to_bits(self, a: Self::V) -> Self::U;
     /// The values of the lanes' bits.
-    fn from_bits(self, a: Self::U) -> Self::V;
+    fn of_bits(self, a: Self::U) -> Self::V;
     /// `LANES` bf16 values, widened.
     /// # Safety
     /// `p` is valid for reads of `LANES` values.
@@ -186,9 +186,9 @@ pub trait Simd: Copy + Send + Sync {
     fn dot_pairs(self, sum: Self::V, a: Self::U, b: Self::U) -> Self::V {
         let upper = self.splat_u(0xffff_0000);
         let (a_low, b_low) = (self.shl16_u(a), self.shl16_u(b));
-        let sum = self.mul_add(self.from_bits(a_low), self.from_bits(b_low), sum);
+        let sum = self.mul_add(self.of_bits(a_low), self.of_bits(b_low), sum);
         let (a_high, b_high) = (self.and_u(a, upper), self.and_u(b, upper));
-        self.mul_add(self.from_bits(a_high), self.from_bits(b_high), sum)
+        self.mul_add(self.of_bits(a_high), self.of_bits(b_high), sum)
     }
 
     /// Asks for the cache line of an address, valid or not.
@@ -217,7 +217,7 @@ fn round_bf16_by_integers<S: Simd>(s: S, v: S::V) -> S::U {
     let rounded = s.add_u(bits, s.add_u(odd, s.splat_u(0x7fff)));
     // Rounding could carry a NaN into infinity or zero: it becomes quiet instead.
     let quiet = s.or_u(bits, s.splat_u(0x0040_0000));
-    let (rounded, quiet) = (s.from_bits(rounded), s.from_bits(quiet));
+    let (rounded, quiet) = (s.of_bits(rounded), s.of_bits(quiet));
     let kept = s.select_lt(s.splat(-1.0), s.abs(v), rounded, quiet);
     s.and_u(s.to_bits(kept), s.splat_u(0xffff_0000))
 }

@@ -207,7 +207,7 @@ impl Simd for Neon {
         pure!(vreinterpretq_u32_f32(a))
     }
     #[inline(always)]
-    fn from_bits(self, a: uint32x4_t) -> float32x4_t {
+    fn of_bits(self, a: uint32x4_t) -> float32x4_t {
         pure!(vreinterpretq_f32_u32(a))
     }
     #[inline(always)]

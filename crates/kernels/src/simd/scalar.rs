@@ -165,7 +165,7 @@ impl Simd for Scalar {
         a.to_bits()
     }
     #[inline(always)]
-    fn from_bits(self, a: u32) -> f32 {
+    fn of_bits(self, a: u32) -> f32 {
         f32::from_bits(a)
     }
     #[inline(always)]
