@@ -112,6 +112,18 @@ pub enum PrecisionArg {
     Bf16,
 }
 
+impl PrecisionArg {
+    /// What a flag means for a model that is adapted, or is not. Without adapters a model is trained whole or measured as it
+    /// is in its file: that is worth f32, unless asked otherwise.
+    pub fn of(flag: Option<PrecisionArg>, adapted: bool) -> PrecisionArg {
+        match flag {
+            None | Some(PrecisionArg::Auto) if !adapted => PrecisionArg::F32,
+            None => PrecisionArg::Auto,
+            Some(precision) => precision,
+        }
+    }
+}
+
 /// A value by its name in configurations; the message of a wrong one lists the right ones.
 pub fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let from: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =

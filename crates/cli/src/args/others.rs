@@ -39,7 +39,7 @@ pub struct EvalArgs {
         help_heading = "Data"
     )]
     pub per_device_eval_batch_size: Option<usize>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 where the processor multiplies it faster [default: f32]
+    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
     /// Output and threads.
@@ -87,7 +87,7 @@ pub struct PredictArgs {
     /// File for the JSON lines [default: standard output]
     #[arg(long, short, value_name = "FILE", help_heading = "General")]
     pub output_file: Option<String>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 where the processor multiplies it faster [default: f32]
+    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: f32]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
     /// Output and threads.
@@ -197,7 +197,7 @@ pub struct PlanArgs {
     /// Recompute activations block by block in the backward pass
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Batch")]
     pub gradient_checkpointing: Option<bool>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 where the processor multiplies it faster [default: auto]
+    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
     /// Output and threads.
@@ -299,7 +299,7 @@ pub struct BenchStepArgs {
     /// Recompute activations block by block in the backward pass
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub gradient_checkpointing: Option<bool>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 where the processor multiplies it faster [default: auto]
+    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
     /// Output and threads.

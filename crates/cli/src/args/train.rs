@@ -255,7 +255,7 @@ pub struct TrainArgs {
     /// Print the resolved configuration as YAML, which --config takes, and stop
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Run")]
     pub dry_run: Option<bool>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 where the processor multiplies it faster [default: auto]
+    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
     /// Output and threads.

@@ -25,7 +25,10 @@ use crate::{memory, output, session, settings};
 pub fn run(flags: BenchStepArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
-    let device = session::device(&args.common, args.precision.unwrap_or(PrecisionArg::Auto))?;
+    let device = session::device(
+        &args.common,
+        PrecisionArg::of(args.precision, args.full != Some(true)),
+    )?;
     let mut model = random_model(&args, &device)?;
     let timing = time_steps(&args, &mut model)?;
     let peak = gemm_peak(&device);

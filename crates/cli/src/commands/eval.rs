@@ -27,7 +27,10 @@ pub fn run(flags: EvalArgs) -> CliResult {
     let path = args.data_file.as_deref().ok_or_else(|| {
         CliError::usage("no rows given").hint("pass --data-file FILE (.jsonl, .csv or .tsv)")
     })?;
-    let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
+    let device = device(
+        &args.common,
+        PrecisionArg::of(args.precision, args.adapter.adapter.is_some()),
+    )?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
     let spec = load_spec(
         &loaded.base,

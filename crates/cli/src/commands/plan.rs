@@ -85,6 +85,7 @@ fn write_config(args: &PlanArgs, dir: &str) -> CliResult {
 
 /// One way of training.
 struct Way {
+    precision: &'static str,
     trainable: u64,
     adapter: u64,
     head: u64,
@@ -94,7 +95,6 @@ struct Way {
 
 struct Plan {
     config: ModelConfig,
-    precision: &'static str,
     rows: usize,
     length: usize,
     base_parameters: u64,
@@ -140,20 +140,20 @@ impl Plan {
                 "a batch needs at least one row of at least one token",
             ));
         }
-        let dry = || session::dry_device(args.precision.unwrap_or(PrecisionArg::Auto));
         let batch = vec![vec![length; rows]];
         let recompute = args.gradient_checkpointing.unwrap_or(false);
         let optimizer = resolve_optimization(&OptimizationArgs::default(), false);
         let lora_settings = resolve_lora(&args.lora, default_lora(&config.model_type))?;
         let peft = lora_settings.to_peft("base", None);
         // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
-        let model = || -> CliResult<Model> {
+        let model = |adapted: bool| -> CliResult<Model> {
+            let dry = session::dry_device(PrecisionArg::of(args.precision, adapted))?;
             Ok(match &dir {
-                Some(dir) => Model::load(dir, &options, &dry()?)?.0,
-                None => Model::from_config(config.clone(), &options, &dry()?)?,
+                Some(dir) => Model::load(dir, &options, &dry)?.0,
+                None => Model::from_config(config.clone(), &options, &dry)?,
             })
         };
-        let (mut adapted, mut whole) = (model()?, model()?);
+        let (mut adapted, mut whole) = (model(true)?, model(false)?);
         adapted.attach_lora(&peft, 0)?;
         whole.train_all()?;
         let mut lora = DryRun::of_model(adapted, &optimizer);
@@ -161,10 +161,8 @@ impl Plan {
         let model = lora.model();
         let (base_parameters, encoder) = (model.base_parameters(), Encoder::count(model));
         let adapter_file = adapter_file_bytes(model.trainables());
-        let precision = model.device().precision().name();
         let forward = lora.evaluate(batch.clone())?;
         Ok(Self {
-            precision,
             rows,
             length,
             base_parameters,
@@ -189,6 +187,7 @@ impl Plan {
         };
         let way = |way: &Way| {
             json!({
+                "precision": way.precision,
                 "trainable_parameters": way.trainable,
                 "adapter_parameters": way.adapter,
                 "head_parameters": way.head,
@@ -202,7 +201,6 @@ impl Plan {
             "model_type": self.config.model_type,
             "rows": self.rows,
             "tokens_per_row": self.length,
-            "precision": self.precision,
             "total_parameters": self.base_parameters,
             "encoder_parameters": self.encoder_parameters,
             "lora": way(&self.lora),
@@ -241,7 +239,7 @@ impl Plan {
         let c = &self.config;
         let mut text = format!(
             "{}: {} layers, width {}, {} heads; {} parameters with its head, {} in the encoder\n\
-             a batch of {} rows of {} tokens in {}; LoRA rank {}, alpha {}\n\n",
+             a batch of {} rows of {} tokens; LoRA rank {}, alpha {}\n\n",
             c.model_type,
             c.facts.num_hidden_layers,
             c.facts.hidden_size,
@@ -250,13 +248,16 @@ impl Plan {
             count(self.encoder_parameters),
             count(self.rows as u64),
             self.length,
-            self.precision,
             self.lora_settings.r,
             self.lora_settings.lora_alpha,
         );
         let (lora, full) = (&self.lora, &self.full);
         let total = self.base_parameters + lora.adapter;
-        let mut table = TextTable::new(&["", "LoRA", "full fine-tuning"]);
+        let mut table = TextTable::new(&[
+            "",
+            &format!("LoRA, {}", lora.precision),
+            &format!("full fine-tuning, {}", full.precision),
+        ]);
         table
             .row([
                 "trained parameters",
@@ -345,6 +346,7 @@ fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> CliResult<W
         .map(|m| m.parameters(model.trainables()))
         .sum();
     Ok(Way {
+        precision: model.device().precision().name(),
         trainable,
         adapter,
         head,

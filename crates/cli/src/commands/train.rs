@@ -37,7 +37,10 @@ pub fn run(flags: TrainArgs) -> CliResult {
         .output_dir
         .clone()
         .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
-    let device = session::device(&args.common, args.precision.unwrap_or(PrecisionArg::Auto))?;
+    let device = session::device(
+        &args.common,
+        PrecisionArg::of(args.precision, args.full != Some(true)),
+    )?;
     if args.dry_run == Some(true) {
         let resolved = resolve::resolve_train(&args, &device)?;
         output::print(yaml::to_yaml(&resolve::to_settings(&resolved.config)));
