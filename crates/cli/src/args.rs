@@ -4,12 +4,14 @@
 //! be laid over each other first.
 
 pub mod common;
+pub mod generate;
 pub mod others;
 pub mod train;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg};
+pub use generate::GenerateArgs;
 pub use others::{
     BenchStepArgs, CheckArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs,
 };
@@ -59,6 +61,8 @@ pub enum Command {
     Eval(Box<EvalArgs>),
     /// Predict labels, probabilities and logits, one JSON line a row
     Predict(Box<PredictArgs>),
+    /// Write text after prompts, with or without an adapter
+    Generate(Box<GenerateArgs>),
     /// Fold an adapter into its base and write a plain model directory
     Merge(Box<MergeArgs>),
     /// Count parameters, bytes and operations of a run without running it; a config.json is enough

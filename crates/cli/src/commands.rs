@@ -3,6 +3,7 @@
 pub mod bench_step;
 pub mod check;
 pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod merge;
 pub mod plan;

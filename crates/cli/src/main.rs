@@ -19,7 +19,7 @@ mod yaml;
 use std::process::ExitCode;
 
 use crate::args::Command;
-use crate::commands::{bench_step, check, eval, inspect, merge, plan, predict, train};
+use crate::commands::{bench_step, check, eval, generate, inspect, merge, plan, predict, train};
 
 fn main() -> ExitCode {
     allocator::return_large_blocks();
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(*args),
         Command::Predict(args) => predict::run(*args),
+        Command::Generate(args) => generate::run(*args),
         Command::Merge(args) => merge::run(*args),
         Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(*args),
@@ -52,6 +53,7 @@ fn is_json(command: &Command) -> bool {
         Command::Train(a) => a.common.is_json(),
         Command::Eval(a) => a.common.is_json(),
         Command::Predict(a) => a.common.is_json(),
+        Command::Generate(a) => a.common.is_json(),
         Command::Merge(a) => a.common.is_json(),
         Command::Plan(a) => a.common.is_json(),
         Command::Inspect(a) => a.common.is_json(),

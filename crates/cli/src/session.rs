@@ -12,7 +12,7 @@ use lowrank_formats::peft::{AdapterFile, LoraConfig, Loralib, TaskType};
 use lowrank_formats::{Checkpoint, write_atomic};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig};
 use lowrank_train::checkpoint::RunState;
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::{DataSettings, TaskKind};
 use lowrank_train::fingerprint;
 use serde::{Deserialize, Serialize};
 
@@ -220,6 +220,17 @@ pub struct AdapterNotes {
     /// SHA-256 of the base's weights.
     #[serde(default)]
     pub base_sha256: Option<String>,
+    /// How a language model's prompts and completions were laid out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+}
+
+/// The template that a language model's rows were laid out by.
+pub fn template_of(data: &DataSettings) -> Option<String> {
+    (data.task == TaskKind::CausalLm).then(|| {
+        let default = || Template::default().to_string();
+        data.template.clone().unwrap_or_else(default)
+    })
 }
 
 const NOTES_FILE: &str = "lowrank.json";
@@ -238,12 +249,14 @@ impl AdapterNotes {
         }
         let state: RunState =
             serde_json::from_slice(&std::fs::read(dir.join("state.json")).ok()?).ok()?;
+        let template = template_of(&state.config.data);
         Some(Self {
             task: state.config.data.task,
             labels: state.config.data.labels,
             max_length: state.config.data.max_length,
             base_model: state.config.model,
             base_sha256: None,
+            template,
         })
     }
 }

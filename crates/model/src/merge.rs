@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use half::{bf16, f16};
-use lowrank_engine::param::transpose;
+use lowrank_engine::param::{PackedMatrix, transpose};
 use lowrank_engine::{Matrix, Param};
 use lowrank_formats::{
     Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model,
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::modules::{Layout, Linear, ModuleRef, Table};
+use crate::modules::{Layout, Linear, ModuleMut, ModuleRef, Table};
 
 /// How a merged model is written.
 #[derive(Debug, Clone)]
@@ -107,6 +107,43 @@ impl Model {
             tensors: specs.len(),
             bytes,
         })
+    }
+
+    /// Folds every adapter into its weight in memory, so that each token costs what it costs without one. For running the
+    /// model: the adapters' values stay among the trained ones, but nothing reads them any more. Returns the number of
+    /// layers. Errors on the dry device.
+    pub fn merge_adapters(&mut self) -> Result<usize, ModelError> {
+        if self.device.is_dry() {
+            return Err(ModelError::State(
+                "a dry model has no values to merge".to_string(),
+            ));
+        }
+        let mut merged = Vec::new();
+        for module in self.modules() {
+            if let ModuleRef::Linear(linear) = module
+                && linear.adapter.is_some()
+            {
+                let rows = self.merged_weight(linear);
+                let width = linear.in_features;
+                let fill = |first: usize, block: &mut [f32]| {
+                    block.copy_from_slice(&rows[first * width..][..block.len()]);
+                    Ok::<(), ModelError>(())
+                };
+                let packed =
+                    PackedMatrix::from_blocks(&self.device, linear.out_features, width, fill)?;
+                merged.push(packed);
+            }
+        }
+        let count = merged.len();
+        let mut merged = merged.into_iter();
+        for module in self.network.modules_mut() {
+            if let ModuleMut::Linear(linear) = module
+                && linear.adapter.take().is_some()
+            {
+                linear.weight = Matrix::Frozen(merged.next().expect("one for each adapter"));
+            }
+        }
+        Ok(count)
     }
 
     fn pieces(&self, checkpoint: Option<&Checkpoint>, options: &MergeOptions) -> Vec<Piece<'_>> {

@@ -69,7 +69,7 @@ fn greedy_and_beam_search_give_the_peers_tokens() {
                 eos: vec![EOS],
                 repetition_penalty: number("repetition_penalty").unwrap_or(1.0) as f32,
                 no_repeat_ngram: number("no_repeat_ngram_size").unwrap_or(0.0) as usize,
-                adapters: true,
+                ..Generate::default()
             };
             // All prompts at once here, each by itself there.
             let found = generate(&model, &prompts(&golden, decoding.prompt_tokens), &options);
@@ -128,6 +128,18 @@ fn draws_hang_on_the_seed_and_narrow_ones_are_greedy() {
     let hot = sample(5.0, None, 1.0, 3);
     assert_eq!(hot, sample(5.0, None, 1.0, 3));
     assert_ne!(hot, sample(5.0, None, 1.0, 4));
+    let search = Search::Sample {
+        temperature: 5.0,
+        top_k: None,
+        top_p: 1.0,
+        seed: 3,
+    };
+    let rest = Generate {
+        search,
+        first_prompt: 4,
+        ..greedy()
+    };
+    assert_eq!(generate(&model, &prompts[4..], &rest), hot[4..]);
     assert_ne!(hot, best);
 }
 

@@ -112,6 +112,8 @@ pub struct LoadedModel {
     pub head: Head,
     /// Tokens a row at most.
     pub max_length: usize,
+    /// How a language model's prompts are laid out, where the adapter's notes say it.
+    pub template: Option<String>,
     /// What a user should know.
     pub notes: Vec<String>,
 }
@@ -140,6 +142,10 @@ impl LoadedModel {
             .and_then(|a| a.notes.as_ref())
             .map(|n| n.max_length);
         let max_length = base.max_length(data.max_length.or(noted))?;
+        let template = adapter
+            .as_ref()
+            .and_then(|a| a.notes.as_ref())
+            .and_then(|n| n.template.clone());
         let (mut loaded, report) = base.load(&head, 0, device)?;
         let mut notes = load_notes(&report);
         if let Some(adapter) = adapter {
@@ -154,6 +160,7 @@ impl LoadedModel {
             model: loaded,
             head,
             max_length,
+            template,
             notes,
         })
     }

@@ -151,14 +151,18 @@ fn floats(values: &[f32]) -> Value {
 }
 
 /// Where lines go: standard output, a pipe or device, or a file that appears when it is complete.
-enum Sink {
+pub enum Sink {
+    /// Standard output.
     Stdout,
+    /// A pipe or device, and its name.
     Stream(BufWriter<File>, String),
+    /// A file and its name.
     File(Box<PendingFile>, String),
 }
 
 impl Sink {
-    fn open(path: Option<&str>) -> CliResult<Self> {
+    /// Opens the file, or standard output.
+    pub fn open(path: Option<&str>) -> CliResult<Self> {
         match path {
             None | Some("-") => Ok(Sink::Stdout),
             Some(path) if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) => {
@@ -173,7 +177,8 @@ impl Sink {
         }
     }
 
-    fn write(&mut self, line: &Value) -> CliResult {
+    /// Writes one line.
+    pub fn write(&mut self, line: &Value) -> CliResult {
         match self {
             Sink::Stdout => output::println(line),
             Sink::Stream(to, path) => {
@@ -186,7 +191,8 @@ impl Sink {
         Ok(())
     }
 
-    fn commit(self) -> CliResult {
+    /// Makes the file appear.
+    pub fn commit(self) -> CliResult {
         match self {
             Sink::Stdout => Ok(()),
             Sink::Stream(mut to, path) => to.flush().map_err(|error| cannot_write(&path, &error)),

@@ -1,11 +1,13 @@
 //! Language models from the command line: trained from scratch, adapted to prompts, evaluated, checked and refused.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::support::{Ran, lowrank};
+use crate::support::{Ran, command, lowrank};
 
 /// A folder with the configuration and the tokenizer of a tiny GPT-2, and rows for it.
 struct Lab(tempfile::TempDir);
@@ -53,14 +55,29 @@ impl Lab {
 
     /// Runs with `@name` standing for a path in this folder.
     fn run(&self, words: &[&str]) -> Ran {
-        let words: Vec<String> = words
-            .iter()
-            .map(|word| match word.strip_prefix('@') {
-                Some(name) => self.path(name).display().to_string(),
-                None => (*word).to_owned(),
-            })
-            .collect();
+        let words: Vec<String> = words.iter().map(|word| self.place(word)).collect();
         lowrank(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The output of a command that is given `input`.
+    fn typed(&self, words: &[&str], input: &str) -> String {
+        let words: Vec<String> = words.iter().map(|word| self.place(word)).collect();
+        let mut command = command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(input.as_bytes()).expect("it reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn place(&self, word: &str) -> String {
+        match word.strip_prefix('@') {
+            Some(name) => self.path(name).display().to_string(),
+            None => word.to_owned(),
+        }
     }
 
     fn scratch(&self, run: &str) -> Ran {
@@ -186,6 +203,194 @@ fn from_scratch_then_adapted_to_prompts_and_evaluated() {
     assert!(
         (merged - after).abs() < 2e-2 * after,
         "{merged} against {after}"
+    );
+}
+
+#[test]
+fn text_after_prompts() {
+    let lab = Lab::new();
+    lab.run(&[
+        "train",
+        "--model",
+        "@base",
+        "--full",
+        "--from-scratch",
+        "--train-file",
+        "@prompts.jsonl",
+        "--output-dir",
+        "@scratch",
+        "--num-train-epochs",
+        "150",
+        "--per-device-batch-size",
+        "8",
+        "--learning-rate",
+        "5e-3",
+        "--max-length",
+        "48",
+    ])
+    .ok();
+    lab.run(&[
+        "train",
+        "--model",
+        "@scratch/model",
+        "--train-file",
+        "@prompts.jsonl",
+        "--output-dir",
+        "@adapted",
+        "--num-train-epochs",
+        "4",
+        "--per-device-batch-size",
+        "8",
+        "--max-length",
+        "48",
+    ])
+    .ok();
+    let lines = |more: &[&str]| -> Vec<Value> {
+        let words = [
+            &[
+                "generate",
+                "--model",
+                "@scratch/model",
+                "--adapter",
+                "@adapted",
+                "--quiet",
+            ],
+            more,
+        ]
+        .concat();
+        let ran = lab.run(&words).ok();
+        ran.stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a JSON line"))
+            .collect()
+    };
+    // The adapter's notes say how prompts were laid out in training.
+    let found = lines(&["--prompt-file", "@prompts.jsonl", "--batch-size", "5"]);
+    assert_eq!(found.len(), 16);
+    let right = found.iter().filter(|line| {
+        let prompt = line["prompt"].as_str().unwrap();
+        let (name, food) = (
+            prompt.split(' ').nth(2).unwrap(),
+            prompt.rsplit(' ').next().unwrap(),
+        );
+        line["text"] == format!(" {name} serves {food} food.") && line["ended"] == true
+    });
+    let right = right.count();
+    assert!(right >= 12, "{right} of 16: {:?}", found[0]);
+    assert_eq!(found, lines(&["--prompt-file", "@prompts.jsonl"]));
+    let merged = lines(&["--prompt-file", "@prompts.jsonl", "--merge-adapter"]);
+    assert_eq!(found, merged);
+    let beams = lines(&[
+        "--prompt-file",
+        "@prompts.jsonl",
+        "--num-beams",
+        "4",
+        "--no-repeat-ngram-size",
+        "4",
+    ]);
+    assert!(
+        beams
+            .iter()
+            .all(|line| line["score"].as_f64().is_some_and(|score| score < 0.0))
+    );
+    let drawn = [
+        "--prompt-file",
+        "@prompts.jsonl",
+        "--temperature",
+        "3",
+        "--seed",
+        "5",
+        "--batch-size",
+    ];
+    let of_size = |size: &str| lines(&[&drawn[..], &[size]].concat());
+    assert_eq!(of_size("3"), of_size("16"));
+
+    let prompt = found[0]["prompt"].as_str().unwrap();
+    let words = [
+        "generate",
+        "--model",
+        "@scratch/model",
+        "--adapter",
+        "@adapted",
+        "--quiet",
+        "--prompt",
+        prompt,
+    ];
+    let said = lab.run(&words).ok().stdout;
+    assert_eq!(
+        said,
+        format!("{prompt}{}\n", found[0]["text"].as_str().unwrap())
+    );
+    let typed = lab.typed(
+        &[
+            "generate",
+            "--model",
+            "@scratch/model",
+            "--adapter",
+            "@adapted",
+            "--quiet",
+            "--interactive",
+        ],
+        &format!("{prompt}\n\n"),
+    );
+    assert_eq!(typed, format!("{}\n", found[0]["text"].as_str().unwrap()));
+}
+
+#[test]
+fn what_generation_refuses() {
+    let lab = Lab::new();
+    lab.scratch("@scratch").ok();
+    let refused = |code: i32, more: &[&str], words: &[&str]| {
+        let all = [&["generate", "--model", "@scratch/model"], more].concat();
+        lab.run(&all).fails(code, words);
+    };
+    refused(2, &[], &["no prompt given"]);
+    refused(1, &["--prompt", ""], &["prompt 1 is empty"]);
+    let long = "food ".repeat(200);
+    refused(1, &["--prompt", &long], &["prompt 1 has", "48 positions"]);
+    let faulty = [
+        "--prompt",
+        "a",
+        "--temperature",
+        "0",
+        "--top-p",
+        "2",
+        "--max-new-tokens",
+        "0",
+    ];
+    refused(
+        2,
+        &faulty,
+        &[
+            "`temperature` is 0",
+            "`top_p` is 2",
+            "`max_new_tokens` is 0",
+        ],
+    );
+    refused(
+        2,
+        &["--prompt", "a", "--length-penalty", "2"],
+        &["beam search"],
+    );
+    refused(
+        2,
+        &[
+            "--prompt-file",
+            "@prompts.jsonl",
+            "--text-column",
+            "nothing",
+        ],
+        &["no column `nothing`"],
+    );
+    // A vocabulary that does not match: the tokenizer knows more tokens than the model.
+    let config = lab.path("scratch/model/config.json");
+    let mut value: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    value["vocab_size"] = 20.into();
+    fs::write(&config, value.to_string()).unwrap();
+    refused(
+        1,
+        &["--prompt", "food"],
+        &["does not fit its config.json", "wte.weight"],
     );
 }
 

@@ -56,6 +56,8 @@ pub struct Generate {
     pub no_repeat_ngram: usize,
     /// Whether adapters are switched on.
     pub adapters: bool,
+    /// The number of the first prompt, where these are a part of a list: draws hang on a prompt's number.
+    pub first_prompt: usize,
 }
 
 impl Default for Generate {
@@ -67,6 +69,7 @@ impl Default for Generate {
             repetition_penalty: 1.0,
             no_repeat_ngram: 0,
             adapters: true,
+            first_prompt: 0,
         }
     }
 }
@@ -259,7 +262,11 @@ impl Run<'_> {
             let mut going_on = Vec::new();
             for (place, (&i, row)) in live.iter().zip(logits.chunks_exact_mut(vocab)).enumerate() {
                 rules.apply(&sequences[i], row);
-                let token = scores::choose(row, &self.options.search, (i, step));
+                let token = scores::choose(
+                    row,
+                    &self.options.search,
+                    (self.options.first_prompt + i, step),
+                );
                 sequences[i].push(token);
                 on_token(i, token);
                 let is_full = sequences[i].len() - prompts[i].len() >= self.room(&prompts[i]);

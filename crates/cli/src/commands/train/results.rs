@@ -15,7 +15,7 @@ use super::Run;
 use super::setup::{RunPlan, adapter_table};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count, duration, percent};
-use crate::session::AdapterNotes;
+use crate::session::{AdapterNotes, template_of};
 use crate::{memory, resolve, yaml};
 
 /// Bytes of a shard of a fully trained model.
@@ -54,6 +54,7 @@ pub fn save_model(run: &RunDir, resolved: &Run, model: &Model) -> CliResult<Save
             max_length: config.data.max_length,
             base_model: config.model.clone(),
             base_sha256: Some(resolved.base.weights_hash()?),
+            template: template_of(&config.data),
         };
         notes.write(pending.path())?;
         model.save_adapter(pending.path(), Some(&config.model))?

@@ -1,0 +1,279 @@
+//! `lowrank generate`: text after prompts, from the command line, a file, or as they are typed.
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+
+use lowrank_data::{Cell, FileFormat, Header, Table, Template, TemplateError, Tokenizer};
+use lowrank_model::{Generate, Generated, Search};
+use lowrank_train::config::TaskKind;
+use serde_json::{Value, json};
+
+use super::eval::LoadedModel;
+use super::predict::Sink;
+use crate::args::{DataArgs, GenerateArgs, PrecisionArg};
+use crate::errors::{CliError, CliResult};
+use crate::session::device;
+use crate::{output, settings};
+
+/// Prompts at a time unless told otherwise.
+const BATCH_SIZE: usize = 16;
+
+/// Columns that hold prompts, in order of preference.
+const PROMPT_COLUMNS: [&str; 7] = [
+    "prompt",
+    "context",
+    "instruction",
+    "question",
+    "source",
+    "input",
+    "text",
+];
+
+/// Runs the command.
+pub fn run(flags: GenerateArgs) -> CliResult {
+    let file = flags.common.config.clone();
+    let args = settings::with_file(flags, file.as_deref())?;
+    let options = decoding(&args)?;
+    let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
+    let data = DataArgs {
+        task: Some(TaskKind::CausalLm),
+        ..DataArgs::default()
+    };
+    let mut loaded = LoadedModel::open(&args.model, &args.adapter, &data, &device)?;
+    if args.merge_adapter.unwrap_or(false) {
+        loaded.model.merge_adapters()?;
+    }
+    if !args.common.is_quiet() {
+        loaded.notes.iter().for_each(|note| eprintln!("{note}"));
+    }
+    let tokenizer = loaded.base.tokenizer.as_ref().map_err(|error| {
+        CliError::failure(format!("`{}` has no tokenizer", loaded.base.name)).caused_by(Some(error))
+    })?;
+    let writer = Writer {
+        options: Generate {
+            eos: end_tokens(&loaded, tokenizer),
+            ..options
+        },
+        template: template(args.template.as_ref().or(loaded.template.as_ref()))?,
+        loaded: &loaded,
+        tokenizer,
+    };
+    if args.interactive.unwrap_or(false) {
+        return writer.interactive();
+    }
+    let prompts = match (&args.prompt, &args.prompt_file) {
+        (_, Some(path)) => read_prompts(path, args.text_column.as_deref())?,
+        (Some(prompts), None) => prompts.clone(),
+        (None, None) => {
+            return Err(CliError::usage("no prompt given")
+                .hint("pass --prompt TEXT, --prompt-file FILE, or --interactive"));
+        }
+    };
+    let size = args.batch_size.unwrap_or(BATCH_SIZE);
+    if size == 0 {
+        return Err(CliError::usage("`batch_size` is 0, expected at least 1"));
+    }
+    let plain = args.prompt_file.is_none() && args.output_file.is_none() && !args.common.is_json();
+    let mut sink = Sink::open(args.output_file.as_deref())?;
+    for (i, prompts) in prompts.chunks(size).enumerate() {
+        let found = writer.generate(prompts, i * size, &mut |_, _| {})?;
+        for (prompt, generated) in prompts.iter().zip(&found) {
+            if plain {
+                output::println(format!("{prompt}{}", writer.text(&generated.tokens)?));
+            } else {
+                sink.write(&writer.line(prompt, generated)?)?;
+            }
+        }
+    }
+    sink.commit()
+}
+
+/// The settings, checked before anything is read; the end tokens are the model's.
+fn decoding(args: &GenerateArgs) -> CliResult<Generate> {
+    let samples = args.do_sample.unwrap_or(false)
+        || args.temperature.is_some()
+        || args.top_k.is_some()
+        || args.top_p.is_some();
+    let search = match args.num_beams {
+        Some(beams) => Search::Beam {
+            beams,
+            length_penalty: args.length_penalty.unwrap_or(1.0),
+            early_stopping: args.early_stopping.unwrap_or(false),
+        },
+        None if samples => Search::Sample {
+            temperature: args.temperature.unwrap_or(1.0),
+            top_k: args.top_k,
+            top_p: args.top_p.unwrap_or(1.0),
+            seed: args.seed.unwrap_or(1),
+        },
+        None if args.length_penalty.is_some() || args.early_stopping.is_some() => {
+            return Err(CliError::usage(
+                "`length_penalty` and `early_stopping` are settings of beam search",
+            )
+            .hint("pass --num-beams too"));
+        }
+        None => Search::Greedy,
+    };
+    let options = Generate {
+        search,
+        max_new_tokens: args.max_new_tokens.unwrap_or(64),
+        repetition_penalty: args.repetition_penalty.unwrap_or(1.0),
+        no_repeat_ngram: args.no_repeat_ngram_size.unwrap_or(0),
+        ..Generate::default()
+    };
+    let faults = options.faults();
+    if faults.is_empty() {
+        return Ok(options);
+    }
+    let lines: Vec<String> = faults
+        .into_iter()
+        .map(|(name, expected, found)| format!("`{name}` is {found}, expected {expected}"))
+        .collect();
+    Err(CliError::usage(lines.join("\n  ")))
+}
+
+fn template(text: Option<&String>) -> CliResult<Option<Template>> {
+    text.map(|text| text.parse())
+        .transpose()
+        .map_err(|error: TemplateError| CliError::usage(error.to_string()))
+}
+
+/// What ends a text: config.json says it, else the tokenizer.
+fn end_tokens(loaded: &LoadedModel, tokenizer: &Tokenizer) -> Vec<u32> {
+    let reader = loaded.base.config.reader();
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let named: Vec<u32> = match reader.raw("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    };
+    if named.is_empty() {
+        tokenizer.eos_id().into_iter().collect()
+    } else {
+        named
+    }
+}
+
+/// The prompts of a file's rows.
+fn read_prompts(path: &str, column: Option<&str>) -> CliResult<Vec<String>> {
+    let table = Table::read(Path::new(path), None::<FileFormat>, Header::Present)?;
+    let has = |name: &&str| table.columns().iter().any(|c| c == name);
+    let found = match column {
+        Some(name) => Some(name).filter(has),
+        None => PROMPT_COLUMNS.into_iter().find(has),
+    };
+    let column = found.ok_or_else(|| {
+        let columns = table.columns().join(", ");
+        CliError::usage(match column {
+            Some(name) => format!("`{path}` has no column `{name}`; found {columns}"),
+            None => {
+                format!("`{path}` has no column that is known to hold prompts; found {columns}")
+            }
+        })
+        .hint("name it with --text-column")
+    })?;
+    let text = |row: &lowrank_data::Row| match table.get(row, column) {
+        Some(Cell::Text(text)) => Ok(text.to_owned()),
+        Some(Cell::Json(Value::String(text))) => Ok(text.clone()),
+        Some(Cell::Json(_)) | None => Err(CliError::failure(format!(
+            "`{path}`, line {}: column `{column}` holds no text",
+            row.line
+        ))),
+    };
+    table.rows().iter().map(text).collect()
+}
+
+/// Everything between a prompt and its text.
+struct Writer<'a> {
+    options: Generate,
+    template: Option<Template>,
+    loaded: &'a LoadedModel,
+    tokenizer: &'a Tokenizer,
+}
+
+impl Writer<'_> {
+    /// `first` is the number of the first prompt in the whole list: draws hang on it.
+    fn generate(
+        &self,
+        prompts: &[String],
+        first: usize,
+        on_token: &mut (dyn FnMut(usize, u32) + Send),
+    ) -> CliResult<Vec<Generated>> {
+        let ids = prompts
+            .iter()
+            .map(|prompt| self.encode(prompt))
+            .collect::<CliResult<Vec<_>>>()?;
+        let options = Generate {
+            first_prompt: first,
+            ..self.options.clone()
+        };
+        Ok(self.loaded.model.generate(&ids, &options, on_token)?)
+    }
+
+    fn encode(&self, prompt: &str) -> CliResult<Vec<u32>> {
+        let ids = match &self.template {
+            Some(template) => template.prompt(prompt, self.tokenizer),
+            None => self.tokenizer.leading_tokens().and_then(|mut ids| {
+                ids.extend(self.tokenizer.encode_plain(prompt)?);
+                Ok(ids)
+            }),
+        };
+        ids.map_err(|error| CliError::from_error(&error))
+    }
+
+    /// The text of new tokens, without the end token.
+    fn text(&self, tokens: &[u32]) -> CliResult<String> {
+        let end = tokens
+            .last()
+            .filter(|token| self.options.eos.contains(token));
+        let tokens = &tokens[..tokens.len() - usize::from(end.is_some())];
+        let decoded = self.tokenizer.decode(tokens);
+        decoded.map_err(|error| CliError::from_error(&error))
+    }
+
+    fn line(&self, prompt: &str, generated: &Generated) -> CliResult<Value> {
+        let tokens = &generated.tokens;
+        let ended = tokens
+            .last()
+            .is_some_and(|last| self.options.eos.contains(last));
+        let mut line = json!({
+            "prompt": prompt,
+            "text": self.text(tokens)?,
+            "tokens": tokens,
+            "ended": ended,
+        });
+        if let Some(score) = generated.score {
+            line["score"] = json!(score);
+        }
+        Ok(line)
+    }
+
+    fn interactive(&self) -> CliResult {
+        for (number, line) in std::io::stdin().lock().lines().enumerate() {
+            let prompt = line.map_err(|error| CliError::from_error(&error))?;
+            if prompt.is_empty() {
+                continue;
+            }
+            let (mut tokens, mut shown) = (Vec::new(), 0);
+            let mut stream = |_: usize, token: u32| {
+                tokens.push(token);
+                let text = self.text(&tokens).unwrap_or_default();
+                // Half of a character becomes whole with the next token.
+                if !text.ends_with('\u{fffd}') && text.is_char_boundary(shown) {
+                    output::print(&text[shown..]);
+                    shown = text.len();
+                }
+                // A closed output ends the program elsewhere.
+                let _ = std::io::stdout().flush();
+            };
+            match self.generate(&[prompt], number, &mut stream) {
+                Ok(found) => {
+                    let text = self.text(&found[0].tokens)?;
+                    output::println(text.get(shown..).unwrap_or_default());
+                }
+                Err(error) => eprintln!("{error}"),
+            }
+        }
+        Ok(())
+    }
+}
