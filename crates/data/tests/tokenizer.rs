@@ -483,3 +483,15 @@ fn damaged_files_do_not_panic() {
         }
     }
 }
+
+#[test]
+fn a_tokenizer_that_is_no_json_says_its_line() {
+    // The library panics on this one: its reader of decoders expects sound JSON.
+    let text = "{\n\"decoder\": {\"type:\"x\"}}";
+    let dir = Dir::new("no-json", &[("tokenizer.json", text)]);
+    let message = dir.message();
+    assert!(
+        message.starts_with("`DIR/tokenizer.json`, line 2: "),
+        "{message}"
+    );
+}

@@ -445,15 +445,13 @@ fn from_json(dir: &Path, settings: &Settings) -> Result<Inner, TokenizerError> {
         path: path.clone(),
         source,
     })?;
-    // Some contradictions make the library panic while it builds its tables.
+    // A plain parser first: it names the line, and the library panics on some text that is no JSON.
+    settings::parse_object(&path, &bytes)?;
+    // Some contradictions make it panic while it builds its tables.
     let loaded = catch_unwind(|| Inner::from_bytes(&bytes));
     let mut inner = match loaded {
         Ok(Ok(inner)) => inner,
-        Ok(Err(error)) => {
-            // A plain parser names the line; the library's own message stands where the JSON itself is sound.
-            settings::parse_object(&path, &bytes)?;
-            return Err(malformed(None, error.to_string()));
-        }
+        Ok(Err(error)) => return Err(malformed(None, error.to_string())),
         Err(_) => return Err(malformed(None, "its parts contradict each other".into())),
     };
     inner.with_padding(None);

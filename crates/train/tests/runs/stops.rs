@@ -1,12 +1,22 @@
 //! A run that is told to stop at any event and goes on again ends as the run that never stopped: same values, same log.
 
+use lowrank_train::config::{Precision, TrainConfig};
+
 use crate::tiny::{config, run};
 
 #[test]
 fn stopped_at_any_event_and_resumed_is_never_stopped() {
-    let config = config();
+    for precision in [Precision::F32, Precision::Bf16] {
+        stop_and_resume(&TrainConfig {
+            precision,
+            ..config()
+        });
+    }
+}
+
+fn stop_and_resume(config: &TrainConfig) {
     let dir = tempfile::tempdir().expect("a folder");
-    let whole = run(&config, &dir.path().join("whole"), 0).expect("the run ends");
+    let whole = run(config, &dir.path().join("whole"), 0).expect("the run ends");
     assert_eq!(whole.log.len(), 12);
     assert_eq!(whole.log.iter().filter(|row| row.eval.is_some()).count(), 6);
     assert_eq!(
@@ -16,7 +26,7 @@ fn stopped_at_any_event_and_resumed_is_never_stopped() {
     // Events come at steps, in the midst of evaluations (three batches each), after them and after checkpoints.
     for stop_at in 1..=8 {
         let left =
-            run(&config, &dir.path().join(stop_at.to_string()), stop_at).expect("the run ends");
+            run(config, &dir.path().join(stop_at.to_string()), stop_at).expect("the run ends");
         assert!(left.starts > 1, "the stop at event {stop_at} did nothing");
         assert_eq!(left.values, whole.values, "stopped at event {stop_at}");
         assert_eq!(left.log, whole.log, "stopped at event {stop_at}");

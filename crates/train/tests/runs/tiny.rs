@@ -116,7 +116,8 @@ fn model(config: &TrainConfig) -> Model {
         seed: 1,
         ignore_mismatched_sizes: false,
     };
-    let device = Device::cpu(Isa::best(), 1).expect("threads start");
+    let precision = config.precision.into();
+    let device = Device::cpu_in(precision, Isa::best(), 1).expect("threads start");
     let (mut model, _) =
         Model::load(&golden.model_dir(), &options, &device).expect("the model loads");
     let lora: LoraConfig = config.lora.to_peft("tiny", None);
