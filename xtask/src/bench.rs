@@ -18,6 +18,9 @@ struct Shape {
     steps: usize,
     dropout: Option<f64>,
     threads: Option<usize>,
+    dtype: String,
+    /// Whether the peer runs under torch.compile.
+    compile: bool,
 }
 
 impl Shape {
@@ -74,8 +77,18 @@ pub fn run(words: &[String]) -> Result<(), String> {
             0 => None,
             n => Some(n),
         },
+        dtype: arguments
+            .value("--dtype")?
+            .unwrap_or_else(|| "f32".to_owned()),
+        compile: arguments.value("--compile")?.is_some_and(|v| v == "true"),
     };
     arguments.finish()?;
+    if !["f32", "bf16"].contains(&shape.dtype.as_str()) {
+        return Err(format!(
+            "--dtype: expected f32 or bf16, found `{}`",
+            shape.dtype
+        ));
+    }
     if rounds == 0 {
         return Err("--rounds: expected at least 1".to_owned());
     }
@@ -99,6 +112,13 @@ pub fn run(words: &[String]) -> Result<(), String> {
             } else {
                 peer_command(&python)
             };
+            command.args([
+                if is_ours { "--precision" } else { "--dtype" },
+                &shape.dtype,
+            ]);
+            if shape.compile && !is_ours {
+                command.arg("--compile");
+            }
             let name = if is_ours { "lowrank" } else { "peer" };
             let sample = measure(name, command.args(shape.arguments()))?;
             println!("round {round}  {}", line(name, &sample));
@@ -219,8 +239,9 @@ fn print_summary(shape: &Shape, ours: &[Sample], theirs: &[Sample]) {
     let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let high = ratios.iter().copied().fold(0.0, f64::max);
     println!(
-        "\n{}, batch {} x {} tokens, {} steps a round, {} rounds",
+        "\n{}, {}, batch {} x {} tokens, {} steps a round, {} rounds",
         shape.model_config,
+        shape.dtype,
         shape.batch,
         shape.seq,
         shape.steps,
