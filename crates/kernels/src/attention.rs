@@ -231,7 +231,7 @@ pub fn attention_backward(
 }
 
 /// As [`attention_forward`] for bf16: products of bf16 pairs summed in f32, softmax in f32, probabilities rounded to bf16
-/// before they meet the values. Panics if a length disagrees or the scale is negative.
+/// before they meet the values. Panics if a length disagrees.
 pub fn attention_forward_bf16(
     isa: Isa,
     shape: &AttentionShape,

@@ -42,14 +42,18 @@ struct ActivationBackward {
 
 impl Backward for ActivationBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-        let dtype = d_x.dtype();
-        cx.device.exec(0, |isa| {
-            with_element!(dtype, E => {
-                let (x, d_x) = (self.x.values::<E>(), d_x.values_mut::<E>());
-                kernels::activation_backward(isa, self.kind, x, d_x);
-            });
-        });
-        cx.add(self.x_node, d_x);
+        cx.add(self.x_node, through_activation(self.kind, &self.x, d_y));
     }
+}
+
+/// d_x = f'(x) d_y, in the place of d_y unless others hold it. x is the pre-activation.
+pub(crate) fn through_activation(kind: Activation, x: &Tensor, d_y: Arc<Tensor>) -> Tensor {
+    let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+    let (device, dtype) = (d_x.device().clone(), d_x.dtype());
+    device.exec(0, |isa| {
+        with_element!(dtype, E => {
+            kernels::activation_backward(isa, kind, x.values::<E>(), d_x.values_mut::<E>());
+        });
+    });
+    d_x
 }

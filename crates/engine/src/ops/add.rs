@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lowrank_kernels as kernels;
 use lowrank_kernels::Dropout;
 
+use crate::ops::dropout::drop_out;
 use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::{Tensor, with_element};
 
@@ -20,11 +21,11 @@ pub fn add(tape: &mut Tape<'_>, x: Var, residual: Var, p: f32) -> Var {
     let (x_node, residual_node) = (x.node(), residual.node());
     let mut z = x.into_owned();
     let dtype = z.dtype();
+    if let Some(dropout) = dropout {
+        drop_out(&mut z, dropout);
+    }
     device.exec(0, |isa| {
         with_element!(dtype, E => {
-            if let Some(dropout) = dropout {
-                kernels::dropout_apply(isa, dropout, z.values_mut::<E>());
-            }
             kernels::add_assign(isa, z.values_mut::<E>(), residual.tensor().values::<E>());
         });
     });
@@ -52,10 +53,7 @@ impl Backward for AddBackward {
         };
         let mut d_x = d_z.duplicate();
         cx.add_shared(self.residual_node, d_z);
-        let dtype = d_x.dtype();
-        cx.device.exec(0, |isa| {
-            with_element!(dtype, E => kernels::dropout_apply(isa, dropout, d_x.values_mut::<E>()))
-        });
+        drop_out(&mut d_x, dropout);
         cx.add(self.x_node, d_x);
     }
 }

@@ -13,15 +13,19 @@ pub fn dropout(tape: &mut Tape<'_>, x: Var, p: f32) -> Var {
     let Some(dropout) = tape.dropout(p) else {
         return x;
     };
-    let device = tape.device().clone();
     let x_node = x.node();
     let mut y = x.into_owned();
-    let dtype = y.dtype();
+    drop_out(&mut y, dropout);
+    tape.push(y, x_node.is_some(), || DropoutBackward { x_node, dropout })
+}
+
+/// x = mask(x) / (1 - p), whatever its storage; on a gradient it is the backward.
+pub(crate) fn drop_out(x: &mut Tensor, dropout: Dropout) {
+    let (device, dtype) = (x.device().clone(), x.dtype());
     device.exec(
         0,
-        |isa| with_element!(dtype, E => kernels::dropout_apply(isa, dropout, y.values_mut::<E>())),
+        |isa| with_element!(dtype, E => kernels::dropout_apply(isa, dropout, x.values_mut::<E>())),
     );
-    tape.push(y, x_node.is_some(), || DropoutBackward { x_node, dropout })
 }
 
 struct DropoutBackward {
@@ -32,12 +36,7 @@ struct DropoutBackward {
 impl Backward for DropoutBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-        let dtype = d_x.dtype();
-        cx.device.exec(0, |isa| {
-            with_element!(dtype, E => {
-                kernels::dropout_apply(isa, self.dropout, d_x.values_mut::<E>());
-            });
-        });
+        drop_out(&mut d_x, self.dropout);
         cx.add(self.x_node, d_x);
     }
 }

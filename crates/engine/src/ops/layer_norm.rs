@@ -8,6 +8,7 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::{Dropout, LayerNormForward};
 
 use crate::meter::Purpose;
+use crate::ops::dropout::drop_out;
 use crate::param::Param;
 use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::{Tensor, with_element};
@@ -180,9 +181,7 @@ impl Backward for LayerNormBackward<'_> {
         } else {
             d_z
         };
-        cx.device.exec(0, |isa| {
-            with_element!(dtype, E => kernels::dropout_apply(isa, dropout, d_x.values_mut::<E>()))
-        });
+        drop_out(&mut d_x, dropout);
         cx.add(x_node, d_x);
     }
 }

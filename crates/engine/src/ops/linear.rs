@@ -9,6 +9,8 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::{Activation, DType, Dropout};
 
 use crate::meter::Purpose;
+use crate::ops::activation::through_activation;
+use crate::ops::dropout::drop_out;
 use crate::ops::product::{LowRankTerm, Packed, Product, add_outer};
 use crate::param::{Matrix, Param, TrainableId, Trainables};
 use crate::tape::{Backprop, Backward, Tape, Var};
@@ -143,14 +145,6 @@ fn dropped(x: &Tensor, dropout: Option<Dropout>) -> Option<Tensor> {
     Some(copy)
 }
 
-fn drop_out(x: &mut Tensor, dropout: Dropout) {
-    let (device, dtype) = (x.device().clone(), x.dtype());
-    device.exec(
-        0,
-        |isa| with_element!(dtype, E => kernels::dropout_apply(isa, dropout, x.values_mut::<E>())),
-    );
-}
-
 /// h = dropout(x)·Aᵀ, in f32.
 fn adapter_h(
     trainables: &Trainables,
@@ -186,7 +180,10 @@ impl Backward for LinearBackward<'_> {
             dropout,
             activation,
         } = *self;
-        let d_y = through_activation(d_y, activation);
+        let d_y = match activation {
+            None => d_y,
+            Some((kind, y)) => Arc::new(through_activation(kind, &y, d_y)),
+        };
         let dtype = d_y.dtype();
         if let Some(id) = params.bias.and_then(Param::trainable) {
             let d_bias = cx.gradients.get_mut(id);
@@ -214,21 +211,6 @@ impl Backward for LinearBackward<'_> {
             input_backward(cx, x_node, &params, d_h.as_ref(), dropout, &d_y);
         }
     }
-}
-
-/// The gradient of y from that of f(y).
-fn through_activation(d: Arc<Tensor>, activation: Option<(Activation, Tensor)>) -> Arc<Tensor> {
-    let Some((kind, y)) = activation else {
-        return d;
-    };
-    let mut d = Arc::try_unwrap(d).unwrap_or_else(|shared| shared.duplicate());
-    let (device, dtype) = (d.device().clone(), d.dtype());
-    device.exec(0, |isa| {
-        with_element!(dtype, E => {
-            kernels::activation_backward(isa, kind, y.values::<E>(), d.values_mut::<E>());
-        });
-    });
-    Arc::new(d)
 }
 
 /// d_B += s·d_yᵀ·h, d_A += s·d_hᵀ·dropout(x); returns d_h = d_y·B [M, r], still without the factor s.

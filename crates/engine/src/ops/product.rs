@@ -63,7 +63,7 @@ impl<'a> Packed<'a> {
     /// Wᵀ [in, out] of a layer: what d_y·W needs.
     pub(crate) fn weight_transposed(trainables: &Trainables, weight: &'a Matrix) -> Self {
         match weight {
-            Matrix::Frozen(packed) => Packed::FrozenTransposed(packed).made_ready(),
+            Matrix::Frozen(packed) => Packed::frozen_transposed(packed),
             Matrix::Trainable(id) => Packed::trained(&trainables.get(*id).value, true),
             Matrix::TrainableConv1d(id) => Packed::trained(&trainables.get(*id).value, false),
         }
@@ -71,12 +71,9 @@ impl<'a> Packed<'a> {
 
     /// f32 panels of a transposed weight are made in scratch once for all products; those of bf16 are made in cache, by the
     /// product itself.
-    fn made_ready(self) -> Self {
-        let Packed::FrozenTransposed(w) = self else {
-            return self;
-        };
+    fn frozen_transposed(w: &'a PackedMatrix) -> Self {
         if w.tensor().dtype() == DType::Bf16 {
-            return self;
+            return Packed::FrozenTransposed(w);
         }
         let (out, inp) = (w.out_features(), w.in_features());
         let device = w.tensor().device();

@@ -226,15 +226,14 @@ pub(super) fn repack_panel<S: Simd>(
         }
         for (pair, line) in dst.chunks_exact_mut(2 * PANEL).enumerate() {
             let rows = &turned[2 * pair * HALF..][..2 * HALF];
-            interleave(s, rows, line);
+            interleave(rows, line);
         }
     }
 }
 
 /// Two rows of 16 pairs along n → 32 pairs along k: line[2 j] = (a[j].low, b[j].low), line[2 j + 1] = (a[j].high, b[j].high).
 #[inline(always)]
-fn interleave<S: Simd>(s: S, rows: &[u32], line: &mut [bf16]) {
-    let _ = s;
+fn interleave(rows: &[u32], line: &mut [bf16]) {
     let (a, b) = rows.split_at(PANEL / 2);
     for ((out, &a), &b) in line.chunks_exact_mut(4).zip(a).zip(b) {
         out[0] = bf16::from_bits(a as u16);
