@@ -7,6 +7,7 @@
 
 pub mod bleu;
 pub mod cider;
+pub mod meteor;
 pub mod mteval;
 mod ngrams;
 pub mod nist;
