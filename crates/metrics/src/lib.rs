@@ -12,8 +12,10 @@ pub mod mteval;
 mod ngrams;
 pub mod nist;
 pub mod ptb;
+pub mod pyter;
 pub mod rouge_l;
 pub mod sacrebleu;
+pub mod ter;
 
 /// One output beside what people wrote for the same input.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
