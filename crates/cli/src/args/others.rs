@@ -270,13 +270,24 @@ pub struct CheckArgs {
     pub common: CommonArgs,
 }
 
-/// Time optimizer steps on random rows of one length.
+/// Time optimizer steps op by op.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct BenchStepArgs {
-    /// A config.json; weights are random
-    #[arg(long, value_name = "FILE")]
+pub struct ProfileArgs {
+    /// The pretrained model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// A config.json in place of a model; weights are random
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub model_config: Option<String>,
+    /// Rows to train on, in the order of the file [default: random rows of one length]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub train_file: Option<String>,
+    /// How rows are read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataArgs,
     /// What is adapted.
     #[command(flatten)]
     #[serde(flatten)]
@@ -287,7 +298,7 @@ pub struct BenchStepArgs {
     /// Rows a batch [default: 16]
     #[arg(long, value_name = "ROWS")]
     pub batch: Option<usize>,
-    /// Tokens a row [default: 128]
+    /// Tokens a random row [default: 128]
     #[arg(long, value_name = "TOKENS")]
     pub seq: Option<usize>,
     /// Steps timed, after one that is not [default: 5]
