@@ -257,6 +257,12 @@ pub struct OptimizationSettings {
     /// Share of a language model's target that is spread over the vocabulary.
     #[serde(default)]
     pub label_smoothing_factor: f64,
+    /// Every dropout of the model itself; those of its configuration where absent.
+    #[serde(default)]
+    pub dropout: Option<f64>,
+    /// The dropout before the classifier; that of the configuration, or `dropout`, where absent.
+    #[serde(default)]
+    pub classifier_dropout: Option<f64>,
 }
 
 impl Default for OptimizationSettings {
@@ -283,6 +289,8 @@ impl Default for OptimizationSettings {
             shuffle: true,
             gradient_checkpointing: false,
             label_smoothing_factor: 0.0,
+            dropout: None,
+            classifier_dropout: None,
         }
     }
 }
@@ -500,6 +508,8 @@ pub(crate) mod tests {
                 shuffle: true,
                 gradient_checkpointing: false,
                 label_smoothing_factor: 0.0,
+                dropout: None,
+                classifier_dropout: None,
             },
             evaluation: EvaluationSettings {
                 eval_strategy: IntervalStrategy::Epoch,

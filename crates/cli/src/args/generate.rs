@@ -4,6 +4,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::common::{AdapterArgs, CommonArgs, ModelArgs, PrecisionArg, named};
+use crate::presets::PresetArgs;
 
 /// Write text after prompts.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -82,6 +83,10 @@ pub struct GenerateArgs {
     /// No sequence of so many tokens twice [default: 0, which allows all]
     #[arg(long, value_name = "N", help_heading = "Decoding")]
     pub no_repeat_ngram_size: Option<usize>,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]

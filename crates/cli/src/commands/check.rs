@@ -13,18 +13,20 @@ use super::train::adapter_table;
 use crate::args::{CheckArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, count};
+use crate::presets::{check_family, with_preset};
 use crate::resolve::{
     check_with_default_assets, choose_labels, default_lora, known_labels, resolve_lora,
 };
 use crate::session::{Base, Head, device, load_spec};
-use crate::settings;
 
 /// Runs the command.
 pub fn run(flags: CheckArgs) -> CliResult {
     let file = flags.common.config.clone();
-    let args = check_with_default_assets(settings::with_file(flags, file.as_deref())?)?;
+    let args =
+        check_with_default_assets(with_preset(flags, file.as_deref(), |args| &args.preset)?)?;
     let device = device(&args.common, PrecisionArg::F32)?;
     let base = Base::open(&args.model)?;
+    check_family(&args.preset, &base.config.model_type)?;
     let task = args.data.task.unwrap_or_else(|| base.task());
     let (read, labels) = read_files(&args, &base, task, &device)?;
     let files: Vec<_> = read

@@ -13,7 +13,7 @@ use super::predict::Sink;
 use crate::args::{DataArgs, GenerateArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::session::device;
-use crate::{output, settings};
+use crate::{output, presets};
 
 /// Prompts at a time unless told otherwise.
 const BATCH_SIZE: usize = 16;
@@ -32,7 +32,7 @@ const PROMPT_COLUMNS: [&str; 7] = [
 /// Runs the command.
 pub fn run(flags: GenerateArgs) -> CliResult {
     let file = flags.common.config.clone();
-    let args = settings::with_file(flags, file.as_deref())?;
+    let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     let options = decoding(&args)?;
     let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let data = DataArgs {
@@ -40,6 +40,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
         ..DataArgs::default()
     };
     let mut loaded = LoadedModel::open(&args.model, &args.adapter, &data, &device)?;
+    presets::check_family(&args.preset, &loaded.base.config.model_type)?;
     if args.merge_adapter.unwrap_or(false) {
         loaded.model.merge_adapters()?;
     }

@@ -75,6 +75,8 @@ pub fn config() -> TrainConfig {
             shuffle: true,
             gradient_checkpointing: false,
             label_smoothing_factor: 0.0,
+            dropout: None,
+            classifier_dropout: None,
         },
         evaluation: EvaluationSettings {
             eval_strategy: IntervalStrategy::Steps,
