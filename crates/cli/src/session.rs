@@ -434,6 +434,7 @@ pub fn load_spec(
             .transpose()
             .map_err(DataError::from)?,
         max_length: Some(max_length),
+        nlg: data.data_format,
         template: match &data.template {
             None => Template::default(),
             Some(text) => text.parse().map_err(|error: TemplateError| {

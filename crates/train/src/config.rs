@@ -7,6 +7,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 
+use lowrank_data::NlgFormat;
 use lowrank_engine::DType;
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +178,9 @@ pub struct DataSettings {
     pub label_column: Option<String>,
     /// Tokens a row at most; longer rows are cut.
     pub max_length: usize,
+    /// Which data set of text generation the files are of; told by how they begin where absent.
+    #[serde(default)]
+    pub data_format: Option<NlgFormat>,
     /// How a language model's prompts and completions are laid out; the paper's layout where absent.
     #[serde(default)]
     pub template: Option<String>,
@@ -470,6 +474,7 @@ pub(crate) mod tests {
                 text_pair_column: None,
                 label_column: None,
                 max_length: 128,
+                data_format: None,
                 template: None,
             },
             lora: LoraSettings {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lowrank_data::check::{CheckFile, CheckOptions, CheckReport, check};
-use lowrank_data::{Header, Loaded, Table, examples_from_table};
+use lowrank_data::{Loaded, Table, examples_from_table, read_table};
 use lowrank_engine::Device;
 use lowrank_model::Model;
 use lowrank_train::config::TaskKind;
@@ -89,7 +89,7 @@ fn read_files(
     for (name, path) in files {
         let Some(path) = path else { continue };
         let spec = load_spec(base, &args.data, task, labels.clone(), max_length)?;
-        let table = Table::read(Path::new(path), spec.format, Header::Present)?;
+        let table = read_table(Path::new(path), &spec)?;
         let loaded =
             device.install(|| examples_from_table(&table, &spec, base.tokenizer.as_ref().ok()))?;
         // The first file's names hold for the others too, as in training.

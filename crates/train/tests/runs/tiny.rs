@@ -37,6 +37,7 @@ pub fn config() -> TrainConfig {
             text_pair_column: None,
             label_column: None,
             max_length: 32,
+            data_format: None,
             template: None,
         },
         lora: LoraSettings {
