@@ -9,6 +9,7 @@ mod errors;
 mod interrupt;
 mod memory;
 mod output;
+mod presets;
 mod progress;
 mod resolve;
 mod session;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg, named};
 use super::train::LoraArgs;
+use crate::presets::PresetArgs;
 
 /// Measure a model on labelled rows.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -200,6 +201,10 @@ pub struct PlanArgs {
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]
@@ -264,6 +269,10 @@ pub struct CheckArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraArgs,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]
