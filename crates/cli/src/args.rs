@@ -13,7 +13,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg};
 pub use generate::GenerateArgs;
 pub use others::{
-    BenchStepArgs, CheckArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs,
+    CheckArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs, ProfileArgs,
 };
 pub use train::TrainArgs;
 
@@ -71,9 +71,8 @@ pub enum Command {
     Inspect(Box<InspectArgs>),
     /// Look at data and targets before training: what the model will see
     Check(Box<CheckArgs>),
-    /// Time one optimizer step on random rows
-    #[command(hide = true)]
-    BenchStep(Box<BenchStepArgs>),
+    /// Time optimizer steps op by op, on your rows or random ones
+    Profile(Box<ProfileArgs>),
 }
 
 #[cfg(test)]

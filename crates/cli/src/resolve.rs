@@ -15,6 +15,7 @@ use crate::args::common::{KeyValue, join_modules};
 use crate::args::train::{EvaluationArgs, InitArg, LoraArgs, OptimizationArgs};
 use crate::args::{CheckArgs, DataArgs, TrainArgs};
 use crate::errors::{CliError, CliResult};
+use crate::presets;
 use crate::session::{AdapterSource, Base, Head, load_rows, load_spec};
 use crate::source::find_asset;
 
@@ -104,7 +105,8 @@ fn asset(name: &str) -> CliResult<String> {
 /// # Errors
 /// A file cannot be read, rows or labels do not fit, or a setting cannot be.
 pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
-    let base = Base::open(&args.model)?;
+    let mut base = Base::open(&args.model)?;
+    presets::check_family(&args.preset, &base.config.model_type)?;
     let adapter = args
         .adapter
         .as_deref()
@@ -125,6 +127,7 @@ pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
     let precision = device.precision().into();
     let mut config = configuration(args, &base, task, max_length, (lora, precision));
     config.validate()?;
+    base.set_dropouts(&config.optimization)?;
 
     let train_file = config.data.train_file.as_str();
     let spec = load_spec(&base, &args.data, task, known.clone(), max_length)?;
@@ -208,6 +211,7 @@ fn configuration(
             text_pair_column: args.data.text_pair_column.clone(),
             label_column: args.data.label_column.clone(),
             max_length,
+            data_format: args.data.data_format,
             template: args.data.template.clone(),
         },
         lora,
@@ -393,6 +397,8 @@ pub fn resolve_optimization(args: &OptimizationArgs, full: bool) -> Optimization
         shuffle: shuffle.unwrap_or(true),
         gradient_checkpointing: args.gradient_checkpointing.unwrap_or(false),
         label_smoothing_factor: args.label_smoothing_factor.unwrap_or(0.0),
+        dropout: args.dropout,
+        classifier_dropout: args.classifier_dropout,
     }
 }
 
@@ -486,6 +492,7 @@ mod tests {
                 text_pair_column: None,
                 label_column: None,
                 max_length: 128,
+                data_format: None,
                 template: None,
             },
             lora: resolve_lora(&args.lora, default_lora("bert")).unwrap(),

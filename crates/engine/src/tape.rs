@@ -8,6 +8,7 @@ use lowrank_kernels::{Dropout, DropoutKey};
 
 use crate::device::Device;
 use crate::param::{Gradients, Trainables};
+use crate::profile::Phase;
 use crate::tensor::{Tensor, with_element};
 
 /// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches before it.
@@ -256,7 +257,9 @@ impl<'m> Tape<'m> {
         };
         cx.slots.resize_with(self.nodes.len(), || None);
         cx.slots[last] = Some(Arc::new(d_output));
+        cx.device.enter(Phase::Backward);
         walk(self.nodes, &mut cx);
+        cx.device.enter(Phase::Forward);
     }
 }
 
@@ -297,7 +300,7 @@ impl Backprop<'_> {
             },
         };
         let dtype = sum.dtype();
-        self.device.exec(0, |isa| {
+        self.device.exec("sum of gradients", 0, |isa| {
             with_element!(dtype, E => kernels::add_assign(isa, sum.values_mut::<E>(), other.values::<E>()))
         });
         self.slots[node] = Some(Arc::new(sum));

@@ -105,7 +105,7 @@ impl Tensor {
     pub fn duplicate_rows(&self, rows: Range<usize>, purpose: Purpose) -> Self {
         let mut copy = Self::uninit_as(self.dtype, &self.device, rows.len(), self.cols, purpose);
         let range = rows.start * self.cols..rows.end * self.cols;
-        self.device.exec(0, |_| {
+        self.device.exec("copy", 0, |_| {
             with_element!(self.dtype, E => {
                 copy.values_mut::<E>().copy_from_slice(&self.values::<E>()[range]);
             });
@@ -116,7 +116,7 @@ impl Tensor {
     /// A copy in f32 with the same shape.
     pub fn to_f32(&self, purpose: Purpose) -> Self {
         let mut copy = Self::uninit(&self.device, self.rows, self.cols, purpose);
-        self.device.exec(0, |isa| {
+        self.device.exec("copy", 0, |isa| {
             with_element!(self.dtype, E => {
                 kernels::convert(isa, copy.data_mut(), self.values::<E>());
             });

@@ -79,6 +79,16 @@ impl Model {
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
         let config = ModelConfig::read(&dir.join("config.json"))?;
+        Self::load_as(dir, config, options, device)
+    }
+
+    /// As [`Model::load`] with a configuration other than the directory's, such as one with other dropout.
+    pub fn load_as(
+        dir: &Path,
+        config: ModelConfig,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<(Self, LoadReport), ModelError> {
         let checkpoint = Checkpoint::open_dir(dir)?;
         Self::build(config, Some(&checkpoint), options, device)
     }

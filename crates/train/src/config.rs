@@ -7,6 +7,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 
+use lowrank_data::NlgFormat;
 use lowrank_engine::DType;
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +178,9 @@ pub struct DataSettings {
     pub label_column: Option<String>,
     /// Tokens a row at most; longer rows are cut.
     pub max_length: usize,
+    /// Which data set of text generation the files are of; told by how they begin where absent.
+    #[serde(default)]
+    pub data_format: Option<NlgFormat>,
     /// How a language model's prompts and completions are laid out; the paper's layout where absent.
     #[serde(default)]
     pub template: Option<String>,
@@ -257,6 +261,12 @@ pub struct OptimizationSettings {
     /// Share of a language model's target that is spread over the vocabulary.
     #[serde(default)]
     pub label_smoothing_factor: f64,
+    /// Every dropout of the model itself; those of its configuration where absent.
+    #[serde(default)]
+    pub dropout: Option<f64>,
+    /// The dropout before the classifier; that of the configuration, or `dropout`, where absent.
+    #[serde(default)]
+    pub classifier_dropout: Option<f64>,
 }
 
 impl Default for OptimizationSettings {
@@ -283,6 +293,8 @@ impl Default for OptimizationSettings {
             shuffle: true,
             gradient_checkpointing: false,
             label_smoothing_factor: 0.0,
+            dropout: None,
+            classifier_dropout: None,
         }
     }
 }
@@ -462,6 +474,7 @@ pub(crate) mod tests {
                 text_pair_column: None,
                 label_column: None,
                 max_length: 128,
+                data_format: None,
                 template: None,
             },
             lora: LoraSettings {
@@ -500,6 +513,8 @@ pub(crate) mod tests {
                 shuffle: true,
                 gradient_checkpointing: false,
                 label_smoothing_factor: 0.0,
+                dropout: None,
+                classifier_dropout: None,
             },
             evaluation: EvaluationSettings {
                 eval_strategy: IntervalStrategy::Epoch,

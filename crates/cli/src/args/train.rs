@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{
     CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, PrecisionArg, named, one_or_many, pairs,
 };
+use crate::presets::PresetArgs;
 
 /// What is adapted and how.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -146,6 +147,17 @@ pub struct OptimizationArgs {
     /// Share of a language model's target that is spread over the vocabulary [default: 0]
     #[arg(long, value_name = "SHARE", help_heading = "Optimization")]
     pub label_smoothing_factor: Option<f64>,
+    /// Every dropout of the model itself [default: from its configuration]
+    #[arg(long, value_name = "P", help_heading = "Optimization")]
+    pub dropout: Option<f64>,
+    /// Dropout before the classifier [default: --dropout, or from the configuration]
+    #[arg(
+        long,
+        visible_alias = "cls-dropout",
+        value_name = "P",
+        help_heading = "Optimization"
+    )]
+    pub classifier_dropout: Option<f64>,
 }
 
 /// Evaluation, checkpoints and when to stop.
@@ -258,6 +270,13 @@ pub struct TrainArgs {
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
+    /// List the presets and stop; with --json their settings too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "General")]
+    pub list_presets: Option<bool>,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, Write};
 use std::path::Path;
 
-use lowrank_data::{Cell, FileFormat, Header, Table, Template, TemplateError, Tokenizer};
+use lowrank_data::{Cell, FileFormat, Header, Table, Template, TemplateError, Tokenizer, nlg};
 use lowrank_model::{Generate, Generated, Search};
 use lowrank_train::config::TaskKind;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use super::predict::Sink;
 use crate::args::{DataArgs, GenerateArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::session::device;
-use crate::{output, settings};
+use crate::{output, presets};
 
 /// Prompts at a time unless told otherwise.
 const BATCH_SIZE: usize = 16;
@@ -32,7 +32,7 @@ const PROMPT_COLUMNS: [&str; 7] = [
 /// Runs the command.
 pub fn run(flags: GenerateArgs) -> CliResult {
     let file = flags.common.config.clone();
-    let args = settings::with_file(flags, file.as_deref())?;
+    let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     let options = decoding(&args)?;
     let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let data = DataArgs {
@@ -40,6 +40,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
         ..DataArgs::default()
     };
     let mut loaded = LoadedModel::open(&args.model, &args.adapter, &data, &device)?;
+    presets::check_family(&args.preset, &loaded.base.config.model_type)?;
     if args.merge_adapter.unwrap_or(false) {
         loaded.model.merge_adapters()?;
     }
@@ -62,7 +63,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
         return writer.interactive();
     }
     let prompts = match (&args.prompt, &args.prompt_file) {
-        (_, Some(path)) => read_prompts(path, args.text_column.as_deref())?,
+        (_, Some(path)) => read_prompts(path, &args)?,
         (Some(prompts), None) => prompts.clone(),
         (None, None) => {
             return Err(CliError::usage("no prompt given")
@@ -155,7 +156,13 @@ fn end_tokens(loaded: &LoadedModel, tokenizer: &Tokenizer) -> Vec<u32> {
 }
 
 /// The prompts of a file's rows.
-fn read_prompts(path: &str, column: Option<&str>) -> CliResult<Vec<String>> {
+fn read_prompts(path: &str, args: &GenerateArgs) -> CliResult<Vec<String>> {
+    let column = args.text_column.as_deref();
+    let open = column.is_none().then(|| nlg::detect(Path::new(path)));
+    if let Some(format) = args.data_format.or(open.flatten()) {
+        let rows = nlg::read_prompts(Path::new(path), Some(format))?;
+        return Ok(rows.into_iter().map(|row| row.prompt).collect());
+    }
     let table = Table::read(Path::new(path), None::<FileFormat>, Header::Present)?;
     let has = |name: &&str| table.columns().iter().any(|c| c == name);
     let found = match column {

@@ -15,12 +15,12 @@ use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::session::{DEFAULT_MAX_LENGTH, task_of};
-use crate::{session, settings, source};
+use crate::{presets, session, source};
 
 /// Runs the command.
 pub fn run(flags: PlanArgs) -> CliResult {
     let file = flags.common.config.clone();
-    let args = settings::with_file(flags, file.as_deref())?;
+    let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     if let Some(dir) = &args.write_config {
         write_config(&args, dir)?;
     }
@@ -105,11 +105,13 @@ struct Plan {
     forward_flops: f64,
     adapter_file: u64,
     lora_settings: lowrank_train::config::LoraSettings,
+    preset: Option<String>,
 }
 
 impl Plan {
     fn make(args: &PlanArgs) -> CliResult<Self> {
         let Subject { config, dir } = find_config(args)?;
+        presets::check_family(&args.preset, &config.model_type)?;
         let task = args.task.unwrap_or_else(|| task_of(&config));
         let has_head = config
             .architectures
@@ -174,6 +176,7 @@ impl Plan {
             full: way(&mut full, batch, recompute)?,
             config,
             lora_settings,
+            preset: presets::describe(&args.preset)?,
         })
     }
 
@@ -198,6 +201,7 @@ impl Plan {
             })
         };
         json!({
+            "preset": self.preset,
             "model_type": self.config.model_type,
             "rows": self.rows,
             "tokens_per_row": self.length,
@@ -251,6 +255,9 @@ impl Plan {
             self.lora_settings.r,
             self.lora_settings.lora_alpha,
         );
+        if let Some(preset) = &self.preset {
+            text = format!("{preset}\n\n{text}");
+        }
         let (lora, full) = (&self.lora, &self.full);
         let total = self.base_parameters + lora.adapter;
         let mut table = TextTable::new(&[

@@ -22,7 +22,7 @@ use crate::args::{PrecisionArg, TrainArgs};
 use crate::errors::{CliError, CliResult};
 use crate::progress::Progress;
 use crate::resolve::{self, Resolved};
-use crate::{interrupt, memory, output, session, settings, yaml};
+use crate::{interrupt, memory, output, presets, session, settings, yaml};
 use results::Results;
 
 /// The resolved configuration in the run's folder.
@@ -32,6 +32,14 @@ const BEFORE_FILE: &str = "before.json";
 
 /// Runs the command.
 pub fn run(flags: TrainArgs) -> CliResult {
+    if flags.list_presets == Some(true) {
+        if flags.common.is_json() {
+            output::print_json(&presets::list_json());
+        } else {
+            output::print(presets::list_text());
+        }
+        return Ok(());
+    }
     let args = gather(flags)?;
     let run_path = args
         .output_dir
@@ -57,6 +65,9 @@ pub fn run(flags: TrainArgs) -> CliResult {
     let (mut model, notes) = setup::build_model(&resolved, &device)?;
     // Only now: a request that fails before here leaves no folder that would be in the way of the next try.
     let run_dir = take_run_dir(&run_path, &args)?;
+    if let Some(preset) = presets::describe(&args.preset)? {
+        progress.line(preset);
+    }
     setup::announce(&progress, &resolved, &model, &notes, &plan);
     if !(resume && run_dir.join(CONFIG_FILE).is_file()) {
         write_config(&run_dir, &resolved.config)?;
@@ -142,7 +153,7 @@ fn finished(outcome: Outcome, run: &str) -> CliResult<Summary> {
 fn gather(flags: TrainArgs) -> CliResult<TrainArgs> {
     let no_shuffle = flags.optimization.no_shuffle;
     let file = flags.common.config.clone();
-    let mut flags = settings::with_file(flags, file.as_deref())?;
+    let mut flags = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     if no_shuffle {
         flags.optimization.shuffle = Some(false);
     }

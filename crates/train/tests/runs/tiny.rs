@@ -37,6 +37,7 @@ pub fn config() -> TrainConfig {
             text_pair_column: None,
             label_column: None,
             max_length: 32,
+            data_format: None,
             template: None,
         },
         lora: LoraSettings {
@@ -75,6 +76,8 @@ pub fn config() -> TrainConfig {
             shuffle: true,
             gradient_checkpointing: false,
             label_smoothing_factor: 0.0,
+            dropout: None,
+            classifier_dropout: None,
         },
         evaluation: EvaluationSettings {
             eval_strategy: IntervalStrategy::Steps,
