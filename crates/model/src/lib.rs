@@ -14,6 +14,7 @@ mod lora;
 mod merge;
 mod model;
 pub mod modules;
+mod parts;
 mod sizes;
 
 pub use adapt::{AdaptedModule, AdapterReport, SavedModule, TrainMode};

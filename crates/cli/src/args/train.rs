@@ -24,7 +24,8 @@ pub struct LoraArgs {
     /// Dropout on the adapters' input [default: 0]
     #[arg(long, value_name = "P", help_heading = "LoRA")]
     pub lora_dropout: Option<f64>,
-    /// Modules to adapt: names, one regular expression over whole paths, or all-linear [default: query value]
+    /// Modules to adapt: names, one regular expression over whole paths, or all-linear; c_attn.q, .k and .v are the parts of
+    /// GPT-2's fused layer, each at its own rank, as in the paper [default: query value, as PEFT for the model]
     #[arg(long, num_args = 1.., value_name = "NAME|REGEX", help_heading = "LoRA")]
     #[serde(with = "one_or_many")]
     pub target_modules: Option<Vec<Modules>>,

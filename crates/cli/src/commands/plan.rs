@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{MemoryReport, Purpose, Trainables};
+use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{Checkpoint, to_python_json, write_atomic};
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_train::config::TaskKind;
@@ -162,7 +162,7 @@ impl Plan {
         let mut full = DryRun::of_model(whole, &optimizer);
         let model = lora.model();
         let (base_parameters, encoder) = (model.base_parameters(), Encoder::count(model));
-        let adapter_file = adapter_file_bytes(model.trainables());
+        let adapter_file = adapter_file_bytes(model);
         let forward = lora.evaluate(batch.clone())?;
         Ok(Self {
             rows,
@@ -388,17 +388,17 @@ fn is_head(path: &str) -> bool {
     path.starts_with("classifier") || path.starts_with("score")
 }
 
-/// Bytes of the safetensors file that holds these values: its header is as long as its names make it.
-pub fn adapter_file_bytes(trainables: &Trainables) -> u64 {
+/// Bytes of the safetensors file that holds the adapter: its header is as long as its names make it.
+fn adapter_file_bytes(model: &Model) -> u64 {
     let mut offset = 0u64;
     let mut header = json!({ "__metadata__": { "format": "pt" } }).to_string();
     header.pop();
-    let mut sorted: Vec<_> = trainables.iter().map(|(_, t)| t).collect();
-    sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    for t in sorted {
-        let end = offset + 4 * t.shape.iter().product::<usize>() as u64;
-        let entry = json!({ "dtype": "F32", "shape": t.shape, "data_offsets": [offset, end] });
-        header.push_str(&format!(",{}:{entry}", json!(t.name)));
+    let mut sorted = model.saved_shapes();
+    sorted.sort();
+    for (name, shape) in sorted {
+        let end = offset + 4 * shape.iter().product::<usize>() as u64;
+        let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] });
+        header.push_str(&format!(",{}:{entry}", json!(name)));
         offset = end;
     }
     header.push('}');

@@ -31,6 +31,7 @@ pub const FAMILY: Family = Family {
         Task::CausalLm => None,
     },
     facts: |reader| BertConfig::read(reader, 0, |_| 0).facts(),
+    fused: &[],
     dropouts: DROPOUTS,
     ignored: IGNORED,
     build: |config, task, num_labels, loader| {

@@ -81,6 +81,8 @@ pub struct Family {
     pub architecture: fn(Task) -> Option<&'static str>,
     /// Reads the family's fields, notes every fault, and says what the rest of the program needs.
     pub facts: fn(&ConfigReader<'_>) -> Facts,
+    /// Names of layers that give queries, keys and values one under the other, whose parts can be adapted each by itself.
+    pub fused: &'static [&'static str],
     /// The keys of the dropout probabilities in config.json.
     pub dropouts: &'static [&'static str],
     /// Ends of names of tensors in checkpoints that hold nothing: buffers.

@@ -27,6 +27,7 @@ pub const FAMILY: Family = Family {
         Task::CausalLm => None,
     },
     facts: |reader| read_config(reader).facts(),
+    fused: &[],
     dropouts: bert::DROPOUTS,
     ignored: bert::IGNORED,
     build: |config, task, num_labels, loader| {
