@@ -4,5 +4,6 @@ mod bad_input;
 mod config_file;
 mod interrupted;
 mod language_model;
+mod memory;
 mod support;
 mod whole_way;
