@@ -17,6 +17,74 @@ pub mod rouge_l;
 pub mod sacrebleu;
 pub mod ter;
 
+/// A metric of generated text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// [`bleu`].
+    Bleu,
+    /// [`nist`].
+    Nist,
+    /// [`meteor`].
+    Meteor,
+    /// [`rouge_l`].
+    RougeL,
+    /// [`cider`].
+    Cider,
+    /// [`ter`].
+    Ter,
+    /// [`pyter`].
+    PaperTer,
+    /// [`sacrebleu`].
+    SacreBleu,
+}
+
+impl Metric {
+    /// All of them, those of e2e-metrics first and in its order.
+    pub const ALL: [Metric; 8] = [
+        Metric::Bleu,
+        Metric::Nist,
+        Metric::Meteor,
+        Metric::RougeL,
+        Metric::Cider,
+        Metric::Ter,
+        Metric::PaperTer,
+        Metric::SacreBleu,
+    ];
+
+    /// The name in settings and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Bleu => "bleu",
+            Metric::Nist => "nist",
+            Metric::Meteor => "meteor",
+            Metric::RougeL => "rouge_l",
+            Metric::Cider => "cider",
+            Metric::Ter => "ter",
+            Metric::PaperTer => "paper_ter",
+            Metric::SacreBleu => "sacrebleu",
+        }
+    }
+
+    /// The name for people, with the evaluation that it is of.
+    pub fn label(self) -> &'static str {
+        match self {
+            Metric::Bleu => "BLEU (e2e-metrics)",
+            Metric::Nist => "NIST (e2e-metrics)",
+            Metric::Meteor => "METEOR 1.5",
+            Metric::RougeL => "ROUGE-L",
+            Metric::Cider => "CIDEr",
+            Metric::Ter => "TER (sacreBLEU, %)",
+            Metric::PaperTer => "TER (the paper's)",
+            Metric::SacreBleu => "BLEU (sacreBLEU, %)",
+        }
+    }
+
+    /// Whether it is given the tokens of [`ptb`] in place of the texts.
+    pub fn takes_treebank_tokens(self) -> bool {
+        matches!(self, Metric::Meteor | Metric::RougeL | Metric::Cider)
+    }
+}
+
 /// One output beside what people wrote for the same input.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Segment {

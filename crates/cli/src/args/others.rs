@@ -4,6 +4,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg, named};
+use super::generate::DecodingArgs;
+use super::scoring::ScoringArgs;
 use super::train::{LoraArgs, MemoryArgs};
 use crate::presets::PresetArgs;
 
@@ -19,7 +21,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub adapter: AdapterArgs,
-    /// Labelled rows: a .jsonl, .csv or .tsv file
+    /// Labelled rows: a .jsonl, .csv or .tsv file; with --generate, prompts and references
     #[arg(
         long,
         short,
@@ -43,6 +45,18 @@ pub struct EvalArgs {
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
+    /// Generated texts.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub scoring: ScoringArgs,
+    /// How their tokens are chosen.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub decoding: DecodingArgs,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]
