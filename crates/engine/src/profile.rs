@@ -48,7 +48,7 @@ impl Profile {
     /// The rows, the longest first.
     pub fn longest_first(&self) -> Vec<OpTime> {
         let mut rows = self.rows.clone();
-        rows.sort_by(|a, b| b.time.cmp(&a.time));
+        rows.sort_by_key(|row| std::cmp::Reverse(row.time));
         rows
     }
 

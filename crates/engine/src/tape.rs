@@ -56,7 +56,11 @@ impl Var {
         self.value.clone()
     }
 
-    /// The tensor, to be overwritten: itself if nobody else holds it, else a copy.
+    /// The tensor, to be kept or overwritten: itself if nobody else holds it, else a copy.
+    pub fn into_tensor(self) -> Tensor {
+        self.into_owned()
+    }
+
     pub(crate) fn into_owned(self) -> Tensor {
         Arc::try_unwrap(self.value).unwrap_or_else(|shared| shared.duplicate())
     }
@@ -76,6 +80,7 @@ pub struct Tape<'m> {
     recording: bool,
     adapters: bool,
     touched: bool,
+    dropped: bool,
     next_site: u32,
     /// Turns the numbers of sites into others for a second use of the same layers.
     site_salt: u32,
@@ -107,6 +112,7 @@ impl<'m> Tape<'m> {
             recording,
             adapters: true,
             touched: false,
+            dropped: false,
             next_site: 0,
             site_salt: 0,
             nodes: Vec::new(),
@@ -142,6 +148,26 @@ impl<'m> Tape<'m> {
         }
     }
 
+    /// Whether any op so far depends on a trained value.
+    pub fn met_trained(&self) -> bool {
+        self.touched
+    }
+
+    /// Whether any op so far dropped something out.
+    pub fn dropped(&self) -> bool {
+        self.dropped
+    }
+
+    /// The number of the next dropout site.
+    pub fn next_site(&self) -> u32 {
+        self.next_site
+    }
+
+    /// Goes on as if the sites before `site` had been passed: for a pass that starts above layers that are known already.
+    pub fn enter_at(&mut self, site: u32) {
+        self.next_site = site;
+    }
+
     /// Whether an op whose inputs or weights need a gradient has to save what its backward needs.
     pub(crate) fn recording(&self) -> bool {
         self.recording
@@ -156,8 +182,9 @@ impl<'m> Tape<'m> {
     }
 
     /// The dropout of a site that has a number of its own.
-    pub(crate) fn dropout_at(&self, p: f32, site: u32) -> Option<Dropout> {
+    pub(crate) fn dropout_at(&mut self, p: f32, site: u32) -> Option<Dropout> {
         let StepKey { seed, micro_step } = self.step.filter(|_| p > 0.0)?;
+        self.dropped = true;
         Some(Dropout {
             p,
             key: DropoutKey {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg, named};
 use super::generate::DecodingArgs;
 use super::scoring::ScoringArgs;
-use super::train::LoraArgs;
+use super::train::{LoraArgs, MemoryArgs};
 use crate::presets::PresetArgs;
 
 /// Measure a model on labelled rows.
@@ -212,6 +212,10 @@ pub struct PlanArgs {
     /// Recompute activations block by block in the backward pass
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Batch")]
     pub gradient_checkpointing: Option<bool>,
+    /// Memory.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub memory: MemoryArgs,
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,

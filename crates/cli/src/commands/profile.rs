@@ -142,7 +142,11 @@ fn random_rows(args: &ProfileArgs, model: &Model) -> CliResult<Vec<Example>> {
     let example = |(row, values): (usize, &[f32])| {
         let input_ids: Vec<u32> = values.iter().map(id).collect();
         let label = match model.task() {
-            Task::CausalLm => Label::Tokens(input_ids.iter().map(|&id| i64::from(id)).collect()),
+            // Nothing comes before a row's first token, so nothing foretells it.
+            Task::CausalLm => {
+                let rest = input_ids.iter().skip(1).map(|&id| i64::from(id));
+                Label::Tokens(std::iter::once(IGNORE_INDEX).chain(rest).collect())
+            }
             Task::TokenClassification => Label::Tokens(vec![row as i64 % 2; length]),
             Task::SingleLabel => Label::Class(row as u32 % 2),
             Task::MultiLabel => Label::Multi(vec![1.0, 0.0]),

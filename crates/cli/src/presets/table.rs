@@ -265,7 +265,7 @@ fn gpt2(size: &str, parameters: u64, task: &NlgTask, follows: Follows) -> Preset
     let name = task.name;
     let mut settings = object(json!({
         "task": "causal_lm",
-        "target_modules": ["c_attn"],
+        "target_modules": ["c_attn.q", "c_attn.v"],
         "r": 4,
         "lora_alpha": 32.0,
         "lora_dropout": task.dropout,

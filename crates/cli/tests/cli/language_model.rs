@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::support::{Ran, command, lowrank};
 
 /// A folder with the configuration and the tokenizer of a tiny GPT-2, and rows for it.
-struct Lab(tempfile::TempDir);
+pub struct Lab(tempfile::TempDir);
 
 impl Lab {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let lab = Self(tempfile::tempdir().expect("a folder"));
         let model = lab.path("base");
         fs::create_dir(&model).unwrap();
@@ -49,12 +49,12 @@ impl Lab {
         lab
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Runs with `@name` standing for a path in this folder.
-    fn run(&self, words: &[&str]) -> Ran {
+    pub fn run(&self, words: &[&str]) -> Ran {
         let words: Vec<String> = words.iter().map(|word| self.place(word)).collect();
         lowrank(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
@@ -80,7 +80,7 @@ impl Lab {
         }
     }
 
-    fn scratch(&self, run: &str) -> Ran {
+    pub fn scratch(&self, run: &str) -> Ran {
         self.run(&[
             "train",
             "--model",
