@@ -82,7 +82,7 @@
 //! ```
 //! use lowrank::metrics::{Segment, bleu, ptb, rouge_l};
 //!
-//! let segments = [Segment::new("A cheap pub by the river.", ["A cheap pub near the river.", "Cheap, by the river: a pub."])];
+//! let segments = [Segment::new("A cheap pub by the river.", ["There is a cheap pub by the river."])];
 //! assert!(bleu::score(&segments) > 0.5);
 //! assert!(rouge_l::score(&ptb::tokenize_all(&segments)) > 0.8);
 //! ```

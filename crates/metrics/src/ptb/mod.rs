@@ -104,6 +104,7 @@ impl Tokens {
                 let is_apostrophe = |c| matches!(c, '\'' | '’' | '\u{92}' | '&');
                 text.rfind(is_apostrophe).unwrap_or(text.len())
             }
+            Action::BeforeNot => text.rfind(['n', 'N']).unwrap_or(text.len()),
             Action::As(token) => {
                 self.push(token);
                 return text.len();
@@ -136,6 +137,7 @@ impl Tokens {
                 .replace('(', "-lrb-")
                 .replace(')', "-rrb-")
                 .replace("&amp;", "&")
+                .replace("&apos;", "'")
                 .to_lowercase(),
         };
         if name.is_empty() || PUNCTUATION.contains(&name.as_str()) {
@@ -181,6 +183,7 @@ mod tests {
             ("a—b 10:30 50% 12.5m v1.0", "a b 10:30 50 % 12.5 m v1 .0"),
             ("x.y a..b <b> :-) 1½", "x.y a. b <b> :--rrb- 1 1/2"),
             ("Hall’s “don’t” 😀 ok", "hall 's do n't ok"),
+            ("it&apos;s don&apos;t", "it 's do n't"),
             ("", ""),
         ];
         for (text, tokens) in cases {
@@ -195,8 +198,27 @@ mod tests {
         assert_eq!(lines(["two\nlines", ""]), ["two lines", ""]);
     }
 
+    /// Whatever the text, the lexer goes on; half of its rules look at what follows them.
     #[test]
     fn any_text_ends() {
+        let pieces = [
+            "n", "'", "t", "s", ".", " ", "A", "The", "5", "-", "&apos;", "&amp;", "’", "\u{ad}",
+            "é", "\u{301}", "no", "(", "#", "@", "x.y", "<", ">", "/", "\n", "😀", "½", ":", ",",
+            "am",
+        ];
+        let mut state = 7u32;
+        for _ in 0..3000 {
+            let mut text = String::new();
+            for _ in 0..12 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                text.push_str(pieces[(state >> 16) as usize % pieces.len()]);
+            }
+            assert_eq!(lines([text.as_str(), "end"]).len(), 2, "{text}");
+        }
+    }
+
+    #[test]
+    fn parts_of_odd_texts() {
         let odd = "\u{0}\u{fffd}<&'' ''``--..((\u{301}x 'n 's n't \u{10ffff}";
         for start in 0..odd.len() {
             if odd.is_char_boundary(start) {

@@ -15,6 +15,8 @@ pub(super) enum Action {
     Before(usize),
     /// One token up to the last apostrophe, which only had to follow.
     BeforeApostrophe,
+    /// One token up to the last `n`, with which the next token, `n't`, begins.
+    BeforeNot,
     /// The end of a line.
     NextLine,
 }
@@ -125,7 +127,7 @@ pub(super) static RULES: &[Rule] = &[
     rule(r"(?i:&quot;|&nbsp;)", Action::Drop),
     // Words and their contractions.
     rule(r"{WORD}{REDUCED}", Action::BeforeApostrophe),
-    rule(r"[A-Za-z\u{ad}]+[nN]{ANYAPOS}[tT]", Action::Before(3)),
+    rule(r"[A-Za-z\u{ad}]+[nN]{ANYAPOS}[tT]", Action::BeforeNot),
     rule(r"{WORD}", Action::Token),
     rule(
         concat!(
