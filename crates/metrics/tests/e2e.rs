@@ -1,7 +1,7 @@
 //! The scores that e2e-metrics gives 21 systems on the E2E validation set, to every digit published, from the raw texts.
 //! Needs ../shared; without it each test says so and passes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lowrank_metrics::{Segment, bleu, cider, nist, ptb, rouge_l};
 use serde_json::Value;
@@ -41,7 +41,7 @@ struct System {
     row: Vec<String>,
 }
 
-fn systems(folder: &PathBuf) -> Vec<System> {
+fn systems(folder: &Path) -> Vec<System> {
     let references: Vec<Vec<String>> = json(folder.join("dev_refs_ptb.json"))
         .as_array()
         .expect("a list")

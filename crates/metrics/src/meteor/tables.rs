@@ -79,10 +79,10 @@ fn sets_of(
 }
 
 /// Pairs of lines: a base form, the irregular forms made of it.
-fn irregular_bases<'w>(
+fn irregular_bases(
     mut table: impl BufRead,
-    words: &'w Words,
-) -> Result<HashMap<&'w str, Vec<String>>, TableError> {
+    words: &Words,
+) -> Result<HashMap<&str, Vec<String>>, TableError> {
     let mut bases: HashMap<&str, Vec<String>> = HashMap::new();
     let (mut base, mut line) = (String::new(), String::new());
     let mut number = 0;
