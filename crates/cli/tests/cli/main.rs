@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod config_file;
+mod generated_text;
 mod interrupted;
 mod language_model;
 mod memory;

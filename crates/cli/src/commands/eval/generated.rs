@@ -140,7 +140,8 @@ fn report(args: &EvalArgs, scorer: &Scorer, segments: &[Segment], groups: &[Grou
     } else {
         output::print(as_table(scorer, &scored));
     }
-    if let Some(missing) = missing.filter(|missing| !missing.is_empty()) {
+    let missing = missing.filter(|missing| !missing.is_empty() && !args.common.is_quiet());
+    if let Some(missing) = missing {
         eprintln!(
             "note: METEOR was computed without {}, so it is not the published METEOR\nhint: pass --meteor-dir DIR with METEOR 1.5, such as the folder `meteor` of the Python package pycocoevalcap 1.2",
             missing.join(", ")
