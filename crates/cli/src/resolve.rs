@@ -6,7 +6,7 @@ use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::Device;
 use lowrank_train::config::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
+    MemorySettings, ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::schedule::SchedulerType;
@@ -217,6 +217,10 @@ fn configuration(
         lora,
         optimization: resolve_optimization(&args.optimization, full),
         evaluation: resolve_evaluation(&args.evaluation, task, args.validation_file.is_some()),
+        memory: MemorySettings {
+            max_memory: args.memory.max_memory,
+            prefix_cache: args.memory.prefix_cache.unwrap_or_default(),
+        },
         output_dir: args
             .output_dir
             .clone()
@@ -465,6 +469,8 @@ pub fn to_settings(config: &TrainConfig) -> serde_json::Map<String, serde_json::
 
 #[cfg(test)]
 mod tests {
+    use lowrank_train::config::{ByteSize, PrefixCacheLimit};
+
     use super::*;
     use crate::settings;
     use crate::yaml;
@@ -498,6 +504,10 @@ mod tests {
             lora: resolve_lora(&args.lora, default_lora("bert")).unwrap(),
             optimization: resolve_optimization(&args.optimization, false),
             evaluation: resolve_evaluation(&args.evaluation, TaskKind::SingleLabel, false),
+            memory: MemorySettings {
+                max_memory: Some(ByteSize(2_000_000_000)),
+                prefix_cache: PrefixCacheLimit::Off,
+            },
             output_dir: "runs/a".to_owned(),
             precision: Precision::Bf16,
             threads: None,
@@ -521,5 +531,7 @@ mod tests {
             resolve_evaluation(&back.evaluation, TaskKind::SingleLabel, false),
             config.evaluation
         );
+        assert_eq!(back.memory.max_memory, config.memory.max_memory);
+        assert_eq!(back.memory.prefix_cache, Some(config.memory.prefix_cache));
     }
 }

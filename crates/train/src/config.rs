@@ -3,6 +3,7 @@
 //! It serialises to one flat map whose keys are the names of the command line's flags, so that a printed configuration
 //! can be fed back. Where values come from (flags, a file, defaults) is the command line's business, not this file's.
 
+mod bytes;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use lowrank_engine::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metric;
+pub use bytes::{ByteSize, PrefixCacheLimit};
 pub use validate::{ConfigError, Fault};
 
 use crate::schedule::{
@@ -324,6 +326,16 @@ pub struct EvaluationSettings {
     pub early_stopping_threshold: f64,
 }
 
+/// How much memory a run may take.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemorySettings {
+    /// The limit to which the batch was chosen, for the whole process.
+    pub max_memory: Option<ByteSize>,
+    /// The limit for what frozen layers give, kept across epochs.
+    pub prefix_cache: PrefixCacheLimit,
+}
+
 /// Everything that decides a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
@@ -352,6 +364,9 @@ pub struct TrainConfig {
     /// Evaluation and checkpoints.
     #[serde(flatten)]
     pub evaluation: EvaluationSettings,
+    /// Memory.
+    #[serde(flatten)]
+    pub memory: MemorySettings,
     /// How frozen weights and activations are stored.
     pub precision: Precision,
     /// Directory of the run.
@@ -361,7 +376,7 @@ pub struct TrainConfig {
 }
 
 /// Settings that may differ between a run and its continuation, because they do not change what is computed.
-const FREE_ON_RESUME: [&str; 7] = [
+const FREE_ON_RESUME: [&str; 9] = [
     "output_dir",
     "threads",
     "save_strategy",
@@ -369,6 +384,8 @@ const FREE_ON_RESUME: [&str; 7] = [
     "save_total_limit",
     "gradient_checkpointing",
     "per_device_eval_batch_size",
+    "max_memory",
+    "prefix_cache",
 ];
 
 /// One setting that has another value in the run than in the request to continue it.
@@ -432,6 +449,23 @@ impl TrainConfig {
                 self.steps_per_epoch(num_rows),
             )
         })
+    }
+
+    /// How often the rows are trained on, the last time perhaps in part.
+    pub fn passes(&self, num_rows: usize) -> u64 {
+        let per_epoch = self.steps_per_epoch(num_rows).max(1);
+        self.total_steps(num_rows).div_ceil(per_epoch)
+    }
+
+    /// How often the validation rows are evaluated while training.
+    pub fn evaluations(&self, num_rows: usize) -> u64 {
+        let e = &self.evaluation;
+        let total = self.total_steps(num_rows);
+        match e.eval_strategy {
+            IntervalStrategy::No => 0,
+            IntervalStrategy::Steps => total.div_ceil(e.eval_steps.unwrap_or(total).max(1)),
+            IntervalStrategy::Epoch => self.passes(num_rows),
+        }
     }
 
     /// The learning-rate schedule of a run of `num_training_steps`.
@@ -528,6 +562,7 @@ pub(crate) mod tests {
                 early_stopping_patience: None,
                 early_stopping_threshold: 0.0,
             },
+            memory: MemorySettings::default(),
             output_dir: "runs/default".to_owned(),
             precision: Precision::F32,
             threads: None,

@@ -54,6 +54,24 @@ pub struct GenerateArgs {
     /// File for JSON lines [default: standard output]
     #[arg(long, short, value_name = "FILE", help_heading = "General")]
     pub output_file: Option<String>,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub decoding: DecodingArgs,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// How tokens are chosen.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DecodingArgs {
     /// New tokens at most [default: 64]
     #[arg(long, value_name = "N", help_heading = "Decoding")]
     pub max_new_tokens: Option<usize>,
@@ -87,12 +105,4 @@ pub struct GenerateArgs {
     /// No sequence of so many tokens twice [default: 0, which allows all]
     #[arg(long, value_name = "N", help_heading = "Decoding")]
     pub no_repeat_ngram_size: Option<usize>,
-    /// The recipe.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub preset: PresetArgs,
-    /// Output and threads.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub common: CommonArgs,
 }

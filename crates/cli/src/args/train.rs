@@ -1,7 +1,7 @@
 //! The flags of `lowrank train`: PEFT's and transformers' names.
 
 use clap::Args;
-use lowrank_train::config::{BiasMode, IntervalStrategy};
+use lowrank_train::config::{BiasMode, ByteSize, IntervalStrategy, PrefixCacheLimit};
 use lowrank_train::metrics::Metric;
 use lowrank_train::schedule::SchedulerType;
 use serde::{Deserialize, Serialize};
@@ -214,6 +214,18 @@ pub struct EvaluationArgs {
     pub early_stopping_threshold: Option<f64>,
 }
 
+/// How much memory a run may take.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryArgs {
+    /// Memory of the whole process, such as 2GB or 1.5GiB: the largest batch that fits is taken, with as many of them a step as give the rows asked for; where one row is too much, activations are recomputed
+    #[arg(long, value_name = "SIZE", help_heading = "Memory")]
+    pub max_memory: Option<ByteSize>,
+    /// What the frozen layers below the lowest adapter give may be kept across epochs: auto (what memory permits), off, or a size. The results are the same, bit for bit [default: auto]
+    #[arg(long, value_name = "auto|off|SIZE", help_heading = "Memory")]
+    pub prefix_cache: Option<PrefixCacheLimit>,
+}
+
 /// Train an adapter, or all weights.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -256,6 +268,10 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub evaluation: EvaluationArgs,
+    /// Memory.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub memory: MemoryArgs,
     /// Directory of the run [default: runs/default]
     #[arg(long, short, value_name = "DIR", help_heading = "Run")]
     pub output_dir: Option<String>,

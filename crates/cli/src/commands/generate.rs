@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::eval::LoadedModel;
 use super::predict::Sink;
-use crate::args::{DataArgs, GenerateArgs, PrecisionArg};
+use crate::args::{DataArgs, DecodingArgs, GenerateArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::session::device;
 use crate::{output, presets};
 
 /// Prompts at a time unless told otherwise.
-const BATCH_SIZE: usize = 16;
+pub(super) const BATCH_SIZE: usize = 16;
 
 /// Columns that hold prompts, in order of preference.
 const PROMPT_COLUMNS: [&str; 7] = [
@@ -33,7 +33,7 @@ const PROMPT_COLUMNS: [&str; 7] = [
 pub fn run(flags: GenerateArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
-    let options = decoding(&args)?;
+    let options = decoding(&args.decoding)?;
     let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let data = DataArgs {
         task: Some(TaskKind::CausalLm),
@@ -47,18 +47,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     }
-    let tokenizer = loaded.base.tokenizer.as_ref().map_err(|error| {
-        CliError::failure(format!("`{}` has no tokenizer", loaded.base.name)).caused_by(Some(error))
-    })?;
-    let writer = Writer {
-        options: Generate {
-            eos: end_tokens(&loaded, tokenizer),
-            ..options
-        },
-        template: template(args.template.as_ref().or(loaded.template.as_ref()))?,
-        loaded: &loaded,
-        tokenizer,
-    };
+    let writer = Writer::new(&loaded, options, args.template.as_ref())?;
     if args.interactive.unwrap_or(false) {
         return writer.interactive();
     }
@@ -90,7 +79,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
 }
 
 /// The settings, checked before anything is read; the end tokens are the model's.
-fn decoding(args: &GenerateArgs) -> CliResult<Generate> {
+pub(super) fn decoding(args: &DecodingArgs) -> CliResult<Generate> {
     let samples = args.do_sample.unwrap_or(false)
         || args.temperature.is_some()
         || args.top_k.is_some()
@@ -191,16 +180,37 @@ fn read_prompts(path: &str, args: &GenerateArgs) -> CliResult<Vec<String>> {
 }
 
 /// Everything between a prompt and its text.
-struct Writer<'a> {
+pub(super) struct Writer<'a> {
     options: Generate,
     template: Option<Template>,
     loaded: &'a LoadedModel,
     tokenizer: &'a Tokenizer,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// `asked` is the layout of prompts that was asked for; without it that of the adapter's notes.
+    pub fn new(
+        loaded: &'a LoadedModel,
+        options: Generate,
+        asked: Option<&String>,
+    ) -> CliResult<Self> {
+        let tokenizer = loaded.base.tokenizer.as_ref().map_err(|error| {
+            CliError::failure(format!("`{}` has no tokenizer", loaded.base.name))
+                .caused_by(Some(error))
+        })?;
+        Ok(Self {
+            options: Generate {
+                eos: end_tokens(loaded, tokenizer),
+                ..options
+            },
+            template: template(asked.or(loaded.template.as_ref()))?,
+            loaded,
+            tokenizer,
+        })
+    }
+
     /// `first` is the number of the first prompt in the whole list: draws hang on it.
-    fn generate(
+    pub fn generate(
         &self,
         prompts: &[String],
         first: usize,
@@ -229,7 +239,7 @@ impl Writer<'_> {
     }
 
     /// The text of new tokens, without the end token.
-    fn text(&self, tokens: &[u32]) -> CliResult<String> {
+    pub fn text(&self, tokens: &[u32]) -> CliResult<String> {
         let end = tokens
             .last()
             .filter(|token| self.options.eos.contains(token));

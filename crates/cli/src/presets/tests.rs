@@ -244,7 +244,10 @@ fn a_command_takes_what_it_knows() {
     };
     let generate = with_preset(flags, None, |args| &args.preset).unwrap();
     assert_eq!(
-        (generate.num_beams, generate.length_penalty),
+        (
+            generate.decoding.num_beams,
+            generate.decoding.length_penalty
+        ),
         (Some(10), Some(0.8))
     );
 }

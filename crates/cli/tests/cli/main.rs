@@ -4,6 +4,7 @@ mod bad_input;
 mod config_file;
 mod interrupted;
 mod language_model;
+mod memory;
 mod parts;
 mod presets;
 mod support;

@@ -96,7 +96,7 @@ pub(crate) fn whole_b<'a>(adapter: &Adapter, trainables: &'a Trainables) -> Whol
     };
     let [out, rank] = blocks.whole_shape([stored.rows(), stored.cols()]);
     let mut whole = Tensor::uninit(stored.device(), out, rank, Purpose::Workspace);
-    stored.device().exec(0, |_| {
+    stored.device().exec("blocks", 0, |_| {
         blocks.write(stored.data(), stored.cols(), whole.data_mut());
     });
     WholeB::Made(whole)
@@ -112,7 +112,9 @@ pub(crate) fn add_to_b(blocks: Option<Blocks>, d_b: &mut Tensor, add: impl FnOnc
     let mut whole = Tensor::zeros(&device, out, rank, Purpose::Workspace);
     add(&mut whole);
     let rank = d_b.cols();
-    device.exec(0, |_| blocks.gather(whole.data(), rank, d_b.data_mut()));
+    device.exec("blocks", 0, |_| {
+        blocks.gather(whole.data(), rank, d_b.data_mut())
+    });
 }
 
 #[cfg(test)]

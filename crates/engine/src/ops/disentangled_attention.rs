@@ -65,11 +65,15 @@ pub fn disentangled_attention(
     let shape = spec.shape(dropout);
     let len = kernels::disentangled_forward_workspace(&shape, n_tables);
     let mut workspace = Tensor::uninit(&device, 1, len, Purpose::Workspace);
-    device.exec(spec.flops(2 + n_tables as u64), |isa| {
-        let (inputs, workspace) = (wide.inputs(), workspace.data_mut());
-        let (out, lse) = (out.data_mut(), lse.data_mut());
-        kernels::disentangled_attention_forward(isa, &shape, &inputs, workspace, out, lse);
-    });
+    device.exec(
+        "disentangled_attention",
+        spec.flops(2 + n_tables as u64),
+        |isa| {
+            let (inputs, workspace) = (wide.inputs(), workspace.data_mut());
+            let (out, lse) = (out.data_mut(), lse.data_mut());
+            kernels::disentangled_attention_forward(isa, &shape, &inputs, workspace, out, lse);
+        },
+    );
     drop((workspace, wide));
     let out = Arc::new(stored(out));
     tape.push_shared(out.clone(), nodes.any(), || DisentangledBackward {
@@ -164,29 +168,33 @@ impl Backward for DisentangledBackward {
         let mut workspace = backward_workspace(&cx.device, &shape, saved.tables(), n_trained);
         // Of each table: its scores again, what they give to the content, and to the table.
         let matmuls = 5 + 2 * saved.tables() + n_trained;
-        cx.device.exec(self.spec.flops(matmuls as u64), |isa| {
-            let saved = DisentangledSaved {
-                inputs: wide.inputs(),
-                out: out.data(),
-                lse: self.lse.data(),
-            };
-            let gradients = DisentangledGradients {
-                d_q: d_q.data_mut(),
-                d_k: d_k.data_mut(),
-                d_v: d_v.data_mut(),
-                d_keys: d_keys.as_mut().map(Tensor::data_mut),
-                d_queries: d_queries.as_mut().map(Tensor::data_mut),
-            };
-            let workspace = workspace.data_mut();
-            kernels::disentangled_attention_backward(
-                isa,
-                &shape,
-                &saved,
-                d_out.data(),
-                workspace,
-                gradients,
-            );
-        });
+        cx.device.exec(
+            "disentangled_attention",
+            self.spec.flops(matmuls as u64),
+            |isa| {
+                let saved = DisentangledSaved {
+                    inputs: wide.inputs(),
+                    out: out.data(),
+                    lse: self.lse.data(),
+                };
+                let gradients = DisentangledGradients {
+                    d_q: d_q.data_mut(),
+                    d_k: d_k.data_mut(),
+                    d_v: d_v.data_mut(),
+                    d_keys: d_keys.as_mut().map(Tensor::data_mut),
+                    d_queries: d_queries.as_mut().map(Tensor::data_mut),
+                };
+                let workspace = workspace.data_mut();
+                kernels::disentangled_attention_backward(
+                    isa,
+                    &shape,
+                    &saved,
+                    d_out.data(),
+                    workspace,
+                    gradients,
+                );
+            },
+        );
         drop((workspace, wide, out, d_out));
         let Nodes { qkv, keys, queries } = self.nodes;
         drop((self.saved, self.out, self.lse));
@@ -224,7 +232,7 @@ fn stored(x: Tensor) -> Tensor {
         DType::F32 => x,
         DType::Bf16 => {
             let mut copy = Tensor::activations(&device, x.rows(), x.cols());
-            device.exec(0, |isa| {
+            device.exec("disentangled_attention", 0, |isa| {
                 kernels::convert::<kernels::bf16, f32>(isa, copy.values_mut(), x.data())
             });
             copy

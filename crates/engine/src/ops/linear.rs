@@ -191,7 +191,7 @@ impl Backward for LinearBackward<'_> {
         if let Some(id) = params.bias.and_then(Param::trainable) {
             let d_bias = cx.gradients.get_mut(id);
             let cols = d_y.cols();
-            cx.device.exec(0, |isa| {
+            cx.device.exec("bias gradient", 0, |isa| {
                 with_element!(dtype, E => {
                     kernels::column_sum(isa, d_y.values::<E>(), cols, d_bias.data_mut());
                 });
