@@ -93,7 +93,8 @@ def main():
     batches = [pad(batch_of(step), pad_id, causal) for step in range(args.warmup + args.steps)]
     params = [p for p in model.parameters() if p.requires_grad]
     run = torch.compile(model) if args.compile else model
-    optimizer = torch.optim.AdamW(params, lr=5e-4)
+    # lowrank's defaults.
+    optimizer = torch.optim.AdamW(params, lr=1e-3 if args.mode == "lora" else 5e-5)
 
     def step(batch):
         start = time.perf_counter()

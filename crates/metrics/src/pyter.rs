@@ -40,7 +40,7 @@ fn rate(output: &str, reference: &str) -> f64 {
             .binary_search_by(|other| (*other).cmp(word))
             .unwrap_or_default() as u32
     };
-    let words = |text: &str| text.split_whitespace().map(number).collect::<Vec<u32>>();
+    let words = |text: &str| text.split_whitespace().map(&number).collect::<Vec<u32>>();
     let (mut output, reference) = (words(output), words(reference));
     if reference.is_empty() {
         return 1.0;
