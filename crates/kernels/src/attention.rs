@@ -21,9 +21,11 @@ use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
 use crate::simd::{Simd, dispatch};
 pub use disentangled::{
-    DisentangledGradients, DisentangledInputs, DisentangledSaved, RelativePositions,
-    disentangled_attention_backward, disentangled_attention_forward,
-    disentangled_backward_workspace, disentangled_forward_workspace,
+    DisentangledGradients, DisentangledInputs, DisentangledSaved, PairWorkspace, RelativePositions,
+    disentangled_attention_backward, disentangled_attention_backward_bf16,
+    disentangled_attention_forward, disentangled_attention_forward_bf16,
+    disentangled_backward_workspace, disentangled_backward_workspace_bf16,
+    disentangled_forward_workspace, disentangled_forward_workspace_bf16,
 };
 use half::bf16;
 use std::cell::RefCell;
@@ -389,6 +391,7 @@ struct Scratch {
     scores: Vec<f32>,
     d_scores: Vec<f32>,
     pairs: pairs::PairScratch,
+    skewed: disentangled::SkewScratch,
     positions: Vec<f32>,
 }
 
