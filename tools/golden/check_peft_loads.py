@@ -3,10 +3,13 @@
 
 usage: python tools/golden/check_peft_loads.py MODEL_DIR ADAPTER_DIR ROWS.jsonl [--dtype f32|f64] [--batch-size N]
            [--max-length N] [--text-column NAME] [--pair-column NAME] [--expect LOGITS.jsonl [--tolerance X]]
+           [--loralib FILE --alpha A]
 
 A row is {"input_ids": [...], "token_type_ids": [...]?} or holds text in the named columns. One line a row comes out:
-{"row": 0, "logits": [...]} (a list a token for token classification). With --expect the logits of another JSONL file
-with a `logits` field a line, as `lowrank predict` writes it, are compared instead; exit code 1 if they differ.
+{"row": 0, "logits": [...]} (a list a token for token classification and language models). With --expect the logits of another JSONL file
+with a `logits` field a line are compared instead, as `lowrank predict` writes it or, for a language model,
+`cargo run -p lowrank-model --example logits`; exit code 1 if they differ. With --loralib the expected logits are those of
+the base with the formula of loralib's MergedLinear in its weights, from the checkpoint that the adapter was made of.
 """
 
 import argparse
@@ -46,12 +49,13 @@ def load(model_dir, adapter_dir, dtype):
     kinds = {
         "SEQ_CLS": transformers.AutoModelForSequenceClassification,
         "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+        "CAUSAL_LM": transformers.AutoModelForCausalLM,
         "FEATURE_EXTRACTION": transformers.AutoModel,
     }
     task = str(getattr(config.task_type, "value", config.task_type))
     if task not in kinds:
         raise SystemExit(f"adapter_config.json: expected task_type one of {sorted(kinds)}, found {task}")
-    arguments = {} if task == "FEATURE_EXTRACTION" else {"num_labels": num_labels(tensors, model_dir)}
+    arguments = {} if task in ("FEATURE_EXTRACTION", "CAUSAL_LM") else {"num_labels": num_labels(tensors, model_dir)}
     base = kinds[task].from_pretrained(model_dir, dtype=dtype, attn_implementation="eager", **arguments)
     model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=True, autocast_adapter_dtype=False)
     own = get_peft_model_state_dict(model)
@@ -70,6 +74,21 @@ def load(model_dir, adapter_dir, dtype):
     return model.to(dtype).eval()
 
 
+def merged_linear(model_dir, file, alpha, dtype):
+    """The base with W += alpha/r · (B A) for the first and last third of each fused layer (enable_lora [True, False, True])."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation="eager")
+    tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    for name in [key[: -len(".lora_A")] for key in tensors if key.endswith(".lora_A")]:
+        a, b = tensors[f"{name}.lora_A"].to(dtype), tensors[f"{name}.lora_B"].to(dtype)
+        rank = b.shape[1]
+        delta = torch.nn.functional.conv1d(a.unsqueeze(0), b.unsqueeze(-1), groups=2).squeeze(0)
+        queries, values = delta.chunk(2)
+        whole = torch.cat([queries, torch.zeros_like(queries), values])
+        # Conv1D stores [in, out].
+        model.get_submodule(name).weight.data += alpha / rank * whole.T
+    return model.eval()
+
+
 def read_rows(args):
     rows = [json.loads(line) for line in args.rows.read_text().splitlines() if line.strip()]
     if rows and "input_ids" in rows[0]:
@@ -86,7 +105,7 @@ def predict(model, rows, batch_size):
         part = rows[start : start + batch_size]
         width = max(len(row["input_ids"]) for row in part)
         batch = {"input_ids": torch.full((len(part), width), pad), "attention_mask": torch.zeros(len(part), width).long()}
-        if "token_type_ids" in part[0] and model.config.type_vocab_size > 1:
+        if "token_type_ids" in part[0] and hasattr(model.config, "type_vocab_size") and model.config.type_vocab_size > 1:
             batch["token_type_ids"] = torch.zeros(len(part), width).long()
         for i, row in enumerate(part):
             n = len(row["input_ids"])
@@ -98,6 +117,14 @@ def predict(model, rows, batch_size):
             logits = model(**batch).logits
         for i, row in enumerate(part):
             yield logits[i, : len(row["input_ids"])] if logits.dim() == 3 else logits[i]
+
+
+def compare(what, theirs, found, tolerance):
+    worst = max(float((t.double() - f.double()).abs().max()) for t, f in zip(theirs, found))
+    largest = max(float(f.abs().max()) for f in found)
+    print(f"{what}: largest difference of a logit: {worst:.3e} over {len(found)} rows (allowed {tolerance:.1e}), largest logit {largest:.1f}")
+    if not worst <= tolerance:
+        raise SystemExit(1)
 
 
 def main():
@@ -112,12 +139,20 @@ def main():
     parser.add_argument("--pair-column", default="text_pair")
     parser.add_argument("--expect", type=Path)
     parser.add_argument("--tolerance", type=float, default=1e-5)
+    parser.add_argument("--loralib", type=Path)
+    parser.add_argument("--alpha", type=float)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model = load(args.model, args.adapter, {"f32": torch.float32, "f64": torch.float64}[args.dtype])
+    dtype = {"f32": torch.float32, "f64": torch.float64}[args.dtype]
+    model = load(args.model, args.adapter, dtype)
     found = list(predict(model, read_rows(args), args.batch_size))
+    if args.loralib is not None:
+        model = merged_linear(args.model, args.loralib, args.alpha, dtype)
+        compare("the formula of loralib", list(predict(model, read_rows(args), args.batch_size)), found, args.tolerance)
+        if args.expect is None:
+            return
     if args.expect is None:
         for i, logits in enumerate(found):
             print(json.dumps({"row": i, "logits": logits.tolist()}))
@@ -125,10 +160,7 @@ def main():
     theirs = [json.loads(line)["logits"] for line in args.expect.read_text().splitlines() if line.strip()]
     if len(theirs) != len(found):
         raise SystemExit(f"{args.expect}: expected {len(found)} rows, found {len(theirs)}")
-    worst = max(float((torch.tensor(t).double() - f.double()).abs().max()) for t, f in zip(theirs, found))
-    print(f"largest difference of a logit: {worst:.3e} over {len(found)} rows (allowed {args.tolerance:.1e})")
-    if not worst <= args.tolerance:
-        raise SystemExit(1)
+    compare(args.expect, [torch.tensor(t) for t in theirs], found, args.tolerance)
 
 
 if __name__ == "__main__":

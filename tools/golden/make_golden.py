@@ -33,6 +33,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import cases as case_table  # noqa: E402
 import debertas  # noqa: E402
 import decoders  # noqa: E402
+import generated_text  # noqa: E402
 import numbers_alone  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -43,7 +44,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2] / "tests" / "golden"
 SEED = 20261123
 IGNORE_INDEX = -100
-PACKAGES = ["torch", "transformers", "peft", "safetensors", "numpy", "scikit-learn", "scipy"]
+PACKAGES = ["torch", "transformers", "peft", "safetensors", "numpy", "scikit-learn", "scipy", "sacrebleu", "pyter3", "pycocoevalcap"]
 PROBLEM_TYPES = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -486,7 +487,7 @@ def main():
     for name, variant in case_table.ROUND_TRIPS.items():
         if name.startswith(prefix):
             run_round_trip(name, variant)
-    for name, make in numbers_alone.FILES.items():
+    for name, make in (numbers_alone.FILES | generated_text.FILES).items():
         if name.startswith(prefix):
             write_json(ROOT / f"{name}.json", make())
             print(f"{name}.json")

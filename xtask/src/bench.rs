@@ -1,7 +1,8 @@
-//! `cargo xtask bench`: our training step and the peer's, in turns, so that the machine's drift meets both alike.
-//! Each side is a process of its own that prints one JSON line with `tokens_per_s`, `step_ms_median`,
-//! `peak_rss_bytes` and `loss`.
+//! `cargo xtask bench`: our training step and the peer's, in turns, so that the machine's drift meets all alike.
+//! Both read one checkpoint with random weights and one file of rows (tools/bench/prepare.py). Each run is a process of its
+//! own that prints one JSON line with `tokens_per_s`, `peak_rss_bytes` and `loss`.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -10,38 +11,40 @@ use crate::arguments::Arguments;
 use crate::golden::require_packages;
 use crate::root;
 
-/// What both sides are asked to do.
-struct Shape {
+/// What all sides are asked to do.
+struct Work {
     model_config: String,
+    /// `full`, or a file of rows.
+    rows: String,
+    tokenizer: Option<String>,
     batch: usize,
     seq: usize,
     steps: usize,
     dropout: Option<f64>,
     threads: Option<usize>,
-    dtype: String,
-    /// Whether the peer runs under torch.compile.
-    compile: bool,
+    /// Full fine-tuning instead of LoRA.
+    full: bool,
+    /// Where checkpoint and rows are.
+    folder: PathBuf,
 }
 
-impl Shape {
-    fn arguments(&self) -> Vec<String> {
-        let mut out = vec![
-            "--model-config".to_owned(),
-            self.model_config.clone(),
-            "--batch".to_owned(),
-            self.batch.to_string(),
-            "--seq".to_owned(),
-            self.seq.to_string(),
-            "--steps".to_owned(),
-            self.steps.to_string(),
-        ];
-        if let Some(p) = self.dropout {
-            out.extend(["--dropout".to_owned(), p.to_string()]);
+/// Who runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Lowrank,
+    /// PyTorch as it comes.
+    Eager,
+    /// PyTorch under torch.compile.
+    Compiled,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Side::Lowrank => "lowrank",
+            Side::Eager => "eager",
+            Side::Compiled => "compiled",
         }
-        if let Some(n) = self.threads {
-            out.extend(["--threads".to_owned(), n.to_string()]);
-        }
-        out
     }
 }
 
@@ -55,17 +58,24 @@ struct Sample {
     share_of_peak: Option<f64>,
 }
 
-/// Runs both sides alternately and prints medians, ratio and spread.
+/// Runs all sides in turns and prints medians, ratios and spread.
 pub fn run(words: &[String]) -> Result<(), String> {
     let mut arguments = Arguments::new(words);
-    let python = arguments
-        .value("--python")?
-        .unwrap_or_else(|| "python3".to_owned());
-    let rounds = arguments.number("--rounds", 3_usize)?;
-    let shape = Shape {
-        model_config: arguments
-            .value("--model-config")?
-            .unwrap_or_else(|| "tools/bench/configs/roberta-base.json".to_owned()),
+    let mut text = |name: &str, default: &str| -> Result<String, String> {
+        Ok(arguments.value(name)?.unwrap_or_else(|| default.to_owned()))
+    };
+    let python = text("--python", "python3")?;
+    let dtypes = list(&text("--dtype", "f32,bf16")?, "--dtype", &["f32", "bf16"])?;
+    let peers = list(
+        &text("--peers", "eager,compiled")?,
+        "--peers",
+        &["eager", "compiled"],
+    )?;
+    let work = Work {
+        model_config: text("--model-config", "tools/bench/configs/roberta-base.json")?,
+        rows: text("--rows", "full")?,
+        full: text("--mode", "lora")? == "full",
+        tokenizer: arguments.value("--tokenizer")?,
         batch: arguments.number("--batch", 16)?,
         seq: arguments.number("--seq", 128)?,
         steps: arguments.number("--steps", 8)?,
@@ -77,60 +87,47 @@ pub fn run(words: &[String]) -> Result<(), String> {
             0 => None,
             n => Some(n),
         },
-        dtype: arguments
-            .value("--dtype")?
-            .unwrap_or_else(|| "f32".to_owned()),
-        compile: arguments.value("--compile")?.is_some_and(|v| v == "true"),
+        folder: root()
+            .join("target")
+            .join("bench")
+            .join(std::process::id().to_string()),
     };
+    let rounds = arguments.number("--rounds", 3_usize)?;
     arguments.finish()?;
-    if !["f32", "bf16"].contains(&shape.dtype.as_str()) {
-        return Err(format!(
-            "--dtype: expected f32 or bf16, found `{}`",
-            shape.dtype
-        ));
-    }
     if rounds == 0 {
         return Err("--rounds: expected at least 1".to_owned());
     }
-    require_packages(
-        &python,
-        "torch, transformers, peft",
-        "tools/golden/requirements.txt",
-    )?;
+    let packages = "torch, transformers, peft";
+    require_packages(&python, packages, "tools/golden/requirements.txt")?;
     build_ours()?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 1..=rounds {
-        // Who goes first changes each round.
-        let order = if round % 2 == 1 {
-            [true, false]
+    let mut sides = vec![Side::Lowrank];
+    let peer = |name: &String| {
+        if name == "eager" {
+            Side::Eager
         } else {
-            [false, true]
-        };
-        for is_ours in order {
-            let mut command = if is_ours {
-                our_command()
-            } else {
-                peer_command(&python)
-            };
-            command.args([
-                if is_ours { "--precision" } else { "--dtype" },
-                &shape.dtype,
-            ]);
-            if shape.compile && !is_ours {
-                command.arg("--compile");
-            }
-            let name = if is_ours { "lowrank" } else { "peer" };
-            let sample = measure(name, command.args(shape.arguments()))?;
-            println!("round {round}  {}", line(name, &sample));
-            if is_ours {
-                ours.push(sample)
-            } else {
-                theirs.push(sample)
-            }
+            Side::Compiled
         }
+    };
+    sides.extend(peers.iter().map(peer));
+    let outcome = prepare(&python, &work).and_then(|()| {
+        let mut one = |dtype: &String| compare(&python, &work, dtype, &sides, rounds);
+        dtypes.iter().try_for_each(&mut one)
+    });
+    // Half a gigabyte that nobody needs any more.
+    std::fs::remove_dir_all(&work.folder)
+        .map_err(|error| format!("cannot remove {}: {error}", work.folder.display()))?;
+    outcome
+}
+
+fn list(text: &str, flag: &str, known: &[&str]) -> Result<Vec<String>, String> {
+    let names: Vec<String> = text.split(',').map(str::to_owned).collect();
+    match names.iter().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(names),
+        Some(name) => Err(format!(
+            "{flag}: expected {}, found `{name}`",
+            known.join(" or ")
+        )),
     }
-    print_summary(&shape, &ours, &theirs);
-    Ok(())
 }
 
 fn fraction(text: &str) -> Result<f64, String> {
@@ -158,29 +155,113 @@ fn build_ours() -> Result<(), String> {
     }
 }
 
-fn our_command() -> Command {
-    let mut command = cargo();
-    command.args([
-        "run",
-        "--release",
-        "--quiet",
-        "--package",
-        "lowrank-cli",
-        "--",
-        "bench-step",
-        "--json",
-    ]);
+fn script(python: &str, name: &str) -> Command {
+    let mut command = Command::new(python);
+    command
+        .arg(Path::new("tools/bench").join(name))
+        .current_dir(root())
+        .env("HF_HUB_OFFLINE", "1")
+        .env("TOKENIZERS_PARALLELISM", "false")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }
 
-fn peer_command(python: &str) -> Command {
-    let mut command = Command::new(python);
+fn prepare(python: &str, work: &Work) -> Result<(), String> {
+    std::fs::create_dir_all(&work.folder)
+        .map_err(|error| format!("cannot make {}: {error}", work.folder.display()))?;
+    let mut command = script(python, "prepare.py");
+    command.arg("--out").arg(&work.folder);
+    command.args(["--model-config", &work.model_config, "--rows", &work.rows]);
+    command.args([
+        "--batch",
+        &work.batch.to_string(),
+        "--seq",
+        &work.seq.to_string(),
+    ]);
+    command.args(["--steps", &(work.steps + 1).to_string()]);
+    if let Some(dir) = &work.tokenizer {
+        command.args(["--tokenizer", dir]);
+    }
+    if let Some(p) = work.dropout {
+        command.args(["--dropout", &p.to_string()]);
+    }
+    let status = command
+        .stdout(Stdio::null())
+        .status()
+        .map_err(|error| format!("cannot start {python}: {error}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{command:?} ended with {status}"))
+    }
+}
+
+fn command(python: &str, work: &Work, dtype: &str, side: Side) -> Command {
+    let mut command = match side {
+        Side::Lowrank => {
+            let mut command = Command::new(root().join("target/release/lowrank"));
+            command.args(["profile", "--json", "--precision", dtype]);
+            command.args(["--labels", "0", "1", "--lora-alpha", "8"]);
+            command
+                .arg("--train-file")
+                .arg(work.folder.join("rows.jsonl"));
+            command.args(["--max-length", &work.seq.to_string()]);
+            if work.full {
+                command.arg("--full");
+            }
+            command
+        }
+        Side::Eager | Side::Compiled => {
+            let mut command = script(python, "peft_step.py");
+            command.args([
+                "--dtype",
+                dtype,
+                "--mode",
+                if work.full { "full" } else { "lora" },
+            ]);
+            if side == Side::Compiled {
+                command.arg("--compile");
+            }
+            command
+        }
+    };
+    command.arg("--model").arg(&work.folder);
+    command.args([
+        "--batch",
+        &work.batch.to_string(),
+        "--steps",
+        &work.steps.to_string(),
+    ]);
+    if let Some(n) = work.threads {
+        command.args(["--threads", &n.to_string()]);
+    }
     command
-        .arg("tools/bench/peft_step.py")
-        .current_dir(root())
-        .env("HF_HUB_OFFLINE", "1")
-        .env("PYTHONDONTWRITEBYTECODE", "1");
-    command
+}
+
+/// One precision: every side in each round, another first each time.
+fn compare(
+    python: &str,
+    work: &Work,
+    dtype: &str,
+    sides: &[Side],
+    rounds: usize,
+) -> Result<(), String> {
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); sides.len()];
+    for round in 0..rounds {
+        for turn in 0..sides.len() {
+            let at = (round + turn) % sides.len();
+            let side = sides[at];
+            let sample = measure(side.name(), &mut command(python, work, dtype, side))?;
+            println!(
+                "round {}  {dtype}  {}",
+                round + 1,
+                line(side.name(), &sample)
+            );
+            samples[at].push(sample);
+        }
+    }
+    print_summary(work, dtype, sides, &samples);
+    Ok(())
 }
 
 fn measure(name: &str, command: &mut Command) -> Result<Sample, String> {
@@ -228,36 +309,49 @@ fn line(name: &str, sample: &Sample) -> String {
     )
 }
 
-fn print_summary(shape: &Shape, ours: &[Sample], theirs: &[Sample]) {
+fn print_summary(work: &Work, dtype: &str, sides: &[Side], samples: &[Vec<Sample>]) {
     let median_of =
         |samples: &[Sample], value: fn(&Sample) -> f64| median(samples.iter().map(value).collect());
-    let ratios: Vec<f64> = ours
-        .iter()
-        .zip(theirs)
-        .map(|(a, b)| a.tokens_per_s / b.tokens_per_s)
-        .collect();
-    let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = ratios.iter().copied().fold(0.0, f64::max);
     println!(
-        "\n{}, {}, batch {} x {} tokens, {} steps a round, {} rounds",
-        shape.model_config,
-        shape.dtype,
-        shape.batch,
-        shape.seq,
-        shape.steps,
-        ours.len()
+        "\n{}, {}, {dtype}, rows {}, batch {}, up to {} tokens, dropout {}, {} steps a round, {} rounds",
+        work.model_config,
+        if work.full { "all weights" } else { "LoRA" },
+        work.rows,
+        work.batch,
+        work.seq,
+        work.dropout
+            .map_or_else(|| "of the config".to_owned(), |p| p.to_string()),
+        work.steps,
+        samples[0].len()
     );
-    for (name, samples) in [("lowrank", ours), ("peer", theirs)] {
+    for (side, own) in sides.iter().zip(samples) {
+        let share = own[0].share_of_peak.map_or(String::new(), |_| {
+            let share = median_of(own, |s| s.share_of_peak.unwrap_or(f64::NAN));
+            format!(", {:.0}% of the GEMM peak", 100.0 * share)
+        });
         println!(
-            "{name:8} median {:8.0} tok/s, {:5.2} GB",
-            median_of(samples, |s| s.tokens_per_s),
-            median_of(samples, |s| s.peak_gb)
+            "{:8} median {:8.0} tok/s, {:5.2} GB, loss {:.4}{share}",
+            side.name(),
+            median_of(own, |s| s.tokens_per_s),
+            median_of(own, |s| s.peak_gb),
+            median_of(own, |s| s.loss),
         );
     }
-    println!(
-        "lowrank / peer: {:.2} (median of the rounds; {low:.2} to {high:.2})",
-        median(ratios)
-    );
+    for (side, theirs) in sides.iter().zip(samples).skip(1) {
+        let pairs = samples[0].iter().zip(theirs);
+        let ratios: Vec<f64> = pairs
+            .map(|(a, b)| a.tokens_per_s / b.tokens_per_s)
+            .collect();
+        let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = ratios.iter().copied().fold(0.0, f64::max);
+        println!(
+            "lowrank / {}: {:.2} (median of the rounds; {low:.2} to {high:.2}), memory {:.0}%",
+            side.name(),
+            median(ratios),
+            100.0 * median_of(&samples[0], |s| s.peak_gb) / median_of(theirs, |s| s.peak_gb)
+        );
+    }
+    println!();
 }
 
 /// The middle value; of an even number, the mean of the two in the middle. NaN for none.

@@ -17,12 +17,17 @@ commands:
   tidy             the rules of the repository that no compiler checks
   golden [CASE]    makes tests/golden anew (or the cases whose name starts with CASE)
                      --python FILE   the interpreter with tools/golden/requirements.txt (default python3)
-  bench            training steps of lowrank and of PyTorch + peft in turns; medians, ratio, spread
+  bench            training steps of lowrank and of PyTorch + peft, eager and compiled, in turns; medians, ratios, spread
                      --python FILE         the interpreter with torch, transformers and peft (default python3)
                      --model-config FILE   a config.json (default tools/bench/configs/roberta-base.json)
+                     --dtype f32,bf16      the precisions, one after the other (default both)
+                     --peers eager,compiled  (default both)
+                     --rows full|FILE      random rows of --seq tokens, or the texts of a file at their own length
+                     --tokenizer DIR       for the texts (default assets/minilm-l6)
+                     --mode lora|full      adapters, or all weights (default lora)
                      --batch B --seq T --steps N --rounds N   (default 16, 128, 8, 3)
-                     --dropout P           in place of the config's own, on both sides
-                     --threads N           on both sides";
+                     --dropout P           in place of the config's own
+                     --threads N";
 
 /// The repository's root.
 fn root() -> PathBuf {

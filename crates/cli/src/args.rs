@@ -6,15 +6,17 @@
 pub mod common;
 pub mod generate;
 pub mod others;
+pub mod scoring;
 pub mod train;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg};
-pub use generate::GenerateArgs;
+pub use generate::{DecodingArgs, GenerateArgs};
 pub use others::{
-    BenchStepArgs, CheckArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs,
+    CheckArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs, ProfileArgs,
 };
+pub use scoring::ScoringArgs;
 pub use train::TrainArgs;
 
 /// Fine-tune language models by low-rank adaptation (LoRA), fast and lean, on a CPU.
@@ -57,7 +59,7 @@ fn command_line() -> clap::Command {
 pub enum Command {
     /// Train an adapter (or all weights, with --full) and write it with its log, checkpoints and report
     Train(Box<TrainArgs>),
-    /// Measure a model, with or without an adapter, on labelled rows
+    /// Measure a model, with or without an adapter, on labelled rows; or score generated texts
     Eval(Box<EvalArgs>),
     /// Predict labels, probabilities and logits, one JSON line a row
     Predict(Box<PredictArgs>),
@@ -71,9 +73,8 @@ pub enum Command {
     Inspect(Box<InspectArgs>),
     /// Look at data and targets before training: what the model will see
     Check(Box<CheckArgs>),
-    /// Time one optimizer step on random rows
-    #[command(hide = true)]
-    BenchStep(Box<BenchStepArgs>),
+    /// Time optimizer steps op by op, on your rows or random ones
+    Profile(Box<ProfileArgs>),
 }
 
 #[cfg(test)]

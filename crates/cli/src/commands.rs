@@ -1,6 +1,5 @@
 //! One file a command. Each has a `run` that takes its flags, laid over their file, and does the work.
 
-pub mod bench_step;
 pub mod check;
 pub mod eval;
 pub mod generate;
@@ -8,4 +7,5 @@ pub mod inspect;
 pub mod merge;
 pub mod plan;
 pub mod predict;
+pub mod profile;
 pub mod train;

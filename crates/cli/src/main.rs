@@ -9,6 +9,7 @@ mod errors;
 mod interrupt;
 mod memory;
 mod output;
+mod presets;
 mod progress;
 mod resolve;
 mod session;
@@ -19,7 +20,7 @@ mod yaml;
 use std::process::ExitCode;
 
 use crate::args::Command;
-use crate::commands::{bench_step, check, eval, generate, inspect, merge, plan, predict, train};
+use crate::commands::{check, eval, generate, inspect, merge, plan, predict, profile, train};
 
 fn main() -> ExitCode {
     allocator::return_large_blocks();
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(*args),
         Command::Check(args) => check::run(*args),
-        Command::BenchStep(args) => bench_step::run(*args),
+        Command::Profile(args) => profile::run(*args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -58,6 +59,6 @@ fn is_json(command: &Command) -> bool {
         Command::Plan(a) => a.common.is_json(),
         Command::Inspect(a) => a.common.is_json(),
         Command::Check(a) => a.common.is_json(),
-        Command::BenchStep(a) => a.common.is_json(),
+        Command::Profile(a) => a.common.is_json(),
     }
 }

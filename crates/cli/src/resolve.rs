@@ -6,7 +6,7 @@ use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::Device;
 use lowrank_train::config::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
+    MemorySettings, ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::schedule::SchedulerType;
@@ -15,6 +15,7 @@ use crate::args::common::{KeyValue, join_modules};
 use crate::args::train::{EvaluationArgs, InitArg, LoraArgs, OptimizationArgs};
 use crate::args::{CheckArgs, DataArgs, TrainArgs};
 use crate::errors::{CliError, CliResult};
+use crate::presets;
 use crate::session::{AdapterSource, Base, Head, load_rows, load_spec};
 use crate::source::find_asset;
 
@@ -104,7 +105,8 @@ fn asset(name: &str) -> CliResult<String> {
 /// # Errors
 /// A file cannot be read, rows or labels do not fit, or a setting cannot be.
 pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
-    let base = Base::open(&args.model)?;
+    let mut base = Base::open(&args.model)?;
+    presets::check_family(&args.preset, &base.config.model_type)?;
     let adapter = args
         .adapter
         .as_deref()
@@ -125,6 +127,7 @@ pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
     let precision = device.precision().into();
     let mut config = configuration(args, &base, task, max_length, (lora, precision));
     config.validate()?;
+    base.set_dropouts(&config.optimization)?;
 
     let train_file = config.data.train_file.as_str();
     let spec = load_spec(&base, &args.data, task, known.clone(), max_length)?;
@@ -208,11 +211,16 @@ fn configuration(
             text_pair_column: args.data.text_pair_column.clone(),
             label_column: args.data.label_column.clone(),
             max_length,
+            data_format: args.data.data_format,
             template: args.data.template.clone(),
         },
         lora,
         optimization: resolve_optimization(&args.optimization, full),
         evaluation: resolve_evaluation(&args.evaluation, task, args.validation_file.is_some()),
+        memory: MemorySettings {
+            max_memory: args.memory.max_memory,
+            prefix_cache: args.memory.prefix_cache.unwrap_or_default(),
+        },
         output_dir: args
             .output_dir
             .clone()
@@ -393,6 +401,8 @@ pub fn resolve_optimization(args: &OptimizationArgs, full: bool) -> Optimization
         shuffle: shuffle.unwrap_or(true),
         gradient_checkpointing: args.gradient_checkpointing.unwrap_or(false),
         label_smoothing_factor: args.label_smoothing_factor.unwrap_or(0.0),
+        dropout: args.dropout,
+        classifier_dropout: args.classifier_dropout,
     }
 }
 
@@ -459,6 +469,8 @@ pub fn to_settings(config: &TrainConfig) -> serde_json::Map<String, serde_json::
 
 #[cfg(test)]
 mod tests {
+    use lowrank_train::config::{ByteSize, PrefixCacheLimit};
+
     use super::*;
     use crate::settings;
     use crate::yaml;
@@ -486,11 +498,16 @@ mod tests {
                 text_pair_column: None,
                 label_column: None,
                 max_length: 128,
+                data_format: None,
                 template: None,
             },
             lora: resolve_lora(&args.lora, default_lora("bert")).unwrap(),
             optimization: resolve_optimization(&args.optimization, false),
             evaluation: resolve_evaluation(&args.evaluation, TaskKind::SingleLabel, false),
+            memory: MemorySettings {
+                max_memory: Some(ByteSize(2_000_000_000)),
+                prefix_cache: PrefixCacheLimit::Off,
+            },
             output_dir: "runs/a".to_owned(),
             precision: Precision::Bf16,
             threads: None,
@@ -514,5 +531,7 @@ mod tests {
             resolve_evaluation(&back.evaluation, TaskKind::SingleLabel, false),
             config.evaluation
         );
+        assert_eq!(back.memory.max_memory, config.memory.max_memory);
+        assert_eq!(back.memory.prefix_cache, Some(config.memory.prefix_cache));
     }
 }

@@ -12,7 +12,7 @@ use lowrank_formats::peft::{AdapterFile, LoraConfig, Loralib, TaskType};
 use lowrank_formats::{Checkpoint, write_atomic};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig};
 use lowrank_train::checkpoint::RunState;
-use lowrank_train::config::{DataSettings, TaskKind};
+use lowrank_train::config::{DataSettings, OptimizationSettings, TaskKind};
 use lowrank_train::fingerprint;
 use serde::{Deserialize, Serialize};
 
@@ -97,11 +97,23 @@ impl Base {
 
     /// Reads the weights.
     pub fn load(&self, head: &Head, seed: u64, device: &Device) -> CliResult<(Model, LoadReport)> {
-        Ok(Model::load(
+        Ok(Model::load_as(
             &self.dir,
+            self.config.clone(),
             &self.load_options(head, seed),
             device,
         )?)
+    }
+
+    /// Puts a run's dropout in the place of the configuration's own.
+    pub fn set_dropouts(&mut self, settings: &OptimizationSettings) -> CliResult {
+        if let Some(p) = settings.dropout {
+            self.config.set_dropout(p)?;
+        }
+        if let Some(p) = settings.classifier_dropout {
+            self.config.set_classifier_dropout(p)?;
+        }
+        Ok(())
     }
 
     /// The limit of tokens a row: what was asked for, if the model can take it.
@@ -422,6 +434,7 @@ pub fn load_spec(
             .transpose()
             .map_err(DataError::from)?,
         max_length: Some(max_length),
+        nlg: data.data_format,
         template: match &data.template {
             None => Template::default(),
             Some(text) => text.parse().map_err(|error: TemplateError| {

@@ -66,7 +66,14 @@ pub fn overlay<T: Serialize + DeserializeOwned>(
     skipped.map_err(|error| CliError::usage(format!("the settings do not fit together: {error}")))
 }
 
-fn to_map<T: Serialize>(flags: &T) -> Map<String, Value> {
+/// Takes away the settings that a command does not have.
+pub fn keep_known<T: Args + Serialize + DeserializeOwned>(settings: &mut Map<String, Value>) {
+    let names = known_names::<T>();
+    settings.retain(|key, _| names.contains_key(key));
+}
+
+/// Flags as settings; what was not given is null.
+pub fn to_map<T: Serialize>(flags: &T) -> Map<String, Value> {
     match serde_json::to_value(flags) {
         Ok(Value::Object(map)) => map,
         Ok(_) | Err(_) => Map::new(),

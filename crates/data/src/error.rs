@@ -195,6 +195,19 @@ pub enum FileProblem {
         /// The field, counted from 1.
         field: usize,
     },
+    /// A file of no data set of text generation that is known.
+    #[error(
+        "the rows are of no data set that is known: expected E2E, WebNLG, DART, or JSONL with `prompt` and `references`"
+    )]
+    NoNlgData,
+    /// A file that is not written as its data set is.
+    #[error("this is not written as {format} is: expected {shapes}")]
+    OtherNlgData {
+        /// The data set.
+        format: &'static str,
+        /// How it is written.
+        shapes: &'static str,
+    },
     /// The Parquet decoder refused.
     #[error("not a readable Parquet file: {0}")]
     Parquet(String),
@@ -210,6 +223,8 @@ impl FileProblem {
             Self::OpenQuote { .. } => Some(
                 "double each quote inside a quoted field, or name the file .tsv if quotes mean nothing in it".into(),
             ),
+            Self::NoNlgData => Some("name its kind with --data-format e2e, webnlg, dart or references".into()),
+            Self::OtherNlgData { .. } => Some("leave --data-format out if the rows are of another kind".into()),
             Self::Parquet(_) => None,
         }
     }

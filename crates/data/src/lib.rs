@@ -27,6 +27,7 @@ mod error;
 mod labels;
 mod load;
 mod nearest;
+pub mod nlg;
 mod order;
 mod rows;
 mod tokenizer;
@@ -40,8 +41,9 @@ pub use error::{
 pub use labels::{IGNORE_INDEX, Label, LabelMap, Task};
 pub use load::{
     Example, LabelNeed, LoadReport, LoadSpec, Loaded, LongRows, Template, TemplateError,
-    examples_from_table, load_examples,
+    examples_from_table, load_examples, read_table,
 };
+pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};
 pub use rows::{Cell, FileFormat, Header, Row, Table};
 pub use tokenizer::{Encoded, EncodedWords, Tokenizer, TokenizerFamily};

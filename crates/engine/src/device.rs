@@ -3,11 +3,13 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use lowrank_kernels::{DType, Isa};
 
 use crate::buffer::{Buffer, Layout, Space};
 use crate::meter::{MemoryReport, Meter, Purpose};
+use crate::profile::{Phase, Profile};
 
 /// A handle to a device; clones share it.
 #[derive(Clone)]
@@ -23,6 +25,7 @@ struct Inner {
 struct Counts {
     meter: Meter,
     layout: Layout,
+    profile: Option<Profile>,
 }
 
 enum Kind {
@@ -110,14 +113,41 @@ impl Device {
         }
     }
 
-    /// Counts `flops` and, on a device that computes, runs `work`.
-    pub fn exec(&self, flops: u64, work: impl FnOnce(Isa)) {
-        if flops > 0 {
-            self.counts().meter.add_flops(flops);
+    /// Counts `flops` and, on a device that computes, runs `work`. `op` is what a profile calls it.
+    pub fn exec(&self, op: &'static str, flops: u64, work: impl FnOnce(Isa)) {
+        let profiling = {
+            let mut counts = self.counts();
+            counts.meter.add_flops(flops);
+            counts.profile.is_some()
+        };
+        let Kind::Cpu { isa, .. } = &self.0.kind else {
+            return;
+        };
+        if !profiling {
+            return work(*isa);
         }
-        match &self.0.kind {
-            Kind::Cpu { isa, .. } => work(*isa),
-            Kind::Dry => {}
+        let started = Instant::now();
+        work(*isa);
+        let elapsed = started.elapsed();
+        if let Some(profile) = &mut self.counts().profile {
+            profile.add(op, elapsed, flops);
+        }
+    }
+
+    /// From now on the time of each op is taken; what was taken before is forgotten.
+    pub fn start_profile(&self) {
+        self.counts().profile = Some(Profile::default());
+    }
+
+    /// The times taken since [`Device::start_profile`], and an end to taking them. None if it was never called.
+    pub fn end_profile(&self) -> Option<Profile> {
+        self.counts().profile.take()
+    }
+
+    /// Says which half of a pass the ops that follow belong to.
+    pub(crate) fn enter(&self, phase: Phase) {
+        if let Some(profile) = &mut self.counts().profile {
+            profile.enter(phase);
         }
     }
 

@@ -9,6 +9,7 @@ pub mod device;
 pub mod meter;
 pub mod ops;
 pub mod param;
+pub mod profile;
 pub mod tape;
 pub mod tensor;
 
@@ -16,5 +17,6 @@ pub use device::Device;
 pub use lowrank_kernels::{Activation, DType, Isa};
 pub use meter::{MemoryReport, Purpose};
 pub use param::{Gradients, Matrix, PackedMatrix, Param, Trainable, TrainableId, Trainables};
+pub use profile::{OpTime, Phase, Profile};
 pub use tape::{StepKey, Tape, Var};
 pub use tensor::Tensor;

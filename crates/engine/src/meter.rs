@@ -16,17 +16,20 @@ pub enum Purpose {
     Activations,
     /// Packed copies and other scratch of one op.
     Workspace,
+    /// States that frozen layers give, kept for the next time that a row comes.
+    PrefixCache,
 }
 
 impl Purpose {
     /// Every purpose, in the order of [`MemoryReport::bytes`].
-    pub const ALL: [Purpose; 6] = [
+    pub const ALL: [Purpose; 7] = [
         Purpose::FrozenWeights,
         Purpose::TrainableWeights,
         Purpose::Gradients,
         Purpose::OptimizerState,
         Purpose::Activations,
         Purpose::Workspace,
+        Purpose::PrefixCache,
     ];
 
     /// A name for tables and JSON.
@@ -38,6 +41,7 @@ impl Purpose {
             Purpose::OptimizerState => "optimizer_state",
             Purpose::Activations => "activations",
             Purpose::Workspace => "workspace",
+            Purpose::PrefixCache => "prefix_cache",
         }
     }
 
@@ -50,7 +54,7 @@ impl Purpose {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryReport {
     /// Bytes, in the order of [`Purpose::ALL`].
-    pub bytes: [u64; 6],
+    pub bytes: [u64; Purpose::ALL.len()],
 }
 
 impl MemoryReport {

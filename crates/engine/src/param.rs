@@ -143,6 +143,35 @@ impl PackedMatrix {
         })
     }
 
+    /// Packs a weight whose transpose [in, out] is given, as GPT-2's `Conv1D` stores it; panels are made straight from it. On
+    /// the dry device only the shape counts. Panics elsewhere if the length does not fit.
+    pub fn from_transposed(
+        device: &Device,
+        out_features: usize,
+        in_features: usize,
+        stored: &[f32],
+    ) -> Self {
+        let precision = device.precision();
+        let len = match precision {
+            DType::F32 => kernels::packed_len(out_features, in_features),
+            DType::Bf16 => kernels::packed_bf16_len(out_features, in_features),
+        };
+        let purpose = Purpose::FrozenWeights;
+        let mut packed = Tensor::uninit_as(precision, device, 1, len, purpose);
+        if !device.is_dry() {
+            let view = MatRef::new(stored, in_features, out_features).transposed();
+            match precision {
+                DType::F32 => kernels::pack(device.isa(), view, packed.data_mut()),
+                DType::Bf16 => kernels::pack_bf16(device.isa(), view, packed.values_mut()),
+            }
+        }
+        PackedMatrix {
+            out_features,
+            in_features,
+            packed,
+        }
+    }
+
     /// Rows of W.
     pub fn out_features(&self) -> usize {
         self.out_features

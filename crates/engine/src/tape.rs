@@ -8,6 +8,7 @@ use lowrank_kernels::{Dropout, DropoutKey};
 
 use crate::device::Device;
 use crate::param::{Gradients, Trainables};
+use crate::profile::Phase;
 use crate::tensor::{Tensor, with_element};
 
 /// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches before it.
@@ -55,7 +56,11 @@ impl Var {
         self.value.clone()
     }
 
-    /// The tensor, to be overwritten: itself if nobody else holds it, else a copy.
+    /// The tensor, to be kept or overwritten: itself if nobody else holds it, else a copy.
+    pub fn into_tensor(self) -> Tensor {
+        self.into_owned()
+    }
+
     pub(crate) fn into_owned(self) -> Tensor {
         Arc::try_unwrap(self.value).unwrap_or_else(|shared| shared.duplicate())
     }
@@ -75,6 +80,7 @@ pub struct Tape<'m> {
     recording: bool,
     adapters: bool,
     touched: bool,
+    dropped: bool,
     next_site: u32,
     /// Turns the numbers of sites into others for a second use of the same layers.
     site_salt: u32,
@@ -106,6 +112,7 @@ impl<'m> Tape<'m> {
             recording,
             adapters: true,
             touched: false,
+            dropped: false,
             next_site: 0,
             site_salt: 0,
             nodes: Vec::new(),
@@ -141,6 +148,26 @@ impl<'m> Tape<'m> {
         }
     }
 
+    /// Whether any op so far depends on a trained value.
+    pub fn met_trained(&self) -> bool {
+        self.touched
+    }
+
+    /// Whether any op so far dropped something out.
+    pub fn dropped(&self) -> bool {
+        self.dropped
+    }
+
+    /// The number of the next dropout site.
+    pub fn next_site(&self) -> u32 {
+        self.next_site
+    }
+
+    /// Goes on as if the sites before `site` had been passed: for a pass that starts above layers that are known already.
+    pub fn enter_at(&mut self, site: u32) {
+        self.next_site = site;
+    }
+
     /// Whether an op whose inputs or weights need a gradient has to save what its backward needs.
     pub(crate) fn recording(&self) -> bool {
         self.recording
@@ -155,8 +182,9 @@ impl<'m> Tape<'m> {
     }
 
     /// The dropout of a site that has a number of its own.
-    pub(crate) fn dropout_at(&self, p: f32, site: u32) -> Option<Dropout> {
+    pub(crate) fn dropout_at(&mut self, p: f32, site: u32) -> Option<Dropout> {
         let StepKey { seed, micro_step } = self.step.filter(|_| p > 0.0)?;
+        self.dropped = true;
         Some(Dropout {
             p,
             key: DropoutKey {
@@ -256,7 +284,9 @@ impl<'m> Tape<'m> {
         };
         cx.slots.resize_with(self.nodes.len(), || None);
         cx.slots[last] = Some(Arc::new(d_output));
+        cx.device.enter(Phase::Backward);
         walk(self.nodes, &mut cx);
+        cx.device.enter(Phase::Forward);
     }
 }
 
@@ -297,7 +327,7 @@ impl Backprop<'_> {
             },
         };
         let dtype = sum.dtype();
-        self.device.exec(0, |isa| {
+        self.device.exec("sum of gradients", 0, |isa| {
             with_element!(dtype, E => kernels::add_assign(isa, sum.values_mut::<E>(), other.values::<E>()))
         });
         self.slots[node] = Some(Arc::new(sum));

@@ -105,7 +105,7 @@ impl Tensor {
     pub fn duplicate_rows(&self, rows: Range<usize>, purpose: Purpose) -> Self {
         let mut copy = Self::uninit_as(self.dtype, &self.device, rows.len(), self.cols, purpose);
         let range = rows.start * self.cols..rows.end * self.cols;
-        self.device.exec(0, |_| {
+        self.device.exec("copy", 0, |_| {
             with_element!(self.dtype, E => {
                 copy.values_mut::<E>().copy_from_slice(&self.values::<E>()[range]);
             });
@@ -113,10 +113,35 @@ impl Tensor {
         copy
     }
 
+    /// Writes some rows of `from` over the rows from `at` on. Panics if a range exceeds its rows, or if the tensors differ in
+    /// width or storage.
+    pub fn copy_rows(&mut self, at: usize, from: &Tensor, rows: Range<usize>) {
+        assert!(
+            rows.end <= from.rows && at + rows.len() <= self.rows,
+            "copy_rows: a row is past the end"
+        );
+        assert_eq!(
+            (self.cols, self.dtype),
+            (from.cols, from.dtype),
+            "copy_rows: the tensors differ in kind"
+        );
+        let device = self.device.clone();
+        let (cols, dtype) = (self.cols, self.dtype);
+        let (into, range) = (
+            at * cols..(at + rows.len()) * cols,
+            rows.start * cols..rows.end * cols,
+        );
+        device.exec("copy", 0, |_| {
+            with_element!(dtype, E => {
+                self.values_mut::<E>()[into].copy_from_slice(&from.values::<E>()[range]);
+            });
+        });
+    }
+
     /// A copy in f32 with the same shape.
     pub fn to_f32(&self, purpose: Purpose) -> Self {
         let mut copy = Self::uninit(&self.device, self.rows, self.cols, purpose);
-        self.device.exec(0, |isa| {
+        self.device.exec("copy", 0, |isa| {
             with_element!(self.dtype, E => {
                 kernels::convert(isa, copy.data_mut(), self.values::<E>());
             });

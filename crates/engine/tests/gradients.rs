@@ -196,6 +196,7 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
         let adapter = Adapter {
             a: ids[1],
             b: ids[2],
+            blocks: None,
             scaling: 0.75,
             dropout: 0.4,
             site: 9,
@@ -599,6 +600,7 @@ fn a_second_use_has_masks_of_its_own() {
     let adapter = Adapter {
         a: ids[0],
         b: ids[1],
+        blocks: None,
         scaling: 1.0,
         dropout: 0.5,
         site: 0x8000_0007,

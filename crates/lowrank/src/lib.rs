@@ -77,6 +77,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Score generated text
+//!
+//! ```
+//! use lowrank::metrics::{Segment, bleu, ptb, rouge_l};
+//!
+//! let segments = [Segment::new("A cheap pub by the river.", ["A cheap pub near the river.", "Cheap, by the river: a pub."])];
+//! assert!(bleu::score(&segments) > 0.5);
+//! assert!(rouge_l::score(&ptb::tokenize_all(&segments)) > 0.8);
+//! ```
+//!
 //! Whole runs with evaluation, checkpoints and exact resume: [`train::trainer::Trainer`].
 
 pub use lowrank_data as data;
@@ -84,5 +94,6 @@ pub use lowrank_engine as engine;
 pub use lowrank_formats as formats;
 pub use lowrank_formats::peft;
 pub use lowrank_kernels as kernels;
+pub use lowrank_metrics as metrics;
 pub use lowrank_model as model;
 pub use lowrank_train as train;

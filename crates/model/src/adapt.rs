@@ -13,6 +13,7 @@ use crate::loader::{LM_HEAD, name_hash};
 use crate::lora::{HEAD_NAMES, Origin, Resolved, initial_values, resolve};
 use crate::model::Model;
 use crate::modules::{Convolution, Layout, Linear, ModuleMut, ModuleRef, Table};
+use crate::parts::{Parts, Piece};
 
 /// What a model trains.
 #[derive(Debug, Clone)]
@@ -88,6 +89,7 @@ impl Model {
         let mut config = config.clone();
         let mut notes = Vec::new();
         self.complete(&mut config)?;
+        let parts = Parts::take(&mut config, self.family)?;
         if config.task_type.is_none() {
             config.task_type = Some(self.task.peft_type());
         }
@@ -117,7 +119,7 @@ impl Model {
         }
         // As PEFT does, with a warning: the file says how the adapted weights stand in theirs.
         config.fan_in_fan_out = self.is_conv1d(&config)?;
-        self.attach(config, seed, notes, Origin::New)?;
+        self.attach(config, parts, (seed, Origin::New), notes)?;
         Ok(&self.report)
     }
 
@@ -139,22 +141,22 @@ impl Model {
             )
         };
         let notes = self.new_poolers(&config).into_iter().map(note).collect();
-        self.attach(config, 0, notes, Origin::File)
+        self.attach(config, None, (0, Origin::File), notes)
     }
 
     fn attach(
         &mut self,
         mut config: LoraConfig,
-        seed: u64,
+        parts: Option<Parts>,
+        (seed, origin): (u64, Origin),
         notes: Vec<String>,
-        origin: Origin,
     ) -> Result<(), ModelError> {
         if !matches!(self.mode, TrainMode::Frozen) {
             return Err(ModelError::State(
                 "this model is already being trained: load it anew".to_string(),
             ));
         }
-        let Resolved { targets, saved } = resolve(&config, &self.modules(), origin)?;
+        let Resolved { targets, saved } = resolve(&config, &self.modules(), origin, parts)?;
         if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
             // As PEFT does: the file names the layers, so that it means the same in any version.
             config.target_modules = Some(TargetModules::List(targets.iter().cloned().collect()));
@@ -163,6 +165,7 @@ impl Model {
             device: self.device.clone(),
             config: &config,
             matcher: Matcher::new(&config)?,
+            parts,
             seed,
             targets: &targets,
             saved: &saved,
@@ -378,6 +381,7 @@ struct Attach<'a> {
     device: Device,
     config: &'a LoraConfig,
     matcher: Matcher,
+    parts: Option<Parts>,
     seed: u64,
     targets: &'a BTreeSet<String>,
     saved: &'a BTreeSet<String>,
@@ -461,42 +465,58 @@ impl Attach<'_> {
     }
 
     fn adapt(&mut self, linear: &mut Linear) -> Result<(), ModelError> {
-        let path = &linear.path;
-        let shape = [linear.out_features, linear.in_features];
-        let (rank, alpha) = (self.matcher.rank(path)?, self.matcher.alpha(path)?);
-        let scaling = self.matcher.scaling(path)?;
-        let (a, b) = if self.device.is_dry() {
-            (Vec::new(), Vec::new())
-        } else {
-            initial_values(&self.config.init_lora_weights, self.seed, path, shape, rank)?
+        let path = linear.path.clone();
+        let shape @ [out, inp] = [linear.out_features, linear.in_features];
+        let (rank, alpha) = (self.matcher.rank(&path)?, self.matcher.alpha(&path)?);
+        let scaling = self.matcher.scaling(&path)?;
+        let parts = self.parts.filter(|parts| parts.are_of(&path));
+        let pieces = match parts {
+            None => vec![Piece {
+                path: path.clone(),
+                shape,
+                rank,
+                alpha,
+            }],
+            Some(parts) => parts.pieces(&path, shape, rank, alpha),
         };
-        let [out, inp] = shape;
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        if !self.device.is_dry() {
+            for piece in &pieces {
+                let init = &self.config.init_lora_weights;
+                let (its_a, its_b) =
+                    initial_values(init, self.seed, &piece.path, piece.shape, piece.rank)?;
+                a.extend(its_a);
+                b.extend(its_b);
+            }
+        }
+        let stored_b = [pieces.iter().map(|p| p.shape[0]).sum(), pieces[0].rank];
         let key = |which: &str| format!("{KEY_PREFIX}{path}.lora_{which}.weight");
-        let a = self
-            .trainables
-            .add(&self.device, key("A"), &[rank, inp], &a);
-        let b = self
-            .trainables
-            .add(&self.device, key("B"), &[out, rank], &b);
-        let site = (name_hash(path) >> 32) as u32 | 0x8000_0000;
-        let dropout = self.config.lora_dropout as f32;
+        let (device, trainables) = (&self.device, &mut *self.trainables);
         linear.adapter = Some(Adapter {
-            a,
-            b,
+            a: trainables.add(device, key("A"), &[rank, inp], &a),
+            b: trainables.add(device, key("B"), &stored_b, &b),
+            blocks: parts.map(|parts| parts.blocks),
             scaling: scaling as f32,
-            dropout,
-            site,
+            dropout: self.config.lora_dropout as f32,
+            site: (name_hash(&path) >> 32) as u32 | 0x8000_0000,
         });
-        let parameters = (rank * (inp + out)) as u64;
-        let path = path.clone();
-        self.report.modules.push(AdaptedModule {
+        debug_assert!(parts.is_some() || stored_b == [out, rank]);
+        for Piece {
             path,
             shape,
             rank,
             alpha,
-            scaling,
-            parameters,
-        });
+        } in pieces
+        {
+            self.report.modules.push(AdaptedModule {
+                path,
+                shape,
+                rank,
+                alpha,
+                scaling,
+                parameters: (rank * (shape[0] + shape[1])) as u64,
+            });
+        }
         Ok(())
     }
 }

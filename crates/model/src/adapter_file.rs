@@ -1,8 +1,11 @@
 //! Adapters on disk: what is saved is exactly what is trained, checked by reading it back.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use lowrank_engine::ops::blocks::Blocks;
+use lowrank_engine::{Trainable, TrainableId};
 use lowrank_formats::peft::{
     ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, LoraConfig, write_adapter,
 };
@@ -10,6 +13,14 @@ use lowrank_formats::peft::{
 use crate::adapt::{AdapterReport, TrainMode};
 use crate::error::ModelError;
 use crate::model::Model;
+use crate::modules::ModuleRef;
+
+/// A trained value as it stands in an adapter's file.
+struct SavedTensor<'a> {
+    name: &'a str,
+    shape: Vec<usize>,
+    values: Cow<'a, [f32]>,
+}
 
 impl Model {
     /// Attaches the adapter in `dir`: PEFT's `adapter_config.json` beside `adapter_model.safetensors` or `.bin`.
@@ -90,18 +101,59 @@ impl Model {
         if let Some(base) = base {
             config.base_model_name_or_path = Some(base.to_string());
         }
-        let tensors: Vec<(&str, &[usize], &[f32])> = self
-            .trainables
+        let saved = self.saved_tensors();
+        let tensors: Vec<(&str, &[usize], &[f32])> = saved
             .iter()
-            .map(|(_, t)| (t.name.as_str(), t.shape.as_slice(), t.value.data()))
+            .map(|t| (t.name, t.shape.as_slice(), t.values.as_ref()))
             .collect();
         write_adapter(dir, &config, &tensors)?;
-        self.check_saved(dir)?;
+        self.check_saved(dir, &saved)?;
         Ok(std::fs::metadata(dir.join(ADAPTER_WEIGHTS)).map_or(0, |m| m.len()))
     }
 
+    /// The names and shapes of an adapter's tensors in its file, in the order of the trained values. They are the trained
+    /// values' own, but that of parts of a fused layer: PEFT's form has the zeros between the blocks too.
+    pub fn saved_shapes(&self) -> Vec<(&str, Vec<usize>)> {
+        let blocks = self.blocks();
+        let shape = |id: &TrainableId, t: &Trainable| match blocks.get(id) {
+            None => t.shape.clone(),
+            Some(blocks) => blocks.whole_shape([t.shape[0], t.shape[1]]).to_vec(),
+        };
+        let trained = self.trainables.iter();
+        trained
+            .map(|(id, t)| (t.name.as_str(), shape(&id, t)))
+            .collect()
+    }
+
+    fn saved_tensors(&self) -> Vec<SavedTensor<'_>> {
+        let blocks = self.blocks();
+        let shapes = self.saved_shapes().into_iter();
+        let all = shapes.zip(self.trainables.iter());
+        all.map(|((name, shape), (id, t))| SavedTensor {
+            name,
+            shape,
+            values: match blocks.get(&id) {
+                None => Cow::Borrowed(t.value.data()),
+                Some(blocks) => Cow::Owned(blocks.expand(t.value.data(), t.value.cols())),
+            },
+        })
+        .collect()
+    }
+
+    /// Each stored B of parts of a fused layer.
+    fn blocks(&self) -> BTreeMap<TrainableId, Blocks> {
+        let of_linear = |module: &ModuleRef<'_>| match module {
+            ModuleRef::Linear(linear) => linear.adapter.and_then(|a| Some((a.b, a.blocks?))),
+            ModuleRef::LayerNorm(_)
+            | ModuleRef::Embedding(_)
+            | ModuleRef::Convolution(_)
+            | ModuleRef::Bias(_) => None,
+        };
+        self.modules().iter().filter_map(of_linear).collect()
+    }
+
     /// set(saved) = set(trained), value by value.
-    fn check_saved(&self, dir: &Path) -> Result<(), ModelError> {
+    fn check_saved(&self, dir: &Path, saved: &[SavedTensor<'_>]) -> Result<(), ModelError> {
         let file = AdapterFile::read(dir)?;
         let same = |a: &[f32], b: &[f32]| {
             a.iter()
@@ -109,8 +161,8 @@ impl Model {
                 .eq(b.iter().map(|v| v.to_bits()))
         };
         let trained = |(key, tensor): &(&str, &AdapterTensor)| {
-            let id = self.trainables.find(key);
-            id.is_some_and(|id| same(self.trainables.get(id).value.data(), &tensor.data))
+            let found = saved.iter().find(|t| t.name == *key);
+            found.is_some_and(|t| t.shape == tensor.shape && same(&t.values, &tensor.data))
         };
         let equal = file.iter().filter(trained).count();
         if equal == self.trainables.len() && equal == file.len() {

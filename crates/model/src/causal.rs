@@ -7,13 +7,14 @@ use lowrank_engine::{Gradients, Tape, Var};
 
 use crate::families::LanguageModel;
 use crate::model::{Batch, Model, PassOptions};
+use crate::stretch::Stretch;
 
 impl Model {
     /// Forward and backward; the loss's sum and the number of counted tokens.
     pub(crate) fn train_on_next_tokens<'m>(
         &'m self,
         model: &'m dyn LanguageModel,
-        mut tape: Tape<'m>,
+        (mut tape, stretch): (Tape<'m>, Stretch),
         batch: &Batch<'_>,
         targets: Targets<'_>,
         (options, gradients): (&PassOptions, &mut Gradients),
@@ -22,7 +23,7 @@ impl Model {
         if rows.is_empty() {
             return (0.0, 0);
         }
-        let hidden = model.hidden(&mut tape, batch, &rows, options.recompute);
+        let hidden = model.hidden(&mut tape, batch, &rows, stretch);
         let targets = LmTargets {
             table: model.head(),
             labels: &labels,
@@ -36,9 +37,10 @@ impl Model {
     }
 
     /// Forward alone, without label smoothing; the loss's sum and the number of counted tokens.
-    pub(crate) fn loss_of_next_tokens(
-        &self,
-        model: &dyn LanguageModel,
+    pub(crate) fn loss_of_next_tokens<'m>(
+        &'m self,
+        model: &'m dyn LanguageModel,
+        (mut tape, stretch): (Tape<'m>, Stretch),
         batch: &Batch<'_>,
         targets: Targets<'_>,
     ) -> (f64, usize) {
@@ -46,8 +48,7 @@ impl Model {
         if rows.is_empty() {
             return (0.0, 0);
         }
-        let mut tape = Tape::inference(&self.device, &self.trainables);
-        let hidden = model.hidden(&mut tape, batch, &rows, false);
+        let hidden = model.hidden(&mut tape, batch, &rows, stretch);
         let targets = LmTargets {
             table: model.head(),
             labels: &labels,
@@ -64,7 +65,7 @@ impl Model {
         batch: &Batch<'_>,
     ) -> Var {
         let rows: Vec<usize> = (0..batch.tokens()).collect();
-        let hidden = model.hidden(&mut tape, batch, &rows, false);
+        let hidden = model.hidden(&mut tape, batch, &rows, Stretch::whole(false));
         tape.constant(lm_logits(hidden.tensor(), model.head(), &self.trainables))
     }
 }

@@ -140,6 +140,20 @@ impl ModelConfig {
         }
         Self::from_value(Path::new("config.json"), self.raw.clone()).map(|_| ())
     }
+
+    /// Sets the probability of dropout before the classifier, from 0 to below 1.
+    /// Errors where the family has no dropout of its own there.
+    pub fn set_classifier_dropout(&mut self, p: f64) -> Result<(), ModelError> {
+        let known = |key: &&&str| ["classifier_dropout", "cls_dropout"].contains(*key);
+        let Some(key) = family(&self.model_type)?.dropouts.iter().find(known) else {
+            return Err(ModelError::UnsupportedConfig(format!(
+                "a `{}` model has no dropout of its own before a classifier",
+                self.model_type
+            )));
+        };
+        self.raw[*key] = p.into();
+        Self::from_value(Path::new("config.json"), self.raw.clone()).map(|_| ())
+    }
 }
 
 const ACTIVATIONS: &[(&str, Activation)] = &[

@@ -14,7 +14,10 @@ mod lora;
 mod merge;
 mod model;
 pub mod modules;
+mod parts;
+mod prefix;
 mod sizes;
+mod stretch;
 
 pub use adapt::{AdaptedModule, AdapterReport, SavedModule, TrainMode};
 pub use config::{Facts, ModelConfig, Task};
@@ -24,4 +27,6 @@ pub use loader::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
 pub use merge::{MergeOptions, MergeReport};
 pub use model::{Batch, Model, PassOptions};
+pub use prefix::{Entry, Prefix};
 pub use sizes::{builtin_config, builtin_names};
+pub use stretch::Stretch;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lowrank_engine::param::{Frozen, PackedMatrix, transpose};
+use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{Device, Matrix, Param};
 use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_kernels as kernels;
@@ -83,6 +83,8 @@ pub struct Loader<'a> {
     options: &'a LoadOptions,
     initializer_range: f32,
     report: LoadReport,
+    /// A matrix as a file holds it.
+    stored: Vec<f32>,
     faults: Vec<String>,
     body_faults: usize,
 }
@@ -119,6 +121,7 @@ impl<'a> Loader<'a> {
             options,
             initializer_range,
             report: LoadReport::default(),
+            stored: Vec::new(),
             faults: Vec::new(),
             body_faults: 0,
         }
@@ -164,16 +167,15 @@ impl<'a> Loader<'a> {
         let weight = match layout {
             Layout::Linear => self.matrix(&wanted, source.as_deref(), out, inp)?,
             Layout::Conv1d => {
-                let mut rows = Vec::new();
+                // One buffer for all: fresh pages for each matrix cost as much as its values.
+                let mut stored = std::mem::take(&mut self.stored);
                 if !self.device.is_dry() {
-                    let mut stored = vec![0.0; inp * out];
+                    stored.resize(inp * out, 0.0);
                     self.fill(&wanted, source.as_deref(), 0, &mut stored)?;
-                    rows = transpose(&stored, inp, out);
                 }
-                PackedMatrix::from_blocks(self.device, out, inp, |first, block| {
-                    block.copy_from_slice(&rows[first * inp..][..block.len()]);
-                    Ok::<(), FormatError>(())
-                })?
+                let packed = PackedMatrix::from_transposed(self.device, out, inp, &stored);
+                self.stored = stored;
+                packed
             }
         };
         let bias_name = format!("{path}.bias");

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeSet;
 
+use lowrank_engine::ops::blocks::PARTS;
 use lowrank_formats::peft::{InitLoraWeights, LoraConfig, Matcher, TargetModules};
 use lowrank_kernels as kernels;
 
 use crate::error::ModelError;
 use crate::loader::name_hash;
 use crate::modules::{Linear, ModuleRef};
+use crate::parts::Parts;
 
 /// Names that PEFT saves with the adapter for classification tasks, whether or not the model has them.
 pub(crate) const HEAD_NAMES: [&str; 2] = ["classifier", "score"];
@@ -35,6 +37,7 @@ pub(crate) fn resolve(
     config: &LoraConfig,
     modules: &[ModuleRef<'_>],
     origin: Origin,
+    parts: Option<Parts>,
 ) -> Result<Resolved, ModelError> {
     let matcher = Matcher::new(config)?;
     let linears: Vec<&Linear> = modules.iter().filter_map(as_linear).collect();
@@ -64,7 +67,14 @@ pub(crate) fn resolve(
             faults,
         });
     }
-    check_ranks(&matcher, &linears, &targets)?;
+    // A file may hold the parts of a fused layer as one adapter, whose rank is the sum of theirs.
+    let pieces = |path: &str| match origin {
+        Origin::File => PARTS,
+        Origin::New => parts
+            .filter(|p| p.are_of(path))
+            .map_or(1, |p| p.blocks.count()),
+    };
+    check_ranks(&matcher, &linears, &targets, &pieces)?;
     Ok(Resolved { targets, saved })
 }
 
@@ -144,11 +154,12 @@ fn check_ranks(
     matcher: &Matcher,
     linears: &[&Linear],
     targets: &BTreeSet<String>,
+    pieces: &dyn Fn(&str) -> usize,
 ) -> Result<(), ModelError> {
     let mut faults = Vec::new();
     for linear in linears.iter().filter(|l| targets.contains(&l.path)) {
         let rank = matcher.rank(&linear.path)?;
-        let limit = linear.in_features.min(linear.out_features);
+        let limit = linear.in_features.min(linear.out_features) * pieces(&linear.path);
         if rank == 0 || rank > limit {
             let (out, inp) = (linear.out_features, linear.in_features);
             faults.push(format!(

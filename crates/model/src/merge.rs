@@ -1,6 +1,7 @@
 //! Merging: W + scaling·B·A written back as an ordinary Hugging Face directory, so that serving pays nothing for the
 //! adapter (LoRA paper, section 4.1). Also how a fully trained model is saved.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -235,12 +236,13 @@ impl Model {
             &self.trainables.get(adapter.a).value,
             &self.trainables.get(adapter.b).value,
         );
+        let b = match adapter.blocks {
+            None => Cow::Borrowed(b.data()),
+            Some(blocks) => Cow::Owned(blocks.expand(b.data(), b.cols())),
+        };
         let (rank, width) = (a.rows(), linear.in_features);
         let mut delta = vec![0.0f64; width];
-        for (row, b_row) in weight
-            .chunks_exact_mut(width)
-            .zip(b.data().chunks_exact(rank))
-        {
+        for (row, b_row) in weight.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
             delta.fill(0.0);
             for (&b, a_row) in b_row.iter().zip(a.data().chunks_exact(width)) {
                 delta

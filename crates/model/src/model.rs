@@ -12,6 +12,8 @@ use crate::error::ModelError;
 use crate::families::{Family, Network, family};
 use crate::loader::{LoadOptions, LoadReport, Loader};
 use crate::modules::ModuleRef;
+use crate::prefix::Entry;
+use crate::stretch::Stretch;
 
 /// Sequences laid end to end: no padding.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +81,16 @@ impl Model {
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
         let config = ModelConfig::read(&dir.join("config.json"))?;
+        Self::load_as(dir, config, options, device)
+    }
+
+    /// As [`Model::load`] with a configuration other than the directory's, such as one with other dropout.
+    pub fn load_as(
+        dir: &Path,
+        config: ModelConfig,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<(Self, LoadReport), ModelError> {
         let checkpoint = Checkpoint::open_dir(dir)?;
         Self::build(config, Some(&checkpoint), options, device)
     }
@@ -208,19 +220,27 @@ impl Model {
         options: &PassOptions,
         gradients: &mut Gradients,
     ) -> Result<(f64, usize), ModelError> {
+        self.train_pass(None, batch, targets, (options, gradients))
+    }
+
+    /// The same from the tokens, or from what stands above them.
+    pub(crate) fn train_pass(
+        &self,
+        entry: Option<Entry>,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+        (options, gradients): (&PassOptions, &mut Gradients),
+    ) -> Result<(f64, usize), ModelError> {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
             let mut tape = Tape::training(&self.device, &self.trainables, options.dropout);
+            let stretch = stretch(&tape, entry, options.recompute);
             if let Some(model) = self.network.language_model() {
-                return self.train_on_next_tokens(
-                    model,
-                    tape,
-                    batch,
-                    targets,
-                    (options, gradients),
-                );
+                let pass = (tape, stretch);
+                let into = (options, gradients);
+                return self.train_on_next_tokens(model, pass, batch, targets, into);
             }
-            let logits = self.network.logits(&mut tape, batch, options.recompute);
+            let logits = self.network.logits(&mut tape, batch, stretch);
             let out = loss(&logits, targets, options.grad_scale);
             tape.backward(&logits, out.d_logits, gradients);
             (out.sum, out.count)
@@ -243,13 +263,26 @@ impl Model {
         batch: &Batch<'_>,
         targets: Targets<'_>,
     ) -> Result<(Vec<f32>, f64, usize), ModelError> {
+        self.evaluation_pass(None, batch, targets)
+    }
+
+    /// The same from the tokens, or from what stands above them.
+    pub(crate) fn evaluation_pass(
+        &self,
+        entry: Option<Entry>,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
+            let mut tape = Tape::inference(&self.device, &self.trainables);
+            let stretch = stretch(&tape, entry, false);
             if let Some(model) = self.network.language_model() {
-                let (sum, count) = self.loss_of_next_tokens(model, batch, targets);
+                let pass = (tape, stretch);
+                let (sum, count) = self.loss_of_next_tokens(model, pass, batch, targets);
                 return (Vec::new(), sum, count);
             }
-            let logits = self.infer(batch, true);
+            let logits = self.network.logits(&mut tape, batch, stretch);
             let out = loss(&logits, targets, 1.0);
             (self.to_vec(&logits), out.sum, out.count)
         }))
@@ -259,7 +292,7 @@ impl Model {
         let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
         match self.network.language_model() {
             Some(model) => self.logits_of_all(model, tape, batch),
-            None => self.network.logits(&mut tape, batch, false),
+            None => (self.network).logits(&mut tape, batch, Stretch::whole(false)),
         }
     }
 
@@ -272,7 +305,11 @@ impl Model {
     }
 
     /// Everything about a batch that could be out of range comes from outside: checked before any op.
-    fn check(&self, batch: &Batch<'_>, targets: Option<Targets<'_>>) -> Result<(), ModelError> {
+    pub(crate) fn check(
+        &self,
+        batch: &Batch<'_>,
+        targets: Option<Targets<'_>>,
+    ) -> Result<(), ModelError> {
         let fail = |message: String| Err(ModelError::Batch(message));
         let tokens = batch.input_ids.len();
         let rising = batch.offsets.windows(2).all(|w| w[0] < w[1]);
@@ -366,5 +403,12 @@ impl Model {
             (task, _) => Some(format!("the targets are not those of {}", task.name())),
         };
         fault.map_or(Ok(()), |message| Err(ModelError::Batch(message)))
+    }
+}
+
+fn stretch(tape: &Tape<'_>, entry: Option<Entry>, recompute: bool) -> Stretch {
+    match entry {
+        Some(entry) => entry.stretch(tape, recompute),
+        None => Stretch::whole(recompute),
     }
 }

@@ -3,14 +3,17 @@
 //! It serialises to one flat map whose keys are the names of the command line's flags, so that a printed configuration
 //! can be fed back. Where values come from (flags, a file, defaults) is the command line's business, not this file's.
 
+mod bytes;
 mod validate;
 
 use std::collections::BTreeMap;
 
+use lowrank_data::NlgFormat;
 use lowrank_engine::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metric;
+pub use bytes::{ByteSize, PrefixCacheLimit};
 pub use validate::{ConfigError, Fault};
 
 use crate::schedule::{
@@ -177,6 +180,9 @@ pub struct DataSettings {
     pub label_column: Option<String>,
     /// Tokens a row at most; longer rows are cut.
     pub max_length: usize,
+    /// Which data set of text generation the files are of; told by how they begin where absent.
+    #[serde(default)]
+    pub data_format: Option<NlgFormat>,
     /// How a language model's prompts and completions are laid out; the paper's layout where absent.
     #[serde(default)]
     pub template: Option<String>,
@@ -257,6 +263,12 @@ pub struct OptimizationSettings {
     /// Share of a language model's target that is spread over the vocabulary.
     #[serde(default)]
     pub label_smoothing_factor: f64,
+    /// Every dropout of the model itself; those of its configuration where absent.
+    #[serde(default)]
+    pub dropout: Option<f64>,
+    /// The dropout before the classifier; that of the configuration, or `dropout`, where absent.
+    #[serde(default)]
+    pub classifier_dropout: Option<f64>,
 }
 
 impl Default for OptimizationSettings {
@@ -283,6 +295,8 @@ impl Default for OptimizationSettings {
             shuffle: true,
             gradient_checkpointing: false,
             label_smoothing_factor: 0.0,
+            dropout: None,
+            classifier_dropout: None,
         }
     }
 }
@@ -310,6 +324,16 @@ pub struct EvaluationSettings {
     pub early_stopping_patience: Option<u64>,
     /// By how much the metric must improve to count.
     pub early_stopping_threshold: f64,
+}
+
+/// How much memory a run may take.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemorySettings {
+    /// The limit to which the batch was chosen, for the whole process.
+    pub max_memory: Option<ByteSize>,
+    /// The limit for what frozen layers give, kept across epochs.
+    pub prefix_cache: PrefixCacheLimit,
 }
 
 /// Everything that decides a training run.
@@ -340,6 +364,9 @@ pub struct TrainConfig {
     /// Evaluation and checkpoints.
     #[serde(flatten)]
     pub evaluation: EvaluationSettings,
+    /// Memory.
+    #[serde(flatten)]
+    pub memory: MemorySettings,
     /// How frozen weights and activations are stored.
     pub precision: Precision,
     /// Directory of the run.
@@ -349,7 +376,7 @@ pub struct TrainConfig {
 }
 
 /// Settings that may differ between a run and its continuation, because they do not change what is computed.
-const FREE_ON_RESUME: [&str; 7] = [
+const FREE_ON_RESUME: [&str; 9] = [
     "output_dir",
     "threads",
     "save_strategy",
@@ -357,6 +384,8 @@ const FREE_ON_RESUME: [&str; 7] = [
     "save_total_limit",
     "gradient_checkpointing",
     "per_device_eval_batch_size",
+    "max_memory",
+    "prefix_cache",
 ];
 
 /// One setting that has another value in the run than in the request to continue it.
@@ -422,6 +451,23 @@ impl TrainConfig {
         })
     }
 
+    /// How often the rows are trained on, the last time perhaps in part.
+    pub fn passes(&self, num_rows: usize) -> u64 {
+        let per_epoch = self.steps_per_epoch(num_rows).max(1);
+        self.total_steps(num_rows).div_ceil(per_epoch)
+    }
+
+    /// How often the validation rows are evaluated while training.
+    pub fn evaluations(&self, num_rows: usize) -> u64 {
+        let e = &self.evaluation;
+        let total = self.total_steps(num_rows);
+        match e.eval_strategy {
+            IntervalStrategy::No => 0,
+            IntervalStrategy::Steps => total.div_ceil(e.eval_steps.unwrap_or(total).max(1)),
+            IntervalStrategy::Epoch => self.passes(num_rows),
+        }
+    }
+
     /// The learning-rate schedule of a run of `num_training_steps`.
     pub fn schedule(&self, num_training_steps: u64) -> Schedule {
         let o = &self.optimization;
@@ -462,6 +508,7 @@ pub(crate) mod tests {
                 text_pair_column: None,
                 label_column: None,
                 max_length: 128,
+                data_format: None,
                 template: None,
             },
             lora: LoraSettings {
@@ -500,6 +547,8 @@ pub(crate) mod tests {
                 shuffle: true,
                 gradient_checkpointing: false,
                 label_smoothing_factor: 0.0,
+                dropout: None,
+                classifier_dropout: None,
             },
             evaluation: EvaluationSettings {
                 eval_strategy: IntervalStrategy::Epoch,
@@ -513,6 +562,7 @@ pub(crate) mod tests {
                 early_stopping_patience: None,
                 early_stopping_threshold: 0.0,
             },
+            memory: MemorySettings::default(),
             output_dir: "runs/default".to_owned(),
             precision: Precision::F32,
             threads: None,

@@ -8,6 +8,7 @@ use lowrank_model::{Batch, Model, ModelError, Targets};
 
 use crate::config::TaskKind;
 use crate::metrics::{Evaluation, MetricAccumulator};
+use crate::prefix_cache::PrefixCache;
 
 /// The part of a packed batch that goes into the model.
 pub fn model_batch(batch: &PackedBatch) -> Batch<'_> {
@@ -54,6 +55,19 @@ pub fn evaluate(
     examples: &[Example],
     settings: &PassSettings<'_>,
 ) -> Result<Option<Evaluation>, ModelError> {
+    evaluate_keeping(model, examples, settings, None)
+}
+
+/// As [`evaluate`] with what frozen layers give kept for the next time, and used if it is there: the same bits.
+///
+/// # Errors
+/// A row does not fit the model.
+pub fn evaluate_keeping(
+    model: &Model,
+    examples: &[Example],
+    settings: &PassSettings<'_>,
+    mut kept: Option<&mut PrefixCache>,
+) -> Result<Option<Evaluation>, ModelError> {
     let task = TaskKind::from(model.task());
     let labels = model.num_labels();
     let mut metrics = MetricAccumulator::new(task, labels);
@@ -68,7 +82,14 @@ pub fn evaluate(
                 "rows without labels cannot be evaluated".to_owned(),
             ));
         };
-        let (logits, loss_sum, counted) = model.evaluate(&model_batch(&batch), targets)?;
+        let input = model_batch(&batch);
+        let (logits, loss_sum, counted) = match &mut kept {
+            None => model.evaluate(&input, targets)?,
+            Some(cache) => {
+                let entry = cache.entry(model, &input, &batch.rows)?;
+                model.evaluate_from(entry, &input, targets)?
+            }
+        };
         metrics.add_batch(batch.len(), batch.total_tokens(), loss_sum, counted);
         add_predictions(&mut metrics, &batch.labels, &logits, labels);
         (settings.progress)(end, examples.len());

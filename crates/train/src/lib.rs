@@ -7,13 +7,16 @@
 pub mod best;
 pub mod checkpoint;
 pub mod config;
+mod error;
 pub mod evaluate;
 pub mod fingerprint;
+pub mod fit;
 pub mod lora;
 pub mod metrics;
 pub mod metrics_log;
 pub mod optimizer;
 pub mod plan;
+pub mod prefix_cache;
 pub mod proof;
 pub mod report;
 pub mod schedule;

@@ -60,7 +60,7 @@ impl Optimizer {
         device.install(|| {
             for (id, Moments { m, v }) in ids.into_iter().zip(moments) {
                 let value = &mut trainables.get_mut(id).value;
-                device.exec(0, |isa| {
+                device.exec("optimizer", 0, |isa| {
                     let gradient = gradients.get(id).data();
                     kernels::adamw_step(
                         isa,
@@ -93,7 +93,7 @@ pub fn clip_grad_norm(device: &Device, gradients: &mut Gradients, max_norm: f64)
     let mut squares = 0.0;
     let all = &mut *gradients;
     device.install(|| {
-        device.exec(0, |isa| {
+        device.exec("optimizer", 0, |isa| {
             squares = all
                 .iter()
                 .map(|g| kernels::sum_of_squares(isa, g.data()))
@@ -102,7 +102,7 @@ pub fn clip_grad_norm(device: &Device, gradients: &mut Gradients, max_norm: f64)
         let norm: f64 = squares.sqrt();
         let factor = max_norm / (norm + 1e-6);
         if max_norm > 0.0 && factor < 1.0 {
-            device.exec(0, |isa| {
+            device.exec("optimizer", 0, |isa| {
                 all.iter_mut()
                     .for_each(|g| kernels::scale(isa, g.data_mut(), factor as f32));
             });

@@ -1,14 +1,17 @@
 //! The plan: the model run dry over the batches of a run. What is counted is what the run then allocates, because it is
 //! the same code.
 
+use std::cmp::Reverse;
+
 use lowrank_engine::{Device, Gradients, MemoryReport, StepKey};
 use lowrank_formats::peft::LoraConfig;
 use lowrank_model::{
     Batch, IGNORE_INDEX, LoadOptions, Model, ModelConfig, ModelError, PassOptions, Targets,
 };
 
-use crate::config::{OptimizationSettings, TaskKind};
+use crate::config::{OptimizationSettings, TaskKind, TrainConfig};
 use crate::optimizer::Optimizer;
+use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 
 /// What trains.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,7 @@ pub struct DryRun {
     model: Model,
     gradients: Gradients,
     _optimizer: Optimizer,
+    prefixes: PrefixCaches,
 }
 
 /// What a set of batches needs.
@@ -65,7 +69,44 @@ impl DryRun {
             model,
             gradients,
             _optimizer: optimizer,
+            prefixes: PrefixCaches::default(),
         }
+    }
+
+    /// Makes place for what frozen layers give for the rows of a run; [`DryRun::train_rows`] and [`DryRun::evaluate_rows`] use
+    /// it as the run does.
+    pub fn keep_prefixes(&mut self, config: &TrainConfig, lengths: &RowLengths, limit_bytes: u64) {
+        self.prefixes = PrefixCaches::default();
+        self.prefixes = PrefixCaches::new(&self.model, config, lengths, limit_bytes);
+    }
+
+    /// What a later pass over a batch of these lengths needs if everything that frozen layers give is kept; none where there
+    /// is nothing to keep.
+    ///
+    /// # Errors
+    /// A sequence is longer than the model's positions.
+    pub fn train_kept(
+        &mut self,
+        lengths: &[usize],
+        recompute: bool,
+    ) -> Result<Option<Needs>, ModelError> {
+        let prefix = self.model.frozen_prefix(true);
+        let Some(mut cache) =
+            PrefixCache::new(&self.model, prefix, lengths.iter().copied(), u64::MAX)
+        else {
+            return Ok(None);
+        };
+        cache.assume_known();
+        self.prefixes.train = Some(cache);
+        let batch = (0..lengths.len() as u32).collect();
+        let needs = self.train_rows(&[batch], lengths, recompute);
+        self.prefixes.train = None;
+        Ok(Some(needs?))
+    }
+
+    /// What is kept of frozen layers, and its place.
+    pub fn prefixes(&mut self) -> &mut PrefixCaches {
+        &mut self.prefixes
     }
 
     /// The model.
@@ -87,6 +128,28 @@ impl DryRun {
         batches: impl IntoIterator<Item = Vec<usize>>,
         recompute: bool,
     ) -> Result<Needs, ModelError> {
+        let batches = batches.into_iter().map(|lengths| (lengths, Vec::new()));
+        self.train_batches(batches, recompute)
+    }
+
+    /// As [`DryRun::train`] for batches of rows whose lengths are `lengths`, with what frozen layers give kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn train_rows(
+        &mut self,
+        batches: &[Vec<u32>],
+        lengths: &[usize],
+        recompute: bool,
+    ) -> Result<Needs, ModelError> {
+        self.train_batches(with_lengths(batches, lengths), recompute)
+    }
+
+    fn train_batches(
+        &mut self,
+        batches: impl Iterator<Item = (Vec<usize>, Vec<usize>)>,
+        recompute: bool,
+    ) -> Result<Needs, ModelError> {
         let options = PassOptions {
             dropout: Some(StepKey {
                 seed: 0,
@@ -96,10 +159,16 @@ impl DryRun {
             recompute,
             ..PassOptions::default()
         };
-        self.count(batches, |run, batch, targets| {
-            run.model
-                .forward_backward(batch, targets, &options, &mut run.gradients)
-                .map(|_| ())
+        self.count(batches, |run, batch, targets, rows| {
+            let (model, gradients) = (&run.model, &mut run.gradients);
+            match run.prefixes.train.as_mut().filter(|_| !rows.is_empty()) {
+                None => model.forward_backward(batch, targets, &options, gradients)?,
+                Some(cache) => {
+                    let entry = cache.entry(model, batch, rows)?;
+                    model.forward_backward_from(entry, batch, targets, &options, gradients)?
+                }
+            };
+            Ok(())
         })
     }
 
@@ -111,29 +180,68 @@ impl DryRun {
         &mut self,
         batches: impl IntoIterator<Item = Vec<usize>>,
     ) -> Result<Needs, ModelError> {
-        self.count(batches, |run, batch, targets| {
-            run.model.evaluate(batch, targets).map(|_| ())
+        let batches = batches.into_iter().map(|lengths| (lengths, Vec::new()));
+        self.evaluate_batches(batches)
+    }
+
+    /// As [`DryRun::evaluate`] for batches of rows whose lengths are `lengths`, with what frozen layers give kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn evaluate_rows(
+        &mut self,
+        batches: &[Vec<u32>],
+        lengths: &[usize],
+    ) -> Result<Needs, ModelError> {
+        self.evaluate_batches(with_lengths(batches, lengths))
+    }
+
+    fn evaluate_batches(
+        &mut self,
+        batches: impl Iterator<Item = (Vec<usize>, Vec<usize>)>,
+    ) -> Result<Needs, ModelError> {
+        self.count(batches, |run, batch, targets, rows| {
+            let kept = run.prefixes.validation.as_mut();
+            match kept.filter(|_| !rows.is_empty()) {
+                None => run.model.evaluate(batch, targets)?,
+                Some(cache) => {
+                    let entry = cache.entry(&run.model, batch, rows)?;
+                    run.model.evaluate_from(entry, batch, targets)?
+                }
+            };
+            Ok(())
         })
     }
 
     fn count(
         &mut self,
-        batches: impl IntoIterator<Item = Vec<usize>>,
-        mut pass: impl FnMut(&mut Self, &Batch<'_>, Targets<'_>) -> Result<(), ModelError>,
+        batches: impl Iterator<Item = (Vec<usize>, Vec<usize>)>,
+        mut pass: impl FnMut(&mut Self, &Batch<'_>, Targets<'_>, &[usize]) -> Result<(), ModelError>,
     ) -> Result<Needs, ModelError> {
         let device = self.model.device().clone();
         device.reset_peak();
         let before = device.flops();
         let mut needs = Needs::default();
-        for lengths in batches {
+        for (lengths, rows) in batches {
             let batch = Blank::new(&lengths, self.model.task().into(), self.model.num_labels());
             needs.tokens += batch.ids.len() as u64;
-            pass(self, &batch.batch(), batch.targets())?;
+            pass(self, &batch.batch(), batch.targets(), &rows)?;
         }
         needs.peak = device.peak_memory();
         needs.flops = device.flops() - before;
         Ok(needs)
     }
+}
+
+/// The lengths of each batch's rows, and the rows.
+fn with_lengths<'a>(
+    batches: &'a [Vec<u32>],
+    lengths: &'a [usize],
+) -> impl Iterator<Item = (Vec<usize>, Vec<usize>)> + 'a {
+    batches.iter().map(|batch| {
+        let rows: Vec<usize> = batch.iter().map(|&row| row as usize).collect();
+        (rows.iter().map(|&row| lengths[row]).collect(), rows)
+    })
 }
 
 /// A batch of given lengths with nothing in it; the dry device looks at shapes only.
@@ -193,16 +301,18 @@ impl Blank {
     }
 }
 
-/// Of many batches those that can be the largest: at most `most`, half of them by tokens and half by the sum of squared
-/// lengths (attention).
-pub fn heaviest(mut batches: Vec<Vec<usize>>, most: usize) -> Vec<Vec<usize>> {
+/// Of many batches of rows those that can be the largest: at most `most`, half of them by tokens and half by the sum of
+/// squared lengths (attention). `lengths` are the tokens of each row.
+pub fn heaviest(mut batches: Vec<Vec<u32>>, lengths: &[usize], most: usize) -> Vec<Vec<u32>> {
     if batches.len() <= most {
         return batches;
     }
-    let squares = |b: &Vec<usize>| b.iter().map(|&n| n * n).sum::<usize>();
-    batches.sort_by_key(|b| std::cmp::Reverse(b.iter().sum::<usize>()));
+    let sum = |batch: &Vec<u32>, of: fn(usize) -> usize| -> Reverse<usize> {
+        Reverse(batch.iter().map(|&row| of(lengths[row as usize])).sum())
+    };
+    batches.sort_by_cached_key(|batch| sum(batch, |n| n));
     let mut rest = batches.split_off(most / 2);
-    rest.sort_by_key(|b| std::cmp::Reverse(squares(b)));
+    rest.sort_by_cached_key(|batch| sum(batch, |n| n * n));
     rest.truncate(most - most / 2);
     batches.extend(rest);
     batches
@@ -214,10 +324,11 @@ mod tests {
 
     #[test]
     fn the_heaviest_by_both_measures_stay() {
-        let mut batches: Vec<Vec<usize>> = (0..50).map(|i| vec![1; i + 1]).collect();
-        batches.push(vec![20, 1]);
-        let kept = heaviest(batches, 10);
+        // Row 0 has one token, row 1 has twenty.
+        let mut batches: Vec<Vec<u32>> = (0..50).map(|i| vec![0; i + 1]).collect();
+        batches.push(vec![1, 0]);
+        let kept = heaviest(batches, &[1, 20], 10);
         assert_eq!(kept.len(), 10);
-        assert!(kept.contains(&vec![1; 50]) && kept.contains(&vec![20, 1]));
+        assert!(kept.contains(&vec![0; 50]) && kept.contains(&vec![1, 0]));
     }
 }

@@ -9,16 +9,20 @@ use std::time::Instant;
 
 use lowrank_data::{Example, Order, PackedBatch};
 use lowrank_engine::{Gradients, StepKey};
-use lowrank_model::{Model, ModelError, PassOptions, TrainMode};
+use lowrank_model::{Model, PassOptions, TrainMode};
 
 use crate::best::BestRule;
 use crate::checkpoint::{CheckpointError, Checkpoints, Found, RunState, restore};
-use crate::config::{ConfigError, Difference, IntervalStrategy, TrainConfig};
-use crate::evaluate::{PassSettings, counted_targets, evaluate, model_batch, model_targets};
+use crate::config::{IntervalStrategy, TrainConfig};
+pub use crate::error::TrainError;
+use crate::evaluate::{
+    PassSettings, counted_targets, evaluate_keeping, model_batch, model_targets,
+};
 use crate::fingerprint;
 use crate::metrics::{Evaluation, Metric};
-use crate::metrics_log::{MetricsLog, MetricsLogError, MetricsRow};
+use crate::metrics_log::{MetricsLog, MetricsRow};
 use crate::optimizer::{Optimizer, clip_grad_norm};
+use crate::prefix_cache::{PrefixCaches, RowLengths};
 use crate::proof::{Proof, note_gradients};
 use crate::schedule::Schedule;
 
@@ -92,6 +96,8 @@ pub enum Outcome {
 pub struct Summary {
     /// Optimizer steps done.
     pub steps: u64,
+    /// Those of them since the last start.
+    pub new_steps: u64,
     /// Step whose values the model holds.
     pub final_step: u64,
     /// The best evaluation.
@@ -108,95 +114,6 @@ pub struct Summary {
     pub proof: Proof,
 }
 
-/// What can end a run badly. Checkpoints written before it stay.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    /// The configuration cannot be run.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The model refused.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// A checkpoint could not be read or written.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The log could not be read or written.
-    #[error(transparent)]
-    Log(#[from] MetricsLogError),
-    /// There is nothing to train on.
-    #[error("there are no training rows")]
-    NoRows,
-    /// No row has a label that counts.
-    #[error("no training row has a target that the loss counts")]
-    NoTargets,
-    /// The loss is no number any more.
-    #[error("the loss is {loss} at step {step}: training has diverged")]
-    Diverged {
-        /// The step that was being computed.
-        step: u64,
-        /// The loss.
-        loss: f64,
-    },
-    /// A trained value is no number any more.
-    #[error("`{name}` holds values that are not finite after step {step}: training has diverged")]
-    NotFinite {
-        /// The step that was done.
-        step: u64,
-        /// The trained tensor.
-        name: String,
-    },
-    /// The run in the folder was made with other settings.
-    #[error("the run cannot be continued with other settings\n  {}", difference_lines(.0))]
-    OtherSettings(Vec<Difference>),
-    /// The rows are not those of the run.
-    #[error("the {which} rows are not those that the run was started with")]
-    OtherRows {
-        /// `training` or `validation`.
-        which: &'static str,
-    },
-    /// All checkpoints of the run are broken.
-    #[error("none of the {} checkpoints can be used", .0.len())]
-    NoUsableCheckpoint(Vec<CheckpointError>),
-}
-
-impl TrainError {
-    /// What to do about it, where that is known.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            TrainError::Model(error) => error.hint(),
-            TrainError::Checkpoint(CheckpointError::Format(error)) => error.hint(),
-            TrainError::Checkpoint(CheckpointError::Model(error)) => error.hint(),
-            TrainError::Diverged { .. } | TrainError::NotFinite { .. } => {
-                Some("lower --learning-rate, or raise --warmup-ratio; the checkpoints before this step are kept".to_owned())
-            }
-            TrainError::OtherSettings(_) => {
-                Some("--resume alone takes the run's own settings; start a new run in another --output-dir".to_owned())
-            }
-            TrainError::OtherRows { .. } => Some("put the file back as it was, or start a new run".to_owned()),
-            TrainError::NoUsableCheckpoint(_) => Some("start anew with --overwrite; the old run is moved aside".to_owned()),
-            TrainError::Checkpoint(CheckpointError::Invalid { .. })
-            | TrainError::Config(_)
-            | TrainError::Log(_)
-            | TrainError::NoRows
-            | TrainError::NoTargets => None,
-        }
-    }
-}
-
-fn difference_lines(differences: &[Difference]) -> String {
-    let line = |d: &Difference| {
-        format!(
-            "{}: {} in the run, {} asked for",
-            d.field, d.in_run, d.asked
-        )
-    };
-    differences
-        .iter()
-        .map(line)
-        .collect::<Vec<_>>()
-        .join("\n  ")
-}
-
 /// One training run over a model on which something trains already.
 pub struct Trainer<'a> {
     model: &'a mut Model,
@@ -210,6 +127,9 @@ pub struct Trainer<'a> {
     checkpoints: Checkpoints,
     optimizer: Optimizer,
     gradients: Gradients,
+    prefixes: PrefixCaches,
+    /// The step from which this start went on.
+    started_at: u64,
     state: RunState,
     best_rule: BestRule,
 }
@@ -223,6 +143,8 @@ pub struct RunSetup<'a> {
     pub data: TrainData<'a>,
     /// The run's folder, which exists and is this process's alone.
     pub run: &'a Path,
+    /// Bytes that may hold what frozen layers give; the results do not depend on it.
+    pub prefix_cache_bytes: u64,
     /// Raised by somebody else to end the run with a checkpoint.
     pub stop: &'a AtomicBool,
     /// Told of everything that happens.
@@ -239,6 +161,7 @@ impl<'a> Trainer<'a> {
             config,
             data,
             run,
+            prefix_cache_bytes,
             stop,
             on_event,
         } = setup;
@@ -259,6 +182,12 @@ impl<'a> Trainer<'a> {
         let optimizer = Optimizer::new(model.device(), model.trainables(), &config.optimization);
         let gradients = Gradients::zeros(model.device(), model.trainables());
         let rows = data.train.len();
+        let of = |rows: &[Example]| rows.iter().map(|row| row.input_ids.len()).collect();
+        let lengths = RowLengths {
+            train: of(data.train),
+            validation: data.validation.map(of).unwrap_or_default(),
+        };
+        let prefixes = PrefixCaches::new(model, config, &lengths, prefix_cache_bytes);
         Ok(Self {
             schedule: config.schedule(config.total_steps(rows)),
             steps_per_epoch: config.steps_per_epoch(rows),
@@ -276,6 +205,8 @@ impl<'a> Trainer<'a> {
             on_event,
             optimizer,
             gradients,
+            prefixes,
+            started_at: 0,
             state,
         })
     }
@@ -322,6 +253,7 @@ impl<'a> Trainer<'a> {
             config: self.config.clone(),
             ..state
         };
+        self.started_at = self.state.step;
         (self.on_event)(Event::Resumed {
             step: self.state.step,
         });
@@ -413,11 +345,22 @@ impl<'a> Trainer<'a> {
                 recompute: self.config.optimization.gradient_checkpointing,
             };
             if let Some(targets) = model_targets(batch) {
+                let (model, gradients) = (&*self.model, &mut self.gradients);
                 let model_batch = model_batch(batch);
-                loss_sum += self
-                    .model
-                    .forward_backward(&model_batch, targets, &options, &mut self.gradients)?
-                    .0;
+                let (sum, _) = match &mut self.prefixes.train {
+                    None => model.forward_backward(&model_batch, targets, &options, gradients)?,
+                    Some(cache) => {
+                        let entry = cache.entry(model, &model_batch, &batch.rows)?;
+                        model.forward_backward_from(
+                            entry,
+                            &model_batch,
+                            targets,
+                            &options,
+                            gradients,
+                        )?
+                    }
+                };
+                loss_sum += sum;
             }
             self.state.micro_step += 1;
         }
@@ -501,7 +444,8 @@ impl<'a> Trainer<'a> {
             stop: Some(self.stop),
             progress: &progress,
         };
-        let Some(evaluation) = evaluate(self.model, rows, &settings)? else {
+        let kept = self.prefixes.validation.as_mut();
+        let Some(evaluation) = evaluate_keeping(self.model, rows, &settings, kept)? else {
             return Ok(None);
         };
         let step = self.state.step;
@@ -574,6 +518,7 @@ impl<'a> Trainer<'a> {
         }
         Ok(Outcome::Finished(Box::new(Summary {
             steps: self.state.step,
+            new_steps: self.state.step - self.started_at,
             final_step,
             best_step,
             stopped_early: self.state.stopped_early,

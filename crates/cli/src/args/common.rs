@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::Args;
+use lowrank_data::NlgFormat;
 use lowrank_train::config::{ModulePattern, TaskKind};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -94,6 +95,9 @@ pub struct DataArgs {
     /// Tokens a row at most, longer rows are cut [default: 128]
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     pub max_length: Option<usize>,
+    /// Which data set of text generation a file is of: e2e, webnlg, dart or references [default: by how it begins]
+    #[arg(long, value_parser = named::<NlgFormat>, value_name = "NAME", help_heading = "Data")]
+    pub data_format: Option<NlgFormat>,
     /// How a language model's prompt and completion are laid out; the loss is on the completion and what follows
     /// [default: {prompt}{eos} {completion}{eos}]
     #[arg(long, value_name = "TEXT", help_heading = "Data")]

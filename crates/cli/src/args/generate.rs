@@ -1,9 +1,11 @@
 //! The flags of `generate`.
 
 use clap::Args;
+use lowrank_data::NlgFormat;
 use serde::{Deserialize, Serialize};
 
 use super::common::{AdapterArgs, CommonArgs, ModelArgs, PrecisionArg, named};
+use crate::presets::PresetArgs;
 
 /// Write text after prompts.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -37,6 +39,9 @@ pub struct GenerateArgs {
     /// Column of the prompts in a file [default: found by its name: prompt, context, instruction, question, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Prompts")]
     pub text_column: Option<String>,
+    /// Which data set of text generation a file is of: e2e, webnlg, dart or references [default: by how it begins]
+    #[arg(long, value_parser = named::<NlgFormat>, value_name = "NAME", help_heading = "Prompts")]
+    pub data_format: Option<NlgFormat>,
     /// Read prompts from standard input, line by line, and write each token as it comes
     #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Prompts")]
     pub interactive: Option<bool>,
@@ -49,6 +54,24 @@ pub struct GenerateArgs {
     /// File for JSON lines [default: standard output]
     #[arg(long, short, value_name = "FILE", help_heading = "General")]
     pub output_file: Option<String>,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub decoding: DecodingArgs,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// How tokens are chosen.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DecodingArgs {
     /// New tokens at most [default: 64]
     #[arg(long, value_name = "N", help_heading = "Decoding")]
     pub max_new_tokens: Option<usize>,
@@ -82,8 +105,4 @@ pub struct GenerateArgs {
     /// No sequence of so many tokens twice [default: 0, which allows all]
     #[arg(long, value_name = "N", help_heading = "Decoding")]
     pub no_repeat_ngram_size: Option<usize>,
-    /// Output and threads.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub common: CommonArgs,
 }

@@ -4,7 +4,10 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg, named};
-use super::train::LoraArgs;
+use super::generate::DecodingArgs;
+use super::scoring::ScoringArgs;
+use super::train::{LoraArgs, MemoryArgs};
+use crate::presets::PresetArgs;
 
 /// Measure a model on labelled rows.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -18,7 +21,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub adapter: AdapterArgs,
-    /// Labelled rows: a .jsonl, .csv or .tsv file
+    /// Labelled rows: a .jsonl, .csv or .tsv file; with --generate, prompts and references
     #[arg(
         long,
         short,
@@ -42,6 +45,18 @@ pub struct EvalArgs {
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
+    /// Generated texts.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub scoring: ScoringArgs,
+    /// How their tokens are chosen.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub decoding: DecodingArgs,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]
@@ -197,9 +212,17 @@ pub struct PlanArgs {
     /// Recompute activations block by block in the backward pass
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Batch")]
     pub gradient_checkpointing: Option<bool>,
+    /// Memory.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub memory: MemoryArgs,
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]
@@ -264,19 +287,34 @@ pub struct CheckArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraArgs,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonArgs,
 }
 
-/// Time optimizer steps on random rows of one length.
+/// Time optimizer steps op by op.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct BenchStepArgs {
-    /// A config.json; weights are random
-    #[arg(long, value_name = "FILE")]
+pub struct ProfileArgs {
+    /// The pretrained model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// A config.json in place of a model; weights are random
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub model_config: Option<String>,
+    /// Rows to train on, in the order of the file [default: random rows of one length]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub train_file: Option<String>,
+    /// How rows are read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataArgs,
     /// What is adapted.
     #[command(flatten)]
     #[serde(flatten)]
@@ -287,7 +325,7 @@ pub struct BenchStepArgs {
     /// Rows a batch [default: 16]
     #[arg(long, value_name = "ROWS")]
     pub batch: Option<usize>,
-    /// Tokens a row [default: 128]
+    /// Tokens a random row [default: 128]
     #[arg(long, value_name = "TOKENS")]
     pub seq: Option<usize>,
     /// Steps timed, after one that is not [default: 5]

@@ -1,7 +1,7 @@
 //! The flags of `lowrank train`: PEFT's and transformers' names.
 
 use clap::Args;
-use lowrank_train::config::{BiasMode, IntervalStrategy};
+use lowrank_train::config::{BiasMode, ByteSize, IntervalStrategy, PrefixCacheLimit};
 use lowrank_train::metrics::Metric;
 use lowrank_train::schedule::SchedulerType;
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{
     CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, PrecisionArg, named, one_or_many, pairs,
 };
+use crate::presets::PresetArgs;
 
 /// What is adapted and how.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -23,7 +24,8 @@ pub struct LoraArgs {
     /// Dropout on the adapters' input [default: 0]
     #[arg(long, value_name = "P", help_heading = "LoRA")]
     pub lora_dropout: Option<f64>,
-    /// Modules to adapt: names, one regular expression over whole paths, or all-linear [default: query value]
+    /// Modules to adapt: names, one regular expression over whole paths, or all-linear; c_attn.q, .k and .v are the parts of
+    /// GPT-2's fused layer, each at its own rank, as in the paper [default: query value, as PEFT for the model]
     #[arg(long, num_args = 1.., value_name = "NAME|REGEX", help_heading = "LoRA")]
     #[serde(with = "one_or_many")]
     pub target_modules: Option<Vec<Modules>>,
@@ -146,6 +148,17 @@ pub struct OptimizationArgs {
     /// Share of a language model's target that is spread over the vocabulary [default: 0]
     #[arg(long, value_name = "SHARE", help_heading = "Optimization")]
     pub label_smoothing_factor: Option<f64>,
+    /// Every dropout of the model itself [default: from its configuration]
+    #[arg(long, value_name = "P", help_heading = "Optimization")]
+    pub dropout: Option<f64>,
+    /// Dropout before the classifier [default: --dropout, or from the configuration]
+    #[arg(
+        long,
+        visible_alias = "cls-dropout",
+        value_name = "P",
+        help_heading = "Optimization"
+    )]
+    pub classifier_dropout: Option<f64>,
 }
 
 /// Evaluation, checkpoints and when to stop.
@@ -201,6 +214,18 @@ pub struct EvaluationArgs {
     pub early_stopping_threshold: Option<f64>,
 }
 
+/// How much memory a run may take.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryArgs {
+    /// Memory of the whole process, such as 2GB or 1.5GiB: the largest batch that fits is taken, with as many of them a step as give the rows asked for; where one row is too much, activations are recomputed
+    #[arg(long, value_name = "SIZE", help_heading = "Memory")]
+    pub max_memory: Option<ByteSize>,
+    /// What the frozen layers below the lowest adapter give may be kept across epochs: auto (what memory permits), off, or a size. The results are the same, bit for bit [default: auto]
+    #[arg(long, value_name = "auto|off|SIZE", help_heading = "Memory")]
+    pub prefix_cache: Option<PrefixCacheLimit>,
+}
+
 /// Train an adapter, or all weights.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -243,6 +268,10 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub evaluation: EvaluationArgs,
+    /// Memory.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub memory: MemoryArgs,
     /// Directory of the run [default: runs/default]
     #[arg(long, short, value_name = "DIR", help_heading = "Run")]
     pub output_dir: Option<String>,
@@ -258,6 +287,13 @@ pub struct TrainArgs {
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
     #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<PrecisionArg>,
+    /// The recipe.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub preset: PresetArgs,
+    /// List the presets and stop; with --json their settings too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "General")]
+    pub list_presets: Option<bool>,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lowrank_data::check::{CheckFile, CheckOptions, CheckReport, check};
-use lowrank_data::{Header, Loaded, Table, examples_from_table};
+use lowrank_data::{Loaded, Table, examples_from_table, read_table};
 use lowrank_engine::Device;
 use lowrank_model::Model;
 use lowrank_train::config::TaskKind;
@@ -13,18 +13,20 @@ use super::train::adapter_table;
 use crate::args::{CheckArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, count};
+use crate::presets::{check_family, with_preset};
 use crate::resolve::{
     check_with_default_assets, choose_labels, default_lora, known_labels, resolve_lora,
 };
 use crate::session::{Base, Head, device, load_spec};
-use crate::settings;
 
 /// Runs the command.
 pub fn run(flags: CheckArgs) -> CliResult {
     let file = flags.common.config.clone();
-    let args = check_with_default_assets(settings::with_file(flags, file.as_deref())?)?;
+    let args =
+        check_with_default_assets(with_preset(flags, file.as_deref(), |args| &args.preset)?)?;
     let device = device(&args.common, PrecisionArg::F32)?;
     let base = Base::open(&args.model)?;
+    check_family(&args.preset, &base.config.model_type)?;
     let task = args.data.task.unwrap_or_else(|| base.task());
     let (read, labels) = read_files(&args, &base, task, &device)?;
     let files: Vec<_> = read
@@ -87,7 +89,7 @@ fn read_files(
     for (name, path) in files {
         let Some(path) = path else { continue };
         let spec = load_spec(base, &args.data, task, labels.clone(), max_length)?;
-        let table = Table::read(Path::new(path), spec.format, Header::Present)?;
+        let table = read_table(Path::new(path), &spec)?;
         let loaded =
             device.install(|| examples_from_table(&table, &spec, base.tokenizer.as_ref().ok()))?;
         // The first file's names hold for the others too, as in training.

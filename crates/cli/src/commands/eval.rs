@@ -1,4 +1,8 @@
-//! `lowrank eval`: the metrics of a model, with or without an adapter, on labelled rows.
+//! `lowrank eval`: the metrics of a model, with or without an adapter, on labelled rows, or of generated texts.
+
+mod generated;
+mod meteor_tables;
+mod texts;
 
 use std::path::Path;
 
@@ -12,10 +16,10 @@ use serde_json::json;
 use crate::args::{AdapterArgs, DataArgs, EvalArgs, ModelArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, count};
+use crate::presets;
 use crate::session::{
     AdapterSource, Base, Head, device, existing_head, load_notes, load_rows, load_spec, unlabelled,
 };
-use crate::settings;
 
 /// Rows a batch unless told otherwise.
 pub const BATCH_SIZE: usize = 64;
@@ -23,10 +27,16 @@ pub const BATCH_SIZE: usize = 64;
 /// Runs the command.
 pub fn run(flags: EvalArgs) -> CliResult {
     let file = flags.common.config.clone();
-    let args = settings::with_file(flags, file.as_deref())?;
+    let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
+    if args.scoring.outputs.is_some() || args.scoring.references.is_some() {
+        return generated::score_files(&args);
+    }
     let path = args.data_file.as_deref().ok_or_else(|| {
         CliError::usage("no rows given").hint("pass --data-file FILE (.jsonl, .csv or .tsv)")
     })?;
+    if args.scoring.generate.unwrap_or(false) {
+        return generated::generate_and_score(&args, path);
+    }
     let device = device(
         &args.common,
         PrecisionArg::of(args.precision, args.adapter.adapter.is_some()),

@@ -3,20 +3,20 @@
 use std::io::{BufRead, Write};
 use std::path::Path;
 
-use lowrank_data::{Cell, FileFormat, Header, Table, Template, TemplateError, Tokenizer};
+use lowrank_data::{Cell, FileFormat, Header, Table, Template, TemplateError, Tokenizer, nlg};
 use lowrank_model::{Generate, Generated, Search};
 use lowrank_train::config::TaskKind;
 use serde_json::{Value, json};
 
 use super::eval::LoadedModel;
 use super::predict::Sink;
-use crate::args::{DataArgs, GenerateArgs, PrecisionArg};
+use crate::args::{DataArgs, DecodingArgs, GenerateArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::session::device;
-use crate::{output, settings};
+use crate::{output, presets};
 
 /// Prompts at a time unless told otherwise.
-const BATCH_SIZE: usize = 16;
+pub(super) const BATCH_SIZE: usize = 16;
 
 /// Columns that hold prompts, in order of preference.
 const PROMPT_COLUMNS: [&str; 7] = [
@@ -32,37 +32,27 @@ const PROMPT_COLUMNS: [&str; 7] = [
 /// Runs the command.
 pub fn run(flags: GenerateArgs) -> CliResult {
     let file = flags.common.config.clone();
-    let args = settings::with_file(flags, file.as_deref())?;
-    let options = decoding(&args)?;
+    let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
+    let options = decoding(&args.decoding)?;
     let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let data = DataArgs {
         task: Some(TaskKind::CausalLm),
         ..DataArgs::default()
     };
     let mut loaded = LoadedModel::open(&args.model, &args.adapter, &data, &device)?;
+    presets::check_family(&args.preset, &loaded.base.config.model_type)?;
     if args.merge_adapter.unwrap_or(false) {
         loaded.model.merge_adapters()?;
     }
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     }
-    let tokenizer = loaded.base.tokenizer.as_ref().map_err(|error| {
-        CliError::failure(format!("`{}` has no tokenizer", loaded.base.name)).caused_by(Some(error))
-    })?;
-    let writer = Writer {
-        options: Generate {
-            eos: end_tokens(&loaded, tokenizer),
-            ..options
-        },
-        template: template(args.template.as_ref().or(loaded.template.as_ref()))?,
-        loaded: &loaded,
-        tokenizer,
-    };
+    let writer = Writer::new(&loaded, options, args.template.as_ref())?;
     if args.interactive.unwrap_or(false) {
         return writer.interactive();
     }
     let prompts = match (&args.prompt, &args.prompt_file) {
-        (_, Some(path)) => read_prompts(path, args.text_column.as_deref())?,
+        (_, Some(path)) => read_prompts(path, &args)?,
         (Some(prompts), None) => prompts.clone(),
         (None, None) => {
             return Err(CliError::usage("no prompt given")
@@ -89,7 +79,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
 }
 
 /// The settings, checked before anything is read; the end tokens are the model's.
-fn decoding(args: &GenerateArgs) -> CliResult<Generate> {
+pub(super) fn decoding(args: &DecodingArgs) -> CliResult<Generate> {
     let samples = args.do_sample.unwrap_or(false)
         || args.temperature.is_some()
         || args.top_k.is_some()
@@ -155,7 +145,13 @@ fn end_tokens(loaded: &LoadedModel, tokenizer: &Tokenizer) -> Vec<u32> {
 }
 
 /// The prompts of a file's rows.
-fn read_prompts(path: &str, column: Option<&str>) -> CliResult<Vec<String>> {
+fn read_prompts(path: &str, args: &GenerateArgs) -> CliResult<Vec<String>> {
+    let column = args.text_column.as_deref();
+    let open = column.is_none().then(|| nlg::detect(Path::new(path)));
+    if let Some(format) = args.data_format.or(open.flatten()) {
+        let rows = nlg::read_prompts(Path::new(path), Some(format))?;
+        return Ok(rows.into_iter().map(|row| row.prompt).collect());
+    }
     let table = Table::read(Path::new(path), None::<FileFormat>, Header::Present)?;
     let has = |name: &&str| table.columns().iter().any(|c| c == name);
     let found = match column {
@@ -184,16 +180,37 @@ fn read_prompts(path: &str, column: Option<&str>) -> CliResult<Vec<String>> {
 }
 
 /// Everything between a prompt and its text.
-struct Writer<'a> {
+pub(super) struct Writer<'a> {
     options: Generate,
     template: Option<Template>,
     loaded: &'a LoadedModel,
     tokenizer: &'a Tokenizer,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// `asked` is the layout of prompts that was asked for; without it that of the adapter's notes.
+    pub fn new(
+        loaded: &'a LoadedModel,
+        options: Generate,
+        asked: Option<&String>,
+    ) -> CliResult<Self> {
+        let tokenizer = loaded.base.tokenizer.as_ref().map_err(|error| {
+            CliError::failure(format!("`{}` has no tokenizer", loaded.base.name))
+                .caused_by(Some(error))
+        })?;
+        Ok(Self {
+            options: Generate {
+                eos: end_tokens(loaded, tokenizer),
+                ..options
+            },
+            template: template(asked.or(loaded.template.as_ref()))?,
+            loaded,
+            tokenizer,
+        })
+    }
+
     /// `first` is the number of the first prompt in the whole list: draws hang on it.
-    fn generate(
+    pub fn generate(
         &self,
         prompts: &[String],
         first: usize,
@@ -222,7 +239,7 @@ impl Writer<'_> {
     }
 
     /// The text of new tokens, without the end token.
-    fn text(&self, tokens: &[u32]) -> CliResult<String> {
+    pub fn text(&self, tokens: &[u32]) -> CliResult<String> {
         let end = tokens
             .last()
             .filter(|token| self.options.eos.contains(token));

@@ -199,7 +199,8 @@ fn verify(
         let batch = PackedBatch::from_rows(&examples, &rows);
         let adapted = loaded.model.logits(&model_batch(&batch), true)?;
         let plain = other.logits(&model_batch(&batch), true)?;
-        let n = loaded.head.num_labels;
+        // Of a language model the vocabulary, which is no number of labels.
+        let n = loaded.model.num_labels();
         for (i, (a, b)) in adapted
             .chunks_exact(n)
             .zip(plain.chunks_exact(n))

@@ -1,8 +1,10 @@
 //! `lowrank plan`: what a run would need, from the code that would run it, on a device that only counts.
 
+mod choices;
+
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{MemoryReport, Purpose, Trainables};
+use lowrank_engine::{DType, MemoryReport, Purpose};
 use lowrank_formats::{Checkpoint, to_python_json, write_atomic};
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_train::config::TaskKind;
@@ -15,12 +17,13 @@ use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::session::{DEFAULT_MAX_LENGTH, task_of};
-use crate::{session, settings, source};
+use crate::{presets, session, source};
+use choices::Choices;
 
 /// Runs the command.
 pub fn run(flags: PlanArgs) -> CliResult {
     let file = flags.common.config.clone();
-    let args = settings::with_file(flags, file.as_deref())?;
+    let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     if let Some(dir) = &args.write_config {
         write_config(&args, dir)?;
     }
@@ -91,6 +94,8 @@ struct Way {
     head: u64,
     fixed: MemoryReport,
     needs: Needs,
+    /// Layers below the lowest adapter, and what is needed where they are kept; nothing if dropout is on in them.
+    frozen: (usize, Option<Needs>),
 }
 
 struct Plan {
@@ -105,11 +110,15 @@ struct Plan {
     forward_flops: f64,
     adapter_file: u64,
     lora_settings: lowrank_train::config::LoraSettings,
+    preset: Option<String>,
+    recompute: bool,
+    choices: Option<Choices>,
 }
 
 impl Plan {
     fn make(args: &PlanArgs) -> CliResult<Self> {
         let Subject { config, dir } = find_config(args)?;
+        presets::check_family(&args.preset, &config.model_type)?;
         let task = args.task.unwrap_or_else(|| task_of(&config));
         let has_head = config
             .architectures
@@ -132,7 +141,7 @@ impl Plan {
             seed: 0,
             ignore_mismatched_sizes: true,
         };
-        let rows = args.per_device_batch_size.unwrap_or(32);
+        let mut rows = args.per_device_batch_size.unwrap_or(32);
         let most = config.facts.max_positions;
         let length = args.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(most));
         if rows == 0 || length == 0 {
@@ -140,8 +149,7 @@ impl Plan {
                 "a batch needs at least one row of at least one token",
             ));
         }
-        let batch = vec![vec![length; rows]];
-        let recompute = args.gradient_checkpointing.unwrap_or(false);
+        let mut recompute = args.gradient_checkpointing.unwrap_or(false);
         let optimizer = resolve_optimization(&OptimizationArgs::default(), false);
         let lora_settings = resolve_lora(&args.lora, default_lora(&config.model_type))?;
         let peft = lora_settings.to_peft("base", None);
@@ -153,14 +161,29 @@ impl Plan {
                 None => Model::from_config(config.clone(), &options, &dry)?,
             })
         };
-        let (mut adapted, mut whole) = (model(true)?, model(false)?);
-        adapted.attach_lora(&peft, 0)?;
+        let adapted = || -> CliResult<DryRun> {
+            let mut adapted = model(true)?;
+            adapted.attach_lora(&peft, 0)?;
+            Ok(DryRun::of_model(adapted, &optimizer))
+        };
+        let choices = (args.memory.max_memory)
+            .map(|limit| {
+                let asked = args.gradient_checkpointing;
+                Choices::make(limit, (rows, length), asked, &adapted)
+            })
+            .transpose()?;
+        if let Some(choices) = &choices {
+            let shape = choices.taken()?;
+            (rows, recompute) = (shape.batch_size, shape.recompute);
+        }
+        let batch = vec![vec![length; rows]];
+        let mut whole = model(false)?;
         whole.train_all()?;
-        let mut lora = DryRun::of_model(adapted, &optimizer);
+        let mut lora = adapted()?;
         let mut full = DryRun::of_model(whole, &optimizer);
         let model = lora.model();
         let (base_parameters, encoder) = (model.base_parameters(), Encoder::count(model));
-        let adapter_file = adapter_file_bytes(model.trainables());
+        let adapter_file = adapter_file_bytes(model);
         let forward = lora.evaluate(batch.clone())?;
         Ok(Self {
             rows,
@@ -168,12 +191,15 @@ impl Plan {
             base_parameters,
             encoder_parameters: encoder.parameters,
             encoder_biases: encoder.biases,
-            forward_flops: forward.flops as f64 / forward.tokens.max(1) as f64,
+            forward_flops: per_token(&forward),
             adapter_file,
             lora: way(&mut lora, batch.clone(), recompute)?,
             full: way(&mut full, batch, recompute)?,
             config,
             lora_settings,
+            preset: presets::describe(&args.preset)?,
+            recompute,
+            choices,
         })
     }
 
@@ -194,15 +220,21 @@ impl Plan {
                 "peak_bytes": way.needs.peak.total(),
                 "bytes": by_purpose(&way.needs.peak),
                 "fixed_bytes": by_purpose(&way.fixed),
-                "flops_per_token": way.needs.flops as f64 / way.needs.tokens.max(1) as f64,
+                "flops_per_token": per_token(&way.needs),
+                "frozen_layers": way.frozen.0,
+                "flops_per_token_with_them_kept": way.frozen.1.as_ref().map(per_token),
             })
         };
         json!({
+            "preset": self.preset,
             "model_type": self.config.model_type,
             "rows": self.rows,
             "tokens_per_row": self.length,
             "total_parameters": self.base_parameters,
             "encoder_parameters": self.encoder_parameters,
+            "prefix_cache_bytes_per_token": self.kept_bytes(),
+            "choices": self.choices.as_ref().map(Choices::to_json),
+            "gradient_checkpointing": self.recompute,
             "lora": way(&self.lora),
             "full": way(&self.full),
             "forward_flops_per_token": self.forward_flops,
@@ -251,6 +283,9 @@ impl Plan {
             self.lora_settings.r,
             self.lora_settings.lora_alpha,
         );
+        if let Some(preset) = &self.preset {
+            text = format!("{preset}\n\n{text}");
+        }
         let (lora, full) = (&self.lora, &self.full);
         let total = self.base_parameters + lora.adapter;
         let mut table = TextTable::new(&[
@@ -282,19 +317,31 @@ impl Plan {
                 bytes(full.needs.peak.of(purpose)),
             ]);
         }
-        let flops = |way: &Way| {
-            format!(
-                "{:.1} MFLOP",
-                way.needs.flops as f64 / way.needs.tokens.max(1) as f64 / 1e6
-            )
-        };
+        let flops = |needs: &Needs| format!("{:.1} MFLOP", per_token(needs) / 1e6);
         table
             .row([
                 "peak of all tensors",
                 &bytes(lora.needs.peak.total()),
                 &bytes(full.needs.peak.total()),
             ])
-            .row(["training, a token", &flops(lora), &flops(full)])
+            .row([
+                "training, a token",
+                &flops(&lora.needs),
+                &flops(&full.needs),
+            ]);
+        if let (layers @ 1.., kept) = &lora.frozen {
+            let shown = match kept {
+                None => "computed anew: their dropout is on".to_owned(),
+                Some(_) => format!("{} a token if kept", bytes(self.kept_bytes())),
+            };
+            let name = format!("frozen layers below: {layers}");
+            table.row([name, shown, "-".to_owned()]);
+            if let Some(needs) = kept {
+                let name = "  training with them kept, a token";
+                table.row([name, &flops(needs), "-"]);
+            }
+        }
+        table
             .row([
                 "file of the result",
                 &bytes(self.adapter_file),
@@ -316,7 +363,17 @@ impl Plan {
             self.forward_flops / 1e6
         ));
         text.push_str(&self.others_text());
+        if let Some(choices) = &self.choices {
+            text.push_str(&format!("\n{}", choices.to_text()));
+        }
         text
+    }
+
+    /// Bytes of what the frozen layers give for a token.
+    fn kept_bytes(&self) -> u64 {
+        let is_bf16 = self.lora.precision == DType::Bf16.name();
+        let dtype = if is_bf16 { DType::Bf16 } else { DType::F32 };
+        (self.config.facts.hidden_size * dtype.bytes()) as u64
     }
 
     fn others_text(&self) -> String {
@@ -330,6 +387,10 @@ impl Plan {
         }
         format!("\n{others}")
     }
+}
+
+fn per_token(needs: &Needs) -> f64 {
+    needs.flops as f64 / needs.tokens.max(1) as f64
 }
 
 fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> CliResult<Way> {
@@ -351,6 +412,10 @@ fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> CliResult<W
         adapter,
         head,
         fixed,
+        frozen: (
+            dry.model().frozen_prefix(false).layers,
+            dry.train_kept(&batch[0], recompute)?,
+        ),
         needs: dry.train(batch, recompute)?,
     })
 }
@@ -381,17 +446,17 @@ fn is_head(path: &str) -> bool {
     path.starts_with("classifier") || path.starts_with("score")
 }
 
-/// Bytes of the safetensors file that holds these values: its header is as long as its names make it.
-pub fn adapter_file_bytes(trainables: &Trainables) -> u64 {
+/// Bytes of the safetensors file that holds the adapter: its header is as long as its names make it.
+fn adapter_file_bytes(model: &Model) -> u64 {
     let mut offset = 0u64;
     let mut header = json!({ "__metadata__": { "format": "pt" } }).to_string();
     header.pop();
-    let mut sorted: Vec<_> = trainables.iter().map(|(_, t)| t).collect();
-    sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    for t in sorted {
-        let end = offset + 4 * t.shape.iter().product::<usize>() as u64;
-        let entry = json!({ "dtype": "F32", "shape": t.shape, "data_offsets": [offset, end] });
-        header.push_str(&format!(",{}:{entry}", json!(t.name)));
+    let mut sorted = model.saved_shapes();
+    sorted.sort();
+    for (name, shape) in sorted {
+        let end = offset + 4 * shape.iter().product::<usize>() as u64;
+        let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] });
+        header.push_str(&format!(",{}:{entry}", json!(name)));
         offset = end;
     }
     header.push('}');

@@ -178,7 +178,7 @@ impl Sink {
     }
 
     /// Writes one line.
-    pub fn write(&mut self, line: &Value) -> CliResult {
+    pub fn write(&mut self, line: &impl std::fmt::Display) -> CliResult {
         match self {
             Sink::Stdout => output::println(line),
             Sink::Stream(to, path) => {

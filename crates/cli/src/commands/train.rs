@@ -1,5 +1,7 @@
 //! `lowrank train`: from settings to an adapter, with a log, checkpoints, a report, and a table at the end.
 
+mod planning;
+pub use planning::{BESIDE, too_little};
 mod results;
 pub use results::MAX_SHARD_BYTES;
 mod setup;
@@ -22,7 +24,7 @@ use crate::args::{PrecisionArg, TrainArgs};
 use crate::errors::{CliError, CliResult};
 use crate::progress::Progress;
 use crate::resolve::{self, Resolved};
-use crate::{interrupt, memory, output, session, settings, yaml};
+use crate::{interrupt, memory, output, presets, session, settings, yaml};
 use results::Results;
 
 /// The resolved configuration in the run's folder.
@@ -32,6 +34,14 @@ const BEFORE_FILE: &str = "before.json";
 
 /// Runs the command.
 pub fn run(flags: TrainArgs) -> CliResult {
+    if flags.list_presets == Some(true) {
+        if flags.common.is_json() {
+            output::print_json(&presets::list_json());
+        } else {
+            output::print(presets::list_text());
+        }
+        return Ok(());
+    }
     let args = gather(flags)?;
     let run_path = args
         .output_dir
@@ -41,22 +51,31 @@ pub fn run(flags: TrainArgs) -> CliResult {
         &args.common,
         PrecisionArg::of(args.precision, args.full != Some(true)),
     )?;
+    // A resumed run keeps the batch that was chosen for it.
+    let resume = args.resume == Some(true);
+    let choose = !(resume && Path::new(&run_path).join(CONFIG_FILE).is_file());
+    let recompute = args.optimization.gradient_checkpointing;
     if args.dry_run == Some(true) {
-        let resolved = resolve::resolve_train(&args, &device)?;
+        let mut resolved = resolve::resolve_train(&args, &device)?;
+        if resolved.config.memory.max_memory.is_some() {
+            planning::plan_run(&mut resolved, choose, recompute)?;
+        }
         output::print(yaml::to_yaml(&resolve::to_settings(&resolved.config)));
         return Ok(());
     }
-    let resume = args.resume == Some(true);
     let stop = interrupt::listen()?;
     refuse_existing(&run_path, &args)?;
-    let resolved = resolve::resolve_train(&args, &device)?;
+    let mut resolved = resolve::resolve_train(&args, &device)?;
     let progress = Progress::new(args.common.is_quiet(), headline_metric(&resolved.config));
-    let plan = setup::plan_run(&resolved)?;
+    let plan = planning::plan_run(&mut resolved, choose, recompute)?;
     // Program, tokenizer and rows: everything but the tensors that the plan counts.
     let fixed_bytes = memory::resident_bytes();
     let (mut model, notes) = setup::build_model(&resolved, &device)?;
     // Only now: a request that fails before here leaves no folder that would be in the way of the next try.
     let run_dir = take_run_dir(&run_path, &args)?;
+    if let Some(preset) = presets::describe(&args.preset)? {
+        progress.line(preset);
+    }
     setup::announce(&progress, &resolved, &model, &notes, &plan);
     if !(resume && run_dir.join(CONFIG_FILE).is_file()) {
         write_config(&run_dir, &resolved.config)?;
@@ -70,9 +89,20 @@ pub fn run(flags: TrainArgs) -> CliResult {
         }
         None => None,
     };
-    let outcome = train(&mut model, &resolved, &run_dir, &stop, &progress, resume);
+    let job = Job {
+        resolved: &resolved,
+        prefix_cache_bytes: plan.prefix_cache_bytes,
+        run_dir: &run_dir,
+        stop: &stop,
+        progress: &progress,
+        resume,
+    };
+    let outcome = train(&mut model, &job);
     progress.finish();
     let summary = finished(outcome?, &run_path)?;
+    if summary.new_steps == 0 && results::are_written(&run_dir, &resolved.config) {
+        return results::show_written(&run_dir, &args.common);
+    }
     let saved = results::save_model(&run_dir, &resolved, &model)?;
     // The rest is small: it is done even when told to stop.
     let after = match reported {
@@ -98,27 +128,32 @@ pub fn run(flags: TrainArgs) -> CliResult {
     Ok(())
 }
 
-fn train(
-    model: &mut Model,
-    resolved: &Resolved,
-    run_dir: &RunDir,
-    stop: &AtomicBool,
-    progress: &Progress,
+/// What is trained, and how.
+struct Job<'a> {
+    resolved: &'a Resolved,
+    prefix_cache_bytes: u64,
+    run_dir: &'a RunDir,
+    stop: &'a AtomicBool,
+    progress: &'a Progress,
     resume: bool,
-) -> CliResult<Outcome> {
-    let on_event = |event: Event<'_>| progress.on_event(&event);
+}
+
+fn train(model: &mut Model, job: &Job<'_>) -> CliResult<Outcome> {
+    let resolved = job.resolved;
+    let on_event = |event: Event<'_>| job.progress.on_event(&event);
     let setup = RunSetup {
         config: &resolved.config,
         data: TrainData {
             train: &resolved.train.examples,
             validation: resolved.validation.as_ref().map(|v| v.examples.as_slice()),
         },
-        run: run_dir.path(),
-        stop,
+        run: job.run_dir.path(),
+        prefix_cache_bytes: job.prefix_cache_bytes,
+        stop: job.stop,
         on_event: &on_event,
     };
     let mut trainer = Trainer::new(model, setup)?;
-    if resume {
+    if job.resume {
         trainer.resume()?;
     }
     Ok(trainer.run()?)
@@ -142,7 +177,7 @@ fn finished(outcome: Outcome, run: &str) -> CliResult<Summary> {
 fn gather(flags: TrainArgs) -> CliResult<TrainArgs> {
     let no_shuffle = flags.optimization.no_shuffle;
     let file = flags.common.config.clone();
-    let mut flags = settings::with_file(flags, file.as_deref())?;
+    let mut flags = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     if no_shuffle {
         flags.optimization.shuffle = Some(false);
     }

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::support::{Ran, command, lowrank};
 
 /// A folder with the configuration and the tokenizer of a tiny GPT-2, and rows for it.
-struct Lab(tempfile::TempDir);
+pub struct Lab(tempfile::TempDir);
 
 impl Lab {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let lab = Self(tempfile::tempdir().expect("a folder"));
         let model = lab.path("base");
         fs::create_dir(&model).unwrap();
@@ -49,12 +49,12 @@ impl Lab {
         lab
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Runs with `@name` standing for a path in this folder.
-    fn run(&self, words: &[&str]) -> Ran {
+    pub fn run(&self, words: &[&str]) -> Ran {
         let words: Vec<String> = words.iter().map(|word| self.place(word)).collect();
         lowrank(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
@@ -80,7 +80,7 @@ impl Lab {
         }
     }
 
-    fn scratch(&self, run: &str) -> Ran {
+    pub fn scratch(&self, run: &str) -> Ran {
         self.run(&[
             "train",
             "--model",
@@ -280,6 +280,7 @@ fn text_after_prompts() {
     assert_eq!(found, lines(&["--prompt-file", "@prompts.jsonl"]));
     let merged = lines(&["--prompt-file", "@prompts.jsonl", "--merge-adapter"]);
     assert_eq!(found, merged);
+    scored(&lab, right);
     let beams = lines(&[
         "--prompt-file",
         "@prompts.jsonl",
@@ -334,6 +335,79 @@ fn text_after_prompts() {
         &format!("{prompt}\n\n"),
     );
     assert_eq!(typed, format!("{}\n", found[0]["text"].as_str().unwrap()));
+}
+
+/// What is written after the prompts is scored, and the file of it scores the same again.
+fn scored(lab: &Lab, right: usize) {
+    let prompts = fs::read_to_string(lab.path("prompts.jsonl")).unwrap();
+    let rows = prompts.lines().map(|line| {
+        let row: Value = serde_json::from_str(line).unwrap();
+        format!(
+            "{}\n",
+            json!({ "prompt": row["prompt"], "references": [row["completion"], "no"] })
+        )
+    });
+    fs::write(lab.path("rows.jsonl"), rows.collect::<String>()).unwrap();
+    let base = [
+        "eval",
+        "--model",
+        "@scratch/model",
+        "--adapter",
+        "@adapted",
+        "--precision",
+        "f32",
+    ];
+    let write = |more: &[&str]| {
+        let words = [
+            "--data-file",
+            "@rows.jsonl",
+            "--generate",
+            "--json",
+            "--output-file",
+            "@out.txt",
+        ];
+        lab.run(&[&base[..], &words[..], more].concat()).ok()
+    };
+    let first = write(&[]);
+    assert!(first.stderr.contains("16 texts"), "{}", first.stderr);
+    let texts = fs::read_to_string(lab.path("out.txt")).unwrap();
+    let same = texts.lines().zip(prompts.lines());
+    let same = same.filter(|(text, line)| line.contains(&json!(text).to_string()));
+    assert_eq!(same.count(), right);
+    assert_eq!(first.json()["references"], json!(32));
+    assert!(first.json()["scores"]["sacrebleu"].as_f64().unwrap() > 50.0);
+    let again = [
+        "eval",
+        "--outputs",
+        "@out.txt",
+        "--references",
+        "@rows.jsonl",
+        "--json",
+    ];
+    assert_eq!(lab.run(&again).ok().stdout, first.stdout);
+    assert_eq!(write(&["--batch-size", "3"]).stdout, first.stdout);
+
+    let refused = |more: &[&str], code: i32, words: &[&str]| {
+        lab.run(&[&base[..], &["--generate"], more].concat())
+            .fails(code, words);
+    };
+    refused(&[], 2, &["--data-file"]);
+    refused(&["--data-file", "@texts.jsonl"], 1, &["--data-format"]);
+    refused(
+        &["--data-file", "@rows.jsonl", "--num-beams", "0"],
+        2,
+        &["num_beams"],
+    );
+    refused(
+        &["--data-file", "@rows.jsonl", "--batch-size", "0"],
+        2,
+        &["batch size"],
+    );
+    refused(
+        &["--data-file", "@rows.jsonl", "--metrics", "rouge"],
+        2,
+        &["rouge_l"],
+    );
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 mod bad_input;
 mod config_file;
+mod generated_text;
 mod interrupted;
 mod language_model;
+mod memory;
+mod parts;
+mod presets;
 mod support;
 mod whole_way;

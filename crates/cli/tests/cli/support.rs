@@ -61,8 +61,13 @@ impl Ran {
 pub fn command(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lowrank"));
     command.args(words);
-    // No user's cache, no chosen instruction set.
-    for name in ["HF_HOME", "HF_HUB_CACHE", "LOWRANK_ISA"] {
+    // No user's cache or tables, no chosen instruction set.
+    for name in [
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "LOWRANK_ISA",
+        "LOWRANK_METEOR_DIR",
+    ] {
         command.env_remove(name);
     }
     command

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::columns::{ColumnSpec, Columns, TextColumns};
 use crate::error::{DataError, MAX_FAULTS_SHOWN, RowFault, RowFaultKind, TokenizerError};
 use crate::labels::{Label, LabelMap, Task, number};
+use crate::nlg::{self, NlgFormat};
 use crate::rows::{FileFormat, Header, Table};
 use crate::tokenizer::Tokenizer;
 pub use causal::{Template, TemplateError};
@@ -65,6 +66,9 @@ pub struct LoadSpec {
     pub max_length: Option<usize>,
     /// What to do with longer rows.
     pub long_rows: LongRows,
+    /// Which data set of text generation a file is of. A language model's file is looked at where this is not given and no
+    /// column is named.
+    pub nlg: Option<NlgFormat>,
     /// How a language model's rows are laid out.
     pub template: Template,
     /// Rows of the model's token embedding; every id must be below.
@@ -85,6 +89,7 @@ impl LoadSpec {
             need: LabelNeed::Required,
             max_length: None,
             long_rows: LongRows::Truncate,
+            nlg: None,
             template: Template::default(),
             vocab_size: None,
             type_vocab_size: None,
@@ -162,11 +167,22 @@ pub fn load_examples(
     spec: &LoadSpec,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Loaded, DataError> {
-    examples_from_table(
-        &Table::read(path, spec.format, spec.header)?,
-        spec,
-        tokenizer,
-    )
+    examples_from_table(&read_table(path, spec)?, spec, tokenizer)
+}
+
+/// Reads a file's rows. Of a data set of text generation each reference is a row of `prompt` and `completion`.
+pub fn read_table(path: &Path, spec: &LoadSpec) -> Result<Table, DataError> {
+    let is_causal = spec.task == Task::CausalLm;
+    if let Some(format) = spec.nlg.filter(|_| !is_causal) {
+        return Err(DataError::Spec(format!(
+            "rows of `{format}` are for a language model, and the task is another"
+        )));
+    }
+    let open = is_causal && spec.format.is_none() && spec.columns == ColumnSpec::default();
+    match spec.nlg.or_else(|| nlg::detect(path).filter(|_| open)) {
+        Some(format) => nlg::read_table(path, format),
+        None => Table::read(path, spec.format, spec.header),
+    }
 }
 
 /// Turns rows that were read into examples. Rows are worked on in parallel; the result is in file order.

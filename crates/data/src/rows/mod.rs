@@ -89,6 +89,16 @@ pub struct Row {
     fields: Fields,
 }
 
+impl Row {
+    /// A row of typed values.
+    pub(crate) fn from_object(line: u64, object: Map<String, Value>) -> Self {
+        Self {
+            line,
+            fields: Fields::Object(object),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Fields {
     Object(Map<String, Value>),
@@ -162,6 +172,21 @@ impl Table {
             FileFormat::Parquet => parquet::parse(path, bytes)?,
             #[cfg(not(feature = "parquet"))]
             FileFormat::Parquet => return Err(DataError::ParquetNotBuilt { path: path.into() }),
+        };
+        Self::new(path, format, parsed)
+    }
+
+    /// A table of rows that were made elsewhere.
+    pub(crate) fn from_rows(
+        path: &Path,
+        format: FileFormat,
+        columns: &[&str],
+        rows: Vec<Row>,
+    ) -> Result<Self, DataError> {
+        let parsed = Parsed {
+            columns: columns.iter().map(|name| (*name).to_owned()).collect(),
+            rows,
+            blank_lines: 0,
         };
         Self::new(path, format, parsed)
     }
@@ -272,7 +297,7 @@ struct Parsed {
 }
 
 /// The text of a file, without a byte order mark.
-fn text_of<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, DataError> {
+pub(crate) fn text_of<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, DataError> {
     let malformed = |line, problem| DataError::Malformed {
         path: path.into(),
         line,

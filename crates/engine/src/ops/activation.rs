@@ -14,7 +14,7 @@ pub fn activation(tape: &mut Tape<'_>, x: Var, kind: Activation) -> Var {
     let (device, dtype) = (tape.device().clone(), x.tensor().dtype());
     if !(tape.recording() && x.requires_grad()) {
         let mut y = x.into_owned();
-        device.exec(0, |isa| {
+        device.exec("activation", 0, |isa| {
             with_element!(dtype, E => {
                 kernels::activation_forward_in_place(isa, kind, y.values_mut::<E>());
             });
@@ -22,7 +22,7 @@ pub fn activation(tape: &mut Tape<'_>, x: Var, kind: Activation) -> Var {
         return tape.constant(y);
     }
     let mut y = Tensor::uninit_as(dtype, &device, x.rows(), x.cols(), Purpose::Activations);
-    device.exec(0, |isa| {
+    device.exec("activation", 0, |isa| {
         with_element!(dtype, E => {
             kernels::activation_forward(isa, kind, x.tensor().values::<E>(), y.values_mut::<E>());
         });
@@ -50,7 +50,7 @@ impl Backward for ActivationBackward {
 pub(crate) fn through_activation(kind: Activation, x: &Tensor, d_y: Arc<Tensor>) -> Tensor {
     let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
     let (device, dtype) = (d_x.device().clone(), d_x.dtype());
-    device.exec(0, |isa| {
+    device.exec("activation", 0, |isa| {
         with_element!(dtype, E => {
             kernels::activation_backward(isa, kind, x.values::<E>(), d_x.values_mut::<E>());
         });

@@ -24,7 +24,7 @@ pub fn add(tape: &mut Tape<'_>, x: Var, residual: Var, p: f32) -> Var {
     if let Some(dropout) = dropout {
         drop_out(&mut z, dropout);
     }
-    device.exec(0, |isa| {
+    device.exec("add", 0, |isa| {
         with_element!(dtype, E => {
             kernels::add_assign(isa, z.values_mut::<E>(), residual.tensor().values::<E>());
         });

@@ -92,7 +92,7 @@ pub fn attention(tape: &mut Tape<'_>, q: Var, k: Var, v: Var, spec: AttentionSpe
     spec.check(&q, &k);
     let mut out = Tensor::activations(&device, q.rows(), q.cols());
     let mut lse = Tensor::uninit(&device, q.rows(), spec.num_heads, Purpose::Activations);
-    device.exec(spec.flops(2), |isa| {
+    device.exec("attention", spec.flops(2), |isa| {
         let (shape, lse) = (spec.shape(dropout), lse.data_mut());
         let (q, k, v) = (q.tensor(), k.tensor(), v.tensor());
         match out.dtype() {
@@ -147,7 +147,7 @@ impl Backward for AttentionBackward {
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let like = |t: &Tensor| Tensor::activations(&cx.device, t.rows(), t.cols());
         let (mut d_q, mut d_k, mut d_v) = (like(&self.q), like(&self.k), like(&self.v));
-        cx.device.exec(self.spec.flops(5), |isa| {
+        cx.device.exec("attention", self.spec.flops(5), |isa| {
             let shape = self.spec.shape(self.dropout);
             match d_q.dtype() {
                 DType::F32 => {

@@ -45,7 +45,7 @@ pub fn cached_attention(tape: &Tape<'_>, q: &Var, kept: &KeptRows, spec: CachedS
     let pairs: usize = spec.rows.iter().map(|rows| rows.len()).sum();
     let mut out = Tensor::activations(device, q.rows(), q.cols());
     let dtype = out.dtype();
-    device.exec((4 * pairs * q.cols()) as u64, |isa| {
+    device.exec("cached_attention", (4 * pairs * q.cols()) as u64, |isa| {
         let q = q.tensor().to_f32(Purpose::Workspace);
         let mut wide = vec![0.0; q.len()];
         let args = CachedAttention {

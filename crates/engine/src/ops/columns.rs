@@ -25,7 +25,7 @@ pub fn select_columns(tape: &mut Tape<'_>, x: &Var, columns: Range<usize>) -> Va
         columns.len(),
         Purpose::Activations,
     );
-    device.exec(0, |_| {
+    device.exec("columns", 0, |_| {
         with_element!(dtype, E => {
             let rows = x.tensor().values::<E>().chunks_exact(x_cols);
             for (out, row) in y.values_mut().chunks_exact_mut(columns.len()).zip(rows) {
@@ -59,7 +59,7 @@ impl Backward for ColumnsBackward {
                 d_x.fill(0.0);
             }
             let dtype = d_x.dtype();
-            device.exec(0, |isa| {
+            device.exec("columns", 0, |isa| {
                 with_element!(dtype, E => {
                     let rows = d_y.values::<E>().chunks_exact(columns.len());
                     for (into, d) in d_x.values_mut::<E>().chunks_exact_mut(x_cols).zip(rows) {

@@ -62,23 +62,29 @@ pub fn disentangled_attention(
     let n_tables = saved.tables();
     let shape = spec.shape(dropout);
     let mut workspace = forward_workspace(&device, &shape, n_tables);
-    device.exec(spec.flops(2 + n_tables as u64), |isa| {
-        let lse = lse.data_mut();
-        match out.dtype() {
-            DType::F32 => {
-                let (inputs, workspace, out) =
-                    (saved.inputs(), workspace.data_mut(), out.data_mut());
-                kernels::disentangled_attention_forward(isa, &shape, &inputs, workspace, out, lse);
+    device.exec(
+        "disentangled_attention",
+        spec.flops(2 + n_tables as u64),
+        |isa| {
+            let lse = lse.data_mut();
+            match out.dtype() {
+                DType::F32 => {
+                    let (inputs, workspace, out) =
+                        (saved.inputs(), workspace.data_mut(), out.data_mut());
+                    kernels::disentangled_attention_forward(
+                        isa, &shape, &inputs, workspace, out, lse,
+                    );
+                }
+                DType::Bf16 => {
+                    let (inputs, workspace, out) =
+                        (saved.inputs(), workspace.values_mut(), out.values_mut());
+                    kernels::disentangled_attention_forward_bf16(
+                        isa, &shape, &inputs, workspace, out, lse,
+                    );
+                }
             }
-            DType::Bf16 => {
-                let (inputs, workspace, out) =
-                    (saved.inputs(), workspace.values_mut(), out.values_mut());
-                kernels::disentangled_attention_forward_bf16(
-                    isa, &shape, &inputs, workspace, out, lse,
-                );
-            }
-        }
-    });
+        },
+    );
     drop(workspace);
     let out = Arc::new(out);
     tape.push_shared(out.clone(), nodes.any(), || DisentangledBackward {
@@ -161,8 +167,10 @@ impl Backward for DisentangledBackward {
             backward_workspace(&cx.device, &shape, saved.tables(), n_trained);
         // Of each table: its scores again, what they give to the content, and to the table.
         let matmuls = 5 + 2 * saved.tables() + n_trained;
-        cx.device
-            .exec(self.spec.flops(matmuls as u64), |isa| match d_out.dtype() {
+        cx.device.exec(
+            "disentangled_attention",
+            self.spec.flops(matmuls as u64),
+            |isa| match d_out.dtype() {
                 DType::F32 => {
                     let (saved, gradients) = (self.saved(), gradients.values_mut());
                     let (d_out, workspace) = (d_out.data(), partial.data_mut());
@@ -181,7 +189,8 @@ impl Backward for DisentangledBackward {
                         isa, &shape, &saved, d_out, workspace, gradients,
                     );
                 }
-            });
+            },
+        );
         drop((tables, partial, d_out));
         let Nodes { qkv, keys, queries } = self.nodes;
         drop((self.saved, self.out, self.lse));

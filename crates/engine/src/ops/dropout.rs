@@ -23,6 +23,7 @@ pub fn dropout(tape: &mut Tape<'_>, x: Var, p: f32) -> Var {
 pub(crate) fn drop_out(x: &mut Tensor, dropout: Dropout) {
     let (device, dtype) = (x.device().clone(), x.dtype());
     device.exec(
+        "dropout",
         0,
         |isa| with_element!(dtype, E => kernels::dropout_apply(isa, dropout, x.values_mut::<E>())),
     );

@@ -76,7 +76,7 @@ pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
         );
     }
     let dtype = y.dtype();
-    device.exec(0, |isa| {
+    device.exec("embedding", 0, |isa| {
         let stored = tables.iter().map(|l| TableRows {
             table: l.table.stored(trainables),
             ids: l.ids,
@@ -119,7 +119,7 @@ impl Backward for EmbeddingBackward {
         } in &self.trained
         {
             let d_table = cx.gradients.get_mut(*id);
-            cx.device.exec(0, |_| {
+            cx.device.exec("embedding", 0, |_| {
                 let d_table = d_table.data_mut();
                 // Runs of real tokens: a padding token inside a row is rare, one at its end does not exist here.
                 let mut start = 0;

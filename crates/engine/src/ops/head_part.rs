@@ -70,7 +70,7 @@ pub fn head_part<'m>(tape: &mut Tape<'m>, x: &Var, form: HeadPart, bias: Option<
     let cols = x_cols / form.parts;
     let dtype = x.tensor().dtype();
     let mut y = Tensor::uninit_as(dtype, &device, rows, cols, Purpose::Activations);
-    device.exec(0, |_| {
+    device.exec("head_part", 0, |_| {
         let bias = bias.map(|bias| bias.data(trainables));
         with_element!(dtype, E => {
             let rows = x.tensor().values::<E>().chunks_exact(x_cols);
@@ -108,7 +108,7 @@ impl Backward for HeadPartBackward<'_> {
         let dtype = d_y.dtype();
         if let Some(id) = bias.and_then(Param::trainable) {
             let d_bias = cx.gradients.get_mut(id);
-            cx.device.exec(0, |isa| {
+            cx.device.exec("head_part", 0, |isa| {
                 with_element!(dtype, E => {
                     kernels::column_sum(isa, d_y.values::<E>(), cols, d_bias.data_mut());
                 });
@@ -118,7 +118,7 @@ impl Backward for HeadPartBackward<'_> {
             if !accumulate {
                 d_x.fill(0.0);
             }
-            device.exec(0, |_| {
+            device.exec("head_part", 0, |_| {
                 with_element!(dtype, E => {
                     let rows = d_y.values::<E>().chunks_exact(cols);
                     for (to, from) in d_x.values_mut::<E>().chunks_exact_mut(x_cols).zip(rows) {

@@ -44,7 +44,7 @@ pub fn layer_norm<'m>(
     let z = if residual.is_none() && dropout.is_none() {
         // z is x itself: others may go on reading it, as a pre-norm residual stream is.
         let z = x.shared();
-        device.exec(0, |isa| {
+        device.exec("layer_norm", 0, |isa| {
             with_element!(dtype, E => {
                 let norm = kernels::LayerNorm {
                     z: z.values::<E>(),
@@ -68,7 +68,7 @@ pub fn layer_norm<'m>(
                 "layer_norm: the residual does not fit x"
             );
         }
-        device.exec(0, |isa| {
+        device.exec("layer_norm", 0, |isa| {
             with_element!(dtype, E => {
                 let norm = LayerNormForward {
                     x: z.values_mut::<E>(),
@@ -121,7 +121,7 @@ impl LayerNormBackward<'_> {
         let mut d_weight = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
         let mut d_bias = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
         let dtype = d_y.dtype();
-        cx.device.exec(0, |isa| {
+        cx.device.exec("layer_norm", 0, |isa| {
             let (mean, rstd) = (self.mean.data(), self.rstd.data());
             let (d_weight, d_bias) = (d_weight.data_mut(), d_bias.data_mut());
             with_element!(dtype, E => {
@@ -132,8 +132,9 @@ impl LayerNormBackward<'_> {
         for (id, d) in [(weight, &d_weight), (bias, &d_bias)] {
             let Some(id) = id else { continue };
             let slot = cx.gradients.get_mut(id);
-            cx.device
-                .exec(0, |isa| kernels::add_assign(isa, slot.data_mut(), d.data()));
+            cx.device.exec("layer_norm", 0, |isa| {
+                kernels::add_assign(isa, slot.data_mut(), d.data())
+            });
         }
     }
 }
@@ -156,7 +157,7 @@ impl Backward for LayerNormBackward<'_> {
         } = *self;
         let trainables = cx.trainables;
         let dtype = d_z.dtype();
-        cx.device.exec(0, |isa| {
+        cx.device.exec("layer_norm", 0, |isa| {
             let (weight, mean, rstd) = (params.weight.data(trainables), mean.data(), rstd.data());
             with_element!(dtype, E => {
                 let (z, d_z) = (z.values::<E>(), d_z.values_mut());

@@ -10,6 +10,7 @@ use lowrank_kernels::{Activation, DType, Dropout};
 
 use crate::meter::Purpose;
 use crate::ops::activation::through_activation;
+use crate::ops::blocks::{Blocks, add_to_b, whole_b};
 use crate::ops::dropout::drop_out;
 use crate::ops::product::{LowRankTerm, Packed, Product, add_outer};
 use crate::param::{Matrix, Param, TrainableId, Trainables};
@@ -21,8 +22,10 @@ use crate::tensor::{Tensor, with_element};
 pub struct Adapter {
     /// A [r, in].
     pub a: TrainableId,
-    /// B [out, r].
+    /// B [out, r], or that of the parts below each other; see [`crate::ops::blocks`].
     pub b: TrainableId,
+    /// The parts of a fused layer that are adapted, each at its own rank; nothing where the layer is adapted as one.
+    pub blocks: Option<Blocks>,
     /// alpha / r, or alpha / √r with rsLoRA.
     pub scaling: f32,
     /// Probability of dropping an element of x, in the adapter's branch only.
@@ -99,7 +102,7 @@ fn forward<'m>(
         .map(|adapter| adapter_h(trainables, x.tensor(), adapter, dropout));
     let g = params
         .adapter
-        .map(|adapter| Packed::trained(&trainables.get(adapter.b).value, false));
+        .map(|adapter| Packed::trained(&whole_b(adapter, trainables), false));
     let adapted = params.adapter.zip(h.as_ref()).zip(g.as_ref());
     let b = Packed::weight(trainables, params.weight);
     let product = Product {
@@ -188,7 +191,7 @@ impl Backward for LinearBackward<'_> {
         if let Some(id) = params.bias.and_then(Param::trainable) {
             let d_bias = cx.gradients.get_mut(id);
             let cols = d_y.cols();
-            cx.device.exec(0, |isa| {
+            cx.device.exec("bias gradient", 0, |isa| {
                 with_element!(dtype, E => {
                     kernels::column_sum(isa, d_y.values::<E>(), cols, d_bias.data_mut());
                 });
@@ -223,10 +226,12 @@ fn adapter_backward(
     d_y: &Tensor,
 ) -> Tensor {
     let (scaling, trainables) = (adapter.scaling, cx.trainables);
-    let b = &trainables.get(adapter.b).value;
-    add_outer(d_y, h, scaling, cx.gradients.get_mut(adapter.b));
+    let b = whole_b(adapter, trainables);
+    let d_b = cx.gradients.get_mut(adapter.b);
+    add_to_b(adapter.blocks, d_b, |d_b| add_outer(d_y, h, scaling, d_b));
     let mut d_h = Tensor::uninit(&cx.device, d_y.rows(), h.cols(), Purpose::Activations);
-    Product::new(d_y, &Packed::trained(b, true)).store(&mut d_h);
+    Product::new(d_y, &Packed::trained(&b, true)).store(&mut d_h);
+    drop(b);
     let dropped = dropped(x, dropout);
     let x = dropped.as_ref().unwrap_or(x);
     add_outer(&d_h, x, scaling, cx.gradients.get_mut(adapter.a));

@@ -76,7 +76,7 @@ pub fn lm_loss_backward(
         let mut d = Tensor::uninit_as(d_h.dtype(), device, h.rows(), cols, Purpose::Workspace);
         Product::new(&logits, transposed).store(&mut d);
         let dtype = d.dtype();
-        device.exec(0, |_| {
+        device.exec("copy", 0, |_| {
             with_element!(dtype, E => {
                 d_h.values_mut::<E>()[first * cols..][..d.len()].copy_from_slice(d.values());
             });
@@ -104,7 +104,7 @@ fn cross_entropy(
     let labels = &targets.labels[first..first + rows];
     let mut losses = Tensor::uninit(&device, 1, rows, Purpose::Workspace);
     let mut sum = 0.0;
-    device.exec(0, |isa| {
+    device.exec("cross_entropy", 0, |isa| {
         let form = CrossEntropyForm {
             grad_scale,
             smoothing: targets.smoothing,

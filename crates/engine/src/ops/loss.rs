@@ -59,7 +59,7 @@ pub fn loss(logits: &Var, targets: Targets<'_>, grad_scale: f32) -> LossOutput {
     assert_eq!(found, expected, "loss: the logits are [{rows}, {cols}]");
     let mut losses = Tensor::uninit(device, 1, expected, Purpose::Workspace);
     let mut sum = 0.0;
-    device.exec(0, |isa: Isa| {
+    device.exec("loss", 0, |isa: Isa| {
         let (d, losses) = (d_logits.data_mut(), losses.data_mut());
         match targets {
             Targets::Class(labels) => {

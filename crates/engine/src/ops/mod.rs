@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod blocks;
 pub mod cached_attention;
 pub mod columns;
 pub mod disentangled_attention;

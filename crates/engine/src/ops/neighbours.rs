@@ -20,7 +20,7 @@ pub fn neighbours(tape: &mut Tape<'_>, x: &Var, offsets: &Arc<[usize]>, taps: us
     );
     let dtype = x.tensor().dtype();
     let mut y = Tensor::uninit_as(dtype, &device, rows, cols * taps, Purpose::Activations);
-    device.exec(0, |_| {
+    device.exec("neighbours", 0, |_| {
         with_element!(dtype, E => {
             let x = x.tensor().values::<E>();
             kernels::neighbours(offsets, taps, cols, x, y.values_mut());
@@ -47,7 +47,7 @@ impl Backward for NeighboursBackward {
         let dtype = d_y.dtype();
         let (rows, cols, purpose) = (d_y.rows(), self.cols, Purpose::Activations);
         let mut d_x = Tensor::uninit_as(dtype, &cx.device, rows, cols, purpose);
-        cx.device.exec(0, |_| {
+        cx.device.exec("neighbours", 0, |_| {
             with_element!(dtype, E => {
                 let d_y = d_y.values::<E>();
                 let d_x = d_x.values_mut();

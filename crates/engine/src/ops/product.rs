@@ -11,6 +11,9 @@ use crate::meter::Purpose;
 use crate::param::{Matrix, PackedMatrix, Trainables};
 use crate::tensor::{Tensor, with_element};
 
+/// Columns up to which one side counts as a factor's: wider ones are worth packing.
+const THIN: usize = 32;
+
 /// The packed second operand b [n, k] of a product.
 pub(crate) enum Packed<'a> {
     /// A frozen weight [n, k].
@@ -37,7 +40,7 @@ impl<'a> Packed<'a> {
             DType::Bf16 => kernels::packed_bf16_len(n, k),
         };
         let mut packed = Tensor::uninit_as(precision, device, 1, len, Purpose::Workspace);
-        device.exec(0, |isa| {
+        device.exec("pack", 0, |isa| {
             let view = value.view();
             let view = if transposed { view.transposed() } else { view };
             match precision {
@@ -79,7 +82,7 @@ impl<'a> Packed<'a> {
         let device = w.tensor().device();
         let len = kernels::packed_len(inp, out);
         let mut packed = Tensor::uninit(device, 1, len, Purpose::Workspace);
-        device.exec(0, |isa| {
+        device.exec("pack", 0, |isa| {
             kernels::repack_transposed(isa, w.tensor().data(), out, inp, packed.data_mut());
         });
         Packed::Scratch {
@@ -158,7 +161,7 @@ impl<'a> Product<'a> {
     pub(crate) fn activate(&self, kind: Activation, mut pre: Option<&mut Tensor>, c: &mut Tensor) {
         if self.b.tensor().dtype() == DType::F32 {
             self.run(pre.as_deref_mut().unwrap_or(c), false);
-            c.device().clone().exec(0, |isa| match pre {
+            c.device().clone().exec("activation", 0, |isa| match pre {
                 Some(pre) => kernels::activation_forward(isa, kind, pre.data(), c.data_mut()),
                 None => kernels::activation_forward_in_place(isa, kind, c.data_mut()),
             });
@@ -182,7 +185,9 @@ impl<'a> Product<'a> {
             "the product's shape"
         );
         if self.b.tensor().dtype() == DType::F32 {
-            device.exec(self.flops(), |isa| self.run_f32(isa, c, accumulate));
+            device.exec(self.label(), self.flops(), |isa| {
+                self.run_f32(isa, c, accumulate)
+            });
             return;
         }
         self.exec(device, |isa, product| {
@@ -219,7 +224,17 @@ impl<'a> Product<'a> {
     }
 
     fn exec(&self, device: Device, run: impl FnOnce(kernels::Isa, Bf16Call<'_>)) {
-        device.exec(self.flops(), |isa| run(isa, Bf16Call(self)));
+        device.exec(self.label(), self.flops(), |isa| run(isa, Bf16Call(self)));
+    }
+
+    /// What a profile calls it.
+    fn label(&self) -> &'static str {
+        let [n, k] = self.b.shape();
+        if n.min(k) <= THIN {
+            "product with a factor"
+        } else {
+            "product"
+        }
     }
 
     fn flops(&self) -> u64 {
@@ -257,29 +272,31 @@ impl Bf16Call<'_> {
 
 /// into += alpha · aᵀ·b, the gradient of a weight or of a factor: a [M, out], b [M, in], into [out, in] in f32.
 pub(crate) fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
-    /// Columns up to which one side counts as a factor's: wider ones are worth packing.
-    const THIN: usize = 32;
     let flops = 2 * (a.rows() * a.cols() * b.cols()) as u64;
     let stride = into.cols();
     let device = a.device().clone();
     match (a.dtype(), b.dtype()) {
-        (DType::F32, DType::F32) => device.exec(flops, |isa| {
+        (DType::F32, DType::F32) => device.exec("outer product", flops, |isa| {
             kernels::gemm_transposed_a(isa, a.view(), b.view(), alpha, into.data_mut(), stride);
         }),
-        (DType::F32, DType::Bf16) if a.cols() <= THIN => device.exec(flops, |isa| {
-            let x = b.view_as::<bf16>();
-            kernels::outer_add(isa, a.view(), x, alpha, into.data_mut(), OuterLayout::Rows);
-        }),
-        (DType::Bf16, DType::F32) if b.cols() <= THIN => device.exec(flops, |isa| {
-            let (x, layout) = (a.view_as::<bf16>(), OuterLayout::Transposed);
-            kernels::outer_add(isa, b.view(), x, alpha, into.data_mut(), layout);
-        }),
+        (DType::F32, DType::Bf16) if a.cols() <= THIN => {
+            device.exec("outer product", flops, |isa| {
+                let x = b.view_as::<bf16>();
+                kernels::outer_add(isa, a.view(), x, alpha, into.data_mut(), OuterLayout::Rows);
+            })
+        }
+        (DType::Bf16, DType::F32) if b.cols() <= THIN => {
+            device.exec("outer product", flops, |isa| {
+                let (x, layout) = (a.view_as::<bf16>(), OuterLayout::Transposed);
+                kernels::outer_add(isa, b.view(), x, alpha, into.data_mut(), layout);
+            })
+        }
         _ => {
             let len = kernels::packed_bf16_len(b.cols(), b.rows());
             let bf16_scratch =
                 |len| Tensor::uninit_as(DType::Bf16, &device, 1, len, Purpose::Workspace);
             let mut packed = bf16_scratch(len);
-            device.exec(flops, |isa| {
+            device.exec("outer product", flops, |isa| {
                 with_element!(b.dtype(), B => {
                     kernels::pack_bf16(isa, b.view_as::<B>().transposed(), packed.values_mut());
                 });

@@ -18,7 +18,7 @@ pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &[usize]) -> Var {
         rows.iter().all(|&row| row < x.rows()),
         "select_rows: a row is past the end"
     );
-    device.exec(0, |_| {
+    device.exec("rows", 0, |_| {
         with_element!(dtype, E => {
             let x = x.tensor().values::<E>();
             for (out, &row) in y.values_mut().chunks_exact_mut(cols).zip(rows) {
@@ -48,7 +48,7 @@ impl Backward for SelectBackward {
                 d_x.fill(0.0);
             }
             let dtype = d_x.dtype();
-            device.exec(0, |isa| {
+            device.exec("rows", 0, |isa| {
                 with_element!(dtype, E => {
                     for (d, &row) in d_y.values::<E>().chunks_exact(cols).zip(&self.rows) {
                         let into = &mut d_x.values_mut::<E>()[row * cols..][..cols];

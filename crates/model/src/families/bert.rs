@@ -16,6 +16,7 @@ use crate::families::{Family, Network, first_rows};
 use crate::loader::{Loader, Presence};
 use crate::model::Batch;
 use crate::modules::{Embedding, LayerNorm, Linear, ModuleMut, ModuleRef};
+use crate::stretch::Stretch;
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
@@ -31,6 +32,7 @@ pub const FAMILY: Family = Family {
         Task::CausalLm => None,
     },
     facts: |reader| BertConfig::read(reader, 0, |_| 0).facts(),
+    fused: &[],
     dropouts: DROPOUTS,
     ignored: IGNORED,
     build: |config, task, num_labels, loader| {
@@ -179,21 +181,25 @@ impl Bert {
 }
 
 impl Network for Bert {
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var {
+    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
         let positions = batch.positions();
         let Some(pooler) = &self.pooler else {
             let x = self
                 .encoder
-                .forward(tape, batch, &positions, Rows::All, recompute);
+                .forward(tape, batch, &positions, Rows::All, stretch);
             let x = dropout(tape, x, self.classifier_dropout);
             return self.classifier.logits(tape, x);
         };
         let x = self
             .encoder
-            .forward(tape, batch, &positions, Rows::First, recompute);
+            .forward(tape, batch, &positions, Rows::First, stretch);
         let x = pooler.forward_activation(tape, x, Activation::Tanh);
         let x = dropout(tape, x, self.classifier_dropout);
         self.classifier.logits(tape, x)
+    }
+
+    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var {
+        self.encoder.prefix(tape, batch, &batch.positions(), layers)
     }
 
     fn modules(&self) -> Vec<ModuleRef<'_>> {
@@ -292,8 +298,39 @@ impl Encoder {
         batch: &Batch<'_>,
         positions: &[u32],
         rows: Rows,
-        recompute: bool,
+        stretch: Stretch,
     ) -> Var {
+        let offsets: Arc<[usize]> = batch.offsets.into();
+        let count = self.layers.len();
+        let embed = |tape: &mut Tape<'m>| self.embed(tape, batch, positions);
+        stretch.run(tape, count, embed, |i| {
+            let is_last = i + 1 == count;
+            let run = LayerRun {
+                layer: &self.layers[i],
+                offsets: offsets.clone(),
+                rows: if is_last { rows } else { Rows::All },
+                num_heads: self.num_heads,
+                head_dim: self.head_dim,
+                hidden_dropout: self.hidden_dropout,
+                attention_dropout: self.attention_dropout,
+            };
+            move |tape: &mut Tape<'m>, x| run.forward(tape, x)
+        })
+    }
+
+    /// What the first `layers` give for every token [M, D].
+    pub(crate) fn prefix<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        positions: &[u32],
+        layers: usize,
+    ) -> Var {
+        self.forward(tape, batch, positions, Rows::All, Stretch::below(layers))
+    }
+
+    /// The sum of the tables' rows, normalised [M, D].
+    fn embed<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, positions: &[u32]) -> Var {
         let zeros;
         let token_types = match batch.token_type_ids {
             Some(ids) if self.token_type_embeddings.num_embeddings > 1 => ids,
@@ -311,30 +348,7 @@ impl Encoder {
             ],
         );
         let x = self.layer_norm.forward(tape, x, None, 0.0);
-        let mut x = dropout(tape, x, self.hidden_dropout);
-        let offsets: Arc<[usize]> = batch.offsets.into();
-        for (i, layer) in self.layers.iter().enumerate() {
-            let rows = if i + 1 == self.layers.len() {
-                rows
-            } else {
-                Rows::All
-            };
-            let run = LayerRun {
-                layer,
-                offsets: offsets.clone(),
-                rows,
-                num_heads: self.num_heads,
-                head_dim: self.head_dim,
-                hidden_dropout: self.hidden_dropout,
-                attention_dropout: self.attention_dropout,
-            };
-            x = if recompute {
-                tape.recompute(x, move |tape, x| run.forward(tape, x))
-            } else {
-                run.forward(tape, x)
-            };
-        }
-        x
+        dropout(tape, x, self.hidden_dropout)
     }
 
     pub(crate) fn modules(&self) -> Vec<ModuleRef<'_>> {

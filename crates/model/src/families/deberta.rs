@@ -26,6 +26,7 @@ pub const FAMILY: Family = Family {
         Task::CausalLm => None,
     },
     facts: |reader| DebertaConfig::read_v1(reader).facts(),
+    fused: &[],
     dropouts: DROPOUTS,
     ignored: &["position_ids"],
     build: |config, task, num_labels, loader| {

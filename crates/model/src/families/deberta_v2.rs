@@ -31,6 +31,7 @@ pub const FAMILY: Family = Family {
         Task::CausalLm => None,
     },
     facts: |reader| DebertaConfig::read_v2(reader).facts(),
+    fused: &[],
     dropouts: DROPOUTS,
     ignored: &["position_ids"],
     build: |config, task, num_labels, loader| {

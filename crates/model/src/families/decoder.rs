@@ -17,6 +17,7 @@ use crate::families::{LanguageModel, Network};
 use crate::generate::Kept;
 use crate::model::Batch;
 use crate::modules::{Embedding, LayerNorm, Linear, ModuleMut, ModuleRef, Table};
+use crate::stretch::Stretch;
 
 /// A decoder with a head.
 pub(crate) struct Decoder {
@@ -90,6 +91,8 @@ pub(crate) struct BlockForm {
 
 /// The part of a batch that the wanted rows depend on: what comes after a sequence's last wanted row changes none of them.
 struct Needed {
+    /// Their rows in the batch.
+    rows: Vec<usize>,
     input_ids: Vec<u32>,
     positions: Vec<u32>,
     /// Where each kept sequence starts, and the end.
@@ -106,6 +109,7 @@ impl Needed {
     /// `rows` rise.
     fn new(batch: &Batch<'_>, rows: &[usize], first_position: u32) -> Self {
         let (mut input_ids, mut positions, mut queries) = (Vec::new(), Vec::new(), Vec::new());
+        let mut kept = Vec::new();
         let (mut offsets, mut query_offsets, mut wanted) = (vec![0], vec![0], Vec::new());
         let mut rest = rows;
         for range in batch.offsets.windows(2) {
@@ -118,12 +122,14 @@ impl Needed {
             let shift = input_ids.len();
             wanted.extend(here.iter().map(|row| queries.len() + row - first));
             queries.extend((first..=last).map(|row| shift + row - start));
+            kept.extend(start..=last);
             input_ids.extend_from_slice(&batch.input_ids[start..=last]);
             positions.extend((start..=last).map(|row| first_position + (row - start) as u32));
             offsets.push(input_ids.len());
             query_offsets.push(queries.len());
         }
         Needed {
+            rows: kept,
             input_ids,
             positions,
             offsets: offsets.into(),
@@ -135,30 +141,39 @@ impl Needed {
 }
 
 impl Decoder {
-    /// The states [N, D] of the tokens `rows` of the batch, after the last norm and projection.
+    /// The states [N, D] of the tokens `rows` of the batch, after the last norm and projection; where the stretch ends below,
+    /// what its last layer gives for all tokens up to those.
     fn states<'m>(
         &'m self,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
-        recompute: bool,
+        stretch: Stretch,
     ) -> Var {
         let needed = Needed::new(batch, rows, self.first_position);
-        let x = self.embed(tape, &needed.input_ids, &needed.positions);
-        let mut x = dropout(tape, x, self.embedding_dropout);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let is_last = i + 1 == self.blocks.len();
-            let is_part = is_last && needed.queries.len() < needed.input_ids.len();
+        let (count, ends_below) = (self.blocks.len(), stretch.ends_below());
+        let stretch = stretch.map_entry(|state| {
+            if needed.rows.len() < state.rows() {
+                select_rows(tape, &state, &needed.rows)
+            } else {
+                state
+            }
+        });
+        let embed = |tape: &mut Tape<'m>| {
+            let x = self.embed(tape, &needed.input_ids, &needed.positions);
+            dropout(tape, x, self.embedding_dropout)
+        };
+        let mut x = stretch.run(tape, count, embed, |i| {
+            let is_part = i + 1 == count && needed.queries.len() < needed.input_ids.len();
             let run = BlockRun {
-                block,
+                block: &self.blocks[i],
                 offsets: needed.offsets.clone(),
                 queries: is_part.then(|| (needed.queries.clone(), needed.query_offsets.clone())),
             };
-            x = if recompute {
-                tape.recompute(x, move |tape, x| run.forward(tape, x))
-            } else {
-                run.forward(tape, x)
-            };
+            move |tape: &mut Tape<'m>, x| run.forward(tape, x)
+        });
+        if ends_below {
+            return x;
         }
         if needed.wanted.len() < x.rows() {
             x = select_rows(tape, &x, &needed.wanted);
@@ -207,9 +222,9 @@ impl LanguageModel for Decoder {
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
-        recompute: bool,
+        stretch: Stretch,
     ) -> Var {
-        self.states(tape, batch, rows, recompute)
+        self.states(tape, batch, rows, stretch)
     }
 
     fn num_layers(&self) -> usize {
@@ -264,12 +279,18 @@ impl LanguageModel for Decoder {
 }
 
 impl Network for Decoder {
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var {
+    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
         let Head::Score(score) = &self.head else {
             unreachable!("a language model has no classifier")
         };
-        let x = self.states(tape, batch, &self.last_rows(batch), recompute);
+        let x = self.states(tape, batch, &self.last_rows(batch), stretch);
         score.logits(tape, x)
+    }
+
+    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var {
+        // With every last token wanted, all tokens are needed.
+        let lasts: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
+        self.states(tape, batch, &lasts, Stretch::below(layers))
     }
 
     fn language_model(&self) -> Option<&dyn LanguageModel> {

@@ -25,6 +25,7 @@ pub const FAMILY: Family = Family {
         Task::TokenClassification => None,
     },
     facts: |reader| Gpt2Config::read(reader).facts(),
+    fused: &["c_attn"],
     dropouts: &["embd_pdrop", "attn_pdrop", "resid_pdrop"],
     // The causal mask as a buffer, and the copy of a tied table that some files hold.
     ignored: &[".attn.bias", ".attn.masked_bias", "lm_head.weight"],

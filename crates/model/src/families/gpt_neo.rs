@@ -26,6 +26,7 @@ pub const FAMILY: Family = Family {
         Task::TokenClassification => None,
     },
     facts: |reader| GptNeoConfig::read(reader).facts(),
+    fused: &[],
     dropouts: &["embed_dropout", "attention_dropout", "resid_dropout"],
     // The masks as buffers, and the copy of a tied table that some files hold.
     ignored: &[

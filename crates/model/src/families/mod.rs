@@ -20,13 +20,16 @@ use crate::generate::Kept;
 use crate::loader::Loader;
 use crate::model::Batch;
 use crate::modules::{ModuleMut, ModuleRef};
+use crate::stretch::Stretch;
 
 /// A network of one family: forward code and a list of its modules.
 pub trait Network: Send + Sync {
     /// The logits [N, num_labels]: one row a sequence, or one row a token for token classification. A language model has
     /// none here: see [`Network::language_model`].
-    /// With `recompute`, each block keeps its input only and runs again in backward.
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var;
+    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var;
+
+    /// What the embeddings and the first `layers`, fewer than there are, give for every token [M, D].
+    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var;
 
     /// What a language model has beside; absent for every other task.
     fn language_model(&self) -> Option<&dyn LanguageModel> {
@@ -48,7 +51,7 @@ pub trait LanguageModel: Send + Sync {
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
-        recompute: bool,
+        stretch: Stretch,
     ) -> Var;
 
     /// The output table [V, D]: logits = hidden · tableᵀ.
@@ -81,6 +84,8 @@ pub struct Family {
     pub architecture: fn(Task) -> Option<&'static str>,
     /// Reads the family's fields, notes every fault, and says what the rest of the program needs.
     pub facts: fn(&ConfigReader<'_>) -> Facts,
+    /// Names of layers that give queries, keys and values one under the other, whose parts can be adapted each by itself.
+    pub fused: &'static [&'static str],
     /// The keys of the dropout probabilities in config.json.
     pub dropouts: &'static [&'static str],
     /// Ends of names of tensors in checkpoints that hold nothing: buffers.

@@ -25,6 +25,7 @@ pub const FAMILY: Family = Family {
         Task::TokenClassification => None,
     },
     facts: |reader| OptConfig::read(reader).facts(),
+    fused: &[],
     dropouts: &["dropout", "attention_dropout"],
     // The copy of a tied table that some files hold.
     ignored: &["lm_head.weight"],

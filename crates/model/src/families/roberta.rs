@@ -12,6 +12,7 @@ use crate::families::{Family, Network};
 use crate::loader::{Loader, Presence};
 use crate::model::Batch;
 use crate::modules::{Linear, ModuleMut, ModuleRef};
+use crate::stretch::Stretch;
 
 /// The registry's line for `roberta`.
 pub const FAMILY: Family = Family {
@@ -27,6 +28,7 @@ pub const FAMILY: Family = Family {
         Task::CausalLm => None,
     },
     facts: |reader| read_config(reader).facts(),
+    fused: &[],
     dropouts: bert::DROPOUTS,
     ignored: bert::IGNORED,
     build: |config, task, num_labels, loader| {
@@ -120,27 +122,32 @@ impl Roberta {
 }
 
 impl Network for Roberta {
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var {
+    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
         let positions = self.positions(batch);
         let p = self.classifier_dropout;
         match &self.head {
             Head::Token(classifier) => {
                 let x = self
                     .encoder
-                    .forward(tape, batch, &positions, Rows::All, recompute);
+                    .forward(tape, batch, &positions, Rows::All, stretch);
                 let x = dropout(tape, x, p);
                 classifier.logits(tape, x)
             }
             Head::Sequence(head) => {
                 let x = self
                     .encoder
-                    .forward(tape, batch, &positions, Rows::First, recompute);
+                    .forward(tape, batch, &positions, Rows::First, stretch);
                 let x = dropout(tape, x, p);
                 let x = head.dense.forward_activation(tape, x, Activation::Tanh);
                 let x = dropout(tape, x, p);
                 head.out_proj.logits(tape, x)
             }
         }
+    }
+
+    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var {
+        let positions = self.positions(batch);
+        self.encoder.prefix(tape, batch, &positions, layers)
     }
 
     fn modules(&self) -> Vec<ModuleRef<'_>> {

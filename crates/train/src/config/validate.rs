@@ -184,6 +184,13 @@ impl TrainConfig {
             "0: only a language model's labels are smoothed",
             smoothing,
         );
+        for (field, p) in [
+            ("dropout", o.dropout),
+            ("classifier_dropout", o.classifier_dropout),
+        ] {
+            let p = p.unwrap_or(0.0);
+            faults.require((0.0..1.0).contains(&p), field, "from 0 to below 1", p);
+        }
         self.check_schedule(faults);
     }
 

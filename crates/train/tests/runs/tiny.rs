@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank_data::{Example, Label};
-use lowrank_engine::{Device, Isa};
+use lowrank_engine::{Device, Isa, MemoryReport};
 use lowrank_formats::peft::LoraConfig;
-use lowrank_model::{LoadOptions, Model, Task};
+use lowrank_model::{LoadOptions, Model};
 use lowrank_testkit::Golden;
 use lowrank_train::config::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
+    MemorySettings, ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
@@ -37,6 +37,7 @@ pub fn config() -> TrainConfig {
             text_pair_column: None,
             label_column: None,
             max_length: 32,
+            data_format: None,
             template: None,
         },
         lora: LoraSettings {
@@ -75,6 +76,8 @@ pub fn config() -> TrainConfig {
             shuffle: true,
             gradient_checkpointing: false,
             label_smoothing_factor: 0.0,
+            dropout: None,
+            classifier_dropout: None,
         },
         evaluation: EvaluationSettings {
             eval_strategy: IntervalStrategy::Steps,
@@ -88,6 +91,7 @@ pub fn config() -> TrainConfig {
             early_stopping_patience: None,
             early_stopping_threshold: 0.0,
         },
+        memory: MemorySettings::default(),
         output_dir: "run".to_owned(),
         precision: Precision::F32,
         threads: None,
@@ -108,21 +112,43 @@ pub fn rows(n: u32, seed: u32) -> Vec<Example> {
     (0..n).map(example).collect()
 }
 
-fn model(config: &TrainConfig) -> Model {
-    let golden = Golden::open("bert-single-label").expect("a golden case opens");
-    let options = LoadOptions {
-        task: Task::SingleLabel,
-        num_labels: 2,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
-    let precision = config.precision.into();
-    let device = Device::cpu_in(precision, Isa::best(), 1).expect("threads start");
-    let (mut model, _) =
-        Model::load(&golden.model_dir(), &options, &device).expect("the model loads");
-    let lora: LoraConfig = config.lora.to_peft("tiny", None);
-    model.attach_lora(&lora, 1).expect("adapters attach");
-    model
+/// What a run is made on.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// The golden case whose model is trained.
+    pub golden: &'static str,
+    /// Threads.
+    pub threads: usize,
+    /// Bytes for what frozen layers give.
+    pub prefix_cache_bytes: u64,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            golden: "bert-single-label",
+            threads: 1,
+            prefix_cache_bytes: 0,
+        }
+    }
+}
+
+impl Place {
+    /// The model with what trains on it, on a device.
+    pub fn model(&self, config: &TrainConfig, device: &Device) -> Model {
+        let golden = Golden::open(self.golden).expect("a golden case opens");
+        let options = LoadOptions {
+            task: config.data.task.into(),
+            num_labels: 2,
+            seed: 1,
+            ignore_mismatched_sizes: true,
+        };
+        let (mut model, _) =
+            Model::load(&golden.model_dir(), &options, device).expect("the model loads");
+        let lora: LoraConfig = config.lora.to_peft("tiny", None);
+        model.attach_lora(&lora, 1).expect("adapters attach");
+        model
+    }
 }
 
 /// What a run leaves behind.
@@ -135,14 +161,47 @@ pub struct Left {
     pub summary: Summary,
     /// How often it was started.
     pub starts: usize,
+    /// The adapter's file.
+    pub adapter: Vec<u8>,
+    /// What the device counted in the last start.
+    pub peak: MemoryReport,
 }
 
 /// Runs to the end; each start is told to stop at its event number `stop_at`, except where that is 0.
 pub fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, TrainError> {
-    let (train, validation) = (rows(20, 1), rows(9, 2));
+    run_at(Place::default(), config, dir, stop_at)
+}
+
+/// The rows to train on and to evaluate on, labelled for the task.
+pub fn rows_of(task: TaskKind) -> [Vec<Example>; 2] {
+    [rows(20, 1), rows(9, 2)].map(|mut rows| {
+        for (i, row) in rows.iter_mut().enumerate() {
+            let label = |(at, &id): (usize, &u32)| {
+                // Some rows count late tokens only, one counts none.
+                let counts = at > 0 && i != 3 && (i % 2 == 0 || at > 2);
+                if counts { i64::from(id) } else { -100 }
+            };
+            if task == TaskKind::CausalLm {
+                row.label = Label::Tokens(row.input_ids.iter().enumerate().map(label).collect());
+            }
+        }
+        rows
+    })
+}
+
+/// As [`run`] on a model of choice.
+pub fn run_at(
+    place: Place,
+    config: &TrainConfig,
+    dir: &Path,
+    stop_at: usize,
+) -> Result<Left, TrainError> {
+    let [train, validation] = rows_of(config.data.task);
+    let precision = config.precision.into();
     std::fs::create_dir_all(dir).expect("a folder");
     for starts in 1..200 {
-        let mut model = model(config);
+        let device = Device::cpu_in(precision, Isa::best(), place.threads).expect("threads start");
+        let mut model = place.model(config, &device);
         let stop = AtomicBool::new(false);
         let events = Cell::new(0);
         let on_event = |event: Event<'_>| {
@@ -160,6 +219,7 @@ pub fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, Tra
                 validation: Some(&validation),
             },
             run: dir,
+            prefix_cache_bytes: place.prefix_cache_bytes,
             stop: &stop,
             on_event: &on_event,
         };
@@ -176,7 +236,12 @@ pub fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, Tra
             log.iter_mut().for_each(|row| {
                 (row.tokens_per_s, row.elapsed_s, row.peak_bytes) = (None, None, None)
             });
+            let peak = device.peak_memory();
+            model.save_adapter(dir, None)?;
+            let file = dir.join("adapter_model.safetensors");
             return Ok(Left {
+                adapter: std::fs::read(file).expect("a file"),
+                peak,
                 values,
                 log,
                 summary: *summary,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{DType, PendingDir, RunDir, write_atomic};
 use lowrank_model::{MergeOptions, Model};
+use lowrank_train::config::TrainConfig;
 use lowrank_train::metrics::{Evaluation, Metric};
 use lowrank_train::metrics_log::MetricsLog;
 use lowrank_train::report::Report;
@@ -12,7 +13,9 @@ use lowrank_train::trainer::{Summary, headline_metric};
 use serde_json::{Value, json};
 
 use super::Run;
-use super::setup::{RunPlan, adapter_table};
+use super::planning::RunPlan;
+use super::setup::adapter_table;
+use crate::args::CommonArgs;
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count, duration, percent};
 use crate::session::{AdapterNotes, template_of};
@@ -32,7 +35,7 @@ pub struct Saved {
 /// Writes the adapter, or the whole model after full fine-tuning, as the run's result.
 pub fn save_model(run: &RunDir, resolved: &Run, model: &Model) -> CliResult<Saved> {
     let config = &resolved.config;
-    let target = run.join(if config.full { "model" } else { "adapter" });
+    let target = result_dir(run, config);
     let pending = PendingDir::create(&target)?;
     let bytes = if config.full {
         let options = MergeOptions {
@@ -66,6 +69,39 @@ pub fn save_model(run: &RunDir, resolved: &Run, model: &Model) -> CliResult<Save
     })
 }
 
+/// The figures of a finished run.
+const SUMMARY_FILE: &str = "summary.json";
+/// The page about it.
+const REPORT_FILE: &str = "report.html";
+
+fn result_dir(run: &RunDir, config: &TrainConfig) -> PathBuf {
+    run.join(if config.full { "model" } else { "adapter" })
+}
+
+/// Whether a run has left everything that it leaves at its end.
+pub fn are_written(run: &RunDir, config: &TrainConfig) -> bool {
+    let files = [SUMMARY_FILE, REPORT_FILE].map(|name| run.join(name));
+    files.iter().all(|file| file.is_file()) && result_dir(run, config).is_dir()
+}
+
+/// Points to the results of a run that had nothing left to do. They stay as they are: this process has trained nothing, so
+/// that its own figures would say less.
+pub fn show_written(run: &RunDir, common: &CommonArgs) -> CliResult {
+    if common.is_json() {
+        let text = std::fs::read(run.join(SUMMARY_FILE));
+        let text = text.map_err(|error| CliError::from_error(&error))?;
+        let value: Value =
+            serde_json::from_slice(&text).map_err(|error| CliError::from_error(&error))?;
+        output::print_json(&value);
+    } else if !common.is_quiet() {
+        output::print(format!(
+            "the run is finished already; its results stay as they are\nreport: {}\n",
+            run.join(REPORT_FILE).display()
+        ));
+    }
+    Ok(())
+}
+
 /// Everything there is to tell about a finished run.
 pub struct Results<'a> {
     /// What was run.
@@ -91,7 +127,7 @@ impl Results<'_> {
     pub fn write(&self, run: &RunDir) -> CliResult {
         let json = serde_json::to_vec_pretty(&self.to_json())
             .map_err(|error| CliError::from_error(&error))?;
-        write_atomic(&run.join("summary.json"), &json)?;
+        write_atomic(&run.join(SUMMARY_FILE), &json)?;
         let rows = MetricsLog::read(&run.join("metrics.jsonl"))?;
         let report = Report {
             title: format!("lowrank: {}", run.path().display()),
@@ -119,7 +155,7 @@ impl Results<'_> {
             config: yaml::to_yaml(&resolve::to_settings(&self.resolved.config)),
         };
         Ok(write_atomic(
-            &run.join("report.html"),
+            &run.join(REPORT_FILE),
             report.to_html().as_bytes(),
         )?)
     }
@@ -136,10 +172,7 @@ impl Results<'_> {
             text.push_str(&format!("\n{quality}"));
         }
         text.push_str(&format!("\n{}\n{}", self.main_table(), self.memory_table()));
-        text.push_str(&format!(
-            "\nreport: {}\n",
-            run.join("report.html").display()
-        ));
+        text.push_str(&format!("\nreport: {}\n", run.join(REPORT_FILE).display()));
         text
     }
 

@@ -19,6 +19,7 @@ use crate::families::{Network, first_rows};
 use crate::loader::{LinearSpec, Loader, Presence};
 use crate::model::Batch;
 use crate::modules::{Convolution, Embedding, LayerNorm, Layout, Linear, ModuleMut, ModuleRef};
+use crate::stretch::Stretch;
 
 /// The projections of one layer's attention.
 pub(crate) trait Projections: Sized + Send + Sync {
@@ -110,34 +111,34 @@ impl<P: Projections> Classifier<P> {
     }
 
     /// The hidden states that the head reads: [M, D], or [B, D] of the first tokens if there is a pooler.
-    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var {
-        let mut x = self.embeddings.forward(tape, batch);
+    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
         let lengths = batch.offsets.windows(2).map(|range| range[1] - range[0]);
         let longest = lengths.max().unwrap_or(0);
         let relative = self.relative.as_ref().map(|t| t.of_length(longest));
         let offsets: Arc<[usize]> = batch.offsets.into();
-        for (i, layer) in self.layers.iter().enumerate() {
-            let is_last = i + 1 == self.layers.len();
+        let count = self.layers.len();
+        let embed = |tape: &mut Tape<'m>| self.embeddings.forward(tape, batch);
+        stretch.run(tape, count, embed, |i| {
+            let is_last = i + 1 == count;
             let run = LayerRun {
-                layer,
+                layer: &self.layers[i],
                 offsets: offsets.clone(),
                 firsts_only: is_last && self.pooler.is_some(),
                 relative: relative.clone(),
                 conv: self.conv.as_ref().filter(|_| i == 0),
             };
-            x = if recompute {
-                tape.recompute(x, move |tape, x| run.forward(tape, x))
-            } else {
-                run.forward(tape, x)
-            };
-        }
-        x
+            move |tape: &mut Tape<'m>, x| run.forward(tape, x)
+        })
     }
 }
 
 impl<P: Projections> Network for Classifier<P> {
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, recompute: bool) -> Var {
-        let mut x = self.hidden(tape, batch, recompute);
+    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var {
+        self.hidden(tape, batch, Stretch::below(layers))
+    }
+
+    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
+        let mut x = self.hidden(tape, batch, stretch);
         if let Some(pooler) = &self.pooler {
             x = dropout(tape, x, pooler.dropout);
             x = (pooler.dense).forward_activation(tape, x, pooler.activation);

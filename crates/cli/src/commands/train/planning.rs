@@ -1,0 +1,312 @@
+//! The plan for a run's own batches, from the model run dry over them; and what is chosen by it: the batch that fits into a
+//! limit of memory, and how much may be kept of what frozen layers give.
+
+use lowrank_data::{BatchPlan, Loaded, Order, batches};
+use lowrank_engine::{Device, MemoryReport, Purpose};
+use lowrank_train::config::{ByteSize, PrefixCacheLimit, TrainConfig};
+use lowrank_train::fit::{BatchShape, TooLittle, first_that, largest_batch};
+use lowrank_train::plan::{DryRun, Needs, heaviest};
+use lowrank_train::prefix_cache::RowLengths;
+
+use super::{Run, setup};
+use crate::errors::{CliError, CliResult};
+use crate::memory;
+use crate::output::{bytes, count};
+
+/// Batches planned at most; beyond, only the heaviest are.
+const PLANNED_BATCHES: usize = 512;
+
+/// Rows that are put in order to find those batches. A run of more is planned by its first epochs: about a second's work.
+const PLANNED_ROWS: u64 = 50_000_000;
+
+/// What the run needs, from the dry device.
+#[derive(Clone, Debug, Default)]
+pub struct RunPlan {
+    /// The larger of training and evaluation.
+    pub peak: MemoryReport,
+    /// Bytes of the arena at that moment: the peak and the holes between tensors.
+    pub reserved_bytes: u64,
+    /// Floating-point operations a token of training.
+    pub flops_per_token: f64,
+    /// Optimizer steps.
+    pub total_steps: u64,
+    /// The frozen layers below the lowest adapter, and those of them whose states differ from pass to pass by dropout.
+    pub frozen_layers: usize,
+    /// Whether dropout keeps their states from being used again in training.
+    pub dropped: bool,
+    /// Bytes that may hold what frozen layers give.
+    pub prefix_cache_bytes: u64,
+    /// What is kept of the rows to train on.
+    pub kept: Option<KeptRows>,
+    /// What was chosen for the limit of memory, if there is one.
+    pub chosen: Option<String>,
+}
+
+/// What is kept of the rows to train on.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptRows {
+    /// Rows whose states have a place, and all.
+    pub rows: (usize, usize),
+    /// Floating-point operations a token, where the states are known.
+    pub flops_per_token: f64,
+}
+
+impl RunPlan {
+    /// What a user should know of it beside the figures.
+    pub fn notes(&self, config: &TrainConfig) -> Vec<String> {
+        let mut notes: Vec<String> = self.chosen.iter().cloned().collect();
+        let layers = match self.frozen_layers {
+            1 => "the layer below the lowest adapter is".to_owned(),
+            n => format!("the {n} layers below the lowest adapter are"),
+        };
+        let asked = config.memory.prefix_cache != PrefixCacheLimit::Off && self.frozen_layers > 0;
+        if let Some(KeptRows {
+            rows: (kept, all),
+            flops_per_token,
+        }) = self.kept
+        {
+            notes.push(format!(
+                "{layers} computed once for {} of {} rows and kept in {}; then {:.0} MFLOP a token",
+                count(kept as u64),
+                count(all as u64),
+                bytes(self.peak.of(Purpose::PrefixCache)),
+                flops_per_token / 1e6
+            ));
+        } else if asked && self.dropped {
+            notes.push(format!(
+                "{layers} frozen, but computed anew each epoch: the model's own dropout is on in them"
+            ));
+        }
+        notes
+    }
+}
+
+/// The plan of a run; takes the batch from the limit of memory first, where there is one and `choose` allows it.
+/// `recompute` is what was asked for in that matter.
+pub fn plan_run(run: &mut Run, choose: bool, recompute: Option<bool>) -> CliResult<RunPlan> {
+    let limit = run.config.memory.max_memory.map(|ByteSize(limit)| Limit {
+        bytes: limit,
+        resident: memory::resident_bytes().unwrap_or(0) + BESIDE,
+    });
+    let mut chosen = None;
+    if let Some(limit) = limit.filter(|_| choose) {
+        run.config = choose_batch(run, limit, recompute)?;
+        chosen = Some(describe_choice(&run.config));
+    }
+    let plain = dry_plan(run, &run.config, 0)?;
+    let mut budget = cache_budget(&run.config, limit, &plain);
+    let mut plan = plain.clone();
+    while budget > 0 && plan.frozen_layers > 0 {
+        plan = dry_plan(run, &run.config, budget)?;
+        let excess = limit.map_or(0, |limit| limit.excess(plan.reserved_bytes));
+        if excess == 0 || plan.peak.of(Purpose::PrefixCache) == 0 {
+            break;
+        }
+        budget = plan.prefix_cache_bytes.min(budget).saturating_sub(excess);
+        plan = plain.clone();
+    }
+    if let (Some(limit), Some(text)) = (limit, chosen) {
+        let whole = limit.resident + plan.reserved_bytes;
+        plan.chosen = Some(format!(
+            "{text}; {} of {} expected",
+            bytes(whole),
+            bytes(limit.bytes)
+        ));
+    }
+    Ok(plan)
+}
+
+/// What a process takes while it trains beside program, rows and tensors: stacks, a block of weights that is being read, the
+/// log. Measured from 2 to 3 MB.
+pub const BESIDE: u64 = 4 << 20;
+
+/// A limit for the whole process.
+#[derive(Clone, Copy)]
+struct Limit {
+    bytes: u64,
+    /// What the process holds beside tensors: program, tokenizer and rows, and what comes to that.
+    resident: u64,
+}
+
+impl Limit {
+    fn excess(self, reserved: u64) -> u64 {
+        (self.resident + reserved).saturating_sub(self.bytes)
+    }
+}
+
+/// Bytes that may hold what frozen layers give: under a limit what it leaves, else half of what the machine could spare.
+fn cache_budget(config: &TrainConfig, limit: Option<Limit>, plain: &RunPlan) -> u64 {
+    let spare = match limit {
+        Some(limit) => limit
+            .bytes
+            .saturating_sub(limit.resident + plain.reserved_bytes),
+        None => memory::available_bytes().map_or(UNKNOWN_SPARE, |available| {
+            available.saturating_sub(plain.reserved_bytes) / 2
+        }),
+    };
+    match (config.memory.prefix_cache, limit) {
+        (PrefixCacheLimit::Off, _) => 0,
+        (PrefixCacheLimit::Auto, _) => spare,
+        (PrefixCacheLimit::Bytes(ByteSize(asked)), Some(_)) => asked.min(spare),
+        (PrefixCacheLimit::Bytes(ByteSize(asked)), None) => asked,
+    }
+}
+
+/// Where the system does not say what it could spare.
+const UNKNOWN_SPARE: u64 = 1 << 30;
+
+/// The run dry under a configuration: over its heaviest batches, and those of its evaluations.
+fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> CliResult<RunPlan> {
+    let mut dry = dry_run(run, config)?;
+    let of = |rows: &Loaded| rows.lengths();
+    let lengths = RowLengths {
+        train: of(&run.train),
+        validation: run.validation.as_ref().map(of).unwrap_or_default(),
+    };
+    dry.keep_prefixes(config, &lengths, prefix_cache_bytes);
+    let recompute = config.optimization.gradient_checkpointing;
+    let [first, later] = train_batches(config, &lengths.train);
+    let needs = dry.train_rows(&first, &lengths.train, recompute)?;
+    let mut peak = needs.peak;
+    let mut note = |found: Needs| {
+        if found.peak.total() > peak.total() {
+            peak = found.peak;
+        }
+    };
+    if let Some(cache) = &mut dry.prefixes().train {
+        cache.assume_known();
+    }
+    let later = dry.train_rows(&later, &lengths.train, recompute)?;
+    note(later);
+    let size = config.evaluation.per_device_eval_batch_size;
+    note(dry.evaluate_rows(&in_order(&lengths.validation, size), &lengths.validation)?);
+    if let Some(test) = &run.test {
+        let lengths = of(test);
+        let of_rows = |batch: &Vec<u32>| batch.iter().map(|&row| lengths[row as usize]).collect();
+        note(
+            dry.evaluate(
+                in_order(&lengths, size)
+                    .iter()
+                    .map(of_rows)
+                    .collect::<Vec<_>>(),
+            )?,
+        );
+    }
+    let kept = dry.prefixes().train.as_ref().map(|cache| KeptRows {
+        rows: cache.rows(),
+        flops_per_token: per_token(&later),
+    });
+    let (frozen, still) = (
+        dry.model().frozen_prefix(false).layers,
+        dry.model().frozen_prefix(true).layers,
+    );
+    Ok(RunPlan {
+        peak,
+        reserved_bytes: dry.model().device().reserved_bytes(),
+        flops_per_token: per_token(&needs),
+        total_steps: config.total_steps(lengths.train.len()),
+        frozen_layers: frozen,
+        dropped: still < frozen && config.passes(lengths.train.len()) > 1,
+        prefix_cache_bytes,
+        kept,
+        chosen: None,
+    })
+}
+
+fn dry_run(run: &Run, config: &TrainConfig) -> CliResult<DryRun> {
+    let (mut model, _) = setup::load(run, &Device::dry_in(config.precision.into()))?;
+    setup::attach(run, &mut model)?;
+    Ok(DryRun::of_model(model, &config.optimization))
+}
+
+fn per_token(needs: &Needs) -> f64 {
+    needs.flops as f64 / needs.tokens.max(1) as f64
+}
+
+/// The rows of every batch that the run will see in its first epoch and in all later ones, or of the heaviest of them.
+fn train_batches(config: &TrainConfig, lengths: &[usize]) -> [Vec<Vec<u32>>; 2] {
+    let o = &config.optimization;
+    let order = Order {
+        seed: o.seed,
+        shuffle: o.shuffle,
+    };
+    let total_steps = config.total_steps(lengths.len());
+    let per_epoch = config.steps_per_epoch(lengths.len()).max(1);
+    let [mut first, mut later] = [Vec::new(), Vec::new()];
+    let epochs = total_steps.div_ceil(per_epoch);
+    for epoch in 0..epochs.min(PLANNED_ROWS / lengths.len().max(1) as u64 + 1) {
+        let plan = BatchPlan::new(&order, epoch, lengths.len(), o.per_device_batch_size);
+        let steps = (total_steps - epoch * per_epoch).min(per_epoch) as usize;
+        let all = if epoch == 0 { &mut first } else { &mut later };
+        let batches = plan.batches().take(steps * o.gradient_accumulation_steps);
+        all.extend(batches.map(<[u32]>::to_vec));
+        // Sorted out as they come, so that a long run's plan stays small.
+        *all = heaviest(std::mem::take(all), lengths, PLANNED_BATCHES);
+    }
+    [first, later]
+}
+
+/// The rows of every evaluation batch, or of the heaviest of them.
+fn in_order(lengths: &[usize], size: usize) -> Vec<Vec<u32>> {
+    let rows = |range: std::ops::Range<usize>| range.map(|row| row as u32).collect();
+    let all = batches(lengths.len(), size).map(rows).collect();
+    heaviest(all, lengths, PLANNED_BATCHES)
+}
+
+/// The configuration with the largest batch that fits, with as many of them a step as give the rows that were asked for; then
+/// with the largest evaluation batch.
+fn choose_batch(run: &Run, limit: Limit, recompute: Option<bool>) -> CliResult<TrainConfig> {
+    let with = |shape: BatchShape, eval_size: usize| {
+        let mut config = run.config.clone();
+        shape.apply(&mut config);
+        config.evaluation.per_device_eval_batch_size = eval_size;
+        config
+    };
+    let needed = |shape, eval_size| -> CliResult<u64> {
+        let plan = dry_plan(run, &with(shape, eval_size), 0)?;
+        Ok(limit.resident + plan.reserved_bytes)
+    };
+    let shapes = BatchShape::all(run.config.rows_per_step(), recompute);
+    let shape = largest_batch(&shapes, limit.bytes, |shape| needed(shape, 1))?
+        .map_err(|error| too_little(error, recompute))?;
+    let asked = run.config.evaluation.per_device_eval_batch_size;
+    let halves: Vec<usize> = (0..usize::BITS)
+        .map(|n| asked >> n)
+        .filter(|&n| n > 0)
+        .collect();
+    let eval_size = first_that(&halves, |&n| {
+        Ok::<_, CliError>(needed(shape, n)? <= limit.bytes)
+    })?;
+    Ok(with(shape, eval_size.copied().unwrap_or(1)))
+}
+
+/// The refusal of a limit.
+pub fn too_little(error: TooLittle, recompute: Option<bool>) -> CliError {
+    let hint = match recompute {
+        Some(false) => "raise --max-memory, lower --max-length, or allow --gradient-checkpointing",
+        None | Some(true) => "raise --max-memory, or lower --max-length",
+    };
+    CliError::usage(format!(
+        "not even one row at a time fits into `max_memory`, {}: the least is {} ({} bytes)",
+        bytes(error.limit),
+        bytes(error.least),
+        error.least
+    ))
+    .hint(hint)
+}
+
+fn describe_choice(config: &TrainConfig) -> String {
+    let o = &config.optimization;
+    let recompute = if o.gradient_checkpointing {
+        ", activations recomputed"
+    } else {
+        ""
+    };
+    format!(
+        "for this memory: batches of {}, {} a step for its {} rows{recompute}; evaluation by {}",
+        o.per_device_batch_size,
+        o.gradient_accumulation_steps,
+        config.rows_per_step(),
+        config.evaluation.per_device_eval_batch_size,
+    )
+}

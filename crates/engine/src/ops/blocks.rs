@@ -1,0 +1,146 @@
+//! Adapters of a fused layer's parts, each at its own rank, as the LoRA paper adapts GPT-2's queries and values. The A of
+//! the parts stand one under the other [n·r, in]; so do their B in storage [n·out/3, r], as in loralib's `MergedLinear`.
+//! A product takes the one B [out, n·r] that says the same: each part's own in its rows and columns, zero elsewhere. Those
+//! zeros are never stored among the trained values, so that nothing can move them.
+
+use std::ops::Deref;
+
+use crate::meter::Purpose;
+use crate::ops::linear::Adapter;
+use crate::param::Trainables;
+use crate::tensor::Tensor;
+
+/// Parts of a fused layer: queries, keys and values.
+pub const PARTS: usize = 3;
+
+/// Which parts are adapted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Queries, keys, values.
+    pub adapted: [bool; PARTS],
+}
+
+impl Blocks {
+    /// Number of adapted parts n.
+    pub fn count(self) -> usize {
+        self.adapted.iter().filter(|&&on| on).count()
+    }
+
+    /// The numbers of the adapted parts.
+    pub fn parts(self) -> impl Iterator<Item = usize> {
+        (0..PARTS).filter(move |&part| self.adapted[part])
+    }
+
+    /// The shape [out, n·r] of the B that a product takes, from that of storage [n·out/3, r].
+    pub fn whole_shape(self, stored: [usize; 2]) -> [usize; 2] {
+        [stored[0] / self.count() * PARTS, stored[1] * self.count()]
+    }
+
+    /// Each row of a stored B of rank r: its number there, and where its r values stand in the B [out, n·r].
+    fn rows(self, stored_len: usize, rank: usize) -> impl Iterator<Item = (usize, usize)> {
+        let (n, part_rows) = (self.count(), stored_len / rank / self.count());
+        let places = self.parts().enumerate();
+        places.flat_map(move |(i, part)| {
+            (0..part_rows).map(move |row| {
+                let at = (part * part_rows + row) * n * rank + i * rank;
+                (i * part_rows + row, at)
+            })
+        })
+    }
+
+    /// The B [out, n·r] of a stored one of rank r.
+    pub fn expand(self, stored: &[f32], rank: usize) -> Vec<f32> {
+        let mut whole = vec![0.0; stored.len() * PARTS];
+        self.write(stored, rank, &mut whole);
+        whole
+    }
+
+    fn write(self, stored: &[f32], rank: usize, whole: &mut [f32]) {
+        whole.fill(0.0);
+        for (row, at) in self.rows(stored.len(), rank) {
+            whole[at..at + rank].copy_from_slice(&stored[row * rank..][..rank]);
+        }
+    }
+
+    /// stored += the blocks of whole [out, n·r].
+    fn gather(self, whole: &[f32], rank: usize, stored: &mut [f32]) {
+        for (row, at) in self.rows(stored.len(), rank) {
+            let into = stored[row * rank..][..rank].iter_mut();
+            into.zip(&whole[at..at + rank]).for_each(|(s, w)| *s += w);
+        }
+    }
+}
+
+/// The B that a product takes.
+pub(crate) enum WholeB<'a> {
+    Stored(&'a Tensor),
+    Made(Tensor),
+}
+
+impl Deref for WholeB<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        match self {
+            WholeB::Stored(tensor) => tensor,
+            WholeB::Made(tensor) => tensor,
+        }
+    }
+}
+
+/// B [out, n·r] of an adapter.
+pub(crate) fn whole_b<'a>(adapter: &Adapter, trainables: &'a Trainables) -> WholeB<'a> {
+    let stored = &trainables.get(adapter.b).value;
+    let Some(blocks) = adapter.blocks else {
+        return WholeB::Stored(stored);
+    };
+    let [out, rank] = blocks.whole_shape([stored.rows(), stored.cols()]);
+    let mut whole = Tensor::uninit(stored.device(), out, rank, Purpose::Workspace);
+    stored.device().exec("blocks", 0, |_| {
+        blocks.write(stored.data(), stored.cols(), whole.data_mut());
+    });
+    WholeB::Made(whole)
+}
+
+/// Adds to a stored B's gradient what `add` adds to that of the B [out, n·r].
+pub(crate) fn add_to_b(blocks: Option<Blocks>, d_b: &mut Tensor, add: impl FnOnce(&mut Tensor)) {
+    let Some(blocks) = blocks else {
+        return add(d_b);
+    };
+    let device = d_b.device().clone();
+    let [out, rank] = blocks.whole_shape([d_b.rows(), d_b.cols()]);
+    let mut whole = Tensor::zeros(&device, out, rank, Purpose::Workspace);
+    add(&mut whole);
+    let rank = d_b.cols();
+    device.exec("blocks", 0, |_| {
+        blocks.gather(whole.data(), rank, d_b.data_mut())
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_fills_its_own_rows_and_columns() {
+        let blocks = Blocks {
+            adapted: [true, false, true],
+        };
+        // Two rows a part, rank 1: queries 1, 2 and values 3, 4.
+        let whole = blocks.expand(&[1.0, 2.0, 3.0, 4.0], 1);
+        let rows = [
+            [1.0, 0.0],
+            [2.0, 0.0],
+            [0.0; 2],
+            [0.0; 2],
+            [0.0, 3.0],
+            [0.0, 4.0],
+        ];
+        assert_eq!(whole, rows.concat());
+        assert_eq!(blocks.whole_shape([4, 1]), [6, 2]);
+        let mut stored = [10.0; 4];
+        let numbered: Vec<f32> = (0..12u8).map(f32::from).collect();
+        blocks.gather(&numbered, 1, &mut stored);
+        assert_eq!(stored, [10.0, 12.0, 19.0, 21.0]);
+    }
+}

@@ -1,0 +1,118 @@
+//! Parts of a fused layer with adapters of their own give, bit for bit, what one adapter with zeros between its blocks gives:
+//! outputs, the gradients of x and A, and the blocks of B's gradient. That one's gradients are proved by finite differences.
+
+use lowrank_engine::ops::blocks::Blocks;
+use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
+use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
+use lowrank_engine::{
+    DType, Device, Gradients, Isa, Matrix, PackedMatrix, Param, Purpose, StepKey, Tape, Tensor,
+    Trainables,
+};
+use lowrank_testkit::Random;
+
+const ROWS: usize = 19;
+const IN: usize = 24;
+const OUT: usize = 36;
+const RANK: usize = 2;
+
+struct Found {
+    y: Vec<f32>,
+    /// Of x, A and B.
+    gradients: Vec<Vec<f32>>,
+    trained: u64,
+}
+
+/// A pass with this B [rows, cols] on x.
+fn pass(precision: DType, blocks: Option<Blocks>, a: &[f32], b: (&[f32], [usize; 2])) -> Found {
+    let device = Device::cpu_in(precision, Isa::best(), 2).expect("threads start");
+    let mut random = Random::new(11);
+    let weight = random.normals_f32(OUT * IN);
+    let fill = |first: usize, block: &mut [f32]| {
+        block.copy_from_slice(&weight[first * IN..][..block.len()]);
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let Ok(packed) = PackedMatrix::from_blocks(&device, OUT, IN, fill);
+    let matrix = Matrix::Frozen(packed);
+    let mut trainables = Trainables::default();
+    let x = random.normals_f32(ROWS * IN);
+    let ids = [
+        trainables.add(&device, "x".into(), &[ROWS, IN], &x),
+        trainables.add(&device, "a".into(), &[a.len() / IN, IN], a),
+        trainables.add(&device, "b".into(), &b.1, b.0),
+    ];
+    let adapter = Adapter {
+        a: ids[1],
+        b: ids[2],
+        blocks,
+        scaling: 0.75,
+        dropout: 0.3,
+        site: 9,
+    };
+    let step = StepKey {
+        seed: 3,
+        micro_step: 11,
+    };
+    let table = Param::Trainable(ids[0]);
+    let mut tape = Tape::training(&device, &trainables, Some(step));
+    let every: Vec<u32> = (0..ROWS as u32).collect();
+    let lookup = Lookup {
+        table: Table::Rows(&table),
+        ids: &every,
+        padding_idx: None,
+    };
+    let x = embedding(&mut tape, &[lookup]);
+    let params = LinearParams {
+        weight: &matrix,
+        bias: None,
+        adapter: Some(&adapter),
+    };
+    let y = linear(&mut tape, x, params);
+    let mut gradients = Gradients::zeros(&device, &trainables);
+    let cotangent = random.normals_f32(ROWS * OUT);
+    let d_y = Tensor::from_slice(&device, ROWS, OUT, Purpose::Activations, &cotangent);
+    let found = y.tensor().to_f32(Purpose::Activations).data().to_vec();
+    tape.backward(&y, d_y, &mut gradients);
+    Found {
+        y: found,
+        gradients: gradients.iter().map(|g| g.data().to_vec()).collect(),
+        trained: trainables.count() - (ROWS * IN) as u64,
+    }
+}
+
+#[test]
+fn parts_are_the_blocks_of_one_adapter() {
+    for adapted in [
+        [true, false, true],
+        [false, true, false],
+        [true, true, true],
+        [false, true, true],
+    ] {
+        let blocks = Blocks { adapted };
+        let n = blocks.count();
+        let mut random = Random::new(7);
+        let a = random.normals_f32(n * RANK * IN);
+        let stored = random.normals_f32(n * OUT / 3 * RANK);
+        let whole = blocks.expand(&stored, RANK);
+        for precision in [DType::F32, DType::Bf16] {
+            if precision == DType::Bf16 && !Isa::best().multiplies_bf16() {
+                eprintln!("SKIPPED: this processor has no products of bf16");
+                continue;
+            }
+            let parts = pass(precision, Some(blocks), &a, (&stored, [n * OUT / 3, RANK]));
+            let one = pass(precision, None, &a, (&whole, [OUT, n * RANK]));
+            assert_eq!(parts.y, one.y);
+            assert_eq!(parts.gradients[..2], one.gradients[..2]);
+            assert_eq!(parts.trained as usize, n * RANK * (IN + OUT / 3));
+            // What expands to the whole's gradient inside the blocks is the stored one's.
+            let ones = blocks.expand(&vec![1.0; stored.len()], RANK);
+            let inside: Vec<f32> = (one.gradients[2].iter().zip(&ones))
+                .map(|(g, on)| g * on)
+                .collect();
+            assert_eq!(blocks.expand(&parts.gradients[2], RANK), inside);
+            assert_ne!(
+                one.gradients[2], inside,
+                "one adapter moves what lies between"
+            );
+        }
+    }
+}

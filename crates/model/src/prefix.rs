@@ -1,0 +1,121 @@
+//! The frozen prefix: the layers below the lowest trained value. What they give for a row is a function of that row alone
+//! (its values do not depend on its batch), so that it can be computed once and kept. Which layers these are is not read off
+//! names: the layers run dry, and the tape tells whether they met a trained value or dropped something out.
+
+use lowrank_engine::ops::loss::Targets;
+use lowrank_engine::{Device, Gradients, StepKey, Tape, Tensor};
+
+use crate::adapt::TrainMode;
+use crate::error::ModelError;
+use crate::model::{Batch, Model, PassOptions};
+use crate::stretch::Stretch;
+
+/// Layers from the bottom whose output depends on nothing but the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Prefix {
+    /// How many they are, the last layer of the network never among them; 0 where there is no prefix.
+    pub layers: usize,
+    /// The dropout site that follows them: masks above do not depend on whether the prefix is run.
+    pub(crate) next_site: u32,
+}
+
+/// What a pass starts from in place of token ids.
+#[derive(Debug)]
+pub struct Entry {
+    /// The layers that are not run.
+    pub prefix: Prefix,
+    /// What they give for every token of the batch [M, D].
+    pub state: Tensor,
+}
+
+impl Entry {
+    pub(crate) fn stretch(self, tape: &Tape<'_>, recompute: bool) -> Stretch {
+        Stretch::above(self.prefix, tape.constant(self.state), recompute)
+    }
+}
+
+impl Model {
+    /// The frozen prefix of passes with the model's own dropout, or of those without.
+    pub fn frozen_prefix(&self, with_dropout: bool) -> Prefix {
+        let TrainMode::Lora(_) = self.mode else {
+            return Prefix::default();
+        };
+        let step = with_dropout.then_some(StepKey {
+            seed: 0,
+            micro_step: 0,
+        });
+        // Adapters are packed on the model's own device, whichever device the layers run on.
+        self.device.install(|| {
+            let (mut least, mut most) = (Prefix::default(), self.config.facts.num_hidden_layers);
+            // Bisection: layers up to `least` are frozen, those up to `most` are not, or hold the last.
+            while most - least.layers > 1 {
+                let layers = usize::midpoint(least.layers, most);
+                let tape = self.walk_dry(layers, step);
+                if tape.met_trained() || tape.dropped() {
+                    most = layers;
+                } else {
+                    least = Prefix {
+                        layers,
+                        next_site: tape.next_site(),
+                    };
+                }
+            }
+            least
+        })
+    }
+
+    /// The tape after the embeddings and `layers` of them, run with shapes only on a short sequence.
+    fn walk_dry(&self, layers: usize, step: Option<StepKey>) -> Tape<'_> {
+        let batch = Batch {
+            input_ids: &[0],
+            token_type_ids: None,
+            offsets: &[0, 1],
+        };
+        let dry = Device::dry_in(self.device.precision());
+        let mut tape = Tape::training(&dry, &self.trainables, step);
+        self.network.prefix(&mut tape, &batch, layers);
+        tape
+    }
+
+    /// What the layers of a prefix give for every token of a batch [M, D], without dropout, in the device's precision.
+    ///
+    /// # Errors
+    /// The batch does not fit the model.
+    pub fn run_prefix(&self, prefix: Prefix, batch: &Batch<'_>) -> Result<Entry, ModelError> {
+        self.check(batch, None)?;
+        let state = self.device.install(|| {
+            let mut tape = Tape::inference(&self.device, &self.trainables);
+            let state = self.network.prefix(&mut tape, batch, prefix.layers);
+            state.into_tensor()
+        });
+        Ok(Entry { prefix, state })
+    }
+
+    /// As [`Model::forward_backward`] from what a frozen prefix gave for the same batch: the same bits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_backward_from(
+        &self,
+        entry: Entry,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+        options: &PassOptions,
+        gradients: &mut Gradients,
+    ) -> Result<(f64, usize), ModelError> {
+        self.train_pass(Some(entry), batch, targets, (options, gradients))
+    }
+
+    /// As [`Model::evaluate`] from what a frozen prefix gave for the same batch: the same bits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn evaluate_from(
+        &self,
+        entry: Entry,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
+        self.evaluation_pass(Some(entry), batch, targets)
+    }
+}

@@ -1,0 +1,183 @@
+//! What frozen layers give may be kept or not, in whole or in part: not one bit of the result depends on it.
+
+use lowrank_engine::{Device, Purpose};
+use lowrank_train::config::{ModulePattern, Precision, TaskKind, TrainConfig};
+use lowrank_train::metrics::Metric;
+use lowrank_train::prefix_cache::PrefixCaches;
+
+use crate::planned::{lengths, planned_peak};
+use crate::tiny::{Place, config, run_at};
+
+const ALL: u64 = 1 << 30;
+/// About half of the training rows of a width of 32 in f32.
+const SOME: u64 = 32 * 4 * 70;
+
+/// Adapters in the second of two layers, with dropout in them.
+fn upper(task: TaskKind, precision: Precision) -> TrainConfig {
+    let mut config = config();
+    config.data.task = task;
+    config.lora.target_modules = in_layers("1");
+    config.precision = precision;
+    config.optimization.max_steps = Some(12);
+    config.evaluation.metric_for_best_model = Metric::Loss;
+    config
+}
+
+/// Every linear layer of these layers, whatever the family.
+fn in_layers(numbers: &str) -> ModulePattern {
+    ModulePattern::Text(format!(
+        r".*\.(layer|layers|h)\.({numbers})\..*(query|key|value|_proj|c_attn|c_fc|fc1|fc2|dense)"
+    ))
+}
+
+const CASES: [(&str, TaskKind); 9] = [
+    ("bert-single-label", TaskKind::SingleLabel),
+    ("bert-silu-classifier-dropout", TaskKind::SingleLabel),
+    ("roberta-single-label", TaskKind::SingleLabel),
+    ("deberta-single-label", TaskKind::SingleLabel),
+    ("deberta-v2-v3", TaskKind::SingleLabel),
+    ("gpt2-single-label", TaskKind::SingleLabel),
+    ("gpt2-causal", TaskKind::CausalLm),
+    ("gpt_neo-causal", TaskKind::CausalLm),
+    ("opt-causal", TaskKind::CausalLm),
+];
+
+#[test]
+fn kept_or_not_the_adapter_is_the_same_byte_for_byte() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (golden, task) in CASES {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let config = upper(task, precision);
+            let run = |name: &str, threads, prefix_cache_bytes, stop_at| {
+                let place = Place {
+                    golden,
+                    threads,
+                    prefix_cache_bytes,
+                };
+                let dir = dir.path().join(format!("{golden}-{precision:?}-{name}"));
+                run_at(place, &config, &dir, stop_at).expect("the run ends")
+            };
+            let off = run("off", 1, 0, 0);
+            let runs = [
+                ("all", run("all", 1, ALL, 0)),
+                ("some", run("some", 1, SOME, 0)),
+                ("threads", run("threads", 3, ALL, 0)),
+                ("stopped", run("stopped", 1, ALL, 3)),
+                ("stopped, some", run("stopped-some", 3, SOME, 5)),
+            ];
+            for (name, left) in runs {
+                assert!(
+                    left.adapter == off.adapter,
+                    "{golden}: the file with {name}"
+                );
+                assert_eq!(left.log, off.log, "{golden}: the log with {name}");
+                let kept = left.peak.of(Purpose::PrefixCache);
+                assert!(kept > 0, "{golden}: nothing is kept with {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_plan_counts_the_kept_states_as_the_run_does() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (golden, task) in CASES {
+        for limit in [0, SOME, ALL] {
+            let config = upper(task, Precision::Bf16);
+            let place = Place {
+                golden,
+                threads: 2,
+                prefix_cache_bytes: limit,
+            };
+            let run_dir = dir.path().join(format!("{golden}-{limit}"));
+            let run = run_at(place, &config, &run_dir, 0).expect("the run ends");
+            let planned = planned_peak(place, &config).expect("the rows fit");
+            let kept = [&planned, &run.peak].map(|peak| peak.of(Purpose::PrefixCache));
+            assert_eq!(kept[0], kept[1], "{golden} with {limit} bytes");
+            if task == TaskKind::CausalLm {
+                // The plan takes every token for counted, these rows mask some.
+                assert!(
+                    planned.total() >= run.peak.total(),
+                    "{golden} with {limit} bytes"
+                );
+            } else {
+                assert_eq!(planned, run.peak, "{golden} with {limit} bytes");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_is_what_does_not_change() {
+    let kept = |golden, change: &dyn Fn(&mut TrainConfig)| {
+        let mut config = upper(TaskKind::SingleLabel, Precision::F32);
+        change(&mut config);
+        let place = Place {
+            golden,
+            ..Place::default()
+        };
+        let model = place.model(&config, &Device::dry());
+        let layers = [true, false].map(|dropout| model.frozen_prefix(dropout).layers);
+        let lengths = lengths(config.data.task);
+        let caches = PrefixCaches::new(&model, &config, &lengths, ALL);
+        let tokens = |n: &[usize]| n.iter().sum::<usize>() as u64;
+        let all = 4 * 32 * (tokens(&lengths.train) + tokens(&lengths.validation));
+        (layers, caches.bytes() as f64 / all as f64)
+    };
+    let bert = "bert-single-label";
+    assert_eq!(kept(bert, &|_| {}), ([1, 1], 1.0));
+    // Two of three layers.
+    let three = |config: &mut TrainConfig| {
+        config.lora.target_modules = ModulePattern::Names(vec!["query".to_owned()]);
+        config.lora.layers_to_transform = Some(vec![2]);
+    };
+    assert_eq!(kept("bert-patterns", &three), ([2, 2], 1.0));
+    // An adapter in the first layer, a bias there, a trained table below it: nothing is frozen.
+    let first = |config: &mut TrainConfig| config.lora.target_modules = in_layers("0|1");
+    assert_eq!(kept(bert, &first), ([0, 0], 0.0));
+    let biases = |config: &mut TrainConfig| {
+        config.lora.bias = lowrank_train::config::BiasMode::All;
+    };
+    assert_eq!(kept(bert, &biases), ([0, 0], 0.0));
+    let table = |config: &mut TrainConfig| {
+        config.lora.modules_to_save = vec!["word_embeddings".to_owned()];
+    };
+    assert_eq!(kept(bert, &table), ([0, 0], 0.0));
+    // The table of relative positions is read by every layer of DeBERTa.
+    let relative = |config: &mut TrainConfig| {
+        config.lora.modules_to_save = vec!["rel_embeddings".to_owned()];
+    };
+    assert_eq!(kept("deberta-v2-v3", &relative), ([0, 0], 0.0));
+    // Rows that come once are not kept.
+    let once = |config: &mut TrainConfig| {
+        config.optimization.max_steps = Some(4);
+        config.evaluation.eval_steps = Some(4);
+    };
+    assert_eq!(kept(bert, &once), ([1, 1], 0.0));
+}
+
+#[test]
+fn with_dropout_only_evaluation_is_kept() {
+    let config = upper(TaskKind::SingleLabel, Precision::F32);
+    let golden = lowrank_testkit::Golden::open("bert-single-label").expect("a golden case opens");
+    let path = golden.model_dir().join("config.json");
+    let mut with_dropout = lowrank_model::ModelConfig::read(&path).expect("a config");
+    with_dropout.set_dropout(0.1).expect("a probability");
+    let options = lowrank_model::LoadOptions {
+        task: lowrank_model::Task::SingleLabel,
+        num_labels: 2,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    };
+    let mut model =
+        lowrank_model::Model::from_config(with_dropout, &options, &Device::dry()).expect("a model");
+    model
+        .attach_lora(&config.lora.to_peft("tiny", None), 1)
+        .expect("adapters attach");
+    assert_eq!(
+        [true, false].map(|dropout| model.frozen_prefix(dropout).layers),
+        [0, 1]
+    );
+    let caches = PrefixCaches::new(&model, &config, &lengths(TaskKind::SingleLabel), ALL);
+    assert!(caches.train.is_none() && caches.validation.is_some());
+}
