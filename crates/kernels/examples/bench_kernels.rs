@@ -246,16 +246,7 @@ fn bench_attention(isa: Isa, peak: f64) {
 fn bench_disentangled(isa: Isa, peak: f64) {
     println!("disentangled attention, both tables: sequences x length x heads x head_dim");
     let (num_heads, head_dim) = (12, 64);
-    for (count, len) in [(16, 128), (4, 512), (32, 40)] {
-        let (rows, width) = (count * len, num_heads * head_dim);
-        let size = rows * width;
-        let (q, k, v) = (random(size, 1), random(size, 2), random(size, 3));
-        let table = random((2 * len - 1) * width, 5);
-        let places: Vec<u32> = (0..2 * len as u32 - 1).collect();
-        let d_out = random(size, 4);
-        let (mut d_q, mut d_k, mut d_v) = (vec![0.0; size], vec![0.0; size], vec![0.0; size]);
-        let (mut d_keys, mut d_queries) = (table.clone(), table.clone());
-        let (mut out, mut lse) = (vec![0.0; size], vec![0.0; rows * num_heads]);
+    for (count, len) in [(16, 128), (4, 512), (32, 40), (64, 30)] {
         let offsets: Vec<usize> = (0..=count).map(|i| i * len).collect();
         let shape = AttentionShape {
             num_heads,
@@ -266,41 +257,108 @@ fn bench_disentangled(isa: Isa, peak: f64) {
             mask: AttentionMask::Full,
             dropout: None,
         };
-        let inputs = DisentangledInputs {
-            q: &q,
-            k: &k,
-            v: &v,
-            positions: RelativePositions {
-                rows: &places,
-                keys: Some(&table),
-                queries: Some(&table),
-            },
-        };
-        let flops = 2 * count * len * len * width;
-        let name = format!("{count} x {len} x {num_heads} x {head_dim}");
-        let mut workspace = vec![0.0; disentangled_backward_workspace(&shape, 2, 2)];
-        let of_forward = disentangled_forward_workspace(&shape, 2);
-        report(&format!("forward  {name}"), 4 * flops, peak, || {
-            let workspace = &mut workspace[..of_forward];
-            disentangled_attention_forward(isa, &shape, &inputs, workspace, &mut out, &mut lse);
-        });
-        report(&format!("backward {name}"), 11 * flops, peak, || {
-            let saved = DisentangledSaved {
-                inputs,
-                out: &out,
-                lse: &lse,
-            };
-            let gradients = DisentangledGradients {
-                d_q: &mut d_q,
-                d_k: &mut d_k,
-                d_v: &mut d_v,
-                d_keys: Some(&mut d_keys),
-                d_queries: Some(&mut d_queries),
-            };
-            let workspace = &mut workspace[..];
-            disentangled_attention_backward(isa, &shape, &saved, &d_out, workspace, gradients);
-        });
+        bench_disentangled_f32(isa, peak, &shape);
+        bench_disentangled_bf16(isa, peak, &shape);
     }
+}
+
+/// Operands [q, k, v, d_out], a table, its rows by distance, and "count x length x heads x head_dim" with the flops of a product.
+fn disentangled_operands(
+    shape: &AttentionShape,
+) -> ([Vec<f32>; 4], Vec<f32>, Vec<u32>, String, usize) {
+    let count = shape.q_offsets.len() - 1;
+    let (len, rows) = (shape.q_offsets[1], shape.q_offsets[count]);
+    let width = shape.num_heads * shape.head_dim;
+    let operands = [1, 2, 3, 4].map(|stream| random(rows * width, stream));
+    let table = random((2 * len - 1) * width, 5);
+    let places = (0..2 * len as u32 - 1).collect();
+    let name = format!("{count} x {len} x {} x {}", shape.num_heads, shape.head_dim);
+    (operands, table, places, name, 2 * rows * len * width)
+}
+
+fn bench_disentangled_f32(isa: Isa, peak: f64, shape: &AttentionShape) {
+    let ([q, k, v, d_out], table, places, name, flops) = disentangled_operands(shape);
+    let (mut d_q, mut d_k, mut d_v) = (q.clone(), q.clone(), q.clone());
+    let (mut d_keys, mut d_queries) = (table.clone(), table.clone());
+    let (mut out, mut lse) = (q.clone(), vec![0.0; q.len() / shape.head_dim]);
+    let inputs = DisentangledInputs {
+        q: &q,
+        k: &k,
+        v: &v,
+        positions: RelativePositions {
+            rows: &places,
+            keys: Some(&table),
+            queries: Some(&table),
+        },
+    };
+    let mut workspace = vec![0.0; disentangled_backward_workspace(shape, 2, 2)];
+    let of_forward = disentangled_forward_workspace(shape, 2);
+    report(&format!("forward  f32  {name}"), 4 * flops, peak, || {
+        let workspace = &mut workspace[..of_forward];
+        disentangled_attention_forward(isa, shape, &inputs, workspace, &mut out, &mut lse);
+    });
+    report(&format!("backward f32  {name}"), 11 * flops, peak, || {
+        let saved = DisentangledSaved {
+            inputs,
+            out: &out,
+            lse: &lse,
+        };
+        let gradients = DisentangledGradients {
+            d_q: &mut d_q,
+            d_k: &mut d_k,
+            d_v: &mut d_v,
+            d_keys: Some(&mut d_keys),
+            d_queries: Some(&mut d_queries),
+        };
+        let workspace = &mut workspace[..];
+        disentangled_attention_backward(isa, shape, &saved, &d_out, workspace, gradients);
+    });
+}
+
+fn bench_disentangled_bf16(isa: Isa, peak: f64, shape: &AttentionShape) {
+    let (operands, table, places, name, flops) = disentangled_operands(shape);
+    let narrow = |x: Vec<f32>| x.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+    let [q, k, v, d_out] = operands.map(narrow);
+    let table = narrow(table);
+    let (mut d_q, mut d_k, mut d_v) = (q.clone(), q.clone(), q.clone());
+    let (mut d_keys, mut d_queries) = (table.clone(), table.clone());
+    let (mut out, mut lse) = (q.clone(), vec![0.0; q.len() / shape.head_dim]);
+    let inputs = DisentangledInputs {
+        q: &q,
+        k: &k,
+        v: &v,
+        positions: RelativePositions {
+            rows: &places,
+            keys: Some(&table),
+            queries: Some(&table),
+        },
+    };
+    let [tables, partial] = disentangled_backward_workspace_bf16(shape, 2, 2);
+    let (mut tables, mut partial) = (vec![bf16::ZERO; tables], vec![0.0; partial]);
+    let of_forward = disentangled_forward_workspace_bf16(shape, 2);
+    report(&format!("forward  bf16 {name}"), 4 * flops, peak, || {
+        let workspace = &mut tables[..of_forward];
+        disentangled_attention_forward_bf16(isa, shape, &inputs, workspace, &mut out, &mut lse);
+    });
+    report(&format!("backward bf16 {name}"), 11 * flops, peak, || {
+        let saved = DisentangledSaved {
+            inputs,
+            out: &out,
+            lse: &lse,
+        };
+        let gradients = DisentangledGradients {
+            d_q: &mut d_q,
+            d_k: &mut d_k,
+            d_v: &mut d_v,
+            d_keys: Some(&mut d_keys),
+            d_queries: Some(&mut d_queries),
+        };
+        let workspace = PairWorkspace {
+            tables: &mut tables,
+            partial: &mut partial,
+        };
+        disentangled_attention_backward_bf16(isa, shape, &saved, &d_out, workspace, gradients);
+    });
 }
 
 fn bench_elementwise(isa: Isa) {
@@ -366,7 +424,8 @@ fn bench_elementwise(isa: Isa) {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |name: &str| {
-        let named = |a: &String| ["gemm", "attention", "elementwise"].contains(&a.as_str());
+        let named =
+            |a: &String| ["gemm", "attention", "disentangled", "elementwise"].contains(&a.as_str());
         !arguments.iter().any(named) || arguments.iter().any(|a| a == name)
     };
     let threads: Option<usize> = arguments.iter().find_map(|a| a.parse().ok());

@@ -21,9 +21,11 @@ use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
 use crate::simd::{Simd, dispatch};
 pub use disentangled::{
-    DisentangledGradients, DisentangledInputs, DisentangledSaved, RelativePositions,
-    disentangled_attention_backward, disentangled_attention_forward,
-    disentangled_backward_workspace, disentangled_forward_workspace,
+    DisentangledGradients, DisentangledInputs, DisentangledSaved, PairWorkspace, RelativePositions,
+    disentangled_attention_backward, disentangled_attention_backward_bf16,
+    disentangled_attention_forward, disentangled_attention_forward_bf16,
+    disentangled_backward_workspace, disentangled_backward_workspace_bf16,
+    disentangled_forward_workspace, disentangled_forward_workspace_bf16,
 };
 use half::bf16;
 use std::cell::RefCell;
@@ -115,6 +117,17 @@ impl AttentionShape<'_> {
         (last(self.q_offsets), last(self.kv_offsets))
     }
 
+    /// As `check`; panics as well unless all operands have the length that their shape says: `of_q` that of q, `of_kv` that of k.
+    fn check_lengths<E>(&self, of_q: &[&[E]], of_kv: &[&[E]], lse: &[f32]) {
+        let (q_rows, kv_rows) = self.check();
+        for (operands, rows) in [(of_q, q_rows), (of_kv, kv_rows)] {
+            for x in operands {
+                assert_eq!(x.len(), rows * self.width(), "{rows} rows");
+            }
+        }
+        assert_eq!(lse.len(), q_rows * self.num_heads, "one value a query");
+    }
+
     /// (sequence, head) pairs, the most work first: the long ones must not come last.
     fn tasks(&self) -> Vec<(usize, usize)> {
         let n = self.q_offsets.len().saturating_sub(1);
@@ -164,13 +177,7 @@ pub fn attention_forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    let (q_rows, kv_rows) = shape.check();
-    let width = shape.width();
-    assert_eq!(q.len(), q_rows * width);
-    assert_eq!(out.len(), q_rows * width);
-    assert_eq!(k.len(), kv_rows * width);
-    assert_eq!(v.len(), kv_rows * width);
-    assert_eq!(lse.len(), q_rows * shape.num_heads);
+    shape.check_lengths(&[q, out], &[k, v], lse);
     let mask = make_mask(shape);
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     run_tasks(shape, |head, scratch| {
@@ -200,15 +207,8 @@ pub fn attention_backward(
     d_k: &mut [f32],
     d_v: &mut [f32],
 ) {
-    let (q_rows, kv_rows) = shape.check();
-    let width = shape.width();
-    for of_q in [saved.q, saved.out, d_out, d_q] {
-        assert_eq!(of_q.len(), q_rows * width);
-    }
-    for of_kv in [saved.k, saved.v, d_k, d_v] {
-        assert_eq!(of_kv.len(), kv_rows * width);
-    }
-    assert_eq!(saved.lse.len(), q_rows * shape.num_heads);
+    let of_q = [saved.q, saved.out, d_out, d_q];
+    shape.check_lengths(&of_q, &[saved.k, saved.v, d_k, d_v], saved.lse);
     let mask = make_mask(shape);
     let (d_q, d_k, d_v) = (
         SharedMut::new(d_q),
@@ -239,11 +239,7 @@ pub fn attention_forward_bf16(
     out: &mut [bf16],
     lse: &mut [f32],
 ) {
-    let (q_rows, kv_rows) = shape.check();
-    let width = shape.width();
-    assert!(q.len() == q_rows * width && out.len() == q_rows * width);
-    assert!(k.len() == kv_rows * width && v.len() == kv_rows * width);
-    assert_eq!(lse.len(), q_rows * shape.num_heads);
+    shape.check_lengths(&[q, out], &[k, v], lse);
     let mask = make_mask(shape);
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     run_tasks(shape, |head, scratch| {
@@ -269,15 +265,8 @@ pub fn attention_backward_bf16(
     d_out: &[bf16],
     [d_q, d_k, d_v]: [&mut [bf16]; 3],
 ) {
-    let (q_rows, kv_rows) = shape.check();
-    let width = shape.width();
-    for of_q in [saved.q, saved.out, d_out, d_q] {
-        assert_eq!(of_q.len(), q_rows * width);
-    }
-    for of_kv in [saved.k, saved.v, d_k, d_v] {
-        assert_eq!(of_kv.len(), kv_rows * width);
-    }
-    assert_eq!(saved.lse.len(), q_rows * shape.num_heads);
+    let of_q = [saved.q, saved.out, d_out, d_q];
+    shape.check_lengths(&of_q, &[saved.k, saved.v, d_k, d_v], saved.lse);
     let mask = make_mask(shape);
     let gradients = [d_q, d_k, d_v].map(SharedMut::new);
     run_tasks(shape, |head, scratch| {
@@ -402,6 +391,7 @@ struct Scratch {
     scores: Vec<f32>,
     d_scores: Vec<f32>,
     pairs: pairs::PairScratch,
+    skewed: disentangled::SkewScratch,
     positions: Vec<f32>,
 }
 

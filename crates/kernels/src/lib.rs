@@ -31,10 +31,12 @@ pub use activation::{
 };
 pub use attention::{
     AttentionMask, AttentionSaved, AttentionShape, CachedAttention, DisentangledGradients,
-    DisentangledInputs, DisentangledSaved, RelativePositions, attention_backward,
+    DisentangledInputs, DisentangledSaved, PairWorkspace, RelativePositions, attention_backward,
     attention_backward_bf16, attention_cached, attention_forward, attention_forward_bf16,
-    disentangled_attention_backward, disentangled_attention_forward,
-    disentangled_backward_workspace, disentangled_forward_workspace,
+    disentangled_attention_backward, disentangled_attention_backward_bf16,
+    disentangled_attention_forward, disentangled_attention_forward_bf16,
+    disentangled_backward_workspace, disentangled_backward_workspace_bf16,
+    disentangled_forward_workspace, disentangled_forward_workspace_bf16,
 };
 pub use dropout::{Dropout, DropoutKey, dropout_apply};
 pub use element::{DType, Element, Values};

@@ -3,82 +3,10 @@
 
 mod common;
 
+use common::disentangled::*;
 use common::*;
 use lowrank_kernels::reference::{self, Disentangled};
 use lowrank_kernels::*;
-
-/// Which tables a case has.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Tables {
-    Keys,
-    Queries,
-    Both,
-    None,
-}
-
-struct Case {
-    attention: AttentionCase,
-    tables: Tables,
-    /// Distances below this have a row of their own, larger ones share rows in pairs.
-    exact: usize,
-}
-
-impl Case {
-    fn new(heads: usize, dim: usize, lengths: &[(usize, usize)], tables: Tables) -> Self {
-        Case {
-            attention: AttentionCase::new(heads, dim, lengths),
-            tables,
-            exact: usize::MAX,
-        }
-    }
-
-    fn sharing_beyond(self, exact: usize) -> Self {
-        Case { exact, ..self }
-    }
-
-    fn with_dropout(self) -> Self {
-        let attention = self.attention.with_dropout();
-        Case { attention, ..self }
-    }
-
-    /// Rows of the distances, and the number of rows.
-    fn rows(&self) -> (Vec<u32>, usize) {
-        let longest =
-            |offsets: &[usize]| offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-        let shape = self.attention.shape();
-        let reach = 3 + longest(shape.q_offsets).max(longest(shape.kv_offsets)) as isize;
-        let bucket = |d: isize| {
-            let far = d.unsigned_abs().saturating_sub(self.exact);
-            d.signum() * (d.unsigned_abs().min(self.exact) + far.div_ceil(2)) as isize
-        };
-        let middle = bucket(reach - 1);
-        let rows = (1 - reach..reach).map(|d| (bucket(d) + middle + 1) as u32);
-        // Row 0 and the last belong to no distance: their gradient must be zero.
-        (rows.collect(), 2 * middle as usize + 3)
-    }
-
-    fn table(&self, stream: u64) -> Vec<f32> {
-        let (_, rows) = self.rows();
-        let width = self.attention.num_heads * self.attention.head_dim;
-        random(rows * width, stream)
-            .iter()
-            .map(|x| x * 2.0)
-            .collect()
-    }
-
-    fn tables(&self) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
-        let keys = matches!(self.tables, Tables::Keys | Tables::Both);
-        let queries = matches!(self.tables, Tables::Queries | Tables::Both);
-        (keys.then(|| self.table(5)), queries.then(|| self.table(6)))
-    }
-
-    fn name(&self, isa: Isa) -> String {
-        let a = &self.attention;
-        let (q, kv) = (&a.q_offsets, &a.kv_offsets);
-        let (h, d, tables) = (a.num_heads, a.head_dim, self.tables);
-        format!("{h} x {d} {q:?} {kv:?} {tables:?} on {}", isa.name())
-    }
-}
 
 /// (out, lse, d_q, d_k, d_v, d_keys, d_queries). Outputs start as NaN: all must be overwritten.
 fn run(isa: Isa, case: &Case) -> [Vec<f32>; 7] {
@@ -155,34 +83,27 @@ fn every_instruction_set_agrees_with_the_reference() {
     for isa in isas() {
         for case in cases() {
             let [out, lse, d_q, d_k, d_v, d_keys, d_queries] = run(isa, &case);
-            let (q, k, v) = attention_inputs(&case.attention);
-            let (keys, queries) = case.tables();
-            let (rows, _) = case.rows();
-            let (wide_keys, wide_queries) =
-                (keys.as_deref().map(wide), queries.as_deref().map(wide));
-            let x = Disentangled {
-                shape: case.attention.shape(),
-                rows: &rows,
-                q: &wide(&q),
-                k: &wide(&k),
-                v: &wide(&v),
-                keys: wide_keys.as_deref(),
-                queries: wide_queries.as_deref(),
-            };
-            let (want_out, want_lse) = reference::disentangled_attention(&x);
-            let want = reference::disentangled_attention_backward(&x, &wide(&random(q.len(), 4)));
+            let [
+                want_out,
+                want_lse,
+                want_q,
+                want_k,
+                want_v,
+                want_keys,
+                want_queries,
+            ] = Operands::of(&case).reference(&case, &case.rows().0);
             let what = case.name(isa);
             let finite: Vec<f32> = lse.into_iter().filter(|x| x.is_finite()).collect();
             let want_lse: Vec<f64> = want_lse.into_iter().filter(|x| x.is_finite()).collect();
             check_close(&out, &want_out, TOLERANCE, &what);
             check_close(&finite, &want_lse, TOLERANCE, &what);
-            check_close(&d_q, &want.d_q, 5e-6, &format!("d_q of {what}"));
-            check_close(&d_k, &want.d_k, 5e-6, &format!("d_k of {what}"));
-            check_close(&d_v, &want.d_v, 5e-6, &format!("d_v of {what}"));
-            check_close(&d_keys, &want.d_keys, 5e-6, &format!("d_keys of {what}"));
+            check_close(&d_q, &want_q, 5e-6, &format!("d_q of {what}"));
+            check_close(&d_k, &want_k, 5e-6, &format!("d_k of {what}"));
+            check_close(&d_v, &want_v, 5e-6, &format!("d_v of {what}"));
+            check_close(&d_keys, &want_keys, 5e-6, &format!("d_keys of {what}"));
             check_close(
                 &d_queries,
-                &want.d_queries,
+                &want_queries,
                 1e-5,
                 &format!("d_queries of {what}"),
             );

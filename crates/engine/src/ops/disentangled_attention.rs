@@ -1,7 +1,7 @@
 //! Attention whose scores are `scale·(q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r])`, where r is the row of the distance i - j; each
 //! table of relative positions may be absent. By offsets, as `attention`; no T×T matrix is stored.
 //! Shapes: q [Mq, H·Dh], k, v [M, H·Dh], pos_k, pos_q [R, H·Dh], out [Mq, H·Dh], lse [Mq, H].
-//! Saved: q, k, v, the tables, out, lse. The arithmetic is f32: bf16 operands are widened for the call.
+//! Saved: q, k, v, the tables, out, lse.
 //! Source: He et al. 2020, "DeBERTa", equations 2 to 4.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use lowrank_kernels as kernels;
 use lowrank_kernels::{
     AttentionShape, DType, DisentangledGradients, DisentangledInputs, DisentangledSaved, Dropout,
-    RelativePositions,
+    Element, PairWorkspace, RelativePositions,
 };
 
 use super::attention::AttentionSpec;
@@ -39,8 +39,7 @@ pub fn disentangled_attention(
     let device = tape.device().clone();
     let dropout = tape.dropout(spec.dropout);
     spec.check(&q, &k);
-    let purpose = working_purpose(&device);
-    let mut out = Tensor::uninit(&device, q.rows(), q.cols(), purpose);
+    let mut out = Tensor::activations(&device, q.rows(), q.cols());
     let mut lse = Tensor::uninit(&device, q.rows(), spec.num_heads, Purpose::Activations);
     let Positions {
         rows,
@@ -61,21 +60,33 @@ pub fn disentangled_attention(
         queries: queries.as_ref().map(Var::shared),
     };
     let n_tables = saved.tables();
-    let wide = saved.widened();
     let shape = spec.shape(dropout);
-    let len = kernels::disentangled_forward_workspace(&shape, n_tables);
-    let mut workspace = Tensor::uninit(&device, 1, len, Purpose::Workspace);
+    let mut workspace = forward_workspace(&device, &shape, n_tables);
     device.exec(
         "disentangled_attention",
         spec.flops(2 + n_tables as u64),
         |isa| {
-            let (inputs, workspace) = (wide.inputs(), workspace.data_mut());
-            let (out, lse) = (out.data_mut(), lse.data_mut());
-            kernels::disentangled_attention_forward(isa, &shape, &inputs, workspace, out, lse);
+            let lse = lse.data_mut();
+            match out.dtype() {
+                DType::F32 => {
+                    let (inputs, workspace, out) =
+                        (saved.inputs(), workspace.data_mut(), out.data_mut());
+                    kernels::disentangled_attention_forward(
+                        isa, &shape, &inputs, workspace, out, lse,
+                    );
+                }
+                DType::Bf16 => {
+                    let (inputs, workspace, out) =
+                        (saved.inputs(), workspace.values_mut(), out.values_mut());
+                    kernels::disentangled_attention_forward_bf16(
+                        isa, &shape, &inputs, workspace, out, lse,
+                    );
+                }
+            }
         },
     );
-    drop((workspace, wide));
-    let out = Arc::new(stored(out));
+    drop(workspace);
+    let out = Arc::new(out);
     tape.push_shared(out.clone(), nodes.any(), || DisentangledBackward {
         nodes,
         saved,
@@ -115,28 +126,15 @@ impl Operands {
         usize::from(self.keys.is_some()) + usize::from(self.queries.is_some())
     }
 
-    /// The same in f32: shared where they are it already.
-    fn widened(&self) -> Self {
-        let wide = |t: &Arc<Tensor>| widened(t);
-        Operands {
-            q: wide(&self.q),
-            k: wide(&self.k),
-            v: wide(&self.v),
-            rows: self.rows.clone(),
-            keys: self.keys.as_ref().map(wide),
-            queries: self.queries.as_ref().map(wide),
-        }
-    }
-
-    fn inputs(&self) -> DisentangledInputs<'_> {
+    fn inputs<E: Element>(&self) -> DisentangledInputs<'_, E> {
         DisentangledInputs {
-            q: self.q.data(),
-            k: self.k.data(),
-            v: self.v.data(),
+            q: self.q.values(),
+            k: self.k.values(),
+            v: self.v.values(),
             positions: RelativePositions {
                 rows: &self.rows,
-                keys: self.keys.as_ref().map(|t| t.data()),
-                queries: self.queries.as_ref().map(|t| t.data()),
+                keys: self.keys.as_ref().map(|t| t.values()),
+                queries: self.queries.as_ref().map(|t| t.values()),
             },
         }
     }
@@ -154,98 +152,117 @@ struct DisentangledBackward {
 impl Backward for DisentangledBackward {
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let Self { nodes, saved, .. } = &*self;
-        let (wide, out, d_out) = (saved.widened(), widened(&self.out), widened(&d_out));
-        let purpose = working_purpose(&cx.device);
-        let like = |t: &Tensor| Tensor::uninit(&cx.device, t.rows(), t.cols(), purpose);
-        let (mut d_q, mut d_k, mut d_v) = (like(&saved.q), like(&saved.k), like(&saved.v));
+        let like = |t: &Tensor| Tensor::activations(&cx.device, t.rows(), t.cols());
         let wanted = |table: &Option<Arc<Tensor>>, node: Option<usize>| {
             table.as_ref().filter(|_| node.is_some()).map(|t| like(t))
         };
-        let mut d_keys = wanted(&saved.keys, nodes.keys);
-        let mut d_queries = wanted(&saved.queries, nodes.queries);
-        let n_trained = usize::from(d_keys.is_some()) + usize::from(d_queries.is_some());
+        let mut gradients = Gradients {
+            of_qkv: [&saved.q, &saved.k, &saved.v].map(|t| like(t)),
+            of_keys: wanted(&saved.keys, nodes.keys),
+            of_queries: wanted(&saved.queries, nodes.queries),
+        };
+        let n_trained = gradients.of_tables();
         let shape = self.spec.shape(self.dropout);
-        let mut workspace = backward_workspace(&cx.device, &shape, saved.tables(), n_trained);
+        let [mut tables, mut partial] =
+            backward_workspace(&cx.device, &shape, saved.tables(), n_trained);
         // Of each table: its scores again, what they give to the content, and to the table.
         let matmuls = 5 + 2 * saved.tables() + n_trained;
         cx.device.exec(
             "disentangled_attention",
             self.spec.flops(matmuls as u64),
-            |isa| {
-                let saved = DisentangledSaved {
-                    inputs: wide.inputs(),
-                    out: out.data(),
-                    lse: self.lse.data(),
-                };
-                let gradients = DisentangledGradients {
-                    d_q: d_q.data_mut(),
-                    d_k: d_k.data_mut(),
-                    d_v: d_v.data_mut(),
-                    d_keys: d_keys.as_mut().map(Tensor::data_mut),
-                    d_queries: d_queries.as_mut().map(Tensor::data_mut),
-                };
-                let workspace = workspace.data_mut();
-                kernels::disentangled_attention_backward(
-                    isa,
-                    &shape,
-                    &saved,
-                    d_out.data(),
-                    workspace,
-                    gradients,
-                );
+            |isa| match d_out.dtype() {
+                DType::F32 => {
+                    let (saved, gradients) = (self.saved(), gradients.values_mut());
+                    let (d_out, workspace) = (d_out.data(), partial.data_mut());
+                    kernels::disentangled_attention_backward(
+                        isa, &shape, &saved, d_out, workspace, gradients,
+                    );
+                }
+                DType::Bf16 => {
+                    let (saved, gradients) = (self.saved(), gradients.values_mut());
+                    let workspace = PairWorkspace {
+                        tables: tables.values_mut(),
+                        partial: partial.data_mut(),
+                    };
+                    let d_out = d_out.values();
+                    kernels::disentangled_attention_backward_bf16(
+                        isa, &shape, &saved, d_out, workspace, gradients,
+                    );
+                }
             },
         );
-        drop((workspace, wide, out, d_out));
+        drop((tables, partial, d_out));
         let Nodes { qkv, keys, queries } = self.nodes;
         drop((self.saved, self.out, self.lse));
-        for (node, d) in qkv.into_iter().zip([d_q, d_k, d_v]) {
-            cx.add(node, stored(d));
+        for (node, d) in qkv.into_iter().zip(gradients.of_qkv) {
+            cx.add(node, d);
         }
-        for (node, d) in [(keys, d_keys), (queries, d_queries)] {
+        for (node, d) in [(keys, gradients.of_keys), (queries, gradients.of_queries)] {
             if let Some(d) = d {
-                cx.add(node, stored(d));
+                cx.add(node, d);
             }
         }
     }
 }
 
-/// A tensor in f32: itself, or a copy.
-fn widened(x: &Arc<Tensor>) -> Arc<Tensor> {
-    match x.dtype() {
-        DType::F32 => x.clone(),
-        DType::Bf16 => Arc::new(x.to_f32(Purpose::Workspace)),
-    }
-}
-
-/// What an f32 result counts as: in f32 it is the activation or gradient itself, in bf16 it is rounded afterwards.
-fn working_purpose(device: &Device) -> Purpose {
-    match device.precision() {
-        DType::F32 => Purpose::Activations,
-        DType::Bf16 => Purpose::Workspace,
-    }
-}
-
-/// An f32 result in the device's precision: itself, or a copy.
-fn stored(x: Tensor) -> Tensor {
-    let device = x.device().clone();
-    match device.precision() {
-        DType::F32 => x,
-        DType::Bf16 => {
-            let mut copy = Tensor::activations(&device, x.rows(), x.cols());
-            device.exec("disentangled_attention", 0, |isa| {
-                kernels::convert::<kernels::bf16, f32>(isa, copy.values_mut(), x.data())
-            });
-            copy
+impl DisentangledBackward {
+    fn saved<E: Element>(&self) -> DisentangledSaved<'_, E> {
+        DisentangledSaved {
+            inputs: self.saved.inputs(),
+            out: self.out.values(),
+            lse: self.lse.data(),
         }
     }
 }
 
+struct Gradients {
+    of_qkv: [Tensor; 3],
+    of_keys: Option<Tensor>,
+    of_queries: Option<Tensor>,
+}
+
+impl Gradients {
+    fn of_tables(&self) -> usize {
+        usize::from(self.of_keys.is_some()) + usize::from(self.of_queries.is_some())
+    }
+
+    fn values_mut<E: Element>(&mut self) -> DisentangledGradients<'_, E> {
+        let [d_q, d_k, d_v] = &mut self.of_qkv;
+        DisentangledGradients {
+            d_q: d_q.values_mut(),
+            d_k: d_k.values_mut(),
+            d_v: d_v.values_mut(),
+            d_keys: self.of_keys.as_mut().map(|t| t.values_mut()),
+            d_queries: self.of_queries.as_mut().map(|t| t.values_mut()),
+        }
+    }
+}
+
+/// The tables by distance, in the device's precision.
+fn forward_workspace(device: &Device, shape: &AttentionShape<'_>, n_tables: usize) -> Tensor {
+    let len = match device.precision() {
+        DType::F32 => kernels::disentangled_forward_workspace(shape, n_tables),
+        DType::Bf16 => kernels::disentangled_forward_workspace_bf16(shape, n_tables),
+    };
+    Tensor::uninit_as(device.precision(), device, 1, len, Purpose::Workspace)
+}
+
+/// The tables by distance in bf16, and the f32 workspace, which holds the tables' gradients and in f32 the tables as well.
 fn backward_workspace(
     device: &Device,
     shape: &AttentionShape<'_>,
     n_tables: usize,
     n_trained: usize,
-) -> Tensor {
-    let len = kernels::disentangled_backward_workspace(shape, n_tables, n_trained);
-    Tensor::uninit(device, 1, len, Purpose::Workspace)
+) -> [Tensor; 2] {
+    let [tables, partial] = match device.precision() {
+        DType::F32 => [
+            0,
+            kernels::disentangled_backward_workspace(shape, n_tables, n_trained),
+        ],
+        DType::Bf16 => kernels::disentangled_backward_workspace_bf16(shape, n_tables, n_trained),
+    };
+    [
+        Tensor::uninit_as(DType::Bf16, device, 1, tables, Purpose::Workspace),
+        Tensor::uninit(device, 1, partial, Purpose::Workspace),
+    ]
 }

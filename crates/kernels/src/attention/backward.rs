@@ -56,18 +56,23 @@ impl SimdOp for Backward<'_> {
 }
 
 /// Zero gradients: without queries or without keys, those of the other side are.
-pub(super) fn clear_gradients(head: Head, d_q: SharedMut, d_k: SharedMut, d_v: SharedMut) {
+pub(super) fn clear_gradients<E: Element>(
+    head: Head,
+    d_q: SharedMut<E>,
+    d_k: SharedMut<E>,
+    d_v: SharedMut<E>,
+) {
     // SAFETY: the rows lie inside the buffers, whose lengths the entry asserted, and no other task writes this
     // head's columns of this sequence's rows.
     unsafe {
         for i in 0..head.q_len {
             let row = d_q.get().add(head.q_at(i));
-            std::slice::from_raw_parts_mut(row, head.head_dim).fill(0.0);
+            std::slice::from_raw_parts_mut(row, head.head_dim).fill(E::default());
         }
         for j in 0..head.kv_len {
             for d in [d_k, d_v] {
                 let row = d.get().add(head.kv_at(j));
-                std::slice::from_raw_parts_mut(row, head.head_dim).fill(0.0);
+                std::slice::from_raw_parts_mut(row, head.head_dim).fill(E::default());
             }
         }
     }

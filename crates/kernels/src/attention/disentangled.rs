@@ -8,7 +8,17 @@
 //! way. Margins of [`BLOCK`] columns around the tile take what the parallelogram's corners hold.
 
 mod backward;
+mod backward_bf16;
+mod bf16;
 mod forward;
+mod forward_bf16;
+mod skewed;
+
+pub use bf16::{
+    PairWorkspace, disentangled_attention_backward_bf16, disentangled_attention_forward_bf16,
+    disentangled_backward_workspace_bf16, disentangled_forward_workspace_bf16,
+};
+pub(super) use skewed::SkewScratch;
 
 use super::backward::clear_gradients;
 use super::{
@@ -38,52 +48,52 @@ const BACKWARD_TASKS: usize = 32;
 
 /// The tables of relative positions, projected for one layer and shared by all sequences. Either may be absent.
 #[derive(Clone, Copy, Debug)]
-pub struct RelativePositions<'a> {
+pub struct RelativePositions<'a, E = f32> {
     /// `[2 reach - 1]`: the row of the tables for the distance i - j = entry - (reach - 1). No sequence is longer than reach.
     pub rows: &'a [u32],
     /// pos_k [R, H * Dh]: content to position.
-    pub keys: Option<&'a [f32]>,
+    pub keys: Option<&'a [E]>,
     /// pos_q [R, H * Dh]: position to content.
-    pub queries: Option<&'a [f32]>,
+    pub queries: Option<&'a [E]>,
 }
 
 /// Operands. Query i of a sequence stands at its position i. Shapes: q [q rows, H * Dh]; k, v [kv rows, H * Dh].
 #[derive(Clone, Copy, Debug)]
-pub struct DisentangledInputs<'a> {
+pub struct DisentangledInputs<'a, E = f32> {
     /// Queries.
-    pub q: &'a [f32],
+    pub q: &'a [E],
     /// Keys.
-    pub k: &'a [f32],
+    pub k: &'a [E],
     /// Values.
-    pub v: &'a [f32],
+    pub v: &'a [E],
     /// Projected relative positions.
-    pub positions: RelativePositions<'a>,
+    pub positions: RelativePositions<'a, E>,
 }
 
 /// What the backward needs. Shapes: out [q rows, H * Dh]; lse [q rows, H].
 #[derive(Clone, Copy, Debug)]
-pub struct DisentangledSaved<'a> {
+pub struct DisentangledSaved<'a, E = f32> {
     /// The operands.
-    pub inputs: DisentangledInputs<'a>,
+    pub inputs: DisentangledInputs<'a, E>,
     /// The forward's result.
-    pub out: &'a [f32],
+    pub out: &'a [E],
     /// Logarithm of each row's sum of exponentials.
     pub lse: &'a [f32],
 }
 
 /// Gradients of the operands, of their shapes, all overwritten.
 #[derive(Debug)]
-pub struct DisentangledGradients<'a> {
+pub struct DisentangledGradients<'a, E = f32> {
     /// Of the queries.
-    pub d_q: &'a mut [f32],
+    pub d_q: &'a mut [E],
     /// Of the keys.
-    pub d_k: &'a mut [f32],
+    pub d_k: &'a mut [E],
     /// Of the values.
-    pub d_v: &'a mut [f32],
+    pub d_v: &'a mut [E],
     /// Of pos_k, if it is wanted; only where there is a pos_k.
-    pub d_keys: Option<&'a mut [f32]>,
+    pub d_keys: Option<&'a mut [E]>,
     /// Of pos_q, if it is wanted; only where there is a pos_q.
-    pub d_queries: Option<&'a mut [f32]>,
+    pub d_queries: Option<&'a mut [E]>,
 }
 
 /// f32 values of workspace that the forward needs with `n_tables` tables.
@@ -112,9 +122,9 @@ pub fn disentangled_attention_forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    let (q_rows, _) = check(shape, inputs);
-    assert_eq!(out.len(), q_rows * shape.width());
-    assert_eq!(lse.len(), q_rows * shape.num_heads);
+    let DisentangledInputs { q, k, v, .. } = *inputs;
+    shape.check_lengths(&[q, out], &[k, v], lse);
+    check(shape, &inputs.positions);
     let tables = Tables::prepare(isa, shape, &inputs.positions, workspace);
     let mask = make_mask(shape);
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
@@ -148,9 +158,7 @@ pub fn disentangled_attention_backward(
     workspace: &mut [f32],
     gradients: DisentangledGradients,
 ) {
-    let inputs = &saved.inputs;
-    let (q_rows, kv_rows) = check(shape, inputs);
-    let width = shape.width();
+    let (DisentangledInputs { q, k, v, .. }, positions) = (saved.inputs, &saved.inputs.positions);
     let DisentangledGradients {
         d_q,
         d_k,
@@ -158,14 +166,8 @@ pub fn disentangled_attention_backward(
         d_keys,
         d_queries,
     } = gradients;
-    for of_q in [saved.out, d_out, d_q] {
-        assert_eq!(of_q.len(), q_rows * width);
-    }
-    for of_kv in [&*d_k, &*d_v] {
-        assert_eq!(of_kv.len(), kv_rows * width);
-    }
-    assert_eq!(saved.lse.len(), q_rows * shape.num_heads);
-    let positions = &inputs.positions;
+    shape.check_lengths(&[q, saved.out, d_out, d_q], &[k, v, d_k, d_v], saved.lse);
+    check(shape, positions);
     let prepared = disentangled_forward_workspace(shape, positions.count());
     let (prepared, mut partial) = workspace.split_at_mut(prepared);
     let tables = Tables::prepare(isa, shape, positions, prepared);
@@ -181,7 +183,7 @@ pub fn disentangled_attention_backward(
     };
     let mut of_keys = part_of(&d_keys, positions.keys);
     let mut of_queries = part_of(&d_queries, positions.queries);
-    if width > 0 {
+    if shape.width() > 0 {
         let task = backward::Groups {
             isa,
             shape,
@@ -206,7 +208,7 @@ pub fn disentangled_attention_backward(
     }
 }
 
-impl RelativePositions<'_> {
+impl<E> RelativePositions<'_, E> {
     fn count(&self) -> usize {
         usize::from(self.keys.is_some()) + usize::from(self.queries.is_some())
     }
@@ -253,15 +255,9 @@ fn groups(shape: &AttentionShape) -> usize {
         .min(sequences)
 }
 
-/// Rows of q and of k.
-fn check(shape: &AttentionShape, inputs: &DisentangledInputs) -> (usize, usize) {
-    let (q_rows, kv_rows) = shape.check();
+/// Panics unless the positions reach as far as the sequences and the tables hold every row that they name.
+fn check<E>(shape: &AttentionShape, positions: &RelativePositions<E>) {
     assert_eq!(shape.mask, AttentionMask::Full, "only bidirectional");
-    let width = shape.width();
-    assert_eq!(inputs.q.len(), q_rows * width);
-    assert_eq!(inputs.k.len(), kv_rows * width);
-    assert_eq!(inputs.v.len(), kv_rows * width);
-    let positions = &inputs.positions;
     assert!(positions.rows.len() % 2 == 1, "an odd number of distances");
     let reach = positions.rows.len() / 2 + 1;
     for b in 0..shape.q_offsets.len().saturating_sub(1) {
@@ -277,9 +273,11 @@ fn check(shape: &AttentionShape, inputs: &DisentangledInputs) -> (usize, usize) 
         .max()
         .map_or(0, |&row| row as usize + 1);
     for table in positions.keys.iter().chain(&positions.queries) {
-        assert!(table.len() >= last * width, "a row past the end of a table");
+        assert!(
+            table.len() >= last * shape.width(),
+            "a row past the end of a table"
+        );
     }
-    (q_rows, kv_rows)
 }
 
 /// The tables by distance: rows [H][columns][Dh] for the backward's products, and panels of them for the scores'.

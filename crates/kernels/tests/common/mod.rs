@@ -1,6 +1,8 @@
 //! What the tests of this crate share: inputs, the comparator, the shape table.
 #![allow(dead_code)]
 
+pub mod disentangled;
+
 use lowrank_kernels::*;
 
 /// Lengths about the edges of every lane count and of the panel: 0, 1, lane - 1, lane, lane + 1 of 4, 8, 16 and 32.

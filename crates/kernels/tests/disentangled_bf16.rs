@@ -1,0 +1,252 @@
+//! Disentangled attention on bf16 pairs: every instruction set against the f64 reference of the very same rounded operands,
+//! the same bits whatever the threads and, for a sequence, whatever its batch.
+
+mod common;
+
+use common::disentangled::*;
+use common::*;
+use lowrank_kernels::*;
+
+/// Relative to the largest result: rounding of probabilities, of gradients of scores and of the result. Measured: 8.3e-3.
+const TOLERANCE: f64 = 1.2e-2;
+/// Root mean square of the error, relative to that of the result. Measured: 5.8e-3.
+const TOLERANCE_RMS: f64 = 8e-3;
+
+const NAMES: [&str; 7] = ["out", "lse", "d_q", "d_k", "d_v", "d_keys", "d_queries"];
+
+fn narrow(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|&v| bf16::from_f32(v)).collect()
+}
+
+fn widen(x: &[bf16]) -> Vec<f32> {
+    x.iter().map(|v| v.to_f32()).collect()
+}
+
+/// The operands of a case as bf16 holds them.
+fn operands(case: &Case) -> Operands {
+    let x = Operands::of(case);
+    let round = |x: Vec<f32>| widen(&narrow(&x));
+    Operands {
+        q: round(x.q),
+        k: round(x.k),
+        v: round(x.v),
+        keys: x.keys.map(round),
+        queries: x.queries.map(round),
+        d_out: round(x.d_out),
+    }
+}
+
+/// Which tables' gradients are wanted: of the keys, of the queries.
+type Trained = [bool; 2];
+
+/// (out, lse, d_q, d_k, d_v, d_keys, d_queries). Outputs and workspace start as NaN: all must be overwritten.
+fn run(isa: Isa, case: &Case, x: &Operands, trained: Trained) -> [Vec<f32>; 7] {
+    let shape = case.attention.shape();
+    let [q, k, v, d_out] = [&x.q, &x.k, &x.v, &x.d_out].map(|x| narrow(x));
+    let [keys, queries] = [&x.keys, &x.queries].map(|x| x.as_deref().map(narrow));
+    let (rows, _) = case.rows();
+    let nan = |n: usize| vec![bf16::NAN; n];
+    let (mut out, mut lse) = (
+        nan(q.len()),
+        vec![f32::NAN; q.len() / case.attention.head_dim],
+    );
+    let inputs = DisentangledInputs {
+        q: &q,
+        k: &k,
+        v: &v,
+        positions: RelativePositions {
+            rows: &rows,
+            keys: keys.as_deref(),
+            queries: queries.as_deref(),
+        },
+    };
+    let n_tables = usize::from(keys.is_some()) + usize::from(queries.is_some());
+    let mut workspace = nan(disentangled_forward_workspace_bf16(&shape, n_tables));
+    disentangled_attention_forward_bf16(isa, &shape, &inputs, &mut workspace, &mut out, &mut lse);
+    let (mut d_q, mut d_k, mut d_v) = (nan(q.len()), nan(k.len()), nan(k.len()));
+    let wanted = |table: &Option<Vec<bf16>>, trained: bool| {
+        let table = table.as_ref().filter(|_| trained);
+        table.map(|t| nan(t.len()))
+    };
+    let (mut d_keys, mut d_queries) = (wanted(&keys, trained[0]), wanted(&queries, trained[1]));
+    let n_trained = usize::from(d_keys.is_some()) + usize::from(d_queries.is_some());
+    let saved = DisentangledSaved {
+        inputs,
+        out: &out,
+        lse: &lse,
+    };
+    let gradients = DisentangledGradients {
+        d_q: &mut d_q,
+        d_k: &mut d_k,
+        d_v: &mut d_v,
+        d_keys: d_keys.as_deref_mut(),
+        d_queries: d_queries.as_deref_mut(),
+    };
+    let [tables, partial] = disentangled_backward_workspace_bf16(&shape, n_tables, n_trained);
+    let workspace = PairWorkspace {
+        tables: &mut nan(tables),
+        partial: &mut vec![f32::NAN; partial],
+    };
+    disentangled_attention_backward_bf16(isa, &shape, &saved, &d_out, workspace, gradients);
+    let [d_keys, d_queries] = [d_keys, d_queries].map(Option::unwrap_or_default);
+    let [out, d_q, d_k, d_v, d_keys, d_queries] =
+        [out, d_q, d_k, d_v, d_keys, d_queries].map(|x| widen(&x));
+    [out, lse, d_q, d_k, d_v, d_keys, d_queries]
+}
+
+fn cases() -> Vec<Case> {
+    let odd: Vec<(usize, usize)> = (1..=200).step_by(2).map(|n| (n, n)).collect();
+    let some: Vec<(usize, usize)> = [1, 2, 15, 16, 17, 30, 33, 97].map(|n| (n, n)).to_vec();
+    let mut cases = vec![
+        Case::new(1, 64, &odd, Tables::Both).sharing_beyond(64),
+        Case::new(2, 32, &some, Tables::Both).with_dropout(),
+        Case::new(2, 7, &some, Tables::Both),
+        Case::new(1, 33, &some, Tables::Both).sharing_beyond(9),
+        Case::new(1, 80, &some[..6], Tables::Both).with_dropout(),
+        // First tokens only, sequences without queries or keys, more queries than keys.
+        Case::new(2, 64, &[(1, 33), (1, 5), (1, 128)], Tables::Both),
+        Case::new(2, 8, &[(0, 4), (3, 0), (17, 31), (65, 13)], Tables::Both),
+        // Several tiles of keys and of queries.
+        Case::new(1, 24, &[(300, 300), (5, 5), (131, 450)], Tables::Both).sharing_beyond(64),
+        Case::new(1, 16, &[(140, 700)], Tables::Both).with_dropout(),
+    ];
+    for tables in [Tables::Keys, Tables::Queries, Tables::None] {
+        cases.push(Case::new(3, 32, &[(24, 24), (7, 7), (201, 201)], tables));
+        cases.push(Case::new(1, 13, &[(40, 40), (33, 70), (1, 9)], tables).with_dropout());
+    }
+    cases
+}
+
+/// Root mean square of the error over that of `want`; 0 for nothing.
+fn rms_error(got: &[f32], want: &[f64]) -> f64 {
+    let sum = |f: &dyn Fn(usize) -> f64| (0..want.len()).map(|i| f(i) * f(i)).sum::<f64>();
+    let of_want = sum(&|i| want[i]);
+    if of_want == 0.0 {
+        return 0.0;
+    }
+    (sum(&|i| f64::from(got[i]) - want[i]) / of_want).sqrt()
+}
+
+#[test]
+fn every_instruction_set_agrees_with_the_reference() {
+    let (mut largest, mut largest_rms) = (0.0f64, 0.0f64);
+    for case in cases() {
+        let x = operands(&case);
+        let want = x.reference(&case, &case.rows().0);
+        for isa in isas() {
+            let got = run(isa, &case, &x, [true; 2]);
+            for (name, (got, want)) in NAMES.iter().zip(got.iter().zip(&want)) {
+                let what = format!("{name} of {}", case.name(isa));
+                check_close(got, want, TOLERANCE, &what);
+                let scale =
+                    want.iter().fold(
+                        1e-3f64,
+                        |m, w| if w.is_finite() { m.max(w.abs()) } else { m },
+                    );
+                let pairs = got.iter().zip(want).filter(|(_, w)| w.is_finite());
+                let error = pairs
+                    .map(|(g, w)| (f64::from(*g) - w).abs())
+                    .fold(0.0, f64::max);
+                largest = largest.max(error / scale);
+                if want.iter().all(|w| w.is_finite()) {
+                    let rms = rms_error(got, want);
+                    largest_rms = largest_rms.max(rms);
+                    assert!(rms <= TOLERANCE_RMS, "{what}: {rms}");
+                }
+            }
+        }
+    }
+    println!("largest error {largest:.1e}, root mean square {largest_rms:.1e}");
+}
+
+#[test]
+fn a_distance_beside_the_right_one_is_seen() {
+    let case = Case::new(1, 32, &[(40, 40)], Tables::Both);
+    let x = operands(&case);
+    let shifted: Vec<u32> = case.rows().0.iter().map(|row| row + 1).collect();
+    let want = x.reference(&case, &shifted);
+    let got = run(Isa::best(), &case, &x, [true; 2]);
+    for (got, want) in got.iter().zip(&want) {
+        assert!(find_fault(got, want, TOLERANCE).is_some());
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let lengths = [(24, 24), (230, 230), (3, 3), (60, 60), (24, 24)];
+    let case = Case::new(3, 32, &lengths, Tables::Both)
+        .sharing_beyond(40)
+        .with_dropout();
+    let x = operands(&case);
+    for isa in isas() {
+        let run_on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let all = pool
+                .expect("a pool")
+                .install(|| run(isa, &case, &x, [true; 2]));
+            all.map(|x| bits(&x))
+        };
+        let one = run_on(1);
+        for threads in [2, 5] {
+            assert!(
+                one == run_on(threads),
+                "{} on {threads} threads",
+                case.name(isa)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_sequence_does_not_know_its_batch() {
+    // The same distances have the same rows in both: no row is shared, and both tables have the reach of their own.
+    for isa in isas() {
+        let among = Case::new(3, 32, &[(40, 40), (90, 90), (2, 2)], Tables::Both).with_dropout();
+        let of_all = operands(&among);
+        let among_all = run(isa, &among, &of_all, [true; 2]);
+        let alone = Case::new(3, 32, &[(40, 40)], Tables::Both).with_dropout();
+        let len = alone.attention.sizes().0;
+        // Rows of the longer reach that the shorter one names, one unused row at each end.
+        let (longer, shorter) = (among.rows().1, alone.rows().1);
+        let skipped = (longer - shorter) / 2 * 3 * 32;
+        let part = |table: &Option<Vec<f32>>| {
+            table
+                .as_ref()
+                .map(|t| t[skipped..t.len() - skipped].to_vec())
+        };
+        let x = Operands {
+            q: of_all.q[..len].to_vec(),
+            k: of_all.k[..len].to_vec(),
+            v: of_all.v[..len].to_vec(),
+            keys: part(&of_all.keys),
+            queries: part(&of_all.queries),
+            d_out: of_all.d_out[..len].to_vec(),
+        };
+        let alone = run(isa, &alone, &x, [true; 2]);
+        for which in 0..5 {
+            let among = &among_all[which][..alone[which].len()];
+            assert_eq!(
+                bits(&alone[which]),
+                bits(among),
+                "{} on {}",
+                NAMES[which],
+                isa.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_table_without_a_gradient_changes_no_other() {
+    let case = Case::new(2, 32, &[(40, 40), (9, 9)], Tables::Both);
+    let x = operands(&case);
+    let all = run(Isa::best(), &case, &x, [true; 2]);
+    for trained in [[true, false], [false, true], [false, false]] {
+        let some = run(Isa::best(), &case, &x, trained);
+        for (which, (some, all)) in some.iter().zip(&all).enumerate() {
+            let untrained = which >= 5 && !trained[which - 5];
+            let want = if untrained { &[][..] } else { &all[..] };
+            assert_eq!(bits(some), bits(want), "{}", NAMES[which]);
+        }
+    }
+}
