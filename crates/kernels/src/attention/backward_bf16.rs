@@ -1,14 +1,13 @@
 //! The backward task on bf16: one head of one sequence. Scores are computed again; their gradients meet the other operands
 //! as bf16 pairs, along keys for d_q and along queries for d_k and d_v. All sums are f32.
 
-use super::backward::{RowContext, dot, row_gradient};
+use super::backward::{RowContext, clear_gradients, dot, row_gradient};
 use super::pairs::{
-    BLOCKS, PairBlock, PairScratch, STRIDE, TILE, copy_rows, multiply_pairs, pack_by_columns,
-    pack_by_rows, padded, pair_rows, store_row,
+    BLOCKS, PLAIN, PairBlock, PairScratch, STRIDE, TILE, copy_rows, multiply_pairs,
+    pack_by_columns, pack_by_rows, padded, store_row,
 };
 use super::{AttentionSaved, Head, Scratch, Tile, at_least, prefetch_rows};
 use crate::dropout::Mask;
-use crate::elementwise::convert_in;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::pairs_of;
 use crate::parallel::SharedMut;
@@ -30,19 +29,18 @@ impl SimdOp for Backward<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let head = self.head;
+        if head.q_len == 0 || head.kv_len == 0 {
+            let [d_q, d_k, d_v] = self.gradients;
+            clear_gradients(head, d_q, d_k, d_v);
+            return;
+        }
         let mut scratch = std::mem::take(&mut self.scratch.pairs);
         let width = padded(head.head_dim);
         for sums in &mut scratch.sums[1..] {
             at_least(sums, head.kv_len * width).fill(0.0);
         }
         at_least(&mut scratch.sums[0], BLOCKS[0] * width).fill(0.0);
-        if head.kv_len == 0 {
-            for i in 0..head.q_len {
-                self.store(s, 0, &scratch.sums[0][..width], head.q_at(i));
-            }
-        } else if head.q_len > 0 {
-            self.tiles(s, &mut scratch);
-        }
+        self.tiles(s, &mut scratch);
         for j in 0..head.kv_len {
             for (which, sums) in scratch.sums.iter().enumerate().skip(1) {
                 self.store(s, which, &sums[j * width..][..width], head.kv_at(j));
@@ -77,7 +75,8 @@ impl SimdOp for BackwardTile<'_, '_> {
         }
         task.scores(s, tile, scratch);
         task.rows(s, tile, scratch);
-        task.products(s, tile, scratch);
+        // SAFETY: `tiles` sized the buffers; the rows of this tile were just made.
+        unsafe { scratch.add_gradients(s, &head, tile, &PLAIN) };
         let width = padded(head.head_dim);
         for row in 0..if tile.is_last { tile.m } else { 0 } {
             let sums = &scratch.sums[0][row * width..][..width];
@@ -168,69 +167,8 @@ impl Backward<'_> {
             let [p, d_s] = &mut scratch.scores;
             let (p, d_s) = (&mut p[row * STRIDE..][..n], &mut d_s[row * STRIDE..][..n]);
             row_gradient(s, context, p, d_s);
-            let narrow = &mut scratch.narrow[row * STRIDE..][..2 * pairs_of(n)];
-            convert_in(s, &mut narrow[..n], d_s);
-            narrow[n..].fill(bf16::ZERO);
-            if row % 2 == 1 || row + 1 == tile.m {
-                let first = row - row % 2;
-                for (values, pairs) in scratch.scores.iter().zip(&mut scratch.row_pairs) {
-                    let row_at = |row: usize| &values[row * STRIDE..][..n];
-                    let second = if row % 2 == 1 {
-                        Some(row_at(row))
-                    } else {
-                        None
-                    };
-                    pair_rows(
-                        s,
-                        row_at(first),
-                        second,
-                        &mut pairs[first / 2 * STRIDE..][..n],
-                    );
-                }
-            }
+            scratch.narrow_row(s, 1, row, n, &PLAIN);
+            scratch.pair_up(s, tile, row, &PLAIN);
         }
-    }
-
-    /// d_v += pᵀ d_out, d_k += d_sᵀ q, d_q += d_s k.
-    #[inline(always)]
-    fn products<S: Simd>(&self, s: S, tile: Tile, scratch: &mut PairScratch) {
-        let head = self.head;
-        let width = padded(head.head_dim);
-        let depth = pairs_of(tile.m);
-        // (pairs of rows, other operand, sums): gradients of scores meet queries, probabilities meet d_out.
-        for (pairs, other, sums) in [(1, 0, 1), (0, 1, 2)] {
-            let block = PairBlock {
-                a: scratch.row_pairs[pairs].as_ptr(),
-                a_row: 1,
-                a_pair: STRIDE,
-                b: scratch.turned[other].as_ptr().cast(),
-                b_panel: PANEL * depth,
-                shape: [tile.n, head.head_dim, depth],
-                c: scratch.sums[sums].as_mut_ptr().wrapping_add(tile.j * width),
-                c_row: width,
-                accumulate: true,
-            };
-            // SAFETY: row pairs hold pairs_of(m) rows of STRIDE, the turned operand panels of as many pairs, the sums T
-            // rows of whole panels.
-            unsafe { multiply_pairs(s, &block) };
-        }
-        let block = PairBlock {
-            a: scratch.narrow.as_ptr().cast(),
-            a_row: STRIDE / 2,
-            a_pair: 1,
-            b: scratch
-                .keys_turned
-                .as_ptr()
-                .cast::<u32>()
-                .wrapping_add(tile.j / 2 * PANEL),
-            b_panel: PANEL * pairs_of(head.kv_len),
-            shape: [tile.m, head.head_dim, pairs_of(tile.n)],
-            c: scratch.sums[0].as_mut_ptr(),
-            c_row: width,
-            accumulate: !tile.is_first,
-        };
-        // SAFETY: the rounded gradients hold m rows of whole pairs, the turned keys panels of pairs_of(T) pairs (j is even),
-        // the sums BLOCKS[0] rows of whole panels.
-        unsafe { multiply_pairs(s, &block) };
     }
 }

@@ -169,20 +169,11 @@ pub fn disentangled_attention_backward(
     shape.check_lengths(&[q, saved.out, d_out, d_q], &[k, v, d_k, d_v], saved.lse);
     check(shape, positions);
     let prepared = disentangled_forward_workspace(shape, positions.count());
-    let (prepared, mut partial) = workspace.split_at_mut(prepared);
+    let (prepared, partial) = workspace.split_at_mut(prepared);
     let tables = Tables::prepare(isa, shape, positions, prepared);
-    let n_trained = usize::from(d_keys.is_some()) + usize::from(d_queries.is_some());
-    assert_eq!(partial.len(), n_trained * groups(shape) * shape.table_len());
-    let mut part_of = |d: &Option<&mut [f32]>, table: Option<&[f32]>| {
-        let (d, table) = (d.as_deref()?, table.expect("only where there is a table"));
-        assert_eq!(d.len(), table.len());
-        let all = std::mem::take(&mut partial);
-        let (mine, others) = all.split_at_mut(groups(shape) * shape.table_len());
-        partial = others;
-        Some(mine)
-    };
-    let mut of_keys = part_of(&d_keys, positions.keys);
-    let mut of_queries = part_of(&d_queries, positions.queries);
+    let part = groups(shape) * shape.table_len();
+    let [mut of_keys, mut of_queries] =
+        split_partial(partial, part, [&d_keys, &d_queries], positions);
     if shape.width() > 0 {
         let task = backward::Groups {
             isa,
@@ -253,6 +244,35 @@ fn groups(shape: &AttentionShape) -> usize {
     BACKWARD_TASKS
         .div_ceil(shape.num_heads.max(1))
         .min(sequences)
+}
+
+/// The sequences as the groups deal them out in turn, the longest first: a function of the shape alone.
+fn longest_first(shape: &AttentionShape) -> Vec<usize> {
+    let mut sequences: Vec<usize> = (0..shape.q_offsets.len().saturating_sub(1)).collect();
+    sequences.sort_by_key(|&b| std::cmp::Reverse(shape.q_len(b) * shape.kv_len(b)));
+    sequences
+}
+
+/// Of the keys' and the queries' table the part of a workspace that takes its gradient, where that is wanted. Panics if the
+/// workspace is not as long as these parts, or if a gradient is not as long as its table.
+fn split_partial<'a, E>(
+    workspace: &'a mut [f32],
+    part: usize,
+    wanted: [&Option<&mut [E]>; 2],
+    positions: &RelativePositions<E>,
+) -> [Option<&'a mut [f32]>; 2] {
+    let n_wanted = wanted.iter().filter(|d| d.is_some()).count();
+    assert_eq!(workspace.len(), n_wanted * part, "the workspace's length");
+    let mut rest = workspace;
+    let tables = [positions.keys, positions.queries];
+    let mut of = |d: &Option<&mut [E]>, table: Option<&[E]>| {
+        let (d, table) = (d.as_deref()?, table.expect("only where there is a table"));
+        assert_eq!(d.len(), table.len());
+        let (mine, others) = std::mem::take(&mut rest).split_at_mut(part);
+        rest = others;
+        Some(mine)
+    };
+    [of(wanted[0], tables[0]), of(wanted[1], tables[1])]
 }
 
 /// Panics unless the positions reach as far as the sequences and the tables hold every row that they name.

@@ -5,6 +5,7 @@ use super::{
     prefetch_rows,
 };
 use crate::dropout::Mask;
+use crate::element::Element;
 use crate::elementwise::scale_in_place;
 use crate::gemm::{Block, PANEL, multiply_block};
 use crate::loss::{exp_in_place, row_max};
@@ -28,14 +29,7 @@ impl SimdOp for Forward<'_> {
     fn run<S: Simd>(self, s: S) {
         let head = self.head;
         if head.kv_len == 0 {
-            for i in 0..head.q_len {
-                // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other
-                // task writes this head's columns of this sequence's rows.
-                unsafe {
-                    out_row(self.out, &head, i).fill(0.0);
-                    *self.lse.get().add(head.lse_at(i)) = f32::NEG_INFINITY;
-                }
-            }
+            clear_outputs(head, self.out, self.lse);
             return;
         }
         prefetch_rows(s, self.k, head.kv_at(0), head.kv_len, &head);
@@ -56,13 +50,27 @@ impl SimdOp for Forward<'_> {
             });
             for row in 0..if tile.is_last { tile.m } else { 0 } {
                 let sum = state.sum[row];
-                // SAFETY: as above.
+                // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other task
+                // writes this head's columns of this sequence's rows.
                 unsafe {
                     scale_in_place(s, out_row(self.out, &head, tile.i + row), 1.0 / sum);
                     *self.lse.get().add(head.lse_at(tile.i + row)) = state.max[row] + sum.ln();
                 }
             }
         });
+    }
+}
+
+/// The results of queries without keys.
+pub(super) fn clear_outputs<E: Element>(head: Head, out: SharedMut<E>, lse: SharedMut) {
+    for i in 0..head.q_len {
+        // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other task writes this
+        // head's columns of this sequence's rows.
+        unsafe {
+            let row = out.get().add(head.q_at(i));
+            std::slice::from_raw_parts_mut(row, head.head_dim).fill(E::default());
+            *lse.get().add(head.lse_at(i)) = f32::NEG_INFINITY;
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! The forward task on bf16: one head of one sequence.
 
-use super::forward::{RowState, softmax_row};
+use super::forward::{RowState, clear_outputs, softmax_row};
 use super::pairs::{
-    BLOCKS, PairBlock, PairScratch, STRIDE, TILE, copy_rows, multiply_pairs, pack_by_columns,
-    pack_by_rows, padded, store_row,
+    BLOCKS, PLAIN, PairBlock, PairScratch, STRIDE, TILE, copy_rows, multiply_pairs,
+    pack_by_columns, pack_by_rows, padded, store_row,
 };
 use super::{Head, Scratch, Tile, at_least, prefetch_rows};
 use crate::dropout::Mask;
-use crate::elementwise::{convert_in, scale_in_place};
+use crate::elementwise::scale_in_place;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::pairs_of;
 use crate::parallel::SharedMut;
@@ -30,43 +30,27 @@ impl SimdOp for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let head = self.head;
-        let mut scratch = std::mem::take(&mut self.scratch.pairs);
-        let width = padded(head.head_dim);
-        if head.kv_len > 0 {
-            prefetch_rows(s, self.k, head.kv_at(0), head.kv_len, &head);
-            prefetch_rows(s, self.v, head.kv_at(0), head.kv_len, &head);
-            pack_by_rows(s, head.kv_rows(self.k), &mut scratch.panels[0]);
-            pack_by_columns(s, head.kv_rows(self.v), &mut scratch.keys_turned);
+        if head.kv_len == 0 {
+            clear_outputs(head, self.out, self.lse);
+            return;
         }
+        let mut scratch = std::mem::take(&mut self.scratch.pairs);
+        prefetch_rows(s, self.k, head.kv_at(0), head.kv_len, &head);
+        prefetch_rows(s, self.v, head.kv_at(0), head.kv_len, &head);
+        pack_by_rows(s, head.kv_rows(self.k), &mut scratch.panels[0]);
+        pack_by_columns(s, head.kv_rows(self.v), &mut scratch.keys_turned);
         at_least(&mut scratch.scores[0], TILE);
         at_least(&mut scratch.narrow, TILE);
-        at_least(&mut scratch.sums[0], BLOCKS[0] * width);
+        at_least(&mut scratch.sums[0], BLOCKS[0] * padded(head.head_dim));
         let mut state = RowState::default();
-        if head.kv_len == 0 {
-            for i in 0..head.q_len {
-                // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other
-                // task writes this head's columns of this sequence's rows.
-                unsafe {
-                    store_row(
-                        s,
-                        &scratch.sums[0][..width],
-                        0.0,
-                        self.out.get().add(head.q_at(i)),
-                        &head,
-                    );
-                    *self.lse.get().add(head.lse_at(i)) = f32::NEG_INFINITY;
-                }
-            }
-        } else {
-            head.for_each_tile(BLOCKS, |tile| {
-                s.call(ForwardTile {
-                    task: &self,
-                    tile,
-                    scratch: &mut scratch,
-                    state: &mut state,
-                });
+        head.for_each_tile(BLOCKS, |tile| {
+            s.call(ForwardTile {
+                task: &self,
+                tile,
+                scratch: &mut scratch,
+                state: &mut state,
             });
-        }
+        });
         self.scratch.pairs = scratch;
     }
 }
@@ -94,20 +78,31 @@ impl SimdOp for ForwardTile<'_, '_> {
             copy_rows(s, head.q_rows(task.q, tile.i, tile.m), &mut scratch.rows[0]);
         }
         task.tile(s, tile, scratch, state);
-        if !tile.is_last {
-            return;
+        if tile.is_last {
+            store_results(s, (&head, tile), scratch, state, (task.out, task.lse));
         }
-        let width = padded(head.head_dim);
-        for row in 0..tile.m {
-            let sum = state.sum[row];
-            let sums = &scratch.sums[0][row * width..][..width];
-            let i = tile.i + row;
-            // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other task writes
-            // this head's columns of this sequence's rows.
-            unsafe {
-                store_row(s, sums, 1.0 / sum, task.out.get().add(head.q_at(i)), &head);
-                *task.lse.get().add(head.lse_at(i)) = state.max[row] + sum.ln();
-            }
+    }
+}
+
+/// What the sums and the state of a block of queries come to, once their last tile is done.
+#[inline(always)]
+pub(super) fn store_results<S: Simd>(
+    s: S,
+    (head, tile): (&Head, Tile),
+    pairs: &PairScratch,
+    state: &RowState,
+    (out, lse): (SharedMut<bf16>, SharedMut),
+) {
+    let width = padded(head.head_dim);
+    for row in 0..tile.m {
+        let sum = state.sum[row];
+        let sums = &pairs.sums[0][row * width..][..width];
+        let i = tile.i + row;
+        // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other task writes this
+        // head's columns of this sequence's rows.
+        unsafe {
+            store_row(s, sums, 1.0 / sum, out.get().add(head.q_at(i)), head);
+            *lse.get().add(head.lse_at(i)) = state.max[row] + sum.ln();
         }
     }
 }
@@ -140,30 +135,9 @@ impl Forward<'_> {
             scale_in_place(s, p, head.scale);
             let sums = &mut scratch.sums[0][row * width..][..width];
             softmax_row(s, &head, self.mask.as_ref(), (tile, row), p, state, sums);
-            let narrow = &mut scratch.narrow[row * STRIDE..][..2 * pairs_of(tile.n)];
-            convert_in(s, &mut narrow[..tile.n], p);
-            narrow[tile.n..].fill(bf16::ZERO);
+            scratch.narrow_row(s, 0, row, tile.n, &PLAIN);
         }
-        // SAFETY: as above.
-        unsafe {
-            multiply_pairs(
-                s,
-                &PairBlock {
-                    a: scratch.narrow.as_ptr().cast(),
-                    a_row: STRIDE / 2,
-                    a_pair: 1,
-                    b: scratch
-                        .keys_turned
-                        .as_ptr()
-                        .cast::<u32>()
-                        .add(tile.j / 2 * PANEL),
-                    b_panel: PANEL * pairs_of(head.kv_len),
-                    shape: [tile.m, head.head_dim, pairs_of(tile.n)],
-                    c: scratch.sums[0].as_mut_ptr(),
-                    c_row: width,
-                    accumulate: !tile.is_first,
-                },
-            );
-        }
+        // SAFETY: as above; the rows of `narrow` were just made.
+        unsafe { scratch.meet_keys(s, &head, tile, &PLAIN) };
     }
 }

@@ -1,6 +1,6 @@
 //! What attention on bf16 pairs shares: small products of pairs, and operands brought into the form that they want.
 
-use super::{Head, at_least};
+use super::{Head, Tile, at_least};
 use crate::elementwise::convert_in;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::{Ahead, Product, pack_columns, pack_rows_of, pairs_of, product_tile};
@@ -16,6 +16,23 @@ pub(super) const STRIDE: usize = BLOCKS[1] + 16;
 
 /// Values of a tile.
 pub(super) const TILE: usize = BLOCKS[0] * STRIDE;
+
+/// Where the rows of a tile's buffers are, in values.
+pub(super) struct Layout {
+    /// Distance between rows of scores and of their gradients.
+    pub stride: usize,
+    /// Columns before the first of each such row.
+    pub margin: usize,
+    /// Distance between rows of the bf16 forms, and of the pairs of rows.
+    pub narrow: usize,
+}
+
+/// The layout of attention without position scores.
+pub(super) const PLAIN: Layout = Layout {
+    stride: STRIDE,
+    margin: 0,
+    narrow: STRIDE,
+};
 
 /// Buffers that a thread keeps between tasks. Shapes: m queries and n keys of a tile, T keys of the sequence.
 #[derive(Default)]
@@ -36,6 +53,85 @@ pub(super) struct PairScratch {
     pub row_pairs: [Vec<u32>; 2],
     /// Sums of out or d_q [m, Dh], of d_k and of d_v [T, Dh], rows of whole panels.
     pub sums: [Vec<f32>; 3],
+}
+
+impl PairScratch {
+    /// Row `row` of a tile's scores, or of their gradients, in bf16, up to whole pairs.
+    #[inline(always)]
+    pub fn narrow_row<S: Simd>(&mut self, s: S, which: usize, row: usize, n: usize, at: &Layout) {
+        let values = &self.scores[which][row * at.stride + at.margin..][..n];
+        let narrow = &mut self.narrow[row * at.narrow..][..2 * pairs_of(n)];
+        convert_in(s, &mut narrow[..n], values);
+        narrow[n..].fill(bf16::ZERO);
+    }
+
+    /// Row `row` of a tile's scores and of their gradients meets the row before it, or the tile's end; the first of two waits.
+    #[inline(always)]
+    pub fn pair_up<S: Simd>(&mut self, s: S, tile: Tile, row: usize, at: &Layout) {
+        let is_second = row % 2 == 1;
+        if !is_second && row + 1 < tile.m {
+            return;
+        }
+        let first = row - row % 2;
+        for (values, pairs) in self.scores.iter().zip(&mut self.row_pairs) {
+            let row_at = |row: usize| &values[row * at.stride + at.margin..][..tile.n];
+            let second = is_second.then(|| row_at(row));
+            let pairs = &mut pairs[first / 2 * at.narrow..][..tile.n];
+            pair_rows(s, row_at(first), second, pairs);
+        }
+    }
+
+    /// `sums[0]` (=|+=) what the narrow rows of a tile give with the turned keys; the first tile of its queries overwrites.
+    ///
+    /// # Safety
+    /// The narrow rows are those of the tile, the turned keys those of the sequence, `sums[0]` has room for m rows.
+    #[inline(always)]
+    pub unsafe fn meet_keys<S: Simd>(&mut self, s: S, head: &Head, tile: Tile, at: &Layout) {
+        let block = PairBlock {
+            a: self.narrow.as_ptr().cast(),
+            a_row: at.narrow / 2,
+            a_pair: 1,
+            b: self.keys_turned[tile.j * PANEL..].as_ptr().cast(),
+            b_panel: PANEL * pairs_of(head.kv_len),
+            shape: [tile.m, head.head_dim, pairs_of(tile.n)],
+            c: self.sums[0].as_mut_ptr(),
+            c_row: padded(head.head_dim),
+            accumulate: !tile.is_first,
+        };
+        // SAFETY: the narrow buffer holds m rows of whole pairs, the turned keys panels of pairs_of(T) pairs (j is even), the
+        // sums rows of whole panels.
+        unsafe { multiply_pairs(s, &block) };
+    }
+
+    /// d_v += pᵀ d_out, d_k += d_sᵀ q, d_q (=|+=) d_s k: `sums[2]`, `sums[1]` and `sums[0]`.
+    ///
+    /// # Safety
+    /// As [`PairScratch::meet_keys`]; the pairs of rows and the turned rows are those of the tile, `sums[1]` and `sums[2]`
+    /// have T rows.
+    #[inline(always)]
+    pub unsafe fn add_gradients<S: Simd>(&mut self, s: S, head: &Head, tile: Tile, at: &Layout) {
+        let width = padded(head.head_dim);
+        let depth = pairs_of(tile.m);
+        // (pairs of rows, other operand, sums): gradients of scores meet queries, probabilities meet d_out.
+        for (which, other, sums) in [(1, 0, 1), (0, 1, 2)] {
+            let block = PairBlock {
+                a: self.row_pairs[which].as_ptr(),
+                a_row: 1,
+                a_pair: at.narrow,
+                b: self.turned[other].as_ptr().cast(),
+                b_panel: PANEL * depth,
+                shape: [tile.n, head.head_dim, depth],
+                c: self.sums[sums][tile.j * width..].as_mut_ptr(),
+                c_row: width,
+                accumulate: true,
+            };
+            // SAFETY: row pairs hold pairs_of(m) rows, the turned operand panels of as many pairs, the sums T rows of whole
+            // panels.
+            unsafe { multiply_pairs(s, &block) };
+        }
+        // SAFETY: the caller's contract.
+        unsafe { self.meet_keys(s, head, tile, at) };
+    }
 }
 
 /// Operands of a small product. Distances are in pairs, those of c in values.

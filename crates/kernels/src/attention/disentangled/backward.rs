@@ -25,9 +25,7 @@ impl Groups<'_> {
     pub(super) fn run(&self) {
         let (shape, n_groups) = (self.shape, groups(self.shape));
         let mask = make_mask(shape);
-        // Longest first, dealt out in turn: a function of the shape alone.
-        let mut sequences: Vec<usize> = (0..shape.q_offsets.len().saturating_sub(1)).collect();
-        sequences.sort_by_key(|&b| std::cmp::Reverse(shape.q_len(b) * shape.kv_len(b)));
+        let sequences = longest_first(shape);
         for_each_task(n_groups * shape.num_heads, |task| {
             let (group, h) = (task / shape.num_heads, task % shape.num_heads);
             // SAFETY: each buffer holds a part for every group and head (the entry split them so), and each task takes its

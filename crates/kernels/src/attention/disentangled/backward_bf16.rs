@@ -4,17 +4,16 @@
 use super::super::backward::{RowContext, clear_gradients, dot, row_gradient};
 use super::super::pairs::{
     PairBlock, PairScratch, copy_rows, multiply_pairs, pack_by_columns, pack_by_rows, padded,
-    pair_rows, store_row,
+    store_row,
 };
 use super::super::{Head, SCRATCH, Scratch, Tile, at_least, make_mask, prefetch_rows};
 use super::bf16::PairTables;
 use super::skewed::{
-    BLOCKS, HeadTables, MARGIN, NARROW, STRIDE, SkewScratch, SkewedGradients, TILE, prefetch_row,
-    prepare_keys, scores,
+    BLOCKS, HeadTables, MARGIN, MARGINED, NARROW, STRIDE, SkewScratch, SkewedGradients, TILE,
+    prefetch_row, prepare_keys, scores,
 };
-use super::{AttentionShape, DisentangledSaved, groups};
+use super::{AttentionShape, DisentangledSaved, groups, longest_first};
 use crate::dropout::Mask;
-use crate::elementwise::convert_in;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::pairs_of;
 use crate::isa::Isa;
@@ -40,9 +39,7 @@ impl Groups<'_> {
         let (shape, n_groups) = (self.shape, groups(self.shape));
         let mask = make_mask(shape);
         let part_len = shape.columns() * padded(shape.head_dim);
-        // Longest first, dealt out in turn: a function of the shape alone.
-        let mut sequences: Vec<usize> = (0..shape.q_offsets.len().saturating_sub(1)).collect();
-        sequences.sort_by_key(|&b| std::cmp::Reverse(shape.q_len(b) * shape.kv_len(b)));
+        let sequences = longest_first(shape);
         for_each_task(n_groups * shape.num_heads, |task| {
             let (group, h) = (task / shape.num_heads, task % shape.num_heads);
             // SAFETY: each buffer holds a part for every group and head (the entry split them so), and each task takes its
@@ -142,7 +139,8 @@ impl SimdOp for BackwardTile<'_, '_> {
         scores(s, (&head, tile), &task.tables, pairs, skew);
         task.probabilities(s, tile, pairs);
         task.rows(s, tile, pairs, &skew.deltas);
-        task.products(s, tile, pairs);
+        // SAFETY: `prepare` sized the buffers; the rows of this tile were just made.
+        unsafe { pairs.add_gradients(s, &head, tile, &MARGINED) };
         let through = SkewedGradients {
             head,
             tile,
@@ -276,56 +274,8 @@ impl Backward<'_> {
             row_gradient(s, context, p, &mut d_s[MARGIN..][..n]);
             d_s[..MARGIN].fill(0.0);
             d_s[MARGIN + n..].fill(0.0);
-            let narrow = &mut pairs.narrow[row * NARROW..][..2 * pairs_of(n)];
-            convert_in(s, narrow, &d_s[MARGIN..][..2 * pairs_of(n)]);
-            if row % 2 == 1 || row + 1 == tile.m {
-                let first = row - row % 2;
-                for (values, pairs) in pairs.scores.iter().zip(&mut pairs.row_pairs) {
-                    let first_row = &values[first * STRIDE + MARGIN..][..n];
-                    let second = &values[row * STRIDE + MARGIN..][..n];
-                    let second = (row % 2 == 1).then_some(second);
-                    pair_rows(s, first_row, second, &mut pairs[first / 2 * NARROW..][..n]);
-                }
-            }
+            pairs.narrow_row(s, 1, row, n, &MARGINED);
+            pairs.pair_up(s, tile, row, &MARGINED);
         }
-    }
-
-    /// d_v += pᵀ d_out, d_k += d_sᵀ q, d_q += d_s k.
-    #[inline(always)]
-    fn products<S: Simd>(&self, s: S, tile: Tile, pairs: &mut PairScratch) {
-        let head = self.head;
-        let width = padded(head.head_dim);
-        let depth = pairs_of(tile.m);
-        // (pairs of rows, other operand, sums): gradients of scores meet queries, probabilities meet d_out.
-        for (which, other, sums) in [(1, 0, 1), (0, 1, 2)] {
-            let block = PairBlock {
-                a: pairs.row_pairs[which].as_ptr(),
-                a_row: 1,
-                a_pair: NARROW,
-                b: pairs.turned[other].as_ptr().cast(),
-                b_panel: PANEL * depth,
-                shape: [tile.n, head.head_dim, depth],
-                c: pairs.sums[sums][tile.j * width..].as_mut_ptr(),
-                c_row: width,
-                accumulate: true,
-            };
-            // SAFETY: row pairs hold pairs_of(m) rows, the turned operand panels of as many pairs, the sums T rows of whole
-            // panels.
-            unsafe { multiply_pairs(s, &block) };
-        }
-        let block = PairBlock {
-            a: pairs.narrow.as_ptr().cast(),
-            a_row: NARROW / 2,
-            a_pair: 1,
-            b: pairs.keys_turned[tile.j * PANEL..].as_ptr().cast(),
-            b_panel: PANEL * pairs_of(head.kv_len),
-            shape: [tile.m, head.head_dim, pairs_of(tile.n)],
-            c: pairs.sums[0].as_mut_ptr(),
-            c_row: width,
-            accumulate: !tile.is_first,
-        };
-        // SAFETY: the rounded gradients hold m rows of whole pairs, the turned keys panels of pairs_of(T) pairs (j is even),
-        // the sums BLOCKS[0] rows of whole panels.
-        unsafe { multiply_pairs(s, &block) };
     }
 }

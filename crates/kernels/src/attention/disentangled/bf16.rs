@@ -5,7 +5,7 @@ use super::super::{SCRATCH, at_least, make_mask, run_tasks};
 use super::skewed::{HeadTable, HeadTables};
 use super::{
     AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledSaved,
-    RelativePositions, Side, backward_bf16, check, forward_bf16, groups,
+    RelativePositions, Side, backward_bf16, check, forward_bf16, groups, split_partial,
 };
 use crate::elementwise::{add_in_place, convert_in};
 use crate::gemm::PANEL;
@@ -99,17 +99,8 @@ pub fn disentangled_attention_backward_bf16(
     let by_columns = by_columns_len(shape);
     let tables = PairTables::prepare(isa, shape, positions, (workspace.tables, by_columns));
     let part = groups(shape) * shape.num_heads * by_columns;
-    let mut rest = workspace.partial;
-    let mut part_of = |d: &Option<&mut [bf16]>, table: Option<&[bf16]>| {
-        let (d, table) = (d.as_deref()?, table.expect("only where there is a table"));
-        assert_eq!(d.len(), table.len());
-        let (mine, others) = std::mem::take(&mut rest).split_at_mut(part);
-        rest = others;
-        Some(mine)
-    };
-    let mut of_keys = part_of(&d_keys, positions.keys);
-    let mut of_queries = part_of(&d_queries, positions.queries);
-    assert!(rest.is_empty(), "the workspace is too long");
+    let [mut of_keys, mut of_queries] =
+        split_partial(workspace.partial, part, [&d_keys, &d_queries], positions);
     if shape.width() > 0 {
         let task = backward_bf16::Groups {
             isa,

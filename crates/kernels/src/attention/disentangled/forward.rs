@@ -1,6 +1,6 @@
 //! The forward task: one head of one sequence.
 
-use super::super::forward::{RowState, out_row, softmax_row};
+use super::super::forward::{RowState, clear_outputs, out_row, softmax_row};
 use super::super::{Scratch, prefetch_rows};
 use super::*;
 use crate::dropout::Mask;
@@ -21,14 +21,7 @@ impl SimdOp for Forward<'_> {
     fn run<S: Simd>(self, s: S) {
         let head = self.scores.head;
         if head.kv_len == 0 {
-            for i in 0..head.q_len {
-                // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other
-                // task writes this head's columns of this sequence's rows.
-                unsafe {
-                    out_row(self.out, &head, i).fill(0.0);
-                    *self.lse.get().add(head.lse_at(i)) = f32::NEG_INFINITY;
-                }
-            }
+            clear_outputs(head, self.out, self.lse);
             return;
         }
         prefetch_rows(s, self.scores.k, head.kv_at(0), head.kv_len, &head);
@@ -53,7 +46,8 @@ impl SimdOp for Forward<'_> {
             });
             for row in 0..if tile.is_last { tile.m } else { 0 } {
                 let sum = state.sum[row];
-                // SAFETY: as above.
+                // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other task
+                // writes this head's columns of this sequence's rows.
                 unsafe {
                     scale_in_place(s, out_row(self.out, &head, tile.i + row), 1.0 / sum);
                     *self.lse.get().add(head.lse_at(tile.i + row)) = state.max[row] + sum.ln();

@@ -1,17 +1,14 @@
 //! The forward task on bf16 pairs: one head of one sequence.
 
-use super::super::forward::{RowState, softmax_row};
-use super::super::pairs::{
-    PairBlock, PairScratch, copy_rows, multiply_pairs, pack_by_columns, padded, store_row,
-};
+use super::super::forward::{RowState, clear_outputs, softmax_row};
+use super::super::forward_bf16::store_results;
+use super::super::pairs::{PairScratch, copy_rows, pack_by_columns, padded};
 use super::super::{Head, Scratch, Tile, prefetch_rows};
 use super::skewed::{
-    BLOCKS, HeadTables, MARGIN, NARROW, STRIDE, SkewScratch, prefetch_row, prepare_keys, scores,
+    BLOCKS, HeadTables, MARGIN, MARGINED, STRIDE, SkewScratch, prefetch_row, prepare_keys, scores,
 };
 use crate::dropout::Mask;
-use crate::elementwise::{convert_in, scale_in_place};
-use crate::gemm::PANEL;
-use crate::gemm_bf16::pairs_of;
+use crate::elementwise::scale_in_place;
 use crate::parallel::SharedMut;
 use crate::simd::{Simd, SimdOp};
 use half::bf16;
@@ -33,15 +30,7 @@ impl SimdOp for Forward<'_> {
     fn run<S: Simd>(self, s: S) {
         let (head, [q, k, v]) = (self.head, self.inputs);
         if head.kv_len == 0 {
-            for i in 0..head.q_len {
-                // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other task
-                // writes this head's columns of this sequence's rows.
-                unsafe {
-                    let row = self.out.get().add(head.q_at(i));
-                    std::slice::from_raw_parts_mut(row, head.head_dim).fill(bf16::ZERO);
-                    *self.lse.get().add(head.lse_at(i)) = f32::NEG_INFINITY;
-                }
-            }
+            clear_outputs(head, self.out, self.lse);
             return;
         }
         let mut pairs = std::mem::take(&mut self.scratch.pairs);
@@ -87,20 +76,8 @@ impl SimdOp for ForwardTile<'_, '_> {
         }
         scores(s, (&head, tile), &task.tables, pairs, self.skew);
         task.values(s, tile, pairs, state);
-        if !tile.is_last {
-            return;
-        }
-        let width = padded(head.head_dim);
-        for row in 0..tile.m {
-            let sum = state.sum[row];
-            let sums = &pairs.sums[0][row * width..][..width];
-            let i = tile.i + row;
-            // SAFETY: row i of this head is inside the buffers, whose lengths the entry asserted, and no other task writes
-            // this head's columns of this sequence's rows.
-            unsafe {
-                store_row(s, sums, 1.0 / sum, task.out.get().add(head.q_at(i)), &head);
-                *task.lse.get().add(head.lse_at(i)) = state.max[row] + sum.ln();
-            }
+        if tile.is_last {
+            store_results(s, (&head, tile), pairs, state, (task.out, task.lse));
         }
     }
 }
@@ -133,23 +110,9 @@ impl Forward<'_> {
             scale_in_place(s, p, head.scale);
             let sums = &mut pairs.sums[0][row * width..][..width];
             softmax_row(s, &head, self.mask.as_ref(), (tile, row), p, state, sums);
-            let narrow = &mut pairs.narrow[row * NARROW..][..2 * pairs_of(tile.n)];
-            convert_in(s, &mut narrow[..tile.n], p);
-            narrow[tile.n..].fill(bf16::ZERO);
+            pairs.narrow_row(s, 0, row, tile.n, &MARGINED);
         }
-        let block = PairBlock {
-            a: pairs.narrow.as_ptr().cast(),
-            a_row: NARROW / 2,
-            a_pair: 1,
-            b: pairs.keys_turned[tile.j * PANEL..].as_ptr().cast(),
-            b_panel: PANEL * pairs_of(head.kv_len),
-            shape: [tile.m, head.head_dim, pairs_of(tile.n)],
-            c: pairs.sums[0].as_mut_ptr(),
-            c_row: width,
-            accumulate: !tile.is_first,
-        };
-        // SAFETY: the rounded probabilities hold m rows of whole pairs, the turned values panels of pairs_of(T) pairs (j is
-        // even), the sums BLOCKS[0] rows of whole panels.
-        unsafe { multiply_pairs(s, &block) };
+        // SAFETY: `prepare_keys` and the packed values sized the buffers; the rows of this tile were just made.
+        unsafe { pairs.meet_keys(s, &head, tile, &MARGINED) };
     }
 }

@@ -6,7 +6,7 @@
 //! gradients are read so, with zeros in margins for what lies beside the tile.
 
 use super::super::pairs::{
-    PairBlock, PairScratch, copy_rows, multiply_pairs, pack_by_rows, padded, pair_rows,
+    Layout, PairBlock, PairScratch, copy_rows, multiply_pairs, pack_by_rows, padded, pair_rows,
 };
 use super::super::{Head, Tile, at_least};
 use crate::elementwise::convert_in;
@@ -29,6 +29,13 @@ pub(super) const TILE: usize = BLOCKS[0] * STRIDE;
 
 /// Distance between rows of rounded gradients and of pairs of rows.
 pub(super) const NARROW: usize = BLOCKS[1] + 16;
+
+/// Where these are.
+pub(super) const MARGINED: Layout = Layout {
+    stride: STRIDE,
+    margin: MARGIN,
+    narrow: NARROW,
+};
 
 /// Distance between rows of turned scores, of which there are [`PANEL`].
 const TURNED: usize = BLOCKS[0] + 2 * MARGIN + 16;
