@@ -1,8 +1,10 @@
 //! Weights. Frozen is a type: a frozen weight has no place where a gradient could be stored. Trainable values live in one
 //! store, [`Trainables`], so that the optimizer, checkpoints and adapter files all see the same list.
 
+use std::ops::Range;
+
 use lowrank_kernels as kernels;
-use lowrank_kernels::{DType, MatRef, PANEL, Values};
+use lowrank_kernels::{DType, Isa, MatRef, PANEL, Values};
 
 use crate::device::Device;
 use crate::meter::Purpose;
@@ -95,6 +97,23 @@ impl Frozen {
 /// Rows of a block that is read and converted at once: large enough to read files at full speed, small beside any model.
 const BLOCK_ROWS: usize = 8 * PANEL;
 
+/// Values of the packed form of a matrix [rows, depth].
+pub(crate) fn packed_len(precision: DType, rows: usize, depth: usize) -> usize {
+    match precision {
+        DType::F32 => kernels::packed_len(rows, depth),
+        DType::Bf16 => kernels::packed_bf16_len(rows, depth),
+    }
+}
+
+/// Packs a matrix into a part of a tensor, in the tensor's storage. Panics on the dry device, or if the part is not as long
+/// as [`packed_len`] says.
+pub(crate) fn pack_into(isa: Isa, view: MatRef<'_>, packed: &mut Tensor, part: Range<usize>) {
+    match packed.dtype() {
+        DType::F32 => kernels::pack(isa, view, &mut packed.data_mut()[part]),
+        DType::Bf16 => kernels::pack_bf16(isa, view, &mut packed.values_mut()[part]),
+    }
+}
+
 /// A frozen weight [out, in], packed once into the panels that the GEMM reads. One packing serves y = x·Wᵀ and dx = dy·W.
 #[derive(Debug)]
 pub struct PackedMatrix {
@@ -113,10 +132,7 @@ impl PackedMatrix {
         mut fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
         let precision = device.precision();
-        let len = |rows: usize| match precision {
-            DType::F32 => kernels::packed_len(rows, in_features),
-            DType::Bf16 => kernels::packed_bf16_len(rows, in_features),
-        };
+        let len = |rows: usize| packed_len(precision, rows, in_features);
         let purpose = Purpose::FrozenWeights;
         let mut packed = Tensor::uninit_as(precision, device, 1, len(out_features), purpose);
         if !device.is_dry() {
@@ -128,12 +144,7 @@ impl PackedMatrix {
                 // Blocks are whole panels, so that the packed form of the rows before ends where this one begins.
                 let range = len(first)..len(first) + len(rows);
                 let view = MatRef::new(block, rows, in_features);
-                match precision {
-                    DType::F32 => kernels::pack(device.isa(), view, &mut packed.data_mut()[range]),
-                    DType::Bf16 => {
-                        kernels::pack_bf16(device.isa(), view, &mut packed.values_mut()[range]);
-                    }
-                }
+                pack_into(device.isa(), view, &mut packed, range);
             }
         }
         Ok(PackedMatrix {
@@ -152,18 +163,12 @@ impl PackedMatrix {
         stored: &[f32],
     ) -> Self {
         let precision = device.precision();
-        let len = match precision {
-            DType::F32 => kernels::packed_len(out_features, in_features),
-            DType::Bf16 => kernels::packed_bf16_len(out_features, in_features),
-        };
+        let len = packed_len(precision, out_features, in_features);
         let purpose = Purpose::FrozenWeights;
         let mut packed = Tensor::uninit_as(precision, device, 1, len, purpose);
         if !device.is_dry() {
             let view = MatRef::new(stored, in_features, out_features).transposed();
-            match precision {
-                DType::F32 => kernels::pack(device.isa(), view, packed.data_mut()),
-                DType::Bf16 => kernels::pack_bf16(device.isa(), view, packed.values_mut()),
-            }
+            pack_into(device.isa(), view, &mut packed, 0..len);
         }
         PackedMatrix {
             out_features,

@@ -220,16 +220,20 @@ impl Model {
         options: &PassOptions,
         gradients: &mut Gradients,
     ) -> Result<(f64, usize), ModelError> {
-        self.train_pass(None, batch, targets, (options, gradients))
+        self.forward_backward_from(None, batch, targets, options, gradients)
     }
 
-    /// The same from the tokens, or from what stands above them.
-    pub(crate) fn train_pass(
+    /// As [`Model::forward_backward`] from what a frozen prefix gave for the same batch, if there is that: the same bits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_backward_from(
         &self,
         entry: Option<Entry>,
         batch: &Batch<'_>,
         targets: Targets<'_>,
-        (options, gradients): (&PassOptions, &mut Gradients),
+        options: &PassOptions,
+        gradients: &mut Gradients,
     ) -> Result<(f64, usize), ModelError> {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
@@ -263,11 +267,14 @@ impl Model {
         batch: &Batch<'_>,
         targets: Targets<'_>,
     ) -> Result<(Vec<f32>, f64, usize), ModelError> {
-        self.evaluation_pass(None, batch, targets)
+        self.evaluate_from(None, batch, targets)
     }
 
-    /// The same from the tokens, or from what stands above them.
-    pub(crate) fn evaluation_pass(
+    /// As [`Model::evaluate`] from what a frozen prefix gave for the same batch, if there is that: the same bits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn evaluate_from(
         &self,
         entry: Option<Entry>,
         batch: &Batch<'_>,

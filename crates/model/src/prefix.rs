@@ -2,12 +2,11 @@
 //! (its values do not depend on its batch), so that it can be computed once and kept. Which layers these are is not read off
 //! names: the layers run dry, and the tape tells whether they met a trained value or dropped something out.
 
-use lowrank_engine::ops::loss::Targets;
-use lowrank_engine::{Device, Gradients, StepKey, Tape, Tensor};
+use lowrank_engine::{Device, StepKey, Tape, Tensor};
 
 use crate::adapt::TrainMode;
 use crate::error::ModelError;
-use crate::model::{Batch, Model, PassOptions};
+use crate::model::{Batch, Model};
 use crate::stretch::Stretch;
 
 /// Layers from the bottom whose output depends on nothing but the row.
@@ -89,33 +88,5 @@ impl Model {
             state.into_tensor()
         });
         Ok(Entry { prefix, state })
-    }
-
-    /// As [`Model::forward_backward`] from what a frozen prefix gave for the same batch: the same bits.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn forward_backward_from(
-        &self,
-        entry: Entry,
-        batch: &Batch<'_>,
-        targets: Targets<'_>,
-        options: &PassOptions,
-        gradients: &mut Gradients,
-    ) -> Result<(f64, usize), ModelError> {
-        self.train_pass(Some(entry), batch, targets, (options, gradients))
-    }
-
-    /// As [`Model::evaluate`] from what a frozen prefix gave for the same batch: the same bits.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn evaluate_from(
-        &self,
-        entry: Entry,
-        batch: &Batch<'_>,
-        targets: Targets<'_>,
-    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
-        self.evaluation_pass(Some(entry), batch, targets)
     }
 }

@@ -83,13 +83,8 @@ pub fn evaluate_keeping(
             ));
         };
         let input = model_batch(&batch);
-        let (logits, loss_sum, counted) = match &mut kept {
-            None => model.evaluate(&input, targets)?,
-            Some(cache) => {
-                let entry = cache.entry(model, &input, &batch.rows)?;
-                model.evaluate_from(entry, &input, targets)?
-            }
-        };
+        let entry = PrefixCache::entry_if_kept(kept.as_deref_mut(), model, &input, &batch.rows)?;
+        let (logits, loss_sum, counted) = model.evaluate_from(entry, &input, targets)?;
         metrics.add_batch(batch.len(), batch.total_tokens(), loss_sum, counted);
         add_predictions(&mut metrics, &batch.labels, &logits, labels);
         (settings.progress)(end, examples.len());

@@ -41,6 +41,13 @@ pub struct Needs {
     pub tokens: u64,
 }
 
+impl Needs {
+    /// Floating-point operations a token.
+    pub fn flops_per_token(&self) -> f64 {
+        self.flops as f64 / self.tokens.max(1) as f64
+    }
+}
+
 impl DryRun {
     /// Builds the model of `config` without weights and attaches what trains.
     ///
@@ -161,13 +168,9 @@ impl DryRun {
         };
         self.count(batches, |run, batch, targets, rows| {
             let (model, gradients) = (&run.model, &mut run.gradients);
-            match run.prefixes.train.as_mut().filter(|_| !rows.is_empty()) {
-                None => model.forward_backward(batch, targets, &options, gradients)?,
-                Some(cache) => {
-                    let entry = cache.entry(model, batch, rows)?;
-                    model.forward_backward_from(entry, batch, targets, &options, gradients)?
-                }
-            };
+            let kept = run.prefixes.train.as_mut().filter(|_| !rows.is_empty());
+            let entry = PrefixCache::entry_if_kept(kept, model, batch, rows)?;
+            model.forward_backward_from(entry, batch, targets, &options, gradients)?;
             Ok(())
         })
     }
@@ -202,13 +205,9 @@ impl DryRun {
     ) -> Result<Needs, ModelError> {
         self.count(batches, |run, batch, targets, rows| {
             let kept = run.prefixes.validation.as_mut();
-            match kept.filter(|_| !rows.is_empty()) {
-                None => run.model.evaluate(batch, targets)?,
-                Some(cache) => {
-                    let entry = cache.entry(&run.model, batch, rows)?;
-                    run.model.evaluate_from(entry, batch, targets)?
-                }
-            };
+            let kept = kept.filter(|_| !rows.is_empty());
+            let entry = PrefixCache::entry_if_kept(kept, &run.model, batch, rows)?;
+            run.model.evaluate_from(entry, batch, targets)?;
             Ok(())
         })
     }

@@ -114,6 +114,20 @@ impl PrefixCache {
         self.is_known.fill(true);
     }
 
+    /// What a pass over a batch starts from where states are kept: see [`PrefixCache::entry`]. Without them nothing.
+    ///
+    /// # Errors
+    /// The batch does not fit the model.
+    pub fn entry_if_kept(
+        kept: Option<&mut Self>,
+        model: &Model,
+        batch: &Batch<'_>,
+        rows: &[usize],
+    ) -> Result<Option<Entry>, ModelError> {
+        kept.map(|cache| cache.entry(model, batch, rows))
+            .transpose()
+    }
+
     /// What a pass over a batch starts from: its sequences are the rows `rows`. States that are not known are computed, and
     /// kept if they have a place.
     ///

@@ -22,7 +22,7 @@ use crate::fingerprint;
 use crate::metrics::{Evaluation, Metric};
 use crate::metrics_log::{MetricsLog, MetricsRow};
 use crate::optimizer::{Optimizer, clip_grad_norm};
-use crate::prefix_cache::{PrefixCaches, RowLengths};
+use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 use crate::proof::{Proof, note_gradients};
 use crate::schedule::Schedule;
 
@@ -347,19 +347,15 @@ impl<'a> Trainer<'a> {
             if let Some(targets) = model_targets(batch) {
                 let (model, gradients) = (&*self.model, &mut self.gradients);
                 let model_batch = model_batch(batch);
-                let (sum, _) = match &mut self.prefixes.train {
-                    None => model.forward_backward(&model_batch, targets, &options, gradients)?,
-                    Some(cache) => {
-                        let entry = cache.entry(model, &model_batch, &batch.rows)?;
-                        model.forward_backward_from(
-                            entry,
-                            &model_batch,
-                            targets,
-                            &options,
-                            gradients,
-                        )?
-                    }
-                };
+                let kept = self.prefixes.train.as_mut();
+                let entry = PrefixCache::entry_if_kept(kept, model, &model_batch, &batch.rows)?;
+                let (sum, _) = model.forward_backward_from(
+                    entry,
+                    &model_batch,
+                    targets,
+                    &options,
+                    gradients,
+                )?;
                 loss_sum += sum;
             }
             self.state.micro_step += 1;

@@ -4,11 +4,12 @@ mod choices;
 
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{DType, MemoryReport, Purpose};
+use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{Checkpoint, to_python_json, write_atomic};
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_train::config::TaskKind;
 use lowrank_train::plan::{DryRun, Needs};
+use lowrank_train::prefix_cache::token_bytes;
 use serde_json::{Value, json};
 
 use crate::args::train::OptimizationArgs;
@@ -109,6 +110,8 @@ struct Plan {
     full: Way,
     forward_flops: f64,
     adapter_file: u64,
+    /// Bytes of what the frozen layers give for a token.
+    kept_bytes: u64,
     lora_settings: lowrank_train::config::LoraSettings,
     preset: Option<String>,
     recompute: bool,
@@ -184,6 +187,7 @@ impl Plan {
         let model = lora.model();
         let (base_parameters, encoder) = (model.base_parameters(), Encoder::count(model));
         let adapter_file = adapter_file_bytes(model);
+        let kept_bytes = token_bytes(model);
         let forward = lora.evaluate(batch.clone())?;
         Ok(Self {
             rows,
@@ -191,8 +195,9 @@ impl Plan {
             base_parameters,
             encoder_parameters: encoder.parameters,
             encoder_biases: encoder.biases,
-            forward_flops: per_token(&forward),
+            forward_flops: forward.flops_per_token(),
             adapter_file,
+            kept_bytes,
             lora: way(&mut lora, batch.clone(), recompute)?,
             full: way(&mut full, batch, recompute)?,
             config,
@@ -220,9 +225,9 @@ impl Plan {
                 "peak_bytes": way.needs.peak.total(),
                 "bytes": by_purpose(&way.needs.peak),
                 "fixed_bytes": by_purpose(&way.fixed),
-                "flops_per_token": per_token(&way.needs),
+                "flops_per_token": way.needs.flops_per_token(),
                 "frozen_layers": way.frozen.0,
-                "flops_per_token_with_them_kept": way.frozen.1.as_ref().map(per_token),
+                "flops_per_token_with_them_kept": way.frozen.1.as_ref().map(Needs::flops_per_token),
             })
         };
         json!({
@@ -232,7 +237,7 @@ impl Plan {
             "tokens_per_row": self.length,
             "total_parameters": self.base_parameters,
             "encoder_parameters": self.encoder_parameters,
-            "prefix_cache_bytes_per_token": self.kept_bytes(),
+            "prefix_cache_bytes_per_token": self.kept_bytes,
             "choices": self.choices.as_ref().map(Choices::to_json),
             "gradient_checkpointing": self.recompute,
             "lora": way(&self.lora),
@@ -317,7 +322,7 @@ impl Plan {
                 bytes(full.needs.peak.of(purpose)),
             ]);
         }
-        let flops = |needs: &Needs| format!("{:.1} MFLOP", per_token(needs) / 1e6);
+        let flops = |needs: &Needs| format!("{:.1} MFLOP", needs.flops_per_token() / 1e6);
         table
             .row([
                 "peak of all tensors",
@@ -332,7 +337,7 @@ impl Plan {
         if let (layers @ 1.., kept) = &lora.frozen {
             let shown = match kept {
                 None => "computed anew: their dropout is on".to_owned(),
-                Some(_) => format!("{} a token if kept", bytes(self.kept_bytes())),
+                Some(_) => format!("{} a token if kept", bytes(self.kept_bytes)),
             };
             let name = format!("frozen layers below: {layers}");
             table.row([name, shown, "-".to_owned()]);
@@ -369,13 +374,6 @@ impl Plan {
         text
     }
 
-    /// Bytes of what the frozen layers give for a token.
-    fn kept_bytes(&self) -> u64 {
-        let is_bf16 = self.lora.precision == DType::Bf16.name();
-        let dtype = if is_bf16 { DType::Bf16 } else { DType::F32 };
-        (self.config.facts.hidden_size * dtype.bytes()) as u64
-    }
-
     fn others_text(&self) -> String {
         let mut others = TextTable::new(&["other methods, besides a head", "trained"]);
         others.row([
@@ -387,10 +385,6 @@ impl Plan {
         }
         format!("\n{others}")
     }
-}
-
-fn per_token(needs: &Needs) -> f64 {
-    needs.flops as f64 / needs.tokens.max(1) as f64
 }
 
 fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> CliResult<Way> {

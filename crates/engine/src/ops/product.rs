@@ -8,7 +8,7 @@ use lowrank_kernels::{
 
 use crate::device::Device;
 use crate::meter::Purpose;
-use crate::param::{Matrix, PackedMatrix, Trainables};
+use crate::param::{Matrix, PackedMatrix, Trainables, pack_into, packed_len};
 use crate::tensor::{Tensor, with_element};
 
 /// Columns up to which one side counts as a factor's: wider ones are worth packing.
@@ -35,18 +35,12 @@ impl<'a> Packed<'a> {
             [rows, cols]
         };
         let precision = device.precision();
-        let len = match precision {
-            DType::F32 => kernels::packed_len(n, k),
-            DType::Bf16 => kernels::packed_bf16_len(n, k),
-        };
+        let len = packed_len(precision, n, k);
         let mut packed = Tensor::uninit_as(precision, device, 1, len, Purpose::Workspace);
         device.exec("pack", 0, |isa| {
             let view = value.view();
             let view = if transposed { view.transposed() } else { view };
-            match precision {
-                DType::F32 => kernels::pack(isa, view, packed.data_mut()),
-                DType::Bf16 => kernels::pack_bf16(isa, view, packed.values_mut()),
-            }
+            pack_into(isa, view, &mut packed, 0..len);
         });
         Packed::Scratch {
             packed,

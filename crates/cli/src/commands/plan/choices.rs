@@ -5,7 +5,6 @@ use lowrank_train::fit::{BatchShape, TooLittle};
 use lowrank_train::plan::DryRun;
 use serde_json::{Value, json};
 
-use super::per_token;
 use crate::commands::train::{BESIDE, too_little};
 use crate::errors::CliResult;
 use crate::memory;
@@ -42,7 +41,7 @@ impl Choices {
             Ok(Choice {
                 shape,
                 bytes: program + dry.model().device().reserved_bytes(),
-                flops_per_token: per_token(&needs),
+                flops_per_token: needs.flops_per_token(),
             })
         };
         let list = BatchShape::all(rows, asked).into_iter().map(price);

@@ -194,7 +194,7 @@ fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> CliResu
     }
     let kept = dry.prefixes().train.as_ref().map(|cache| KeptRows {
         rows: cache.rows(),
-        flops_per_token: per_token(&later),
+        flops_per_token: later.flops_per_token(),
     });
     let (frozen, still) = (
         dry.model().frozen_prefix(false).layers,
@@ -203,7 +203,7 @@ fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> CliResu
     Ok(RunPlan {
         peak,
         reserved_bytes: dry.model().device().reserved_bytes(),
-        flops_per_token: per_token(&needs),
+        flops_per_token: needs.flops_per_token(),
         total_steps: config.total_steps(lengths.train.len()),
         frozen_layers: frozen,
         dropped: still < frozen && config.passes(lengths.train.len()) > 1,
@@ -217,10 +217,6 @@ fn dry_run(run: &Run, config: &TrainConfig) -> CliResult<DryRun> {
     let (mut model, _) = setup::load(run, &Device::dry_in(config.precision.into()))?;
     setup::attach(run, &mut model)?;
     Ok(DryRun::of_model(model, &config.optimization))
-}
-
-fn per_token(needs: &Needs) -> f64 {
-    needs.flops as f64 / needs.tokens.max(1) as f64
 }
 
 /// The rows of every batch that the run will see in its first epoch and in all later ones, or of the heaviest of them.
