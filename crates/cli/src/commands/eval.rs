@@ -55,7 +55,7 @@ pub fn run(flags: EvalArgs) -> CliResult {
     }
     let started = std::time::Instant::now();
     let settings = PassSettings {
-        batch_size: batch_size(args.per_device_eval_batch_size)?,
+        batch_size: batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?,
         stop: None,
         progress: &|_, _| {},
     };
@@ -103,12 +103,12 @@ fn refuse_random(model: &Model, report: &LoadReport) -> CliResult {
     .hint("train the adapter with these modules in `modules_to_save` (PEFT adds the head for `task_type` SEQ_CLS and TOKEN_CLS)"))
 }
 
-/// The batch size asked for.
-pub fn batch_size(asked: Option<usize>) -> CliResult<usize> {
+/// The batch size asked for, or else `default`.
+pub fn batch_size(asked: Option<usize>, default: usize) -> CliResult<usize> {
     match asked {
         Some(0) => Err(CliError::usage("the batch size is 0, expected at least 1")),
         Some(n) => Ok(n),
-        None => Ok(BATCH_SIZE),
+        None => Ok(default),
     }
 }
 

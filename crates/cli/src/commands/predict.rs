@@ -12,7 +12,7 @@ use lowrank_train::evaluate::{PassSettings, predict};
 use lowrank_train::metrics::argmax;
 use serde_json::{Map, Value, json};
 
-use super::eval::{LoadedModel, batch_size};
+use super::eval::{BATCH_SIZE, LoadedModel, batch_size};
 use crate::args::{PrecisionArg, PredictArgs};
 use crate::errors::{CliError, CliResult};
 use crate::session::{Head, device, load_rows, load_spec, unlabelled};
@@ -35,7 +35,7 @@ pub fn run(flags: PredictArgs) -> CliResult {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     }
     let settings = PassSettings {
-        batch_size: batch_size(args.per_device_eval_batch_size)?,
+        batch_size: batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?,
         stop: None,
         progress: &|_, _| {},
     };

@@ -188,6 +188,17 @@ struct Timing {
     profile: Profile,
 }
 
+impl Timing {
+    fn flops_per_token(&self) -> f64 {
+        self.flops / self.tokens as f64
+    }
+
+    /// Of the operations a second that a product reaches on this machine.
+    fn share_of(&self, peak: f64) -> f64 {
+        self.tokens_per_s * self.flops_per_token() / peak
+    }
+}
+
 /// One step on each batch; the first warms caches and buffers and is not counted.
 fn time_steps(
     args: &ProfileArgs,
@@ -252,7 +263,6 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 fn as_json(timing: &Timing, peak: f64, device: &Device) -> serde_json::Value {
-    let flops_per_token = timing.flops / timing.tokens as f64;
     let op = |row: lowrank_engine::OpTime| {
         json!({
             "op": row.op,
@@ -269,9 +279,9 @@ fn as_json(timing: &Timing, peak: f64, device: &Device) -> serde_json::Value {
         "tokens": timing.tokens,
         "first_step_s": timing.first_step_s,
         "loss": timing.loss,
-        "gflop_per_token": flops_per_token / 1e9,
+        "gflop_per_token": timing.flops_per_token() / 1e9,
         "gemm_peak_gflop_per_s": peak / 1e9,
-        "share_of_peak": timing.tokens_per_s * flops_per_token / peak,
+        "share_of_peak": timing.share_of(peak),
         "peak_rss_bytes": memory::peak_resident_bytes(),
         "counted_peak_bytes": device.peak_memory().total(),
         "precision": device.precision().name(),
@@ -317,7 +327,6 @@ fn print_tables(timing: &Timing, peak: f64, device: &Device) {
     let outside = timing.seconds - timing.profile.total().as_secs_f64();
     ops.row(["outside ops".to_owned(), per_step(outside), share(outside)]);
     output::print(ops);
-    let flops_per_token = timing.flops / timing.tokens as f64;
     let mut whole = TextTable::new(&[]);
     whole.row(["tokens per second", &count(timing.tokens_per_s as u64)]);
     whole.row(["a step", &format!("{:.1} ms", 1e3 * timing.step_s)]);
@@ -327,7 +336,7 @@ fn print_tables(timing: &Timing, peak: f64, device: &Device) {
     ]);
     whole.row([
         "operations a token",
-        &format!("{:.3} GFLOP", flops_per_token / 1e9),
+        &format!("{:.3} GFLOP", timing.flops_per_token() / 1e9),
     ]);
     whole.row([
         "peak of this machine's product",
@@ -335,10 +344,7 @@ fn print_tables(timing: &Timing, peak: f64, device: &Device) {
     ]);
     whole.row([
         "share of the peak",
-        &format!(
-            "{:.0}%",
-            100.0 * timing.tokens_per_s * flops_per_token / peak
-        ),
+        &format!("{:.0}%", 100.0 * timing.share_of(peak)),
     ]);
     whole.row(["loss of the last step", &format!("{:.4}", timing.loss)]);
     whole.row([

@@ -7,9 +7,9 @@ use lowrank_metrics::{Metric, Segment, bleu, cider, nist, ptb, pyter, rouge_l, s
 use lowrank_train::config::TaskKind;
 use serde_json::{Map, Value, json};
 
-use super::LoadedModel;
 use super::meteor_tables::MeteorTables;
 use super::texts::{Group, Output, pair, read_outputs, read_references};
+use super::{LoadedModel, batch_size};
 use crate::args::{DataArgs, EvalArgs, PrecisionArg, ScoringArgs};
 use crate::commands::generate::{BATCH_SIZE, Writer, decoding};
 use crate::commands::predict::Sink;
@@ -51,10 +51,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     let options = decoding(&args.decoding)?;
     let scorer = Scorer::new(&args.scoring)?;
     let rows = lowrank_data::nlg::read_prompts(std::path::Path::new(path), args.data.data_format)?;
-    let size = args.per_device_eval_batch_size.unwrap_or(BATCH_SIZE);
-    if size == 0 {
-        return Err(CliError::usage("the batch size is 0, expected at least 1"));
-    }
+    let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let precision = PrecisionArg::of(args.precision, args.adapter.adapter.is_some());
     let device = device(&args.common, precision)?;
     let data = DataArgs {
@@ -98,14 +95,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
             count(tokens as u64)
         );
     }
-    let groups: Vec<Group> = rows
-        .into_iter()
-        .map(|row| Group {
-            line: row.line,
-            references: row.references,
-            seen: row.seen,
-        })
-        .collect();
+    let groups: Vec<Group> = rows.into_iter().map(Group::from).collect();
     let segments = pair(("the model", outputs), (path, &groups))?;
     report(args, &scorer, &segments, &groups)
 }

@@ -22,6 +22,16 @@ pub struct Group {
     pub seen: Option<bool>,
 }
 
+impl From<nlg::PromptRow> for Group {
+    fn from(row: nlg::PromptRow) -> Self {
+        Self {
+            line: row.line,
+            references: row.references,
+            seen: row.seen,
+        }
+    }
+}
+
 /// An output and the line where it stands.
 pub struct Output {
     /// The line.
@@ -63,12 +73,7 @@ pub fn read_references(path: &str, format: Option<NlgFormat>) -> CliResult<Vec<G
     let format = format.or_else(|| nlg::detect(file));
     let groups = if format.is_some() {
         let rows = nlg::read_prompts(file, format)?;
-        let group = |row: nlg::PromptRow| Group {
-            line: row.line,
-            references: row.references,
-            seen: row.seen,
-        };
-        rows.into_iter().map(group).collect()
+        rows.into_iter().map(Group::from).collect()
     } else if is_jsonl(path) {
         let rows = json_column(path, &["references"])?;
         let groups = rows
