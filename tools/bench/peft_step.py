@@ -22,8 +22,8 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
+from prepare import CAUSAL  # noqa: E402
 
-CAUSAL = {"gpt2", "gpt_neo", "opt"}
 # What lowrank adapts, and saves beside, where it is not query, value and the head alone.
 TARGETS = {
     "deberta-v2": (["query_proj", "value_proj"], ["pooler", "classifier"]),

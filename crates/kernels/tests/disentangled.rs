@@ -128,19 +128,7 @@ fn threads_change_nothing() {
         let case = Case::new(3, 32, &lengths, Tables::Both)
             .sharing_beyond(40)
             .with_dropout();
-        let run_on = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let all = pool.expect("a pool").install(|| run(isa, &case));
-            all.map(|x| bits(&x))
-        };
-        let one = run_on(1);
-        for threads in [2, 5] {
-            assert!(
-                one == run_on(threads),
-                "{} on {threads} threads",
-                case.name(isa)
-            );
-        }
+        check_threads(&case.name(isa), || run(isa, &case));
     }
 }
 

@@ -179,21 +179,7 @@ fn threads_change_nothing() {
         .with_dropout();
     let x = operands(&case);
     for isa in isas() {
-        let run_on = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let all = pool
-                .expect("a pool")
-                .install(|| run(isa, &case, &x, [true; 2]));
-            all.map(|x| bits(&x))
-        };
-        let one = run_on(1);
-        for threads in [2, 5] {
-            assert!(
-                one == run_on(threads),
-                "{} on {threads} threads",
-                case.name(isa)
-            );
-        }
+        check_threads(&case.name(isa), || run(isa, &case, &x, [true; 2]));
     }
 }
 

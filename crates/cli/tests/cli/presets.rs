@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::support::lowrank;
+use crate::support::{Ran, lowrank};
 
 /// A folder with a configuration, and rows of token ids, which need no tokenizer.
 struct Lab(tempfile::TempDir);
@@ -44,8 +44,8 @@ impl Lab {
         self.path(name).display().to_string()
     }
 
-    /// The resolved settings of a run.
-    fn dry_run(&self, rows: &str, words: &[&str]) -> String {
+    /// A run that is only resolved.
+    fn resolve(&self, rows: &str, words: &[&str]) -> Ran {
         let (model, rows) = (self.text(""), self.text(rows));
         let mut all = vec![
             "train",
@@ -56,7 +56,12 @@ impl Lab {
             &rows,
         ];
         all.extend(words);
-        lowrank(&all).ok().stdout
+        lowrank(&all)
+    }
+
+    /// The resolved settings of a run.
+    fn dry_run(&self, rows: &str, words: &[&str]) -> String {
+        self.resolve(rows, words).ok().stdout
     }
 }
 
@@ -187,19 +192,7 @@ fn plans_show_the_papers_counts() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let lab = Lab::new(&tiny("bert"));
-    let (model, rows) = (lab.text(""), lab.text("names.jsonl"));
-    let train = |words: &[&str]| {
-        let mut all = vec![
-            "train",
-            "--dry-run",
-            "--model",
-            &model,
-            "--train-file",
-            &rows,
-        ];
-        all.extend(words);
-        lowrank(&all)
-    };
+    let train = |words: &[&str]| lab.resolve("names.jsonl", words);
     train(&["--preset", "paper/gpt2-medium-e2e"]).fails(
         2,
         &[
@@ -217,20 +210,9 @@ fn what_does_not_fit_is_refused() {
     lowrank(&["plan", "gpt3-small", "--preset", "paper/gpt2-medium-e2e"])
         .fails(2, &["but the model is `gpt_neo`"]);
     let gpt2 = Lab::new(&tiny("gpt2"));
-    let config = [
-        "train",
-        "--dry-run",
-        "--model",
-        &gpt2.text(""),
-        "--train-file",
-        &rows,
-        "--task",
-        "causal_lm",
-    ]
-    .map(str::to_owned);
-    let mut words: Vec<&str> = config.iter().map(String::as_str).collect();
-    words.extend(["--classifier-dropout", "0.1"]);
-    lowrank(&words).fails(1, &["no dropout of its own before a classifier"]);
+    let words = ["--task", "causal_lm", "--classifier-dropout", "0.1"];
+    gpt2.resolve("names.jsonl", &words)
+        .fails(1, &["no dropout of its own before a classifier"]);
 }
 
 #[test]

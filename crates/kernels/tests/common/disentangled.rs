@@ -121,3 +121,16 @@ impl Operands {
         [out, lse, d.d_q, d.d_k, d.d_v, d.d_keys, d.d_queries]
     }
 }
+
+/// Panics unless all results have the same bits on one thread, on two and on five.
+pub fn check_threads(what: &str, run: impl Fn() -> [Vec<f32>; 7] + Sync) {
+    let run_on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let all = pool.expect("a pool").install(&run);
+        all.map(|x| bits(&x))
+    };
+    let one = run_on(1);
+    for threads in [2, 5] {
+        assert!(one == run_on(threads), "{what} on {threads} threads");
+    }
+}
