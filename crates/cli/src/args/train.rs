@@ -218,7 +218,7 @@ pub struct EvaluationArgs {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryArgs {
-    /// Memory of the whole process, such as 2GB or 1.5GiB: the largest batch that fits is taken, with as many of them a step as give the rows asked for; where one row is too much, activations are recomputed
+    /// Memory of the whole process, such as 2GB or 1.5GiB: the largest batch that fits is taken, with as many of them a step as give the rows asked for; activations are recomputed where that is less work than ever smaller batches
     #[arg(long, value_name = "SIZE", help_heading = "Memory")]
     pub max_memory: Option<ByteSize>,
     /// What the frozen layers below the lowest adapter give may be kept across epochs: auto (what memory permits), off, or a size. The results are the same, bit for bit [default: auto]

@@ -1,7 +1,7 @@
 //! The batch that is chosen for a limit fits into it, planned and counted; the next larger one does not.
 
 use lowrank_train::config::{MemorySettings, TrainConfig};
-use lowrank_train::fit::{BatchShape, TooLittle, largest_batch};
+use lowrank_train::fit::{BatchShape, Price, TooLittle, largest_batch};
 
 use crate::planned::planned_peak;
 use crate::tiny::{Place, config, run};
@@ -15,15 +15,19 @@ fn with(shape: BatchShape) -> TrainConfig {
     config
 }
 
-fn needed(shape: BatchShape) -> Result<u64, lowrank_model::ModelError> {
-    Ok(planned_peak(Place::default(), &with(shape))?.total())
+fn price(shape: BatchShape) -> Result<Price, lowrank_model::ModelError> {
+    Ok(Price {
+        bytes: planned_peak(Place::default(), &with(shape))?.total(),
+        flops_per_token: if shape.recompute { 1.5 } else { 1.0 },
+        tokens_per_batch: 7.0 * shape.batch_size as f64,
+    })
 }
 
 #[test]
 fn the_chosen_batch_fits_and_the_next_larger_does_not() {
     let dir = tempfile::tempdir().expect("a folder");
     let shapes = BatchShape::all(12, None);
-    let needs = |i: usize| needed(shapes[i]).expect("the rows fit");
+    let needs = |i: usize| price(shapes[i]).expect("the rows fit").bytes;
     let mut losses: Vec<Vec<f64>> = Vec::new();
     let (most, least) = (needs(0), needs(shapes.len() - 1));
     assert!(
@@ -33,7 +37,7 @@ fn the_chosen_batch_fits_and_the_next_larger_does_not() {
     let mut seen = Vec::new();
     for part in 0..=8 {
         let limit = least + (most - least) * part / 8;
-        let shape = largest_batch(&shapes, limit, needed)
+        let shape = largest_batch(&shapes, limit, price)
             .expect("the rows fit")
             .expect("fits");
         assert_eq!(shape.batch_size * shape.accumulation, 12);
@@ -42,8 +46,8 @@ fn the_chosen_batch_fits_and_the_next_larger_does_not() {
             .position(|s| *s == shape)
             .expect("one of them");
         assert!(needs(place) <= limit);
-        if place > 0 {
-            // The one before is the next larger, or the smallest without recomputation.
+        if place > 0 && shapes[place - 1].recompute == shape.recompute {
+            // The one before is the next larger of its way.
             assert!(needs(place - 1) > limit, "{shape:?} for {limit}");
         }
         if seen.contains(&shape) {
@@ -65,7 +69,7 @@ fn the_chosen_batch_fits_and_the_next_larger_does_not() {
             assert!((a - b).abs() <= 2e-5, "{a} and {b}");
         }
     }
-    let error = largest_batch(&shapes, least - 1, needed).expect("the rows fit");
+    let error = largest_batch(&shapes, least - 1, price).expect("the rows fit");
     assert_eq!(
         error,
         Err(TooLittle {

@@ -1,28 +1,20 @@
 //! The batches that give the rows of one optimizer step, each priced in memory and work, and the one that a limit allows.
 
 use lowrank_train::config::ByteSize;
-use lowrank_train::fit::{BatchShape, TooLittle};
+use lowrank_train::fit::{BatchShape, Price, largest_batch};
 use lowrank_train::plan::DryRun;
 use serde_json::{Value, json};
 
 use crate::commands::train::{BESIDE, too_little};
-use crate::errors::CliResult;
+use crate::errors::{CliError, CliResult};
 use crate::memory;
 use crate::output::{TextTable, bytes};
 
-/// One way to take the rows of a step.
-struct Choice {
-    shape: BatchShape,
-    /// Of the tensors with the holes between them, and of this program.
-    bytes: u64,
-    flops_per_token: f64,
-}
-
-/// All ways, those that are taken first in front.
+/// All ways, without recomputation first and large batches first, with their prices.
 pub struct Choices {
     limit: u64,
     asked: Option<bool>,
-    list: Vec<Choice>,
+    list: Vec<(BatchShape, Price)>,
 }
 
 impl Choices {
@@ -35,14 +27,15 @@ impl Choices {
         dry: &dyn Fn() -> CliResult<DryRun>,
     ) -> CliResult<Self> {
         let program = memory::resident_bytes().unwrap_or(0) + BESIDE;
-        let price = |shape: BatchShape| -> CliResult<Choice> {
+        let price = |shape: BatchShape| -> CliResult<(BatchShape, Price)> {
             let mut dry = dry()?;
             let needs = dry.train([vec![length; shape.batch_size]], shape.recompute)?;
-            Ok(Choice {
-                shape,
+            let price = Price {
                 bytes: program + dry.model().device().reserved_bytes(),
                 flops_per_token: needs.flops_per_token(),
-            })
+                tokens_per_batch: needs.tokens as f64,
+            };
+            Ok((shape, price))
         };
         let list = BatchShape::all(rows, asked).into_iter().map(price);
         Ok(Self {
@@ -52,35 +45,30 @@ impl Choices {
         })
     }
 
-    /// The first way that fits.
+    /// The way that a run would take.
     ///
     /// # Errors
     /// Not even one row fits.
     pub fn taken(&self) -> CliResult<BatchShape> {
-        let least = self.list.iter().map(|choice| choice.bytes).min();
-        let found = self.list.iter().find(|choice| self.fits(choice));
-        found.map(|choice| choice.shape).ok_or_else(|| {
-            let error = TooLittle {
-                limit: self.limit,
-                least: least.unwrap_or(0),
-            };
-            too_little(error, self.asked)
-        })
-    }
-
-    fn fits(&self, choice: &Choice) -> bool {
-        choice.bytes <= self.limit
+        let shapes: Vec<BatchShape> = self.list.iter().map(|(shape, _)| *shape).collect();
+        let price = |shape| {
+            let found = self.list.iter().find(|(other, _)| *other == shape);
+            found
+                .map(|(_, price)| *price)
+                .ok_or_else(|| CliError::failure("a batch without a price"))
+        };
+        largest_batch(&shapes, self.limit, price)?.map_err(|error| too_little(error, self.asked))
     }
 
     pub fn to_json(&self) -> Value {
-        let choice = |choice: &Choice| {
+        let choice = |(shape, price): &(BatchShape, Price)| {
             json!({
-                "per_device_batch_size": choice.shape.batch_size,
-                "gradient_accumulation_steps": choice.shape.accumulation,
-                "gradient_checkpointing": choice.shape.recompute,
-                "bytes": choice.bytes,
-                "flops_per_token": choice.flops_per_token,
-                "fits": self.fits(choice),
+                "per_device_batch_size": shape.batch_size,
+                "gradient_accumulation_steps": shape.accumulation,
+                "gradient_checkpointing": shape.recompute,
+                "bytes": price.bytes,
+                "flops_per_token": price.flops_per_token,
+                "fits": price.bytes <= self.limit,
             })
         };
         self.list.iter().map(choice).collect()
@@ -95,19 +83,19 @@ impl Choices {
             &limit,
             "a token",
         ]);
-        let taken = self.list.iter().position(|choice| self.fits(choice));
-        for (i, choice) in self.list.iter().enumerate() {
-            let mark = match (Some(i) == taken, self.fits(choice)) {
+        let taken = self.taken().ok();
+        for (shape, price) in &self.list {
+            let mark = match (Some(*shape) == taken, price.bytes <= self.limit) {
                 (true, _) => " taken",
                 (false, true) => "",
                 (false, false) => " too much",
             };
             table.row([
-                choice.shape.batch_size.to_string(),
-                choice.shape.accumulation.to_string(),
-                if choice.shape.recompute { "yes" } else { "no" }.to_owned(),
-                format!("{}{mark}", bytes(choice.bytes)),
-                format!("{:.1} MFLOP", choice.flops_per_token / 1e6),
+                shape.batch_size.to_string(),
+                shape.accumulation.to_string(),
+                if shape.recompute { "yes" } else { "no" }.to_owned(),
+                format!("{}{mark}", bytes(price.bytes)),
+                format!("{:.1} MFLOP", price.flops_per_token / 1e6),
             ]);
         }
         table.to_string()

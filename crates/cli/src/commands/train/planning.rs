@@ -4,7 +4,7 @@
 use lowrank_data::{BatchPlan, Loaded, Order, batches};
 use lowrank_engine::{Device, MemoryReport, Purpose};
 use lowrank_train::config::{ByteSize, PrefixCacheLimit, TrainConfig};
-use lowrank_train::fit::{BatchShape, TooLittle, first_that, largest_batch};
+use lowrank_train::fit::{BatchShape, Price, TooLittle, first_that, largest_batch};
 use lowrank_train::plan::{DryRun, Needs, heaviest};
 use lowrank_train::prefix_cache::RowLengths;
 
@@ -28,6 +28,8 @@ pub struct RunPlan {
     pub reserved_bytes: u64,
     /// Floating-point operations a token of training.
     pub flops_per_token: f64,
+    /// Tokens a batch of training, on average over those that were planned.
+    pub tokens_per_batch: f64,
     /// Optimizer steps.
     pub total_steps: u64,
     /// The frozen layers below the lowest adapter, and those of them whose states differ from pass to pass by dropout.
@@ -74,7 +76,7 @@ impl RunPlan {
             ));
         } else if asked && self.dropped {
             notes.push(format!(
-                "{layers} frozen, but computed anew each epoch: the model's own dropout is on in them"
+                "{layers} frozen, but computed anew each epoch: the model's own dropout is on in them (--dropout 0 turns it off)"
             ));
         }
         notes
@@ -204,6 +206,7 @@ fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> CliResu
         peak,
         reserved_bytes: dry.model().device().reserved_bytes(),
         flops_per_token: needs.flops_per_token(),
+        tokens_per_batch: needs.tokens as f64 / first.len().max(1) as f64,
         total_steps: config.total_steps(lengths.train.len()),
         frozen_layers: frozen,
         dropped: still < frozen && config.passes(lengths.train.len()) > 1,
@@ -258,21 +261,24 @@ fn choose_batch(run: &Run, limit: Limit, recompute: Option<bool>) -> CliResult<T
         config.evaluation.per_device_eval_batch_size = eval_size;
         config
     };
-    let needed = |shape, eval_size| -> CliResult<u64> {
+    let price = |shape, eval_size| -> CliResult<Price> {
         let plan = dry_plan(run, &with(shape, eval_size), 0)?;
-        Ok(limit.resident + plan.reserved_bytes)
+        Ok(Price {
+            bytes: limit.resident + plan.reserved_bytes,
+            flops_per_token: plan.flops_per_token,
+            tokens_per_batch: plan.tokens_per_batch,
+        })
     };
     let shapes = BatchShape::all(run.config.rows_per_step(), recompute);
-    let shape = largest_batch(&shapes, limit.bytes, |shape| needed(shape, 1))?
+    let shape = largest_batch(&shapes, limit.bytes, |shape| price(shape, 1))?
         .map_err(|error| too_little(error, recompute))?;
     let asked = run.config.evaluation.per_device_eval_batch_size;
     let halves: Vec<usize> = (0..usize::BITS)
         .map(|n| asked >> n)
         .filter(|&n| n > 0)
         .collect();
-    let eval_size = first_that(&halves, |&n| {
-        Ok::<_, CliError>(needed(shape, n)? <= limit.bytes)
-    })?;
+    let fits = |&n: &usize| Ok::<_, CliError>(price(shape, n)?.bytes <= limit.bytes);
+    let eval_size = first_that(&halves, fits)?;
     Ok(with(shape, eval_size.copied().unwrap_or(1)))
 }
 
