@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -48,22 +49,32 @@ def random_rows(args, config, causal):
 
 def rows_of_file(args):
     path, limit = Path(args.rows), args.batch * args.steps
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer)
     if path.suffix == ".tsv":
-        tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer)
         with path.open(encoding="utf-8", newline="") as file:
             for row in list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:limit]:
                 ids = tokenizer(row["text"], truncation=True, max_length=args.seq)["input_ids"]
                 yield {"input_ids": ids, "labels": int(row["label"] == "positive")}
         return
-    tokenizer = transformers.GPT2TokenizerFast(
-        vocab_file=str(args.tokenizer / "vocab.json"), merges_file=str(args.tokenizer / "merges.txt")
-    )
     for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
         meaning, text = line.split("||", 1)
-        prompt = tokenizer(meaning.strip())["input_ids"] + [tokenizer.eos_token_id]
-        target = tokenizer(" " + text.strip())["input_ids"] + [tokenizer.eos_token_id]
+        prompt, target = (
+            tokenizer(part, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            for part in (meaning.strip(), " " + text.strip())
+        )
         ids = (prompt + target)[: args.seq]
         yield {"input_ids": ids, "labels": ([-100] * len(prompt) + target)[: args.seq]}
+
+
+def checked(rows, vocab_size):
+    """The rows, which must be what a tokenizer makes of text: its files may have been read as nothing."""
+    rows = list(rows)
+    ids = [token for row in rows for token in row["input_ids"]]
+    if not ids or len(set(ids)) < 3 or max(ids) >= vocab_size:
+        largest = max(ids, default=None)
+        sys.exit(f"the rows hold {len(ids)} tokens of {len(set(ids))} kinds up to {largest}, expected text below {vocab_size}")
+    print(f"{len(rows)} rows of {len(ids) / len(rows):.1f} tokens on average", file=sys.stderr)
+    return rows
 
 
 def main():
@@ -80,7 +91,7 @@ def main():
     model.save_pretrained(args.out, max_shard_size="100GB")
     rows = random_rows(args, config, causal) if args.rows == "full" else rows_of_file(args)
     with (args.out / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for row in rows:
+        for row in checked(rows, config.vocab_size):
             file.write(json.dumps(row) + "\n")
 
 

@@ -29,6 +29,18 @@ use std::ops::Range;
 /// Bytes of the packed operand that a task works on: they share the L2 cache with a strip of `a`.
 const GROUP_BYTES: usize = 384 * 1024;
 
+/// Depth up to which panels made in cache are made whole. A deeper sum, such as that over a vocabulary, goes by blocks.
+const WHOLE_DEPTH: usize = 6144;
+
+/// Depth of such a block, a multiple of [`PANEL`]: the block's panels, [`GROUP_BYTES`] at most, stay in the L2 cache.
+const BLOCK_DEPTH: usize = 512;
+
+/// Rows that a task sums by blocks at a time: the tiles wait in cache for the next block.
+const BLOCK_ROWS: usize = 512;
+
+/// Panels that a task sums by blocks: few, as their tiles wait in cache; as many as that allows, as each task reads `a` anew.
+const BLOCK_PANELS: usize = 6;
+
 /// The packed operand b [n, k].
 #[derive(Clone, Copy, Debug)]
 pub enum PackedBf16<'a> {
@@ -118,7 +130,12 @@ pub fn gemm_bf16<A: Element, C: Element>(isa: Isa, g: &GemmBf16<A>, epilogue: Ep
     if m == 0 || n == 0 {
         return;
     }
-    let plan = TaskPlan::new(m, n, k, matches!(g.b, PackedBf16::Transposed(_)));
+    let transposed = matches!(g.b, PackedBf16::Transposed(_));
+    let plan = if transposed && k > WHOLE_DEPTH {
+        TaskPlan::by_blocks(m, n)
+    } else {
+        TaskPlan::new(m, n, k, transposed)
+    };
     for_each_task(plan.n_groups * plan.n_row_blocks, |task| {
         let (panels, rows) = plan.task(task);
         dispatch(
@@ -175,6 +192,18 @@ impl TaskPlan {
         }
     }
 
+    /// For sums by blocks of the depth.
+    fn by_blocks(m: usize, n: usize) -> Self {
+        let n_panels = n.div_ceil(PANEL);
+        let wanted = 2 * rayon::current_num_threads();
+        Self {
+            m,
+            n_panels,
+            n_groups: n_panels.div_ceil(BLOCK_PANELS).max(wanted.min(n_panels)),
+            n_row_blocks: m.div_ceil(BLOCK_ROWS),
+        }
+    }
+
     /// Panels and rows of a task. Neighbouring tasks share a group of panels.
     fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
         let (group, block) = (task / self.n_row_blocks, task % self.n_row_blocks);
@@ -199,6 +228,7 @@ struct Scratch {
     panels: Vec<bf16>,
     strip: Vec<bf16>,
     low_rank: Vec<bf16>,
+    tiles: Vec<[f32; TILE_LEN]>,
 }
 
 thread_local! {
@@ -215,52 +245,102 @@ impl<A: Element, C: Element> SimdOp for Task<'_, A, C> {
     }
 }
 
+/// A stretch of the depth, and whether sums begin or end with it.
+struct Block<'a> {
+    first: bool,
+    last: bool,
+    /// Columns of a.
+    columns: Range<usize>,
+    /// The task's panels, this depth of each.
+    panels: &'a [bf16],
+}
+
 impl<A: Element, C: Element> Task<'_, A, C> {
     #[inline(always)]
     fn run_with<S: Simd>(&self, s: S, scratch: &mut Scratch) {
-        let (g, n, k) = (self.g, self.g.n, self.g.a.cols());
-        let panel_len = 2 * PANEL * pairs_of(k);
-        let panels = match g.b {
-            PackedBf16::Rows(b) => &b[self.panels.start * panel_len..self.panels.end * panel_len],
-            PackedBf16::Transposed(b) => {
-                scratch.panels.resize(
-                    (self.panels.len() * panel_len).max(scratch.panels.len()),
-                    bf16::ZERO,
-                );
-                for (i, panel) in self.panels.clone().enumerate() {
-                    let dst = &mut scratch.panels[i * panel_len..][..panel_len];
-                    repack_panel(s, b, [k, n], panel, dst);
-                }
-                &scratch.panels[..self.panels.len() * panel_len]
+        let (n, k) = (self.g.n, self.g.a.cols());
+        let b = match self.g.b {
+            PackedBf16::Rows(b) => {
+                let panel_len = 2 * PANEL * pairs_of(k);
+                let panels = &b[self.panels.start * panel_len..self.panels.end * panel_len];
+                return self.multiply(s, scratch, &Block::whole(k, panels));
             }
+            PackedBf16::Transposed(b) => b,
         };
-        let mut tile = [0.0f32; TILE_LEN];
+        let deepest = if k > WHOLE_DEPTH { BLOCK_DEPTH } else { k };
+        let mut buffer = std::mem::take(&mut scratch.panels);
+        let mut start = 0;
+        // An empty depth is one block too: c is then the bias.
+        while start == 0 || start < k {
+            let depth = deepest.min(k - start);
+            let panel_len = 2 * PANEL * pairs_of(depth);
+            let len = self.panels.len() * panel_len;
+            buffer.resize(len.max(buffer.len()), bf16::ZERO);
+            let source = &b[packed_bf16_len(start, n)..][..packed_bf16_len(depth, n)];
+            for (i, panel) in self.panels.clone().enumerate() {
+                let dst = &mut buffer[i * panel_len..][..panel_len];
+                repack_panel(s, source, [depth, n], panel, dst);
+            }
+            let block = Block {
+                first: start == 0,
+                last: start + depth == k,
+                columns: start..start + depth,
+                panels: &buffer[..len],
+            };
+            self.multiply(s, scratch, &block);
+            start += depth.max(1);
+        }
+        scratch.panels = buffer;
+    }
+
+    /// The task's rows times one block. Unless it is the last, the sums are left in the scratch's tiles.
+    #[inline(always)]
+    fn multiply<S: Simd>(&self, s: S, scratch: &mut Scratch, block: &Block) {
+        let (g, n) = (self.g, self.g.n);
+        let (a, whole) = (g.a.cols_range(block.columns.clone()), block.is_whole());
+        let (pairs, n_panels) = (pairs_of(a.cols()), self.panels.len());
+        let panel_len = 2 * PANEL * pairs;
+        let n_tiles = if whole {
+            1
+        } else {
+            self.rows.len().div_ceil(S::GEMM_ROWS) * n_panels
+        };
+        let n_tiles = n_tiles.max(scratch.tiles.len());
+        (scratch.tiles).resize(n_tiles, [0.0; TILE_LEN]);
+        let mut next_tile = 0;
         let mut row = self.rows.start;
         while row < self.rows.end {
             let rows = (self.rows.end - row).min(S::GEMM_ROWS);
-            let a = strip_of(s, g.a, row, rows, g.alpha, &mut scratch.strip);
-            let low_rank = g.low_rank.map(|term| {
+            let strip = strip_of(s, a, row, rows, g.alpha, &mut scratch.strip);
+            let low_rank = g.low_rank.filter(|_| block.last).map(|term| {
                 let h = strip_of(s, term.h, row, rows, term.scale, &mut scratch.low_rank);
                 (h, term.g_packed, 2 * PANEL * pairs_of(term.h.cols()))
             });
-            let next = Next::new(&g.a, row + rows, S::GEMM_ROWS, &self.rows);
-            for i in 0..self.panels.len() {
+            let next = Next::new(&a, row + rows, S::GEMM_ROWS, &self.rows).filter(|_| whole);
+            if !whole {
+                bring_near(s, &a, row + rows..(row + 2 * rows).min(self.rows.end));
+            }
+            for i in 0..n_panels {
                 let column = (self.panels.start + i) * PANEL;
                 let columns = (n - column).min(PANEL);
-                self.sink.prefetch(s, row, rows, column);
+                if block.last {
+                    self.sink.prefetch(s, row, rows, column);
+                }
+                let tile = &mut scratch.tiles[next_tile];
+                next_tile += usize::from(!whole);
                 let mut product = Product {
-                    a: a.start.cast(),
-                    a_row: a.stride / 2,
+                    a: strip.start.cast(),
+                    a_row: strip.stride / 2,
                     a_pair: 1,
-                    b: panels[i * panel_len..].as_ptr().cast(),
-                    pairs: pairs_of(k),
+                    b: block.panels[i * panel_len..].as_ptr().cast(),
+                    pairs,
                     rows,
                     columns,
                     c: tile.as_mut_ptr(),
                     c_row: PANEL,
-                    accumulate: false,
+                    accumulate: !block.first,
                     ahead: match next {
-                        Some(next) => next.share(i, self.panels.len(), pairs_of(k)),
+                        Some(next) => next.share(i, n_panels, pairs),
                         None => Ahead::NOTHING,
                     },
                 };
@@ -279,10 +359,38 @@ impl<A: Element, C: Element> Task<'_, A, C> {
                     // SAFETY: as above, of h and g.
                     unsafe { product_tile(s, &product) };
                 }
-                // SAFETY: the rectangle lies inside [m, n], and tasks' rectangles are disjoint.
-                unsafe { self.sink.write(s, &tile, [row, column], [rows, columns]) };
+                if block.last {
+                    // SAFETY: the rectangle lies inside [m, n], and tasks' rectangles are disjoint.
+                    unsafe { (self.sink).write(s, tile, [row, column], [rows, columns]) };
+                }
             }
             row += rows;
+        }
+    }
+}
+
+impl<'a> Block<'a> {
+    fn whole(depth: usize, panels: &'a [bf16]) -> Self {
+        Self {
+            first: true,
+            last: true,
+            columns: 0..depth,
+            panels,
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.first && self.last
+    }
+}
+
+/// Asks for rows that are read where they lie, a part of longer ones.
+#[inline(always)]
+fn bring_near<S: Simd, A: Element>(s: S, a: &MatRef<A>, rows: Range<usize>) {
+    let Some(start) = in_place(a) else { return };
+    for row in rows {
+        for column in (0..a.cols()).step_by(32) {
+            s.prefetch_far(start.wrapping_add(row * a.row_stride() + column).cast());
         }
     }
 }

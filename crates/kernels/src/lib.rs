@@ -48,7 +48,7 @@ pub use gemm_bf16::{
 };
 pub use half::bf16;
 pub use isa::Isa;
-pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, mse};
+pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, cross_entropy_into, mse};
 pub use matrix::MatRef;
 pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{

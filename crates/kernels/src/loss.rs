@@ -1,5 +1,6 @@
 //! Losses that turn their logits into gradients in place.
 
+use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::exp;
 use crate::parallel::rows_per_task;
@@ -30,81 +31,192 @@ pub fn cross_entropy(
     form: CrossEntropyForm,
     losses: &mut [f32],
 ) {
-    let n = labels.len();
-    assert_eq!(logits.len(), n * c);
-    assert_eq!(losses.len(), n);
+    check(logits, c, labels, losses);
+    if labels.is_empty() || c == 0 {
+        losses.fill(0.0);
+        return;
+    }
+    let rows = rows_per_task(c);
+    (logits.par_chunks_mut(rows * c))
+        .zip(labels.par_chunks(rows))
+        .zip(losses.par_chunks_mut(rows))
+        .for_each(|((logits, labels), losses)| {
+            let d = None::<&mut [f32]>;
+            dispatch(
+                isa,
+                CrossEntropy {
+                    logits,
+                    labels,
+                    form,
+                    losses,
+                    d,
+                },
+            );
+        });
+}
+
+/// As [`cross_entropy`], but the gradient goes to `d` [n, c or wider], rounded if that is narrower, with zeros behind column c;
+/// the logits are left without meaning. Panics also if `d` is not n rows.
+pub fn cross_entropy_into<E: Element>(
+    isa: Isa,
+    (logits, c): (&mut [f32], usize),
+    labels: &[i64],
+    form: CrossEntropyForm,
+    losses: &mut [f32],
+    d: &mut [E],
+) {
+    check(logits, c, labels, losses);
+    if labels.is_empty() || c == 0 {
+        losses.fill(0.0);
+        d.fill(E::narrow(0.0));
+        return;
+    }
+    let (rows, width) = (rows_per_task(c), d.len() / labels.len());
+    assert!(
+        width >= c && d.len() == width * labels.len(),
+        "rows of the gradient"
+    );
+    (logits.par_chunks_mut(rows * c))
+        .zip(labels.par_chunks(rows))
+        .zip(losses.par_chunks_mut(rows))
+        .zip(d.par_chunks_mut(rows * width))
+        .for_each(|(((logits, labels), losses), d)| {
+            let d = Some(d);
+            dispatch(
+                isa,
+                CrossEntropy {
+                    logits,
+                    labels,
+                    form,
+                    losses,
+                    d,
+                },
+            );
+        });
+}
+
+fn check(logits: &[f32], c: usize, labels: &[i64], losses: &[f32]) {
+    assert_eq!(logits.len(), labels.len() * c);
+    assert_eq!(losses.len(), labels.len());
     for &label in labels {
         assert!(
             label == IGNORE_INDEX || (0..c as i64).contains(&label),
             "label {label} of {c} classes"
         );
     }
-    if n == 0 || c == 0 {
-        losses.fill(0.0);
-        return;
-    }
-    let rows = rows_per_task(c);
-    let task = |logits: &mut [f32], labels: &[i64], losses: &mut [f32]| {
-        let op = CrossEntropy {
-            logits,
-            c,
-            labels,
-            form,
-            losses,
-        };
-        dispatch(isa, op);
-    };
-    if n <= rows {
-        task(logits, labels, losses);
-    } else {
-        (logits.par_chunks_mut(rows * c))
-            .zip(labels.par_chunks(rows))
-            .zip(losses.par_chunks_mut(rows))
-            .for_each(|((logits, labels), losses)| task(logits, labels, losses));
-    }
 }
 
-struct CrossEntropy<'a> {
+/// Rows that are neither none nor empty.
+struct CrossEntropy<'a, E> {
     logits: &'a mut [f32],
-    c: usize,
     labels: &'a [i64],
     form: CrossEntropyForm,
     losses: &'a mut [f32],
+    /// Where the gradient goes, if not to the logits.
+    d: Option<&'a mut [E]>,
 }
 
-impl SimdOp for CrossEntropy<'_> {
+impl<E: Element> SimdOp for CrossEntropy<'_, E> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (i, &label) in self.labels.iter().enumerate() {
-            let row = &mut self.logits[i * self.c..][..self.c];
-            if label == IGNORE_INDEX {
-                row.fill(0.0);
-                self.losses[i] = 0.0;
+    fn run<S: Simd>(mut self, s: S) {
+        let n = self.labels.len();
+        let c = self.logits.len() / n;
+        let rows = (self.logits.chunks_exact_mut(c))
+            .zip(self.labels)
+            .zip(self.losses);
+        for (i, ((row, &label), loss)) in rows.enumerate() {
+            let d = self.d.as_deref_mut().map(|d| {
+                let width = d.len() / n;
+                &mut d[i * width..][..width]
+            });
+            let Ok(label) = usize::try_from(label) else {
+                *loss = 0.0;
+                match d {
+                    None => row.fill(0.0),
+                    Some(d) => d.fill(E::narrow(0.0)),
+                }
                 continue;
-            }
-            let label = label as usize;
-            let CrossEntropyForm {
-                grad_scale,
-                smoothing,
-            } = self.form;
-            let at_label = row[label];
-            let max = row_max(s, row);
-            let mean = if smoothing > 0.0 {
-                max - row_shortfall(s, row, max) / self.c as f32
-            } else {
-                at_label
             };
-            let sum = exp_in_place(s, row, max);
-            let expected = at_label + smoothing * (mean - at_label);
-            self.losses[i] = sum.ln() + (max - expected);
-            crate::elementwise::scale_in_place(s, row, grad_scale / sum);
-            if smoothing > 0.0 {
-                shift_in_place(s, row, -grad_scale * smoothing / self.c as f32);
+            let at_label;
+            let slope;
+            (*loss, at_label, slope) = exponents(s, row, label, self.form);
+            match d {
+                None => {
+                    // SAFETY: the row is its own destination.
+                    unsafe { slope.apply(s, row.as_ptr(), c, row.as_mut_ptr()) };
+                    row[label] = at_label;
+                }
+                Some(d) => {
+                    // SAFETY: d is at least as wide as the row.
+                    unsafe { slope.apply(s, row.as_ptr(), c, d.as_mut_ptr()) };
+                    d[label] = E::narrow(at_label);
+                    d[c..].fill(E::narrow(0.0));
+                }
             }
-            row[label] -= grad_scale * (1.0 - smoothing);
         }
     }
+}
+
+/// The gradient off the label: factor · e + shift.
+struct Slope {
+    factor: f32,
+    shift: f32,
+}
+
+impl Slope {
+    #[inline(always)]
+    fn at(&self, e: f32) -> f32 {
+        self.factor * e + self.shift
+    }
+
+    /// # Safety
+    /// `e` holds n values, `d` has room for as many; both may be the same place.
+    #[inline(always)]
+    unsafe fn apply<S: Simd, E: Element>(&self, s: S, e: *const f32, n: usize, d: *mut E) {
+        let (factor, shift) = (s.splat(self.factor), s.splat(self.shift));
+        let mut at = 0;
+        while at < n {
+            let lanes = lanes_at::<S>(at, n);
+            // SAFETY: the caller's contract.
+            unsafe {
+                let v = s.add(s.mul(f32::load_n(s, e.add(at), lanes), factor), shift);
+                E::store_n(s, d.add(at), v, lanes);
+            }
+            at += S::LANES;
+        }
+    }
+}
+
+/// The loss of a row that is not empty, the gradient at its label, and how it is made elsewhere from the exponentials that
+/// the logits become.
+#[inline(always)]
+fn exponents<S: Simd>(
+    s: S,
+    row: &mut [f32],
+    label: usize,
+    form: CrossEntropyForm,
+) -> (f32, f32, Slope) {
+    let CrossEntropyForm {
+        grad_scale,
+        smoothing,
+    } = form;
+    let c = row.len() as f32;
+    let at_label = row[label];
+    let max = row_max(s, row);
+    let mean = if smoothing > 0.0 {
+        max - row_shortfall(s, row, max) / c
+    } else {
+        at_label
+    };
+    let sum = exp_in_place(s, row, max);
+    let expected = at_label + smoothing * (mean - at_label);
+    let slope = Slope {
+        factor: grad_scale / sum,
+        shift: -grad_scale * smoothing / c,
+    };
+    let gradient = slope.at(row[label]) - grad_scale * (1.0 - smoothing);
+    (sum.ln() + (max - expected), gradient, slope)
 }
 
 /// The largest value of a row that is not empty.
@@ -141,18 +253,6 @@ fn row_shortfall<S: Simd>(s: S, x: &[f32], max: f32) -> f32 {
     }
     let rest: f32 = x[whole..].iter().map(|v| max - v).sum();
     s.reduce_add(sum) + rest
-}
-
-/// x += shift.
-#[inline(always)]
-fn shift_in_place<S: Simd>(s: S, x: &mut [f32], shift: f32) {
-    let shift = s.splat(shift);
-    let mut at = 0;
-    while at < x.len() {
-        let n = lanes_at::<S>(at, x.len());
-        store_at(s, x, at, s.add(load_at(s, x, at, n), shift), n);
-        at += S::LANES;
-    }
 }
 
 /// x = exp(x - shift); returns the sum.

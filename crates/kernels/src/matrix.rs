@@ -69,6 +69,11 @@ impl<'a, T: Copy> MatRef<'a, T> {
         }
     }
 
+    /// Some of the columns. Panics if the range exceeds the columns.
+    pub fn cols_range(self, range: Range<usize>) -> Self {
+        self.transposed().rows_range(range).transposed()
+    }
+
     /// Number of rows.
     pub fn rows(self) -> usize {
         self.rows
@@ -117,6 +122,7 @@ mod tests {
         assert_eq!(view.rows_range(1..3).at(1, 1), 9.0);
         assert_eq!(view.transposed().rows_range(1..2).at(0, 2), 9.0);
         assert_eq!(view.rows_range(3..3).rows(), 0);
+        assert_eq!(view.cols_range(2..4).at(1, 0), 6.0);
         assert_eq!(MatRef::strided(&data[1..], 2, 2, 5, 2).at(1, 1), 8.0);
     }
 

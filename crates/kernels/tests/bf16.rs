@@ -206,19 +206,24 @@ impl Case {
     }
 }
 
+/// Deeper than the transposed form makes panels of at once, by more than a whole block: many rows, and many columns.
+const DEEP: [[usize; 3]; 2] = [[515, 3, 6147], [7, 200, 7168]];
+
 #[test]
 fn products_agree() {
     for isa in isas() {
-        for shape in shapes() {
+        for shape in shapes().into_iter().chain(DEEP) {
             let case = Case::new(shape);
             let what = format!("{shape:?} on {}", isa.name());
             let narrow_a = narrow(&case.a);
             let len = case.m * case.n;
+            // Rounding errors of one chain of sums grow with it. Measured worst 2.8e-6 at a depth of 7168, of the largest.
+            let tolerance = TOLERANCE * (case.k as f64 / 2048.0).max(1.0);
             for form in [[false, false], [true, false], [false, true], [true, true]] {
                 let want = case.want(form[1]);
                 let mut c = vec![f32::NAN; len];
                 case.run(isa, &narrow_a, form, Epilogue::Store(&mut c));
-                check_close(&c, &want, TOLERANCE, &what);
+                check_close(&c, &want, tolerance, &what);
                 let mut from_f32 = vec![f32::NAN; len];
                 case.run(isa, &case.a, form, Epilogue::Store(&mut from_f32));
                 assert_eq!(

@@ -431,6 +431,19 @@ fn cross_entropy_agrees() {
             check_close(&losses, &want, TOLERANCE, &what);
             check_close(&d, &want_d, TOLERANCE, &what);
             assert!(d[2 * c..3 * c].iter().all(|v| *v == 0.0), "{what}");
+
+            // Elsewhere, narrower and in wider rows: the same but for one rounding, zeros behind.
+            let width = c + 5;
+            let mut elsewhere = vec![bf16::NAN; n * width];
+            let (mut scratch, mut same) = (logits.clone(), vec![f32::NAN; n]);
+            let out = &mut elsewhere;
+            cross_entropy_into(isa, (&mut scratch, c), &labels, form, &mut same, out);
+            assert_eq!(same, losses, "{what}");
+            for (row, d) in elsewhere.chunks(width).zip(d.chunks(c)) {
+                let rounded: Vec<bf16> = d.iter().map(|&v| bf16::narrow(v)).collect();
+                assert_eq!(row[..c], rounded, "{what}");
+                assert!(row[c..].iter().all(|v| *v == bf16::ZERO), "{what}");
+            }
         }
     }
 }

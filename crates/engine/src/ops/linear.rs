@@ -106,9 +106,6 @@ fn forward<'m>(
     let adapted = params.adapter.zip(h.as_ref()).zip(g.as_ref());
     let b = Packed::weight(trainables, params.weight);
     let product = Product {
-        a: x.tensor(),
-        b: &b,
-        alpha: 1.0,
         low_rank: adapted.map(|((adapter, h), g)| LowRankTerm {
             h,
             g,
@@ -118,6 +115,7 @@ fn forward<'m>(
             .bias
             .filter(|_| !device.is_dry())
             .map(|b| b.data(trainables)),
+        ..Product::new(x.tensor(), &b)
     };
     let needed = x.requires_grad() || params.trained();
     let mut pre = None;

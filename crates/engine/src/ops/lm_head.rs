@@ -1,9 +1,11 @@
-//! The head of a language model: logits = h·Wᵀ over the vocabulary, and their cross entropy, a chunk of rows at a time, so
-//! that [tokens, V] never stands in memory. Shapes: h, d_h [N, D], W [V, D], labels `[N]`, logits of a chunk [C, V].
+//! The head of a language model: logits = h·Wᵀ over the vocabulary, and their cross entropy, some rows at a time, so that
+//! [tokens, V] never stands in memory. Shapes: h, d_h [N, D], W [V, D], labels `[N]`, logits of some rows [C, V].
 //! The end of the tape: nothing is saved, the gradient is made in the same walk.
 
+use std::ops::Range;
+
 use lowrank_kernels as kernels;
-use lowrank_kernels::CrossEntropyForm;
+use lowrank_kernels::{CrossEntropyForm, DType, PANEL};
 
 use crate::meter::Purpose;
 use crate::ops::product::{Packed, Product, add_outer};
@@ -11,8 +13,19 @@ use crate::param::{Gradients, Matrix, Trainables};
 use crate::tape::Var;
 use crate::tensor::{Tensor, with_element};
 
-/// Rows of a chunk: enough for the products to run at full speed.
-const CHUNK_ROWS: usize = 256;
+/// Rows whose logits stand in memory at once, in f32: few, for the cache, and enough for the product to run at full speed.
+const LOGIT_ROWS: usize = 128;
+
+/// Rows whose gradient stands in memory at once. In bf16 they share one turning of the table, which in f32 is turned once.
+fn gradient_rows(precision: DType) -> usize {
+    match precision {
+        DType::Bf16 => 512,
+        DType::F32 => 256,
+    }
+}
+
+/// What a profile calls the products with the vocabulary.
+const LABEL: &str = "product with the vocabulary";
 
 /// What the hidden states are held against.
 #[derive(Debug, Clone, Copy)]
@@ -29,20 +42,22 @@ pub struct LmTargets<'a> {
 pub fn lm_logits(h: &Tensor, table: &Matrix, trainables: &Trainables) -> Tensor {
     let vocab = table.shape(trainables)[0];
     let mut logits = Tensor::uninit(h.device(), h.rows(), vocab, Purpose::Workspace);
-    Product::new(h, &Packed::weight(trainables, table)).store(&mut logits);
+    let table = Packed::weight(trainables, table);
+    Product {
+        label: LABEL,
+        ..Product::new(h, &table)
+    }
+    .store(&mut logits);
     logits
 }
 
 /// The loss's sum over all rows; 0 on the dry device. Panics if the numbers disagree or a label is outside the vocabulary.
 pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> f64 {
+    let head = Head::new(targets, 0.0, trainables);
     let mut sum = 0.0;
-    let packed = Packed::weight(trainables, targets.table);
-    for_each_chunk(h.tensor(), |first, h| {
-        let vocab = targets.table.shape(trainables)[0];
-        let mut logits = Tensor::uninit(h.device(), h.rows(), vocab, Purpose::Workspace);
-        Product::new(&h, &packed).store(&mut logits);
-        sum += cross_entropy(&mut logits, &targets, first, 0.0);
-    });
+    for rows in parts(0..h.tensor().rows(), LOGIT_ROWS) {
+        sum += head.loss(h.tensor(), rows, None);
+    }
     sum
 }
 
@@ -54,64 +69,104 @@ pub fn lm_loss_backward(
     trainables: &Trainables,
     gradients: &mut Gradients,
 ) -> (f64, Tensor) {
-    let tensor = h.tensor();
-    let (device, cols) = (tensor.device(), tensor.cols());
-    let vocab = targets.table.shape(trainables)[0];
-    let mut d_h = Tensor::activations(device, tensor.rows(), cols);
-    let packed = Packed::weight(trainables, targets.table);
-    let transposed = h
-        .requires_grad()
-        .then(|| Packed::weight_transposed(trainables, targets.table));
+    let head = Head::new(targets, grad_scale, trainables);
+    let table = h.requires_grad().then(|| head.table.turned());
+    let (h, trained) = (h.tensor(), targets.table.trainable());
+    let (device, cols) = (h.device(), h.cols());
+    let precision = device.precision();
+    let mut d_h = Tensor::activations(device, h.rows(), cols);
     let mut sum = 0.0;
-    for_each_chunk(tensor, |first, h| {
-        let mut logits = Tensor::uninit(device, h.rows(), vocab, Purpose::Workspace);
-        Product::new(&h, &packed).store(&mut logits);
-        sum += cross_entropy(&mut logits, &targets, first, grad_scale);
-        if let Some(id) = targets.table.trainable() {
-            add_outer(&logits, &h, 1.0, gradients.get_mut(id));
+    for rows in parts(0..h.rows(), gradient_rows(precision)) {
+        let mut d = Tensor::uninit_as(
+            precision,
+            device,
+            rows.len(),
+            head.gradient_width(precision),
+            Purpose::Workspace,
+        );
+        for part in parts(rows.clone(), LOGIT_ROWS) {
+            let at = part.start - rows.start;
+            sum += head.loss(h, part, Some((&mut d, at)));
         }
-        let Some(transposed) = &transposed else {
-            return;
-        };
-        let mut d = Tensor::uninit_as(d_h.dtype(), device, h.rows(), cols, Purpose::Workspace);
-        Product::new(&logits, transposed).store(&mut d);
-        let dtype = d.dtype();
-        device.exec("copy", 0, |_| {
-            with_element!(dtype, E => {
-                d_h.values_mut::<E>()[first * cols..][..d.len()].copy_from_slice(d.values());
-            });
-        });
-    });
+        if let Some(id) = trained {
+            let h = h.duplicate_rows(rows.clone(), Purpose::Workspace);
+            add_outer(&d, &h, 1.0, gradients.get_mut(id));
+        }
+        if let Some(table) = &table {
+            let mut part =
+                Tensor::uninit_as(d_h.dtype(), device, rows.len(), cols, Purpose::Workspace);
+            Product {
+                label: LABEL,
+                ..Product::new(&d, table)
+            }
+            .store(&mut part);
+            d_h.copy_rows(rows.start, &part, 0..rows.len());
+        }
+    }
     (sum, d_h)
 }
 
-/// Calls `work` with the number of the first row and a copy of the rows of each chunk.
-fn for_each_chunk(h: &Tensor, mut work: impl FnMut(usize, Tensor)) {
-    for first in (0..h.rows()).step_by(CHUNK_ROWS) {
-        let rows = first..(first + CHUNK_ROWS).min(h.rows());
-        work(first, h.duplicate_rows(rows, Purpose::Workspace));
-    }
+/// `rows` in parts of `len` at most.
+fn parts(rows: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = rows.end;
+    rows.step_by(len)
+        .map(move |first| first..(first + len).min(end))
 }
 
-/// The loss's sum of one chunk; its logits become their gradient.
-fn cross_entropy(
-    logits: &mut Tensor,
-    targets: &LmTargets<'_>,
-    first: usize,
-    grad_scale: f32,
-) -> f64 {
-    let (device, rows, vocab) = (logits.device().clone(), logits.rows(), logits.cols());
-    let labels = &targets.labels[first..first + rows];
-    let mut losses = Tensor::uninit(&device, 1, rows, Purpose::Workspace);
-    let mut sum = 0.0;
-    device.exec("cross_entropy", 0, |isa| {
-        let form = CrossEntropyForm {
-            grad_scale,
-            smoothing: targets.smoothing,
-        };
-        let d = logits.data_mut();
-        kernels::cross_entropy(isa, d, vocab, labels, form, losses.data_mut());
-        sum = losses.data().iter().map(|&l| f64::from(l)).sum();
-    });
-    sum
+/// The table as the products want it, and what the loss asks of the logits.
+struct Head<'a> {
+    table: Packed<'a>,
+    vocab: usize,
+    labels: &'a [i64],
+    form: CrossEntropyForm,
+}
+
+impl<'a> Head<'a> {
+    fn new(targets: LmTargets<'a>, grad_scale: f32, trainables: &Trainables) -> Self {
+        Head {
+            table: Packed::weight(trainables, targets.table),
+            vocab: targets.table.shape(trainables)[0],
+            labels: targets.labels,
+            form: CrossEntropyForm {
+                grad_scale,
+                smoothing: targets.smoothing,
+            },
+        }
+    }
+
+    /// Columns of the logits' gradient: zeros fill it up to the panels of the table that it is multiplied by.
+    fn gradient_width(&self, precision: DType) -> usize {
+        match precision {
+            DType::Bf16 => self.vocab.next_multiple_of(PANEL),
+            DType::F32 => self.vocab,
+        }
+    }
+
+    /// The loss's sum of some rows; their logits' gradient is written to the rows of a tensor that begin at a number.
+    fn loss(&self, h: &Tensor, rows: Range<usize>, gradient: Option<(&mut Tensor, usize)>) -> f64 {
+        let (device, labels) = (h.device(), &self.labels[rows.clone()]);
+        let h = h.duplicate_rows(rows.clone(), Purpose::Workspace);
+        let mut logits = Tensor::uninit(device, h.rows(), self.vocab, Purpose::Workspace);
+        Product {
+            label: LABEL,
+            ..Product::new(&h, &self.table)
+        }
+        .store(&mut logits);
+        let mut losses = Tensor::uninit(device, 1, h.rows(), Purpose::Workspace);
+        let mut sum = 0.0;
+        device.exec("cross_entropy", 0, |isa| {
+            let (logits, form) = (logits.data_mut(), self.form);
+            let losses: &mut [f32] = losses.data_mut();
+            match gradient {
+                None => kernels::cross_entropy(isa, logits, self.vocab, labels, form, losses),
+                Some((d, at)) => with_element!(d.dtype(), E => {
+                    let width = d.cols();
+                    let d = &mut d.values_mut::<E>()[at * width..][..rows.len() * width];
+                    kernels::cross_entropy_into(isa, (logits, self.vocab), labels, form, losses, d);
+                }),
+            }
+            sum = losses.iter().map(|&l| f64::from(l)).sum();
+        });
+        sum
+    }
 }

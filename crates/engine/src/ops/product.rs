@@ -18,8 +18,11 @@ const THIN: usize = 32;
 pub(crate) enum Packed<'a> {
     /// A frozen weight [n, k].
     Frozen(&'a PackedMatrix),
-    /// A frozen weight [k, n], used the other way round.
-    FrozenTransposed(&'a PackedMatrix),
+    /// The packed bf16 form of [k, n], used the other way round.
+    Transposed {
+        packed: &'a Tensor,
+        shape: [usize; 2],
+    },
     /// A trained value, packed in scratch: [n, k].
     Scratch { packed: Tensor, shape: [usize; 2] },
 }
@@ -60,7 +63,10 @@ impl<'a> Packed<'a> {
     /// Wᵀ [in, out] of a layer: what d_y·W needs.
     pub(crate) fn weight_transposed(trainables: &Trainables, weight: &'a Matrix) -> Self {
         match weight {
-            Matrix::Frozen(packed) => Packed::frozen_transposed(packed),
+            Matrix::Frozen(packed) => {
+                let shape = [packed.out_features(), packed.in_features()];
+                Packed::turn(packed.tensor(), shape)
+            }
             Matrix::Trainable(id) => Packed::trained(&trainables.get(*id).value, true),
             Matrix::TrainableConv1d(id) => Packed::trained(&trainables.get(*id).value, false),
         }
@@ -68,35 +74,48 @@ impl<'a> Packed<'a> {
 
     /// f32 panels of a transposed weight are made in scratch once for all products; those of bf16 are made in cache, by the
     /// product itself.
-    fn frozen_transposed(w: &'a PackedMatrix) -> Self {
-        if w.tensor().dtype() == DType::Bf16 {
-            return Packed::FrozenTransposed(w);
+    fn turn(source: &'a Tensor, [n, k]: [usize; 2]) -> Self {
+        let shape = [k, n];
+        if source.dtype() == DType::Bf16 {
+            let packed = source;
+            return Packed::Transposed { packed, shape };
         }
-        let (out, inp) = (w.out_features(), w.in_features());
-        let device = w.tensor().device();
-        let len = kernels::packed_len(inp, out);
+        let device = source.device();
+        let len = kernels::packed_len(k, n);
         let mut packed = Tensor::uninit(device, 1, len, Purpose::Workspace);
         device.exec("pack", 0, |isa| {
-            kernels::repack_transposed(isa, w.tensor().data(), out, inp, packed.data_mut());
+            kernels::repack_transposed(isa, source.data(), n, k, packed.data_mut());
         });
-        Packed::Scratch {
-            packed,
-            shape: [inp, out],
+        Packed::Scratch { packed, shape }
+    }
+
+    /// The transpose of what is packed already, its depth padded with zeros to whole panels: d·b, where d [m, depth] is the
+    /// gradient of a product with b. Panics for what is turned already.
+    pub(crate) fn turned(&self) -> Packed<'_> {
+        match self {
+            Packed::Frozen(_) | Packed::Scratch { .. } => {}
+            Packed::Transposed { .. } => panic!("an operand turned twice"),
         }
+        let ([n, k], packed) = (self.shape(), self.tensor());
+        let n = match packed.dtype() {
+            DType::Bf16 => n.next_multiple_of(kernels::PANEL),
+            DType::F32 => n,
+        };
+        Packed::turn(packed, [n, k])
     }
 
     /// [n, k].
     pub(crate) fn shape(&self) -> [usize; 2] {
         match self {
             Packed::Frozen(w) => [w.out_features(), w.in_features()],
-            Packed::FrozenTransposed(w) => [w.in_features(), w.out_features()],
-            Packed::Scratch { shape, .. } => *shape,
+            Packed::Transposed { shape, .. } | Packed::Scratch { shape, .. } => *shape,
         }
     }
 
     fn tensor(&self) -> &Tensor {
         match self {
-            Packed::Frozen(w) | Packed::FrozenTransposed(w) => w.tensor(),
+            Packed::Frozen(w) => w.tensor(),
+            Packed::Transposed { packed, .. } => packed,
             Packed::Scratch { packed, .. } => packed,
         }
     }
@@ -105,7 +124,7 @@ impl<'a> Packed<'a> {
     fn bf16(&self) -> PackedBf16<'_> {
         match self {
             Packed::Frozen(_) | Packed::Scratch { .. } => PackedBf16::Rows(self.tensor().values()),
-            Packed::FrozenTransposed(_) => PackedBf16::Transposed(self.tensor().values()),
+            Packed::Transposed { packed, .. } => PackedBf16::Transposed(packed.values()),
         }
     }
 }
@@ -127,17 +146,26 @@ pub(crate) struct Product<'a> {
     pub low_rank: Option<LowRankTerm<'a>>,
     /// `[n]`; absent on the dry device.
     pub bias: Option<&'a [f32]>,
+    /// What a profile calls it.
+    pub label: &'static str,
 }
 
 impl<'a> Product<'a> {
     /// a·bᵀ.
     pub(crate) fn new(a: &'a Tensor, b: &'a Packed<'a>) -> Self {
+        let [n, k] = b.shape();
+        let label = if n.min(k) <= THIN {
+            "product with a factor"
+        } else {
+            "product"
+        };
         Product {
             a,
             b,
             alpha: 1.0,
             low_rank: None,
             bias: None,
+            label,
         }
     }
 
@@ -179,7 +207,7 @@ impl<'a> Product<'a> {
             "the product's shape"
         );
         if self.b.tensor().dtype() == DType::F32 {
-            device.exec(self.label(), self.flops(), |isa| {
+            device.exec(self.label, self.flops(), |isa| {
                 self.run_f32(isa, c, accumulate)
             });
             return;
@@ -218,17 +246,7 @@ impl<'a> Product<'a> {
     }
 
     fn exec(&self, device: Device, run: impl FnOnce(kernels::Isa, Bf16Call<'_>)) {
-        device.exec(self.label(), self.flops(), |isa| run(isa, Bf16Call(self)));
-    }
-
-    /// What a profile calls it.
-    fn label(&self) -> &'static str {
-        let [n, k] = self.b.shape();
-        if n.min(k) <= THIN {
-            "product with a factor"
-        } else {
-            "product"
-        }
+        device.exec(self.label, self.flops(), |isa| run(isa, Bf16Call(self)));
     }
 
     fn flops(&self) -> u64 {
@@ -264,7 +282,8 @@ impl Bf16Call<'_> {
     }
 }
 
-/// into += alpha · aᵀ·b, the gradient of a weight or of a factor: a [M, out], b [M, in], into [out, in] in f32.
+/// into += alpha · aᵀ·b, the gradient of a weight or of a factor: a [M, out or wider], b [M, in], into [out, in] in f32. Columns
+/// of `a` behind `out` are padding.
 pub(crate) fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
     let flops = 2 * (a.rows() * a.cols() * b.cols()) as u64;
     let stride = into.cols();
@@ -295,7 +314,7 @@ pub(crate) fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
                     kernels::pack_bf16(isa, b.view_as::<B>().transposed(), packed.values_mut());
                 });
                 with_element!(a.dtype(), A => {
-                    let a: MatRef<'_, A> = a.view_as::<A>().transposed();
+                    let a: MatRef<'_, A> = a.view_as().cols_range(0..into.rows()).transposed();
                     let call = GemmBf16 {
                         a,
                         alpha,
