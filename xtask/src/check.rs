@@ -6,13 +6,17 @@ use std::time::Instant;
 use crate::arguments::Arguments;
 use crate::{root, tidy};
 
-const STEPS: [(&str, &str); 4] = [
+const STEPS: [(&str, &str); 5] = [
     ("format", "fmt --all --check"),
     (
         "clippy",
         "clippy --workspace --all-targets --quiet -- -D warnings",
     ),
     ("tests", "test --workspace --quiet"),
+    (
+        "tests of the Parquet reader",
+        "test -p lowrank-data --features parquet --test parquet --quiet",
+    ),
     // The program's page would take the library's name, `lowrank`.
     (
         "docs",

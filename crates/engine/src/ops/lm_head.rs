@@ -20,7 +20,7 @@ const LOGIT_ROWS: usize = 128;
 fn gradient_rows(precision: DType) -> usize {
     match precision {
         DType::Bf16 => 512,
-        DType::F32 => 256,
+        DType::F32 => 128,
     }
 }
 
