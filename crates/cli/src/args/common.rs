@@ -77,7 +77,8 @@ pub struct AdapterArgs {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataArgs {
-    /// What is predicted: single_label, multi_label, regression or token_classification [default: from the model or the labels]
+    /// What is predicted: single_label, multi_label, regression, token_classification or
+    /// causal_lm [default: from the model or the labels]
     #[arg(long, value_parser = named::<TaskKind>, help_heading = "Data")]
     pub task: Option<TaskKind>,
     /// Names of the labels in the order of their class numbers [default: from the model or the training rows]
