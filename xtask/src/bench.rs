@@ -119,7 +119,7 @@ pub fn run(words: &[String]) -> Result<(), String> {
     outcome
 }
 
-fn list(text: &str, flag: &str, known: &[&str]) -> Result<Vec<String>, String> {
+pub(crate) fn list(text: &str, flag: &str, known: &[&str]) -> Result<Vec<String>, String> {
     let names: Vec<String> = text.split(',').map(str::to_owned).collect();
     match names.iter().find(|name| !known.contains(&name.as_str())) {
         None => Ok(names),
@@ -143,7 +143,7 @@ fn cargo() -> Command {
     command
 }
 
-fn build_ours() -> Result<(), String> {
+pub(crate) fn build_ours() -> Result<(), String> {
     let status = cargo()
         .args(["build", "--release", "--quiet", "--package", "lowrank-cli"])
         .status()
@@ -155,7 +155,7 @@ fn build_ours() -> Result<(), String> {
     }
 }
 
-fn script(python: &str, name: &str) -> Command {
+pub(crate) fn script(python: &str, name: &str) -> Command {
     let mut command = Command::new(python);
     command
         .arg(Path::new("tools/bench").join(name))
@@ -265,6 +265,12 @@ fn compare(
 }
 
 fn measure(name: &str, command: &mut Command) -> Result<Sample, String> {
+    output_line(name, command)
+        .and_then(|object| sample(&object).map_err(|error| format!("{name}: {error}")))
+}
+
+/// The last line that is a JSON object of what a command writes.
+pub(crate) fn output_line(name: &str, command: &mut Command) -> Result<Value, String> {
     let output = command
         .stderr(Stdio::inherit())
         .output()
@@ -272,20 +278,22 @@ fn measure(name: &str, command: &mut Command) -> Result<Sample, String> {
     if !output.status.success() {
         return Err(format!("{name}: {command:?} ended with {}", output.status));
     }
-    parse(&String::from_utf8_lossy(&output.stdout)).map_err(|error| format!("{name}: {error}"))
+    last_object(&String::from_utf8_lossy(&output.stdout))
+        .map_err(|error| format!("{name}: {error}"))
 }
 
-/// The last line that is a JSON object.
-fn parse(text: &str) -> Result<Sample, String> {
-    let object = text
-        .lines()
-        .rev()
-        .find_map(|line| {
-            serde_json::from_str::<Value>(line)
-                .ok()
-                .filter(Value::is_object)
-        })
-        .ok_or("expected a line of JSON on standard output, found none")?;
+fn last_object(text: &str) -> Result<Value, String> {
+    let mut objects = text.lines().rev().filter_map(|line| {
+        serde_json::from_str::<Value>(line)
+            .ok()
+            .filter(Value::is_object)
+    });
+    objects
+        .next()
+        .ok_or_else(|| "expected a line of JSON on standard output, found none".to_owned())
+}
+
+fn sample(object: &Value) -> Result<Sample, String> {
     let number = |key: &str| {
         object[key]
             .as_f64()
@@ -355,7 +363,7 @@ fn print_summary(work: &Work, dtype: &str, sides: &[Side], samples: &[Vec<Sample
 }
 
 /// The middle value; of an even number, the mean of the two in the middle. NaN for none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     match values.len() {
@@ -385,6 +393,7 @@ mod tests {
             loss: 0.5,
             share_of_peak: None,
         };
+        let parse = |text: &str| last_object(text).and_then(|object| super::sample(&object));
         assert_eq!(parse(text), Ok(sample));
         assert!(parse("no numbers").is_err());
         assert!(parse("{\"loss\": 1}").unwrap_err().contains("tokens_per_s"));

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod bench_generate;
 mod check;
 mod golden;
 mod tidy;
@@ -27,7 +28,13 @@ commands:
                      --mode lora|full      adapters, or all weights (default lora)
                      --batch B --seq T --steps N --rounds N   (default 16, 128, 8, 3)
                      --dropout P           in place of the config's own
-                     --threads N";
+                     --threads N
+  bench-generate   greedy generation of lowrank and of transformers, in turns; medians, ratios, equal tokens
+                     --python FILE, --dtype f32,bf16, --rounds N, --threads N   as above
+                     --model-config FILE   a config.json (default tools/bench/configs/gpt2.json)
+                     --peers eager,compiled  (default eager; compiled: static cache and torch.compile)
+                     --batch 1,16          sizes of batches, one after the other
+                     --prompt T --new N    tokens of a prompt, and new ones (default 32, 128)";
 
 /// The repository's root.
 fn root() -> PathBuf {
@@ -43,6 +50,7 @@ fn main() -> ExitCode {
         "tidy" => tidy::run(&rest),
         "golden" => golden::run(&rest),
         "bench" => bench::run(&rest),
+        "bench-generate" => bench_generate::run(&rest),
         "" | "help" | "-h" | "--help" => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

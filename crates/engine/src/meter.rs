@@ -18,11 +18,13 @@ pub enum Purpose {
     Workspace,
     /// States that frozen layers give, kept for the next time that a row comes.
     PrefixCache,
+    /// Keys and values of the tokens so far, kept by generation.
+    KeptRows,
 }
 
 impl Purpose {
     /// Every purpose, in the order of [`MemoryReport::bytes`].
-    pub const ALL: [Purpose; 7] = [
+    pub const ALL: [Purpose; 8] = [
         Purpose::FrozenWeights,
         Purpose::TrainableWeights,
         Purpose::Gradients,
@@ -30,6 +32,7 @@ impl Purpose {
         Purpose::Activations,
         Purpose::Workspace,
         Purpose::PrefixCache,
+        Purpose::KeptRows,
     ];
 
     /// A name for tables and JSON.
@@ -42,6 +45,7 @@ impl Purpose {
             Purpose::Activations => "activations",
             Purpose::Workspace => "workspace",
             Purpose::PrefixCache => "prefix_cache",
+            Purpose::KeptRows => "kept_rows",
         }
     }
 

@@ -25,6 +25,7 @@ mod parallel;
 mod philox;
 pub mod reference;
 mod simd;
+mod vocabulary;
 
 pub use activation::{
     Activation, activation_backward, activation_forward, activation_forward_in_place,
@@ -58,3 +59,4 @@ pub use norm::{
 pub use optimizer::{AdamW, adamw_step};
 pub use outer::{OuterLayout, outer_add};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};
+pub use vocabulary::{argmax, log_softmax};

@@ -358,6 +358,7 @@ fn cached_attention_agrees_with_causal_attention_of_a_last_query() {
             (2, 64, vec![1, 33, 5]),
             (1, 5, vec![17, 2]),
             (3, 16, vec![600]),
+            (12, 20, vec![3, 4, 9, 8, 1, 2, 5, 6, 7]),
         ] {
             let pairs: Vec<_> = lengths.iter().map(|&n| (1, n)).collect();
             let case = AttentionCase::new(num_heads, head_dim, &pairs).causal(None);
@@ -384,6 +385,31 @@ fn cached_attention_agrees_with_causal_attention_of_a_last_query() {
                 rows: &rows,
             };
             attention_cached(isa, &args, &mut out);
+            let rounded = |x: &[f32]| x.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>();
+            let exact = |x: &[bf16]| x.iter().map(|v| f64::from(v.to_f32())).collect::<Vec<_>>();
+            let [q16, k16, v16] = &[&q, &k, &v].map(|x| rounded(x));
+            let mut out16 = vec![bf16::NAN; q.len()];
+            let args = CachedAttention {
+                num_heads,
+                head_dim,
+                scale: case.shape().scale,
+                q: q16,
+                k: &rounded(&pool(&k)),
+                v: &rounded(&pool(&v)),
+                rows: &rows,
+            };
+            attention_cached(isa, &args, &mut out16);
+            let [wide_q, wide_k, wide_v] = [q16, k16, v16].map(|x| exact(x));
+            let (want, _) = reference::attention(&reference::Attention {
+                shape: case.shape(),
+                q: &wide_q,
+                k: &wide_k,
+                v: &wide_v,
+            });
+            let out16: Vec<f32> = out16.iter().map(|v| v.to_f32()).collect();
+            // Only the result is rounded, by half of 2^-8 at most.
+            let what = format!("cached in bf16 on {}", isa.name());
+            check_close(&out16, &want, 2e-3, &what);
             let (wide_q, wide_k, wide_v) = (wide(&q), wide(&k), wide(&v));
             let (want, _) = reference::attention(&reference::Attention {
                 shape: case.shape(),
@@ -392,6 +418,27 @@ fn cached_attention_agrees_with_causal_attention_of_a_last_query() {
                 v: &wide_v,
             });
             check_close(&out, &want, TOLERANCE, &format!("cached on {}", isa.name()));
+        }
+    }
+}
+
+#[test]
+fn the_choice_among_a_vocabulary_agrees() {
+    for isa in isas() {
+        for n in [2, 7, 15, 16, 17, 31, 33, 1000, 50257] {
+            let what = format!("{n} values on {}", isa.name());
+            let mut x: Vec<f32> = random(n, 3).iter().map(|v| v * 30.0).collect();
+            let best = (0..n).fold(0, |best, i| if x[i] > x[best] { i } else { best });
+            assert_eq!(argmax(isa, &x), best, "{what}");
+            x[n - 1] = x[best];
+            x[n / 2] = x[best];
+            assert_eq!(argmax(isa, &x), best.min(n / 2), "{what}, several of them");
+            x[0] = f32::NEG_INFINITY;
+            let sum: f64 = wide(&x).iter().map(|v| v.exp()).sum();
+            let want: Vec<f64> = wide(&x).iter().map(|v| v - sum.ln()).collect();
+            log_softmax(isa, &mut x);
+            assert_eq!(x[0], f32::NEG_INFINITY, "{what}");
+            check_close(&x[1..], &want[1..], TOLERANCE, &what);
         }
     }
 }

@@ -331,6 +331,9 @@ pub struct ProfileArgs {
     /// Steps timed, after one that is not [default: 5]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
+    /// Time so many new tokens after each row in place of training steps; `steps` is then how often [default: 3]
+    #[arg(long, value_name = "N", conflicts_with = "full")]
+    pub generate: Option<usize>,
     /// Every dropout of the model [default: the config's own]
     #[arg(long, value_name = "P")]
     pub dropout: Option<f64>,

@@ -315,7 +315,8 @@ impl Plan {
                 &percent(lora.trainable, total),
                 &percent(full.trainable, self.base_parameters),
             ]);
-        for purpose in Purpose::ALL {
+        let in_training = |p: &Purpose| *p != Purpose::KeptRows;
+        for purpose in Purpose::ALL.into_iter().filter(in_training) {
             table.row([
                 purpose.name().replace('_', " "),
                 bytes(lora.needs.peak.of(purpose)),

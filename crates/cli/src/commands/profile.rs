@@ -1,4 +1,4 @@
-//! `lowrank profile`: some optimizer steps of a model, timed whole and op by op, beside what the machine's own product
+//! `lowrank profile`: some optimizer steps of a model (or tokens that it generates), timed whole and op by op, beside what the machine's own product
 //! reaches. `cargo xtask bench` compares with the same command. The numbers are those of the loop in `lowrank_train`: the
 //! same forward, backward, clipping and update, without evaluation, log or checkpoints.
 
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use lowrank_data::{Example, Label, PackedBatch};
-use lowrank_engine::{Device, Gradients, Profile, StepKey};
+use lowrank_engine::{Device, Gradients, OpTime, Profile, StepKey};
 use lowrank_kernels::fill_uniform;
 use lowrank_model::{IGNORE_INDEX, LoadOptions, Model, ModelConfig, PassOptions, Task};
 use lowrank_train::evaluate::{model_batch, model_targets};
@@ -21,6 +21,7 @@ use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::session::{Base, Head, load_rows, load_spec, task_of};
 use crate::{memory, session, settings};
 
+mod generation;
 mod peak;
 
 /// Runs the command.
@@ -33,6 +34,9 @@ pub fn run(flags: ProfileArgs) -> CliResult {
         PrecisionArg::of(args.precision, args.full != Some(true)),
     )?;
     let (mut model, examples) = model_and_rows(&args, &device)?;
+    if let Some(new) = args.generate {
+        return generation::run(&args, &model, &examples, new);
+    }
     let steps = at_least_one("steps", args.steps, 5)?;
     let batches = batches(&examples, at_least_one("batch", args.batch, 16)?, steps + 1);
     let timing = time_steps(&args, &mut model, &batches, begin)?;
@@ -104,7 +108,14 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
             (model, examples)
         }
     };
-    if args.full.unwrap_or(false) {
+    if args.generate.is_some() {
+        if model.task() != Task::CausalLm {
+            return Err(CliError::usage(format!(
+                "a `{}` model generates no text",
+                model.config().model_type
+            )));
+        }
+    } else if args.full.unwrap_or(false) {
         model.train_all()?;
     } else {
         let lora = resolve_lora(&args.lora, default_lora(&model.config().model_type))?;
@@ -262,16 +273,17 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
+fn op_json(row: OpTime) -> serde_json::Value {
+    json!({
+        "op": row.op,
+        "phase": row.phase.name(),
+        "calls": row.calls,
+        "seconds": row.time.as_secs_f64(),
+        "flops": row.flops,
+    })
+}
+
 fn as_json(timing: &Timing, peak: f64, device: &Device) -> serde_json::Value {
-    let op = |row: lowrank_engine::OpTime| {
-        json!({
-            "op": row.op,
-            "phase": row.phase.name(),
-            "calls": row.calls,
-            "seconds": row.time.as_secs_f64(),
-            "flops": row.flops,
-        })
-    };
     json!({
         "tokens_per_s": timing.tokens_per_s,
         "median_s": timing.step_s,
@@ -288,7 +300,7 @@ fn as_json(timing: &Timing, peak: f64, device: &Device) -> serde_json::Value {
         "isa": device.isa().name(),
         "threads": device.threads(),
         "seconds": timing.seconds,
-        "ops": timing.profile.longest_first().into_iter().map(op).collect::<Vec<_>>(),
+        "ops": timing.profile.longest_first().into_iter().map(op_json).collect::<Vec<_>>(),
     })
 }
 

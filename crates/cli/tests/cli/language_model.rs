@@ -387,6 +387,20 @@ fn scored(lab: &Lab, right: usize) {
     assert_eq!(lab.run(&again).ok().stdout, first.stdout);
     assert_eq!(write(&["--batch-size", "3"]).stdout, first.stdout);
 
+    // Without notes of an adapter the rows are laid out as for their perplexity.
+    let bare = |more: &[&str]| {
+        let words = ["eval", "--model", "@scratch/model", "--json", "--generate"];
+        let rows = ["--data-file", "@rows.jsonl", "--output-file", "@bare.txt"];
+        lab.run(&[&words[..], &rows[..], more].concat()).ok();
+        fs::read_to_string(lab.path("bare.txt")).unwrap()
+    };
+    let laid_out = bare(&[]);
+    assert_eq!(
+        laid_out,
+        bare(&["--template", "{prompt}{eos} {completion}{eos}"])
+    );
+    assert_ne!(laid_out, bare(&["--template", "{prompt}{completion}"]));
+
     let refused = |more: &[&str], code: i32, words: &[&str]| {
         lab.run(&[&base[..], &["--generate"], more].concat())
             .fails(code, words);

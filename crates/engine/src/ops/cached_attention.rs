@@ -7,22 +7,38 @@ use crate::meter::Purpose;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, with_element};
 
-/// The keys and values of one layer: a pool of rows that grows, in f32.
+/// Rows that a pool has room for at first.
+const FIRST_ROWS: usize = 64;
+
+/// The keys and values of one layer: a pool of rows that grows, in the precision of the device.
 #[derive(Debug, Default)]
 pub struct KeptRows {
-    k: Vec<f32>,
-    v: Vec<f32>,
+    /// Keys and values, with room for more.
+    pools: Option<[Tensor; 2]>,
+    rows: usize,
 }
 
 impl KeptRows {
     /// Keeps the rows of keys and values; the first gets the number of rows that were there before.
     pub fn append(&mut self, k: &Var, v: &Var) {
-        for (kept, new) in [(&mut self.k, k), (&mut self.v, v)] {
-            let new = new.tensor();
-            if !new.device().is_dry() {
-                kept.extend_from_slice(new.to_f32(Purpose::Workspace).data());
+        let (new, rows) = ([k.tensor(), v.tensor()], k.rows());
+        let needed = self.rows + rows;
+        let room = self.pools.as_ref().map_or(0, |[k, _]| k.rows());
+        if needed > room {
+            let room = needed.max(2 * room).max(FIRST_ROWS);
+            let mut larger = new.map(|new| {
+                let (device, dtype) = (new.device(), new.dtype());
+                Tensor::uninit_as(dtype, device, room, new.cols(), Purpose::KeptRows)
+            });
+            for (larger, old) in larger.iter_mut().zip(self.pools.iter().flatten()) {
+                larger.copy_rows(0, old, 0..self.rows);
             }
+            self.pools = Some(larger);
         }
+        for (pool, new) in self.pools.iter_mut().flatten().zip(new) {
+            pool.copy_rows(self.rows, new, 0..rows);
+        }
+        self.rows = needed;
     }
 }
 
@@ -39,26 +55,26 @@ pub struct CachedSpec<'a> {
     pub rows: &'a [&'a [u32]],
 }
 
-/// Forward of the attention of each row of `q` over its own kept rows. Panics if the shapes disagree.
+/// Forward of the attention of each row of `q` over its own kept rows. Panics if the shapes disagree, or if nothing is kept.
 pub fn cached_attention(tape: &Tape<'_>, q: &Var, kept: &KeptRows, spec: CachedSpec<'_>) -> Var {
     let device = tape.device();
     let pairs: usize = spec.rows.iter().map(|rows| rows.len()).sum();
     let mut out = Tensor::activations(device, q.rows(), q.cols());
     let dtype = out.dtype();
+    let [k, v] = kept.pools.as_ref().expect("attention has keys");
     device.exec("cached_attention", (4 * pairs * q.cols()) as u64, |isa| {
-        let q = q.tensor().to_f32(Purpose::Workspace);
-        let mut wide = vec![0.0; q.len()];
-        let args = CachedAttention {
-            num_heads: spec.num_heads,
-            head_dim: spec.head_dim,
-            scale: spec.scale,
-            q: q.data(),
-            k: &kept.k,
-            v: &kept.v,
-            rows: spec.rows,
-        };
-        kernels::attention_cached(isa, &args, &mut wide);
-        with_element!(dtype, E => kernels::convert(isa, out.values_mut::<E>(), &wide));
+        with_element!(dtype, E => {
+            let args = CachedAttention {
+                num_heads: spec.num_heads,
+                head_dim: spec.head_dim,
+                scale: spec.scale,
+                q: q.tensor().values::<E>(),
+                k: k.values(),
+                v: v.values(),
+                rows: spec.rows,
+            };
+            kernels::attention_cached(isa, &args, out.values_mut());
+        });
     });
     tape.constant(out)
 }

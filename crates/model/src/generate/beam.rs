@@ -1,7 +1,9 @@
 //! Beam search: of each prompt the best continuations are followed together. Source: transformers
 //! `GenerationMixin._beam_search`, whose rules of what is finished, kept and given up are followed one by one.
 
-use super::scores::{Rules, log_softmax};
+use lowrank_kernels::log_softmax;
+
+use super::scores::Rules;
 use super::{Generated, Run, Search};
 
 /// A sequence and the sum of its log-probabilities, or, when finished, its score.
@@ -54,7 +56,8 @@ impl Run<'_> {
             early_stopping,
         };
         let rules = Rules::of(self.options);
-        let vocab = self.model.config.facts.vocab_size;
+        // So many that enough go on even if the best of each beam ends here.
+        let keep = form.beams * (1 + self.options.eos.len()).max(2);
         let mut rows: Vec<Row> = prompts
             .iter()
             .map(|prompt| Row::new(prompt, self.room(prompt)))
@@ -70,12 +73,24 @@ impl Run<'_> {
                 })
                 .collect();
             let mut logits = self.logits(&new);
-            let mut logits = logits.chunks_exact_mut(vocab);
+            let beams: Vec<(usize, &Beam)> = live()
+                .flat_map(|row| row.running.iter().enumerate())
+                .collect();
+            let found = self.choose(&mut logits, |isa, place, scores| {
+                let (number, beam) = beams[place];
+                log_softmax(isa, scores);
+                rules.apply(&beam.tokens, scores);
+                best_candidates(number, beam.score, scores, keep)
+            });
+            drop(logits);
+            let mut found = found.into_iter();
             let (mut parents, mut first) = (Vec::new(), 0);
             for row in rows.iter_mut().filter(|row| !row.is_done) {
                 let count = row.running.len();
-                let scores: Vec<&mut [f32]> = logits.by_ref().take(count).collect();
-                let followed = row.step(scores, rules, form, &self.options.eos);
+                let mut best: Vec<Candidate> = found.by_ref().take(count).flatten().collect();
+                best.sort_by(|a, b| b.score.total_cmp(&a.score));
+                best.truncate(keep);
+                let followed = row.step(&best, form, &self.options.eos);
                 if !row.is_done {
                     parents.extend(followed.iter().map(|beam| first + beam));
                 }
@@ -103,21 +118,9 @@ impl Row {
         }
     }
 
-    /// One token more for every running beam, whose logits `[V]` are given. Returns the beams that the new ones go on with.
-    fn step(
-        &mut self,
-        mut logits: Vec<&mut [f32]>,
-        rules: Rules,
-        form: Form,
-        eos: &[u32],
-    ) -> Vec<usize> {
-        for (beam, scores) in self.running.iter().zip(&mut logits) {
-            log_softmax(scores);
-            rules.apply(&beam.tokens, scores);
-        }
-        // So many that enough go on even if the best of each beam ends here.
-        let keep = form.beams * (1 + eos.len()).max(2);
-        let best = self.best_candidates(&logits, keep);
+    /// One token more for every running beam: `best` are the best continuations of all, the best first; of equals, the earlier
+    /// beam and the smaller token. Returns the beams that the new ones go on with.
+    fn step(&mut self, best: &[Candidate], form: Form, eos: &[u32]) -> Vec<usize> {
         let length = self.running[0].tokens.len() - self.prompt_len + 1;
         let is_last = length >= self.room;
         let ends = |candidate: &Candidate| is_last || eos.contains(&candidate.token);
@@ -160,32 +163,6 @@ impl Row {
         !form.early_stopping && best > worst
     }
 
-    /// The best continuations of all running beams, the best first; of equals, the earlier beam and the smaller token.
-    fn best_candidates(&self, log_probs: &[&mut [f32]], keep: usize) -> Vec<Candidate> {
-        let mut best: Vec<Candidate> = Vec::with_capacity(keep + 1);
-        for (beam, scores) in log_probs.iter().enumerate() {
-            let so_far = self.running[beam].score;
-            for (token, score) in scores.iter().enumerate() {
-                let score = so_far + f64::from(*score);
-                let is_worse = best.len() == keep && best.last().is_none_or(|b| score <= b.score);
-                if is_worse || score == f64::NEG_INFINITY {
-                    continue;
-                }
-                let place = best.partition_point(|other| other.score >= score);
-                best.insert(
-                    place,
-                    Candidate {
-                        beam,
-                        token: token as u32,
-                        score,
-                    },
-                );
-                best.truncate(keep);
-            }
-        }
-        best
-    }
-
     fn best(self) -> Generated {
         let best = self.finished.into_iter().next();
         // Without any finished beam (every continuation was forbidden) the best running one is what there is.
@@ -198,4 +175,26 @@ impl Row {
             score,
         }
     }
+}
+
+/// The best continuations of one beam by the logarithms of the tokens' probabilities `[V]`, the best first; of equals, the
+/// smaller token.
+fn best_candidates(beam: usize, so_far: f64, log_probs: &[f32], keep: usize) -> Vec<Candidate> {
+    let mut best: Vec<Candidate> = Vec::with_capacity(keep + 1);
+    for (token, score) in log_probs.iter().enumerate() {
+        let score = so_far + f64::from(*score);
+        let is_worse = best.len() == keep && best.last().is_none_or(|b| score <= b.score);
+        if is_worse || score == f64::NEG_INFINITY {
+            continue;
+        }
+        let place = best.partition_point(|other| other.score >= score);
+        let candidate = Candidate {
+            beam,
+            token: token as u32,
+            score,
+        };
+        best.insert(place, candidate);
+        best.truncate(keep);
+    }
+    best
 }

@@ -6,7 +6,9 @@ mod kept;
 mod scores;
 
 use lowrank_engine::ops::lm_head::lm_logits;
-use lowrank_engine::{Device, Tape};
+use lowrank_engine::{Device, Tape, Tensor};
+use lowrank_kernels::Isa;
+use rayon::prelude::*;
 
 use crate::error::ModelError;
 use crate::families::LanguageModel;
@@ -209,7 +211,7 @@ impl Model {
 
 impl Run<'_> {
     /// The logits [n, V] after the tokens of each sequence.
-    fn logits(&mut self, sequences: &[&[u32]]) -> Vec<f32> {
+    fn logits(&mut self, sequences: &[&[u32]]) -> Tensor {
         let mut offsets = vec![0];
         let mut input_ids = Vec::new();
         for tokens in sequences {
@@ -225,8 +227,22 @@ impl Run<'_> {
         let mut tape =
             Tape::inference(device, &model.trainables).with_adapters(self.options.adapters);
         let hidden = self.language.extend(&mut tape, &batch, &mut self.kept);
-        let logits = lm_logits(hidden.tensor(), self.language.head(), &model.trainables);
-        logits.data().to_vec()
+        lm_logits(hidden.tensor(), self.language.head(), &model.trainables)
+    }
+
+    /// What `choose` gives for each row of the logits, with the row's number; a profile shows it as an op.
+    fn choose<T: Send>(
+        &self,
+        logits: &mut Tensor,
+        choose: impl Fn(Isa, usize, &mut [f32]) -> T + Sync + Send,
+    ) -> Vec<T> {
+        let (mut chosen, vocab) = (Vec::new(), logits.cols());
+        self.model.device.exec("choice of tokens", 0, |isa| {
+            let rows = logits.data_mut().par_chunks_exact_mut(vocab).enumerate();
+            let rows = rows.with_max_len(1);
+            chosen = rows.map(|(i, row)| choose(isa, i, row)).collect();
+        });
+        chosen
     }
 
     /// How many tokens may follow a prompt.
@@ -242,7 +258,6 @@ impl Run<'_> {
         on_token: &mut (dyn FnMut(usize, u32) + Send),
     ) -> Vec<Generated> {
         let rules = Rules::of(self.options);
-        let vocab = self.model.config.facts.vocab_size;
         let mut sequences = prompts.to_vec();
         let mut live: Vec<usize> = (0..prompts.len()).collect();
         let mut step = 0;
@@ -259,14 +274,15 @@ impl Run<'_> {
                 })
                 .collect();
             let mut logits = self.logits(&new);
-            let mut going_on = Vec::new();
-            for (place, (&i, row)) in live.iter().zip(logits.chunks_exact_mut(vocab)).enumerate() {
+            let chosen = self.choose(&mut logits, |isa, place, row| {
+                let i = live[place];
                 rules.apply(&sequences[i], row);
-                let token = scores::choose(
-                    row,
-                    &self.options.search,
-                    (self.options.first_prompt + i, step),
-                );
+                let at = (self.options.first_prompt + i, step);
+                scores::choose(isa, row, &self.options.search, at)
+            });
+            drop(logits);
+            let mut going_on = Vec::new();
+            for (place, (&i, token)) in live.iter().zip(chosen).enumerate() {
                 sequences[i].push(token);
                 on_token(i, token);
                 let is_full = sequences[i].len() - prompts[i].len() >= self.room(&prompts[i]);

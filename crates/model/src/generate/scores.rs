@@ -1,7 +1,9 @@
 //! From the logits of one sequence to its next token: what is forbidden or made less probable, and the choice.
 //! Source: transformers `generation/logits_process.py`, in its order.
 
-use lowrank_kernels::fill_uniform;
+use std::cmp::Ordering;
+
+use lowrank_kernels::{Isa, argmax, fill_uniform};
 
 use super::{Generate, Search};
 
@@ -46,7 +48,7 @@ impl Rules {
 }
 
 /// The next token; `at` is the prompt's number and the step, which a draw hangs on.
-pub(super) fn choose(logits: &[f32], search: &Search, at: (usize, usize)) -> u32 {
+pub(super) fn choose(isa: Isa, logits: &[f32], search: &Search, at: (usize, usize)) -> u32 {
     match *search {
         Search::Sample {
             temperature,
@@ -59,27 +61,8 @@ pub(super) fn choose(logits: &[f32], search: &Search, at: (usize, usize)) -> u32
             fill_uniform(seed, stream, 0.0, 1.0, &mut uniform);
             draw(logits, temperature, (top_k, top_p), uniform[0])
         }
-        Search::Greedy | Search::Beam { .. } => argmax(logits),
+        Search::Greedy | Search::Beam { .. } => argmax(isa, logits) as u32,
     }
-}
-
-/// The first of the largest.
-pub(super) fn argmax(scores: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, score) in scores.iter().enumerate() {
-        if *score > scores[best] {
-            best = i;
-        }
-    }
-    best as u32
-}
-
-/// ln softmax of a row, in place.
-pub(super) fn log_softmax(logits: &mut [f32]) {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    let shift = max + sum.ln() as f32;
-    logits.iter_mut().for_each(|x| *x -= shift);
 }
 
 /// The token at which the probabilities, from the largest down, sum to `uniform` of all that is kept.
@@ -89,42 +72,77 @@ fn draw(
     (top_k, top_p): (Option<usize>, f32),
     uniform: f32,
 ) -> u32 {
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_score = |a: &u32, b: &u32| {
-        let (a_score, b_score) = (logits[*a as usize], logits[*b as usize]);
-        b_score.total_cmp(&a_score).then(a.cmp(b))
-    };
-    if let Some(k) = top_k.filter(|k| *k < order.len()) {
-        order.select_nth_unstable_by(k - 1, by_score);
-        // All that are as probable as the last one stay.
-        let least = logits[order[k - 1] as usize];
-        order = (0..logits.len() as u32)
-            .filter(|&id| logits[id as usize] >= least)
-            .collect();
-    }
-    order.sort_unstable_by(by_score);
-    let largest = logits[order[0] as usize];
-    let weight = |id: &u32| f64::from((logits[*id as usize] - largest) / temperature).exp();
-    let weights: Vec<f64> = order.iter().map(weight).collect();
-    let all: f64 = weights.iter().sum();
-    let mut kept = 0.0;
-    let mut count = 0;
-    for weight in &weights {
+    let mut order = Falling::new(logits, top_k);
+    let largest = logits[order.at(0) as usize];
+    let weight = |id: u32| f64::from((logits[id as usize] - largest) / temperature).exp();
+    let all: f64 = order.ids.iter().map(|id| weight(*id)).sum();
+    let (mut kept, mut count) = (all, order.ids.len());
+    if top_p < 1.0 {
+        (kept, count) = (0.0, 0);
         // A token stays if those before it do not reach the share yet.
-        if count > 0 && kept >= f64::from(top_p) * all {
-            break;
+        while count == 0 || (count < order.ids.len() && kept < f64::from(top_p) * all) {
+            kept += weight(order.at(count));
+            count += 1;
         }
-        kept += weight;
-        count += 1;
     }
     let mut rest = f64::from(uniform) * kept;
-    for (id, weight) in order.iter().zip(&weights[..count]) {
-        rest -= weight;
+    for place in 0..count {
+        let id = order.at(place);
+        rest -= weight(id);
         if rest < 0.0 {
-            return *id;
+            return id;
         }
     }
-    order[count - 1]
+    order.at(count - 1)
+}
+
+/// Tokens from the largest score down; of equals, the smaller one first. Sorted as far as is asked for: a draw seldom needs
+/// more than a few of a vocabulary.
+struct Falling<'a> {
+    logits: &'a [f32],
+    ids: Vec<u32>,
+    sorted: usize,
+}
+
+impl<'a> Falling<'a> {
+    /// All tokens, or the `top_k` largest and those that equal the last of them.
+    fn new(logits: &'a [f32], top_k: Option<usize>) -> Self {
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        if let Some(k) = top_k.filter(|k| *k < ids.len()) {
+            ids.select_nth_unstable_by(k - 1, by_score(logits));
+            let least = logits[ids[k - 1] as usize];
+            ids = (0..logits.len() as u32)
+                .filter(|&id| logits[id as usize] >= least)
+                .collect();
+        }
+        Falling {
+            logits,
+            ids,
+            sorted: 0,
+        }
+    }
+
+    /// The token at this place.
+    fn at(&mut self, place: usize) -> u32 {
+        if place >= self.sorted {
+            let rest = &mut self.ids[self.sorted..];
+            let count = (place + 1 - self.sorted)
+                .max(3 * self.sorted)
+                .max(64)
+                .min(rest.len());
+            rest.select_nth_unstable_by(count - 1, by_score(self.logits));
+            rest[..count].sort_unstable_by(by_score(self.logits));
+            self.sorted += count;
+        }
+        self.ids[place]
+    }
+}
+
+fn by_score(logits: &[f32]) -> impl Fn(&u32, &u32) -> Ordering {
+    |a, b| {
+        let (a_score, b_score) = (logits[*a as usize], logits[*b as usize]);
+        b_score.total_cmp(&a_score).then(a.cmp(b))
+    }
 }
 
 #[cfg(test)]
@@ -151,6 +169,20 @@ mod tests {
     }
 
     #[test]
+    fn places_are_those_of_a_whole_sort() {
+        let mut logits = vec![0.0f32; 1000];
+        fill_uniform(3, 0, 0.0, 1.0, &mut logits);
+        logits[700] = logits[20];
+        let mut want: Vec<u32> = (0..1000).collect();
+        want.sort_by(by_score(&logits));
+        let mut order = Falling::new(&logits, None);
+        for place in [0, 5, 63, 64, 300, 2, 999] {
+            assert_eq!(order.at(place), want[place], "place {place}");
+        }
+        assert_eq!(Falling::new(&logits, Some(10)).at(9), want[9]);
+    }
+
+    #[test]
     fn draws_follow_the_probabilities_of_what_is_kept() {
         // Probabilities 0.1, 0.6, 0.3.
         let logits = [0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()];
@@ -166,14 +198,5 @@ mod tests {
         assert_eq!(at((None, 0.55), 0.999), 1);
         // A low temperature leaves the largest alone.
         assert_eq!(draw(&logits, 0.01, all, 0.999), 1);
-    }
-
-    #[test]
-    fn log_probabilities_sum_to_one() {
-        let mut x = [1.0, 2.0, -500.0, 2.0];
-        log_softmax(&mut x);
-        let sum: f32 = x.iter().map(|v| v.exp()).sum();
-        assert!((sum - 1.0).abs() < 1e-6, "{sum}");
-        assert_eq!(argmax(&x), 1);
     }
 }

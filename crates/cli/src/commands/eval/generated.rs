@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use lowrank_data::Template;
 use lowrank_metrics::meteor::Meteor;
 use lowrank_metrics::{Metric, Segment, bleu, cider, nist, ptb, pyter, rouge_l, sacrebleu, ter};
 use lowrank_train::config::TaskKind;
@@ -63,7 +64,16 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     }
-    let writer = Writer::new(&loaded, options, args.data.template.as_ref())?;
+    // Rows are laid out as for the perplexity of the same rows, also where no notes say how.
+    let default = loaded
+        .template
+        .is_none()
+        .then(|| Template::default().to_string());
+    let writer = Writer::new(
+        &loaded,
+        options,
+        args.data.template.as_ref().or(default.as_ref()),
+    )?;
     let mut sink = match &args.scoring.output_file {
         Some(file) => Some(Sink::open(Some(file))?),
         None => None,

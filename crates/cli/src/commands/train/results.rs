@@ -317,7 +317,8 @@ impl Results<'_> {
     fn memory_table(&self) -> TextTable {
         let counted = super::counted_peak(self.model.device());
         let mut table = TextTable::new(&["peak memory", "predicted", "counted"]);
-        for purpose in Purpose::ALL {
+        let in_training = |p: &Purpose| *p != Purpose::KeptRows;
+        for purpose in Purpose::ALL.into_iter().filter(in_training) {
             table.row([
                 purpose.name().replace('_', " "),
                 bytes(self.plan.peak.of(purpose)),
