@@ -274,6 +274,9 @@ pub enum RowFaultKind {
         /// Whether the line holds `NaN` or `Infinity`, as Python writes them.
         python_constant: bool,
     },
+    /// The document is no XML, or is cut off.
+    #[error("not XML: {0}")]
+    NotXml(String),
     /// The line is JSON, but no object.
     #[error("expected a JSON object, found {found}")]
     NotAnObject {
@@ -433,6 +436,7 @@ impl RowFaultKind {
             | Self::Unequal { .. }
             | Self::NoTokens(_)
             | Self::TypeOutOfRange { .. }
+            | Self::NotXml(_)
             | Self::Tokenize(_) => None,
         }
     }

@@ -81,7 +81,7 @@ fn e2e_in_its_three_shapes() {
 }
 
 #[test]
-fn webnlg_in_its_two_shapes() {
+fn webnlg_in_its_json_shapes() {
     let lines = r#"{"category": "Airport", "size": 1, "seen": true, "triples": [["A_B", "cityServed", "C, D"], ["A_B", "leader_(of)", "E"]], "texts": ["One.", "Two."]}
 {"category": "Politician", "seen": false, "triples": [["F", "is", "G"]], "texts": ["Three."]}
 {"category": "Airport", "seen": true, "triples": [["F", "is", "G"]], "texts": []}
@@ -120,6 +120,179 @@ fn webnlg_in_its_two_shapes() {
     assert_eq!(pairs(&rows), expected);
     let told: Vec<_> = rows.iter().map(|row| (row.line, row.seen)).collect();
     assert_eq!(told, [(3, Some(true)), (7, Some(false))]);
+}
+
+const XML: &str = r#"<?xml version="1.0" ?>
+<benchmark>
+  <entries>
+    <entry category="Food" eid="Id1" shape="(X (X))" shape_type="NA" size="2">
+      <originaltripleset><otriple>Not | thisOne | either</otriple></originaltripleset>
+      <modifiedtripleset>
+        <mtriple>A_&amp;_B | isB | "C, D"@en</mtriple>
+        <mtriple> G | leader_(of) | 1 &lt; 2 </mtriple>
+      </modifiedtripleset>
+      <lex comment="good" lid="Id1">A &quot;good&quot; one: caf&#233;.</lex>
+      <lex comment="toFix" lid="Id2">A bad one.</lex>
+      <lex comment="good" lid="Id3">
+        A second <!-- not read --><![CDATA[<one>]]>.
+      </lex>
+    </entry>
+    <entry category="Artist" eid="Id2" size="1">
+      <lex comment="good" lid="Id1">Two.</lex>
+      <modifiedtripleset><mtriple>F | is | G</mtriple></modifiedtripleset>
+    </entry>
+    <entry category="Airport" eid="Id3" size="1">
+      <modifiedtripleset><mtriple>H | is | I</mtriple></modifiedtripleset>
+      <lex comment="toFix" lid="Id1">None of them good.</lex>
+    </entry>
+    <entry eid="Id4" size="1"><modifiedtripleset><mtriple>J | is | K</mtriple></modifiedtripleset></entry>
+  </entries>
+</benchmark>
+"#;
+
+#[test]
+fn webnlg_as_it_is_published_gives_the_rows_of_the_json() {
+    let lines = r#"{"category": "Food", "triples": [["A_&_B", "isB", "\"C, D\"@en"], ["G", "leader_(of)", "1 < 2"]], "texts": ["A \"good\" one: café.", "A second <one>."]}
+{"category": "Artist", "triples": [["F", "is", "G"]], "texts": ["Two."]}
+{"category": "Airport", "triples": [["H", "is", "I"]], "texts": []}
+{"triples": [["J", "is", "K"]], "texts": []}
+"#;
+    let document = r#"{"entries": [
+  {"1": {"category": "Food", "lexicalisations": [
+     {"comment": "good", "lex": "A \"good\" one: café."}, {"comment": "toFix", "lex": "A bad one."}, {"comment": "good", "lex": "A second <one>."}],
+   "modifiedtripleset": [{"object": "\"C, D\"@en", "property": "isB", "subject": "A_&_B"}, {"object": "1 < 2", "property": "leader_(of)", "subject": "G"}]}},
+  {"2": {"category": "Artist", "lexicalisations": [{"comment": "good", "lex": "Two."}],
+   "modifiedtripleset": [{"object": "G", "property": "is", "subject": "F"}]}},
+  {"3": {"category": "Airport", "lexicalisations": [{"comment": "toFix", "lex": "None of them good."}],
+   "modifiedtripleset": [{"object": "I", "property": "is", "subject": "H"}]}},
+  {"4": {"lexicalisations": [], "modifiedtripleset": [{"object": "K", "property": "is", "subject": "J"}]}}
+]}"#;
+    let rows = found("a.xml", XML, NlgFormat::Webnlg);
+    let told: Vec<_> = rows
+        .iter()
+        .map(|row| (row.line, row.reference_lines.clone(), row.seen))
+        .collect();
+    assert_eq!(
+        told,
+        [(4, vec![10, 12], Some(true)), (16, vec![17], Some(false))]
+    );
+    // All but where it stands.
+    let same = |rows: Vec<PromptRow>| {
+        let placeless = |row: PromptRow| PromptRow {
+            line: 0,
+            reference_lines: Vec::new(),
+            ..row
+        };
+        rows.into_iter().map(placeless).collect::<Vec<_>>()
+    };
+    let rows = same(rows);
+    assert_eq!(rows, same(found("a.jsonl", lines, NlgFormat::Webnlg)));
+    assert_eq!(rows, same(found("a.json", document, NlgFormat::Webnlg)));
+
+    // By how it begins, whatever its name and however its lines end; and where the beginning does not tell, by its kind.
+    let bare = XML.split_once('\n').unwrap().1;
+    for text in [bare.replace('\n', "\r\n"), format!("\u{feff}{XML}")] {
+        assert_eq!(same(found("a.txt", &text, NlgFormat::Webnlg)), rows);
+    }
+    let late = file("a.xml", &format!("<!--{}-->{bare}", "-x".repeat(1 << 15)));
+    assert_eq!(detect(&late.1), None);
+    let late = read_prompts(&late.1, Some(NlgFormat::Webnlg)).unwrap();
+    assert_eq!(same(late), rows);
+}
+
+#[test]
+fn training_takes_the_same_ids_from_webnlg_in_xml_and_jsonl() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpt2");
+    let tokenizer = Tokenizer::from_dir(&dir, None).expect("the fixture loads");
+    let spec = LoadSpec::new(Task::CausalLm);
+    let lines = r#"{"category": "Food", "triples": [["A_&_B", "isB", "\"C, D\"@en"], ["G", "leader_(of)", "1 < 2"]], "texts": ["A \"good\" one: café.", "A second <one>."]}
+{"category": "Artist", "triples": [["F", "is", "G"]], "texts": ["Two."]}
+"#;
+    let ids = |name: &str, text: &str| {
+        let file = file(name, text);
+        let loaded = load_examples(&file.1, &spec, Some(&tokenizer)).unwrap();
+        let examples = loaded.examples.into_iter();
+        examples.map(|e| (e.input_ids, e.label)).collect::<Vec<_>>()
+    };
+    let xml = ids("a.xml", XML);
+    assert_eq!(xml.len(), 3);
+    assert_eq!(xml, ids("a.jsonl", lines));
+}
+
+#[test]
+fn every_fault_of_webnlgs_xml_names_its_line_and_element() {
+    let refused = |text: &str, words: &[&str]| {
+        let file = file("a.xml", text);
+        let error = read_prompts(&file.1, Some(NlgFormat::Webnlg)).unwrap_err();
+        for word in words {
+            let message = error.to_string();
+            assert!(message.contains(word), "`{word}` is missing in: {message}");
+        }
+    };
+    refused("", &["a.xml", "holds no row"]);
+    refused(" \n", &["holds no row"]);
+    refused("<benchmark>\n<entries>", &["line 2", "not XML"]);
+    refused("<benchmark>\n<entries></entry>", &["line 2", "not XML"]);
+    refused(
+        "<!-- x -->\n<html/>",
+        &["line 2: expected the element `benchmark`, found the element `html`"],
+    );
+    for none in ["<benchmark/>", "<benchmark><entries/></benchmark>"] {
+        refused(
+            none,
+            &["line 1, column `benchmark`: expected `entries` with at least one `entry`"],
+        );
+    }
+    let entry = |inner: &str| {
+        format!("<benchmark><entries>\n<entry>\n{inner}</entry></entries></benchmark>")
+    };
+    let set = "<modifiedtripleset><mtriple>a | b | c</mtriple></modifiedtripleset>\n";
+    let lex = "<lex comment=\"good\">x</lex>\n";
+    refused(
+        &entry(lex),
+        &["line 2, column `modifiedtripleset`: expected one, found 0"],
+    );
+    refused(
+        &entry(&format!("{set}{set}{lex}")),
+        &["line 2, column `modifiedtripleset`: expected one, found 2"],
+    );
+    refused(
+        &entry(&format!("<modifiedtripleset/>{lex}")),
+        &["line 3, column `modifiedtripleset`: expected at least one `mtriple`"],
+    );
+    refused(
+        &entry(set),
+        &["line 2, column `lex`: expected a text with `comment=\"good\"` in at least one entry"],
+    );
+    for triple in ["a | b", "a | b | c | d", "a | | c", " | b | c", "a|b|c"] {
+        let set = set.replace("a | b | c", triple);
+        refused(
+            &entry(&format!("{set}{lex}")),
+            &["line 3, column `mtriple[0]`: expected `subject | property | object`"],
+        );
+    }
+    let texts = [
+        ("<lex>x</lex>", "lex[1].comment`: no value"),
+        (
+            "<lex comment=\"\">x</lex>",
+            "lex[1].comment`: expected text",
+        ),
+        ("<lex comment=\"good\"> </lex>", "lex[1]`: expected text"),
+        (
+            "<lex comment=\"good\">x<b>y</b></lex>",
+            "lex[1]`: expected text, found the element `b`",
+        ),
+    ];
+    for (text, expected) in texts {
+        let all = entry(&format!("{set}{lex}{text}"));
+        refused(&all, &[&format!("line 5, column `{expected}")]);
+    }
+    // Entities of its own, and elements in elements without end.
+    refused(
+        "<!DOCTYPE b [<!ENTITY a \"aa\">]>\n<benchmark>&a;</benchmark>",
+        &["not XML", "DTD"],
+    );
+    refused(&"<benchmark>".repeat(100_000), &["not XML"]);
 }
 
 #[test]
@@ -267,12 +440,6 @@ fn every_fault_names_its_line_and_field() {
         &["line 3", "not JSON"],
     );
     refused(
-        "a.xml",
-        "<benchmark><entries/></benchmark>",
-        Webnlg,
-        &["XML is not read"],
-    );
-    refused(
         "a.json",
         "[\n {\"tripleset\": [[\"a\", 1, \"c\"]], \"annotations\": []},\n {\"tripleset\": [[\"a\", \"b\", \"c\"]], \"annotations\": [{\"source\": \"x\"}]}]",
         Dart,
@@ -307,6 +474,7 @@ fn a_file_that_is_cut_anywhere_is_an_error_or_fewer_rows() {
         (GROUPED, NlgFormat::E2e),
         (array, NlgFormat::Dart),
         (entries, NlgFormat::Webnlg),
+        (XML, NlgFormat::Webnlg),
     ] {
         let file = file("a.json", "");
         for end in (0..text.len()).filter(|&end| text.is_char_boundary(end)) {

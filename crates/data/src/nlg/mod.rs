@@ -6,6 +6,7 @@ mod dart;
 mod e2e;
 mod references;
 mod webnlg;
+mod webnlg_xml;
 
 use std::fmt;
 use std::path::Path;
@@ -24,7 +25,7 @@ use crate::rows::{Cell, FileFormat, Header, Row, Table, text_of};
 pub enum NlgFormat {
     /// E2E: JSONL with `mr` and `refs`, the published CSV `mr,ref`, or the paper's lines `meaning||text`.
     E2e,
-    /// WebNLG 2017: JSONL with `triples` and `texts`, or the JSON with `entries`.
+    /// WebNLG 2017: the published XML, JSONL with `triples` and `texts`, or the JSON with `entries`.
     Webnlg,
     /// DART: the published JSON array, or JSONL with `triples` and `texts`.
     Dart,
@@ -50,7 +51,7 @@ impl NlgFormat {
                 "JSONL with `mr` and `refs`, CSV with `mr` and `ref`, or lines `meaning||text`"
             }
             Self::Webnlg => {
-                "JSONL with `triples` and `texts`, or one JSON object with `entries`; XML is not read"
+                "XML whose root is `benchmark`, JSONL with `triples` and `texts`, or one JSON object with `entries`"
             }
             Self::Dart => {
                 "a JSON array of objects with `tripleset` and `annotations`, or JSONL with `triples` and `texts`"
@@ -98,7 +99,7 @@ enum Shape {
     Csv,
     /// `meaning||text`.
     Bars,
-    /// Not read.
+    /// A document of elements.
     Xml,
 }
 
@@ -167,6 +168,9 @@ pub fn read_prompts(path: &Path, format: Option<NlgFormat>) -> Result<Vec<Prompt
         source,
     })?;
     let text = text_of(path, &bytes)?;
+    if text.trim().is_empty() {
+        return Err(empty(path));
+    }
     let format = format.or_else(|| detect(path)).ok_or_else(|| {
         let problem = FileProblem::NoNlgData;
         malformed(path, problem)
@@ -178,6 +182,7 @@ pub fn read_prompts(path: &Path, format: Option<NlgFormat>) -> Result<Vec<Prompt
         (NlgFormat::E2e, Shape::Bars) => e2e::lines(&source),
         (NlgFormat::Webnlg, Shape::Lines) => webnlg::lines(&source),
         (NlgFormat::Webnlg, Shape::Object) => webnlg::entries(&source),
+        (NlgFormat::Webnlg, Shape::Xml) => webnlg_xml::entries(&source),
         (NlgFormat::Dart, Shape::Lines) => dart::lines(&source),
         (NlgFormat::Dart, Shape::Array) => dart::array(&source),
         (NlgFormat::References, Shape::Lines) => references::lines(&source),
@@ -194,12 +199,16 @@ pub fn read_prompts(path: &Path, format: Option<NlgFormat>) -> Result<Vec<Prompt
         .filter(|row| !row.references.is_empty())
         .collect();
     if rows.is_empty() {
-        return Err(DataError::Empty {
-            path: path.into(),
-            header_only: false,
-        });
+        return Err(empty(path));
     }
     Ok(rows)
+}
+
+fn empty(path: &Path) -> DataError {
+    DataError::Empty {
+        path: path.into(),
+        header_only: false,
+    }
 }
 
 /// A file's rows as a table of `prompt` and `completion`, one row a reference, in the order of the file's lines.
@@ -299,18 +308,23 @@ impl Source<'_> {
     fn not_json(&self, error: &serde_json::Error) -> DataError {
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
+        self.fault(RowFault {
+            line: error.line() as u64,
+            column: None,
+            kind: RowFaultKind::NotJson {
+                message: format!("{message} at column {}", error.column()),
+                python_constant: false,
+            },
+        })
+    }
+
+    /// The one fault of a document as a whole.
+    fn fault(&self, fault: RowFault) -> DataError {
         DataError::Rows {
             path: self.path.into(),
             total: 1,
             rows: 1,
-            faults: vec![RowFault {
-                line: error.line() as u64,
-                column: None,
-                kind: RowFaultKind::NotJson {
-                    message: format!("{message} at column {}", error.column()),
-                    python_constant: false,
-                },
-            }],
+            faults: vec![fault],
         }
     }
 }

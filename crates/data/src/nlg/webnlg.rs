@@ -73,6 +73,11 @@ fn entry(line: u64, value: &Value) -> Result<PromptRow, RowFault> {
     with_category(&row, row.row(prompt, texts))
 }
 
+/// Whether the paper's code counts a category as seen in training.
+pub(super) fn is_seen(category: &str) -> bool {
+    SEEN.contains(&category)
+}
+
 fn with_category(row: &Fields<'_>, mut found: PromptRow) -> Result<PromptRow, RowFault> {
     if row.object.contains_key("category") {
         found.category = Some(row.text("category")?.to_owned());
@@ -87,7 +92,7 @@ fn with_category(row: &Fields<'_>, mut found: PromptRow) -> Result<PromptRow, Ro
                 other,
             ));
         }
-        None => found.category.as_deref().map(|name| SEEN.contains(&name)),
+        None => found.category.as_deref().map(is_seen),
     };
     Ok(found)
 }
