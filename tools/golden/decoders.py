@@ -1,6 +1,7 @@
 """What make_golden.py needs to know of decoders: their config fields, and language modelling with its loss in f64."""
 
 import torch
+from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.gpt_neo import modeling_gpt_neo
 from transformers.models.opt import modeling_opt
 
@@ -61,8 +62,19 @@ def count(labels):
 
 
 def attention_in_full_precision():
-    """transformers computes GPT-Neo's scores and OPT's softmax in f32 whatever the weights are; here they have the
-    weights' precision."""
+    """transformers computes GPT-Neo's scores, OPT's softmax and the reordered scores of GPT-2 in f32 whatever the weights
+    are; here they have the weights' precision."""
+    reordered = modeling_gpt2.GPT2Attention._upcast_and_reordered_attn
+
+    def attend_gpt2(self, query, key, value, attention_mask=None):
+        # In f32 the peer's own code, so that the peer's own error stands in the case.
+        if query.dtype != torch.float64:
+            return reordered(self, query, key, value, attention_mask)
+        scores = torch.matmul(query, key.transpose(-1, -2)) * self.scaling
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        probabilities = self.attn_dropout(torch.nn.functional.softmax(scores, dim=-1))
+        return torch.matmul(probabilities, value).transpose(1, 2), probabilities
 
     def attend(self, query, key, value, attention_mask=None):
         scores = torch.matmul(query, key.transpose(-1, -2))
@@ -81,6 +93,7 @@ def attention_in_full_precision():
         probabilities = torch.nn.functional.softmax(scores, dim=-1)
         return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
 
+    modeling_gpt2.GPT2Attention._upcast_and_reordered_attn = attend_gpt2
     modeling_gpt_neo.GPTNeoSelfAttention._attn = attend
     modeling_opt.eager_attention_forward = attend_opt
 
