@@ -9,8 +9,8 @@ use lowrank_data::{
 };
 use lowrank_engine::{DType, Device, Isa};
 use lowrank_formats::peft::{AdapterFile, LoraConfig, Loralib, TaskType};
-use lowrank_formats::{Checkpoint, write_atomic};
-use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig};
+use lowrank_formats::{Checkpoint, FormatError, write_atomic};
+use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError};
 use lowrank_train::checkpoint::RunState;
 use lowrank_train::config::{DataSettings, OptimizationSettings, TaskKind};
 use lowrank_train::fingerprint;
@@ -103,6 +103,17 @@ impl Base {
             &self.load_options(head, seed),
             device,
         )?)
+    }
+
+    /// The model as shapes. A directory without weights, from which one can train from scratch, has all that it takes.
+    pub fn shape(&self, head: &Head) -> CliResult<Model> {
+        let (dry, options) = (Device::dry(), self.load_options(head, 0));
+        match Model::load_as(&self.dir, self.config.clone(), &options, &dry) {
+            Err(ModelError::Format(FormatError::NothingFound { .. })) => {
+                Ok(Model::from_config(self.config.clone(), &options, &dry)?)
+            }
+            loaded => Ok(loaded?.0),
+        }
     }
 
     /// Puts a run's dropout in the place of the configuration's own.

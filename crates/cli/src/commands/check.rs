@@ -120,7 +120,7 @@ fn to_json(report: &CheckReport, head: &Head, model: &Model) -> Value {
 /// The model as shapes, with the adapters that would be trained: every pattern that matches nothing is an error here.
 fn dry_model(args: &CheckArgs, base: &Base, head: &Head) -> CliResult<Model> {
     let lora = resolve_lora(&args.lora, default_lora(&base.config.model_type))?;
-    let (mut model, _) = base.load(head, 0, &Device::dry())?;
+    let mut model = base.shape(head)?;
     model.attach_lora(&lora.to_peft(&base.name, None), 0)?;
     Ok(model)
 }
