@@ -207,6 +207,48 @@ fn from_scratch_then_adapted_to_prompts_and_evaluated() {
 }
 
 #[test]
+fn a_folder_without_weights_is_checked() {
+    let lab = Lab::new();
+    let words = ["check", "--model", "@base", "--train-file", "@texts.jsonl"];
+    let found = lab.run(&[&words[..], &["--json"]].concat()).ok().json();
+    // c_attn of both layers, 32 values to 96 at the default rank of 8.
+    assert_eq!(found["trainable_parameters"], 2 * 8 * (32 + 96));
+}
+
+#[test]
+fn only_an_adapter_of_prompts_notes_how_they_are_laid_out() {
+    let lab = Lab::new();
+    lab.scratch("@scratch").ok();
+    let noted = |rows: &str, run: &str| {
+        let words = ["train", "--model", "@scratch/model", "--max-steps", "1"];
+        let more = ["--train-file", rows, "--output-dir", run];
+        lab.run(&[&words[..], &more[..]].concat()).ok();
+        let notes = fs::read(lab.place(run) + "/adapter/lowrank.json").expect("notes");
+        serde_json::from_slice::<Value>(&notes).unwrap()["template"].clone()
+    };
+    let template = noted("@prompts.jsonl", "@of-prompts");
+    assert_eq!(template, "{prompt}{eos} {completion}{eos}");
+    assert_eq!(noted("@texts.jsonl", "@of-texts"), Value::Null);
+    // So that a prompt is gone on with as the text that it is.
+    let written = |more: &[&str]| {
+        let words = [
+            "generate",
+            "--model",
+            "@scratch/model",
+            "--adapter",
+            "@of-texts",
+        ];
+        let prompt = ["--prompt", "Zizzi serves", "--json"];
+        lab.run(&[&words[..], &prompt[..], more].concat())
+            .ok()
+            .stdout
+    };
+    let plain = written(&[]);
+    assert_eq!(plain, written(&["--template", "{prompt}{completion}"]));
+    assert_ne!(plain, written(&["--template", "{prompt}{eos}{completion}"]));
+}
+
+#[test]
 fn text_after_prompts() {
     let lab = Lab::new();
     lab.run(&[

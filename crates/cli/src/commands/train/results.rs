@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use lowrank_data::TextColumns;
 use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{DType, PendingDir, RunDir, write_atomic};
 use lowrank_model::{MergeOptions, Model};
@@ -57,7 +58,13 @@ pub fn save_model(run: &RunDir, resolved: &Run, model: &Model) -> CliResult<Save
             max_length: config.data.max_length,
             base_model: config.model.clone(),
             base_sha256: Some(resolved.base.weights_hash()?),
-            template: template_of(&config.data),
+            // Rows of plain text have no prompt that something would stand behind.
+            template: match &resolved.train.report.columns.text {
+                TextColumns::Completion { .. } => template_of(&config.data),
+                TextColumns::Text { .. } | TextColumns::Words { .. } | TextColumns::Ids { .. } => {
+                    None
+                }
+            },
         };
         notes.write(pending.path())?;
         model.save_adapter(pending.path(), Some(&config.model))?
