@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lowrank_kernels as kernels;
-use lowrank_kernels::{Dropout, DropoutKey};
+use lowrank_kernels::{Activation, Dropout, DropoutKey};
 
 use crate::device::Device;
 use crate::param::{Gradients, Trainables};
@@ -72,6 +72,22 @@ pub(crate) trait Backward {
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>);
 }
 
+/// The activation in which an op's output ends. The gradient of such an output is kept as that of the activation's input:
+/// the derivative is linear in what arrives, so that each op above can multiply its own share by f'(pre) as it writes it.
+#[derive(Clone)]
+pub(crate) struct Through {
+    /// f.
+    pub kind: Activation,
+    /// The activation's input.
+    pub pre: Arc<Tensor>,
+}
+
+/// A recorded op.
+struct Node<'m> {
+    op: Box<dyn Backward + 'm>,
+    through: Option<Through>,
+}
+
 /// Records the ops of one forward pass over one micro-batch.
 pub struct Tape<'m> {
     device: Device,
@@ -84,7 +100,7 @@ pub struct Tape<'m> {
     next_site: u32,
     /// Turns the numbers of sites into others for a second use of the same layers.
     site_salt: u32,
-    nodes: Vec<Box<dyn Backward + 'm>>,
+    nodes: Vec<Node<'m>>,
 }
 
 impl<'m> Tape<'m> {
@@ -221,11 +237,32 @@ impl<'m> Tape<'m> {
         needed: bool,
         make: impl FnOnce() -> B,
     ) -> Var {
+        self.push_node(value, needed, || (make(), None))
+    }
+
+    /// As [`Tape::push`], for an output that ends in an activation: the op's backward gets the gradient of its input.
+    pub(crate) fn push_through<B: Backward + 'm>(
+        &mut self,
+        value: Tensor,
+        needed: bool,
+        make: impl FnOnce() -> (B, Option<Through>),
+    ) -> Var {
+        self.push_node(Arc::new(value), needed, make)
+    }
+
+    fn push_node<B: Backward + 'm>(
+        &mut self,
+        value: Arc<Tensor>,
+        needed: bool,
+        make: impl FnOnce() -> (B, Option<Through>),
+    ) -> Var {
         self.touched |= needed;
         if !(needed && self.recording) {
             return Var { value, node: None };
         }
-        self.nodes.push(Box::new(make()));
+        let (op, through) = make();
+        let op = Box::new(op);
+        self.nodes.push(Node { op, through });
         Var {
             value,
             node: Some(self.nodes.len() - 1),
@@ -282,20 +319,35 @@ impl<'m> Tape<'m> {
             gradients,
             slots: Vec::new(),
         };
-        cx.slots.resize_with(self.nodes.len(), || None);
-        cx.slots[last] = Some(Arc::new(d_output));
         cx.device.enter(Phase::Backward);
-        walk(self.nodes, &mut cx);
+        walk(self.nodes, &mut cx, last, Arc::new(d_output));
         cx.device.enter(Phase::Forward);
     }
 }
 
-fn walk<'m>(nodes: Vec<Box<dyn Backward + 'm>>, cx: &mut Backprop<'_>) {
-    for (i, node) in nodes.into_iter().enumerate().rev() {
-        if let Some(d_out) = cx.slots[i].take() {
-            node.backward(d_out, cx);
+/// Runs the nodes from `last` down, which gets `d_last`.
+fn walk<'m>(nodes: Vec<Node<'m>>, cx: &mut Backprop<'_>, last: usize, d_last: Arc<Tensor>) {
+    let mut ops = Vec::with_capacity(nodes.len());
+    for Node { op, through } in nodes {
+        ops.push(op);
+        let gradient = None;
+        cx.slots.push(Slot { gradient, through });
+    }
+    cx.add_shared(Some(last), d_last);
+    for (i, op) in ops.into_iter().enumerate().rev() {
+        let Slot { gradient, through } = std::mem::take(&mut cx.slots[i]);
+        drop(through);
+        if let Some(d_out) = gradient {
+            op.backward(d_out, cx);
         }
     }
+}
+
+/// The gradient of an op's output, or of the input of the activation that it ends in.
+#[derive(Default)]
+struct Slot {
+    gradient: Option<Arc<Tensor>>,
+    through: Option<Through>,
 }
 
 /// The gradients on their way down.
@@ -303,7 +355,7 @@ pub(crate) struct Backprop<'a> {
     pub(crate) device: Device,
     pub(crate) trainables: &'a Trainables,
     pub(crate) gradients: &'a mut Gradients,
-    slots: Vec<Option<Arc<Tensor>>>,
+    slots: Vec<Slot>,
 }
 
 impl Backprop<'_> {
@@ -315,8 +367,25 @@ impl Backprop<'_> {
     /// Adds `d`, which others may hold too, to the gradient of a value.
     pub(crate) fn add_shared(&mut self, node: Option<usize>, d: Arc<Tensor>) {
         let Some(node) = node else { return };
-        let Some(old) = self.slots[node].take() else {
-            self.slots[node] = Some(d);
+        let d = match &self.slots[node].through {
+            None => d,
+            Some(through) => Arc::new(through.backward(d)),
+        };
+        self.add_below(node, d);
+    }
+
+    /// The activation in which a value ends, for an op that multiplies by its derivative as it writes the gradient and
+    /// hands it to [`Backprop::add_below`].
+    pub(crate) fn through(&self, node: Option<usize>) -> Option<(usize, Through)> {
+        let node = node?;
+        Some((node, self.slots[node].through.clone()?))
+    }
+
+    /// Adds `d` to the gradient of a value, or of the input of the activation that it ends in.
+    pub(crate) fn add_below(&mut self, node: usize, d: Arc<Tensor>) {
+        let slot = &mut self.slots[node].gradient;
+        let Some(old) = slot.take() else {
+            *slot = Some(d);
             return;
         };
         let (mut sum, other) = match Arc::try_unwrap(old) {
@@ -330,7 +399,7 @@ impl Backprop<'_> {
         self.device.exec("sum of gradients", 0, |isa| {
             with_element!(dtype, E => kernels::add_assign(isa, sum.values_mut::<E>(), other.values::<E>()))
         });
-        self.slots[node] = Some(Arc::new(sum));
+        *slot = Some(Arc::new(sum));
     }
 
     /// Lets a kernel write the gradient of a value directly: `write(d, accumulate)` gets a matrix [rows, cols] and is
@@ -343,19 +412,37 @@ impl Backprop<'_> {
         write: impl FnOnce(&Device, &mut Tensor, bool),
     ) {
         let Some(node) = node else { return };
-        if let Some(old) = self.slots[node].take() {
+        let slot = &mut self.slots[node];
+        if slot.through.is_none()
+            && let Some(old) = slot.gradient.take()
+        {
             match Arc::try_unwrap(old) {
                 Ok(mut d) => {
                     write(&self.device, &mut d, true);
-                    self.slots[node] = Some(Arc::new(d));
+                    slot.gradient = Some(Arc::new(d));
                     return;
                 }
-                Err(shared) => self.slots[node] = Some(shared),
+                Err(shared) => slot.gradient = Some(shared),
             }
         }
         let mut d = Tensor::activations(&self.device, rows, cols);
         write(&self.device, &mut d, false);
         self.add(Some(node), d);
+    }
+}
+
+impl Through {
+    /// f'(pre) d_y, in the place of d_y unless others hold it.
+    fn backward(&self, d_y: Arc<Tensor>) -> Tensor {
+        let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let (device, dtype) = (d_x.device().clone(), d_x.dtype());
+        device.exec("activation", 0, |isa| {
+            with_element!(dtype, E => {
+                let pre = self.pre.values::<E>();
+                kernels::activation_backward(isa, self.kind, pre, d_x.values_mut::<E>());
+            });
+        });
+        d_x
     }
 }
 
@@ -393,16 +480,13 @@ where
         let out = (self.block)(&mut tape, x);
         let Some(last) = out.node else { return };
         drop(out);
-        let mut slots: Vec<Option<Arc<Tensor>>> = Vec::new();
-        slots.resize_with(tape.nodes.len(), || None);
-        slots[last] = Some(d_out);
         let mut inner = Backprop {
             device: self.device,
             trainables: self.trainables,
             gradients: &mut *cx.gradients,
-            slots,
+            slots: Vec::new(),
         };
-        walk(tape.nodes, &mut inner);
+        walk(tape.nodes, &mut inner, last, d_out);
         let arrived = arrived.lock().expect("no panic holds this lock").take();
         if let Some(d_input) = arrived {
             cx.add_shared(self.input_node, d_input);

@@ -4,6 +4,7 @@
 //! into a grid of (rows of a, groups of panels). The k sum of an element runs in order over fixed blocks of [`K_BLOCK`],
 //! so its bits depend on k alone: not on m, nor on the row's place, nor on the threads.
 
+mod finish;
 mod kernel;
 mod packing;
 
@@ -11,6 +12,8 @@ use crate::isa::Isa;
 use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
 use crate::simd::{Simd, SimdOp, dispatch};
+pub use finish::Finish;
+use finish::Finisher;
 use kernel::Strip;
 pub(crate) use kernel::{Block, each_row, multiply_block};
 pub(crate) use packing::pack_rows;
@@ -53,6 +56,11 @@ pub struct Gemm<'a> {
 ///
 /// Panics if a length disagrees with the shapes. Columns of c beyond n are untouched.
 pub fn gemm(isa: Isa, g: &Gemm, c: &mut [f32], c_stride: usize) {
+    gemm_then(isa, g, c, c_stride, Finish::Nothing);
+}
+
+/// As [`gemm`], and then what `finish` says, tile by tile in the product's wake.
+pub fn gemm_then(isa: Isa, g: &Gemm, c: &mut [f32], c_stride: usize, finish: Finish<'_>) {
     let (m, k) = (g.a.rows(), g.a.cols());
     check_output(m, g.n, c, c_stride);
     assert_eq!(
@@ -70,7 +78,8 @@ pub fn gemm(isa: Isa, g: &Gemm, c: &mut [f32], c_stride: usize) {
         k_stride: PANEL,
         padded: true,
     };
-    run(isa, g, source, c, c_stride);
+    let finisher = Finisher::new(finish, c.len());
+    run(isa, g, source, (c, c_stride), &finisher);
 }
 
 /// c += alpha * aᵀ · x, the form of a weight's gradient. Shapes: a [k, m], x [k, n], c [m, n] with rows `c_stride` apart.
@@ -113,7 +122,7 @@ pub fn gemm_transposed_a(
             k_stride: x.row_stride(),
             padded: false,
         };
-        run(isa, &g, source, c, c_stride);
+        run(isa, &g, source, (c, c_stride), &Finisher::Nothing);
     } else {
         let mut packed = vec![0.0; packed_len(n, k)];
         pack(isa, x.transposed(), &mut packed);
@@ -146,7 +155,13 @@ struct Source {
     padded: bool,
 }
 
-fn run(isa: Isa, g: &Gemm, source: Source, c: &mut [f32], c_stride: usize) {
+fn run(
+    isa: Isa,
+    g: &Gemm,
+    source: Source,
+    (c, c_stride): (&mut [f32], usize),
+    finisher: &Finisher<'_>,
+) {
     let (m, n) = (g.a.rows(), g.n);
     if m == 0 || n == 0 {
         return;
@@ -174,6 +189,7 @@ fn run(isa: Isa, g: &Gemm, source: Source, c: &mut [f32], c_stride: usize) {
                 rows: row_block * m / n_row_blocks..(row_block + 1) * m / n_row_blocks,
                 out,
                 c_stride,
+                finisher,
             },
         );
     });
@@ -187,6 +203,7 @@ struct Task<'a> {
     rows: std::ops::Range<usize>,
     out: SharedMut,
     c_stride: usize,
+    finisher: &'a Finisher<'a>,
 }
 
 impl SimdOp for Task<'_> {

@@ -5,6 +5,7 @@
 //! of a bf16 `a` are read where they lie; others are converted strip by strip. `h·gᵀ` is the low-rank term of an adapter:
 //! r more of the depth. What happens at the end is an [`Epilogue`]: a pass over c that costs no trip to memory.
 
+mod columns;
 mod epilogue;
 mod kernel;
 mod packing;
@@ -65,7 +66,7 @@ pub struct LowRank<'a> {
 /// One product with its terms.
 #[derive(Clone, Copy, Debug)]
 pub struct GemmBf16<'a, A> {
-    /// [m, k]; may be any view. Fastest for bf16 rows of even length.
+    /// [m, k]; may be any view. Fastest for bf16 rows of even length, and for the transpose of such a matrix.
     pub a: MatRef<'a, A>,
     /// Factor of a.
     pub alpha: f32,
@@ -129,6 +130,9 @@ pub fn gemm_bf16<A: Element, C: Element>(isa: Isa, g: &GemmBf16<A>, epilogue: Ep
     let sink = Sink::new(epilogue, m, n, g.bias);
     if m == 0 || n == 0 {
         return;
+    }
+    if columns::fits(g) {
+        return columns::run(isa, g, &sink);
     }
     let transposed = matches!(g.b, PackedBf16::Transposed(_));
     let plan = if transposed && k > WHOLE_DEPTH {

@@ -102,6 +102,23 @@ pub(crate) fn normal_pdf<S: Simd>(s: S, x: S::V) -> S::V {
     s.mul(exp(s, half_square), s.splat(0.398_942_3))
 }
 
+/// An odd function that is 1/2 from `end` on: x P(x²) below.
+pub(crate) struct Odd {
+    /// Where it reaches 1/2.
+    pub end: f32,
+    /// Of P, highest first.
+    pub coefficients: [f32; 9],
+}
+
+/// The value of an [`Odd`]. NaN gives NaN.
+#[inline(always)]
+pub(crate) fn odd<S: Simd>(s: S, x: S::V, f: &Odd) -> S::V {
+    let (low, high) = (s.splat(-f.end), s.splat(f.end));
+    // The constants first: a NaN stays one.
+    let x = s.max(low, s.min(high, x));
+    s.mul(x, polynomial(s, s.mul(x, x), &f.coefficients))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,8 +37,9 @@ pub fn outer_add<E: Element>(
     assert!(x.col_stride() == 1 || n <= 1, "rows of x are contiguous");
     assert_eq!(c.len(), r * n, "c [{r}, {n}]");
     let c = SharedMut::new(c);
-    // Three vectors of the widest instruction set.
-    let block = 48;
+    // Two tiles of three vectors of the widest instruction set: whole cache lines of bf16, so that the line that the two share
+    // comes from memory once.
+    let block = 96;
     for_each_task(n.div_ceil(block) * r.div_ceil(A_COLUMNS), |task| {
         let (columns, first) = (
             task / r.div_ceil(A_COLUMNS),
@@ -140,7 +141,9 @@ impl<E: Element, const R: usize, const V: usize> TileOf<'_, '_, E, R, V> {
             let start = row * x_row + j;
             let mut xv = [s.splat(0.0); V];
             if whole {
-                s.prefetch(x.as_ptr().wrapping_add(start + AHEAD * x_row).cast());
+                let ahead = x.as_ptr().wrapping_add(start + AHEAD * x_row);
+                s.prefetch(ahead.cast());
+                s.prefetch(ahead.wrapping_add(V * S::LANES - 1).cast());
                 for v in 0..V {
                     xv[v] = load_at(s, x.data(), start + v * S::LANES, S::LANES);
                 }

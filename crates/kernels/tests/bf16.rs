@@ -249,6 +249,56 @@ fn products_agree() {
 }
 
 #[test]
+fn transposed_operands_give_the_bits_of_their_copies() {
+    let mut all = shapes();
+    // The gradient of a weight: more rows than a task's, and more panels than one.
+    all.extend([[205, 70, 50], [23, 33, 301], [24, 32, 64]]);
+    for isa in isas() {
+        for shape in all.clone() {
+            let case = Case::new(shape);
+            let what = format!("{shape:?} on {}", isa.name());
+            let turned: Vec<f32> = (0..case.k * case.m)
+                .map(|i| case.a[i % case.m * case.k + i / case.m])
+                .collect();
+            let narrow_turned = narrow(&turned);
+            let packed = case.packed(isa, false);
+            let mut c = case.start.clone();
+            let mut want = case.start.clone();
+            fn product<'a, A: Element>(
+                a: MatRef<'a, A>,
+                packed: &'a [bf16],
+                n: usize,
+            ) -> GemmBf16<'a, A> {
+                GemmBf16 {
+                    a,
+                    alpha: 0.5,
+                    b: PackedBf16::Rows(packed),
+                    n,
+                    low_rank: None,
+                    bias: None,
+                }
+            }
+            let rows = MatRef::new(&case.a, case.m, case.k);
+            gemm_bf16(
+                isa,
+                &product(rows, &packed, case.n),
+                Epilogue::Add(&mut want),
+            );
+            let view = MatRef::new(&narrow_turned, case.k, case.m).transposed();
+            gemm_bf16(isa, &product(view, &packed, case.n), Epilogue::Add(&mut c));
+            assert_eq!(bits(&c), bits(&want), "{what}");
+            let mut c = case.start.clone();
+            let view = MatRef::new(&turned, case.k, case.m).transposed();
+            gemm_bf16(isa, &product(view, &packed, case.n), Epilogue::Add(&mut c));
+            assert_eq!(bits(&c), bits(&want), "{what}: from f32");
+            let (a, b) = (wide(&case.a), rounded(&case.b));
+            let sums = reference::gemm(shape, &a, &b, 0.5, None, &wide(&case.start));
+            check_close(&c, &sums, TOLERANCE, &what);
+        }
+    }
+}
+
+#[test]
 fn epilogues_agree() {
     for isa in isas() {
         for shape in [[25, 67, 34], [12, 32, 64], [3, 16, 7]] {

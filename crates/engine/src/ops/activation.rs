@@ -6,7 +6,7 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::Activation;
 
 use crate::meter::Purpose;
-use crate::tape::{Backprop, Backward, Tape, Var};
+use crate::tape::{Backprop, Backward, Tape, Through, Var};
 use crate::tensor::{Tensor, with_element};
 
 /// Forward of an activation; overwrites x where nothing needs it any more.
@@ -27,33 +27,20 @@ pub fn activation(tape: &mut Tape<'_>, x: Var, kind: Activation) -> Var {
             kernels::activation_forward(isa, kind, x.tensor().values::<E>(), y.values_mut::<E>());
         });
     });
-    tape.push(y, true, || ActivationBackward {
-        x: x.shared(),
-        x_node: x.node(),
-        kind,
+    let x_node = x.node();
+    tape.push_through(y, true, || {
+        let pre = x.shared();
+        (ActivationBackward { x_node }, Some(Through { kind, pre }))
     })
 }
 
 struct ActivationBackward {
-    x: Arc<Tensor>,
     x_node: Option<usize>,
-    kind: Activation,
 }
 
 impl Backward for ActivationBackward {
-    fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        cx.add(self.x_node, through_activation(self.kind, &self.x, d_y));
+    fn backward(self: Box<Self>, d_x: Arc<Tensor>, cx: &mut Backprop<'_>) {
+        // The tape has multiplied by f'(x) already.
+        cx.add_shared(self.x_node, d_x);
     }
-}
-
-/// d_x = f'(x) d_y, in the place of d_y unless others hold it. x is the pre-activation.
-pub(crate) fn through_activation(kind: Activation, x: &Tensor, d_y: Arc<Tensor>) -> Tensor {
-    let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-    let (device, dtype) = (d_x.device().clone(), d_x.dtype());
-    device.exec("activation", 0, |isa| {
-        with_element!(dtype, E => {
-            kernels::activation_backward(isa, kind, x.values::<E>(), d_x.values_mut::<E>());
-        });
-    });
-    d_x
 }

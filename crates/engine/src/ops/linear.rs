@@ -1,7 +1,7 @@
 //! y = x·Wᵀ + bias + scaling · dropout(x)·Aᵀ·Bᵀ, the LoRA paper's equation 3 (section 4.1).
 //! Shapes: x [M, in], W [out, in], bias `[out]`, A [r, in], B [out, r], h = dropout(x)·Aᵀ [M, r], y [M, out].
-//! Saved: x only if A or W is trained, h only if there is an adapter; with an activation behind, y. A frozen weight gets no
-//! gradient. The adapter's two products and the bias ride in the base product where the arithmetic allows it.
+//! Saved: x only if A or W is trained, h only if there is an adapter; with an activation behind, y (by the tape). A frozen
+//! weight gets no gradient. The adapter's two products and the bias ride in the base product where the arithmetic allows it.
 
 use std::sync::Arc;
 
@@ -9,12 +9,11 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::{Activation, DType, Dropout};
 
 use crate::meter::Purpose;
-use crate::ops::activation::through_activation;
 use crate::ops::blocks::{Blocks, add_to_b, whole_b};
 use crate::ops::dropout::drop_out;
 use crate::ops::product::{LowRankTerm, Packed, Product, add_outer};
 use crate::param::{Matrix, Param, TrainableId, Trainables};
-use crate::tape::{Backprop, Backward, Tape, Var};
+use crate::tape::{Backprop, Backward, Tape, Through, Var};
 use crate::tensor::{Tensor, with_element};
 
 /// A low-rank adapter of one linear layer.
@@ -128,13 +127,19 @@ fn forward<'m>(
     }
     drop((b, g));
     let keeps_x = params.adapter.is_some() || params.weight.trainable().is_some();
-    tape.push(y, needed, || LinearBackward {
-        x: keeps_x.then(|| x.shared()),
-        x_node: x.node(),
-        h,
-        params,
-        dropout,
-        activation: activation.zip(pre),
+    tape.push_through(y, needed, || {
+        let op = LinearBackward {
+            x: keeps_x.then(|| x.shared()),
+            x_node: x.node(),
+            h,
+            params,
+            dropout,
+        };
+        let through = activation.zip(pre).map(|(kind, pre)| Through {
+            kind,
+            pre: Arc::new(pre),
+        });
+        (op, through)
     })
 }
 
@@ -167,8 +172,6 @@ struct LinearBackward<'m> {
     h: Option<Tensor>,
     params: LinearParams<'m>,
     dropout: Option<Dropout>,
-    /// What follows the layer in the same op, and y.
-    activation: Option<(Activation, Tensor)>,
 }
 
 impl Backward for LinearBackward<'_> {
@@ -179,12 +182,7 @@ impl Backward for LinearBackward<'_> {
             h,
             params,
             dropout,
-            activation,
         } = *self;
-        let d_y = match activation {
-            None => d_y,
-            Some((kind, y)) => Arc::new(through_activation(kind, &y, d_y)),
-        };
         let dtype = d_y.dtype();
         if let Some(id) = params.bias.and_then(Param::trainable) {
             let d_bias = cx.gradients.get_mut(id);
@@ -236,7 +234,7 @@ fn adapter_backward(
     d_h
 }
 
-/// d_x += d_y·W + dropout(s·d_h·A).
+/// d_x += d_y·W + dropout(s·d_h·A), times f'(pre) where x ends in an activation.
 fn input_backward(
     cx: &mut Backprop<'_>,
     x_node: Option<usize>,
@@ -267,9 +265,16 @@ fn input_backward(
         low_rank: riding,
         ..Product::new(d_y, &b)
     };
-    cx.write(x_node, rows, inp, |_, d_x, accumulate| {
-        product.write(d_x, accumulate)
-    });
+    match cx.through(x_node) {
+        None => cx.write(x_node, rows, inp, |_, d_x, accumulate| {
+            product.write(d_x, accumulate)
+        }),
+        Some((node, Through { kind, pre })) => {
+            let mut d_pre = Tensor::activations(&cx.device, rows, inp);
+            product.activate_backward(kind, &pre, &mut d_pre);
+            cx.add_below(node, Arc::new(d_pre));
+        }
+    }
     drop(b);
     if let Some((term, dropout)) = dropped {
         let mut d_x = Tensor::activations(&cx.device, rows, inp);

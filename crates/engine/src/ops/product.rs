@@ -3,10 +3,10 @@
 
 use lowrank_kernels as kernels;
 use lowrank_kernels::{
-    Activation, DType, Epilogue, Gemm, GemmBf16, LowRank, MatRef, OuterLayout, PackedBf16, bf16,
+    Activation, DType, Element, Epilogue, Finish, Gemm, GemmBf16, LowRank, MatRef, OuterLayout,
+    PackedBf16, bf16,
 };
 
-use crate::device::Device;
 use crate::meter::Purpose;
 use crate::param::{Matrix, PackedMatrix, Trainables, pack_into, packed_len};
 use crate::tensor::{Tensor, with_element};
@@ -171,82 +171,85 @@ impl<'a> Product<'a> {
 
     /// c = v.
     pub(crate) fn store(&self, c: &mut Tensor) {
-        self.run(c, false);
+        self.run(c, End::Store);
     }
 
     /// c = v, or c += v.
     pub(crate) fn write(&self, c: &mut Tensor, accumulate: bool) {
-        self.run(c, accumulate);
+        self.run(c, if accumulate { End::Add } else { End::Store });
     }
 
     /// c = f(v), and pre = v for the backward if it is wanted.
-    pub(crate) fn activate(&self, kind: Activation, mut pre: Option<&mut Tensor>, c: &mut Tensor) {
-        if self.b.tensor().dtype() == DType::F32 {
-            self.run(pre.as_deref_mut().unwrap_or(c), false);
-            c.device().clone().exec("activation", 0, |isa| match pre {
-                Some(pre) => kernels::activation_forward(isa, kind, pre.data(), c.data_mut()),
-                None => kernels::activation_forward_in_place(isa, kind, c.data_mut()),
-            });
-            return;
-        }
-        self.exec(c.device().clone(), |isa, product| {
-            let epilogue = Epilogue::Activate {
-                kind,
-                pre: pre.map(|pre| pre.values_mut::<bf16>()),
-                c: c.values_mut(),
-            };
-            product.run(isa, epilogue);
-        });
+    pub(crate) fn activate(&self, kind: Activation, pre: Option<&mut Tensor>, c: &mut Tensor) {
+        self.run(c, End::Activate { kind, pre });
     }
 
-    fn run(&self, c: &mut Tensor, accumulate: bool) {
-        let device = c.device().clone();
+    /// c = v f'(pre).
+    pub(crate) fn activate_backward(&self, kind: Activation, pre: &Tensor, c: &mut Tensor) {
+        self.run(c, End::ActivateBackward { kind, pre });
+    }
+
+    fn run(&self, c: &mut Tensor, end: End<'_>) {
         assert_eq!(
             (c.rows(), c.cols()),
             (self.a.rows(), self.b.shape()[0]),
             "the product's shape"
         );
-        if self.b.tensor().dtype() == DType::F32 {
-            device.exec(self.label, self.flops(), |isa| {
-                self.run_f32(isa, c, accumulate)
-            });
-            return;
-        }
-        self.exec(device, |isa, product| {
-            with_element!(c.dtype(), C => {
-                let c = c.values_mut::<C>();
-                let epilogue = if accumulate { Epilogue::Add(c) } else { Epilogue::Store(c) };
-                product.run(isa, epilogue);
-            });
+        let device = c.device().clone();
+        device.exec(self.label, self.flops(), |isa| {
+            match self.b.tensor().dtype() {
+                DType::F32 => self.run_f32(isa, c, end),
+                DType::Bf16 => with_element!(c.dtype(), C => {
+                    self.run_bf16::<C>(isa, end.epilogue(c.values_mut()));
+                }),
+            }
         });
     }
 
-    fn run_f32(&self, isa: kernels::Isa, c: &mut Tensor, accumulate: bool) {
+    fn run_f32(&self, isa: kernels::Isa, c: &mut Tensor, end: End<'_>) {
         let n = c.cols();
-        let mut call = Gemm {
+        let base = Gemm {
             a: self.a.view(),
             b_packed: self.b.tensor().data(),
             n,
             bias: self.bias,
             alpha: self.alpha,
-            accumulate,
+            accumulate: matches!(end, End::Add),
         };
-        kernels::gemm(isa, &call, c.data_mut(), n);
-        if let Some(term) = &self.low_rank {
-            call = Gemm {
-                a: term.h.view(),
-                b_packed: term.g.tensor().data(),
-                bias: None,
-                alpha: term.scale,
-                accumulate: true,
-                ..call
-            };
-            kernels::gemm(isa, &call, c.data_mut(), n);
-        }
+        let finish = end.finish();
+        let Some(term) = &self.low_rank else {
+            kernels::gemm_then(isa, &base, c.data_mut(), n, finish);
+            return;
+        };
+        kernels::gemm(isa, &base, c.data_mut(), n);
+        let low_rank = Gemm {
+            a: term.h.view(),
+            b_packed: term.g.tensor().data(),
+            bias: None,
+            alpha: term.scale,
+            accumulate: true,
+            ..base
+        };
+        kernels::gemm_then(isa, &low_rank, c.data_mut(), n, finish);
     }
 
-    fn exec(&self, device: Device, run: impl FnOnce(kernels::Isa, Bf16Call<'_>)) {
-        device.exec(self.label, self.flops(), |isa| run(isa, Bf16Call(self)));
+    fn run_bf16<C: Element>(&self, isa: kernels::Isa, epilogue: Epilogue<'_, C>) {
+        let low_rank = self.low_rank.as_ref().map(|term| LowRank {
+            h: term.h.view(),
+            g_packed: term.g.tensor().values(),
+            scale: term.scale,
+        });
+        with_element!(self.a.dtype(), A => {
+            let call = GemmBf16 {
+                a: self.a.view_as::<A>(),
+                alpha: self.alpha,
+                b: self.b.bf16(),
+                n: self.b.shape()[0],
+                low_rank,
+                bias: self.bias,
+            };
+            kernels::gemm_bf16(isa, &call, epilogue);
+        });
     }
 
     fn flops(&self) -> u64 {
@@ -257,28 +260,50 @@ impl<'a> Product<'a> {
     }
 }
 
-/// A product on bf16 panels.
-struct Bf16Call<'a>(&'a Product<'a>);
+/// What becomes of v. All matrices are [m, n] in the storage of c.
+enum End<'a> {
+    Store,
+    Add,
+    Activate {
+        kind: Activation,
+        pre: Option<&'a mut Tensor>,
+    },
+    ActivateBackward {
+        kind: Activation,
+        pre: &'a Tensor,
+    },
+}
 
-impl Bf16Call<'_> {
-    fn run<C: kernels::Element>(self, isa: kernels::Isa, epilogue: Epilogue<'_, C>) {
-        let product = self.0;
-        let low_rank = product.low_rank.as_ref().map(|term| LowRank {
-            h: term.h.view(),
-            g_packed: term.g.tensor().values(),
-            scale: term.scale,
-        });
-        with_element!(product.a.dtype(), A => {
-            let call = GemmBf16 {
-                a: product.a.view_as::<A>(),
-                alpha: product.alpha,
-                b: product.b.bf16(),
-                n: product.b.shape()[0],
-                low_rank,
-                bias: product.bias,
-            };
-            kernels::gemm_bf16(isa, &call, epilogue);
-        });
+impl<'a> End<'a> {
+    /// For bf16 panels.
+    fn epilogue<C: Element>(self, c: &'a mut [C]) -> Epilogue<'a, C> {
+        match self {
+            End::Store => Epilogue::Store(c),
+            End::Add => Epilogue::Add(c),
+            End::Activate { kind, pre } => {
+                let pre = pre.map(|pre| pre.values_mut());
+                Epilogue::Activate { kind, pre, c }
+            }
+            End::ActivateBackward { kind, pre } => {
+                let pre = pre.values();
+                Epilogue::ActivateBackward { kind, pre, c }
+            }
+        }
+    }
+
+    /// For f32 panels, whose last product is followed by it.
+    fn finish(self) -> Finish<'a> {
+        match self {
+            End::Store | End::Add => Finish::Nothing,
+            End::Activate { kind, pre } => {
+                let pre = pre.map(Tensor::data_mut);
+                Finish::Activate { kind, pre }
+            }
+            End::ActivateBackward { kind, pre } => {
+                let pre = pre.data();
+                Finish::ActivateBackward { kind, pre }
+            }
+        }
     }
 }
 
@@ -304,28 +329,41 @@ pub(crate) fn add_outer(a: &Tensor, b: &Tensor, alpha: f32, into: &mut Tensor) {
                 kernels::outer_add(isa, b.view(), x, alpha, into.data_mut(), layout);
             })
         }
-        _ => {
-            let len = kernels::packed_bf16_len(b.cols(), b.rows());
-            let bf16_scratch =
-                |len| Tensor::uninit_as(DType::Bf16, &device, 1, len, Purpose::Workspace);
-            let mut packed = bf16_scratch(len);
-            device.exec("outer product", flops, |isa| {
-                with_element!(b.dtype(), B => {
-                    kernels::pack_bf16(isa, b.view_as::<B>().transposed(), packed.values_mut());
-                });
-                with_element!(a.dtype(), A => {
-                    let a: MatRef<'_, A> = a.view_as().cols_range(0..into.rows()).transposed();
-                    let call = GemmBf16 {
-                        a,
-                        alpha,
-                        b: PackedBf16::Rows(packed.values()),
-                        n: b.cols(),
-                        low_rank: None,
-                        bias: None,
-                    };
-                    kernels::gemm_bf16(isa, &call, Epilogue::Add(into.data_mut()));
-                });
+        _ => outer_bf16((a, b), alpha, flops, into),
+    }
+}
+
+/// Rows over which [`outer_bf16`] sums at once: their packed strips and a panel share the L2 cache.
+const OUTER_ROWS: usize = 2048;
+
+/// [`add_outer`] on bf16 pairs of neighbouring rows, with f32 sums over even parts of at most [`OUTER_ROWS`].
+fn outer_bf16((a, b): (&Tensor, &Tensor), alpha: f32, flops: u64, into: &mut Tensor) {
+    let (rows, n) = (a.rows(), b.cols());
+    let part = rows.div_ceil(rows.div_ceil(OUTER_ROWS).max(1));
+    let part = part.next_multiple_of(2);
+    let device = a.device().clone();
+    let len = kernels::packed_bf16_len(n, part);
+    let mut packed = Tensor::uninit_as(DType::Bf16, &device, 1, len, Purpose::Workspace);
+    device.exec("outer product", flops, |isa| {
+        for first in (0..rows).step_by(part) {
+            let of = first..(first + part).min(rows);
+            let len = kernels::packed_bf16_len(n, of.len());
+            with_element!(b.dtype(), B => {
+                let b = b.view_as::<B>().rows_range(of.clone()).transposed();
+                kernels::pack_bf16(isa, b, &mut packed.values_mut()[..len]);
+            });
+            with_element!(a.dtype(), A => {
+                let a: MatRef<'_, A> = a.view_as().cols_range(0..into.rows());
+                let call = GemmBf16 {
+                    a: a.rows_range(of.clone()).transposed(),
+                    alpha,
+                    b: PackedBf16::Rows(&packed.values()[..len]),
+                    n,
+                    low_rank: None,
+                    bias: None,
+                };
+                kernels::gemm_bf16(isa, &call, Epilogue::Add(into.data_mut()));
             });
         }
-    }
+    });
 }

@@ -1,5 +1,6 @@
 //! The register tile, and the strip of tiles that a block of rows makes.
 
+use super::finish::Rectangle;
 use super::{PANEL, STRIP_STRIDE, Task};
 use crate::simd::{Simd, SimdOp};
 
@@ -343,6 +344,7 @@ impl SimdOp for Strip<'_, '_> {
             (g.a.as_ptr().wrapping_add(from), g.a.row_stride())
         };
         let n_panels = task.panels.len();
+        let last_block = self.k_start + self.depth >= g.a.cols();
         for p in 0..n_panels {
             if copied {
                 self.prefetch_next(s, p, n_panels);
@@ -356,10 +358,16 @@ impl SimdOp for Strip<'_, '_> {
             let b = (source.base as *const f32).wrapping_add(
                 (task.panels.start + p) * source.panel_stride + self.k_start * source.k_stride,
             );
-            let c = task
-                .out
-                .get()
-                .wrapping_add(self.row * task.c_stride + column);
+            let rectangle = Rectangle {
+                start: self.row * task.c_stride + column,
+                rows: self.rows,
+                columns: n,
+                stride: task.c_stride,
+            };
+            if last_block {
+                task.finisher.prefetch(s, rectangle);
+            }
+            let c = task.out.get().wrapping_add(rectangle.start);
             let block = Block {
                 a,
                 a_row,
@@ -380,6 +388,10 @@ impl SimdOp for Strip<'_, '_> {
             // `gemm` and `gemm_transposed_a` asserted the lengths of a, b, bias and c against the shapes; row, k_start and
             // the panel lie inside them. Tasks write disjoint rectangles of c, which nothing else borrows.
             Rows(&block).run(s);
+            if last_block {
+                // SAFETY: the rectangle lies inside c, and no other task has it.
+                unsafe { task.finisher.apply(s, task.out, rectangle) };
+            }
         }
     }
 }

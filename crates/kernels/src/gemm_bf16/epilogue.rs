@@ -2,7 +2,7 @@
 
 use super::Epilogue;
 use super::kernel::TILE_LEN;
-use crate::activation::{Activation, derivative, value};
+use crate::activation::{Activation, derivative_for, value_for};
 use crate::element::Element;
 use crate::gemm::PANEL;
 use crate::parallel::SharedMut;
@@ -147,10 +147,11 @@ impl<'a, C: Element> Sink<'a, C> {
                     if let Some(pre) = pre {
                         put(s, pre.get().add(to), v, lanes);
                     }
-                    put(s, c, value(s, *kind, v), lanes);
+                    put(s, c, value_for::<C, S>(s, *kind, v), lanes);
                 }
                 Step::ActivateBackward { kind, pre } => {
-                    let slope = derivative(s, *kind, get(s, pre.as_ptr().add(to), lanes));
+                    let slope =
+                        derivative_for::<C, S>(s, *kind, get(s, pre.as_ptr().add(to), lanes));
                     put(s, c, s.mul(v, slope), lanes);
                 }
             }
