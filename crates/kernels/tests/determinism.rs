@@ -96,6 +96,49 @@ fn threads_change_nothing() {
 }
 
 #[test]
+fn threads_change_nothing_in_products_over_tokens_and_vocabularies() {
+    // The gradient of a weight, a = d_yᵀ whose columns lie end to end, and a depth that goes by blocks of the turned form.
+    let narrow = |x: &[f32]| -> Vec<bf16> { x.iter().map(|&v| bf16::narrow(v)).collect() };
+    for isa in isas() {
+        for (m, n, k) in [(430, 300, 777), (31, 70, 64), (700, 33, 2)] {
+            let (d_y, x) = (narrow(&random(k * m, 1)), random(k * n, 2));
+            let mut packed = vec![bf16::ZERO; packed_bf16_len(n, k)];
+            pack_bf16(isa, MatRef::new(&x, k, n).transposed(), &mut packed);
+            check_threads("a product over tokens", || {
+                let mut c = vec![0.5; m * n];
+                let g = GemmBf16 {
+                    a: MatRef::new(&d_y, k, m).transposed(),
+                    alpha: 1.0,
+                    b: PackedBf16::Rows(&packed),
+                    n,
+                    low_rank: None,
+                    bias: None,
+                };
+                gemm_bf16(isa, &g, Epilogue::Add(&mut c));
+                c
+            });
+        }
+        let (m, n, k) = (530, 230, 6500);
+        let (a, w) = (narrow(&random(m * k, 1)), random(k * n, 2));
+        let mut packed = vec![bf16::ZERO; packed_bf16_len(k, n)];
+        pack_bf16(isa, MatRef::new(&w, k, n), &mut packed);
+        check_threads("a product over a vocabulary", || {
+            let mut c = vec![0.0; m * n];
+            let g = GemmBf16 {
+                a: MatRef::new(&a, m, k),
+                alpha: 1.0,
+                b: PackedBf16::Transposed(&packed),
+                n,
+                low_rank: None,
+                bias: None,
+            };
+            gemm_bf16(isa, &g, Epilogue::Store(&mut c));
+            c
+        });
+    }
+}
+
+#[test]
 fn a_row_of_a_product_does_not_know_its_batch() {
     for isa in isas() {
         let (m, n, k) = (400, 70, 600);
