@@ -2,14 +2,17 @@
 //! Both read one checkpoint with random weights and one file of rows (tools/bench/prepare.py). Each run is a process of its
 //! own that prints one JSON line with `tokens_per_s`, `peak_rss_bytes` and `loss`.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
 use crate::arguments::Arguments;
 use crate::golden::require_packages;
 use crate::root;
+use crate::sides::{
+    Side, build_ours, in_turns, list, median, output_line, ratios, script, with_prepared,
+};
 
 /// What all sides are asked to do.
 struct Work {
@@ -24,28 +27,6 @@ struct Work {
     threads: Option<usize>,
     /// Full fine-tuning instead of LoRA.
     full: bool,
-    /// Where checkpoint and rows are.
-    folder: PathBuf,
-}
-
-/// Who runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Lowrank,
-    /// PyTorch as it comes.
-    Eager,
-    /// PyTorch under torch.compile.
-    Compiled,
-}
-
-impl Side {
-    fn name(self) -> &'static str {
-        match self {
-            Side::Lowrank => "lowrank",
-            Side::Eager => "eager",
-            Side::Compiled => "compiled",
-        }
-    }
 }
 
 /// One side's numbers of one round.
@@ -87,10 +68,6 @@ pub fn run(words: &[String]) -> Result<(), String> {
             0 => None,
             n => Some(n),
         },
-        folder: root()
-            .join("target")
-            .join("bench")
-            .join(std::process::id().to_string()),
     };
     let rounds = arguments.number("--rounds", 3_usize)?;
     arguments.finish()?;
@@ -100,34 +77,14 @@ pub fn run(words: &[String]) -> Result<(), String> {
     let packages = "torch, transformers, peft";
     require_packages(&python, packages, "tools/golden/requirements.txt")?;
     build_ours()?;
-    let mut sides = vec![Side::Lowrank];
-    let peer = |name: &String| {
-        if name == "eager" {
-            Side::Eager
-        } else {
-            Side::Compiled
-        }
-    };
-    sides.extend(peers.iter().map(peer));
-    let outcome = prepare(&python, &work).and_then(|()| {
-        let mut one = |dtype: &String| compare(&python, &work, dtype, &sides, rounds);
-        dtypes.iter().try_for_each(&mut one)
-    });
-    // Half a gigabyte that nobody needs any more.
-    std::fs::remove_dir_all(&work.folder)
-        .map_err(|error| format!("cannot remove {}: {error}", work.folder.display()))?;
-    outcome
-}
-
-pub(crate) fn list(text: &str, flag: &str, known: &[&str]) -> Result<Vec<String>, String> {
-    let names: Vec<String> = text.split(',').map(str::to_owned).collect();
-    match names.iter().find(|name| !known.contains(&name.as_str())) {
-        None => Ok(names),
-        Some(name) => Err(format!(
-            "{flag}: expected {}, found `{name}`",
-            known.join(" or ")
-        )),
-    }
+    let sides = Side::with(&peers);
+    let arguments = work.preparation();
+    with_prepared(&python, arguments.iter().map(String::as_str), |folder| {
+        (dtypes.iter()).try_for_each(|dtype| {
+            let command = |side| command(&python, (&work, folder), dtype, side);
+            compare(&work, dtype, (&sides, rounds), command)
+        })
+    })
 }
 
 fn fraction(text: &str) -> Result<f64, String> {
@@ -137,74 +94,31 @@ fn fraction(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("--dropout: expected a number from 0 to below 1, found `{text}`"))
 }
 
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-    command.current_dir(root());
-    command
-}
-
-pub(crate) fn build_ours() -> Result<(), String> {
-    let status = cargo()
-        .args(["build", "--release", "--quiet", "--package", "lowrank-cli"])
-        .status()
-        .map_err(|error| format!("cannot start cargo: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err("lowrank does not build".to_owned())
+impl Work {
+    /// What tools/bench/prepare.py is told.
+    fn preparation(&self) -> Vec<String> {
+        let numbers = [self.batch, self.seq, self.steps + 1].map(|n| n.to_string());
+        let [batch, seq, steps] = &numbers;
+        let mut words = vec!["--model-config", &self.model_config, "--rows", &self.rows];
+        words.extend(["--batch", batch, "--seq", seq, "--steps", steps]);
+        if let Some(dir) = &self.tokenizer {
+            words.extend(["--tokenizer", dir]);
+        }
+        let dropout = self.dropout.map(|p| p.to_string());
+        if let Some(p) = &dropout {
+            words.extend(["--dropout", p]);
+        }
+        words.into_iter().map(str::to_owned).collect()
     }
 }
 
-pub(crate) fn script(python: &str, name: &str) -> Command {
-    let mut command = Command::new(python);
-    command
-        .arg(Path::new("tools/bench").join(name))
-        .current_dir(root())
-        .env("HF_HUB_OFFLINE", "1")
-        .env("TOKENIZERS_PARALLELISM", "false")
-        .env("PYTHONDONTWRITEBYTECODE", "1");
-    command
-}
-
-fn prepare(python: &str, work: &Work) -> Result<(), String> {
-    std::fs::create_dir_all(&work.folder)
-        .map_err(|error| format!("cannot make {}: {error}", work.folder.display()))?;
-    let mut command = script(python, "prepare.py");
-    command.arg("--out").arg(&work.folder);
-    command.args(["--model-config", &work.model_config, "--rows", &work.rows]);
-    command.args([
-        "--batch",
-        &work.batch.to_string(),
-        "--seq",
-        &work.seq.to_string(),
-    ]);
-    command.args(["--steps", &(work.steps + 1).to_string()]);
-    if let Some(dir) = &work.tokenizer {
-        command.args(["--tokenizer", dir]);
-    }
-    if let Some(p) = work.dropout {
-        command.args(["--dropout", &p.to_string()]);
-    }
-    let status = command
-        .stdout(Stdio::null())
-        .status()
-        .map_err(|error| format!("cannot start {python}: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("{command:?} ended with {status}"))
-    }
-}
-
-fn command(python: &str, work: &Work, dtype: &str, side: Side) -> Command {
+fn command(python: &str, (work, folder): (&Work, &Path), dtype: &str, side: Side) -> Command {
     let mut command = match side {
         Side::Lowrank => {
             let mut command = Command::new(root().join("target/release/lowrank"));
             command.args(["profile", "--json", "--precision", dtype]);
             command.args(["--labels", "0", "1", "--lora-alpha", "8"]);
-            command
-                .arg("--train-file")
-                .arg(work.folder.join("rows.jsonl"));
+            command.arg("--train-file").arg(folder.join("rows.jsonl"));
             command.args(["--max-length", &work.seq.to_string()]);
             if work.full {
                 command.arg("--full");
@@ -225,7 +139,7 @@ fn command(python: &str, work: &Work, dtype: &str, side: Side) -> Command {
             command
         }
     };
-    command.arg("--model").arg(&work.folder);
+    command.arg("--model").arg(folder);
     command.args([
         "--batch",
         &work.batch.to_string(),
@@ -238,28 +152,19 @@ fn command(python: &str, work: &Work, dtype: &str, side: Side) -> Command {
     command
 }
 
-/// One precision: every side in each round, another first each time.
+/// One precision: every side in each round.
 fn compare(
-    python: &str,
     work: &Work,
     dtype: &str,
-    sides: &[Side],
-    rounds: usize,
+    (sides, rounds): (&[Side], usize),
+    command: impl Fn(Side) -> Command,
 ) -> Result<(), String> {
-    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); sides.len()];
-    for round in 0..rounds {
-        for turn in 0..sides.len() {
-            let at = (round + turn) % sides.len();
-            let side = sides[at];
-            let sample = measure(side.name(), &mut command(python, work, dtype, side))?;
-            println!(
-                "round {}  {dtype}  {}",
-                round + 1,
-                line(side.name(), &sample)
-            );
-            samples[at].push(sample);
-        }
-    }
+    let samples = in_turns(sides, rounds, |round, side| {
+        let sample = measure(side.name(), &mut command(side))?;
+        let line = line(side.name(), &sample);
+        println!("round {}  {dtype}  {line}", round + 1);
+        Ok(sample)
+    })?;
     print_summary(work, dtype, sides, &samples);
     Ok(())
 }
@@ -267,30 +172,6 @@ fn compare(
 fn measure(name: &str, command: &mut Command) -> Result<Sample, String> {
     output_line(name, command)
         .and_then(|object| sample(&object).map_err(|error| format!("{name}: {error}")))
-}
-
-/// The last line that is a JSON object of what a command writes.
-pub(crate) fn output_line(name: &str, command: &mut Command) -> Result<Value, String> {
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("{name}: cannot start {command:?}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{name}: {command:?} ended with {}", output.status));
-    }
-    last_object(&String::from_utf8_lossy(&output.stdout))
-        .map_err(|error| format!("{name}: {error}"))
-}
-
-fn last_object(text: &str) -> Result<Value, String> {
-    let mut objects = text.lines().rev().filter_map(|line| {
-        serde_json::from_str::<Value>(line)
-            .ok()
-            .filter(Value::is_object)
-    });
-    objects
-        .next()
-        .ok_or_else(|| "expected a line of JSON on standard output, found none".to_owned())
 }
 
 fn sample(object: &Value) -> Result<Sample, String> {
@@ -346,31 +227,16 @@ fn print_summary(work: &Work, dtype: &str, sides: &[Side], samples: &[Vec<Sample
         );
     }
     for (side, theirs) in sides.iter().zip(samples).skip(1) {
-        let pairs = samples[0].iter().zip(theirs);
-        let ratios: Vec<f64> = pairs
-            .map(|(a, b)| a.tokens_per_s / b.tokens_per_s)
-            .collect();
-        let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = ratios.iter().copied().fold(0.0, f64::max);
+        let speeds =
+            |samples: &[Sample]| samples.iter().map(|s| s.tokens_per_s).collect::<Vec<_>>();
         println!(
-            "lowrank / {}: {:.2} (median of the rounds; {low:.2} to {high:.2}), memory {:.0}%",
+            "lowrank / {}: {}, memory {:.0}%",
             side.name(),
-            median(ratios),
+            ratios(&speeds(&samples[0]), &speeds(theirs)),
             100.0 * median_of(&samples[0], |s| s.peak_gb) / median_of(theirs, |s| s.peak_gb)
         );
     }
     println!();
-}
-
-/// The middle value; of an even number, the mean of the two in the middle. NaN for none.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let half = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[half],
-        _ => f64::midpoint(values[half - 1], values[half]),
-    }
 }
 
 #[cfg(test)]
@@ -378,24 +244,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), 2.5);
-        assert!(median(vec![]).is_nan());
-    }
-
-    #[test]
-    fn the_last_json_line_counts() {
-        let text = "warming up\n{\"tokens_per_s\": 10.5, \"peak_rss_bytes\": 2e9, \"loss\": 0.5}\n";
-        let sample = Sample {
+    fn samples_need_their_numbers() {
+        let object = serde_json::json!({"tokens_per_s": 10.5, "peak_rss_bytes": 2e9, "loss": 0.5});
+        let want = Sample {
             tokens_per_s: 10.5,
             peak_gb: 2.0,
             loss: 0.5,
             share_of_peak: None,
         };
-        let parse = |text: &str| last_object(text).and_then(|object| super::sample(&object));
-        assert_eq!(parse(text), Ok(sample));
-        assert!(parse("no numbers").is_err());
-        assert!(parse("{\"loss\": 1}").unwrap_err().contains("tokens_per_s"));
+        assert_eq!(sample(&object), Ok(want));
+        let error = sample(&serde_json::json!({"loss": 1})).unwrap_err();
+        assert!(error.contains("tokens_per_s"));
     }
 }

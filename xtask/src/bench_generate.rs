@@ -2,15 +2,17 @@
 //! checkpoint with random weights and one file of prompts (tools/bench/prepare.py); each run is a process of its own that
 //! prints one JSON line with its speeds and its tokens.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::arguments::Arguments;
-use crate::bench::{build_ours, list, median, output_line, script};
 use crate::golden::require_packages;
 use crate::root;
+use crate::sides::{
+    Side, build_ours, in_turns, list, median, output_line, ratios, script, with_prepared,
+};
 
 /// What all sides are asked to do.
 struct Work {
@@ -18,18 +20,6 @@ struct Work {
     prompt: usize,
     new: usize,
     threads: Option<usize>,
-    /// Where checkpoint and prompts are.
-    folder: PathBuf,
-}
-
-/// Who runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Lowrank,
-    /// transformers as it comes: a cache that grows.
-    Eager,
-    /// A static cache, under torch.compile.
-    Compiled,
 }
 
 /// One side's numbers of one round.
@@ -66,9 +56,6 @@ pub fn run(words: &[String]) -> Result<(), String> {
         prompt: arguments.number("--prompt", 32)?,
         new: arguments.number("--new", 128)?,
         threads: Some(arguments.number("--threads", 0)?).filter(|n| *n > 0),
-        folder: root()
-            .join("target/bench")
-            .join(format!("generate-{}", std::process::id())),
     };
     let rounds = arguments.number("--rounds", 3_usize)?;
     arguments.finish()?;
@@ -81,66 +68,35 @@ pub fn run(words: &[String]) -> Result<(), String> {
         "tools/golden/requirements.txt",
     )?;
     build_ours()?;
-    let mut sides = vec![Side::Lowrank];
-    sides.extend(peers.iter().map(|name| match name.as_str() {
-        "eager" => Side::Eager,
-        _ => Side::Compiled,
-    }));
+    let sides = Side::with(&peers);
     let most = sizes.iter().copied().max().unwrap_or(1);
-    let outcome = prepare(&python, &work, most).and_then(|()| {
+    let [rows, prompt] = [most, work.prompt].map(|n| n.to_string());
+    let config = work.model_config.as_str();
+    let arguments = ["--model-config", config, "--batch", &rows, "--seq", &prompt];
+    with_prepared(&python, arguments, |folder| {
         for dtype in &dtypes {
             for &batch in &sizes {
-                work.compare(&python, (dtype, batch), &sides, rounds)?;
+                let command = |side| work.command((&python, folder), (dtype, batch), side);
+                work.compare((dtype, batch), (&sides, rounds), command)?;
             }
         }
         Ok(())
-    });
-    // Half a gigabyte that nobody needs any more.
-    std::fs::remove_dir_all(&work.folder)
-        .map_err(|error| format!("cannot remove {}: {error}", work.folder.display()))?;
-    outcome
-}
-
-fn prepare(python: &str, work: &Work, rows: usize) -> Result<(), String> {
-    std::fs::create_dir_all(&work.folder)
-        .map_err(|error| format!("cannot make {}: {error}", work.folder.display()))?;
-    let mut command = script(python, "prepare.py");
-    command.arg("--out").arg(&work.folder);
-    command.args(["--model-config", &work.model_config]);
-    command.args([
-        "--batch",
-        &rows.to_string(),
-        "--seq",
-        &work.prompt.to_string(),
-    ]);
-    let output = command
-        .output()
-        .map_err(|error| format!("cannot start {python}: {error}"))?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        let said = String::from_utf8_lossy(&output.stderr);
-        Err(format!("{command:?} ended with {}\n{said}", output.status))
-    }
-}
-
-impl Side {
-    fn name(self) -> &'static str {
-        match self {
-            Side::Lowrank => "lowrank",
-            Side::Eager => "eager",
-            Side::Compiled => "compiled",
-        }
-    }
+    })
 }
 
 impl Work {
-    fn command(&self, python: &str, (dtype, batch): (&str, usize), side: Side) -> Command {
+    /// One process. The peer's cache grows; under torch.compile it is static.
+    fn command(
+        &self,
+        (python, folder): (&str, &Path),
+        (dtype, batch): (&str, usize),
+        side: Side,
+    ) -> Command {
         let mut command = match side {
             Side::Lowrank => {
                 let mut command = Command::new(root().join("target/release/lowrank"));
                 command.args(["profile", "--json", "--steps", "1", "--precision", dtype]);
-                let rows = self.folder.join("rows.jsonl");
+                let rows = folder.join("rows.jsonl");
                 command.arg("--train-file").arg(rows);
                 command.args(["--max-length", &self.prompt.to_string()]);
                 command.args(["--generate", &self.new.to_string()]);
@@ -155,7 +111,7 @@ impl Work {
                 command
             }
         };
-        command.arg("--model").arg(&self.folder);
+        command.arg("--model").arg(folder);
         command.args(["--batch", &batch.to_string()]);
         if let Some(n) = self.threads {
             command.args(["--threads", &n.to_string()]);
@@ -163,24 +119,17 @@ impl Work {
         command
     }
 
-    /// One precision and size of batch: every side in each round, another first each time.
+    /// One precision and size of batch: every side in each round.
     fn compare(
         &self,
-        python: &str,
         what: (&str, usize),
-        sides: &[Side],
-        rounds: usize,
+        (sides, rounds): (&[Side], usize),
+        command: impl Fn(Side) -> Command,
     ) -> Result<(), String> {
-        let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); sides.len()];
-        for round in 0..rounds {
-            for turn in 0..sides.len() {
-                let at = (round + turn) % sides.len();
-                let name = sides[at].name();
-                let mut command = self.command(python, what, sides[at]);
-                let object = output_line(name, &mut command)?;
-                samples[at].push(Sample::of(&object).map_err(|e| format!("{name}: {e}"))?);
-            }
-        }
+        let samples = in_turns(sides, rounds, |_, side| {
+            let object = output_line(side.name(), &mut command(side))?;
+            Sample::of(&object).map_err(|error| format!("{}: {error}", side.name()))
+        })?;
         let name = Path::new(&self.model_config);
         println!(
             "{}, {}, batch {}, {} new tokens after {}, {rounds} rounds",
@@ -229,16 +178,12 @@ fn print_summary(sides: &[Side], samples: &[Vec<Sample>]) {
         );
     }
     for (side, theirs) in sides.iter().zip(samples).skip(1) {
-        let pairs = samples[0].iter().zip(theirs);
-        let ratios: Vec<f64> = pairs
-            .map(|(a, b)| a.tokens_per_s / b.tokens_per_s)
-            .collect();
-        let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = ratios.iter().copied().fold(0.0, f64::max);
+        let speeds =
+            |samples: &[Sample]| samples.iter().map(|s| s.tokens_per_s).collect::<Vec<_>>();
         println!(
-            "lowrank / {}: {:.2} (median of the rounds; {low:.2} to {high:.2}), {:.0}% of the tokens are equal",
+            "lowrank / {}: {}, {:.0}% of the tokens are equal",
             side.name(),
-            median(ratios),
+            ratios(&speeds(&samples[0]), &speeds(theirs)),
             100.0 * equal_share(&samples[0][0].tokens, &theirs[0].tokens),
         );
     }

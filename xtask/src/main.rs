@@ -5,6 +5,7 @@ mod bench;
 mod bench_generate;
 mod check;
 mod golden;
+mod sides;
 mod tidy;
 
 use std::path::{Path, PathBuf};
