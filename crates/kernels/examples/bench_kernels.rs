@@ -277,47 +277,49 @@ fn disentangled_operands(
 }
 
 fn bench_disentangled_f32(isa: Isa, peak: f64, shape: &AttentionShape) {
-    let ([q, k, v, d_out], table, places, name, flops) = disentangled_operands(shape);
-    let (mut d_q, mut d_k, mut d_v) = (q.clone(), q.clone(), q.clone());
-    let (mut d_keys, mut d_queries) = (table.clone(), table.clone());
-    let (mut out, mut lse) = (q.clone(), vec![0.0; q.len() / shape.head_dim]);
-    let inputs = DisentangledInputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        positions: RelativePositions {
-            rows: &places,
-            keys: Some(&table),
-            queries: Some(&table),
+    let mut of_forward = vec![0.0; disentangled_forward_workspace(shape, 2)];
+    let mut of_backward = vec![0.0; disentangled_backward_workspace(shape, 2, 2)];
+    report_disentangled(
+        ("f32 ", peak),
+        shape,
+        |inputs, out, lse| {
+            disentangled_attention_forward(isa, shape, inputs, &mut of_forward, out, lse);
         },
-    };
-    let mut workspace = vec![0.0; disentangled_backward_workspace(shape, 2, 2)];
-    let of_forward = disentangled_forward_workspace(shape, 2);
-    report(&format!("forward  f32  {name}"), 4 * flops, peak, || {
-        let workspace = &mut workspace[..of_forward];
-        disentangled_attention_forward(isa, shape, &inputs, workspace, &mut out, &mut lse);
-    });
-    report(&format!("backward f32  {name}"), 11 * flops, peak, || {
-        let saved = DisentangledSaved {
-            inputs,
-            out: &out,
-            lse: &lse,
-        };
-        let gradients = DisentangledGradients {
-            d_q: &mut d_q,
-            d_k: &mut d_k,
-            d_v: &mut d_v,
-            d_keys: Some(&mut d_keys),
-            d_queries: Some(&mut d_queries),
-        };
-        let workspace = &mut workspace[..];
-        disentangled_attention_backward(isa, shape, &saved, &d_out, workspace, gradients);
-    });
+        |saved, d_out, gradients| {
+            disentangled_attention_backward(isa, shape, saved, d_out, &mut of_backward, gradients);
+        },
+    );
 }
 
 fn bench_disentangled_bf16(isa: Isa, peak: f64, shape: &AttentionShape) {
+    let [tables, partial] = disentangled_backward_workspace_bf16(shape, 2, 2);
+    let (mut tables, mut partial) = (vec![bf16::ZERO; tables], vec![0.0; partial]);
+    let mut of_forward = vec![bf16::ZERO; disentangled_forward_workspace_bf16(shape, 2)];
+    report_disentangled(
+        ("bf16", peak),
+        shape,
+        |inputs, out, lse| {
+            disentangled_attention_forward_bf16(isa, shape, inputs, &mut of_forward, out, lse);
+        },
+        |saved, d_out, gradients| {
+            let workspace = PairWorkspace {
+                tables: &mut tables,
+                partial: &mut partial,
+            };
+            disentangled_attention_backward_bf16(isa, shape, saved, d_out, workspace, gradients);
+        },
+    );
+}
+
+/// Times both passes in one storage.
+fn report_disentangled<E: Element>(
+    (storage, peak): (&str, f64),
+    shape: &AttentionShape,
+    mut forward: impl FnMut(&DisentangledInputs<E>, &mut [E], &mut [f32]),
+    mut backward: impl FnMut(&DisentangledSaved<E>, &[E], DisentangledGradients<E>),
+) {
     let (operands, table, places, name, flops) = disentangled_operands(shape);
-    let narrow = |x: Vec<f32>| x.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+    let narrow = |x: Vec<f32>| x.into_iter().map(E::narrow).collect::<Vec<_>>();
     let [q, k, v, d_out] = operands.map(narrow);
     let table = narrow(table);
     let (mut d_q, mut d_k, mut d_v) = (q.clone(), q.clone(), q.clone());
@@ -333,32 +335,34 @@ fn bench_disentangled_bf16(isa: Isa, peak: f64, shape: &AttentionShape) {
             queries: Some(&table),
         },
     };
-    let [tables, partial] = disentangled_backward_workspace_bf16(shape, 2, 2);
-    let (mut tables, mut partial) = (vec![bf16::ZERO; tables], vec![0.0; partial]);
-    let of_forward = disentangled_forward_workspace_bf16(shape, 2);
-    report(&format!("forward  bf16 {name}"), 4 * flops, peak, || {
-        let workspace = &mut tables[..of_forward];
-        disentangled_attention_forward_bf16(isa, shape, &inputs, workspace, &mut out, &mut lse);
-    });
-    report(&format!("backward bf16 {name}"), 11 * flops, peak, || {
-        let saved = DisentangledSaved {
-            inputs,
-            out: &out,
-            lse: &lse,
-        };
-        let gradients = DisentangledGradients {
-            d_q: &mut d_q,
-            d_k: &mut d_k,
-            d_v: &mut d_v,
-            d_keys: Some(&mut d_keys),
-            d_queries: Some(&mut d_queries),
-        };
-        let workspace = PairWorkspace {
-            tables: &mut tables,
-            partial: &mut partial,
-        };
-        disentangled_attention_backward_bf16(isa, shape, &saved, &d_out, workspace, gradients);
-    });
+    report(
+        &format!("forward  {storage} {name}"),
+        4 * flops,
+        peak,
+        || {
+            forward(&inputs, &mut out, &mut lse);
+        },
+    );
+    report(
+        &format!("backward {storage} {name}"),
+        11 * flops,
+        peak,
+        || {
+            let saved = DisentangledSaved {
+                inputs,
+                out: &out,
+                lse: &lse,
+            };
+            let gradients = DisentangledGradients {
+                d_q: &mut d_q,
+                d_k: &mut d_k,
+                d_v: &mut d_v,
+                d_keys: Some(&mut d_keys),
+                d_queries: Some(&mut d_queries),
+            };
+            backward(&saved, &d_out, gradients);
+        },
+    );
 }
 
 fn bench_elementwise(isa: Isa) {
