@@ -35,6 +35,12 @@ impl Purpose {
         Purpose::KeptRows,
     ];
 
+    /// Those that training has: all but what generation keeps.
+    pub fn of_training() -> impl Iterator<Item = Purpose> {
+        let in_training = |purpose: &Purpose| *purpose != Purpose::KeptRows;
+        Purpose::ALL.into_iter().filter(in_training)
+    }
+
     /// A name for tables and JSON.
     pub fn name(self) -> &'static str {
         match self {

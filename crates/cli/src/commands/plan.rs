@@ -315,8 +315,7 @@ impl Plan {
                 &percent(lora.trainable, total),
                 &percent(full.trainable, self.base_parameters),
             ]);
-        let in_training = |p: &Purpose| *p != Purpose::KeptRows;
-        for purpose in Purpose::ALL.into_iter().filter(in_training) {
+        for purpose in Purpose::of_training() {
             table.row([
                 purpose.name().replace('_', " "),
                 bytes(lora.needs.peak.of(purpose)),

@@ -1,6 +1,6 @@
-//! `lowrank profile`: some optimizer steps of a model (or tokens that it generates), timed whole and op by op, beside what the machine's own product
-//! reaches. `cargo xtask bench` compares with the same command. The numbers are those of the loop in `lowrank_train`: the
-//! same forward, backward, clipping and update, without evaluation, log or checkpoints.
+//! `lowrank profile`: some optimizer steps of a model (or tokens that it generates), timed whole and op by op, beside what
+//! the machine's own product reaches. `cargo xtask bench` compares with the same command. The numbers are those of the loop
+//! in `lowrank_train`: the same forward, backward, clipping and update, without evaluation, log or checkpoints.
 
 use std::path::Path;
 use std::time::Instant;

@@ -324,8 +324,7 @@ impl Results<'_> {
     fn memory_table(&self) -> TextTable {
         let counted = super::counted_peak(self.model.device());
         let mut table = TextTable::new(&["peak memory", "predicted", "counted"]);
-        let in_training = |p: &Purpose| *p != Purpose::KeptRows;
-        for purpose in Purpose::ALL.into_iter().filter(in_training) {
+        for purpose in Purpose::of_training() {
             table.row([
                 purpose.name().replace('_', " "),
                 bytes(self.plan.peak.of(purpose)),
