@@ -199,6 +199,9 @@ fn bench_attention(isa: Isa, peak: f64) {
         let d_out = random(size, 4);
         let (mut d_q, mut d_k, mut d_v) = (vec![0.0; size], vec![0.0; size], vec![0.0; size]);
         let (mut out, mut lse) = (vec![0.0; size], vec![0.0; rows * num_heads]);
+        let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+        let narrow_in @ [q16, k16, v16, d_out16] = &[&q, &k, &v, &d_out].map(|x| narrow(x));
+        let [mut out16, mut d_q16, mut d_k16, mut d_v16] = narrow_in.clone();
         let offsets: Vec<usize> = (0..=count).map(|i| i * len).collect();
         let causal = AttentionMask::Causal { window: None };
         for (mask, dropout) in [
@@ -238,6 +241,21 @@ fn bench_attention(isa: Isa, peak: f64) {
             };
             report(&format!("backward {name}"), 5 * flops, peak, || {
                 attention_backward(isa, &shape, &saved, &d_out, &mut d_q, &mut d_k, &mut d_v)
+            });
+            let inputs = [&q16[..], k16, v16];
+            report(&format!("bf16 forward  {name}"), 2 * flops, peak, || {
+                attention_forward_bf16(isa, &shape, inputs, &mut out16, &mut lse)
+            });
+            let saved = AttentionSaved {
+                q: q16,
+                k: k16,
+                v: v16,
+                out: &out16,
+                lse: &lse,
+            };
+            report(&format!("bf16 backward {name}"), 5 * flops, peak, || {
+                let gradients = [&mut d_q16[..], &mut d_k16, &mut d_v16];
+                attention_backward_bf16(isa, &shape, &saved, d_out16, gradients)
             });
         }
     }

@@ -11,6 +11,7 @@ mod kernel;
 mod packing;
 
 use crate::activation::Activation;
+use crate::aligned::Aligned;
 use crate::element::Element;
 use crate::gemm::PANEL;
 use crate::isa::Isa;
@@ -229,10 +230,10 @@ struct Task<'a, A, C> {
 /// Buffers that a thread keeps between tasks.
 #[derive(Default)]
 struct Scratch {
-    panels: Vec<bf16>,
-    strip: Vec<bf16>,
-    low_rank: Vec<bf16>,
-    tiles: Vec<[f32; TILE_LEN]>,
+    panels: Aligned<bf16>,
+    strip: Aligned<bf16>,
+    low_rank: Aligned<bf16>,
+    tiles: Aligned<[f32; TILE_LEN]>,
 }
 
 thread_local! {
@@ -279,17 +280,17 @@ impl<A: Element, C: Element> Task<'_, A, C> {
             let depth = deepest.min(k - start);
             let panel_len = 2 * PANEL * pairs_of(depth);
             let len = self.panels.len() * panel_len;
-            buffer.resize(len.max(buffer.len()), bf16::ZERO);
+            let panels = buffer.at_least(len);
             let source = &b[packed_bf16_len(start, n)..][..packed_bf16_len(depth, n)];
             for (i, panel) in self.panels.clone().enumerate() {
-                let dst = &mut buffer[i * panel_len..][..panel_len];
+                let dst = &mut panels[i * panel_len..][..panel_len];
                 repack_panel(s, source, [depth, n], panel, dst);
             }
             let block = Block {
                 first: start == 0,
                 last: start + depth == k,
                 columns: start..start + depth,
-                panels: &buffer[..len],
+                panels,
             };
             self.multiply(s, scratch, &block);
             start += depth.max(1);
@@ -309,8 +310,7 @@ impl<A: Element, C: Element> Task<'_, A, C> {
         } else {
             self.rows.len().div_ceil(S::GEMM_ROWS) * n_panels
         };
-        let n_tiles = n_tiles.max(scratch.tiles.len());
-        (scratch.tiles).resize(n_tiles, [0.0; TILE_LEN]);
+        scratch.tiles.at_least(n_tiles);
         let mut next_tile = 0;
         let mut row = self.rows.start;
         while row < self.rows.end {
@@ -414,7 +414,7 @@ fn strip_of<S: Simd, A: Element>(
     row: usize,
     rows: usize,
     scale: f32,
-    buffer: &mut Vec<bf16>,
+    buffer: &mut Aligned<bf16>,
 ) -> StripRows {
     let k = a.cols();
     if let Some(start) = in_place(&a)
@@ -427,7 +427,7 @@ fn strip_of<S: Simd, A: Element>(
     }
     // A line more than the width, so that rows fall into different cache sets.
     let stride = (2 * pairs_of(k)).next_multiple_of(32) + 32;
-    buffer.resize((rows * stride).max(buffer.len()), bf16::ZERO);
+    buffer.at_least(rows * stride);
     for i in 0..rows {
         let dst = &mut buffer[i * stride..][..2 * pairs_of(k)];
         packing::convert_row(s, a, row + i, scale, dst);

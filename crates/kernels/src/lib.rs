@@ -6,6 +6,7 @@
 //! definition of every operation, forward and backward.
 
 mod activation;
+mod aligned;
 mod attention;
 mod dropout;
 mod element;

@@ -1,7 +1,7 @@
 //! The backward task: one head of one sequence.
 
 use super::{
-    AttentionMask, AttentionSaved, Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least,
+    AttentionMask, AttentionSaved, Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile,
     pack_panels, prefetch_rows,
 };
 use crate::dropout::{GROUP, Mask};
@@ -38,8 +38,16 @@ impl SimdOp for Backward<'_> {
         }
         pack_panels(s, head.kv_rows(self.saved.k), &mut self.scratch.keys);
         pack_panels(s, head.kv_rows(self.saved.v), &mut self.scratch.values);
-        let scores = at_least(&mut self.scratch.scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
-        let d_scores = at_least(&mut self.scratch.d_scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
+        let scores = self
+            .scratch
+            .scores
+            .at_least(Q_BLOCK * TILE_STRIDE)
+            .as_mut_ptr();
+        let d_scores = self
+            .scratch
+            .d_scores
+            .at_least(Q_BLOCK * TILE_STRIDE)
+            .as_mut_ptr();
         if head.attends != AttentionMask::Full {
             // A key's first tile is not the same for all keys of a tile, and some keys may have none.
             clear_gradients(head, self.d_q, self.d_k, self.d_v);

@@ -1,12 +1,13 @@
 //! The backward task on bf16: one head of one sequence. Scores are computed again; their gradients meet the other operands
 //! as bf16 pairs, along keys for d_q and along queries for d_k and d_v. All sums are f32.
 
-use super::backward::{RowContext, clear_gradients, dot, row_gradient};
+use super::backward::{clear_gradients, dot};
 use super::pairs::{
     BLOCKS, PLAIN, PairBlock, PairScratch, STRIDE, TILE, copy_rows, multiply_pairs,
     pack_by_columns, pack_by_rows, padded, store_row,
 };
-use super::{AttentionSaved, Head, Scratch, Tile, at_least, prefetch_rows};
+use super::rows_bf16::GradientRows;
+use super::{AttentionSaved, Head, Scratch, Tile, prefetch_row, prefetch_rows};
 use crate::dropout::Mask;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::pairs_of;
@@ -37,9 +38,9 @@ impl SimdOp for Backward<'_> {
         let mut scratch = std::mem::take(&mut self.scratch.pairs);
         let width = padded(head.head_dim);
         for sums in &mut scratch.sums[1..] {
-            at_least(sums, head.kv_len * width).fill(0.0);
+            sums.at_least(head.kv_len * width).fill(0.0);
         }
-        at_least(&mut scratch.sums[0], BLOCKS[0] * width).fill(0.0);
+        scratch.sums[0].at_least(BLOCKS[0] * width).fill(0.0);
         self.tiles(s, &mut scratch);
         for j in 0..head.kv_len {
             for (which, sums) in scratch.sums.iter().enumerate().skip(1) {
@@ -104,16 +105,20 @@ impl Backward<'_> {
     #[inline(always)]
     fn tiles<S: Simd>(&self, s: S, scratch: &mut PairScratch) {
         let (head, saved) = (self.head, self.saved);
-        prefetch_rows(s, saved.k, head.kv_at(0), head.kv_len, &head);
-        prefetch_rows(s, saved.v, head.kv_at(0), head.kv_len, &head);
+        for of_kv in [saved.k, saved.v] {
+            prefetch_rows(s, of_kv, head.kv_at(0), head.kv_len, &head);
+        }
+        for of_q in [saved.q, self.d_out, saved.out] {
+            prefetch_rows(s, of_q, head.q_at(0), head.q_len.min(BLOCKS[0]), &head);
+        }
         pack_by_rows(s, head.kv_rows(saved.k), &mut scratch.panels[0]);
         pack_by_rows(s, head.kv_rows(saved.v), &mut scratch.panels[1]);
         pack_by_columns(s, head.kv_rows(saved.k), &mut scratch.keys_turned);
         for tile in [0, 1] {
-            at_least(&mut scratch.scores[tile], TILE);
-            at_least(&mut scratch.row_pairs[tile], TILE / 2);
+            scratch.scores[tile].at_least(TILE);
+            scratch.row_pairs[tile].at_least(TILE / 2);
         }
-        at_least(&mut scratch.narrow, TILE);
+        scratch.narrow.at_least(TILE);
         head.for_each_tile(BLOCKS, |tile| {
             s.call(BackwardTile {
                 task: self,
@@ -121,6 +126,25 @@ impl Backward<'_> {
                 scratch,
             });
         });
+    }
+
+    /// Asks for row `row` of what this task will write and of what the next one, most likely the next head, will read.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, row: usize) {
+        let (head, saved) = (self.head, self.saved);
+        let [d_q, d_k, d_v] = self.gradients.map(|d| d.get().cast_const());
+        prefetch_row(s, d_q, head.q_at(0), row, &head);
+        for of_q in [saved.q, self.d_out, saved.out] {
+            prefetch_row(s, of_q.as_ptr(), head.q_at(0) + head.head_dim, row, &head);
+        }
+        if row < head.kv_len {
+            for of_kv in [d_k, d_v] {
+                prefetch_row(s, of_kv, head.kv_at(0), row, &head);
+            }
+            for of_kv in [saved.k, saved.v] {
+                prefetch_row(s, of_kv.as_ptr(), head.kv_at(0) + head.head_dim, row, &head);
+            }
+        }
     }
 
     /// q kᵀ and d_out vᵀ.
@@ -151,24 +175,31 @@ impl Backward<'_> {
     /// Probabilities and gradients of scores, as pairs of rows and the latter as rows too.
     #[inline(always)]
     fn rows<S: Simd>(&self, s: S, tile: Tile, scratch: &mut PairScratch) {
-        let (head, n) = (self.head, tile.n);
-        for row in 0..tile.m {
+        let head = self.head;
+        let mut deltas = [0.0; BLOCKS[0]];
+        for (row, delta) in deltas[..tile.m].iter_mut().enumerate() {
             let at = head.q_at(tile.i + row);
             let (out, d_out) = (&self.saved.out[at..], &self.d_out[at..]);
-            let context = RowContext {
-                head,
+            *delta = dot(s, &out[..head.head_dim], &d_out[..head.head_dim]);
+        }
+        for row in 0..tile.m {
+            if tile.is_first && tile.i + row < BLOCKS[1] {
+                self.prefetch(s, tile.i + row);
+            }
+            if row % 2 == 1 {
+                continue;
+            }
+            // Behind an odd tile's end any row will do for the second.
+            let second = (row + 1).min(tile.m - 1);
+            let rows = GradientRows {
+                head: &head,
                 mask: self.mask.as_ref(),
                 tile,
                 row,
-                lse: self.saved.lse[head.lse_at(tile.i + row)],
-                delta: dot(s, &out[..head.head_dim], &d_out[..head.head_dim]),
-                score_factor: head.scale,
+                lse: [row, second].map(|row| self.saved.lse[head.lse_at(tile.i + row)]),
+                delta: [deltas[row], deltas[second]],
             };
-            let [p, d_s] = &mut scratch.scores;
-            let (p, d_s) = (&mut p[row * STRIDE..][..n], &mut d_s[row * STRIDE..][..n]);
-            row_gradient(s, context, p, d_s);
-            scratch.narrow_row(s, 1, row, n, &PLAIN);
-            scratch.pair_up(s, tile, row, &PLAIN);
+            rows.gradients(s, scratch);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Attention of single new tokens over keys and values that were kept: what generation does at each step. Keys and values
 //! lie in a pool of rows; each query names its own, so that sequences may share the rows of what they have in common.
 
-use super::at_least;
+use crate::aligned::Aligned;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::loss::{exp_in_place, row_max};
@@ -74,10 +74,10 @@ pub fn attention_cached<E: Element>(isa: Isa, args: &CachedAttention<E>, out: &m
 /// Buffers that a thread keeps between tasks.
 #[derive(Default)]
 struct Scratch {
-    q: Vec<f32>,
+    q: Aligned<f32>,
     /// [heads, rows].
-    scores: Vec<f32>,
-    out: Vec<f32>,
+    scores: Aligned<f32>,
+    out: Aligned<f32>,
 }
 
 thread_local! {
@@ -102,10 +102,10 @@ impl<E: Element> SimdOp for Heads<'_, E> {
         let width = args.num_heads * args.head_dim;
         let rows = args.rows[self.query];
         let from = self.query * width + self.column;
-        let q = at_least(&mut self.scratch.q, columns);
+        let q = self.scratch.q.at_least(columns);
         copy(s, q, &args.q[from..from + columns]);
         let n_scores = columns / args.head_dim * rows.len();
-        let scores = at_least(&mut self.scratch.scores, n_scores);
+        let scores = self.scratch.scores.at_least(n_scores);
         let part = Part {
             rows,
             width,
@@ -125,7 +125,7 @@ impl<E: Element> SimdOp for Heads<'_, E> {
                 at += S::LANES;
             }
         }
-        let out = at_least(&mut self.scratch.out, columns);
+        let out = self.scratch.out.at_least(columns);
         out.fill(0.0);
         part.values(s, scores, args.v, out);
         copy(s, self.out, out);

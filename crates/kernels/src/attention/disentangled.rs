@@ -22,7 +22,7 @@ pub(super) use skewed::SkewScratch;
 
 use super::backward::clear_gradients;
 use super::{
-    AttentionMask, AttentionShape, Head, KV_BLOCK, MOST_ROWS, SCRATCH, TILE_STRIDE, Tile, at_least,
+    AttentionMask, AttentionShape, Head, KV_BLOCK, MOST_ROWS, SCRATCH, TILE_STRIDE, Tile,
     make_mask, pack_panels, run_tasks,
 };
 use crate::gemm::{Block, PANEL, multiply_block};

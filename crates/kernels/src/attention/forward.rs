@@ -1,8 +1,7 @@
 //! The forward task: one head of one sequence.
 
 use super::{
-    Head, KV_BLOCK, MOST_ROWS, Q_BLOCK, Scratch, TILE_STRIDE, Tile, at_least, pack_panels,
-    prefetch_rows,
+    Head, KV_BLOCK, MOST_ROWS, Q_BLOCK, Scratch, TILE_STRIDE, Tile, pack_panels, prefetch_rows,
 };
 use crate::dropout::Mask;
 use crate::element::Element;
@@ -36,7 +35,11 @@ impl SimdOp for Forward<'_> {
         prefetch_rows(s, self.q, head.q_at(0), head.q_len, &head);
         prefetch_rows(s, self.v, head.kv_at(0), head.kv_len, &head);
         pack_panels(s, head.kv_rows(self.k), &mut self.scratch.keys);
-        let scores = at_least(&mut self.scratch.scores, Q_BLOCK * TILE_STRIDE).as_mut_ptr();
+        let scores = self
+            .scratch
+            .scores
+            .at_least(Q_BLOCK * TILE_STRIDE)
+            .as_mut_ptr();
         let mut state = RowState::default();
         head.for_each_tile([Q_BLOCK, KV_BLOCK], |tile| {
             if tile.is_first {

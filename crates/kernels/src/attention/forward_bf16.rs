@@ -1,13 +1,13 @@
 //! The forward task on bf16: one head of one sequence.
 
-use super::forward::{RowState, clear_outputs, softmax_row};
+use super::forward::{RowState, clear_outputs};
 use super::pairs::{
     BLOCKS, PLAIN, PairBlock, PairScratch, STRIDE, TILE, copy_rows, multiply_pairs,
     pack_by_columns, pack_by_rows, padded, store_row,
 };
-use super::{Head, Scratch, Tile, at_least, prefetch_rows};
+use super::rows_bf16::softmax_row;
+use super::{Head, Scratch, Tile, prefetch_row, prefetch_rows};
 use crate::dropout::Mask;
-use crate::elementwise::scale_in_place;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::pairs_of;
 use crate::parallel::SharedMut;
@@ -36,12 +36,13 @@ impl SimdOp for Forward<'_> {
         }
         let mut scratch = std::mem::take(&mut self.scratch.pairs);
         prefetch_rows(s, self.k, head.kv_at(0), head.kv_len, &head);
+        prefetch_rows(s, self.q, head.q_at(0), head.q_len.min(BLOCKS[0]), &head);
         prefetch_rows(s, self.v, head.kv_at(0), head.kv_len, &head);
         pack_by_rows(s, head.kv_rows(self.k), &mut scratch.panels[0]);
         pack_by_columns(s, head.kv_rows(self.v), &mut scratch.keys_turned);
-        at_least(&mut scratch.scores[0], TILE);
-        at_least(&mut scratch.narrow, TILE);
-        at_least(&mut scratch.sums[0], BLOCKS[0] * padded(head.head_dim));
+        scratch.scores[0].at_least(TILE);
+        scratch.narrow.at_least(TILE);
+        scratch.sums[0].at_least(BLOCKS[0] * padded(head.head_dim));
         let mut state = RowState::default();
         head.for_each_tile(BLOCKS, |tile| {
             s.call(ForwardTile {
@@ -108,6 +109,19 @@ pub(super) fn store_results<S: Simd>(
 }
 
 impl Forward<'_> {
+    /// Asks for row `row` of what this task will write and of what the next one, most likely the next head, will read.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, row: usize) {
+        let head = self.head;
+        prefetch_row(s, self.out.get(), head.q_at(0), row, &head);
+        prefetch_row(s, self.q.as_ptr(), head.q_at(0) + head.head_dim, row, &head);
+        for of_kv in [self.k, self.v] {
+            if row < head.kv_len {
+                prefetch_row(s, of_kv.as_ptr(), head.kv_at(0) + head.head_dim, row, &head);
+            }
+        }
+    }
+
     #[inline(always)]
     fn tile<S: Simd>(&self, s: S, tile: Tile, scratch: &mut PairScratch, state: &mut RowState) {
         let head = self.head;
@@ -131,11 +145,14 @@ impl Forward<'_> {
             );
         }
         for row in 0..tile.m {
-            let p = &mut scratch.scores[0][row * STRIDE..][..tile.n];
-            scale_in_place(s, p, head.scale);
+            if tile.is_first && tile.i + row < BLOCKS[1] {
+                self.prefetch(s, tile.i + row);
+            }
+            let scores = &scratch.scores[0][row * STRIDE..][..tile.n];
+            let narrow = &mut scratch.narrow[row * PLAIN.narrow..][..2 * pairs_of(tile.n)];
             let sums = &mut scratch.sums[0][row * width..][..width];
-            softmax_row(s, &head, self.mask.as_ref(), (tile, row), p, state, sums);
-            scratch.narrow_row(s, 0, row, tile.n, &PLAIN);
+            let of_head = (&head, self.mask.as_ref());
+            softmax_row(s, of_head, (tile, row), (scores, narrow), state, sums);
         }
         // SAFETY: as above; the rows of `narrow` were just made.
         unsafe { scratch.meet_keys(s, &head, tile, &PLAIN) };

@@ -1,6 +1,7 @@
 //! What attention on bf16 pairs shares: small products of pairs, and operands brought into the form that they want.
 
-use super::{Head, Tile, at_least};
+use super::{Head, Tile};
+use crate::aligned::Aligned;
 use crate::elementwise::convert_in;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::{Ahead, Product, pack_columns, pack_rows_of, pairs_of, product_tile};
@@ -38,21 +39,21 @@ pub(super) const PLAIN: Layout = Layout {
 #[derive(Default)]
 pub(super) struct PairScratch {
     /// Queries, and d_out, of a tile [m, Dh], rows of whole pairs.
-    pub rows: [Vec<bf16>; 2],
+    pub rows: [Aligned<bf16>; 2],
     /// The same as operands whose depth is the query: panels over Dh, pairs of rows.
-    pub turned: [Vec<bf16>; 2],
+    pub turned: [Aligned<bf16>; 2],
     /// Keys and values as operands whose depth is Dh: panels over T.
-    pub panels: [Vec<bf16>; 2],
+    pub panels: [Aligned<bf16>; 2],
     /// Keys (values in forward) as operands whose depth is the key: panels over Dh, pairs of rows.
-    pub keys_turned: Vec<bf16>,
+    pub keys_turned: Aligned<bf16>,
     /// Scores and their gradients [m, n].
-    pub scores: [Vec<f32>; 2],
+    pub scores: [Aligned<f32>; 2],
     /// Probabilities, then the gradients of scores, in bf16 [m, n].
-    pub narrow: Vec<bf16>,
+    pub narrow: Aligned<bf16>,
     /// Both in pairs of rows [m / 2, n].
-    pub row_pairs: [Vec<u32>; 2],
+    pub row_pairs: [Aligned<u32>; 2],
     /// Sums of out or d_q [m, Dh], of d_k and of d_v [T, Dh], rows of whole panels.
-    pub sums: [Vec<f32>; 3],
+    pub sums: [Aligned<f32>; 3],
 }
 
 impl PairScratch {
@@ -190,10 +191,10 @@ pub(super) fn padded(head_dim: usize) -> usize {
 
 /// Copies rows [m, Dh] end to end, each of whole pairs.
 #[inline(always)]
-pub(super) fn copy_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Vec<bf16>) {
+pub(super) fn copy_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Aligned<bf16>) {
     let (m, d) = (rows.rows(), rows.cols());
     let stride = 2 * pairs_of(d);
-    let buffer = at_least(buffer, m * stride);
+    let buffer = buffer.at_least(m * stride);
     for i in 0..m {
         let dst = &mut buffer[i * stride..][..stride];
         convert_in(s, &mut dst[..d], &rows.data()[i * rows.row_stride()..][..d]);
@@ -203,9 +204,9 @@ pub(super) fn copy_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Vec<bf16
 
 /// Packs rows [n, Dh] as an operand whose depth is Dh: panels of PANEL rows.
 #[inline(always)]
-pub(super) fn pack_by_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Vec<bf16>) {
+pub(super) fn pack_by_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Aligned<bf16>) {
     let (n, len) = (rows.rows(), 2 * PANEL * pairs_of(rows.cols()));
-    let packed = at_least(buffer, n.div_ceil(PANEL) * len);
+    let packed = buffer.at_least(n.div_ceil(PANEL) * len);
     for (p, panel) in packed.chunks_exact_mut(len).enumerate() {
         let range = p * PANEL..((p + 1) * PANEL).min(n);
         pack_rows_of(s, rows.rows_range(range), panel);
@@ -214,10 +215,10 @@ pub(super) fn pack_by_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Vec<b
 
 /// Packs rows [n, Dh] as an operand whose depth is the row: panels of PANEL columns of Dh.
 #[inline(always)]
-pub(super) fn pack_by_columns<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Vec<bf16>) {
+pub(super) fn pack_by_columns<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Aligned<bf16>) {
     let (n, d) = (rows.rows(), rows.cols());
     let len = 2 * PANEL * pairs_of(n);
-    let packed = at_least(buffer, d.div_ceil(PANEL) * len);
+    let packed = buffer.at_least(d.div_ceil(PANEL) * len);
     let columns = rows.transposed();
     for (p, panel) in packed.chunks_exact_mut(len).enumerate() {
         let range = p * PANEL..((p + 1) * PANEL).min(d);
@@ -237,17 +238,23 @@ pub(super) fn pair_rows<S: Simd>(s: S, first: &[f32], second: Option<&[f32]>, pa
             Some(second) => load_at(s, second, at, n),
             None => s.splat(0.0),
         };
-        let pair = s.pair(a, b);
-        if n == S::LANES {
-            // SAFETY: a whole vector from `at` lies inside `pairs`.
-            unsafe { s.store_u(pairs.as_mut_ptr().add(at), pair) };
-        } else {
-            let mut lanes = [0u32; 16];
-            // SAFETY: LANES <= 16.
-            unsafe { s.store_u(lanes.as_mut_ptr(), pair) };
-            pairs[at..at + n].copy_from_slice(&lanes[..n]);
-        }
+        store_pairs(s, pairs, at, s.pair(a, b), n);
         at += S::LANES;
+    }
+}
+
+/// Stores the first `n` lanes to a slice at `at`. Bounds are asserted.
+#[inline(always)]
+pub(super) fn store_pairs<S: Simd>(s: S, pairs: &mut [u32], at: usize, v: S::U, n: usize) {
+    assert!(n <= S::LANES && at + n <= pairs.len());
+    if n == S::LANES {
+        // SAFETY: a whole vector from `at` lies inside `pairs`.
+        unsafe { s.store_u(pairs.as_mut_ptr().add(at), v) };
+    } else {
+        let mut lanes = [0u32; 16];
+        // SAFETY: LANES <= 16.
+        unsafe { s.store_u(lanes.as_mut_ptr(), v) };
+        pairs[at..at + n].copy_from_slice(&lanes[..n]);
     }
 }
 

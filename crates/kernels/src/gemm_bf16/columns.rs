@@ -4,6 +4,7 @@
 //! holds, and all panels of b pass by. Rows copied one by one, anew for each group of panels, ran at a fifth of the speed.
 
 use super::{Ahead, GROUP_BYTES, GemmBf16, PackedBf16, Product, Sink, pairs_of, product_tile};
+use crate::aligned::Aligned;
 use crate::element::Element;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::kernel::TILE_LEN;
@@ -69,7 +70,7 @@ struct Task<'a, A, C> {
 
 thread_local! {
     /// Packed strips: kept between tasks.
-    static STRIPS: RefCell<Vec<u32>> = RefCell::default();
+    static STRIPS: RefCell<Aligned<u32>> = RefCell::default();
 }
 
 impl<A: Element, C: Element> SimdOp for Task<'_, A, C> {
@@ -81,9 +82,8 @@ impl<A: Element, C: Element> SimdOp for Task<'_, A, C> {
         let strip_len = pairs * S::GEMM_ROWS + MARGIN;
         let n_strips = self.rows.len().div_ceil(S::GEMM_ROWS);
         let mut strips = STRIPS.take();
-        strips.resize((n_strips * strip_len).max(strips.len()), 0);
         let rows = g.a.rows_range(self.rows.clone());
-        pack_strips(s, rows, g.alpha, &mut strips[..n_strips * strip_len]);
+        pack_strips(s, rows, g.alpha, strips.at_least(n_strips * strip_len));
         let mut tile = [0.0f32; TILE_LEN];
         for panel in self.panels.clone() {
             let column = panel * PANEL;

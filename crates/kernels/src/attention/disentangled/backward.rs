@@ -88,10 +88,22 @@ impl SimdOp for Backward<'_> {
         pack_panels(s, head.kv_rows(v), &mut self.scratch.values);
         let buffers = Buffers {
             keys: self.scratch.keys.as_ptr(),
-            scores: at_least(&mut self.scratch.scores, Q_ROWS * TILE_STRIDE).as_mut_ptr(),
-            turned: at_least(&mut self.scratch.positions, BLOCK * TURNED_STRIDE).as_mut_ptr(),
+            scores: self
+                .scratch
+                .scores
+                .at_least(Q_ROWS * TILE_STRIDE)
+                .as_mut_ptr(),
+            turned: self
+                .scratch
+                .positions
+                .at_least(BLOCK * TURNED_STRIDE)
+                .as_mut_ptr(),
         };
-        let d_scores = at_least(&mut self.scratch.d_scores, Q_ROWS * TILE_STRIDE).as_mut_ptr();
+        let d_scores = self
+            .scratch
+            .d_scores
+            .at_least(Q_ROWS * TILE_STRIDE)
+            .as_mut_ptr();
         head.for_each_tile([Q_ROWS, KV_COLUMNS], |tile| {
             s.call(BackwardTile {
                 task: &self,

@@ -6,13 +6,14 @@ use super::super::pairs::{
     PairBlock, PairScratch, copy_rows, multiply_pairs, pack_by_columns, pack_by_rows, padded,
     store_row,
 };
-use super::super::{Head, SCRATCH, Scratch, Tile, at_least, make_mask, prefetch_rows};
+use super::super::{Head, SCRATCH, Scratch, Tile, make_mask, prefetch_row, prefetch_rows};
 use super::bf16::PairTables;
 use super::skewed::{
     BLOCKS, HeadTables, MARGIN, MARGINED, NARROW, STRIDE, SkewScratch, SkewedGradients, TILE,
-    prefetch_row, prepare_keys, scores,
+    prepare_keys, scores,
 };
 use super::{AttentionShape, DisentangledSaved, groups, longest_first};
+use crate::aligned::Aligned;
 use crate::dropout::Mask;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::pairs_of;
@@ -173,12 +174,12 @@ impl Backward<'_> {
         prepare_keys(s, &head, inputs.k, pairs, skew);
         pack_by_rows(s, head.kv_rows(inputs.v), &mut pairs.panels[1]);
         pack_by_columns(s, head.kv_rows(inputs.k), &mut pairs.keys_turned);
-        at_least(&mut pairs.scores[1], TILE);
+        pairs.scores[1].at_least(TILE);
         for row_pairs in &mut pairs.row_pairs {
-            at_least(row_pairs, BLOCKS[0] / 2 * NARROW);
+            row_pairs.at_least(BLOCKS[0] / 2 * NARROW);
         }
         for sums in &mut pairs.sums[1..] {
-            at_least(sums, head.kv_len * padded(head.head_dim)).fill(0.0);
+            sums.at_least(head.kv_len * padded(head.head_dim)).fill(0.0);
         }
         SkewedGradients::reserve(skew);
     }
@@ -222,9 +223,9 @@ impl Backward<'_> {
     /// Of each query its result times the gradient of it. Beside the stores of `rows` these loads wait for them: a tenth of
     /// the whole backward.
     #[inline(always)]
-    fn deltas<S: Simd>(&self, s: S, tile: Tile, deltas: &mut Vec<f32>) {
+    fn deltas<S: Simd>(&self, s: S, tile: Tile, deltas: &mut Aligned<f32>) {
         let (head, saved) = (self.head, self.all.saved);
-        for (row, delta) in at_least(deltas, tile.m).iter_mut().enumerate() {
+        for (row, delta) in deltas.at_least(tile.m).iter_mut().enumerate() {
             let at = head.q_at(tile.i + row);
             let (out, d_out) = (&saved.out[at..], &self.all.d_out[at..]);
             *delta = dot(s, &out[..head.head_dim], &d_out[..head.head_dim]);

@@ -1,7 +1,7 @@
 //! Disentangled attention on bf16: its entries, the tables laid out by distance as pairs, and the sum of their gradients.
 
 use super::super::pairs::padded;
-use super::super::{SCRATCH, at_least, make_mask, run_tasks};
+use super::super::{SCRATCH, make_mask, run_tasks};
 use super::skewed::{HeadTable, HeadTables};
 use super::{
     AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledSaved,
@@ -256,7 +256,7 @@ impl SimdOp for LayOut<'_> {
         let (d, columns) = (self.shape.head_dim, self.shape.columns());
         let stride = 2 * pairs_of(d);
         let mut gathered = SCRATCH.with_borrow_mut(|x| std::mem::take(&mut x.skewed.gathered));
-        at_least(&mut gathered, PANEL * stride);
+        gathered.at_least(PANEL * stride);
         for (p, panel) in self.by_rows.chunks_exact_mut(PANEL * stride).enumerate() {
             for (i, row) in gathered.chunks_exact_mut(stride).take(PANEL).enumerate() {
                 let of_table = self.positions.row(self.side, p * PANEL + i, columns);
@@ -326,7 +326,7 @@ impl SimdOp for SumGroups<'_> {
         let (columns, d) = (self.shape.columns(), self.shape.head_dim);
         let len = by_columns_len(self.shape);
         let mut scratch = SCRATCH.with_borrow_mut(|x| std::mem::take(&mut x.values));
-        let sums = at_least(&mut scratch, self.rows * d);
+        let sums = scratch.at_least(self.rows * d);
         sums.fill(0.0);
         for group in self.partial.chunks_exact(self.shape.num_heads * len) {
             let of_head = group[self.head * len..][..len].chunks_exact(padded(d));

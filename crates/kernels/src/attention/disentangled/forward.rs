@@ -30,8 +30,16 @@ impl SimdOp for Forward<'_> {
         pack_panels(s, head.kv_rows(self.scores.k), &mut self.scratch.keys);
         let buffers = Buffers {
             keys: self.scratch.keys.as_ptr(),
-            scores: at_least(&mut self.scratch.scores, Q_ROWS * TILE_STRIDE).as_mut_ptr(),
-            turned: at_least(&mut self.scratch.positions, BLOCK * TURNED_STRIDE).as_mut_ptr(),
+            scores: self
+                .scratch
+                .scores
+                .at_least(Q_ROWS * TILE_STRIDE)
+                .as_mut_ptr(),
+            turned: self
+                .scratch
+                .positions
+                .at_least(BLOCK * TURNED_STRIDE)
+                .as_mut_ptr(),
         };
         let mut state = RowState::default();
         head.for_each_tile([Q_ROWS, KV_COLUMNS], |tile| {

@@ -1,14 +1,15 @@
 //! The forward task on bf16 pairs: one head of one sequence.
 
-use super::super::forward::{RowState, clear_outputs, softmax_row};
+use super::super::forward::{RowState, clear_outputs};
 use super::super::forward_bf16::store_results;
 use super::super::pairs::{PairScratch, copy_rows, pack_by_columns, padded};
-use super::super::{Head, Scratch, Tile, prefetch_rows};
+use super::super::rows_bf16::softmax_row;
+use super::super::{Head, Scratch, Tile, prefetch_row, prefetch_rows};
 use super::skewed::{
-    BLOCKS, HeadTables, MARGIN, MARGINED, STRIDE, SkewScratch, prefetch_row, prepare_keys, scores,
+    BLOCKS, HeadTables, MARGIN, MARGINED, STRIDE, SkewScratch, prepare_keys, scores,
 };
 use crate::dropout::Mask;
-use crate::elementwise::scale_in_place;
+use crate::gemm_bf16::pairs_of;
 use crate::parallel::SharedMut;
 use crate::simd::{Simd, SimdOp};
 use half::bf16;
@@ -106,11 +107,11 @@ impl Forward<'_> {
             if tile.is_first {
                 self.prefetch(s, tile.i + row);
             }
-            let p = &mut pairs.scores[0][row * STRIDE + MARGIN..][..tile.n];
-            scale_in_place(s, p, head.scale);
+            let scores = &pairs.scores[0][row * STRIDE + MARGIN..][..tile.n];
+            let narrow = &mut pairs.narrow[row * MARGINED.narrow..][..2 * pairs_of(tile.n)];
             let sums = &mut pairs.sums[0][row * width..][..width];
-            softmax_row(s, &head, self.mask.as_ref(), (tile, row), p, state, sums);
-            pairs.narrow_row(s, 0, row, tile.n, &MARGINED);
+            let of_head = (&head, self.mask.as_ref());
+            softmax_row(s, of_head, (tile, row), (scores, narrow), state, sums);
         }
         // SAFETY: `prepare_keys` and the packed values sized the buffers; the rows of this tile were just made.
         unsafe { pairs.meet_keys(s, &head, tile, &MARGINED) };

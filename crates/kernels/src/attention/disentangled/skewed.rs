@@ -8,7 +8,8 @@
 use super::super::pairs::{
     Layout, PairBlock, PairScratch, copy_rows, multiply_pairs, pack_by_rows, padded, pair_rows,
 };
-use super::super::{Head, Tile, at_least};
+use super::super::{Head, Tile};
+use crate::aligned::Aligned;
 use crate::elementwise::convert_in;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::{Ahead, Product, pairs_of, product_tile};
@@ -55,17 +56,17 @@ const _: () = assert!(SKEWED % 2 == 1 && BLOCKS[0] <= BLOCKS[1] && BLOCKS[0].is_
 #[derive(Default)]
 pub(in super::super) struct SkewScratch {
     /// Rows of a table [PANEL, Dh].
-    pub(super) gathered: Vec<bf16>,
+    pub(super) gathered: Aligned<bf16>,
     /// Keys of the sequence [T, Dh], rows of whole pairs.
-    pub(super) keys: Vec<bf16>,
+    pub(super) keys: Aligned<bf16>,
     /// Of each query of the tile its result times the gradient of it [m].
-    pub(super) deltas: Vec<f32>,
+    pub(super) deltas: Aligned<f32>,
     /// Some keys' position scores, then gradients of scores, turned: [PANEL, m].
-    turned: Vec<f32>,
+    turned: Aligned<f32>,
     /// Rounded gradients of scores between zeros: [m, n], or [n, m] turned.
-    skewed: Vec<bf16>,
+    skewed: Aligned<bf16>,
     /// The same as pairs of two rows, the second one column further: [m / 2, n], or [n / 2, m].
-    diagonal: Vec<u32>,
+    diagonal: Aligned<u32>,
 }
 
 /// The tables of one head by distance.
@@ -108,20 +109,10 @@ pub(super) fn prepare_keys<S: Simd>(
 ) {
     pack_by_rows(s, head.kv_rows(k), &mut pairs.panels[0]);
     copy_rows(s, head.kv_rows(k), &mut skew.keys);
-    at_least(&mut pairs.scores[0], TILE);
-    at_least(&mut pairs.narrow, BLOCKS[0] * NARROW);
-    at_least(&mut pairs.sums[0], BLOCKS[0] * padded(head.head_dim));
-    at_least(&mut skew.turned, PANEL * TURNED);
-}
-
-/// Asks for row `row` of the part of `x` that starts at `first`: a later task reads or writes it. Tasks of a few rows far
-/// apart wait for memory otherwise (measured: a sixth of the time of rows of 30 tokens).
-#[inline(always)]
-pub(super) fn prefetch_row<S: Simd>(s: S, x: *const bf16, first: usize, row: usize, head: &Head) {
-    for line in (0..head.head_dim).step_by(32) {
-        let at = first + row * head.width + line;
-        s.prefetch_far(x.wrapping_add(at).cast());
-    }
+    pairs.scores[0].at_least(TILE);
+    pairs.narrow.at_least(BLOCKS[0] * NARROW);
+    pairs.sums[0].at_least(BLOCKS[0] * padded(head.head_dim));
+    skew.turned.at_least(PANEL * TURNED);
 }
 
 /// The scores of a tile, before their scale, from column [`MARGIN`] of `pairs.scores[0]` on; the margins hold anything
@@ -289,9 +280,9 @@ pub(super) struct SkewedGradients<'a> {
 impl SkewedGradients<'_> {
     /// Makes room for a tile.
     pub(super) fn reserve(skew: &mut SkewScratch) {
-        at_least(&mut skew.turned, PANEL * TURNED);
-        at_least(&mut skew.skewed, BLOCKS[1] * SKEWED);
-        at_least(&mut skew.diagonal, BLOCKS[1] / 2 * DIAGONAL);
+        skew.turned.at_least(PANEL * TURNED);
+        skew.skewed.at_least(BLOCKS[1] * SKEWED);
+        skew.diagonal.at_least(BLOCKS[1] / 2 * DIAGONAL);
     }
 
     /// From the gradients of scores, rows of `pairs.scores[1]` between margins of zeros: adds to the sums of d_q, and to
