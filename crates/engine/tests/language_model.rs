@@ -250,3 +250,38 @@ fn the_loss_in_bf16_is_that_in_f32_up_to_the_rounding_of_its_gradients() {
         }
     }
 }
+
+#[test]
+fn the_loss_holds_some_rows_of_logits_and_no_second_table() {
+    let (rows, cols, vocab) = (2048, 768, 50257);
+    for precision in [DType::F32, DType::Bf16] {
+        let device = Device::dry_in(precision);
+        let matrix = frozen(&device, vocab, cols, &[]);
+        let mut trainables = Trainables::default();
+        let id = trainables.add(&device, "h".into(), &[rows, cols], &[]);
+        let param = Param::Trainable(id);
+        let mut tape = Tape::training(&device, &trainables, None);
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        let h = embedding(&mut tape, &[lookup(Table::Rows(&param), &ids)]);
+        let mut gradients = Gradients::zeros(&device, &trainables);
+        let labels = vec![0; rows];
+        let targets = LmTargets {
+            table: &matrix,
+            labels: &labels,
+            smoothing: 0.0,
+        };
+        device.reset_peak();
+        lm_loss_backward(&h, targets, 1.0, &trainables, &mut gradients);
+        let workspace = device.peak_memory().of(Purpose::Workspace);
+        // f32: 128 rows of logits, which become their gradient. bf16: also the gradient of 512 rows, at half the size.
+        let rows_of_logits = match precision {
+            DType::F32 => 128,
+            DType::Bf16 => 128 + 512 / 2,
+        };
+        let logits = (rows_of_logits * vocab * 4) as u64;
+        assert!(
+            (logits..logits + (2 << 20)).contains(&workspace),
+            "{precision:?}: {workspace} bytes beside logits of {logits}"
+        );
+    }
+}

@@ -44,8 +44,8 @@ pub use element::{DType, Element, Values};
 pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
 pub use embedding::{Table, TableRows, embedding_gather, embedding_scatter_add};
 pub use gemm::{
-    Finish, Gemm, PANEL, gemm, gemm_then, gemm_transposed_a, pack, packed_len, repack_transposed,
-    unpack,
+    Finish, Gemm, PANEL, PackedF32, gemm, gemm_then, gemm_transposed_a, pack, packed_len,
+    repack_transposed, unpack,
 };
 pub use gemm_bf16::{
     Epilogue, GemmBf16, LowRank, PackedBf16, gemm_bf16, pack_bf16, packed_bf16_len, unpack_bf16,
