@@ -56,8 +56,8 @@ pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, cross_entropy_i
 pub use matrix::MatRef;
 pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{
-    LayerNorm, LayerNormForward, layer_norm, layer_norm_backward, layer_norm_forward,
-    layer_norm_param_grads,
+    LayerNorm, LayerNormForward, layer_norm, layer_norm_again, layer_norm_backward,
+    layer_norm_forward, layer_norm_param_grads,
 };
 pub use optimizer::{AdamW, adamw_step};
 pub use outer::{OuterLayout, outer_add};

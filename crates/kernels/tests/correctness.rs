@@ -266,6 +266,10 @@ fn layer_norm_agrees() {
                 for (same, first) in same.iter().zip([&y, &mean, &rstd]) {
                     assert_eq!(bits(same), bits(first), "{what}");
                 }
+                let mut again = vec![f32::NAN; n * d];
+                let (stats, params) = ([&mean[..], &rstd], [&weight[..], &bias]);
+                layer_norm_again(isa, &z, stats, params, &mut again);
+                assert_eq!(bits(&again), bits(&y), "{what}, again");
                 let (d_z, d_weight, d_bias) =
                     reference::layer_norm_backward(&want, &wide(&weight), &wide(&d_y));
                 let mut got = d_y.clone();
