@@ -355,7 +355,17 @@ impl<'m> Tape<'m> {
 
     /// Walks the tape backward from `output`, whose gradient is `d_output`, and adds to `gradients`.
     pub fn backward(self, output: &Var, d_output: Tensor, gradients: &mut Gradients) {
-        let Some(last) = output.node else { return };
+        self.backward_from(output.node, d_output, gradients);
+    }
+
+    /// As [`Tape::backward`], from an output that may be gone.
+    pub(crate) fn backward_from(
+        self,
+        node: Option<usize>,
+        d_output: Tensor,
+        gradients: &mut Gradients,
+    ) {
+        let Some(last) = node else { return };
         let mut cx = Backprop {
             device: self.device,
             trainables: self.trainables,

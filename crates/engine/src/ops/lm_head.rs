@@ -1,6 +1,6 @@
 //! The head of a language model: logits = h·Wᵀ over the vocabulary, and their cross entropy, some rows at a time, so that
 //! [tokens, V] never stands in memory. Shapes: h, d_h [N, D], W [V, D], labels `[N]`, logits of some rows [C, V].
-//! The end of the tape: nothing is saved, the gradient is made in the same walk.
+//! The end of the tape: nothing is saved, the gradient is made in the same walk and takes the place of h.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use lowrank_kernels::{CrossEntropyForm, DType, PANEL, bf16};
 use crate::meter::Purpose;
 use crate::ops::product::{Packed, Product, add_outer};
 use crate::param::{Gradients, Matrix, Trainables};
-use crate::tape::Var;
+use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
 /// Rows whose logits stand in memory at once, in f32: few, for the cache, and enough for the product to run at full speed.
@@ -62,40 +62,43 @@ pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> f64 
     sum
 }
 
-/// As [`lm_loss`], and d(sum · grad_scale) / dh [N, D]; the gradient of a trained table is added to `gradients`.
+/// As [`lm_loss`], and the backward of the tape that gave h: d(sum · grad_scale) is added to `gradients`, also that of a
+/// trained table. The gradient of h takes h's place where nobody else holds it.
 pub fn lm_loss_backward(
-    h: &Var,
+    tape: Tape<'_>,
+    h: Var,
     targets: LmTargets<'_>,
     grad_scale: f32,
-    trainables: &Trainables,
     gradients: &mut Gradients,
-) -> (f64, Tensor) {
-    let head = Head::new(targets, grad_scale, trainables);
-    let table = h.requires_grad().then(|| head.table.turned());
-    let (h, trained) = (h.tensor(), targets.table.trainable());
-    let (device, cols) = (h.device(), h.cols());
-    let precision = device.precision();
-    let mut d_h = Tensor::activations(device, h.rows(), cols);
+) -> f64 {
+    let head = Head::new(targets, grad_scale, tape.trainables());
+    let (node, trained) = (h.node(), targets.table.trainable());
+    let table = node.map(|_| head.table.turned());
+    let mut h = h.into_owned();
+    let (device, cols) = (h.device().clone(), h.cols());
     let mut sum = 0.0;
-    for rows in parts(0..h.rows(), gradient_rows(precision)) {
-        let (part_sum, d) = head.gradient(h, rows.clone());
+    for rows in parts(0..h.rows(), gradient_rows(device.precision())) {
+        let (part_sum, d) = head.gradient(&h, rows.clone());
         sum += part_sum;
         if let Some(id) = trained {
             let h = h.duplicate_rows(rows.clone(), Purpose::Workspace);
             add_outer(&d, &h, 1.0, gradients.get_mut(id));
         }
         if let Some(table) = &table {
-            let mut part =
-                Tensor::uninit_as(d_h.dtype(), device, rows.len(), cols, Purpose::Workspace);
+            let purpose = Purpose::Workspace;
+            let mut d_h = Tensor::uninit_as(h.dtype(), &device, rows.len(), cols, purpose);
             Product {
                 label: LABEL,
                 ..Product::new(&d, table)
             }
-            .store(&mut part);
-            d_h.copy_rows(rows.start, &part, 0..rows.len());
+            .store(&mut d_h);
+            h.copy_rows(rows.start, &d_h, 0..rows.len());
         }
     }
-    (sum, d_h)
+    drop(table);
+    drop(head);
+    tape.backward_from(node, h, gradients);
+    sum
 }
 
 /// `rows` in parts of `len` at most.
