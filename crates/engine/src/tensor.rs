@@ -96,6 +96,11 @@ impl Tensor {
         tensor
     }
 
+    /// What its memory is counted as.
+    pub(crate) fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
     /// A copy with the same shape, storage and purpose.
     pub fn duplicate(&self) -> Self {
         self.duplicate_rows(0..self.rows, self.purpose)

@@ -14,7 +14,7 @@ mod pairs;
 
 pub use cached::{CachedAttention, attention_cached};
 
-use crate::dropout::{Dropout, GROUP, Mask};
+use crate::dropout::{Dropout, Mask};
 use crate::gemm::{PANEL, STRIP_STRIDE, pack_rows, packed_len};
 use crate::isa::Isa;
 use crate::matrix::MatRef;
@@ -40,11 +40,11 @@ const MOST_ROWS: usize = 128;
 /// Query rows of a tile under a causal mask: the fewer, the less work is done above the diagonal.
 const CAUSAL_Q_BLOCK: usize = 48;
 
-/// Key rows of a tile; a multiple of the dropout's group.
+/// Key rows of a tile; a multiple of the panel.
 const KV_BLOCK: usize = 512;
 
-// A masked tile starts at a multiple of the group and of the panel, and still holds the first column of each of its rows.
-const _: () = assert!(GROUP.is_multiple_of(PANEL) && CAUSAL_Q_BLOCK + GROUP <= KV_BLOCK);
+// A masked tile starts at a multiple of the panel, and still holds the first column of each of its rows.
+const _: () = assert!(CAUSAL_Q_BLOCK + PANEL <= pairs::BLOCKS[1] && pairs::BLOCKS[1] <= KV_BLOCK);
 
 /// Distance between rows of a tile: the one that the product's kernel knows.
 const TILE_STRIDE: usize = STRIP_STRIDE;
@@ -337,7 +337,7 @@ impl Head {
         };
         for i in (0..self.q_len).step_by(rows) {
             let m = (self.q_len - i).min(rows);
-            let start = self.columns(i).start / GROUP * GROUP;
+            let start = self.columns(i).start / PANEL * PANEL;
             let end = self.columns(i + m - 1).end;
             for j in (start..end).step_by(columns) {
                 let n = (end - j).min(columns);
@@ -459,7 +459,7 @@ fn prefetch_rows<S: Simd, T>(s: S, x: &[T], first: usize, rows: usize, head: &He
     }
 }
 
-/// One tile: queries i .. i + m against keys j .. j + n; j is a multiple of the dropout's group.
+/// One tile: queries i .. i + m against keys j .. j + n; j is a multiple of the panel.
 #[derive(Clone, Copy)]
 struct Tile {
     i: usize,

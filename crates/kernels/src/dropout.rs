@@ -1,16 +1,19 @@
 //! Dropout whose mask is a pure function of a key and the element's index: it is recomputed, never stored.
 //!
-//! Elements come in groups of 64: element 64 g + 16 w + b takes word w of Philox block 16 g + b, so that sixteen blocks in
-//! vector lanes yield four vectors of neighbouring elements without a shuffle.
+//! Elements come in groups of 128: element 128 g + 32 w + 16 h + b takes half h, the low one first, of word w of Philox
+//! block 16 g + b, so that sixteen blocks in vector lanes yield eight vectors of neighbouring elements without a shuffle.
 
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::parallel::{CHUNK, for_each_chunk};
-use crate::philox::{philox_blocks, philox4x32_10, words};
+use crate::philox::{philox_blocks, philox4x32, philox4x32_10, words};
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 
-/// Elements whose words come from sixteen neighbouring Philox blocks.
-pub(crate) const GROUP: usize = 64;
+/// Elements whose half words come from sixteen neighbouring Philox blocks.
+pub(crate) const GROUP: usize = 128;
+
+/// Rounds of Philox for a mask: the fewest that pass BigCrush.
+const ROUNDS: usize = 7;
 
 /// What a mask is a function of, beside the element's index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +26,10 @@ pub struct DropoutKey {
     pub site: u32,
 }
 
-/// Dropout with probability `p`: kept elements are scaled by 1 / (1 - p).
+/// Dropout with probability `p`, rounded to a multiple of 2^-16: kept elements are scaled by 1 / (1 - p), p the rounded one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
-    /// Probability of dropping an element, in [0, 1]; its resolution is 2^-24.
+    /// Probability of dropping an element, in [0, 1].
     pub p: f32,
     /// What the mask is a function of.
     pub key: DropoutKey,
@@ -37,6 +40,7 @@ pub struct Dropout {
 pub(crate) struct Mask {
     high: [u32; 2],
     key: [u32; 2],
+    /// Elements whose half word, in the upper half of a word, is below this are dropped.
     threshold: u32,
     scale: f32,
 }
@@ -48,11 +52,19 @@ impl Mask {
         // Step and site do not fit beside a 64-bit index in one counter: they are hashed into the key of the stream.
         let [step_low, step_high] = words(d.key.step);
         let hashed = philox4x32_10([step_low, step_high, d.key.site, 0], words(d.key.seed));
+        const HALVES: u32 = 1 << 16;
+        let dropped = (f64::from(d.p) * f64::from(HALVES)).round() as u32;
+        let kept = HALVES - dropped;
         Self {
             high: [hashed[0], hashed[1]],
             key: [hashed[2], hashed[3]],
-            threshold: (f64::from(d.p) * f64::from(1u32 << 24)).round() as u32,
-            scale: if d.p < 1.0 { 1.0 / (1.0 - d.p) } else { 0.0 },
+            threshold: dropped.min(HALVES - 1) << 16,
+            // Where all are dropped, no threshold drops the largest half word: its factor is 0 as well.
+            scale: if kept == 0 {
+                0.0
+            } else {
+                HALVES as f32 / kept as f32
+            },
         }
     }
 
@@ -61,15 +73,17 @@ impl Mask {
         let within = (index % GROUP as u64) as usize;
         let block = index / GROUP as u64 * 16 + within as u64 % 16;
         let [b0, b1] = words(block);
-        let word = philox4x32_10([b0, b1, self.high[0], self.high[1]], self.key)[within / 16];
-        if (word >> 8) >= self.threshold {
+        let counter = [b0, b1, self.high[0], self.high[1]];
+        let word = philox4x32::<ROUNDS>(counter, self.key)[within / 32];
+        let is_high = within / 16 % 2 == 1;
+        if (if is_high { word } else { word << 16 }) >= self.threshold {
             self.scale
         } else {
             0.0
         }
     }
 
-    /// The factors of a group of 64 elements.
+    /// The factors of the elements of a group.
     #[inline(always)]
     pub(crate) fn group<S: Simd>(&self, s: S, group: u64) -> [f32; GROUP] {
         let mut factors = [0.0; GROUP];
@@ -79,10 +93,13 @@ impl Mask {
         while lane < 16 {
             // The first word is a multiple of sixteen: adding lanes cannot wrap.
             let counter = [b0 + lane as u32, b1, self.high[0], self.high[1]];
-            let random = philox_blocks(s, counter, self.key);
+            let random = philox_blocks::<S, ROUNDS>(s, counter, self.key);
             for (w, word) in random.into_iter().enumerate() {
-                let kept = s.keep(word, self.threshold, scale);
-                store_at(s, &mut factors, 16 * w + lane, kept, S::LANES);
+                // The lower half of a word decides only between equals, which are kept.
+                for (h, half) in [s.shl16_u(word), word].into_iter().enumerate() {
+                    let kept = s.keep(half, self.threshold, scale);
+                    store_at(s, &mut factors, 32 * w + 16 * h + lane, kept, S::LANES);
+                }
             }
             lane += S::LANES;
         }
@@ -125,6 +142,20 @@ impl<E: Element> SimdOp for Apply<'_, E> {
     fn run<S: Simd>(self, s: S) {
         self.mask.apply(s, self.first, self.x);
     }
+}
+
+/// dst = src mask / (1 - p): [`dropout_apply`] where the source is still needed. Panics if the lengths differ, or as it does.
+pub fn dropout_into<E: Element>(isa: Isa, d: Dropout, src: &[E], dst: &mut [E]) {
+    assert_eq!(src.len(), dst.len());
+    let mask = Mask::new(d);
+    for_each_chunk(dst, CHUNK, |start, x| {
+        // The copy of a chunk is still in the cache when the mask meets it.
+        x.copy_from_slice(&src[start..start + x.len()]);
+        if mask.threshold > 0 {
+            let first = start as u64;
+            dispatch(isa, Apply { mask, first, x });
+        }
+    });
 }
 
 /// x *= mask / (1 - p). An element's index is its position in the slice; the same call on the gradient is the backward.

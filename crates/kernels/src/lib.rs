@@ -39,7 +39,7 @@ pub use attention::{
     disentangled_backward_workspace, disentangled_backward_workspace_bf16,
     disentangled_forward_workspace, disentangled_forward_workspace_bf16,
 };
-pub use dropout::{Dropout, DropoutKey, dropout_apply};
+pub use dropout::{Dropout, DropoutKey, dropout_apply, dropout_into};
 pub use element::{DType, Element, Values};
 pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
 pub use embedding::{Table, TableRows, embedding_gather, embedding_scatter_add};

@@ -8,6 +8,9 @@ use crate::parallel::{chunk_range, map_tasks, rows_per_task};
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use rayon::prelude::*;
 
+/// Independent sums over a row: one alone would wait for the addition before it.
+const CHAINS: usize = 4;
+
 /// Arguments of [`layer_norm_forward`]. Shapes: x, residual, y [n, d]; weight, bias `[d]`; mean, rstd `[n]`.
 pub struct LayerNormForward<'a, E> {
     /// The input; on return z = dropout(x) + residual, which the backward needs.
@@ -261,24 +264,45 @@ impl<E: Element> SimdOp for LayerNorm<'_, E> {
 
 #[inline(always)]
 fn row_sum<S: Simd, E: Element>(s: S, x: &[E]) -> f32 {
-    let mut sum = s.splat(0.0);
+    let mut sums = [s.splat(0.0); CHAINS];
+    let run = CHAINS * S::LANES;
     let mut at = 0;
+    while at + run <= x.len() {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            *sum = s.add(*sum, load_at(s, x, at + c * S::LANES, S::LANES));
+        }
+        at += run;
+    }
     while at < x.len() {
-        sum = s.add(sum, load_at(s, x, at, lanes_at::<S>(at, x.len())));
+        sums[0] = s.add(sums[0], load_at(s, x, at, lanes_at::<S>(at, x.len())));
         at += S::LANES;
     }
-    s.reduce_add(sum)
+    s.reduce_add(joined(s, sums))
+}
+
+/// The sum of the chains' sums.
+#[inline(always)]
+fn joined<S: Simd>(s: S, [a, b, c, d]: [S::V; CHAINS]) -> S::V {
+    s.add(s.add(a, b), s.add(c, d))
 }
 
 #[inline(always)]
 fn row_square_deviation<S: Simd, E: Element>(s: S, x: &[E], mean: f32) -> f32 {
     let center = s.splat(mean);
-    let mut sum = s.splat(0.0);
+    let mut sums = [s.splat(0.0); CHAINS];
+    let run = CHAINS * S::LANES;
     let whole = x.len() / S::LANES * S::LANES;
     let mut at = 0;
+    while at + run <= whole {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            let deviation = s.sub(load_at(s, x, at + c * S::LANES, S::LANES), center);
+            *sum = s.mul_add(deviation, deviation, *sum);
+        }
+        at += run;
+    }
     while at < whole {
         let deviation = s.sub(load_at(s, x, at, S::LANES), center);
-        sum = s.mul_add(deviation, deviation, sum);
+        sums[0] = s.mul_add(deviation, deviation, sums[0]);
         at += S::LANES;
     }
     // The lanes behind the end would count as -mean: the rest is summed one by one.
@@ -286,7 +310,7 @@ fn row_square_deviation<S: Simd, E: Element>(s: S, x: &[E], mean: f32) -> f32 {
     for &v in &x[whole..] {
         rest += (v.widen() - mean) * (v.widen() - mean);
     }
-    s.reduce_add(sum) + rest
+    s.reduce_add(joined(s, sums)) + rest
 }
 
 /// d_z in place of d_y: d_z = rstd (g - mean(g) - n mean(g n)) with g = d_y weight and n = (z - mean) rstd.

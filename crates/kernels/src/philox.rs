@@ -1,6 +1,7 @@
-//! Philox4x32-10, the counter-based generator behind dropout and initialisation.
+//! Philox4x32, the counter-based generator: ten rounds for initialisation, seven for dropout.
 //!
-//! Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; the known answers are random123's.
+//! Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", whose table 2 has both pass every test of
+//! BigCrush; the known answers of ten rounds are random123's.
 
 use crate::simd::Simd;
 
@@ -11,9 +12,14 @@ const WEYL_1: u32 = 0xBB67_AE85;
 
 /// Ten rounds of Philox4x32: four random words, a pure function of the counter and the key.
 pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    philox4x32::<10>(counter, key)
+}
+
+/// As [`philox4x32_10`] with another number of rounds.
+pub(crate) fn philox4x32<const ROUNDS: usize>(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let mut c = counter;
     let mut k = key;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let p0 = u64::from(MULTIPLIER_0) * u64::from(c[0]);
         let p1 = u64::from(MULTIPLIER_1) * u64::from(c[2]);
         c = [
@@ -29,7 +35,11 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// `LANES` blocks at once: lane l has the counter [counter[0] + l, counter[1], ..]. The first word must not wrap.
 #[inline(always)]
-pub(crate) fn philox_blocks<S: Simd>(s: S, counter: [u32; 4], key: [u32; 2]) -> [S::U; 4] {
+pub(crate) fn philox_blocks<S: Simd, const ROUNDS: usize>(
+    s: S,
+    counter: [u32; 4],
+    key: [u32; 2],
+) -> [S::U; 4] {
     let m0 = s.splat_u(MULTIPLIER_0);
     let m1 = s.splat_u(MULTIPLIER_1);
     let mut c0 = s.iota_u(counter[0]);
@@ -37,7 +47,7 @@ pub(crate) fn philox_blocks<S: Simd>(s: S, counter: [u32; 4], key: [u32; 2]) -> 
     let mut c2 = s.splat_u(counter[2]);
     let mut c3 = s.splat_u(counter[3]);
     let mut k = key;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let (high0, low0) = s.mul_wide_u(m0, c0);
         let (high1, low1) = s.mul_wide_u(m1, c2);
         c0 = s.xor_u(s.xor_u(high1, c1), s.splat_u(k[0]));

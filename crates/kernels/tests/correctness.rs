@@ -570,16 +570,49 @@ fn dropout_follows_its_definition() {
                 .map(|i| reference::dropout_factor(DROPOUT, i as u64))
                 .collect();
             check_close(&x, &want, 0.0, &format!("dropout {n} on {}", isa.name()));
+            let mut y = vec![7.0; n];
+            dropout_into(isa, DROPOUT, &vec![1.0; n], &mut y);
+            assert_eq!(y, x, "into another slice");
         }
         let mut x = vec![1.0; 100_000];
         dropout_apply(isa, DROPOUT, &mut x);
         let kept = x.iter().filter(|v| **v != 0.0).count() as f64 / x.len() as f64;
         assert!((kept - 0.75).abs() < 0.006, "{kept}");
         for p in [0.0, 1.0] {
-            let mut x = vec![1.0; 100];
+            let mut x = vec![1.0; 70_000];
             dropout_apply(isa, Dropout { p, ..DROPOUT }, &mut x);
-            assert_eq!(x, vec![1.0 - p; 100]);
+            assert!(x.iter().all(|&v| v == 1.0 - p), "p = {p}");
         }
+    }
+}
+
+/// A mask's elements come from halves of the words of one block: they must be as independent as any others.
+#[test]
+fn dropped_elements_do_not_follow_one_another() {
+    const N: usize = 1 << 20;
+    for p in [0.1, 0.5, 0.9] {
+        let mut x = vec![1.0; N];
+        dropout_apply(isas()[0], Dropout { p, ..DROPOUT }, &mut x);
+        let rate = 1.0 - f64::from(p);
+        let kept: Vec<f64> = x
+            .iter()
+            .map(|&v| f64::from(u8::from(v != 0.0)) - rate)
+            .collect();
+        let variance = rate * (1.0 - rate);
+        // The sum of N products of independent elements has this deviation; 5 of them are seen once in two million.
+        let deviation = variance * (N as f64).sqrt();
+        for distance in [1, 2, 15, 16, 17, 32, 48, 64, 96, 112, 127, 128, 256] {
+            let sum: f64 = kept.iter().zip(&kept[distance..]).map(|(a, b)| a * b).sum();
+            assert!(
+                sum.abs() < 5.0 * deviation,
+                "{p} at {distance}: {}",
+                sum / deviation
+            );
+        }
+        // Kept elements make up for the dropped ones.
+        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / N as f64;
+        let of_mean = (variance / N as f64).sqrt() / rate;
+        assert!((mean - 1.0).abs() < 5.0 * of_mean, "{p}: mean {mean}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lowrank_kernels as kernels;
 use lowrank_kernels::Dropout;
 
-use crate::ops::dropout::drop_out;
+use crate::ops::dropout::{drop_out, dropped_out};
 use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::{Tensor, with_element};
 
@@ -51,9 +51,8 @@ impl Backward for AddBackward {
             cx.add_shared(self.x_node, d_z);
             return;
         };
-        let mut d_x = d_z.duplicate();
+        let d_x = dropped_out(&d_z, dropout);
         cx.add_shared(self.residual_node, d_z);
-        drop_out(&mut d_x, dropout);
         cx.add(self.x_node, d_x);
     }
 }

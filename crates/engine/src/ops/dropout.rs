@@ -29,6 +29,18 @@ pub(crate) fn drop_out(x: &mut Tensor, dropout: Dropout) {
     );
 }
 
+/// As [`drop_out`] where `x` is still needed: mask(x) / (1 - p) in the same storage, for the same purpose.
+pub(crate) fn dropped_out(x: &Tensor, dropout: Dropout) -> Tensor {
+    let (device, dtype) = (x.device(), x.dtype());
+    let mut y = Tensor::uninit_as(dtype, device, x.rows(), x.cols(), x.purpose());
+    device.exec("dropout", 0, |isa| {
+        with_element!(dtype, E => {
+            kernels::dropout_into(isa, dropout, x.values::<E>(), y.values_mut::<E>());
+        });
+    });
+    y
+}
+
 struct DropoutBackward {
     x_node: Option<usize>,
     dropout: Dropout,
@@ -36,8 +48,13 @@ struct DropoutBackward {
 
 impl Backward for DropoutBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-        drop_out(&mut d_x, self.dropout);
+        let d_x = match Arc::try_unwrap(d_y) {
+            Ok(mut own) => {
+                drop_out(&mut own, self.dropout);
+                own
+            }
+            Err(shared) => dropped_out(&shared, self.dropout),
+        };
         cx.add(self.x_node, d_x);
     }
 }

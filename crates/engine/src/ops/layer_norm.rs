@@ -11,7 +11,7 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::{Dropout, LayerNormForward};
 
 use crate::meter::Purpose;
-use crate::ops::dropout::drop_out;
+use crate::ops::dropout::{drop_out, dropped_out};
 use crate::param::{Param, Trainables};
 use crate::tape::{Again, Backprop, Backward, Output, Tape, Var};
 use crate::tensor::{Tensor, with_element};
@@ -217,14 +217,13 @@ impl Backward for LayerNormBackward<'_> {
             cx.add(residual_node, d_z);
             return;
         }
-        let mut d_x = if residual_node.is_some() {
-            let d_x = d_z.duplicate();
+        if residual_node.is_some() {
+            let d_x = dropped_out(&d_z, dropout);
             cx.add(residual_node, d_z);
-            d_x
+            cx.add(x_node, d_x);
         } else {
-            d_z
-        };
-        drop_out(&mut d_x, dropout);
-        cx.add(x_node, d_x);
+            drop_out(&mut d_z, dropout);
+            cx.add(x_node, d_z);
+        }
     }
 }

@@ -11,7 +11,7 @@ use lowrank_kernels::{Activation, DType, Dropout};
 
 use crate::meter::Purpose;
 use crate::ops::blocks::{Blocks, add_to_b, whole_b};
-use crate::ops::dropout::drop_out;
+use crate::ops::dropout::{drop_out, dropped_out};
 use crate::ops::product::{LowRankTerm, Packed, Product, add_outer};
 use crate::param::{Matrix, Param, TrainableId, Trainables};
 use crate::tape::{Backprop, Backward, Kept, Output, Tape, Through, Var};
@@ -151,10 +151,7 @@ fn forward<'m>(
 
 /// x as the adapter sees it: itself, or a copy with dropout applied.
 fn dropped(x: &Tensor, dropout: Option<Dropout>) -> Option<Tensor> {
-    let dropout = dropout?;
-    let mut copy = x.duplicate();
-    drop_out(&mut copy, dropout);
-    Some(copy)
+    dropout.map(|dropout| dropped_out(x, dropout))
 }
 
 /// h = dropout(x)·Aᵀ, in f32.

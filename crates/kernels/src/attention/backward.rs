@@ -212,18 +212,18 @@ pub(super) fn row_gradient<S: Simd>(s: S, row: RowContext, p: &mut [f32], d_s: &
     let score_factor = s.splat(row.score_factor);
     let mut factors = [1.0; GROUP];
     let columns = head.tile_columns(tile, row.row);
-    let mut start = columns.start / GROUP * GROUP;
+    let mut start = columns.start;
     while start < columns.end {
-        let len = (columns.end - start).min(GROUP);
+        let index = head.dropout_index(tile.i + row.row) + (tile.j + start) as u64;
+        let within = (index % GROUP as u64) as usize;
+        let len = (columns.end - start).min(GROUP - within);
         if let Some(mask) = row.mask {
-            // Tiles start at multiples of the group, so that groups and runs coincide.
-            let first = head.dropout_index(tile.i + row.row) + (tile.j + start) as u64;
-            factors = mask.group(s, first / GROUP as u64);
+            factors = mask.group(s, index / GROUP as u64);
         }
         let mut at = 0;
         while at < len {
             let n = lanes_at::<S>(at, len);
-            let factor = load_at(s, &factors, at, n);
+            let factor = load_at(s, &factors, within + at, n);
             let at_column = start + at;
             let score = s.mul(load_at(s, p, at_column, n), score_factor);
             let probability = exp(s, s.sub(score, lse));

@@ -37,7 +37,7 @@ const BLOCK: usize = PANEL;
 /// Query rows of a tile.
 const Q_ROWS: usize = MOST_ROWS / BLOCK * BLOCK;
 
-/// Key columns of a tile: with both margins they fit between two rows, and they are a multiple of the dropout's group.
+/// Key columns of a tile: with both margins they fit between two rows, and they are a multiple of the panel.
 const KV_COLUMNS: usize = KV_BLOCK - 2 * BLOCK;
 
 /// Distance between rows of the keys' position scores, and of their gradient: Q_ROWS, two margins, and no power of two.

@@ -175,10 +175,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn keep(self, word: __m256i, threshold: u32, value: __m256) -> __m256 {
         pure!({
-            // 24-bit words compare the same signed and unsigned.
-            let word = _mm256_srli_epi32::<8>(word);
-            let drop = _mm256_cmpgt_epi32(_mm256_set1_epi32(threshold as i32), word);
-            _mm256_andnot_ps(_mm256_castsi256_ps(drop), value)
+            // The larger of the two is the word itself: there is no unsigned comparison.
+            let larger = _mm256_max_epu32(word, _mm256_set1_epi32(threshold as i32));
+            let keep = _mm256_cmpeq_epi32(larger, word);
+            _mm256_and_ps(_mm256_castsi256_ps(keep), value)
         })
     }
     #[inline(always)]

@@ -171,15 +171,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         pure!({
             let even = _mm512_mul_epu32(a, b);
             let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), _mm512_srli_epi64::<32>(b));
-            let high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64::<32>(even), odd);
-            let low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64::<32>(odd));
-            (high, low)
+            let (even, odd) = (_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd));
+            // One masked move each: a lane's other half comes from its neighbour.
+            let high = _mm512_mask_movehdup_ps(odd, 0x5555, even);
+            let low = _mm512_mask_moveldup_ps(even, 0xaaaa, odd);
+            (_mm512_castps_si512(high), _mm512_castps_si512(low))
         })
     }
     #[inline(always)]
     fn keep(self, word: __m512i, threshold: u32, value: __m512) -> __m512 {
         pure!({
-            let word = _mm512_srli_epi32::<8>(word);
             let keep = _mm512_cmpge_epu32_mask(word, _mm512_set1_epi32(threshold as i32));
             _mm512_maskz_mov_ps(keep, value)
         })

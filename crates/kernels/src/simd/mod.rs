@@ -117,7 +117,7 @@ pub trait Simd: Copy + Send + Sync {
     fn xor_u(self, a: Self::U, b: Self::U) -> Self::U;
     /// High and low words of the lanes' 64-bit products.
     fn mul_wide_u(self, a: Self::U, b: Self::U) -> (Self::U, Self::U);
-    /// (word >> 8) >= threshold ? value : 0, lane by lane.
+    /// word >= threshold ? value : 0, lane by lane, unsigned.
     fn keep(self, word: Self::U, threshold: u32, value: Self::V) -> Self::V;
 
     /// # Safety

@@ -168,7 +168,7 @@ impl Simd for Neon {
     #[inline(always)]
     fn keep(self, word: uint32x4_t, threshold: u32, value: float32x4_t) -> float32x4_t {
         pure!({
-            let keep = vcgeq_u32(vshrq_n_u32::<8>(word), vdupq_n_u32(threshold));
+            let keep = vcgeq_u32(word, vdupq_n_u32(threshold));
             vreinterpretq_f32_u32(vandq_u32(keep, vreinterpretq_u32_f32(value)))
         })
     }

@@ -128,7 +128,7 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn keep(self, word: u32, threshold: u32, value: f32) -> f32 {
-        if (word >> 8) >= threshold { value } else { 0.0 }
+        if word >= threshold { value } else { 0.0 }
     }
     #[inline(always)]
     unsafe fn load_u(self, p: *const u32) -> u32 {
