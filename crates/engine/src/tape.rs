@@ -1,6 +1,7 @@
 //! The tape: ops record themselves in forward, and backward walks them in reverse. An op is recorded only if something
 //! below it is trained, so nothing is kept or differentiated under the lowest adapter.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use lowrank_kernels as kernels;
@@ -82,10 +83,43 @@ pub(crate) struct Through {
     pub pre: Arc<Tensor>,
 }
 
+/// What an op saved, where its output can be made from it once more: ops above then need not keep that.
+pub(crate) trait Again {
+    /// The output, with the bits that forward gave it.
+    fn again(&self, trainables: &Trainables) -> Arc<Tensor>;
+}
+
+/// An op's input for its backward.
+pub(crate) enum Kept<'m> {
+    /// Held since forward.
+    Tensor(Arc<Tensor>),
+    /// Made again.
+    Again(Rc<dyn Again + 'm>),
+}
+
+impl Kept<'_> {
+    /// The tensor.
+    pub(crate) fn tensor(&self, trainables: &Trainables) -> Arc<Tensor> {
+        match self {
+            Kept::Tensor(tensor) => tensor.clone(),
+            Kept::Again(saved) => saved.again(trainables),
+        }
+    }
+}
+
+/// What the tape knows of an op's output.
+#[derive(Default)]
+pub(crate) struct Output<'m> {
+    /// The activation in which it ends.
+    pub through: Option<Through>,
+    /// How it is made again.
+    pub again: Option<Rc<dyn Again + 'm>>,
+}
+
 /// A recorded op.
 struct Node<'m> {
     op: Box<dyn Backward + 'm>,
-    through: Option<Through>,
+    output: Output<'m>,
 }
 
 /// Records the ops of one forward pass over one micro-batch.
@@ -237,15 +271,16 @@ impl<'m> Tape<'m> {
         needed: bool,
         make: impl FnOnce() -> B,
     ) -> Var {
-        self.push_node(value, needed, || (make(), None))
+        self.push_node(value, needed, || (make(), Output::default()))
     }
 
-    /// As [`Tape::push`], for an output that ends in an activation: the op's backward gets the gradient of its input.
-    pub(crate) fn push_through<B: Backward + 'm>(
+    /// As [`Tape::push`], for an output of which there is more to know. Where it ends in an activation, the op's backward gets
+    /// the gradient of the activation's input.
+    pub(crate) fn push_output<B: Backward + 'm>(
         &mut self,
         value: Tensor,
         needed: bool,
-        make: impl FnOnce() -> (B, Option<Through>),
+        make: impl FnOnce() -> (B, Output<'m>),
     ) -> Var {
         self.push_node(Arc::new(value), needed, make)
     }
@@ -254,19 +289,27 @@ impl<'m> Tape<'m> {
         &mut self,
         value: Arc<Tensor>,
         needed: bool,
-        make: impl FnOnce() -> (B, Option<Through>),
+        make: impl FnOnce() -> (B, Output<'m>),
     ) -> Var {
         self.touched |= needed;
         if !(needed && self.recording) {
             return Var { value, node: None };
         }
-        let (op, through) = make();
+        let (op, output) = make();
         let op = Box::new(op);
-        self.nodes.push(Node { op, through });
+        self.nodes.push(Node { op, output });
         Var {
             value,
             node: Some(self.nodes.len() - 1),
         }
+    }
+
+    /// `x` for the backward of an op that reads it: not held where the op below can make it again.
+    pub(crate) fn keep(&self, x: &Var) -> Kept<'m> {
+        let again = x
+            .node
+            .and_then(|node| self.nodes[node].output.again.clone());
+        again.map_or_else(|| Kept::Tensor(x.shared()), Kept::Again)
     }
 
     /// Runs `block` on `x` without keeping anything but `x`; backward runs it once more, with the same dropout masks.
@@ -312,7 +355,17 @@ impl<'m> Tape<'m> {
 
     /// Walks the tape backward from `output`, whose gradient is `d_output`, and adds to `gradients`.
     pub fn backward(self, output: &Var, d_output: Tensor, gradients: &mut Gradients) {
-        let Some(last) = output.node else { return };
+        self.backward_from(output.node, d_output, gradients);
+    }
+
+    /// As [`Tape::backward`], from an output that may be gone.
+    pub(crate) fn backward_from(
+        self,
+        node: Option<usize>,
+        d_output: Tensor,
+        gradients: &mut Gradients,
+    ) {
+        let Some(last) = node else { return };
         let mut cx = Backprop {
             device: self.device,
             trainables: self.trainables,
@@ -328,9 +381,9 @@ impl<'m> Tape<'m> {
 /// Runs the nodes from `last` down, which gets `d_last`.
 fn walk<'m>(nodes: Vec<Node<'m>>, cx: &mut Backprop<'_>, last: usize, d_last: Arc<Tensor>) {
     let mut ops = Vec::with_capacity(nodes.len());
-    for Node { op, through } in nodes {
+    for Node { op, output } in nodes {
         ops.push(op);
-        let gradient = None;
+        let (gradient, through) = (None, output.through);
         cx.slots.push(Slot { gradient, through });
     }
     cx.add_shared(Some(last), d_last);

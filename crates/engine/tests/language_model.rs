@@ -72,9 +72,8 @@ fn the_loss_over_several_chunks_gives_the_gradient_of_the_hidden_states() {
             let h = embedding(&mut tape, &[lookup(Table::Rows(&param), &ids)]);
             let mut gradients = Gradients::zeros(&device, &trainables);
             let sum = lm_loss(&h, targets, &trainables);
-            let (same, d_h) = lm_loss_backward(&h, targets, 0.5, &trainables, &mut gradients);
+            let same = lm_loss_backward(tape, h, targets, 0.5, &mut gradients);
             assert_eq!(sum, same);
-            tape.backward(&h, d_h, &mut gradients);
             (0.5 * sum, wide(gradients.get(id).data()))
         };
         let gradient = run(&start).1;
@@ -100,8 +99,7 @@ fn a_tied_table_gets_both_gradients_once() {
             smoothing: 0.1,
         };
         let mut gradients = Gradients::zeros(&device, &trainables);
-        let (sum, d_h) = lm_loss_backward(&h, targets, 1.0, &trainables, &mut gradients);
-        tape.backward(&h, d_h, &mut gradients);
+        let sum = lm_loss_backward(tape, h, targets, 1.0, &mut gradients);
         (sum, wide(gradients.get(id).data()))
     };
     let gradient = run(&start).1;
@@ -216,9 +214,9 @@ fn loss_in(
     let mut tape = Tape::training(&device, &trainables, None);
     let h = embedding(&mut tape, &[lookup(Table::Rows(&param), &ids)]);
     let mut gradients = Gradients::zeros(&device, &trainables);
-    let (sum, d_h) = lm_loss_backward(&h, targets, 1.0, &trainables, &mut gradients);
-    let d_h = d_h.to_f32(Purpose::Workspace).data().to_vec();
-    (sum, d_h, gradients.get(table_id).data().to_vec())
+    let sum = lm_loss_backward(tape, h, targets, 1.0, &mut gradients);
+    let [d_h, d_table] = [h_id, table_id].map(|id| gradients.get(id).data().to_vec());
+    (sum, d_h, d_table)
 }
 
 #[test]
@@ -248,5 +246,40 @@ fn the_loss_in_bf16_is_that_in_f32_up_to_the_rounding_of_its_gradients() {
                 assert!(trained || what == "d_h" || got.iter().all(|v| *v == 0.0));
             }
         }
+    }
+}
+
+#[test]
+fn the_loss_holds_some_rows_of_logits_and_no_second_table() {
+    let (rows, cols, vocab) = (2048, 768, 50257);
+    for precision in [DType::F32, DType::Bf16] {
+        let device = Device::dry_in(precision);
+        let matrix = frozen(&device, vocab, cols, &[]);
+        let mut trainables = Trainables::default();
+        let id = trainables.add(&device, "h".into(), &[rows, cols], &[]);
+        let param = Param::Trainable(id);
+        let mut tape = Tape::training(&device, &trainables, None);
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        let h = embedding(&mut tape, &[lookup(Table::Rows(&param), &ids)]);
+        let mut gradients = Gradients::zeros(&device, &trainables);
+        let labels = vec![0; rows];
+        let targets = LmTargets {
+            table: &matrix,
+            labels: &labels,
+            smoothing: 0.0,
+        };
+        device.reset_peak();
+        lm_loss_backward(tape, h, targets, 1.0, &mut gradients);
+        let workspace = device.peak_memory().of(Purpose::Workspace);
+        // f32: 192 rows of logits, which become their gradient. bf16: also the gradient of 512 rows, at half the size.
+        let rows_of_logits = match precision {
+            DType::F32 => 192,
+            DType::Bf16 => 128 + 512 / 2,
+        };
+        let logits = (rows_of_logits * vocab * 4) as u64;
+        assert!(
+            (logits..logits + (2 << 20)).contains(&workspace),
+            "{precision:?}: {workspace} bytes beside logits of {logits}"
+        );
     }
 }

@@ -77,7 +77,7 @@ fn product_peak(isa: Isa) -> f64 {
     let mut c = vec![0.0; m * n];
     let g = Gemm {
         a: MatRef::new(&a, m, k),
-        b_packed: &packed,
+        b: PackedF32::Rows(&packed),
         n,
         bias: None,
         alpha: 1.0,
@@ -112,7 +112,7 @@ fn bench_gemm(isa: Isa, peak: f64) {
         let mut c = vec![0.0; m * n];
         let g = Gemm {
             a: MatRef::new(&a, m, k),
-            b_packed: &packed,
+            b: PackedF32::Rows(&packed),
             n,
             bias: None,
             alpha: 1.0,

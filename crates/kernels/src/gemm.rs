@@ -17,7 +17,10 @@ use finish::Finisher;
 use kernel::Strip;
 pub(crate) use kernel::{Block, each_row, multiply_block};
 pub(crate) use packing::pack_rows;
+use packing::turn_panel;
 pub use packing::{pack, packed_len, repack_transposed, unpack};
+use std::cell::RefCell;
+use std::ops::Range;
 
 /// Columns of a packed panel. Layout of the packed form: `[ceil(n / PANEL)][k][PANEL]`, zero padded.
 pub const PANEL: usize = 32;
@@ -35,13 +38,23 @@ const ROW_BLOCK: usize = 384;
 /// Panels of a task, at most: with K_BLOCK deep blocks 384 KiB of the packed operand, for the L2 cache.
 const PANEL_GROUP: usize = 8;
 
+/// The packed operand b [n, k].
+#[derive(Clone, Copy, Debug)]
+pub enum PackedF32<'a> {
+    /// The packed form of b.
+    Rows(&'a [f32]),
+    /// The packed form of bᵀ [k, n]: each task makes the panels that it needs in cache, one depth block at a time, once for
+    /// about 384 rows of a. For an operand whose turned copy is too large to hold; [`repack_transposed`] turns it once for all rows.
+    Transposed(&'a [f32]),
+}
+
 /// One product.
 #[derive(Clone, Copy, Debug)]
 pub struct Gemm<'a> {
     /// [m, k]; may be a transposed view.
     pub a: MatRef<'a>,
-    /// The packed form of b [n, k].
-    pub b_packed: &'a [f32],
+    /// b [n, k].
+    pub b: PackedF32<'a>,
     /// Rows of b: columns of c.
     pub n: usize,
     /// `[n]`, added once.
@@ -63,23 +76,22 @@ pub fn gemm(isa: Isa, g: &Gemm, c: &mut [f32], c_stride: usize) {
 pub fn gemm_then(isa: Isa, g: &Gemm, c: &mut [f32], c_stride: usize, finish: Finish<'_>) {
     let (m, k) = (g.a.rows(), g.a.cols());
     check_output(m, g.n, c, c_stride);
-    assert_eq!(
-        g.b_packed.len(),
-        packed_len(g.n, k),
-        "packed [{}, {k}]",
-        g.n
-    );
     if let Some(bias) = g.bias {
         assert_eq!(bias.len(), g.n, "bias");
     }
-    let source = Source {
-        base: g.b_packed.as_ptr() as usize,
-        panel_stride: k * PANEL,
-        k_stride: PANEL,
-        padded: true,
+    let n = g.n;
+    let b = match g.b {
+        PackedF32::Rows(b) => {
+            assert_eq!(b.len(), packed_len(n, k), "packed [{n}, {k}]");
+            Operand::InPlace(Source::packed(b.as_ptr(), k))
+        }
+        PackedF32::Transposed(b) => {
+            assert_eq!(b.len(), packed_len(k, n), "packed [{k}, {n}]");
+            Operand::Turned(b)
+        }
     };
     let finisher = Finisher::new(finish, c.len());
-    run(isa, g, source, (c, c_stride), &finisher);
+    run(isa, g, b, (c, c_stride), &finisher);
 }
 
 /// c += alpha * aᵀ · x, the form of a weight's gradient. Shapes: a [k, m], x [k, n], c [m, n] with rows `c_stride` apart.
@@ -98,7 +110,7 @@ pub fn gemm_transposed_a(
     check_output(m, n, c, c_stride);
     let g = Gemm {
         a: a.transposed(),
-        b_packed: &[],
+        b: PackedF32::Rows(&[]),
         n,
         bias: None,
         alpha,
@@ -122,14 +134,15 @@ pub fn gemm_transposed_a(
             k_stride: x.row_stride(),
             padded: false,
         };
-        run(isa, &g, source, (c, c_stride), &Finisher::Nothing);
+        let b = Operand::InPlace(source);
+        run(isa, &g, b, (c, c_stride), &Finisher::Nothing);
     } else {
         let mut packed = vec![0.0; packed_len(n, k)];
         pack(isa, x.transposed(), &mut packed);
         gemm(
             isa,
             &Gemm {
-                b_packed: &packed,
+                b: PackedF32::Rows(&packed),
                 ..g
             },
             c,
@@ -155,10 +168,47 @@ struct Source {
     padded: bool,
 }
 
+impl Source {
+    /// Packed panels of some depth.
+    fn packed(base: *const f32, depth: usize) -> Self {
+        Source {
+            base: base as usize,
+            panel_stride: depth * PANEL,
+            k_stride: PANEL,
+            padded: true,
+        }
+    }
+
+    /// The address of the first column of a panel at a depth.
+    fn at(&self, panel: usize, kk: usize) -> *const f32 {
+        (self.base as *const f32).wrapping_add(panel * self.panel_stride + kk * self.k_stride)
+    }
+
+    /// The part of it that begins there.
+    fn from(self, panel: usize, kk: usize) -> Self {
+        let base = self.at(panel, kk) as usize;
+        Source { base, ..self }
+    }
+}
+
+/// b as a task gets it.
+#[derive(Clone, Copy)]
+enum Operand<'a> {
+    /// Read where it lies.
+    InPlace(Source),
+    /// The packed form of bᵀ, whose panels are turned in cache.
+    Turned(&'a [f32]),
+}
+
+thread_local! {
+    /// The panels that a task has turned, [panels][depth][PANEL]: at most PANEL_GROUP * K_BLOCK * PANEL values.
+    static TURNED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
 fn run(
     isa: Isa,
     g: &Gemm,
-    source: Source,
+    b: Operand,
     (c, c_stride): (&mut [f32], usize),
     finisher: &Finisher<'_>,
 ) {
@@ -184,7 +234,7 @@ fn run(
             isa,
             Task {
                 g,
-                source,
+                b,
                 panels: group * n_panels / n_groups..(group + 1) * n_panels / n_groups,
                 rows: row_block * m / n_row_blocks..(row_block + 1) * m / n_row_blocks,
                 out,
@@ -198,9 +248,9 @@ fn run(
 /// The rows and panels of one task.
 struct Task<'a> {
     g: &'a Gemm<'a>,
-    source: Source,
-    panels: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
+    b: Operand<'a>,
+    panels: Range<usize>,
+    rows: Range<usize>,
     out: SharedMut,
     c_stride: usize,
     finisher: &'a Finisher<'a>,
@@ -216,26 +266,85 @@ impl SimdOp for Task<'_> {
         let mut k_start = 0;
         loop {
             let depth = (k - k_start).min(K_BLOCK);
-            let first_block = k_start == 0;
-            let mut row = self.rows.start;
-            while row < self.rows.end {
-                let rows = (self.rows.end - row).min(S::GEMM_ROWS);
-                let strip = Strip {
-                    task: &self,
-                    row,
-                    rows,
-                    k_start,
-                    depth,
-                    first_block,
-                    buffer: &mut strip_buffer,
-                };
-                s.call(strip);
-                row += rows;
+            let block = DepthBlock { k_start, depth };
+            match self.b {
+                Operand::InPlace(source) => {
+                    let source = source.from(self.panels.start, k_start);
+                    self.multiply(s, source, block, &mut strip_buffer);
+                }
+                Operand::Turned(packed) => TURNED.with_borrow_mut(|turned| {
+                    let task = &self;
+                    let source = s.call(Turn {
+                        task,
+                        packed,
+                        block,
+                        into: turned,
+                    });
+                    self.multiply(s, source, block, &mut strip_buffer);
+                }),
             }
             k_start += depth;
             if k_start >= k {
                 break;
             }
         }
+    }
+}
+
+/// The part of the depth that is summed at once.
+#[derive(Clone, Copy)]
+struct DepthBlock {
+    k_start: usize,
+    depth: usize,
+}
+
+impl Task<'_> {
+    /// Adds the depth block's part of the product, strip by strip. `source` begins at the task's first panel and the block's
+    /// first depth.
+    #[inline(always)]
+    fn multiply<S: Simd>(&self, s: S, source: Source, block: DepthBlock, buffer: &mut Vec<f32>) {
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let rows = (self.rows.end - row).min(S::GEMM_ROWS);
+            let strip = Strip {
+                task: self,
+                source,
+                row,
+                rows,
+                k_start: block.k_start,
+                depth: block.depth,
+                buffer,
+            };
+            s.call(strip);
+            row += rows;
+        }
+    }
+}
+
+/// Makes a task's panels of one depth block from the packed form of bᵀ; returns where they are.
+struct Turn<'a, 't> {
+    task: &'a Task<'t>,
+    packed: &'a [f32],
+    block: DepthBlock,
+    into: &'a mut Vec<f32>,
+}
+
+impl SimdOp for Turn<'_, '_> {
+    type Output = Source;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Source {
+        let DepthBlock { k_start, depth } = self.block;
+        let (n, panels) = (self.task.g.n, self.task.panels.clone());
+        let panel_len = depth * PANEL;
+        if self.into.len() < panels.len() * panel_len {
+            self.into.resize(panels.len() * panel_len, 0.0);
+        }
+        // Depth blocks are whole panels of bᵀ, each n * PANEL long.
+        let packed = &self.packed[k_start * n..];
+        for (i, panel) in panels.enumerate() {
+            let into = &mut self.into[i * panel_len..][..panel_len];
+            turn_panel(s, packed, [depth, n], panel * PANEL, into);
+        }
+        Source::packed(self.into.as_ptr(), depth)
     }
 }

@@ -45,8 +45,8 @@ pub use element::{DType, Element, Values};
 pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
 pub use embedding::{Table, TableRows, embedding_gather, embedding_scatter_add};
 pub use gemm::{
-    Finish, Gemm, PANEL, gemm, gemm_then, gemm_transposed_a, pack, packed_len, repack_transposed,
-    unpack,
+    Finish, Gemm, PANEL, PackedF32, gemm, gemm_then, gemm_transposed_a, pack, packed_len,
+    repack_transposed, unpack,
 };
 pub use gemm_bf16::{
     Epilogue, GemmBf16, LowRank, PackedBf16, gemm_bf16, pack_bf16, packed_bf16_len, unpack_bf16,
@@ -57,8 +57,8 @@ pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, cross_entropy_i
 pub use matrix::MatRef;
 pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{
-    LayerNorm, LayerNormForward, layer_norm, layer_norm_backward, layer_norm_forward,
-    layer_norm_param_grads,
+    LayerNorm, LayerNormForward, layer_norm, layer_norm_again, layer_norm_backward,
+    layer_norm_forward, layer_norm_param_grads,
 };
 pub use optimizer::{AdamW, adamw_step};
 pub use outer::{OuterLayout, outer_add};

@@ -127,7 +127,20 @@ fn normalize<S: Simd, E: Element>(
     // Two passes: the mean square minus the squared mean would cancel.
     let variance = row_square_deviation(s, z, row_mean) / d as f32;
     let row_rstd = 1.0 / (variance + eps).sqrt();
-    let (mean, rstd) = (s.splat(row_mean), s.splat(row_rstd));
+    affine(s, z, [row_mean, row_rstd], [weight, bias], y);
+    (row_mean, row_rstd)
+}
+
+/// One row's y = (z - mean) rstd weight + bias.
+#[inline(always)]
+fn affine<S: Simd, E: Element>(
+    s: S,
+    z: &[E],
+    [mean, rstd]: [f32; 2],
+    [weight, bias]: [&[f32]; 2],
+    y: &mut [E],
+) {
+    let (mean, rstd, d) = (s.splat(mean), s.splat(rstd), z.len());
     let mut at = 0;
     while at < d {
         let n = lanes_at::<S>(at, d);
@@ -136,7 +149,55 @@ fn normalize<S: Simd, E: Element>(
         store_at(s, y, at, value, n);
         at += S::LANES;
     }
-    (row_mean, row_rstd)
+}
+
+/// y once more, with the bits that the forward gave it, from z, mean and rstd. Shapes: z, y [n, d]; `stats` mean and rstd `[n]`;
+/// `params` weight and bias `[d]`. Panics if a length disagrees.
+pub fn layer_norm_again<E: Element>(
+    isa: Isa,
+    z: &[E],
+    stats: [&[f32]; 2],
+    params: [&[f32]; 2],
+    y: &mut [E],
+) {
+    let ([mean, rstd], [weight, bias]) = (stats, params);
+    let (n, d) = (mean.len(), weight.len());
+    assert_eq!(rstd.len(), n);
+    assert_eq!(bias.len(), d);
+    assert_eq!(z.len(), n * d);
+    assert_eq!(y.len(), n * d);
+    if n == 0 || d == 0 {
+        return;
+    }
+    crate::parallel::for_each_chunk(y, rows_per_task(d) * d, |start, y| {
+        let rows = start / d..(start + y.len()) / d;
+        let op = Again {
+            z: &z[start..start + y.len()],
+            stats: [&mean[rows.clone()], &rstd[rows]],
+            params,
+            y,
+        };
+        dispatch(isa, op);
+    });
+}
+
+struct Again<'a, E> {
+    z: &'a [E],
+    stats: [&'a [f32]; 2],
+    params: [&'a [f32]; 2],
+    y: &'a mut [E],
+}
+
+impl<E: Element> SimdOp for Again<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let ([mean, rstd], d) = (self.stats, self.params[0].len());
+        let rows = self.z.chunks_exact(d).zip(self.y.chunks_exact_mut(d));
+        for (row, (z, y)) in rows.enumerate() {
+            affine(s, z, [mean[row], rstd[row]], self.params, y);
+        }
+    }
 }
 
 /// Arguments of [`layer_norm`]. Shapes: z, y [n, d]; weight, bias `[d]`; mean, rstd `[n]`.

@@ -58,6 +58,8 @@ fn gemm_agrees() {
             let mut unpacked = vec![f32::NAN; n * k];
             unpack(&packed, n, k, &mut unpacked);
             assert_eq!(unpacked, b, "pack [{n}, {k}] on {}", isa.name());
+            let mut turned = vec![f32::NAN; packed_len(k, n)];
+            pack(isa, MatRef::new(&b, n, k).transposed(), &mut turned);
             let a_t: Vec<f32> = (0..m * k).map(|i| a[i % m * k + i / m]).collect();
             for (alpha, with_bias, accumulate, transposed) in [
                 (1.0, false, false, false),
@@ -70,7 +72,7 @@ fn gemm_agrees() {
                     } else {
                         MatRef::new(&a, m, k)
                     },
-                    b_packed: &packed,
+                    b: PackedF32::Rows(&packed),
                     n,
                     bias: with_bias.then_some(&bias[..]),
                     alpha,
@@ -85,7 +87,10 @@ fn gemm_agrees() {
                     }
                     row[n..].fill(7.0);
                 }
+                let mut same = c.clone();
                 gemm(isa, &g, &mut c, stride);
+                let b_turned = PackedF32::Transposed(&turned);
+                gemm(isa, &Gemm { b: b_turned, ..g }, &mut same, stride);
                 let zeros = vec![0.0; m * n];
                 let from = if accumulate { wide(&start) } else { zeros };
                 let wide_bias = wide(&bias);
@@ -101,6 +106,7 @@ fn gemm_agrees() {
                 let what = format!("gemm {m} x {n} x {k} on {}", isa.name());
                 check_close(&got, &want, TOLERANCE, &what);
                 assert!(c.chunks(stride).all(|row| row[n..] == [7.0; 3]), "{what}");
+                assert_eq!(bits(&c), bits(&same), "{what}, turned in cache");
             }
         }
     }
@@ -260,6 +266,10 @@ fn layer_norm_agrees() {
                 for (same, first) in same.iter().zip([&y, &mean, &rstd]) {
                     assert_eq!(bits(same), bits(first), "{what}");
                 }
+                let mut again = vec![f32::NAN; n * d];
+                let (stats, params) = ([&mean[..], &rstd], [&weight[..], &bias]);
+                layer_norm_again(isa, &z, stats, params, &mut again);
+                assert_eq!(bits(&again), bits(&y), "{what}, again");
                 let (d_z, d_weight, d_bias) =
                     reference::layer_norm_backward(&want, &wide(&weight), &wide(&d_y));
                 let mut got = d_y.clone();

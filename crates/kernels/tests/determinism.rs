@@ -31,7 +31,7 @@ fn threads_change_nothing() {
                 let mut c = vec![0.0; m * n];
                 let g = Gemm {
                     a: MatRef::new(&a, m, k),
-                    b_packed: &packed,
+                    b: PackedF32::Rows(&packed),
                     n,
                     bias: None,
                     alpha: 1.0,
@@ -135,6 +135,21 @@ fn threads_change_nothing_in_products_over_tokens_and_vocabularies() {
             gemm_bf16(isa, &g, Epilogue::Store(&mut c));
             c
         });
+        let (wide_a, mut packed) = (random(m * k, 1), vec![0.0; packed_len(k, n)]);
+        pack(isa, MatRef::new(&w, k, n), &mut packed);
+        check_threads("a product over a vocabulary in f32", || {
+            let mut c = vec![0.0; m * n];
+            let g = Gemm {
+                a: MatRef::new(&wide_a, m, k),
+                b: PackedF32::Transposed(&packed),
+                n,
+                bias: None,
+                alpha: 1.0,
+                accumulate: false,
+            };
+            gemm(isa, &g, &mut c, n);
+            c
+        });
     }
 }
 
@@ -149,7 +164,7 @@ fn a_row_of_a_product_does_not_know_its_batch() {
             let mut c = vec![0.0; a.rows() * n];
             let g = Gemm {
                 a,
-                b_packed: &packed,
+                b: PackedF32::Rows(&packed),
                 n,
                 bias: Some(&bias),
                 alpha: 0.7,

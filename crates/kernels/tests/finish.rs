@@ -48,7 +48,7 @@ impl Case {
         pack(isa, MatRef::new(&self.b, n, k), &mut packed);
         let product = Gemm {
             a: MatRef::new(&self.a, m, k),
-            b_packed: &packed,
+            b: PackedF32::Rows(&packed),
             n,
             bias: Some(&self.bias),
             alpha: 0.5,

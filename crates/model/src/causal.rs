@@ -30,9 +30,7 @@ impl Model {
             smoothing: options.label_smoothing,
         };
         let scale = options.grad_scale;
-        let (sum, d_hidden) =
-            lm_loss_backward(&hidden, targets, scale, &self.trainables, gradients);
-        tape.backward(&hidden, d_hidden, gradients);
+        let sum = lm_loss_backward(tape, hidden, targets, scale, gradients);
         (sum, rows.len())
     }
 

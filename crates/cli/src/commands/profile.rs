@@ -196,6 +196,8 @@ struct Timing {
     flops: f64,
     loss: f64,
     steps: usize,
+    /// Of the process so far, where the system tells: without what measuring the machine's product takes.
+    peak_rss_bytes: Option<u64>,
     profile: Profile,
 }
 
@@ -264,6 +266,7 @@ fn time_steps(
         steps: seconds.len(),
         seconds: seconds.iter().sum(),
         loss,
+        peak_rss_bytes: memory::peak_resident_bytes(),
         profile,
     })
 }
@@ -294,7 +297,7 @@ fn as_json(timing: &Timing, peak: f64, device: &Device) -> serde_json::Value {
         "gflop_per_token": timing.flops_per_token() / 1e9,
         "gemm_peak_gflop_per_s": peak / 1e9,
         "share_of_peak": timing.share_of(peak),
-        "peak_rss_bytes": memory::peak_resident_bytes(),
+        "peak_rss_bytes": timing.peak_rss_bytes,
         "counted_peak_bytes": device.peak_memory().total(),
         "precision": device.precision().name(),
         "isa": device.isa().name(),
@@ -363,7 +366,7 @@ fn print_tables(timing: &Timing, peak: f64, device: &Device) {
         "counted memory at the peak",
         &bytes(device.peak_memory().total()),
     ]);
-    if let Some(resident) = memory::peak_resident_bytes() {
+    if let Some(resident) = timing.peak_rss_bytes {
         whole.row(["resident memory at the peak", &bytes(resident)]);
     }
     whole.row([

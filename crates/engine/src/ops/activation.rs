@@ -6,7 +6,7 @@ use lowrank_kernels as kernels;
 use lowrank_kernels::Activation;
 
 use crate::meter::Purpose;
-use crate::tape::{Backprop, Backward, Tape, Through, Var};
+use crate::tape::{Backprop, Backward, Output, Tape, Through, Var};
 use crate::tensor::{Tensor, with_element};
 
 /// Forward of an activation; overwrites x where nothing needs it any more.
@@ -28,9 +28,13 @@ pub fn activation(tape: &mut Tape<'_>, x: Var, kind: Activation) -> Var {
         });
     });
     let x_node = x.node();
-    tape.push_through(y, true, || {
+    tape.push_output(y, true, || {
         let pre = x.shared();
-        (ActivationBackward { x_node }, Some(Through { kind, pre }))
+        let output = Output {
+            through: Some(Through { kind, pre }),
+            ..Output::default()
+        };
+        (ActivationBackward { x_node }, output)
     })
 }
 

@@ -1,7 +1,10 @@
 //! z = dropout(x) + residual, y = (z - mean)·rstd·weight + bias over each row: the end of a post-norm sublayer in one op.
-//! Shapes: x, residual, z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`. Saved: z, mean, rstd (z takes x's place, or is x).
+//! Shapes: x, residual, z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`. Saved: z, mean, rstd (z takes x's place, or is x),
+//! of which y is made again for ops above whose backward reads it.
 //! Source: Ba et al. 2016; transformers `BertSelfOutput`.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use lowrank_kernels as kernels;
@@ -9,8 +12,8 @@ use lowrank_kernels::{Dropout, LayerNormForward};
 
 use crate::meter::Purpose;
 use crate::ops::dropout::{drop_out, dropped_out};
-use crate::param::Param;
-use crate::tape::{Backprop, Backward, Tape, Var};
+use crate::param::{Param, Trainables};
+use crate::tape::{Again, Backprop, Backward, Output, Tape, Var};
 use crate::tensor::{Tensor, with_element};
 
 /// The weights of a layer norm.
@@ -89,30 +92,70 @@ pub fn layer_norm<'m>(
     drop(residual);
     let trained = params.weight.trainable().is_some() || params.bias.trainable().is_some();
     let needed = x_node.is_some() || residual_node.is_some() || trained;
-    tape.push(y, needed, || LayerNormBackward {
-        z,
-        mean,
-        rstd,
-        x_node,
-        residual_node,
-        params,
-        dropout,
+    tape.push_output(y, needed, || {
+        let saved = Rc::new(Saved {
+            z,
+            mean,
+            rstd,
+            params,
+            y: RefCell::default(),
+        });
+        let again: Rc<dyn Again + 'm> = saved.clone();
+        let op = LayerNormBackward {
+            saved,
+            x_node,
+            residual_node,
+            dropout,
+        };
+        let output = Output {
+            again: Some(again),
+            ..Output::default()
+        };
+        (op, output)
     })
 }
 
-struct LayerNormBackward<'m> {
+struct Saved<'m> {
     z: Arc<Tensor>,
     mean: Tensor,
     rstd: Tensor,
+    params: LayerNormParams<'m>,
+    /// y, from the first op above that asks for it until this op's own backward.
+    y: RefCell<Option<Arc<Tensor>>>,
+}
+
+impl Again for Saved<'_> {
+    fn again(&self, trainables: &Trainables) -> Arc<Tensor> {
+        let make = || {
+            let (z, params) = (&self.z, &self.params);
+            let (device, dtype) = (z.device(), z.dtype());
+            let mut y = Tensor::uninit_as(dtype, device, z.rows(), z.cols(), Purpose::Activations);
+            device.exec("layer_norm", 0, |isa| {
+                let (mean, rstd) = (self.mean.data(), self.rstd.data());
+                let (weight, bias) = (params.weight.data(trainables), params.bias.data(trainables));
+                with_element!(dtype, E => {
+                    let (z, y) = (z.values::<E>(), y.values_mut());
+                    kernels::layer_norm_again(isa, z, [mean, rstd], [weight, bias], y);
+                });
+            });
+            Arc::new(y)
+        };
+        self.y.borrow_mut().get_or_insert_with(make).clone()
+    }
+}
+
+struct LayerNormBackward<'m> {
+    saved: Rc<Saved<'m>>,
     x_node: Option<usize>,
     residual_node: Option<usize>,
-    params: LayerNormParams<'m>,
     dropout: Option<Dropout>,
 }
 
 impl LayerNormBackward<'_> {
     fn param_grads(&self, d_y: &Tensor, cx: &mut Backprop<'_>) {
-        let (weight, bias) = (self.params.weight.trainable(), self.params.bias.trainable());
+        let saved = &self.saved;
+        let LayerNormParams { weight, bias, .. } = saved.params;
+        let (weight, bias) = (weight.trainable(), bias.trainable());
         if weight.is_none() && bias.is_none() {
             return;
         }
@@ -122,10 +165,10 @@ impl LayerNormBackward<'_> {
         let mut d_bias = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
         let dtype = d_y.dtype();
         cx.device.exec("layer_norm", 0, |isa| {
-            let (mean, rstd) = (self.mean.data(), self.rstd.data());
+            let (mean, rstd) = (saved.mean.data(), saved.rstd.data());
             let (d_weight, d_bias) = (d_weight.data_mut(), d_bias.data_mut());
             with_element!(dtype, E => {
-                let (z, d_y) = (self.z.values::<E>(), d_y.values());
+                let (z, d_y) = (saved.z.values::<E>(), d_y.values());
                 kernels::layer_norm_param_grads(isa, z, mean, rstd, d_y, d_weight, d_bias);
             });
         });
@@ -141,30 +184,29 @@ impl LayerNormBackward<'_> {
 
 impl Backward for LayerNormBackward<'_> {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
+        self.saved.y.take();
         self.param_grads(&d_y, cx);
         if self.x_node.is_none() && self.residual_node.is_none() {
             return;
         }
         let mut d_z = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
         let LayerNormBackward {
-            z,
-            mean,
-            rstd,
+            saved,
             x_node,
             residual_node,
-            params,
             dropout,
         } = *self;
         let trainables = cx.trainables;
         let dtype = d_z.dtype();
         cx.device.exec("layer_norm", 0, |isa| {
-            let (weight, mean, rstd) = (params.weight.data(trainables), mean.data(), rstd.data());
+            let weight = saved.params.weight.data(trainables);
+            let (mean, rstd) = (saved.mean.data(), saved.rstd.data());
             with_element!(dtype, E => {
-                let (z, d_z) = (z.values::<E>(), d_z.values_mut());
+                let (z, d_z) = (saved.z.values::<E>(), d_z.values_mut());
                 kernels::layer_norm_backward(isa, z, mean, rstd, weight, d_z);
             });
         });
-        drop(z);
+        drop(saved);
         let Some(dropout) = dropout else {
             let d_z = Arc::new(d_z);
             cx.add_shared(residual_node, d_z.clone());

@@ -1,7 +1,8 @@
 //! y = x·Wᵀ + bias + scaling · dropout(x)·Aᵀ·Bᵀ, the LoRA paper's equation 3 (section 4.1).
 //! Shapes: x [M, in], W [out, in], bias `[out]`, A [r, in], B [out, r], h = dropout(x)·Aᵀ [M, r], y [M, out].
-//! Saved: x only if A or W is trained, h only if there is an adapter; with an activation behind, y (by the tape). A frozen
-//! weight gets no gradient. The adapter's two products and the bias ride in the base product where the arithmetic allows it.
+//! Saved: x only if A or W is trained and the op below cannot make it again, h only if there is an adapter; with an activation
+//! behind, y (by the tape). A frozen weight gets no gradient. The adapter's two products and the bias ride in the base product
+//! where the arithmetic allows it.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::ops::blocks::{Blocks, add_to_b, whole_b};
 use crate::ops::dropout::{drop_out, dropped_out};
 use crate::ops::product::{LowRankTerm, Packed, Product, add_outer};
 use crate::param::{Matrix, Param, TrainableId, Trainables};
-use crate::tape::{Backprop, Backward, Tape, Through, Var};
+use crate::tape::{Backprop, Backward, Kept, Output, Tape, Through, Var};
 use crate::tensor::{Tensor, with_element};
 
 /// A low-rank adapter of one linear layer.
@@ -126,10 +127,11 @@ fn forward<'m>(
         }
     }
     drop((b, g));
-    let keeps_x = params.adapter.is_some() || params.weight.trainable().is_some();
-    tape.push_through(y, needed, || {
+    let needs_x = params.adapter.is_some() || params.weight.trainable().is_some();
+    let kept = needs_x.then(|| tape.keep(&x));
+    tape.push_output(y, needed, || {
         let op = LinearBackward {
-            x: keeps_x.then(|| x.shared()),
+            x: kept,
             x_node: x.node(),
             h,
             params,
@@ -139,7 +141,11 @@ fn forward<'m>(
             kind,
             pre: Arc::new(pre),
         });
-        (op, through)
+        let output = Output {
+            through,
+            ..Output::default()
+        };
+        (op, output)
     })
 }
 
@@ -164,7 +170,7 @@ fn adapter_h(
 }
 
 struct LinearBackward<'m> {
-    x: Option<Arc<Tensor>>,
+    x: Option<Kept<'m>>,
     x_node: Option<usize>,
     h: Option<Tensor>,
     params: LinearParams<'m>,
@@ -190,6 +196,7 @@ impl Backward for LinearBackward<'_> {
                 });
             });
         }
+        let x = x.map(|x| x.tensor(cx.trainables));
         if let Some(id) = params.weight.trainable() {
             let x = x.as_ref().expect("x is kept where W is trained");
             let d_weight = cx.gradients.get_mut(id);

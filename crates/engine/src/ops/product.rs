@@ -4,7 +4,7 @@
 use lowrank_kernels as kernels;
 use lowrank_kernels::{
     Activation, DType, Element, Epilogue, Finish, Gemm, GemmBf16, LowRank, MatRef, OuterLayout,
-    PackedBf16, bf16,
+    PackedBf16, PackedF32, bf16,
 };
 
 use crate::meter::Purpose;
@@ -18,7 +18,7 @@ const THIN: usize = 32;
 pub(crate) enum Packed<'a> {
     /// A frozen weight [n, k].
     Frozen(&'a PackedMatrix),
-    /// The packed bf16 form of [k, n], used the other way round.
+    /// The packed form of [k, n], used the other way round: the product makes the panels that it needs in cache.
     Transposed {
         packed: &'a Tensor,
         shape: [usize; 2],
@@ -72,7 +72,7 @@ impl<'a> Packed<'a> {
         }
     }
 
-    /// f32 panels of a transposed weight are made in scratch once for all products; those of bf16 are made in cache, by the
+    /// f32 panels of a transposed weight are made in scratch once for all rows; those of bf16 are made in cache, by the
     /// product itself.
     fn turn(source: &'a Tensor, [n, k]: [usize; 2]) -> Self {
         let shape = [k, n];
@@ -89,8 +89,8 @@ impl<'a> Packed<'a> {
         Packed::Scratch { packed, shape }
     }
 
-    /// The transpose of what is packed already, its depth padded with zeros to whole panels: d·b, where d [m, depth] is the
-    /// gradient of a product with b. Panics for what is turned already.
+    /// The transpose of what is packed already, turned in cache in either precision: d·b, where d [m, depth] is the gradient of
+    /// a product with b. In bf16 the depth is padded with zeros to whole panels. Panics for what is turned already.
     pub(crate) fn turned(&self) -> Packed<'_> {
         match self {
             Packed::Frozen(_) | Packed::Scratch { .. } => {}
@@ -101,7 +101,8 @@ impl<'a> Packed<'a> {
             DType::Bf16 => n.next_multiple_of(kernels::PANEL),
             DType::F32 => n,
         };
-        Packed::turn(packed, [n, k])
+        let shape = [k, n];
+        Packed::Transposed { packed, shape }
     }
 
     /// [n, k].
@@ -117,6 +118,14 @@ impl<'a> Packed<'a> {
             Packed::Frozen(w) => w.tensor(),
             Packed::Transposed { packed, .. } => packed,
             Packed::Scratch { packed, .. } => packed,
+        }
+    }
+
+    /// Panics on the dry device and for bf16.
+    fn f32(&self) -> PackedF32<'_> {
+        match self {
+            Packed::Frozen(_) | Packed::Scratch { .. } => PackedF32::Rows(self.tensor().data()),
+            Packed::Transposed { packed, .. } => PackedF32::Transposed(packed.data()),
         }
     }
 
@@ -210,7 +219,7 @@ impl<'a> Product<'a> {
         let n = c.cols();
         let base = Gemm {
             a: self.a.view(),
-            b_packed: self.b.tensor().data(),
+            b: self.b.f32(),
             n,
             bias: self.bias,
             alpha: self.alpha,
@@ -224,7 +233,7 @@ impl<'a> Product<'a> {
         kernels::gemm(isa, &base, c.data_mut(), n);
         let low_rank = Gemm {
             a: term.h.view(),
-            b_packed: term.g.tensor().data(),
+            b: term.g.f32(),
             bias: None,
             alpha: term.scale,
             accumulate: true,

@@ -1,7 +1,7 @@
 //! The register tile, and the strip of tiles that a block of rows makes.
 
 use super::finish::Rectangle;
-use super::{PANEL, STRIP_STRIDE, Task};
+use super::{PANEL, STRIP_STRIDE, Source, Task};
 use crate::simd::{Simd, SimdOp};
 
 /// Repeats a body for each row i < M, i a constant: LLVM leaves a loop of twelve such bodies rolled, and an accumulator array
@@ -312,11 +312,12 @@ impl<const M: usize, const V: usize, const KIND: u8> TileOf<'_, M, V, KIND> {
 /// A strip of at most `GEMM_ROWS` rows against all panels of a task, one depth block.
 pub(super) struct Strip<'a, 't> {
     pub task: &'a Task<'t>,
+    /// b from the task's first panel and the depth `k_start` on.
+    pub source: Source,
     pub row: usize,
     pub rows: usize,
     pub k_start: usize,
     pub depth: usize,
-    pub first_block: bool,
     pub buffer: &'a mut Vec<f32>,
 }
 
@@ -325,7 +326,8 @@ impl SimdOp for Strip<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let task = self.task;
-        let (g, source) = (task.g, task.source);
+        let (g, source) = (task.g, self.source);
+        let first_block = self.k_start == 0;
         // Rows of a are copied to where their distance is known beforehand and no power of two (rows 4 KiB apart would
         // evict each other), unless too few panels would use the copy.
         let copied = g.a.col_stride() == 1 && task.panels.len() > 2;
@@ -352,12 +354,9 @@ impl SimdOp for Strip<'_, '_> {
             let column = (task.panels.start + p) * PANEL;
             let n = (g.n - column).min(PANEL);
             let bias = match g.bias {
-                Some(bias) if self.first_block => bias[column..column + n].as_ptr(),
+                Some(bias) if first_block => bias[column..column + n].as_ptr(),
                 _ => std::ptr::null(),
             };
-            let b = (source.base as *const f32).wrapping_add(
-                (task.panels.start + p) * source.panel_stride + self.k_start * source.k_stride,
-            );
             let rectangle = Rectangle {
                 start: self.row * task.c_stride + column,
                 rows: self.rows,
@@ -372,7 +371,7 @@ impl SimdOp for Strip<'_, '_> {
                 a,
                 a_row,
                 a_col: g.a.col_stride(),
-                b,
+                b: source.at(p, 0),
                 b_row: source.k_stride,
                 b_panel: source.panel_stride,
                 b_padded: source.padded,
@@ -383,7 +382,7 @@ impl SimdOp for Strip<'_, '_> {
                 n,
                 k: self.depth,
                 alpha: g.alpha,
-                accumulate: g.accumulate || !self.first_block,
+                accumulate: g.accumulate || !first_block,
             };
             // `gemm` and `gemm_transposed_a` asserted the lengths of a, b, bias and c against the shapes; row, k_start and
             // the panel lie inside them. Tasks write disjoint rectangles of c, which nothing else borrows.

@@ -125,24 +125,19 @@ pub fn repack_transposed(isa: Isa, packed: &[f32], n: usize, k: usize, dst: &mut
     }
     for_each_chunk(dst, n * PANEL, |start, dst| {
         let first_k = start / n;
-        dispatch(
-            isa,
-            Repack {
-                packed,
-                n,
-                k,
-                first_k,
-                dst,
-            },
-        );
+        let op = Repack {
+            packed,
+            shape: [n, k],
+            first_k,
+            dst,
+        };
+        dispatch(isa, op);
     });
 }
 
-/// One panel of Wᵀ: PANEL columns of W from `first_k`, every row.
 struct Repack<'a> {
     packed: &'a [f32],
-    n: usize,
-    k: usize,
+    shape: [usize; 2],
     first_k: usize,
     dst: &'a mut [f32],
 }
@@ -151,27 +146,41 @@ impl SimdOp for Repack<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let depth = (self.k - self.first_k).min(PANEL);
-        for (p, dst) in self.dst.chunks_mut(PANEL * PANEL).enumerate() {
-            // Rows p * PANEL .. of W; in the source they are the columns of a [k, PANEL] block.
-            let rows = (self.n - p * PANEL).min(PANEL);
-            let src = &self.packed[(p * self.k + self.first_k) * PANEL..][..depth * PANEL];
-            if rows == PANEL && depth == PANEL {
-                for i in (0..PANEL).step_by(S::LANES) {
-                    for j in (0..PANEL).step_by(S::LANES) {
-                        // SAFETY: both are PANEL x PANEL blocks with rows PANEL apart (src and dst were sliced so),
-                        // and i, j + LANES <= PANEL.
-                        unsafe {
-                            let src = src.as_ptr().add(i * PANEL + j);
-                            s.transpose(src, PANEL, dst.as_mut_ptr().add(j * PANEL + i), PANEL);
-                        }
+        turn_panel(s, self.packed, self.shape, self.first_k, self.dst);
+    }
+}
+
+/// One panel of Wᵀ [k, n] from the packed form of W [n, k]: PANEL columns of W from `first_k` on, every row. `packed` may go on
+/// behind it. Panics if it is too short or `dst` has not n * PANEL values.
+#[inline(always)]
+pub(super) fn turn_panel<S: Simd>(
+    s: S,
+    packed: &[f32],
+    [n, k]: [usize; 2],
+    first_k: usize,
+    dst: &mut [f32],
+) {
+    assert_eq!(dst.len(), n * PANEL);
+    let depth = (k - first_k).min(PANEL);
+    for (p, dst) in dst.chunks_mut(PANEL * PANEL).enumerate() {
+        // Rows p * PANEL .. of W; in the source they are the columns of a [k, PANEL] block.
+        let rows = (n - p * PANEL).min(PANEL);
+        let src = &packed[(p * k + first_k) * PANEL..][..depth * PANEL];
+        if rows == PANEL && depth == PANEL {
+            for i in (0..PANEL).step_by(S::LANES) {
+                for j in (0..PANEL).step_by(S::LANES) {
+                    // SAFETY: both are PANEL x PANEL blocks with rows PANEL apart (src and dst were sliced so), and
+                    // i, j + LANES <= PANEL.
+                    unsafe {
+                        let src = src.as_ptr().add(i * PANEL + j);
+                        s.transpose(src, PANEL, dst.as_mut_ptr().add(j * PANEL + i), PANEL);
                     }
                 }
-            } else {
-                for i in 0..rows {
-                    for (j, value) in dst[i * PANEL..][..PANEL].iter_mut().enumerate() {
-                        *value = if j < depth { src[j * PANEL + i] } else { 0.0 };
-                    }
+            }
+        } else {
+            for i in 0..rows {
+                for (j, value) in dst[i * PANEL..][..PANEL].iter_mut().enumerate() {
+                    *value = if j < depth { src[j * PANEL + i] } else { 0.0 };
                 }
             }
         }

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use lowrank_engine::{DType, Device};
 use lowrank_kernels::{
-    Epilogue, Gemm, GemmBf16, MatRef, PackedBf16, bf16, fill_uniform, gemm, gemm_bf16, pack,
-    pack_bf16, packed_bf16_len, packed_len,
+    Epilogue, Gemm, GemmBf16, MatRef, PackedBf16, PackedF32, bf16, fill_uniform, gemm, gemm_bf16,
+    pack, pack_bf16, packed_bf16_len, packed_len,
 };
 
 /// The best of a few square-ish GEMMs on this device, in FLOP/s: what a step's share is measured against.
@@ -27,7 +27,7 @@ pub fn product_flops_per_second(device: &Device) -> f64 {
             Box::new(move || {
                 let product = Gemm {
                     a: a_view,
-                    b_packed: &packed,
+                    b: PackedF32::Rows(&packed),
                     n: N,
                     bias: None,
                     alpha: 1.0,
