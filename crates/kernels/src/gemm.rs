@@ -8,6 +8,7 @@ mod finish;
 mod kernel;
 mod packing;
 
+use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
@@ -202,7 +203,7 @@ enum Operand<'a> {
 
 thread_local! {
     /// The panels that a task has turned, [panels][depth][PANEL]: at most PANEL_GROUP * K_BLOCK * PANEL values.
-    static TURNED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static TURNED: RefCell<Aligned<f32>> = RefCell::default();
 }
 
 fn run(
@@ -326,7 +327,7 @@ struct Turn<'a, 't> {
     task: &'a Task<'t>,
     packed: &'a [f32],
     block: DepthBlock,
-    into: &'a mut Vec<f32>,
+    into: &'a mut Aligned<f32>,
 }
 
 impl SimdOp for Turn<'_, '_> {
@@ -336,15 +337,13 @@ impl SimdOp for Turn<'_, '_> {
         let DepthBlock { k_start, depth } = self.block;
         let (n, panels) = (self.task.g.n, self.task.panels.clone());
         let panel_len = depth * PANEL;
-        if self.into.len() < panels.len() * panel_len {
-            self.into.resize(panels.len() * panel_len, 0.0);
-        }
+        let turned = self.into.at_least(panels.len() * panel_len);
         // Depth blocks are whole panels of bᵀ, each n * PANEL long.
         let packed = &self.packed[k_start * n..];
         for (i, panel) in panels.enumerate() {
-            let into = &mut self.into[i * panel_len..][..panel_len];
+            let into = &mut turned[i * panel_len..][..panel_len];
             turn_panel(s, packed, [depth, n], panel * PANEL, into);
         }
-        Source::packed(self.into.as_ptr(), depth)
+        Source::packed(turned.as_ptr(), depth)
     }
 }
