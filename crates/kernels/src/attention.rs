@@ -16,7 +16,7 @@ mod rows_bf16;
 pub use cached::{CachedAttention, attention_cached};
 
 use crate::aligned::Aligned;
-use crate::dropout::{Dropout, Mask};
+use crate::dropout::{Dropout, GROUP, Mask};
 use crate::gemm::{PANEL, STRIP_STRIDE, pack_rows, packed_len};
 use crate::isa::Isa;
 use crate::matrix::MatRef;
@@ -382,6 +382,33 @@ impl Head {
     /// This head's queries (or what has their shape) `i .. i + m`, [m, Dh].
     fn q_rows<'a, T: Copy>(&self, x: &'a [T], i: usize, m: usize) -> MatRef<'a, T> {
         MatRef::strided(&x[self.q_at(i)..], m, self.head_dim, self.width, 1)
+    }
+}
+
+/// Columns of a row whose dropout factors are of one group.
+struct Run {
+    /// Place of the first column's key in its sequence.
+    key: usize,
+    /// Place of the first column in the group.
+    within: usize,
+    len: usize,
+}
+
+impl Run {
+    /// The one that begins at column `start` of a tile.
+    #[inline(always)]
+    fn new(tile: Tile, start: usize, end: usize) -> Self {
+        // A row's first key begins a group.
+        let key = tile.j + start;
+        let within = key % GROUP;
+        let len = (end - start).min(GROUP - within);
+        Self { key, within, len }
+    }
+
+    /// The group, for query `i` of the sequence.
+    #[inline(always)]
+    fn group(&self, head: &Head, i: usize) -> u64 {
+        (head.dropout_index(i) + self.key as u64) / GROUP as u64
     }
 }
 

@@ -1,7 +1,7 @@
 //! The backward task: one head of one sequence.
 
 use super::{
-    AttentionMask, AttentionSaved, Head, KV_BLOCK, Q_BLOCK, Scratch, TILE_STRIDE, Tile,
+    AttentionMask, AttentionSaved, Head, KV_BLOCK, Q_BLOCK, Run, Scratch, TILE_STRIDE, Tile,
     pack_panels, prefetch_rows,
 };
 use crate::dropout::{GROUP, Mask};
@@ -222,16 +222,14 @@ pub(super) fn row_gradient<S: Simd>(s: S, row: RowContext, p: &mut [f32], d_s: &
     let columns = head.tile_columns(tile, row.row);
     let mut start = columns.start;
     while start < columns.end {
-        let index = head.dropout_index(tile.i + row.row) + (tile.j + start) as u64;
-        let within = (index % GROUP as u64) as usize;
-        let len = (columns.end - start).min(GROUP - within);
+        let run = Run::new(tile, start, columns.end);
         if let Some(mask) = row.mask {
-            factors = mask.group(s, index / GROUP as u64);
+            factors = mask.group(s, run.group(&head, tile.i + row.row));
         }
         let mut at = 0;
-        while at < len {
-            let n = lanes_at::<S>(at, len);
-            let factor = load_at(s, &factors, within + at, n);
+        while at < run.len {
+            let n = lanes_at::<S>(at, run.len);
+            let factor = load_at(s, &factors, run.within + at, n);
             let at_column = start + at;
             let score = s.mul(load_at(s, p, at_column, n), score_factor);
             let probability = exp(s, s.sub(score, lse));
@@ -241,11 +239,30 @@ pub(super) fn row_gradient<S: Simd>(s: S, row: RowContext, p: &mut [f32], d_s: &
             store_at(s, d_s, at_column, d_score, n);
             at += S::LANES;
         }
-        start += len;
+        start += run.len;
     }
     for x in [p, d_s] {
         x[..columns.start].fill(0.0);
         x[columns.end..].fill(0.0);
+    }
+}
+
+/// Of each query of a tile its row of out times that of d_out. Beside the stores of the rows' gradients these loads would wait
+/// for them: a tenth of a whole backward.
+#[inline(always)]
+pub(super) fn dots<S: Simd, E: Element>(
+    s: S,
+    (head, tile): (&Head, Tile),
+    [out, d_out]: [&[E]; 2],
+    deltas: &mut [f32],
+) {
+    for (row, delta) in deltas[..tile.m].iter_mut().enumerate() {
+        let at = head.q_at(tile.i + row);
+        *delta = dot(
+            s,
+            &out[at..][..head.head_dim],
+            &d_out[at..][..head.head_dim],
+        );
     }
 }
 

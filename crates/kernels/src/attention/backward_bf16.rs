@@ -1,7 +1,7 @@
 //! The backward task on bf16: one head of one sequence. Scores are computed again; their gradients meet the other operands
 //! as bf16 pairs, along keys for d_q and along queries for d_k and d_v. All sums are f32.
 
-use super::backward::{clear_gradients, dot};
+use super::backward::{clear_gradients, dots};
 use super::pairs::{
     BLOCKS, PLAIN, PairBlock, PairScratch, STRIDE, TILE, copy_rows, multiply_pairs,
     pack_by_columns, pack_by_rows, padded, store_row,
@@ -177,11 +177,7 @@ impl Backward<'_> {
     fn rows<S: Simd>(&self, s: S, tile: Tile, scratch: &mut PairScratch) {
         let head = self.head;
         let mut deltas = [0.0; BLOCKS[0]];
-        for (row, delta) in deltas[..tile.m].iter_mut().enumerate() {
-            let at = head.q_at(tile.i + row);
-            let (out, d_out) = (&self.saved.out[at..], &self.d_out[at..]);
-            *delta = dot(s, &out[..head.head_dim], &d_out[..head.head_dim]);
-        }
+        dots(s, (&head, tile), [self.saved.out, self.d_out], &mut deltas);
         for row in 0..tile.m {
             if tile.is_first && tile.i + row < BLOCKS[1] {
                 self.prefetch(s, tile.i + row);

@@ -22,7 +22,7 @@ pub(super) use skewed::SkewScratch;
 
 use super::backward::clear_gradients;
 use super::{
-    AttentionMask, AttentionShape, Head, KV_BLOCK, MOST_ROWS, SCRATCH, TILE_STRIDE, Tile,
+    AttentionMask, AttentionShape, Head, KV_BLOCK, MOST_ROWS, SCRATCH, Scratch, TILE_STRIDE, Tile,
     make_mask, pack_panels, run_tasks,
 };
 use crate::gemm::{Block, PANEL, multiply_block};
@@ -420,6 +420,20 @@ struct Buffers {
     scores: *mut f32,
     /// BLOCK rows, TURNED_STRIDE apart.
     turned: *mut f32,
+}
+
+impl Buffers {
+    /// A thread's, large enough; the keys as they are packed by now.
+    fn of(scratch: &mut Scratch) -> Self {
+        Buffers {
+            keys: scratch.keys.as_ptr(),
+            scores: scratch.scores.at_least(Q_ROWS * TILE_STRIDE).as_mut_ptr(),
+            turned: scratch
+                .positions
+                .at_least(BLOCK * TURNED_STRIDE)
+                .as_mut_ptr(),
+        }
+    }
 }
 
 impl Scores<'_> {

@@ -92,6 +92,28 @@ pub(super) struct RowState {
     pub sum: [f32; MOST_ROWS],
 }
 
+impl RowState {
+    /// A tile's new maximum, and its sum of exponentials less that; `out` is brought to the new maximum.
+    #[inline(always)]
+    pub fn advance<S: Simd>(
+        &mut self,
+        s: S,
+        (tile, row): (Tile, usize),
+        max: f32,
+        sum: f32,
+        out: &mut [f32],
+    ) {
+        if tile.is_first {
+            self.sum[row] = sum;
+        } else {
+            let correction = (self.max[row] - max).exp();
+            self.sum[row] = self.sum[row] * correction + sum;
+            scale_in_place(s, out, correction);
+        }
+        self.max[row] = max;
+    }
+}
+
 impl Default for RowState {
     fn default() -> Self {
         Self {
@@ -187,17 +209,9 @@ pub(super) fn softmax_row<S: Simd>(
     }
     let start = tile.j + columns.start;
     let p = &mut p[columns];
-    let old = state.max[row];
-    let max = row_max(s, p).max(old);
+    let max = row_max(s, p).max(state.max[row]);
     let sum = exp_in_place(s, p, max);
-    if tile.is_first {
-        state.sum[row] = sum;
-    } else {
-        let correction = (old - max).exp();
-        state.sum[row] = state.sum[row] * correction + sum;
-        scale_in_place(s, out, correction);
-    }
-    state.max[row] = max;
+    state.advance(s, (tile, row), max, sum, out);
     if let Some(mask) = mask {
         mask.apply(s, head.dropout_index(tile.i + row) + start as u64, p);
     }

@@ -108,20 +108,26 @@ pub(super) fn store_results<S: Simd>(
     }
 }
 
-impl Forward<'_> {
-    /// Asks for row `row` of what this task will write and of what the next one, most likely the next head, will read.
-    #[inline(always)]
-    fn prefetch<S: Simd>(&self, s: S, row: usize) {
-        let head = self.head;
-        prefetch_row(s, self.out.get(), head.q_at(0), row, &head);
-        prefetch_row(s, self.q.as_ptr(), head.q_at(0) + head.head_dim, row, &head);
-        for of_kv in [self.k, self.v] {
-            if row < head.kv_len {
-                prefetch_row(s, of_kv.as_ptr(), head.kv_at(0) + head.head_dim, row, &head);
-            }
+/// Asks for row `row` of what a task will write and of what the next one, most likely the next head, will read.
+#[inline(always)]
+pub(super) fn prefetch_beside<S: Simd>(
+    s: S,
+    head: &Head,
+    [q, k, v]: [&[bf16]; 3],
+    out: SharedMut<bf16>,
+    row: usize,
+) {
+    prefetch_row(s, out.get(), head.q_at(0), row, head);
+    let beside = head.head_dim;
+    prefetch_row(s, q.as_ptr(), head.q_at(0) + beside, row, head);
+    for of_kv in [k, v] {
+        if row < head.kv_len {
+            prefetch_row(s, of_kv.as_ptr(), head.kv_at(0) + beside, row, head);
         }
     }
+}
 
+impl Forward<'_> {
     #[inline(always)]
     fn tile<S: Simd>(&self, s: S, tile: Tile, scratch: &mut PairScratch, state: &mut RowState) {
         let head = self.head;
@@ -146,7 +152,7 @@ impl Forward<'_> {
         }
         for row in 0..tile.m {
             if tile.is_first && tile.i + row < BLOCKS[1] {
-                self.prefetch(s, tile.i + row);
+                prefetch_beside(s, &head, [self.q, self.k, self.v], self.out, tile.i + row);
             }
             let scores = &scratch.scores[0][row * STRIDE..][..tile.n];
             let narrow = &mut scratch.narrow[row * PLAIN.narrow..][..2 * pairs_of(tile.n)];

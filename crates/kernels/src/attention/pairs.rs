@@ -57,10 +57,10 @@ pub(super) struct PairScratch {
 }
 
 impl PairScratch {
-    /// Row `row` of a tile's scores, or of their gradients, in bf16, up to whole pairs.
+    /// Row `row` of the gradients of a tile's scores in bf16, up to whole pairs.
     #[inline(always)]
-    pub fn narrow_row<S: Simd>(&mut self, s: S, which: usize, row: usize, n: usize, at: &Layout) {
-        let values = &self.scores[which][row * at.stride + at.margin..][..n];
+    pub fn narrow_row<S: Simd>(&mut self, s: S, row: usize, n: usize, at: &Layout) {
+        let values = &self.scores[1][row * at.stride + at.margin..][..n];
         let narrow = &mut self.narrow[row * at.narrow..][..2 * pairs_of(n)];
         convert_in(s, &mut narrow[..n], values);
         narrow[n..].fill(bf16::ZERO);

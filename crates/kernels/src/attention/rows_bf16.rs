@@ -3,9 +3,8 @@
 
 use super::forward::RowState;
 use super::pairs::{PLAIN, PairScratch, STRIDE, store_pairs};
-use super::{Head, Tile};
+use super::{Head, Run, Tile};
 use crate::dropout::{GROUP, Mask};
-use crate::elementwise::scale_in_place;
 use crate::gemm_bf16::pairs_of;
 use crate::math::exp2_for_bf16;
 use crate::simd::{Simd, lanes_at, load_at, store_at};
@@ -30,8 +29,7 @@ pub(super) fn softmax_row<S: Simd>(
     if columns.is_empty() {
         return;
     }
-    let old = state.max[row];
-    let max = scaled_max(s, &scores[columns.clone()], head.scale).max(old);
+    let max = scaled_max(s, &scores[columns.clone()], head.scale).max(state.max[row]);
     let (factor, shift) = (s.splat(head.scale * LOG2_E), s.splat(-max * LOG2_E));
     let mut sum = s.splat(0.0);
     let mut factors = [1.0; GROUP];
@@ -58,15 +56,7 @@ pub(super) fn softmax_row<S: Simd>(
         }
         start += run.len;
     }
-    let sum = s.reduce_add(sum);
-    if tile.is_first {
-        state.sum[row] = sum;
-    } else {
-        let correction = (old - max).exp();
-        state.sum[row] = state.sum[row] * correction + sum;
-        scale_in_place(s, out, correction);
-    }
-    state.max[row] = max;
+    state.advance(s, (tile, row), max, s.reduce_add(sum), out);
 }
 
 /// Two neighbouring rows of a tile, and what the gradients of their scores depend on. Behind an odd tile's end the second
@@ -164,33 +154,6 @@ impl GradientRows<'_> {
             let first = self.head.tile_columns(self.tile, self.row);
             first.start..first.start
         }
-    }
-}
-
-/// Columns of a row whose dropout factors are of one group.
-struct Run {
-    /// Place of the first column's key in its sequence.
-    key: usize,
-    /// Place of the first column in the group.
-    within: usize,
-    len: usize,
-}
-
-impl Run {
-    /// The one that begins at column `start` of a tile.
-    #[inline(always)]
-    fn new(tile: Tile, start: usize, end: usize) -> Self {
-        // A row's first key begins a group.
-        let key = tile.j + start;
-        let within = key % GROUP;
-        let len = (end - start).min(GROUP - within);
-        Self { key, within, len }
-    }
-
-    /// The group, for query `i` of the sequence.
-    #[inline(always)]
-    fn group(&self, head: &Head, i: usize) -> u64 {
-        (head.dropout_index(i) + self.key as u64) / GROUP as u64
     }
 }
 

@@ -86,19 +86,7 @@ impl SimdOp for Backward<'_> {
         }
         pack_panels(s, head.kv_rows(self.scores.k), &mut self.scratch.keys);
         pack_panels(s, head.kv_rows(v), &mut self.scratch.values);
-        let buffers = Buffers {
-            keys: self.scratch.keys.as_ptr(),
-            scores: self
-                .scratch
-                .scores
-                .at_least(Q_ROWS * TILE_STRIDE)
-                .as_mut_ptr(),
-            turned: self
-                .scratch
-                .positions
-                .at_least(BLOCK * TURNED_STRIDE)
-                .as_mut_ptr(),
-        };
+        let buffers = Buffers::of(self.scratch);
         let d_scores = self
             .scratch
             .d_scores

@@ -1,7 +1,7 @@
 //! The backward task on bf16 pairs: one head of one group of sequences. As attention's, and from the gradients of a tile's
 //! scores what they give through each table and to it.
 
-use super::super::backward::{RowContext, clear_gradients, dot, row_gradient};
+use super::super::backward::{RowContext, clear_gradients, dots, row_gradient};
 use super::super::pairs::{
     PairBlock, PairScratch, copy_rows, multiply_pairs, pack_by_columns, pack_by_rows, padded,
     store_row,
@@ -13,7 +13,6 @@ use super::skewed::{
     prepare_keys, scores,
 };
 use super::{AttentionShape, DisentangledSaved, groups, longest_first};
-use crate::aligned::Aligned;
 use crate::dropout::Mask;
 use crate::gemm::PANEL;
 use crate::gemm_bf16::pairs_of;
@@ -135,7 +134,8 @@ impl SimdOp for BackwardTile<'_, '_> {
                 copy_rows(s, rows, &mut pairs.rows[which]);
                 pack_by_columns(s, rows, &mut pairs.turned[which]);
             }
-            task.deltas(s, tile, &mut skew.deltas);
+            let of_q = [task.all.saved.out, task.all.d_out];
+            dots(s, (&head, tile), of_q, skew.deltas.at_least(tile.m));
         }
         scores(s, (&head, tile), &task.tables, pairs, skew);
         task.probabilities(s, tile, pairs);
@@ -220,18 +220,6 @@ impl Backward<'_> {
         }
     }
 
-    /// Of each query its result times the gradient of it. Beside the stores of `rows` these loads wait for them: a tenth of
-    /// the whole backward.
-    #[inline(always)]
-    fn deltas<S: Simd>(&self, s: S, tile: Tile, deltas: &mut Aligned<f32>) {
-        let (head, saved) = (self.head, self.all.saved);
-        for (row, delta) in deltas.at_least(tile.m).iter_mut().enumerate() {
-            let at = head.q_at(tile.i + row);
-            let (out, d_out) = (&saved.out[at..], &self.all.d_out[at..]);
-            *delta = dot(s, &out[..head.head_dim], &d_out[..head.head_dim]);
-        }
-    }
-
     /// The gradients of probabilities, d_out vᵀ.
     #[inline(always)]
     fn probabilities<S: Simd>(&self, s: S, tile: Tile, pairs: &mut PairScratch) {
@@ -275,7 +263,7 @@ impl Backward<'_> {
             row_gradient(s, context, p, &mut d_s[MARGIN..][..n]);
             d_s[..MARGIN].fill(0.0);
             d_s[MARGIN + n..].fill(0.0);
-            pairs.narrow_row(s, 1, row, n, &MARGINED);
+            pairs.narrow_row(s, row, n, &MARGINED);
             pairs.pair_up(s, tile, row, &MARGINED);
         }
     }

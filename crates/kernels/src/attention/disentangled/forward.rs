@@ -28,19 +28,7 @@ impl SimdOp for Forward<'_> {
         prefetch_rows(s, self.scores.q, head.q_at(0), head.q_len, &head);
         prefetch_rows(s, self.v, head.kv_at(0), head.kv_len, &head);
         pack_panels(s, head.kv_rows(self.scores.k), &mut self.scratch.keys);
-        let buffers = Buffers {
-            keys: self.scratch.keys.as_ptr(),
-            scores: self
-                .scratch
-                .scores
-                .at_least(Q_ROWS * TILE_STRIDE)
-                .as_mut_ptr(),
-            turned: self
-                .scratch
-                .positions
-                .at_least(BLOCK * TURNED_STRIDE)
-                .as_mut_ptr(),
-        };
+        let buffers = Buffers::of(self.scratch);
         let mut state = RowState::default();
         head.for_each_tile([Q_ROWS, KV_COLUMNS], |tile| {
             if tile.is_first {

@@ -1,10 +1,10 @@
 //! The forward task on bf16 pairs: one head of one sequence.
 
 use super::super::forward::{RowState, clear_outputs};
-use super::super::forward_bf16::store_results;
+use super::super::forward_bf16::{prefetch_beside, store_results};
 use super::super::pairs::{PairScratch, copy_rows, pack_by_columns, padded};
 use super::super::rows_bf16::softmax_row;
-use super::super::{Head, Scratch, Tile, prefetch_row, prefetch_rows};
+use super::super::{Head, Scratch, Tile, prefetch_rows};
 use super::skewed::{
     BLOCKS, HeadTables, MARGIN, MARGINED, STRIDE, SkewScratch, prepare_keys, scores,
 };
@@ -84,20 +84,6 @@ impl SimdOp for ForwardTile<'_, '_> {
 }
 
 impl Forward<'_> {
-    /// Asks for row `row` of what this task will write and of what the next one, most likely the next head, will read.
-    #[inline(always)]
-    fn prefetch<S: Simd>(&self, s: S, row: usize) {
-        let (head, [q, k, v]) = (self.head, self.inputs);
-        prefetch_row(s, self.out.get(), head.q_at(0), row, &head);
-        let beside = head.head_dim;
-        prefetch_row(s, q.as_ptr(), head.q_at(0) + beside, row, &head);
-        for of_kv in [k, v] {
-            if row < head.kv_len {
-                prefetch_row(s, of_kv.as_ptr(), head.kv_at(0) + beside, row, &head);
-            }
-        }
-    }
-
     /// Scores become exponentials, which meet the values.
     #[inline(always)]
     fn values<S: Simd>(&self, s: S, tile: Tile, pairs: &mut PairScratch, state: &mut RowState) {
@@ -105,7 +91,7 @@ impl Forward<'_> {
         let width = padded(head.head_dim);
         for row in 0..tile.m {
             if tile.is_first {
-                self.prefetch(s, tile.i + row);
+                prefetch_beside(s, &head, self.inputs, self.out, tile.i + row);
             }
             let scores = &pairs.scores[0][row * STRIDE + MARGIN..][..tile.n];
             let narrow = &mut pairs.narrow[row * MARGINED.narrow..][..2 * pairs_of(tile.n)];
