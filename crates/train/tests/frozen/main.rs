@@ -56,7 +56,7 @@ const MICRO_BATCHES: [&[usize]; 2] = [&[33, 1, 64, 17], &[96, 80, 2, 94, 31]];
 fn labels(task: Task, ids: &[u32], offsets: &[usize]) -> Vec<i64> {
     if task == Task::CausalLm {
         // Nothing predicts a row's first token; some others do not count either.
-        let counts = |i: &usize| i % 5 != 0 && !offsets.contains(i);
+        let counts = |i: &usize| !i.is_multiple_of(5) && !offsets.contains(i);
         let label = |(i, &id): (usize, &u32)| if counts(&i) { i64::from(id) } else { -100 };
         return ids.iter().enumerate().map(label).collect();
     }
