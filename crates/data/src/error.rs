@@ -23,6 +23,9 @@ pub enum DataError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The file is no regular one where it must be, too long, or cannot be read: the error names it.
+    #[error(transparent)]
+    File(#[from] lowrank_formats::FormatError),
     /// The file's extension names no format that we read.
     #[error("`{}`: the format cannot be told from the extension", path.display())]
     UnknownFormat {
@@ -142,6 +145,7 @@ impl DataError {
     /// What to do about it: a command or an edit.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::File(error) => error.hint(),
             Self::UnknownFormat { .. } => {
                 Some("name the file .jsonl, .csv, .tsv or .parquet".into())
             }

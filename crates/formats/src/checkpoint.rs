@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use crate::Result;
 use crate::dtype::{DType, decode_f32, decode_i64};
 use crate::error::{Fault, FormatError};
+use crate::files;
 use crate::pyjson::read_json;
 use crate::safetensors::{Header, SafetensorsFault};
 use crate::source::Source;
@@ -76,15 +77,14 @@ impl Checkpoint {
     pub fn open_dir(dir: &Path) -> Result<Checkpoint> {
         let found = MODEL_FILES
             .into_iter()
-            .find(|name| dir.join(name).is_file());
+            .find(|name| files::is_file(&dir.join(name)));
         match found {
             Some(name) if name.ends_with(".json") => open_index(dir, &dir.join(name)),
             Some(name) => Checkpoint::open_file(&dir.join(name)),
-            None if !dir.is_dir() => Err(FormatError::io("open", dir)(
-                std::fs::read_dir(dir)
-                    .err()
-                    .unwrap_or_else(|| std::io::ErrorKind::NotADirectory.into()),
-            )),
+            None if !files::is_dir(dir) => Err(match files::list(dir) {
+                Err(error) => error,
+                Ok(_) => FormatError::io("open", dir)(std::io::ErrorKind::NotADirectory.into()),
+            }),
             None => Err(FormatError::NothingFound {
                 dir: dir.to_owned(),
                 expected: MODEL_FILES.map(str::to_owned).to_vec(),
@@ -452,7 +452,7 @@ fn open_index(dir: &Path, index: &Path) -> Result<Checkpoint> {
     let mut file_of: HashMap<&str, usize> = HashMap::new();
     for shard in shards.into_keys() {
         let path = dir.join(shard);
-        if !path.exists() {
+        if !files::exists(&path) {
             faults.push(Fault {
                 place: shard.to_owned(),
                 message: "the shard is missing".into(),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::dtype::DType;
+use crate::files::shown;
 use crate::safetensors::SafetensorsFault;
 use crate::torch::TorchFault;
 
@@ -26,7 +27,7 @@ impl std::fmt::Display for Fault {
 #[non_exhaustive]
 pub enum FormatError {
     /// The operating system refused.
-    #[error("cannot {action} `{}`: {error}", path.display())]
+    #[error("cannot {action} `{}`: {error}", shown(path))]
     Io {
         /// What was tried: `read`, `create`, ….
         action: &'static str,
@@ -35,8 +36,45 @@ pub enum FormatError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// A file that is read whole is none.
+    #[error(
+        "cannot read `{}`: it is {found}, expected a regular file",
+        shown(path)
+    )]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+        /// What it is, with its article.
+        found: &'static str,
+    },
+    /// A file is longer than any of its kind.
+    #[error(
+        "`{}` has {found} bytes or more, expected at most {most} in {what}",
+        shown(path)
+    )]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes, as far as they were counted.
+        found: u64,
+        /// The most that are read.
+        most: u64,
+        /// What it should be, with its article.
+        what: &'static str,
+    },
+    /// A text file holds bytes that are no UTF-8.
+    #[error("`{}`, line {line}: it is not UTF-8", shown(path))]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
     /// A file that had to be JSON is not.
-    #[error("`{}` is not valid JSON: {message} (line {line}, column {column})", path.display())]
+    #[error(
+        "`{}` is not valid JSON: {message} (line {line}, column {column})",
+        shown(path)
+    )]
     Json {
         /// The file.
         path: PathBuf,
@@ -48,7 +86,7 @@ pub enum FormatError {
         message: String,
     },
     /// A safetensors file that breaks its own rules.
-    #[error("`{}` is not a valid safetensors file: {fault}", path.display())]
+    #[error("`{}` is not a valid safetensors file: {fault}", shown(path))]
     Safetensors {
         /// The file.
         path: PathBuf,
@@ -56,7 +94,7 @@ pub enum FormatError {
         fault: SafetensorsFault,
     },
     /// A PyTorch file that is broken, or that holds what we refuse to read.
-    #[error("cannot read `{}` as a PyTorch file: {fault}", path.display())]
+    #[error("cannot read `{}` as a PyTorch file: {fault}", shown(path))]
     Torch {
         /// The file.
         path: PathBuf,
@@ -72,7 +110,7 @@ pub enum FormatError {
         faults: Vec<Fault>,
     },
     /// A folder without any of the files that would make it what it should be.
-    #[error("`{}` holds none of {}", dir.display(), quoted_list(expected))]
+    #[error("`{}` holds none of {}", shown(dir), quoted_list(expected))]
     NothingFound {
         /// The folder.
         dir: PathBuf,
@@ -80,7 +118,10 @@ pub enum FormatError {
         expected: Vec<String>,
     },
     /// A file that is none of the formats it may be.
-    #[error("`{}` is neither a safetensors file nor a PyTorch file (it starts with {found})", path.display())]
+    #[error(
+        "`{}` is neither a safetensors file nor a PyTorch file (it starts with {found})",
+        shown(path)
+    )]
     UnknownFormat {
         /// The file.
         path: PathBuf,
@@ -88,7 +129,7 @@ pub enum FormatError {
         found: String,
     },
     /// A checkpoint lacks a tensor that was asked for.
-    #[error("`{}` has no tensor `{name}`", path.display())]
+    #[error("`{}` has no tensor `{name}`", shown(path))]
     MissingTensor {
         /// The checkpoint.
         path: PathBuf,
@@ -98,7 +139,10 @@ pub enum FormatError {
         nearest: Option<String>,
     },
     /// A tensor is stored in a type that cannot be used for this.
-    #[error("tensor `{name}` in `{}` is stored as {found}, expected {expected}", path.display())]
+    #[error(
+        "tensor `{name}` in `{}` is stored as {found}, expected {expected}",
+        shown(path)
+    )]
     WrongDType {
         /// The checkpoint.
         path: PathBuf,
@@ -110,7 +154,10 @@ pub enum FormatError {
         expected: &'static str,
     },
     /// A read that does not fit the tensor.
-    #[error("tensor `{name}` in `{}` has {found} values, asked for {start}..{end}", path.display())]
+    #[error(
+        "tensor `{name}` in `{}` has {found} values, asked for {start}..{end}",
+        shown(path)
+    )]
     OutOfRange {
         /// The checkpoint.
         path: PathBuf,
@@ -132,7 +179,7 @@ pub enum FormatError {
         faults: Vec<Fault>,
     },
     /// An adapter of another method than LoRA.
-    #[error("`{}` is an adapter of type `{found}`, expected `LORA`", path.display())]
+    #[error("`{}` is an adapter of type `{found}`, expected `LORA`", shown(path))]
     NotLora {
         /// The configuration file.
         path: PathBuf,
@@ -150,7 +197,7 @@ pub enum FormatError {
         message: String,
     },
     /// Adapter tensors that do not form pairs, or that only another layer type could use.
-    #[error("`{}` is not a usable adapter\n{}", path.display(), fault_lines(faults))]
+    #[error("`{}` is not a usable adapter\n{}", shown(path), fault_lines(faults))]
     Adapter {
         /// The file.
         path: PathBuf,
@@ -158,7 +205,7 @@ pub enum FormatError {
         faults: Vec<Fault>,
     },
     /// Tensors handed to a writer that cannot be written.
-    #[error("cannot write `{}`: {message}", path.display())]
+    #[error("cannot write `{}`: {message}", shown(path))]
     Unwritable {
         /// The file.
         path: PathBuf,
@@ -166,25 +213,25 @@ pub enum FormatError {
         message: String,
     },
     /// The output exists and may not be replaced.
-    #[error("`{}` exists already", path.display())]
+    #[error("`{}` exists already", shown(path))]
     AlreadyExists {
         /// The file or folder.
         path: PathBuf,
     },
     /// The output folder holds a run already.
-    #[error("`{}` already holds a run", path.display())]
+    #[error("`{}` already holds a run", shown(path))]
     RunExists {
         /// The folder.
         path: PathBuf,
     },
     /// Another process works in the run's folder.
-    #[error("the run in `{}` is in use by another process", path.display())]
+    #[error("the run in `{}` is in use by another process", shown(path))]
     RunBusy {
         /// The folder.
         path: PathBuf,
     },
     /// The folder is no run of ours.
-    #[error("`{}` holds no run", path.display())]
+    #[error("`{}` holds no run", shown(path))]
     NotARun {
         /// The folder.
         path: PathBuf,
@@ -223,7 +270,7 @@ impl FormatError {
     }
 
     /// Closure for `map_err`: an I/O error at `path` while trying to `action`.
-    pub(crate) fn io<'a>(
+    pub fn io<'a>(
         action: &'static str,
         path: &'a Path,
     ) -> impl FnOnce(std::io::Error) -> FormatError + 'a {
@@ -240,7 +287,7 @@ fn config_message(path: &Path, faults: &[Fault]) -> String {
         1 => "a fault".to_owned(),
         n => format!("{n} faults"),
     };
-    format!("`{}` has {count}\n{}", path.display(), fault_lines(faults))
+    format!("`{}` has {count}\n{}", shown(path), fault_lines(faults))
 }
 
 /// Faults one a line, indented; a long list is cut with its count.

@@ -13,19 +13,19 @@ mod pyjson;
 mod source;
 mod suggest;
 
-pub mod atomic;
 pub mod config;
+pub mod files;
 pub mod peft;
 pub mod pickle;
 pub mod run_dir;
 pub mod safetensors;
 pub mod torch;
 
-pub use atomic::{PendingDir, PendingFile, write_atomic};
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use config::ConfigReader;
 pub use dtype::DType;
 pub use error::{Fault, FormatError};
+pub use files::{PendingDir, PendingFile, write_atomic};
 pub use pyjson::{python_float_repr, read_json, to_python_json};
 pub use run_dir::RunDir;
 pub use safetensors::{

@@ -7,29 +7,12 @@ use serde_json::{Map, Value};
 
 use crate::Result;
 use crate::error::FormatError;
-use crate::source::Source;
-
-/// Larger JSON files than this are refused: no configuration comes near it (the largest tokenizer files do not either).
-const LARGEST_BYTES: u64 = 256 << 20;
+use crate::files::{Ceiling, read};
 
 /// Reads a JSON file; keys keep the file's order, of a key given twice the last value counts (as in Python).
 pub fn read_json(path: &Path) -> Result<Value> {
-    let bytes = read_bytes(path)?;
+    let bytes = read(path, Ceiling::JSON)?;
     parse(path, &bytes)
-}
-
-/// All bytes of a JSON file, if its size is sane.
-pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let source = Source::open(path)?;
-    if source.len() > LARGEST_BYTES {
-        return Err(FormatError::Json {
-            path: path.to_owned(),
-            line: 1,
-            column: 1,
-            message: format!("{} bytes, expected at most {LARGEST_BYTES}", source.len()),
-        });
-    }
-    source.read_vec(0, source.len())
 }
 
 /// Parses the bytes of the file `path`.

@@ -1,12 +1,11 @@
 //! The folder of a run: taken by one process at a time, never shared with another run. Knows nothing of what a run is.
 
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::Result;
-use crate::atomic::{parent, remove_stale, sync_dir};
 use crate::error::FormatError;
+use crate::files::{self, Handle, LockOutcome, parent, remove_stale, sync_dir};
 
 /// The file that makes a folder a run's. It is locked while a process works there.
 const MARKER: &str = ".lowrank-run";
@@ -17,21 +16,17 @@ const MARKER: &str = ".lowrank-run";
 pub struct RunDir {
     path: PathBuf,
     /// Held for its lock alone.
-    _marker: File,
+    _marker: Handle,
 }
 
 impl RunDir {
     /// Takes a folder for a new run, making it and its parents where they are missing. Other files may be in it, another
     /// run's not: that is [`FormatError::RunExists`].
     pub fn create(path: &Path) -> Result<RunDir> {
-        fs::create_dir_all(path).map_err(FormatError::io("create", path))?;
+        files::create_dir_all(path)?;
         let marker = path.join(MARKER);
         // `create_new` decides between two processes that come at once.
-        let mut file = match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&marker)
-        {
+        let mut file = match files::create_new(&marker) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(FormatError::RunExists {
@@ -63,11 +58,11 @@ impl RunDir {
             .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
         let aside = (1..u32::MAX)
             .map(|number| parent(path).join(format!("{name}.old-{number}")))
-            .find(|candidate| !candidate.exists())
+            .find(|candidate| !files::exists(candidate))
             .ok_or_else(|| FormatError::RunExists {
                 path: path.to_owned(),
             })?;
-        fs::rename(path, &aside).map_err(FormatError::io("move", path))?;
+        files::rename(path, &aside)?;
         drop(held);
         Ok((RunDir::create(path)?, Some(aside)))
     }
@@ -75,7 +70,7 @@ impl RunDir {
     /// Takes the folder of an existing run, to go on with it; what a killed process left half-written is removed.
     pub fn open(path: &Path) -> Result<RunDir> {
         let marker = path.join(MARKER);
-        let file = match OpenOptions::new().read(true).write(true).open(&marker) {
+        let file = match files::open_update(&marker) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(FormatError::NotARun {
@@ -94,7 +89,7 @@ impl RunDir {
 
     /// Whether a folder holds a run; for reading one needs no lock.
     pub fn is_run(path: &Path) -> bool {
-        path.join(MARKER).is_file()
+        files::is_file(&path.join(MARKER))
     }
 
     /// The folder.
@@ -108,14 +103,12 @@ impl RunDir {
     }
 }
 
-fn lock(file: &File, path: &Path) -> Result<()> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(fs::TryLockError::WouldBlock) => Err(FormatError::RunBusy {
+fn lock(marker: &Handle, path: &Path) -> Result<()> {
+    match marker.try_lock().map_err(FormatError::io("lock", path))? {
+        // Some network file systems have no locks; the marker still keeps new runs out.
+        LockOutcome::Taken | LockOutcome::Unsupported => Ok(()),
+        LockOutcome::Held => Err(FormatError::RunBusy {
             path: path.to_owned(),
         }),
-        // Some network file systems have no locks; the marker still keeps new runs out.
-        Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-        Err(fs::TryLockError::Error(error)) => Err(FormatError::io("lock", path)(error)),
     }
 }

@@ -1,10 +1,10 @@
 //! Bytes by position: an open file, or bytes in memory (for tests and fuzzing). Knows no format.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::error::FormatError;
+use crate::files::Regular;
 
 /// Something of known length that can be read at any position, by several threads at once.
 #[derive(Debug)]
@@ -16,30 +16,17 @@ pub(crate) struct Source {
 
 #[derive(Debug)]
 enum Bytes {
-    File(File),
+    File(Regular),
     Memory(Vec<u8>),
 }
 
 impl Source {
     /// Opens a regular file.
     pub(crate) fn open(path: &Path) -> Result<Source> {
-        // Asked before opening: opening a named pipe would wait for its other end for ever.
-        let metadata = std::fs::metadata(path).map_err(FormatError::io("read", path))?;
-        if !metadata.is_file() {
-            return Err(FormatError::Io {
-                action: "read",
-                path: path.to_owned(),
-                error: std::io::Error::other("it is not a regular file"),
-            });
-        }
-        let file = File::open(path).map_err(FormatError::io("read", path))?;
-        let len = file
-            .metadata()
-            .map_err(FormatError::io("read", path))?
-            .len();
+        let file = Regular::open(path)?;
         Ok(Source {
             path: path.to_owned(),
-            len,
+            len: file.len(),
             bytes: Bytes::File(file),
         })
     }
@@ -63,28 +50,14 @@ impl Source {
 
     /// Fills `buffer` from `offset`; an end of the file before that is an error.
     pub(crate) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let outcome = match &self.bytes {
-            Bytes::File(file) => read_exact_at(file, buffer, offset),
+        match &self.bytes {
+            Bytes::File(file) => file.read_exact_at(buffer, offset),
             Bytes::Memory(bytes) => usize::try_from(offset)
                 .ok()
                 .and_then(|start| bytes.get(start..start.checked_add(buffer.len())?))
                 .map(|part| buffer.copy_from_slice(part))
-                .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into()),
-        };
-        outcome.map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => FormatError::Io {
-                action: "read",
-                path: self.path.clone(),
-                error: std::io::Error::new(
-                    std::io::ErrorKind::UnexpectedEof,
-                    format!(
-                        "the file ends before byte {}",
-                        offset.saturating_add(buffer.len() as u64)
-                    ),
-                ),
-            },
-            _ => FormatError::io("read", &self.path)(error),
-        })
+                .ok_or_else(|| FormatError::io("read", &self.path)(ends_before(buffer, offset))),
+        }
     }
 
     /// `len` bytes from `offset`. The range is checked against the file's length before anything is allocated.
@@ -109,23 +82,12 @@ impl Source {
     }
 }
 
-#[cfg(unix)]
-fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    while !buffer.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => {
-                buffer = &mut buffer[read..];
-                offset += read as u64;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+fn ends_before(buffer: &[u8], offset: u64) -> std::io::Error {
+    std::io::Error::new(
+        std::io::ErrorKind::UnexpectedEof,
+        format!(
+            "the file ends before byte {}",
+            offset.saturating_add(buffer.len() as u64)
+        ),
+    )
 }

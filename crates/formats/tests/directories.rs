@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 
 use common::{fixture, names, scratch};
-use lowrank_formats::atomic::remove_stale;
+use lowrank_formats::files::remove_stale;
 use lowrank_formats::{
     Checkpoint, FormatError, OutTensor, PendingDir, PendingFile, RunDir, read_json, write_atomic,
     write_safetensors,
@@ -31,7 +31,7 @@ fn a_model_folder_is_opened_in_transformers_order() {
         Checkpoint::open_dir(&missing)
             .unwrap_err()
             .to_string()
-            .starts_with("cannot open")
+            .starts_with("cannot read")
     );
     fs::copy(fixture("torch/module.bin"), dir.join("shard.bin")).unwrap();
     fs::write(
@@ -115,7 +115,10 @@ fn what_is_no_regular_file_is_refused() {
     let error = Checkpoint::open_file(&dir).unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("cannot read `{}`: it is not a regular file", dir.display())
+        format!(
+            "cannot read `{}`: it is a folder, expected a regular file",
+            dir.display()
+        )
     );
     let error = read_json(&dir.join("none.json")).unwrap_err();
     assert!(error.to_string().starts_with("cannot read"), "{error}");

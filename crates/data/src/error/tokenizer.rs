@@ -28,6 +28,9 @@ pub enum TokenizerError {
         /// The file.
         file: String,
     },
+    /// A file is no regular one, too long, or cannot be read or written: the error names it.
+    #[error(transparent)]
+    File(#[from] lowrank_formats::FormatError),
     /// A file that cannot be read.
     #[error("cannot read `{}`: {source}", path.display())]
     Read {
@@ -86,6 +89,7 @@ impl TokenizerError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::File(error) => error.hint(),
             Self::NotFound { .. } | Self::NoMerges { .. } => Some(
                 "put the model's `tokenizer.json` there, or give rows that are already tokenised (`input_ids`)".into(),
             ),

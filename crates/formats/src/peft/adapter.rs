@@ -1,15 +1,14 @@
 //! The tensors of an adapter: `adapter_model.safetensors` or `.bin`, and saving them together with the configuration.
 //! Knows key names and that A and B go in pairs; not what a module is.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::config::{ADAPTER_CONFIG, LoraConfig};
 use crate::Result;
-use crate::atomic::{sync_dir, write_atomic};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::{DType, f32_bytes};
 use crate::error::{Fault, FormatError};
+use crate::files::{self, sync_dir, write_atomic};
 use crate::safetensors::{OutTensor, write_safetensors};
 
 /// The name of the tensors in an adapter's folder.
@@ -233,7 +232,7 @@ pub fn write_adapter(
     config: &LoraConfig,
     tensors: &[(&str, &[usize], &[f32])],
 ) -> Result<()> {
-    fs::create_dir_all(dir).map_err(FormatError::io("create", dir))?;
+    files::create_dir_all(dir)?;
     finish_save(dir)?;
     let out: Vec<OutTensor<'_>> = tensors
         .iter()
@@ -246,7 +245,7 @@ pub fn write_adapter(
     if let Err(error) = written {
         // The old adapter stands; the half-made new one is of no use. Best effort: the first error is the one to report.
         for name in [ADAPTER_WEIGHTS, ADAPTER_CONFIG] {
-            let _ = fs::remove_file(next_path(dir, name));
+            let _ = files::remove_file(&next_path(dir, name));
         }
         return Err(error);
     }
@@ -256,17 +255,17 @@ pub fn write_adapter(
 /// Carries out the renames of a save that was decided. Does nothing where there is none.
 fn finish_save(dir: &Path) -> Result<()> {
     let marker = dir.join(COMMIT_MARKER);
-    if !marker.exists() {
+    if !files::exists(&marker) {
         return Ok(());
     }
     for name in [ADAPTER_WEIGHTS, ADAPTER_CONFIG] {
         let (next, target) = (next_path(dir, name), dir.join(name));
-        if next.exists() {
-            fs::rename(&next, &target).map_err(FormatError::io("write", &target))?;
+        if files::exists(&next) {
+            files::rename(&next, &target)?;
         }
     }
     sync_dir(dir);
-    fs::remove_file(&marker).map_err(FormatError::io("remove", &marker))?;
+    files::remove_file(&marker)?;
     sync_dir(dir);
     Ok(())
 }
@@ -278,7 +277,7 @@ fn next_path(dir: &Path, name: &str) -> PathBuf {
 /// The file that counts as `dir/name`: the new one if a save was decided and killed before its rename.
 pub(super) fn committed_path(dir: &Path, name: &str) -> PathBuf {
     let next = next_path(dir, name);
-    if dir.join(COMMIT_MARKER).exists() && next.exists() {
+    if files::exists(&dir.join(COMMIT_MARKER)) && files::exists(&next) {
         return next;
     }
     dir.join(name)
@@ -286,14 +285,14 @@ pub(super) fn committed_path(dir: &Path, name: &str) -> PathBuf {
 
 /// The tensor file of a folder, or the file itself.
 fn weights_path(path: &Path) -> Result<PathBuf> {
-    if !path.is_dir() {
+    if !files::is_dir(path) {
         return Ok(path.to_owned());
     }
     let names = [ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_BIN];
     let found = names
         .iter()
         .map(|name| committed_path(path, name))
-        .find(|file| file.exists());
+        .find(|file| files::exists(file));
     found.ok_or_else(|| FormatError::NothingFound {
         dir: path.to_owned(),
         expected: names.map(str::to_owned).to_vec(),

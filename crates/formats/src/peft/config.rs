@@ -13,10 +13,10 @@ use super::fields::{
 };
 use super::schema::{self, KEYS, OBSOLETE, PEFT_VERSION, PeftCompat, Role, is_off};
 use crate::Result;
-use crate::atomic::write_atomic;
 use crate::config::{ConfigReader, shown};
 use crate::error::{Fault, FormatError};
-use crate::pyjson::{parse, read_bytes, to_python_json};
+use crate::files::{self, Ceiling, write_atomic};
+use crate::pyjson::{parse, to_python_json};
 
 /// The name of the configuration in an adapter's folder.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -237,7 +237,7 @@ impl LoraConfig {
     /// Reads the configuration of an adapter: its folder, or the file itself.
     pub fn read(path: &Path) -> Result<LoraConfig> {
         let path = config_path(path)?;
-        let bytes = read_bytes(&path)?;
+        let bytes = files::read(&path, Ceiling::JSON)?;
         LoraConfig::from_bytes(&path, bytes)
     }
 
@@ -478,11 +478,11 @@ impl LoraConfig {
 
 /// The configuration file of a folder, or the file itself.
 fn config_path(path: &Path) -> Result<PathBuf> {
-    if !path.is_dir() {
+    if !files::is_dir(path) {
         return Ok(path.to_owned());
     }
     let file = committed_path(path, ADAPTER_CONFIG);
-    if file.exists() {
+    if files::exists(&file) {
         return Ok(file);
     }
     Err(FormatError::NothingFound {

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::METADATA_KEY;
 use crate::Result;
-use crate::atomic::{PendingFile, write_atomic};
 use crate::dtype::DType;
 use crate::error::FormatError;
+use crate::files::{PendingFile, write_atomic};
 use crate::pyjson::to_python_json;
 
 /// A tensor whose bytes are at hand.
