@@ -1,5 +1,6 @@
 //! Where tensors live and ops run. `cpu` computes; `dry` runs the same code with shapes only. Both count with the same
-//! meter, which is why a plan and a run agree. A further device (an accelerator) adds a kind here and an arm in each op.
+//! meter, which is why a plan and a run agree. Work is a closure over host slices: a device with memory of its own needs
+//! another seam than [`Device::exec`].
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
