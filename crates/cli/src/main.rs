@@ -6,6 +6,7 @@ mod allocator;
 mod args;
 mod commands;
 mod errors;
+mod head;
 mod interrupt;
 mod memory;
 mod output;

@@ -105,7 +105,7 @@ fn asset(name: &str) -> CliResult<String> {
 /// # Errors
 /// A file cannot be read, rows or labels do not fit, or a setting cannot be.
 pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
-    let mut base = Base::open(&args.model)?;
+    let mut base = Base::open(&args.model)?.with_new_head(&args.new_head);
     presets::check_family(&args.preset, &base.config.model_type)?;
     let adapter = args
         .adapter
@@ -197,7 +197,7 @@ fn configuration(
     TrainConfig {
         model: base.name.clone(),
         revision: args.model.revision.clone(),
-        ignore_mismatched_sizes: args.model.ignore_mismatched_sizes.unwrap_or(false),
+        ignore_mismatched_sizes: args.new_head.ignore_mismatched_sizes.unwrap_or(false),
         adapter: args.adapter.clone(),
         full,
         from_scratch: args.from_scratch.unwrap_or(false),
@@ -240,8 +240,8 @@ pub fn known_labels(
         .and_then(|a| a.notes.as_ref())
         .map(|n| n.labels.clone());
     let config = || {
-        let names = base.config.id2label.clone().filter(|_| base.has_head())?;
-        (!is_placeholder(&names)).then_some(names)
+        let names = base.head_names()?;
+        (!is_placeholder(names)).then(|| names.to_vec())
     };
     data.labels.clone().or(notes).or_else(config)
 }
@@ -260,8 +260,8 @@ pub fn choose_labels(
         return known;
     }
     let learned = learned.map(|map| map.names().to_vec()).unwrap_or_default();
-    match base.config.id2label.as_ref().filter(|_| base.has_head()) {
-        Some(names) if names.len() > learned.len() => names.clone(),
+    match base.head_names() {
+        Some(names) if names.len() > learned.len() => names.to_vec(),
         Some(_) | None => learned,
     }
 }

@@ -8,16 +8,18 @@ use lowrank_data::{
     Tokenizer, TokenizerError, TokenizerFamily,
 };
 use lowrank_engine::{DType, Device, Isa};
-use lowrank_formats::peft::{AdapterFile, LoraConfig, Loralib, TaskType};
+use lowrank_formats::peft::{AdapterFile, KEY_PREFIX, LoraConfig, Loralib};
 use lowrank_formats::{Checkpoint, FormatError, write_atomic};
-use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError};
+use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError, StoredHead};
 use lowrank_train::checkpoint::RunState;
 use lowrank_train::config::{DataSettings, OptimizationSettings, TaskKind};
 use lowrank_train::fingerprint;
 use serde::{Deserialize, Serialize};
 
+use crate::args::common::NewHeadArgs;
 use crate::args::{CommonArgs, DataArgs, ModelArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
+use crate::head::BaseHead;
 use crate::source::find_model;
 
 /// Rows are cut to this many tokens unless told otherwise.
@@ -33,7 +35,11 @@ pub struct Base {
     pub config: ModelConfig,
     /// Its tokenizer, or why there is none; rows that are tokenised already need none.
     pub tokenizer: Result<Tokenizer, TokenizerError>,
+    /// What its tensors and its configuration say of the head.
+    pub head: BaseHead,
     ignore_mismatched_sizes: bool,
+    /// Whether the command has a flag to start a new head.
+    starts_heads: bool,
     allow_other_base: bool,
 }
 
@@ -44,14 +50,30 @@ impl Base {
         let config = ModelConfig::read(&dir.join("config.json"))?;
         let family = TokenizerFamily::from_name(&config.model_type);
         let tokenizer = Tokenizer::from_dir(&dir, family);
+        let head = BaseHead::read(&dir, &config)?;
         Ok(Self {
             name: args.model.clone().unwrap_or_default(),
             dir,
             config,
             tokenizer,
-            ignore_mismatched_sizes: args.ignore_mismatched_sizes.unwrap_or(false),
+            head,
+            ignore_mismatched_sizes: false,
+            starts_heads: false,
             allow_other_base: args.allow_other_base.unwrap_or(false),
         })
+    }
+
+    /// The same for a command that may start a new head, and does so in the place of one of another shape where that is said.
+    pub fn with_new_head(mut self, flags: &NewHeadArgs) -> Self {
+        self.starts_heads = true;
+        self.ignore_mismatched_sizes = flags.ignore_mismatched_sizes.unwrap_or(false);
+        self
+    }
+
+    /// The same where the checkpoint's head gives way to that of an adapter.
+    pub fn with_head_of_adapter(mut self) -> Self {
+        self.ignore_mismatched_sizes = true;
+        self
     }
 
     /// SHA-256 of the weights' files.
@@ -97,12 +119,25 @@ impl Base {
 
     /// Reads the weights.
     pub fn load(&self, head: &Head, seed: u64, device: &Device) -> CliResult<(Model, LoadReport)> {
-        Ok(Model::load_as(
-            &self.dir,
-            self.config.clone(),
-            &self.load_options(head, seed),
-            device,
-        )?)
+        let options = self.load_options(head, seed);
+        let loaded = Model::load_as(&self.dir, self.config.clone(), &options, device);
+        loaded.map_err(|error| self.explain(error))
+    }
+
+    /// The error with what can be done about it in a command that may start a new head.
+    fn explain(&self, error: ModelError) -> CliError {
+        let head_differs = matches!(
+            error,
+            ModelError::Weights {
+                head_only: true,
+                ..
+            }
+        );
+        let error = CliError::from(error);
+        if head_differs && self.starts_heads {
+            return error.hint("the checkpoint's head was made for other labels; --labels names those, --ignore-mismatched-sizes starts a new head");
+        }
+        error
     }
 
     /// The model as shapes. A directory without weights, from which one can train from scratch, has all that it takes.
@@ -112,7 +147,7 @@ impl Base {
             Err(ModelError::Format(FormatError::NothingFound { .. })) => {
                 Ok(Model::from_config(self.config.clone(), &options, &dry)?)
             }
-            loaded => Ok(loaded?.0),
+            loaded => Ok(loaded.map_err(|error| self.explain(error))?.0),
         }
     }
 
@@ -137,42 +172,6 @@ impl Base {
                 "`max_length` is {length}, but the model has {most} positions"
             ))
             .hint(format!("pass --max-length {most} or less"))),
-        }
-    }
-
-    /// Whether the checkpoint was saved with a head of this program's kinds.
-    pub fn has_head(&self) -> bool {
-        self.config
-            .architectures
-            .iter()
-            .any(|a| a.ends_with("Classification"))
-    }
-
-    /// The task that the configuration speaks of.
-    pub fn task(&self) -> TaskKind {
-        task_of(&self.config)
-    }
-}
-
-/// The task that a configuration speaks of.
-pub fn task_of(config: &ModelConfig) -> TaskKind {
-    let named = |end: &str| config.architectures.iter().any(|a| a.ends_with(end));
-    if named("ForTokenClassification") {
-        return TaskKind::TokenClassification;
-    }
-    if named("LMHeadModel") || named("ForCausalLM") {
-        return TaskKind::CausalLm;
-    }
-    match config.problem_type.as_deref() {
-        Some("regression") => TaskKind::Regression,
-        Some("multi_label_classification") => TaskKind::MultiLabel,
-        Some(_) | None => {
-            let one = config.id2label.as_ref().is_some_and(|l| l.len() == 1);
-            if one && named("Classification") {
-                TaskKind::Regression
-            } else {
-                TaskKind::SingleLabel
-            }
         }
     }
 }
@@ -336,93 +335,14 @@ impl AdapterSource {
         })
     }
 
-    /// Rows of the head among the tensors.
-    pub fn num_labels(&self) -> Option<usize> {
-        let heads = [
-            ".classifier.weight",
-            ".classifier.out_proj.weight",
-            ".score.weight",
-        ];
-        let mut tensors = self.tensors.iter();
-        let head = tensors.find(|(key, _)| heads.iter().any(|end| key.ends_with(end)));
-        head.and_then(|(_, tensor)| tensor.shape.first().copied())
+    /// The head among the tensors, as one of a model of this type.
+    pub fn head(&self, model_type: &str) -> CliResult<Option<StoredHead>> {
+        let shape = |name: &str| {
+            let tensor = self.tensors.get(&format!("{KEY_PREFIX}{name}"))?;
+            Some(tensor.shape.clone())
+        };
+        Ok(StoredHead::find_among(model_type, &shape)?)
     }
-}
-
-/// The head of a model that is not being trained: by flags, by the adapter's notes and tensors, by the configuration.
-pub fn existing_head(
-    base: &Base,
-    data: &DataArgs,
-    adapter: Option<&AdapterSource>,
-) -> CliResult<Head> {
-    let notes = adapter.and_then(|a| a.notes.as_ref());
-    let in_tensors = adapter.and_then(AdapterSource::num_labels);
-    let of_adapter = adapter.and_then(|a| a.config.task_type);
-    let is_causal = match data.task.or(notes.map(|n| n.task)) {
-        Some(task) => task == TaskKind::CausalLm,
-        None => match of_adapter {
-            Some(task_type) => task_type == TaskType::CausalLm,
-            None => base.task() == TaskKind::CausalLm,
-        },
-    };
-    if is_causal {
-        return Ok(Head {
-            task: TaskKind::CausalLm,
-            num_labels: 0,
-            labels: Vec::new(),
-        });
-    }
-    if adapter.is_none() && !base.has_head() {
-        return Err(CliError::usage(format!(
-            "`{}` has no classification head, and no adapter is given",
-            base.name
-        ))
-        .hint("pass --adapter with the directory of an adapter or of a run"));
-    }
-    let config_labels = || {
-        base.config
-            .id2label
-            .clone()
-            .filter(|l| in_tensors.is_none_or(|n| n == l.len()))
-    };
-    let labels = data
-        .labels
-        .clone()
-        .or_else(|| notes.map(|n| n.labels.clone()))
-        .or_else(config_labels);
-    let token_adapter = of_adapter == Some(TaskType::TokenClassification);
-    let task = data
-        .task
-        .or_else(|| notes.map(|n| n.task))
-        .unwrap_or_else(|| match (token_adapter, in_tensors) {
-            (true, _) => TaskKind::TokenClassification,
-            // transformers' rule: a head with one output is a regression.
-            (false, Some(1)) => TaskKind::Regression,
-            (false, Some(_) | None) => base.task(),
-        });
-    let num_labels = in_tensors
-        .or(labels.as_ref().map(Vec::len).filter(|&n| n > 0))
-        .unwrap_or(match task {
-            TaskKind::Regression | TaskKind::CausalLm => 1,
-            TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => 2,
-        });
-    let labels = match task {
-        TaskKind::Regression | TaskKind::CausalLm => Vec::new(),
-        TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => {
-            labels.unwrap_or_else(|| (0..num_labels).map(|i| format!("LABEL_{i}")).collect())
-        }
-    };
-    if task != TaskKind::Regression && labels.len() != num_labels {
-        return Err(CliError::usage(format!(
-            "{} label names for a head with {num_labels} outputs",
-            labels.len()
-        )));
-    }
-    Ok(Head {
-        task,
-        num_labels,
-        labels,
-    })
 }
 
 /// How a file of rows is read.
@@ -493,6 +413,12 @@ pub fn load_notes(report: &LoadReport) -> Vec<String> {
         format!("{}{more}", shown.join(", "))
     };
     let mut notes = Vec::new();
+    if !report.left_out.is_empty() {
+        notes.push(format!(
+            "left out of the checkpoint's names: {}",
+            list(&report.left_out)
+        ));
+    }
     if !report.new.is_empty() {
         notes.push(format!("new, not in the checkpoint: {}", list(&report.new)));
     }

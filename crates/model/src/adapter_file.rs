@@ -7,11 +7,13 @@ use std::path::Path;
 use lowrank_engine::ops::blocks::Blocks;
 use lowrank_engine::{Trainable, TrainableId};
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, LoraConfig, write_adapter,
+    ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, KEY_PREFIX, LoraConfig, ParameterKind, parse_key,
+    write_adapter,
 };
 
 use crate::adapt::{AdapterReport, TrainMode};
 use crate::error::ModelError;
+use crate::lora::HEAD_NAMES;
 use crate::model::Model;
 use crate::modules::ModuleRef;
 
@@ -40,8 +42,51 @@ impl Model {
     ) -> Result<&AdapterReport, ModelError> {
         self.attach_existing(config)?;
         let base = config.base_model_name_or_path.clone();
+        self.report.notes.extend_from_slice(file.notes());
+        let file = self.with_own_paths(file);
         self.set_adapter_values(file, base)?;
         Ok(&self.report)
+    }
+
+    /// The adapter under the paths of this model's modules, where all of its keys have something before them (`model.`), or
+    /// lack the family's prefix, as those of an adapter of the bare body do.
+    fn with_own_paths(&mut self, file: AdapterFile) -> AdapterFile {
+        let adapted = file.iter().find_map(|(key, _)| match parse_key(key)? {
+            (path, ParameterKind::LoraA) => Some(path.to_owned()),
+            _ => None,
+        });
+        let Some(adapted) = adapted else { return file };
+        let paths: Vec<String> = (self.modules().iter())
+            .map(|module| module.path().to_owned())
+            .collect();
+        if paths.contains(&adapted) {
+            return file;
+        }
+        let bare = format!("{}{adapted}", self.family.prefix);
+        if paths.contains(&bare) {
+            let prefix = self.family.prefix;
+            let is_head = |path: &str| {
+                let first = path.split('.').next().unwrap_or(path);
+                HEAD_NAMES.contains(&first)
+            };
+            let note = format!("keys of the adapter lacked `{prefix}`: it is one of the bare body");
+            self.report.notes.push(note);
+            return file.map_keys(|key| match key.strip_prefix(KEY_PREFIX) {
+                Some(path) if !is_head(path) => format!("{KEY_PREFIX}{prefix}{path}"),
+                Some(_) | None => key.to_owned(),
+            });
+        }
+        let before = paths.iter().find_map(|path| {
+            let before = adapted.strip_suffix(path.as_str())?;
+            before.ends_with('.').then(|| before.to_owned())
+        });
+        let Some(before) = before else { return file };
+        let note = format!("left out of the adapter's keys: `{before}`");
+        self.report.notes.push(note);
+        file.map_keys(|key| match key.strip_prefix(KEY_PREFIX) {
+            Some(path) => format!("{KEY_PREFIX}{}", path.strip_prefix(&before).unwrap_or(path)),
+            None => key.to_owned(),
+        })
     }
 
     fn set_adapter_values(
@@ -49,6 +94,7 @@ impl Model {
         file: AdapterFile,
         base: Option<String>,
     ) -> Result<(), ModelError> {
+        let is_whole_model = file.is_whole_model();
         let mut tensors: BTreeMap<String, AdapterTensor> = file.into_iter().collect();
         // With `bias` all, PEFT writes its wrappers' copies of the head's bias too; nothing reads them.
         tensors.retain(|key, _| {
@@ -83,6 +129,14 @@ impl Model {
         let unexpected = |(key, tensor): (&String, &AdapterTensor)| {
             format!("{key}: found {:?}, which nothing here takes", tensor.shape)
         };
+        if is_whole_model && faults.is_empty() && !tensors.is_empty() {
+            let note = format!(
+                "in the adapter's file, not used: {} tensors of its base model",
+                tensors.len()
+            );
+            self.report.notes.push(note);
+            tensors.clear();
+        }
         faults.extend(tensors.iter().map(unexpected));
         if faults.is_empty() {
             Ok(())

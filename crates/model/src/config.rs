@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::families::family;
+use crate::label_fields::LabelFields;
 
 /// What the head predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,8 +90,8 @@ pub struct ModelConfig {
     pub model_type: String,
     /// The model's shape.
     pub facts: Facts,
-    /// Label names by id, if the file has them.
-    pub id2label: Option<Vec<String>>,
+    /// What the file says of labels.
+    pub labels: LabelFields,
     /// transformers' `problem_type`, if the file has one.
     pub problem_type: Option<String>,
     /// The classes that the checkpoint was saved from, such as `BertForSequenceClassification`.
@@ -118,9 +119,9 @@ impl ModelConfig {
         };
         let config = ModelConfig {
             facts,
-            id2label: labels(&reader),
+            labels: LabelFields::read(&reader),
             problem_type: reader.opt_string("problem_type"),
-            architectures: reader.opt_strings("architectures").unwrap_or_default(),
+            architectures: architectures(&reader),
             model_type,
             raw: Value::Null,
         };
@@ -131,6 +132,14 @@ impl ModelConfig {
     /// A reader of the family's own fields, which were checked when this was made.
     pub fn reader(&self) -> ConfigReader<'_> {
         ConfigReader::new(Path::new("config.json"), &self.raw)
+    }
+
+    /// Sets the number of tokens in the vocabulary.
+    pub fn set_vocab_size(&mut self, rows: usize) -> Result<(), ModelError> {
+        self.raw["vocab_size"] = rows.into();
+        let changed = Self::from_value(Path::new("config.json"), self.raw.clone())?;
+        self.facts = changed.facts;
+        Ok(())
     }
 
     /// Sets every dropout probability of the model, from 0 to below 1.
@@ -156,15 +165,37 @@ impl ModelConfig {
     }
 }
 
+/// transformers' names of the functions that the kernels have; several are the same function computed in another way.
+/// Source: transformers `ACT2CLS` (5.24).
 const ACTIVATIONS: &[(&str, Activation)] = &[
     ("gelu", Activation::Gelu),
+    ("gelu_python", Activation::Gelu),
     ("gelu_new", Activation::GeluTanh),
     ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_python_tanh", Activation::GeluTanh),
     ("gelu_fast", Activation::GeluTanh),
+    ("gelu_accurate", Activation::GeluTanh),
     ("relu", Activation::Relu),
     ("silu", Activation::Silu),
     ("swish", Activation::Silu),
     ("tanh", Activation::Tanh),
+];
+
+/// transformers' names of functions that no kernel computes.
+const OTHER_ACTIVATIONS: [&str; 13] = [
+    "gelu_10",
+    "hardswish",
+    "laplace",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "prelu",
+    "quick_gelu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "sqrtsoftplus",
+    "xielu",
 ];
 
 /// An activation by its name in transformers' `ACT2FN`.
@@ -173,7 +204,18 @@ pub(crate) fn read_activation(
     key: &str,
     default: Activation,
 ) -> Activation {
-    reader.choice_or(key, default, ACTIVATIONS)
+    match reader.raw(key).and_then(Value::as_str) {
+        Some(name) if OTHER_ACTIVATIONS.contains(&name) => {
+            let known: Vec<String> = ACTIVATIONS.iter().map(|(n, _)| format!("`{n}`")).collect();
+            let message = format!(
+                "`{name}` is an activation of transformers that is not supported, expected one of {}",
+                known.join(", ")
+            );
+            reader.fault(key, message);
+            default
+        }
+        Some(_) | None => reader.choice_or(key, default, ACTIVATIONS),
+    }
 }
 
 /// A probability of dropout.
@@ -197,21 +239,10 @@ pub(crate) fn read_heads(
     heads
 }
 
-/// `id2label` in the order of its ids, which must be 0, 1, 2, …
-fn labels(reader: &ConfigReader<'_>) -> Option<Vec<String>> {
-    let map = reader.opt_string_map("id2label")?;
-    let mut labels = vec![None; map.len()];
-    for (id, label) in &map {
-        match id.parse::<usize>().ok().and_then(|id| labels.get_mut(id)) {
-            Some(slot) => *slot = Some(label.clone()),
-            None => reader.fault(
-                "id2label",
-                format!(
-                    "expected ids 0 to {}, found `{id}`",
-                    map.len().saturating_sub(1)
-                ),
-            ),
-        }
+/// The classes in `architectures`; one by itself is a list of one.
+fn architectures(reader: &ConfigReader<'_>) -> Vec<String> {
+    match reader.raw("architectures") {
+        Some(Value::String(name)) => vec![name.clone()],
+        Some(_) | None => reader.opt_strings("architectures").unwrap_or_default(),
     }
-    labels.into_iter().collect()
 }

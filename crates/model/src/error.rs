@@ -28,6 +28,22 @@ pub enum ModelError {
         /// Whether loading with `ignore_mismatched_sizes` would help: only the head differs.
         head_only: bool,
     },
+    /// A checkpoint that is no plain model: a dumped model with adapters.
+    #[error(
+        "the checkpoint holds `{name}`: it is the state dict of a model with adapters, expected plain weights"
+    )]
+    NotPlainWeights {
+        /// A tensor that only such a model has.
+        name: String,
+    },
+    /// Names of a checkpoint that could be the same tensor of the model.
+    #[error("the checkpoint holds {} tensors that could be `{meaning}`: `{}`", .names.len(), .names.join("`, `"))]
+    AmbiguousNames {
+        /// The model's tensor.
+        meaning: String,
+        /// The names in the checkpoint.
+        names: Vec<String>,
+    },
     /// A pattern matched nothing that can be adapted.
     #[error("`{field}`: {}", .faults.join("\n  "))]
     Pattern {
@@ -61,13 +77,17 @@ impl ModelError {
         match self {
             ModelError::Weights {
                 head_only: true, ..
-            } => Some(
-                "the head was made for other labels; --ignore-mismatched-sizes starts a new head"
-                    .to_string(),
-            ),
+            } => Some("the checkpoint's head was made for other labels".to_string()),
             ModelError::Weights { .. } => Some(
                 "the config and the weights come from different models, or a file is incomplete"
                     .to_string(),
+            ),
+            ModelError::NotPlainWeights { .. } => Some(
+                "in Python, save the adapter by itself with `save_pretrained`, or the weights that `merge_and_unload` gives"
+                    .to_string(),
+            ),
+            ModelError::AmbiguousNames { .. } => Some(
+                "the checkpoint holds several models; save the one that is meant by itself".to_string(),
             ),
             ModelError::AdapterFit {
                 base: Some(base), ..

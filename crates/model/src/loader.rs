@@ -1,7 +1,7 @@
 //! Fills modules from a checkpoint, block by block, or with new values; says what was new, missing and unused.
-//! Naming rules of transformers (prefixes, old names) live here; it knows no family.
+//! It knows no family; names are [`crate::names`]'s business.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{Device, Matrix, Param};
@@ -12,6 +12,8 @@ use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::Family;
 use crate::modules::{Bias, Convolution, Embedding, LayerNorm, Layout, Linear, Table};
+use crate::names::Names;
+use crate::token_tables::TokenTables;
 
 /// The output table of a language model that is not tied to the input's, in every family.
 pub(crate) const LM_HEAD: &str = "lm_head";
@@ -38,6 +40,8 @@ pub struct LoadReport {
     pub unused: Vec<String>,
     /// Tensors of the head that had another shape and were started anew.
     pub mismatched: Vec<String>,
+    /// What was left out of the names in the checkpoint: `module.`, `_orig_mod.`.
+    pub left_out: Vec<String>,
     /// Tensors read.
     pub loaded: usize,
 }
@@ -74,11 +78,10 @@ pub struct LinearSpec<'n> {
 pub struct Loader<'a> {
     device: &'a Device,
     checkpoint: Option<&'a Checkpoint>,
+    /// What an adapter brings in the place of the checkpoint's own.
+    tables: Option<&'a TokenTables>,
     family: &'static Family,
-    /// Today's name → name in the file.
-    names: BTreeMap<String, String>,
-    /// The file is of the bare body: its names lack the family's prefix.
-    is_bare: bool,
+    names: Names,
     used: BTreeSet<String>,
     options: &'a LoadOptions,
     initializer_range: f32,
@@ -101,30 +104,39 @@ struct Wanted<'n> {
 
 impl<'a> Loader<'a> {
     /// A loader of `checkpoint`; without one, every value is new (on the dry device: only shapes).
-    /// Files of the bare body lack the family's prefix. Source: transformers `PreTrainedModel._load_pretrained_model`.
+    /// Errors: the names of the checkpoint are not those of one plain model.
     pub fn new(
         device: &'a Device,
         checkpoint: Option<&'a Checkpoint>,
         family: &'static Family,
         options: &'a LoadOptions,
         initializer_range: f32,
-    ) -> Self {
-        let names = checkpoint.map(todays_names).unwrap_or_default();
-        let is_bare = !names.keys().any(|name| name.starts_with(family.prefix));
-        Loader {
+    ) -> Result<Self, ModelError> {
+        let names = checkpoint.map(|checkpoint| Names::read(checkpoint, family));
+        let names = names.transpose()?.unwrap_or_default();
+        Ok(Loader {
             device,
             checkpoint,
+            tables: None,
             family,
+            report: LoadReport {
+                left_out: names.left_out(),
+                ..LoadReport::default()
+            },
             names,
-            is_bare,
             used: BTreeSet::new(),
             options,
             initializer_range,
-            report: LoadReport::default(),
             stored: Vec::new(),
             faults: Vec::new(),
             body_faults: 0,
-        }
+        })
+    }
+
+    /// The same with tables of tokens that stand for the checkpoint's own.
+    pub fn with_tables(mut self, tables: Option<&'a TokenTables>) -> Self {
+        self.tables = tables;
+        self
     }
 
     /// A linear layer with a bias.
@@ -374,24 +386,31 @@ impl<'a> Loader<'a> {
                 head_only: self.body_faults == 0,
             });
         }
-        let unused = self
-            .names
-            .values()
-            .filter(|file_name| !self.used.contains(*file_name));
+        let unused = self.names.in_file().filter(|n| !self.used.contains(*n));
         let unused = unused.filter(|n| !self.family.ignored.iter().any(|end| n.ends_with(end)));
-        self.report.unused = unused.cloned().collect();
+        self.report.unused = unused.map(str::to_owned).collect();
         Ok(self.report)
     }
 
     /// The file's name of a wanted tensor whose shape fits; else notes what that means.
     fn locate(&mut self, wanted: &Wanted<'_>) -> Option<String> {
         let checkpoint = self.checkpoint?;
-        let body = wanted.name.strip_prefix(self.family.prefix);
-        let name = body.filter(|_| self.is_bare).unwrap_or(wanted.name);
-        let found = self
-            .names
-            .get(name)
-            .and_then(|n| Some((n.clone(), checkpoint.info(n)?)));
+        if let Some(table) = self.tables.and_then(|tables| tables.get(wanted.name)) {
+            let of_checkpoint = self.names.get(wanted.name).map(str::to_owned);
+            self.used.extend(of_checkpoint);
+            if table.shape != wanted.shape {
+                self.body_faults += 1;
+                self.faults.push(format!(
+                    "{}: expected {:?}, found {:?} in the adapter",
+                    wanted.name, wanted.shape, table.shape
+                ));
+                return None;
+            }
+            self.report.loaded += 1;
+            return Some(wanted.name.to_owned());
+        }
+        let found = self.names.get(wanted.name);
+        let found = found.and_then(|n| Some((n.to_owned(), checkpoint.info(n)?)));
         let Some((file_name, info)) = found else {
             match wanted.presence {
                 Presence::Required => {
@@ -431,6 +450,12 @@ impl<'a> Loader<'a> {
         start: usize,
         block: &mut [f32],
     ) -> Result<(), FormatError> {
+        if source.is_some()
+            && let Some(table) = self.tables.and_then(|tables| tables.get(wanted.name))
+        {
+            block.copy_from_slice(&table.data[start..start + block.len()]);
+            return Ok(());
+        }
         let Some((checkpoint, file_name)) = self.checkpoint.zip(source) else {
             new_values(self.options.seed, wanted, start, block);
             return Ok(());
@@ -466,18 +491,4 @@ pub(crate) fn name_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
     })
-}
-
-/// Today's names of the file's tensors → their names in the file. Source: transformers' renaming of `gamma` and `beta`.
-fn todays_names(checkpoint: &Checkpoint) -> BTreeMap<String, String> {
-    let today = |name: &str| {
-        let renamed = [(".gamma", ".weight"), (".beta", ".bias")]
-            .into_iter()
-            .find_map(|(old, new)| Some(format!("{}{new}", name.strip_suffix(old)?)));
-        renamed.unwrap_or_else(|| name.to_string())
-    };
-    checkpoint
-        .infos()
-        .map(|info| (today(&info.name), info.name.clone()))
-        .collect()
 }

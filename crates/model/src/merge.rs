@@ -2,6 +2,7 @@
 //! adapter (LoRA paper, section 4.1). Also how a fully trained model is saved.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -12,13 +13,14 @@ use lowrank_formats::{
 };
 use serde_json::{Value, json};
 
-use crate::config::Task;
+use crate::config::{ModelConfig, Task};
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::modules::{Layout, Linear, ModuleMut, ModuleRef, Table};
+use crate::names::Names;
 
 /// How a merged model is written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct MergeOptions {
     /// The type of every tensor; by default each keeps the type that it has in the base, and new ones are f32.
     pub dtype: Option<DType>,
@@ -68,11 +70,11 @@ impl Model {
                 "a dry model has no values to merge".to_string(),
             ));
         }
-        let checkpoint = match options.dtype {
-            Some(_) => None,
-            None => Some(Checkpoint::open_dir(base)?),
+        let stored = match options.dtype {
+            Some(_) => BTreeMap::new(),
+            None => self.stored_types(&Checkpoint::open_dir(base)?)?,
         };
-        let pieces = self.pieces(checkpoint.as_ref(), options);
+        let pieces = self.pieces(&stored, options);
         let specs: Vec<TensorSpec> = pieces.iter().map(|p| p.spec.clone()).collect();
         write_model(dir, &specs, options.max_shard_bytes, &mut |spec, out| {
             let piece = pieces
@@ -147,16 +149,22 @@ impl Model {
         Ok(count)
     }
 
-    fn pieces(&self, checkpoint: Option<&Checkpoint>, options: &MergeOptions) -> Vec<Piece<'_>> {
+    /// The types in which a checkpoint stores this model's tensors, where they can be written again.
+    fn stored_types(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, DType>, ModelError> {
+        let names = Names::read(checkpoint, self.family)?;
+        let pieces = self.pieces(&BTreeMap::new(), &MergeOptions::default());
+        let stored = pieces.into_iter().filter_map(|piece| {
+            let dtype = checkpoint.info(names.get(&piece.spec.name)?)?.dtype;
+            let is_kept = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+            is_kept.then_some((piece.spec.name, dtype))
+        });
+        Ok(stored.collect())
+    }
+
+    fn pieces(&self, stored: &BTreeMap<String, DType>, options: &MergeOptions) -> Vec<Piece<'_>> {
         let dtype_of = |name: &str| {
-            let bare = name.strip_prefix(self.family.prefix).unwrap_or(name);
-            let stored = checkpoint
-                .and_then(|c| c.info(name).or_else(|| c.info(bare)))
-                .map(|info| info.dtype);
-            options
-                .dtype
-                .or(stored.filter(|d| matches!(d, DType::F32 | DType::F16 | DType::BF16)))
-                .unwrap_or(DType::F32)
+            let dtype = options.dtype.or(stored.get(name).copied());
+            dtype.unwrap_or(DType::F32)
         };
         let mut pieces = Vec::new();
         let mut add = |name: String, shape: Vec<usize>, source| {
@@ -259,9 +267,16 @@ impl Model {
     }
 
     fn merged_config(&self, mut config: Value, options: &MergeOptions) -> Value {
+        // An adapter's table of tokens may have more rows than the base's.
+        let rows = self.config.facts.vocab_size;
+        let of_base = ModelConfig::from_value(Path::new("config.json"), config.clone());
+        let is_other = of_base.is_ok_and(|base| base.facts.vocab_size != rows);
         let Some(object) = config.as_object_mut() else {
             return config;
         };
+        if is_other {
+            object.insert("vocab_size".to_string(), json!(rows));
+        }
         object.insert("architectures".to_string(), json!([self.architecture()]));
         match self.task {
             Task::CausalLm => {

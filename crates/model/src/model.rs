@@ -14,6 +14,7 @@ use crate::loader::{LoadOptions, LoadReport, Loader};
 use crate::modules::ModuleRef;
 use crate::prefix::Entry;
 use crate::stretch::Stretch;
+use crate::token_tables::TokenTables;
 
 /// Sequences laid end to end: no padding.
 #[derive(Debug, Clone, Copy)]
@@ -91,8 +92,23 @@ impl Model {
         options: &LoadOptions,
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
+        Self::load_with_tables(dir, config, None, options, device)
+    }
+
+    /// As [`Model::load_as`] with the tables of tokens that an adapter brings in the place of the directory's own; the
+    /// configuration's vocabulary becomes theirs.
+    pub fn load_with_tables(
+        dir: &Path,
+        mut config: ModelConfig,
+        tables: Option<&TokenTables>,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<(Self, LoadReport), ModelError> {
+        if let Some(tables) = tables {
+            config.set_vocab_size(tables.rows())?;
+        }
         let checkpoint = Checkpoint::open_dir(dir)?;
-        Self::build(config, Some(&checkpoint), options, device)
+        Self::build(config, Some((&checkpoint, tables)), options, device)
     }
 
     /// A model of the same shape whose weights are all new: random on a device that computes, mere shapes on the dry one.
@@ -106,7 +122,7 @@ impl Model {
 
     fn build(
         config: ModelConfig,
-        checkpoint: Option<&Checkpoint>,
+        files: Option<(&Checkpoint, Option<&TokenTables>)>,
         options: &LoadOptions,
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
@@ -120,11 +136,12 @@ impl Model {
         }
         let mut loader = Loader::new(
             device,
-            checkpoint,
+            files.map(|(checkpoint, _)| checkpoint),
             family,
             options,
             config.facts.initializer_range,
-        );
+        )?
+        .with_tables(files.and_then(|(_, tables)| tables));
         let network = device
             .install(|| (family.build)(&config, options.task, options.num_labels, &mut loader))?;
         let load_report = loader.finish()?;

@@ -56,6 +56,12 @@ pub struct ModelArgs {
     /// Use an adapter although it was trained on other weights than the model's
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
     pub allow_other_base: Option<bool>,
+}
+
+/// Whether a new head may be started.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewHeadArgs {
     /// Start a new head where the checkpoint's has another number of labels
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
     pub ignore_mismatched_sizes: Option<bool>,
@@ -71,6 +77,9 @@ pub struct AdapterArgs {
     /// Numerator of the scaling alpha/r, for a loralib checkpoint, which does not hold it
     #[arg(long, value_name = "ALPHA", help_heading = "Model")]
     pub lora_alpha: Option<f64>,
+    /// Of `train`, which starts new heads; refused here, where a new head would answer at random
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub ignore_mismatched_sizes: Option<bool>,
 }
 
 /// How rows are read.

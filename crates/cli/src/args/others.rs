@@ -3,7 +3,9 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg, named};
+use super::common::{
+    AdapterArgs, CommonArgs, DataArgs, ModelArgs, NewHeadArgs, PrecisionArg, named,
+};
 use super::generate::DecodingArgs;
 use super::scoring::ScoringArgs;
 use super::train::{LoraArgs, MemoryArgs};
@@ -188,6 +190,10 @@ pub struct PlanArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelArgs,
+    /// Whether a new head may be started.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub new_head: NewHeadArgs,
     /// What is predicted [default: single_label]
     #[arg(long, value_parser = super::common::named::<lowrank_train::config::TaskKind>, help_heading = "Model")]
     pub task: Option<lowrank_train::config::TaskKind>,
@@ -256,6 +262,10 @@ pub struct CheckArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelArgs,
+    /// Whether a new head may be started.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub new_head: NewHeadArgs,
     /// Training rows: a .jsonl, .csv or .tsv file
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub train_file: Option<String>,
@@ -305,6 +315,10 @@ pub struct ProfileArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelArgs,
+    /// Whether a new head may be started.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub new_head: NewHeadArgs,
     /// A config.json in place of a model; weights are random
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub model_config: Option<String>,

@@ -7,7 +7,8 @@ use lowrank_train::schedule::SchedulerType;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, PrecisionArg, named, one_or_many, pairs,
+    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, NewHeadArgs, PrecisionArg, named,
+    one_or_many, pairs,
 };
 use crate::presets::PresetArgs;
 
@@ -234,6 +235,10 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelArgs,
+    /// Whether a new head may be started.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub new_head: NewHeadArgs,
     /// Adapter directory or file to start from, in place of fresh adapters
     #[arg(long, value_name = "PATH", help_heading = "Model")]
     pub adapter: Option<String>,

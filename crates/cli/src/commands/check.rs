@@ -25,7 +25,7 @@ pub fn run(flags: CheckArgs) -> CliResult {
     let args =
         check_with_default_assets(with_preset(flags, file.as_deref(), |args| &args.preset)?)?;
     let device = device(&args.common, PrecisionArg::F32)?;
-    let base = Base::open(&args.model)?;
+    let base = Base::open(&args.model)?.with_new_head(&args.new_head);
     check_family(&args.preset, &base.config.model_type)?;
     let task = args.data.task.unwrap_or_else(|| base.task());
     let (read, labels) = read_files(&args, &base, task, &device)?;

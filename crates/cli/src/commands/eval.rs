@@ -15,10 +15,11 @@ use serde_json::json;
 
 use crate::args::{AdapterArgs, DataArgs, EvalArgs, ModelArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
+use crate::head::existing_head;
 use crate::output::{self, TextTable, count};
 use crate::presets;
 use crate::session::{
-    AdapterSource, Base, Head, device, existing_head, load_notes, load_rows, load_spec, unlabelled,
+    AdapterSource, Base, Head, device, load_notes, load_rows, load_spec, unlabelled,
 };
 
 /// Rows a batch unless told otherwise.
@@ -136,6 +137,12 @@ impl LoadedModel {
         data: &DataArgs,
         device: &lowrank_engine::Device,
     ) -> CliResult<Self> {
+        if adapter.ignore_mismatched_sizes == Some(true) {
+            return Err(CliError::usage(
+                "--ignore-mismatched-sizes starts a new head, whose answers would be random",
+            )
+            .hint("only `lowrank train` starts one; leave the flag out here"));
+        }
         let source = |path: &String| AdapterSource::open(path, adapter.lora_alpha);
         let adapter = adapter.adapter.as_ref().map(source).transpose()?;
         let mut model = model.clone();
@@ -147,6 +154,15 @@ impl LoadedModel {
         }
         let base = Base::open(&model)?;
         let head = existing_head(&base, data, adapter.as_ref())?;
+        // An adapter that brings its head takes the place of the checkpoint's; that it brings all of it is checked below.
+        let brings_head = match &adapter {
+            Some(adapter) => adapter.head(&base.config.model_type)?.is_some(),
+            None => false,
+        };
+        let base = match brings_head {
+            true => base.with_head_of_adapter(),
+            false => base,
+        };
         let noted = adapter
             .as_ref()
             .and_then(|a| a.notes.as_ref())
@@ -157,14 +173,16 @@ impl LoadedModel {
             .and_then(|a| a.notes.as_ref())
             .and_then(|n| n.template.clone());
         let (mut loaded, report) = base.load(&head, 0, device)?;
-        let mut notes = load_notes(&report);
+        let mut notes = base.head.notes.clone();
+        notes.extend(load_notes(&report));
         if let Some(adapter) = adapter {
             base.check_adapter(&adapter)?;
-            loaded.attach_tensors(&adapter.config, adapter.tensors)?;
-            refuse_random(&loaded, &report)?;
+            let attached = loaded.attach_tensors(&adapter.config, adapter.tensors)?;
+            notes.extend(attached.notes.iter().cloned());
             // The head that was new without the adapter is in the adapter.
             notes.retain(|note| !note.starts_with("new,"));
         }
+        refuse_random(&loaded, &report)?;
         Ok(Self {
             base,
             model: loaded,

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::args::{InspectArgs, ModelArgs};
 use crate::errors::{CliError, CliResult};
+use crate::head::BaseHead;
 use crate::output::{self, TextTable, bytes, count};
-use crate::session::task_of;
 use crate::{settings, source};
 
 /// Runs the command.
@@ -64,7 +64,7 @@ fn tensor_file(args: &InspectArgs, path: &Path) -> CliResult<Found> {
 }
 
 fn model_config(path: &Path) -> CliResult<Found> {
-    let (table, json) = describe_config(&ModelConfig::read(path)?);
+    let (table, json) = describe_config(&ModelConfig::read(path)?, &BaseHead::default());
     Ok(Found {
         text: table.to_string(),
         json,
@@ -138,7 +138,9 @@ fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> CliResult<Found> {
     })
 }
 
-fn describe_config(config: &ModelConfig) -> (TextTable, Value) {
+fn describe_config(config: &ModelConfig, head: &BaseHead) -> (TextTable, Value) {
+    let width = head.width(config).or(config.labels.count());
+    let labels = width.map(|width| config.labels.names(width).names);
     let mut table = TextTable::new(&[]);
     table
         .row(["model type", &config.model_type])
@@ -155,7 +157,7 @@ fn describe_config(config: &ModelConfig) -> (TextTable, Value) {
         ])
         .row(["vocabulary", &count(config.facts.vocab_size as u64)])
         .row(["positions", &config.facts.max_positions.to_string()]);
-    if let Some(labels) = &config.id2label {
+    if let Some(labels) = &labels {
         table.row(["labels", &labels.join(", ")]);
     }
     let json = json!({
@@ -163,18 +165,25 @@ fn describe_config(config: &ModelConfig) -> (TextTable, Value) {
         "num_hidden_layers": config.facts.num_hidden_layers, "hidden_size": config.facts.hidden_size,
         "num_attention_heads": config.facts.num_attention_heads, "intermediate_size": config.facts.intermediate_size,
         "vocab_size": config.facts.vocab_size, "max_positions": config.facts.max_positions,
-        "id2label": config.id2label,
+        "id2label": labels,
     });
     (table, json)
 }
 
 fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
     let config = ModelConfig::read(&dir.join("config.json"))?;
-    let (table, mut json) = describe_config(&config);
+    let head = match Checkpoint::open_dir(dir) {
+        Ok(_) => BaseHead::read(dir, &config)?,
+        Err(_) => BaseHead::default(),
+    };
+    let (table, mut json) = describe_config(&config, &head);
     let mut text = format!("{}\n{table}", dir.display());
+    for note in &head.notes {
+        text.push_str(&format!("{note}\n"));
+    }
     let options = LoadOptions {
-        task: task_of(&config).into(),
-        num_labels: config.id2label.as_ref().map_or(2, Vec::len).max(1),
+        task: head.task(&config).into(),
+        num_labels: head.width(&config).unwrap_or(2).max(1),
         seed: 0,
         ignore_mismatched_sizes: true,
     };

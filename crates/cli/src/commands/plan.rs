@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use crate::args::train::OptimizationArgs;
 use crate::args::{PlanArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
+use crate::head::BaseHead;
 use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
-use crate::session::{DEFAULT_MAX_LENGTH, task_of};
+use crate::session::DEFAULT_MAX_LENGTH;
 use crate::{presets, session, source};
 use choices::Choices;
 
@@ -122,12 +123,12 @@ impl Plan {
     fn make(args: &PlanArgs) -> CliResult<Self> {
         let Subject { config, dir } = find_config(args)?;
         presets::check_family(&args.preset, &config.model_type)?;
-        let task = args.task.unwrap_or_else(|| task_of(&config));
-        let has_head = config
-            .architectures
-            .iter()
-            .any(|a| a.ends_with("Classification"));
-        let of_config = config.id2label.as_ref().filter(|_| has_head).map(Vec::len);
+        let head = match &dir {
+            Some(dir) => BaseHead::read(dir, &config)?,
+            None => BaseHead::default(),
+        };
+        let task = args.task.unwrap_or_else(|| head.task(&config));
+        let of_config = head.width(&config).filter(|n| *n > 0);
         let num_labels = args
             .num_labels
             .or(of_config.filter(|_| task != TaskKind::Regression))

@@ -16,9 +16,10 @@ use serde_json::json;
 use crate::args::train::OptimizationArgs;
 use crate::args::{PrecisionArg, ProfileArgs};
 use crate::errors::{CliError, CliResult};
+use crate::head::task_of;
 use crate::output::{self, TextTable, bytes, count};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
-use crate::session::{Base, Head, load_rows, load_spec, task_of};
+use crate::session::{Base, Head, load_rows, load_spec};
 use crate::{memory, session, settings};
 
 mod generation;
@@ -87,12 +88,12 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
             (model, examples)
         }
         (Some(_), None) => {
-            let mut base = Base::open(&args.model)?;
+            let mut base = Base::open(&args.model)?.with_new_head(&args.new_head);
             base.config = with_dropout(base.config, args.dropout)?;
             let task = args.data.task.unwrap_or_else(|| base.task());
             let head = Head {
                 task,
-                num_labels: 2,
+                num_labels: base.head.width(&base.config).unwrap_or(2).max(1),
                 labels: Vec::new(),
             };
             let model = base.load(&head, 1, device)?.0;

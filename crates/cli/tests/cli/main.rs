@@ -3,6 +3,7 @@
 mod bad_input;
 mod config_file;
 mod generated_text;
+mod heads;
 mod interrupted;
 mod language_model;
 mod memory;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::config::{ADAPTER_CONFIG, LoraConfig};
+use super::keys;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::dtype::{DType, f32_bytes};
@@ -77,19 +78,56 @@ pub struct AdapterTensor {
 pub struct AdapterFile {
     path: PathBuf,
     tensors: Vec<(String, AdapterTensor)>,
+    notes: Vec<String>,
+    is_whole_model: bool,
 }
 
 impl AdapterFile {
     /// Reads the tensors of an adapter: from its folder (`adapter_model.safetensors`, else `.bin`), or from a file of either
-    /// format. Every A must have its B of the same rank, every key PEFT's prefix.
+    /// format. Keys of a dumped state dict, which hold the adapter's name or lack PEFT's prefix, become PEFT's own. Every A
+    /// must have its B of the same rank.
     pub fn read(path: &Path) -> Result<AdapterFile> {
         let path = weights_path(path)?;
         let file = AdapterFile::from_checkpoint(&Checkpoint::open_file(&path)?)?;
+        let renamed = match keys::to_peft(file.tensors) {
+            Ok(renamed) => renamed,
+            Err(faults) => return Err(FormatError::Adapter { path, faults }),
+        };
+        let file = AdapterFile {
+            path: file.path,
+            tensors: renamed.tensors,
+            notes: renamed.notes,
+            is_whole_model: renamed.is_whole_model,
+        };
         let faults = file.faults();
         if faults.is_empty() {
             return Ok(file);
         }
         Err(FormatError::Adapter { path, faults })
+    }
+
+    /// What was done to the keys, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether the file is the state dict of a whole model, with the base's tensors.
+    pub fn is_whole_model(&self) -> bool {
+        self.is_whole_model
+    }
+
+    /// All tensors but that of a key.
+    pub fn without(mut self, key: &str) -> Self {
+        self.tensors.retain(|(name, _)| name != key);
+        self
+    }
+
+    /// The same tensors under other keys.
+    pub fn map_keys(mut self, rename: impl Fn(&str) -> String) -> Self {
+        for (key, _) in &mut self.tensors {
+            *key = rename(key);
+        }
+        self
     }
 
     /// Every tensor of a checkpoint, nothing checked.
@@ -106,6 +144,8 @@ impl AdapterFile {
         Ok(AdapterFile {
             path: checkpoint.path().to_owned(),
             tensors,
+            notes: Vec::new(),
+            is_whole_model: false,
         })
     }
 
@@ -113,6 +153,8 @@ impl AdapterFile {
         AdapterFile {
             path: path.to_owned(),
             tensors,
+            notes: Vec::new(),
+            is_whole_model: false,
         }
     }
 

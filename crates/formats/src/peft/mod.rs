@@ -17,6 +17,7 @@
 mod adapter;
 mod config;
 mod fields;
+mod keys;
 mod loralib;
 mod schema;
 mod targets;

@@ -16,12 +16,18 @@ use crate::families::{Family, Network, first_rows};
 use crate::loader::{Loader, Presence};
 use crate::model::Batch;
 use crate::modules::{Embedding, LayerNorm, Linear, ModuleMut, ModuleRef};
+use crate::stored_head::HeadTensors;
 use crate::stretch::Stretch;
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
     model_type: "bert",
     prefix: "bert.",
+    tokens: "bert.embeddings.word_embeddings",
+    heads: HeadTensors {
+        sequence: &["classifier.weight", "bert.pooler.dense.weight"],
+        tokens: Some("classifier.weight"),
+    },
     default_targets: &["query", "value"],
     default_saved: &[],
     architecture: |task| match task {

@@ -10,11 +10,17 @@ use crate::families::Family;
 use crate::families::deberta_v2::{Classifier, DROPOUTS, DebertaConfig, Projections, rows_of};
 use crate::loader::{LinearSpec, Loader, Presence};
 use crate::modules::{Bias, Layout, Linear, ModuleMut, ModuleRef};
+use crate::stored_head::HeadTensors;
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
     model_type: "deberta",
     prefix: "deberta.",
+    tokens: "deberta.embeddings.word_embeddings",
+    heads: HeadTensors {
+        sequence: &["classifier.weight", "pooler.dense.weight"],
+        tokens: Some("classifier.weight"),
+    },
     default_targets: &["in_proj"],
     // Pretrained checkpoints have no pooler, and PEFT forgets the new one.
     default_saved: &["pooler"],

@@ -13,6 +13,7 @@ use crate::error::ModelError;
 use crate::families::Family;
 use crate::loader::{Loader, Presence};
 use crate::modules::{Linear, ModuleMut, ModuleRef};
+use crate::stored_head::HeadTensors;
 pub(crate) use config::{DROPOUTS, DebertaConfig};
 pub(crate) use encoder::{Classifier, Projections, rows_of};
 
@@ -20,6 +21,11 @@ pub(crate) use encoder::{Classifier, Projections, rows_of};
 pub const FAMILY: Family = Family {
     model_type: "deberta-v2",
     prefix: "deberta.",
+    tokens: "deberta.embeddings.word_embeddings",
+    heads: HeadTensors {
+        sequence: &["classifier.weight", "pooler.dense.weight"],
+        tokens: Some("classifier.weight"),
+    },
     default_targets: &["query_proj", "value_proj"],
     // Pretrained checkpoints have no pooler, and PEFT forgets the new one.
     default_saved: &["pooler"],

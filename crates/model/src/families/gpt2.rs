@@ -10,11 +10,17 @@ use crate::families::Family;
 use crate::families::decoder::{Block, BlockForm, Decoder, Head, Norm, Projections};
 use crate::loader::{LM_HEAD, LinearSpec, Loader, Presence};
 use crate::modules::{Layout, Linear};
+use crate::stored_head::HeadTensors;
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
     model_type: "gpt2",
     prefix: "transformer.",
+    tokens: "transformer.wte",
+    heads: HeadTensors {
+        sequence: &["score.weight"],
+        tokens: None,
+    },
     default_targets: &["c_attn"],
     default_saved: &[],
     architecture: |task| match task {

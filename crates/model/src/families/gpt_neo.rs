@@ -11,11 +11,17 @@ use crate::families::Family;
 use crate::families::decoder::{Block, BlockForm, Decoder, Head, Norm, Projections};
 use crate::loader::{LM_HEAD, LinearSpec, Loader, Presence};
 use crate::modules::{Layout, Linear};
+use crate::stored_head::HeadTensors;
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
     model_type: "gpt_neo",
     prefix: "transformer.",
+    tokens: "transformer.wte",
+    heads: HeadTensors {
+        sequence: &["score.weight"],
+        tokens: None,
+    },
     default_targets: &["q_proj", "v_proj"],
     default_saved: &[],
     architecture: |task| match task {

@@ -21,6 +21,7 @@ use crate::generate::Kept;
 use crate::loader::Loader;
 use crate::model::Batch;
 use crate::modules::{ModuleMut, ModuleRef};
+use crate::stored_head::HeadTensors;
 use crate::stretch::Stretch;
 
 /// A network of one family: forward code and a list of its modules.
@@ -77,6 +78,10 @@ pub struct Family {
     pub model_type: &'static str,
     /// The base model's attribute in the full model, with its dot.
     pub prefix: &'static str,
+    /// The path of the table of tokens.
+    pub tokens: &'static str,
+    /// The tensors of its classification heads.
+    pub heads: HeadTensors,
     /// Targets where the user names none. Source: PEFT's mapping of default targets.
     pub default_targets: &'static [&'static str],
     /// Modules that are trained and saved with an adapter where the user names none and the model has them.

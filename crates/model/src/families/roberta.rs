@@ -12,12 +12,18 @@ use crate::families::{Family, Network};
 use crate::loader::{Loader, Presence};
 use crate::model::Batch;
 use crate::modules::{Linear, ModuleMut, ModuleRef};
+use crate::stored_head::HeadTensors;
 use crate::stretch::Stretch;
 
 /// The registry's line for `roberta`.
 pub const FAMILY: Family = Family {
     model_type: "roberta",
     prefix: "roberta.",
+    tokens: "roberta.embeddings.word_embeddings",
+    heads: HeadTensors {
+        sequence: &["classifier.out_proj.weight", "classifier.dense.weight"],
+        tokens: Some("classifier.weight"),
+    },
     default_targets: &["query", "value"],
     default_saved: &[],
     architecture: |task| match task {

@@ -13,7 +13,8 @@ use crate::session::load_notes;
 /// Loads the weights and attaches what trains. Returns what a user should know.
 pub fn build_model(run: &Run, device: &Device) -> CliResult<(Model, Vec<String>)> {
     let (mut model, report) = load(run, device)?;
-    let mut notes = load_notes(&report);
+    let mut notes = run.base.head.notes.clone();
+    notes.extend(load_notes(&report));
     notes.extend(attach(run, &mut model)?);
     Ok((model, notes))
 }

@@ -1,0 +1,121 @@
+//! Tables of tokens that an adapter brings: PEFT writes them where a vocabulary grew, or with `save_embedding_layers`. They
+//! take the place of the base's own, which may have fewer rows. They are run and merged, not trained.
+//! Source: PEFT 0.21.2, `get_peft_model_state_dict`, `AutoPeftModel.from_pretrained`.
+
+use std::collections::BTreeMap;
+
+use lowrank_formats::peft::{AdapterFile, AdapterTensor, KEY_PREFIX, LoraConfig, Matcher};
+
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::families::family;
+use crate::loader::LM_HEAD;
+
+/// An adapter's tables of tokens, by the names of the model's tensors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenTables {
+    tensors: BTreeMap<String, AdapterTensor>,
+    rows: usize,
+}
+
+impl TokenTables {
+    /// Takes the tables out of an adapter's tensors, if it brings some. Modules that the adapter trains (`modules_to_save`)
+    /// stay there too: their rows are needed to load the model.
+    ///
+    /// # Errors
+    /// Tables that contradict each other or are no tables, or a value that is not finite.
+    pub fn take(
+        file: AdapterFile,
+        lora: &LoraConfig,
+        config: &ModelConfig,
+    ) -> Result<(AdapterFile, Option<Self>), ModelError> {
+        let family = family(&config.model_type)?;
+        let (tokens, head) = (
+            format!("{}.weight", family.tokens),
+            format!("{LM_HEAD}.weight"),
+        );
+        let has_head = (family.architecture)(crate::Task::CausalLm).is_some();
+        let is_tied = config.reader().bool_or("tie_word_embeddings", true);
+        let mut tensors = BTreeMap::new();
+        for name in [&tokens, &head] {
+            let Some(tensor) = file.get(&format!("{KEY_PREFIX}{name}")) else {
+                continue;
+            };
+            if *name == head && !has_head {
+                continue;
+            }
+            check(name, tensor)?;
+            // One table under two names: a model that ties them has only the first.
+            let place = if is_tied { &tokens } else { name };
+            if let Some(other) = tensors.insert(place.clone(), tensor.clone())
+                && other != *tensor
+            {
+                return Err(ModelError::AdapterConfig(vec![format!(
+                    "`{tokens}` and `{head}` differ in the adapter, but the model ties them (`tie_word_embeddings`)"
+                )]));
+            }
+        }
+        let mut rows = tensors.values().map(|tensor| tensor.shape[0]);
+        let Some(first) = rows.next() else {
+            return Ok((file, None));
+        };
+        if let Some(other) = rows.find(|rows| *rows != first) {
+            return Err(ModelError::AdapterConfig(vec![format!(
+                "its tables of tokens have {first} and {other} rows, expected as many"
+            )]));
+        }
+        let trained = |path: &str| -> Result<bool, ModelError> {
+            if lora.modules_to_save.is_none() || lora.target_modules.is_none() {
+                return Ok(false);
+            }
+            Ok(Matcher::new(lora)?.is_module_to_save(path))
+        };
+        let mut kept = file;
+        for (name, path) in [(&tokens, family.tokens), (&head, LM_HEAD)] {
+            if !trained(path)? {
+                kept = kept.without(&format!("{KEY_PREFIX}{name}"));
+            }
+        }
+        let tables = TokenTables {
+            tensors,
+            rows: first,
+        };
+        Ok((kept, Some(tables)))
+    }
+
+    /// Rows of the tables: the vocabulary that the adapter was trained with.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The names of the model's tensors that the tables stand for.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The table that stands for one of the model's tensors.
+    pub(crate) fn get(&self, name: &str) -> Option<&AdapterTensor> {
+        self.tensors.get(name)
+    }
+}
+
+fn check(name: &str, tensor: &AdapterTensor) -> Result<(), ModelError> {
+    let fault = |message: String| {
+        Err(ModelError::AdapterConfig(vec![format!(
+            "`{name}`: {message}"
+        )]))
+    };
+    if tensor.shape.len() != 2 || tensor.shape.contains(&0) {
+        return fault(format!(
+            "expected a table of tokens, found {:?}",
+            tensor.shape
+        ));
+    }
+    match tensor.data.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => fault(format!(
+            "value {at} is {}, expected a finite number",
+            tensor.data[at]
+        )),
+    }
+}
