@@ -25,6 +25,7 @@ use crate::commands::{check, eval, generate, inspect, merge, plan, predict, prof
 
 fn main() -> ExitCode {
     allocator::return_large_blocks();
+    hide_caught_panics();
     let command = args::parse();
     let json = is_json(&command);
     let result = match command {
@@ -48,6 +49,16 @@ fn main() -> ExitCode {
             error.exit_code()
         }
     }
+}
+
+/// A library's panic that becomes an error is told by that error alone.
+fn hide_caught_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !lowrank_data::catching() {
+            usual(panic);
+        }
+    }));
 }
 
 fn is_json(command: &Command) -> bool {

@@ -76,6 +76,21 @@ impl Base {
         self
     }
 
+    /// What was wrong with rows; where they need a tokenizer, why there is none, and what to do about that.
+    pub fn data_error(&self, error: DataError) -> CliError {
+        match (&error, &self.tokenizer) {
+            (DataError::NoTokenizer { .. }, Err(reason)) => {
+                let hint = reason.hint();
+                let error = CliError::from(error).caused_by(Some(reason));
+                match hint {
+                    Some(hint) => error.hint(hint),
+                    None => error,
+                }
+            }
+            _ => CliError::from(error),
+        }
+    }
+
     /// SHA-256 of the weights' files.
     pub fn weights_hash(&self) -> CliResult<String> {
         let files = Checkpoint::open_dir(&self.dir)?;
@@ -384,12 +399,7 @@ pub fn load_rows(path: &str, spec: &LoadSpec, base: &Base, device: &Device) -> C
     let tokenizer = base.tokenizer.as_ref();
     let loaded =
         device.install(|| lowrank_data::load_examples(Path::new(path), spec, tokenizer.ok()));
-    loaded.map_err(|error| match (&error, tokenizer) {
-        (DataError::NoTokenizer { .. }, Err(reason)) => {
-            CliError::from(error).caused_by(Some(reason))
-        }
-        _ => CliError::from(error),
-    })
+    loaded.map_err(|error| base.data_error(error))
 }
 
 /// The same without needing labels.

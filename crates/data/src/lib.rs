@@ -29,6 +29,7 @@ mod load;
 mod nearest;
 pub mod nlg;
 mod order;
+mod panics;
 mod rows;
 mod tokenizer;
 
@@ -45,5 +46,6 @@ pub use load::{
 };
 pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};
+pub use panics::catching;
 pub use rows::{Cell, FileFormat, Header, Row, Table};
 pub use tokenizer::{Encoded, EncodedWords, Tokenizer, TokenizerFamily};

@@ -91,7 +91,8 @@ fn read_files(
         let spec = load_spec(base, &args.data, task, labels.clone(), max_length)?;
         let table = read_table(Path::new(path), &spec)?;
         let loaded =
-            device.install(|| examples_from_table(&table, &spec, base.tokenizer.as_ref().ok()))?;
+            device.install(|| examples_from_table(&table, &spec, base.tokenizer.as_ref().ok()));
+        let loaded = loaded.map_err(|error| base.data_error(error))?;
         // The first file's names hold for the others too, as in training.
         labels = labels.or_else(|| loaded.label_map.as_ref().map(|m| m.names().to_vec()));
         read.push((name, table, loaded));

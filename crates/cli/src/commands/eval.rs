@@ -217,6 +217,9 @@ impl LoadedModel {
         )?;
         spec.columns = ColumnSpec::default();
         let tokenizer = self.base.tokenizer.as_ref();
-        Ok(examples_from_table(&table, &spec, tokenizer.ok())?.examples)
+        let loaded = examples_from_table(&table, &spec, tokenizer.ok());
+        Ok(loaded
+            .map_err(|error| self.base.data_error(error))?
+            .examples)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use lowrank_formats::files::shown;
 use thiserror::Error;
 
 /// A tokenizer that cannot be loaded or used.
@@ -9,46 +10,77 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum TokenizerError {
     /// No file that we know in the directory.
-    #[error("`{}` holds no tokenizer (looked for `tokenizer.json`, `vocab.txt`, `vocab.json` with `merges.txt`)", dir.display())]
+    #[error(
+        "`{}` holds no tokenizer (looked for `tokenizer.json`, `vocab.txt`, `vocab.json` with `merges.txt`, `spm.model`, `sentencepiece.bpe.model`, `tokenizer.model`)",
+        shown(dir)
+    )]
     NotFound {
         /// The directory.
         dir: PathBuf,
     },
     /// `vocab.json` alone.
-    #[error("`{}` holds `vocab.json` without `merges.txt`: the merges of a byte-level BPE cannot be guessed", dir.display())]
+    #[error(
+        "`{}` holds `vocab.json` without `merges.txt`: the merges of a byte-level BPE cannot be guessed",
+        shown(dir)
+    )]
     NoMerges {
         /// The directory.
         dir: PathBuf,
     },
-    /// A SentencePiece model alone.
-    #[error("`{}` holds only a SentencePiece model (`{file}`), which is not read", dir.display())]
-    SentencePiece {
+    /// A tokenizer class that is not known, without a `tokenizer.json`.
+    #[error(
+        "`{}` names the tokenizer `{class}`, which is not known, and there is no `tokenizer.json`",
+        shown(path)
+    )]
+    UnknownClass {
+        /// The file that names it.
+        path: PathBuf,
+        /// The class.
+        class: String,
+    },
+    /// A tokenizer class that splits text in Python, and reads no `tokenizer.json`.
+    #[error(
+        "`{}` names the tokenizer `{class}`, which divides text by Python code of its own",
+        shown(path)
+    )]
+    PythonClass {
+        /// The file that names it.
+        path: PathBuf,
+        /// The class.
+        class: String,
+    },
+    /// A vocabulary of which nothing says how it is used.
+    #[error(
+        "`{}` names no tokenizer class, and that of the model type `{model_type}` is not known",
+        shown(dir)
+    )]
+    UnknownModelType {
         /// The directory.
         dir: PathBuf,
-        /// The file.
-        file: String,
+        /// The model's type.
+        model_type: String,
+    },
+    /// A vocabulary of another kind than the class's.
+    #[error(
+        "`{}`: {class} is read from `{expected}`, found {}",
+        shown(dir),
+        list(found)
+    )]
+    OtherFiles {
+        /// The directory.
+        dir: PathBuf,
+        /// The class, or what stands for it.
+        class: String,
+        /// The vocabulary that it takes.
+        expected: &'static str,
+        /// The vocabularies that are there.
+        found: Vec<&'static str>,
     },
     /// A file is no regular one, too long, or cannot be read or written: the error names it.
     #[error(transparent)]
     File(#[from] lowrank_formats::FormatError),
-    /// A file that cannot be read.
-    #[error("cannot read `{}`: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// A file that cannot be written.
-    #[error("cannot write `{}`: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
     /// A file with wrong content.
-    #[error("`{}`{}: {problem}", path.display(), line.map(|n| format!(", line {n}")).unwrap_or_default())]
+    #[error("`{}`{}: {problem}", shown(path), line.map(|n| format!(", line {n}")).unwrap_or_default())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -58,7 +90,7 @@ pub enum TokenizerError {
         problem: String,
     },
     /// A special token that the model cannot do without.
-    #[error("`{}` has no entry for the {role} token `{token}`", path.display())]
+    #[error("`{}` has no entry for the {role} token `{token}`", shown(path))]
     NoSpecialToken {
         /// The vocabulary.
         path: PathBuf,
@@ -93,8 +125,16 @@ impl TokenizerError {
             Self::NotFound { .. } | Self::NoMerges { .. } => Some(
                 "put the model's `tokenizer.json` there, or give rows that are already tokenised (`input_ids`)".into(),
             ),
-            Self::SentencePiece { .. } => Some(
+            Self::UnknownClass { .. } | Self::UnknownModelType { .. } => Some(
                 "make a `tokenizer.json`: in Python, `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`".into(),
+            ),
+            Self::PythonClass { .. } => Some(
+                "give rows that are already tokenised (`input_ids`); or, where a `tokenizer.json` there gives the same ids, name \
+                 `PreTrainedTokenizerFast` as `tokenizer_class`"
+                    .into(),
+            ),
+            Self::OtherFiles { .. } => Some(
+                "name the right class as `tokenizer_class` in `tokenizer_config.json`".into(),
             ),
             Self::NoSpecialToken { role, .. } => {
                 Some(format!("name the right one as `{role}_token` in `special_tokens_map.json`"))
@@ -105,7 +145,13 @@ impl TokenizerError {
             Self::NoEosToken => {
                 Some("name one as `eos_token` in `special_tokens_map.json`, or leave `{eos}` out of the template".into())
             }
-            Self::Read { .. } | Self::Write { .. } | Self::Malformed { .. } | Self::Encode(_) => None,
+            Self::Malformed { .. } | Self::Encode(_) => None,
         }
     }
+}
+
+/// Names with commas between them.
+fn list(names: &[&str]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    quoted.join(", ")
 }

@@ -1,6 +1,5 @@
 //! Parquet: each record as a JSON object.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use ::parquet::errors::ParquetError;
@@ -9,20 +8,21 @@ use serde_json::{Map, Value};
 
 use super::{Fields, Parsed, Row};
 use crate::error::{DataError, FileProblem};
+use crate::panics::catch;
 
 /// Reads all records; lines are record numbers, counted from 1.
 pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Parsed, DataError> {
     // The decoder is not written for hostile files and panics on some of them.
-    let read = catch_unwind(AssertUnwindSafe(|| read(bytes)));
+    let read = catch(|| read(bytes));
     let fault = |line, problem| DataError::Malformed {
         path: path.into(),
         line,
         problem: FileProblem::Parquet(problem),
     };
     match read {
-        Ok(Ok(parsed)) => Ok(parsed),
-        Ok(Err((line, error))) => Err(fault(line, error.to_string())),
-        Err(_) => Err(fault(1, "its parts contradict each other".into())),
+        Some(Ok(parsed)) => Ok(parsed),
+        Some(Err((line, error))) => Err(fault(line, error.to_string())),
+        None => Err(fault(1, "its parts contradict each other".into())),
     }
 }
 

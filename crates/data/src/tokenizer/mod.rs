@@ -3,16 +3,21 @@
 //! A `tokenizer.json` may carry a truncation and a padding of its own; both are switched off here, because the caller
 //! decides the length and batches are padding-free.
 
+mod added;
+mod bounds;
 mod build;
+mod class;
+mod open;
+mod read;
 mod sentencepiece;
 mod settings;
+mod spm;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use serde::{Deserialize, Serialize};
-use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
+use lowrank_formats::files::{self, Ceiling};
+use tokenizers::models::ModelWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::utils::truncation::{
     TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
@@ -21,56 +26,11 @@ use tokenizers::{EncodeInput, Encoding, InputSequence, PostProcessor, Tokenizer 
 
 use crate::error::TokenizerError;
 use crate::labels::IGNORE_INDEX;
-use settings::Settings;
-
-/// Which older vocabulary files a model family uses, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenizerFamily {
-    /// WordPiece, `[CLS] a [SEP] b [SEP]`, token types 0 and 1.
-    Bert,
-    /// Byte-level BPE, `<s> a </s></s> b </s>`.
-    Roberta,
-    /// Byte-level BPE, `[CLS] a [SEP] b [SEP]`, token types 0 and 1.
-    Deberta,
-    /// Unigram from `spm.model`, `[CLS] a [SEP] b [SEP]`, token types 0 and 1.
-    #[serde(rename = "deberta-v2")]
-    DebertaV2,
-    /// Byte-level BPE without special tokens.
-    Gpt2,
-}
-
-impl TokenizerFamily {
-    /// The family of a `model_type` or a tokenizer class name, in any case.
-    pub fn from_name(name: &str) -> Option<Self> {
-        let name = name.to_ascii_lowercase();
-        // Other alphabets under similar names: SentencePiece, or their own splitting.
-        if ["xlm", "albert", "camembert", "bertweet", "japanese"]
-            .iter()
-            .any(|other| name.contains(other))
-        {
-            return None;
-        }
-        if name.contains("deberta") {
-            let v2 = ["v2", "v3"].iter().any(|version| name.contains(version));
-            Some(if v2 { Self::DebertaV2 } else { Self::Deberta })
-        } else if ["roberta", "longformer", "bart"]
-            .iter()
-            .any(|part| name.contains(part))
-        {
-            Some(Self::Roberta)
-        } else if ["bert", "electra", "mpnet"]
-            .iter()
-            .any(|part| name.contains(part))
-        {
-            Some(Self::Bert)
-        } else if name.contains("gpt2") || name == "gpt_neo" || name == "opt" {
-            Some(Self::Gpt2)
-        } else {
-            None
-        }
-    }
-}
+use crate::panics::catch;
+use bounds::Growth;
+pub use class::TokenizerFamily;
+use open::{CONTRADICTION, Opened};
+use settings::{Settings, Sources};
 
 /// A text, or a pair of texts, as a model takes it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -110,7 +70,7 @@ impl EncodedWords {
 }
 
 /// The tokenizer files that are carried along with a model or an adapter.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -120,6 +80,7 @@ const FILES: [&str; 10] = [
     "merges.txt",
     "spm.model",
     "sentencepiece.bpe.model",
+    "spiece.model",
     "tokenizer.model",
 ];
 
@@ -131,80 +92,52 @@ pub struct Tokenizer {
     for_words: OnceLock<Option<Box<Inner>>>,
     dir: PathBuf,
     source: &'static str,
+    /// How far its normaliser lets text grow.
+    growth: Growth,
     direction: TruncationDirection,
     model_max_length: Option<usize>,
     family: Option<TokenizerFamily>,
+    /// Whether token types are inputs of its models.
+    typed: bool,
+    /// Whether decoded text loses the blanks before punctuation.
+    cleans_up: bool,
     unk_id: Option<u32>,
     eos_id: Option<u32>,
-    /// What stands before a text, where the files say so and the library does not do it.
-    bos_id: Option<u32>,
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a Hugging Face directory: `tokenizer.json`, else `vocab.txt`, else `vocab.json` with
-    /// `merges.txt`, else DeBERTa's `spm.model`. `family` decides how the older files are used where the directory itself does not say it.
+    /// Loads the tokenizer of a Hugging Face directory: `tokenizer.json` with what stands beside it, else the vocabulary of the class
+    /// that `tokenizer_config.json` or `config.json` names. `family` is the model's, for folders that name no class.
     pub fn from_dir(dir: &Path, family: Option<TokenizerFamily>) -> Result<Self, TokenizerError> {
-        let has = |name: &str| dir.join(name).is_file();
-        let settings = Settings::read(dir)?;
-        let family = settings.family().or(family);
-        let (inner, source, family) = if has("tokenizer.json") {
-            (from_json(dir, &settings)?, "tokenizer.json", family)
-        } else if has("vocab.txt") {
-            (
-                build::word_piece(dir, &settings)?,
-                "vocab.txt",
-                Some(TokenizerFamily::Bert),
-            )
-        } else if has("vocab.json") && has("merges.txt") {
-            let family = family.unwrap_or(TokenizerFamily::Roberta);
-            (
-                build::byte_level_bpe(dir, &settings, family)?,
-                "vocab.json",
-                Some(family),
-            )
-        } else if has("vocab.json") {
-            return Err(TokenizerError::NoMerges { dir: dir.into() });
-        } else if has("spm.model") && family.is_none_or(|f| f == TokenizerFamily::DebertaV2) {
-            (
-                build::unigram(dir, &settings)?,
-                "spm.model",
-                Some(TokenizerFamily::DebertaV2),
-            )
-        } else if let Some(file) = ["spm.model", "sentencepiece.bpe.model", "tokenizer.model"]
-            .into_iter()
-            .find(|file| has(file))
-        {
-            return Err(TokenizerError::SentencePiece {
-                dir: dir.into(),
-                file: file.into(),
-            });
-        } else {
-            return Err(TokenizerError::NotFound { dir: dir.into() });
-        };
-        let unk_id = unk_id(&inner, &settings);
-        let usual = match family {
-            Some(TokenizerFamily::Gpt2) => "<|endoftext|>",
-            Some(TokenizerFamily::Deberta | TokenizerFamily::DebertaV2) => "[SEP]",
-            Some(TokenizerFamily::Bert | TokenizerFamily::Roberta) | None => "</s>",
-        };
-        let special = |role| inner.token_to_id(&settings.special_token(role, usual).content);
-        let eos_id = special("eos_token");
-        let bos_id = special("bos_token").filter(|_| settings.flag("add_bos_token") == Some(true));
+        let settings = Settings::parse(dir, &Sources::read(dir)?)?;
+        let mut opened = open::open(dir, &settings, family)?;
+        let splits = settings.flag("split_special_tokens") == Some(true);
+        opened.inner.set_encode_special_tokens(splits);
+        let fault = |problem| settings::malformed(&dir.join(opened.source), None, problem);
+        let growth = catch(|| Growth::of(&opened.inner));
+        let growth = growth
+            .unwrap_or_else(|| Err(CONTRADICTION.into()))
+            .map_err(fault)?;
+        let Opened { inner, family, .. } = &opened;
         let tokenizer = Self {
-            inner,
             for_words: OnceLock::new(),
+            growth,
             dir: dir.into(),
-            source,
             direction: if settings.truncates_left() {
                 TruncationDirection::Left
             } else {
                 TruncationDirection::Right
             },
             model_max_length: settings.model_max_length(),
-            family,
-            unk_id,
-            eos_id,
-            bos_id,
+            typed: settings
+                .wants_token_types()
+                .unwrap_or(family.is_none_or(TokenizerFamily::has_token_types)),
+            cleans_up: cleans_up(inner, &settings),
+            unk_id: unk_id(&opened, &settings),
+            eos_id: end_id(&opened, &settings),
+            source: opened.source,
+            family: opened.family,
+            inner: opened.inner,
         };
         tokenizer.probe()?;
         Ok(tokenizer)
@@ -218,10 +151,8 @@ impl Tokenizer {
         pair: Option<&str>,
         max_length: Option<usize>,
     ) -> Result<Encoded, TokenizerError> {
-        let first = plain(&self.inner, text.into())?;
-        let second = pair
-            .map(|pair| plain(&self.inner, pair.into()))
-            .transpose()?;
+        let first = self.plain(text)?;
+        let second = pair.map(|pair| self.plain(pair)).transpose()?;
         Ok(self.finish(&self.inner, first, second, max_length)?.0)
     }
 
@@ -237,8 +168,11 @@ impl Tokenizer {
             .get_or_init(|| with_prefix_space(&self.inner).map(Box::new));
         let inner = inner.as_deref().unwrap_or(&self.inner);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        for word in &words {
+            self.growth.check(word).map_err(TokenizerError::Encode)?;
+        }
         let input = EncodeInput::Single(InputSequence::from(words.as_slice()));
-        let encoding = inner.encode(input, false).map_err(refused)?;
+        let encoding = guarded(|| inner.encode(input, false))?;
         let (encoded, encoding) = self.finish(inner, encoding, None, max_length)?;
         Ok(EncodedWords {
             word_ids: encoding.get_word_ids().to_vec(),
@@ -274,18 +208,14 @@ impl Tokenizer {
                     strategy: TruncationStrategy::LongestFirst,
                     stride: 0,
                 };
-                truncate_encodings(first, second, &params).map_err(refused)?
+                guarded(|| truncate_encodings(first, second, &params))?
             }
             Some(_) | None => (first, second),
         };
-        let encoding = inner.post_process(first, second, true).map_err(refused)?;
+        let encoding = guarded(|| inner.post_process(first, second, true))?;
         let types = encoding.get_type_ids();
-        let typed = match self.family {
-            Some(TokenizerFamily::Bert | TokenizerFamily::Deberta | TokenizerFamily::DebertaV2)
-            | None => types.iter().any(|id| *id != 0),
-            // The library numbers the texts of a pair; models of these families have no types for it.
-            Some(TokenizerFamily::Roberta | TokenizerFamily::Gpt2) => false,
-        };
+        // The library numbers the texts of a pair even where the models have no types for it.
+        let typed = self.typed && types.iter().any(|id| *id != 0);
         let encoded = Encoded {
             input_ids: encoding.get_ids().to_vec(),
             token_type_ids: typed.then(|| types.to_vec()),
@@ -299,7 +229,7 @@ impl Tokenizer {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(plain(&self.inner, text.into())?.get_ids().to_vec())
+        Ok(self.plain(text)?.get_ids().to_vec())
     }
 
     /// The special tokens that stand before a text, as in OPT.
@@ -307,36 +237,35 @@ impl Tokenizer {
         let plain = self.encode_plain("a")?;
         let whole = self.encode("a", None, None)?.input_ids;
         let text_at = whole.windows(plain.len().max(1)).position(|w| w == plain);
-        let leading = &whole[..text_at.unwrap_or(0)];
-        Ok(match self.bos_id {
-            Some(bos) if leading.is_empty() => vec![bos],
-            Some(_) | None => leading.to_vec(),
-        })
+        Ok(whole[..text_at.unwrap_or(0)].to_vec())
     }
 
-    /// The token that ends a text, if the vocabulary has it.
+    /// Encodes one text without special tokens.
+    fn plain(&self, text: &str) -> Result<Encoding, TokenizerError> {
+        self.growth.check(text).map_err(TokenizerError::Encode)?;
+        let input = EncodeInput::Single(InputSequence::from(text));
+        guarded(|| self.inner.encode_fast(input, false))
+    }
+
+    /// The token that ends a text: the one that the settings name, else the one whose id `config.json` or
+    /// `generation_config.json` gives, else the class's usual one; `None` if the vocabulary has none of them.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos_id
     }
 
     /// A text from token ids, special tokens left visible.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, false).map_err(refused)
+        let text = guarded(|| self.inner.decode(ids, false))?;
+        Ok(if self.cleans_up {
+            clean_up(&text)
+        } else {
+            text
+        })
     }
 
     /// The token with this id, as it stands in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
-    }
-
-    /// The id of a token, as it stands in the vocabulary.
-    pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
-    }
-
-    /// Number of tokens, added ones included.
-    pub fn token_count(&self) -> usize {
-        self.inner.get_vocab_size(true)
     }
 
     /// The largest id plus one: the least number of rows that the model's embedding must have.
@@ -380,7 +309,7 @@ impl Tokenizer {
         FILES
             .iter()
             .map(|name| self.dir.join(name))
-            .filter(|path| path.is_file())
+            .filter(|path| files::is_file(path))
             .collect()
     }
 
@@ -390,96 +319,33 @@ impl Tokenizer {
             let Some(name) = path.file_name() else {
                 continue;
             };
-            let bytes = std::fs::read(&path).map_err(|source| TokenizerError::Read {
-                path: path.clone(),
-                source,
-            })?;
-            let target = dir.join(name);
-            std::fs::write(&target, bytes).map_err(|source| TokenizerError::Write {
-                path: target,
-                source,
-            })?;
+            files::copy(&path, &dir.join(name), Ceiling::TOKENIZER)?;
         }
         Ok(())
     }
 
     /// Encodes a text and a pair once: a file whose parts contradict each other makes the library panic only then.
     fn probe(&self) -> Result<(), TokenizerError> {
-        let probed = catch_unwind(AssertUnwindSafe(|| {
-            self.encode("a", None, None)?;
-            self.encode("a", Some("b"), None)
-        }));
+        let probed = self.encode("a", None, None);
+        let probed = probed.and_then(|_| self.encode("a", Some("b"), None));
         let problem = match probed {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "its parts contradict each other: a probe text cannot be encoded".into(),
+            Ok(_) => return Ok(()),
+            Err(TokenizerError::Encode(problem)) => problem,
+            Err(error) => error.to_string(),
         };
-        Err(TokenizerError::Malformed {
-            path: self.dir.join(self.source),
-            line: None,
-            problem,
-        })
+        let path = self.dir.join(self.source);
+        Err(settings::malformed(&path, None, problem))
     }
 }
 
-/// Encodes one text without special tokens.
-fn plain(inner: &Inner, text: InputSequence) -> Result<Encoding, TokenizerError> {
-    inner
-        .encode_fast(EncodeInput::Single(text), false)
-        .map_err(refused)
-}
-
-fn refused(error: tokenizers::Error) -> TokenizerError {
-    TokenizerError::Encode(error.to_string())
-}
-
-/// Loads `tokenizer.json`, and lets `tokenizer_config.json` overrule it where transformers does.
-fn from_json(dir: &Path, settings: &Settings) -> Result<Inner, TokenizerError> {
-    let path = dir.join("tokenizer.json");
-    let malformed = |line, problem| TokenizerError::Malformed {
-        path: path.clone(),
-        line,
-        problem,
+/// Runs a call of the library, which panics where a file's parts contradict each other.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, TokenizerError> {
+    let problem = match catch(work) {
+        Some(Ok(result)) => return Ok(result),
+        Some(Err(error)) => error.to_string(),
+        None => CONTRADICTION.into(),
     };
-    let bytes = std::fs::read(&path).map_err(|source| TokenizerError::Read {
-        path: path.clone(),
-        source,
-    })?;
-    // A plain parser first: it names the line, and the library panics on some text that is no JSON.
-    settings::parse_object(&path, &bytes)?;
-    // Some contradictions make it panic while it builds its tables.
-    let loaded = catch_unwind(|| Inner::from_bytes(&bytes));
-    let mut inner = match loaded {
-        Ok(Ok(inner)) => inner,
-        Ok(Err(error)) => return Err(malformed(None, error.to_string())),
-        Err(_) => return Err(malformed(None, "its parts contradict each other".into())),
-    };
-    inner.with_padding(None);
-    inner
-        .with_truncation(None)
-        .map_err(|error| malformed(None, error.to_string()))?;
-    if settings.family() == Some(TokenizerFamily::Bert)
-        && let Some(NormalizerWrapper::BertNormalizer(old)) = inner.get_normalizer().cloned()
-    {
-        let new = BertNormalizer::new(
-            old.clean_text,
-            settings
-                .flag("tokenize_chinese_chars")
-                .unwrap_or(old.handle_chinese_chars),
-            settings.flag("strip_accents").or(old.strip_accents),
-            settings.flag("do_lower_case").unwrap_or(old.lowercase),
-        );
-        inner
-            .with_normalizer(Some(new))
-            .map_err(|error| malformed(None, error.to_string()))?;
-    }
-    if settings.family() == Some(TokenizerFamily::Roberta)
-        && let Some(add_prefix_space) = settings.flag("add_prefix_space")
-        && let Some(PreTokenizerWrapper::ByteLevel(old)) = inner.get_pre_tokenizer().cloned()
-    {
-        inner.with_pre_tokenizer(Some(old.add_prefix_space(add_prefix_space)));
-    }
-    Ok(inner)
+    Err(TokenizerError::Encode(problem))
 }
 
 /// The same tokenizer with a space before each word, where it is a byte-level one that puts none.
@@ -495,17 +361,71 @@ fn with_prefix_space(inner: &Inner) -> Option<Inner> {
     Some(copy)
 }
 
-fn unk_id(inner: &Inner, settings: &Settings) -> Option<u32> {
-    use tokenizers::models::ModelWrapper;
-    match inner.get_model() {
+/// The token that the settings name, or the one that the model itself knows, or the one with an id in `config.json`.
+fn unk_id(opened: &Opened, settings: &Settings) -> Option<u32> {
+    let inner = &opened.inner;
+    let by_name = match inner.get_model() {
         ModelWrapper::WordPiece(model) => inner.token_to_id(&model.unk_token),
         ModelWrapper::WordLevel(model) => inner.token_to_id(&model.unk_token),
-        ModelWrapper::BPE(model) => inner.token_to_id(model.get_unk_token().as_deref()?),
-        ModelWrapper::Unigram(_) => {
-            let token = settings.special_token("unk_token", "<unk>").content;
-            inner
-                .token_to_id(&token)
-                .or_else(|| inner.token_to_id("[UNK]"))
+        ModelWrapper::BPE(model) => {
+            let unk = model.get_unk_token().as_deref();
+            // A byte-level BPE knows all text, whatever name the settings give to an unknown token.
+            return unk.and_then(|unk| inner.token_to_id(unk));
         }
+        ModelWrapper::Unigram(_) => {
+            let named = settings.named("unk_token");
+            named.and_then(|token| inner.token_to_id(&token.content))
+        }
+    };
+    let usual = ["<unk>", "[UNK]"].map(|token| inner.token_to_id(token));
+    by_name
+        .or(opened.unk_id)
+        .or_else(|| settings.id("unk_token_id"))
+        .or(usual[0])
+        .or(usual[1])
+}
+
+fn end_id(opened: &Opened, settings: &Settings) -> Option<u32> {
+    let id_of = |token: &str| opened.inner.token_to_id(token);
+    let named = settings.named("eos_token");
+    if let Some(id) = named.and_then(|token| id_of(&token.content)) {
+        return Some(id);
     }
+    if let Some(id) = settings.id("eos_token_id") {
+        return Some(id);
+    }
+    let usual = opened.family.and_then(|f| f.usual_token("eos_token"));
+    // Classes of encoders have no end token of their own: the separator ends a text.
+    let separator = opened.family.and_then(|f| f.usual_token("sep_token"));
+    id_of(usual.or(separator).unwrap_or("</s>"))
+}
+
+/// Whether the settings want blanks before punctuation taken out of decoded text. For a BPE transformers ignores it: there such a
+/// blank was in the text.
+fn cleans_up(inner: &Inner, settings: &Settings) -> bool {
+    let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
+    let wanted = settings.flag("clean_up_tokenization_spaces") == Some(true);
+    let forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output";
+    wanted && (!is_bpe || settings.flag(forced) == Some(true))
+}
+
+/// Takes out blanks before punctuation and English contractions. Source: transformers `clean_up_tokenization`.
+fn clean_up(text: &str) -> String {
+    let rules = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    let mut text = text.to_string();
+    for (from, to) in rules {
+        text = text.replace(from, to);
+    }
+    text
 }

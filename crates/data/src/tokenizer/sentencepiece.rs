@@ -1,17 +1,46 @@
-//! Reads a SentencePiece model file (`spm.model`): pieces, their scores, and the normaliser's map. No file can make it panic or
+//! Reads a SentencePiece model file: pieces, their scores, the settings that change ids. No file can make it panic or
 //! allocate more than its own size. It does not know how a tokenizer is put together.
 //!
 //! Source: `sentencepiece_model.proto`, and `Darts::DoubleArray` for the trie in the normaliser's map.
 
-/// A unigram model as its file holds it.
+/// A model as its file holds it.
 #[derive(Debug)]
 pub(super) struct SentencePieceModel {
     /// In the order of their ids.
     pub(super) pieces: Vec<Piece>,
+    /// How text is divided into pieces.
+    pub(super) algorithm: Algorithm,
     /// The id that unknown text gets.
     pub(super) unk_id: usize,
+    /// Whether characters that the vocabulary lacks become pieces of one byte.
+    pub(super) byte_fallback: bool,
+    /// The pieces of the beginning and the end of a text, where the model has them.
+    pub(super) bos: Option<String>,
+    pub(super) eos: Option<String>,
     /// The normaliser's precompiled map, checked; empty if there is none.
     pub(super) charsmap: Vec<u8>,
+    /// What the normaliser does with blanks.
+    pub(super) blanks: Blanks,
+}
+
+/// How text is divided into pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    /// The most probable pieces (type 1).
+    Unigram,
+    /// Neighbours are merged, the best score first (type 2).
+    Bpe,
+}
+
+/// What the normaliser does with blanks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blanks {
+    /// One is put before the text.
+    pub(super) dummy_prefix: bool,
+    /// Those at both ends are dropped, one is made of many.
+    pub(super) remove_extra: bool,
+    /// Each becomes `▁`.
+    pub(super) escape: bool,
 }
 
 /// One piece of the vocabulary.
@@ -25,51 +54,50 @@ pub(super) struct Piece {
 /// What a piece is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PieceKind {
-    /// Text, the unknown piece, a byte, or one that is not used.
-    Ordinary,
+    /// Text.
+    Normal,
     /// A special token such as `[CLS]`.
     Control,
     /// A symbol that is never split.
     UserDefined,
+    /// The unknown piece, a byte, or one that is not used.
+    Other,
 }
-
-const UNIGRAM: u64 = 1;
 
 impl SentencePieceModel {
     /// Reads the content of the file. The error says what is wrong with it.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut model = SentencePieceModel {
             pieces: Vec::new(),
+            algorithm: Algorithm::Unigram,
             unk_id: 0,
+            byte_fallback: false,
+            bos: None,
+            eos: None,
             charsmap: Vec::new(),
+            blanks: Blanks {
+                dummy_prefix: true,
+                remove_extra: true,
+                escape: true,
+            },
         };
-        let mut model_type = UNIGRAM;
         for field in Fields(bytes) {
             match field? {
                 (1, Value::Bytes(piece)) => model.pieces.push(parse_piece(piece)?),
-                (2, Value::Bytes(trainer)) => {
-                    for field in Fields(trainer) {
-                        match field? {
-                            (3, Value::Varint(number)) => model_type = number,
-                            (40, Value::Varint(number)) => model.unk_id = number as usize,
-                            _ => {}
-                        }
-                    }
-                }
+                (2, Value::Bytes(trainer)) => model.parse_trainer(trainer)?,
                 (3, Value::Bytes(normalizer)) => {
                     for field in Fields(normalizer) {
-                        if let (2, Value::Bytes(map)) = field? {
-                            model.charsmap = map.to_vec();
+                        match field? {
+                            (2, Value::Bytes(map)) => model.charsmap = map.to_vec(),
+                            (3, Value::Varint(flag)) => model.blanks.dummy_prefix = flag != 0,
+                            (4, Value::Varint(flag)) => model.blanks.remove_extra = flag != 0,
+                            (5, Value::Varint(flag)) => model.blanks.escape = flag != 0,
+                            _ => {}
                         }
                     }
                 }
                 _ => {}
             }
-        }
-        if model_type != UNIGRAM {
-            return Err(format!(
-                "expected a unigram model (type 1), found type {model_type}"
-            ));
         }
         if model.unk_id >= model.pieces.len() {
             let (id, n) = (model.unk_id, model.pieces.len());
@@ -80,23 +108,61 @@ impl SentencePieceModel {
         }
         Ok(model)
     }
+
+    fn parse_trainer(&mut self, bytes: &[u8]) -> Result<(), String> {
+        // A protobuf integer that is negative has all higher bits set.
+        let (mut bos, mut eos) = ((1u64, "<s>".to_string()), (2u64, "</s>".to_string()));
+        for field in Fields(bytes) {
+            match field? {
+                (3, Value::Varint(1)) => self.algorithm = Algorithm::Unigram,
+                (3, Value::Varint(2)) => self.algorithm = Algorithm::Bpe,
+                (3, Value::Varint(other)) => {
+                    return Err(format!(
+                        "expected a unigram or BPE model (type 1 or 2), found type {other}"
+                    ));
+                }
+                (35, Value::Varint(flag)) => self.byte_fallback = flag != 0,
+                (40, Value::Varint(id)) => self.unk_id = id as usize,
+                (41, Value::Varint(id)) => bos.0 = id,
+                (42, Value::Varint(id)) => eos.0 = id,
+                (46, Value::Bytes(text)) => bos.1 = utf8(text)?,
+                (47, Value::Bytes(text)) => eos.1 = utf8(text)?,
+                _ => {}
+            }
+        }
+        let named = |(id, text): (u64, String)| (id as i64 >= 0).then_some(text);
+        (self.bos, self.eos) = (named(bos), named(eos));
+        Ok(())
+    }
+
+    /// The text of the unknown piece.
+    pub(super) fn unk(&self) -> &str {
+        &self.pieces[self.unk_id].text
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Result<String, String> {
+    String::from_utf8(bytes.to_vec()).map_err(|_| "a piece is not UTF-8 text".to_string())
 }
 
 fn parse_piece(bytes: &[u8]) -> Result<Piece, String> {
     let mut piece = Piece {
         text: String::new(),
         score: 0.0,
-        kind: PieceKind::Ordinary,
+        kind: PieceKind::Normal,
     };
     for field in Fields(bytes) {
         match field? {
-            (1, Value::Bytes(text)) => {
-                piece.text = String::from_utf8(text.to_vec())
-                    .map_err(|_| "a piece is not UTF-8 text".to_string())?;
-            }
+            (1, Value::Bytes(text)) => piece.text = utf8(text)?,
             (2, Value::Fixed32(bits)) => piece.score = f32::from_bits(bits),
-            (3, Value::Varint(3)) => piece.kind = PieceKind::Control,
-            (3, Value::Varint(4)) => piece.kind = PieceKind::UserDefined,
+            (3, Value::Varint(kind)) => {
+                piece.kind = match kind {
+                    1 => PieceKind::Normal,
+                    3 => PieceKind::Control,
+                    4 => PieceKind::UserDefined,
+                    _ => PieceKind::Other,
+                }
+            }
             _ => {}
         }
     }
@@ -174,7 +240,7 @@ impl<'a> Fields<'a> {
 /// Walks every path of the trie: the tokenizer library follows them without checking, text by text.
 ///
 /// Layout: bytes of the trie (u32), the trie (u32 each), the replacements, each ended by a zero byte.
-fn check_charsmap(map: &[u8]) -> Result<(), String> {
+pub(super) fn check_charsmap(map: &[u8]) -> Result<(), String> {
     let fault = |what: &str| Err(format!("the normaliser's map: {what}"));
     let Some((size, rest)) = map.split_first_chunk::<4>() else {
         return fault("cut off");
