@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_data::{
-    ColumnSpec, DataError, LabelMap, LabelNeed, LoadSpec, Loaded, Template, TemplateError,
-    Tokenizer, TokenizerError, TokenizerFamily,
+    BadRows, ColumnSpec, DEFAULT_MAX_BAD_ROWS, DataError, Header, LabelMap, LabelNeed, LoadSpec,
+    Loaded, Template, TemplateError, Tokenizer, TokenizerError, TokenizerFamily,
 };
 use lowrank_engine::{DType, Device, Isa};
 use lowrank_formats::peft::{AdapterFile, KEY_PREFIX, LoraConfig, Loralib};
@@ -372,6 +372,7 @@ pub fn load_spec(
         columns: ColumnSpec {
             text: data.text_column.clone(),
             text_pair: data.text_pair_column.clone(),
+            context: data.context_column.clone(),
             label: data.label_column.clone(),
         },
         labels: labels
@@ -380,6 +381,10 @@ pub fn load_spec(
             .transpose()
             .map_err(DataError::from)?,
         max_length: Some(max_length),
+        header: header(data.no_header),
+        long_rows: data.long_rows.unwrap_or_default(),
+        bad_rows: data.bad_rows.unwrap_or_default(),
+        max_bad_rows: max_bad_rows(data.bad_rows, data.max_bad_rows)?,
         nlg: data.data_format,
         template: match &data.template {
             None => Template::default(),
@@ -394,12 +399,42 @@ pub fn load_spec(
     })
 }
 
+/// Whether a table begins with the names of its columns.
+pub fn header(no_header: Option<bool>) -> Header {
+    match no_header {
+        Some(true) => Header::Absent,
+        Some(false) | None => Header::Present,
+    }
+}
+
+/// The share of rows that may be left out.
+fn max_bad_rows(bad_rows: Option<BadRows>, share: Option<f64>) -> CliResult<f64> {
+    match share {
+        Some(share) if !(0.0..=1.0).contains(&share) => Err(CliError::usage(format!(
+            "`max_bad_rows` is {share}, expected a share from 0 to 1"
+        ))),
+        Some(_) if bad_rows != Some(BadRows::Skip) => Err(CliError::usage(
+            "`max_bad_rows` is a setting of `bad_rows: skip`",
+        )
+        .hint("pass --bad-rows skip too")),
+        share => Ok(share.unwrap_or(DEFAULT_MAX_BAD_ROWS)),
+    }
+}
+
 /// Reads a file of rows on the device's threads.
 pub fn load_rows(path: &str, spec: &LoadSpec, base: &Base, device: &Device) -> CliResult<Loaded> {
     let tokenizer = base.tokenizer.as_ref();
     let loaded =
         device.install(|| lowrank_data::load_examples(Path::new(path), spec, tokenizer.ok()));
     loaded.map_err(|error| base.data_error(error))
+}
+
+/// Says on standard error what a user should know of rows that were read.
+pub fn say_notes(path: &str, loaded: &Loaded, common: &CommonArgs) {
+    if !common.is_quiet() {
+        let notes = loaded.report.notes.iter();
+        notes.for_each(|note| eprintln!("{path}: {note}"));
+    }
 }
 
 /// The same without needing labels.

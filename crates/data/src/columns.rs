@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{ColumnRole, DataError};
+use crate::error::{ColumnRole, DataError, Naming};
 use crate::labels::Task;
 use crate::load::LabelNeed;
 use crate::nearest::nearest;
-use crate::rows::{FileFormat, Table};
+use crate::rows::{FileFormat, Header, Table};
 
 /// Columns named by the user; what is not named is found by common names.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ pub struct ColumnSpec {
     pub text: Option<String>,
     /// The second text of a pair. If `text` is named and this is not, there is no second text.
     pub text_pair: Option<String>,
+    /// What a language model's prompt is about, which becomes part of the prompt. If `text` and `text_pair` are named and this
+    /// is not, there is none.
+    pub context: Option<String>,
     /// The label.
     pub label: Option<String>,
 }
@@ -36,7 +39,7 @@ pub enum TextColumns {
     /// What a language model is given, and what it is to go on with.
     Completion {
         /// What is given.
-        prompt: String,
+        prompt: PromptColumns,
         /// What follows.
         completion: String,
     },
@@ -56,6 +59,28 @@ pub enum TextColumns {
     },
 }
 
+/// The columns that a language model's prompt is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PromptColumns {
+    /// The prompt itself.
+    pub prompt: String,
+    /// What it is about: Alpaca's `input`, Dolly's `context`.
+    pub context: Option<String>,
+    /// What is said to the model before it.
+    pub system: Option<String>,
+    /// Earlier turns, which must be empty: conversations are not read.
+    pub history: Option<String>,
+}
+
+impl PromptColumns {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &String> {
+        let others = [&self.context, &self.system, &self.history];
+        [&self.prompt]
+            .into_iter()
+            .chain(others.into_iter().flatten())
+    }
+}
+
 /// The columns that a file's rows are read from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Columns {
@@ -65,8 +90,8 @@ pub struct Columns {
     pub label: Option<String>,
 }
 
-/// Pairs of common data sets, in order of preference: GLUE, SNLI and MNLI, QNLI, QQP, and plain names.
-const PAIRS: [(&str, &str); 8] = [
+/// Pairs of common data sets, in order of preference: GLUE, SNLI and MNLI, QNLI, QQP, BoolQ, SICK, and plain names.
+const PAIRS: [(&str, &str); 13] = [
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question", "sentence"),
@@ -75,16 +100,59 @@ const PAIRS: [(&str, &str); 8] = [
     ("text1", "text2"),
     ("text_a", "text_b"),
     ("query", "passage"),
+    ("question", "passage"),
+    ("question", "context"),
+    ("query", "document"),
+    ("sentence_A", "sentence_B"),
+    ("sentence_1", "sentence_2"),
 ];
 /// Pairs for language models: what is given, what follows.
-const COMPLETIONS: [(&str, &str); 7] = [
+const COMPLETIONS: [(&str, &str); 22] = [
     ("prompt", "completion"),
     ("context", "completion"),
+    ("prompt", "response"),
+    ("prompt", "output"),
+    ("prompt", "answer"),
     ("instruction", "output"),
     ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "answer"),
     ("question", "answer"),
+    ("question", "response"),
+    ("question", "answers"),
+    ("query", "response"),
+    ("query", "answer"),
     ("source", "target"),
     ("input", "output"),
+    ("input", "target"),
+    ("article", "highlights"),
+    ("article", "summary"),
+    ("document", "summary"),
+    ("dialogue", "summary"),
+    ("text", "summary"),
+];
+/// What stands beside a prompt that is found by its name, and belongs to it.
+const CONTEXTS: [&str; 3] = ["input", "context", "passage"];
+const SYSTEMS: [&str; 3] = ["system", "system_prompt", "system_message"];
+const HISTORIES: [&str; 1] = ["history"];
+/// Prompts whose completions are not there, in order of preference.
+const PROMPTS: [&str; 8] = [
+    "prompt",
+    "instruction",
+    "question",
+    "query",
+    "source",
+    "context",
+    "input",
+    "text",
+];
+/// Lists of turns with their speakers.
+const CONVERSATIONS: [&str; 5] = [
+    "messages",
+    "conversations",
+    "conversation",
+    "dialog",
+    "chat",
 ];
 const SINGLES: [&str; 7] = [
     "text",
@@ -132,11 +200,7 @@ impl ColumnSpec {
         task: Task,
         need: LabelNeed,
     ) -> Result<Columns, DataError> {
-        let finder = Finder {
-            path: table.path(),
-            columns: table.columns(),
-            format: table.format(),
-        };
+        let finder = Finder::new(table);
         let text = self.text_columns(&finder, task)?;
         if task == Task::CausalLm {
             // Only rows of ids carry labels of their own: which tokens count.
@@ -165,6 +229,11 @@ impl ColumnSpec {
     }
 
     fn text_columns(&self, finder: &Finder, task: Task) -> Result<TextColumns, DataError> {
+        if self.context.is_some() && task != Task::CausalLm {
+            return Err(DataError::Spec(
+                "--context-column is for a language model's prompts; a second text is named with --text-pair-column".into(),
+            ));
+        }
         let words_wanted = task == Task::TokenClassification;
         let pair = self
             .text_pair
@@ -233,46 +302,94 @@ impl ColumnSpec {
         pair: Option<String>,
     ) -> Result<TextColumns, DataError> {
         let typed = matches!(finder.format, FileFormat::Jsonl | FileFormat::Parquet);
+        let context = self.named_context(finder)?;
         let named = match &self.text {
             Some(name) => Some(finder.named(name, ColumnRole::Text)?),
             None if typed && finder.has("input_ids") && pair.is_none() => Some("input_ids".into()),
             None => None,
         };
-        if let Some(text) = named {
-            return Ok(match pair {
-                Some(completion) => TextColumns::Completion {
-                    prompt: text,
+        if let Some(prompt) = named {
+            return match (pair, &context) {
+                (Some(completion), _) => Ok(TextColumns::Completion {
+                    prompt: PromptColumns {
+                        prompt,
+                        context,
+                        ..PromptColumns::default()
+                    },
                     completion,
-                },
-                None if text == "input_ids" => finder.ids(text),
-                None => TextColumns::Text { text, pair: None },
+                }),
+                (None, Some(_)) => Err(Self::context_alone()),
+                (None, None) if prompt == "input_ids" => Ok(finder.ids(prompt)),
+                (None, None) => Ok(TextColumns::Text {
+                    text: prompt,
+                    pair: None,
+                }),
+            };
+        }
+        if let Some((prompt, completion)) = finder.completion(pair.as_deref()) {
+            return Ok(TextColumns::Completion {
+                prompt: finder.around(prompt, completion, context),
+                completion: completion.into(),
             });
         }
-        let known = COMPLETIONS.iter().find(|(prompt, completion)| {
-            finder.has(prompt)
-                && pair
-                    .as_deref()
-                    .map_or(finder.has(completion), |p| p == *completion)
-        });
-        if let Some((prompt, completion)) = known {
-            return Ok(TextColumns::Completion {
-                prompt: prompt.to_string(),
-                completion: completion.to_string(),
-            });
+        if context.is_some() {
+            return Err(Self::context_alone());
         }
         let text = finder.first(&SINGLES).filter(|_| pair.is_none());
-        let text = text.ok_or_else(|| finder.none(ColumnRole::Text))?;
+        let text = text.ok_or_else(|| finder.none_causal(ColumnRole::Text))?;
         Ok(TextColumns::Text { text, pair: None })
+    }
+
+    fn named_context(&self, finder: &Finder) -> Result<Option<String>, DataError> {
+        let named = self.context.as_ref();
+        named
+            .map(|name| finder.named(name, ColumnRole::Context))
+            .transpose()
+    }
+
+    fn context_alone() -> DataError {
+        DataError::Spec("--context-column needs a prompt and its completion beside it".into())
+    }
+
+    /// The columns of a file's prompts, as in training; completions need not be there.
+    ///
+    /// # Errors
+    /// A named column is not there, or none is known to hold prompts.
+    pub fn resolve_prompt(&self, table: &Table) -> Result<PromptColumns, DataError> {
+        let finder = Finder::new(table);
+        let context = self.named_context(&finder)?;
+        if let Some(name) = &self.text {
+            return Ok(PromptColumns {
+                prompt: finder.named(name, ColumnRole::Prompt)?,
+                context,
+                ..PromptColumns::default()
+            });
+        }
+        let (prompt, completion) = match finder.completion(self.text_pair.as_deref()) {
+            Some(pair) => pair,
+            None => {
+                let found = PROMPTS.into_iter().find(|name| finder.has(name));
+                let alone = (finder.columns.len() == 1).then(|| finder.columns[0].as_str());
+                let found = found.or(alone.filter(|_| finder.header == Header::Absent));
+                (
+                    found.ok_or_else(|| finder.none_causal(ColumnRole::Prompt))?,
+                    "",
+                )
+            }
+        };
+        Ok(finder.around(prompt, completion, context))
     }
 }
 
 impl Columns {
-    /// The columns of a file that are not read.
-    pub fn ignored(&self, table: &Table) -> Vec<String> {
+    /// The columns that are read.
+    pub fn read(&self) -> Vec<&String> {
         let mut used: Vec<&String> = self.label.iter().collect();
         match &self.text {
             TextColumns::Text { text, pair } => used.extend([text].into_iter().chain(pair)),
-            TextColumns::Completion { prompt, completion } => used.extend([prompt, completion]),
+            TextColumns::Completion { prompt, completion } => {
+                used.extend(prompt.all().chain([completion]));
+            }
             TextColumns::Words { words } => used.push(words),
             TextColumns::Ids {
                 input_ids,
@@ -287,9 +404,14 @@ impl Columns {
                 );
             }
         }
-        table
-            .columns()
-            .iter()
+        used
+    }
+
+    /// The columns of a file that are not read.
+    pub fn ignored(&self, table: &Table) -> Vec<String> {
+        let used = self.read();
+        let columns = table.columns().iter();
+        columns
             .filter(|name| !used.contains(name))
             .cloned()
             .collect()
@@ -300,9 +422,50 @@ struct Finder<'a> {
     path: &'a Path,
     columns: &'a [String],
     format: FileFormat,
+    header: Header,
 }
 
-impl Finder<'_> {
+impl<'a> Finder<'a> {
+    fn new(table: &'a Table) -> Self {
+        Self {
+            path: table.path(),
+            columns: table.columns(),
+            format: table.format(),
+            header: table.header(),
+        }
+    }
+
+    /// A known pair of prompt and completion, or the prompt of a completion that was named.
+    fn completion(&self, named: Option<&str>) -> Option<(&'static str, &'static str)> {
+        let fits = |completion: &str| named.map_or(self.has(completion), |name| name == completion);
+        let mut pairs = COMPLETIONS.into_iter();
+        pairs.find(|(prompt, completion)| self.has(prompt) && fits(completion))
+    }
+
+    /// A prompt that was found by its name, with what stands beside it.
+    fn around(&self, prompt: &str, completion: &str, context: Option<String>) -> PromptColumns {
+        let beside = CONTEXTS
+            .into_iter()
+            .find(|name| self.has(name) && ![prompt, completion].contains(name));
+        PromptColumns {
+            prompt: prompt.into(),
+            context: context.or(beside.map(String::from)),
+            system: self.first(&SYSTEMS),
+            history: self.first(&HISTORIES),
+        }
+    }
+
+    /// The error of a language model's file; conversations are named, because they are often what is there instead.
+    fn none_causal(&self, role: ColumnRole) -> DataError {
+        match self.first(&CONVERSATIONS) {
+            Some(column) => DataError::Conversations {
+                path: self.path.into(),
+                column,
+            },
+            None => self.none(role),
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
         self.columns.iter().any(|column| column == name)
     }
@@ -341,6 +504,7 @@ impl Finder<'_> {
             role,
             columns: self.columns.to_vec(),
             nearest: nearest(name, self.columns),
+            naming: self.naming(),
         })
     }
 
@@ -349,6 +513,16 @@ impl Finder<'_> {
             path: self.path.into(),
             role,
             columns: self.columns.to_vec(),
+            naming: self.naming(),
+        }
+    }
+
+    /// Where the columns have their names from.
+    fn naming(&self) -> Naming {
+        match (self.format, self.header) {
+            (FileFormat::Csv | FileFormat::Tsv, Header::Present) => Naming::FirstLine,
+            (FileFormat::Csv | FileFormat::Tsv, Header::Absent) => Naming::Place,
+            (FileFormat::Jsonl | FileFormat::Text | FileFormat::Parquet, _) => Naming::Rows,
         }
     }
 }

@@ -32,6 +32,14 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A file that has no header was said to lack one.
+    #[error("`{}`: rows of a {format} file have no header to be without", path.display())]
+    HeaderAbsent {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: &'static str,
+    },
     /// A Parquet file, in a build without the reader for it.
     #[error("`{}`: this build does not read Parquet", path.display())]
     ParquetNotBuilt {
@@ -79,6 +87,8 @@ pub enum DataError {
         columns: Vec<String>,
         /// The nearest of them.
         nearest: Option<String>,
+        /// Where the columns have their names from.
+        naming: Naming,
     },
     /// No column was named, and none has a name that we know.
     #[error("`{}`: no column is known to hold {role}; found {}", path.display(), name_list(columns))]
@@ -89,6 +99,22 @@ pub enum DataError {
         role: ColumnRole,
         /// The columns that are there.
         columns: Vec<String>,
+        /// Where the columns have their names from.
+        naming: Naming,
+    },
+    /// Plain text where rows need labels.
+    #[error("`{}`: a text file holds no labels; expected a table", path.display())]
+    NoLabelsInText {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Conversations in place of a language model's texts.
+    #[error("`{}`: column `{column}` holds conversations, which are not read; expected a prompt and its completion, or a text", path.display())]
+    Conversations {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
     },
     /// Text rows, but no tokenizer to turn them into ids.
     #[error("`{}`: rows are text (column `{column}`), and there is no tokenizer", path.display())]
@@ -107,6 +133,20 @@ pub enum DataError {
         total: usize,
         /// Rows in the file.
         rows: usize,
+        /// The first of them, at most [`MAX_FAULTS_SHOWN`].
+        faults: Vec<RowFault>,
+    },
+    /// More rows cannot be used than may be left out.
+    #[error("`{}`: {}\n  at most {} % of the rows may be left out", path.display(), row_faults(*total, *rows, faults), 100.0 * share)]
+    TooManyBadRows {
+        /// The file.
+        path: PathBuf,
+        /// Faulty rows in all.
+        total: usize,
+        /// Rows in the file.
+        rows: usize,
+        /// The largest share that may be left out.
+        share: f64,
         /// The first of them, at most [`MAX_FAULTS_SHOWN`].
         faults: Vec<RowFault>,
     },
@@ -147,29 +187,47 @@ impl DataError {
         match self {
             Self::File(error) => error.hint(),
             Self::UnknownFormat { .. } => {
-                Some("name the file .jsonl, .csv, .tsv or .parquet".into())
+                Some("expected .jsonl or .json (objects such as `{\"text\": \"...\", \"label\": \"...\"}`), .csv or .tsv (a header `text,label`), .txt (a language model's text) or .parquet".into())
             }
+            Self::HeaderAbsent { .. } => Some("leave out --no-header".into()),
             Self::ParquetNotBuilt { .. } => {
                 Some("build with `--features parquet`, or convert the file to JSONL".into())
             }
             Self::Malformed { problem, .. } => problem.hint(),
             Self::DuplicateColumn { .. } => Some("rename one of the columns".into()),
-            Self::MissingColumn { nearest, .. } => {
-                nearest.as_ref().map(|name| format!("did you mean `{name}`?"))
+            Self::MissingColumn { nearest, naming, .. } => match nearest {
+                Some(name) => Some(format!("did you mean `{name}`?")),
+                None => naming.hint(),
+            },
+            Self::NoColumnFor { role, naming, .. } => {
+                let name = role.hint();
+                Some(naming.hint().map_or(name.into(), |taken| format!("{name}; {taken}")))
             }
-            Self::NoColumnFor { role, .. } => Some(match role {
-                ColumnRole::Text => "name the column of text (and that of the second text, if there is one)".into(),
-                ColumnRole::TextPair => "name the column of the second text".into(),
-                ColumnRole::Label => "name the column of labels".into(),
-                ColumnRole::Words => "token classification needs a list of words in each row, for example `{\"tokens\": [\"a\", \"b\"], \"tags\": [\"O\", \"O\"]}`".into(),
-                ColumnRole::Ids => "name the column of token ids".into(),
-            }),
+            Self::NoLabelsInText { .. } => Some(
+                "write rows such as `{\"text\": \"...\", \"label\": \"...\"}` into a .jsonl file, or name a table .csv or .tsv; --task causal_lm trains a language model on the text".into(),
+            ),
+            Self::Conversations { .. } => Some(
+                "write each exchange as a row: `{\"prompt\": \"...\", \"completion\": \"...\"}`".into(),
+            ),
             Self::NoTokenizer { .. } => Some(
                 "put `tokenizer.json` beside the model, or give rows that are already tokenised (`input_ids`)".into(),
             ),
-            Self::Rows { faults, .. } => faults.iter().find_map(|fault| fault.kind.hint()),
+            Self::Rows { faults, total, rows, .. } => {
+                let hint = faults.iter().find_map(|fault| fault.kind.hint());
+                // Where most rows are of no use, it is not they that are wrong.
+                let few = 2 * total < *rows;
+                let skip = few.then(|| "--bad-rows skip leaves out rows that cannot be used".to_string());
+                match (hint, skip) {
+                    (Some(hint), Some(skip)) => Some(format!("{hint}; {skip}")),
+                    (hint, skip) => hint.or(skip),
+                }
+            }
+            Self::TooManyBadRows { total, rows, .. } => {
+                let share = (1000.0 * *total as f64 / (*rows).max(1) as f64).ceil() / 1000.0;
+                (total < rows).then(|| format!("mend them, or pass --max-bad-rows {share} to go on without them"))
+            }
             Self::AllRowsTooLong { .. } => {
-                Some("truncate long rows instead of dropping them, or raise the maximum length".into())
+                Some("pass --long-rows truncate to cut them, or a larger --max-length".into())
             }
             Self::Tokenizer(error) => error.hint(),
             Self::Labels(_)
@@ -194,9 +252,9 @@ pub enum FileProblem {
     /// A gzip, zip or other file that is no text at all.
     #[error("this is a {0} file, not text")]
     Compressed(&'static str),
-    /// One JSON array instead of one object a line.
-    #[error("the file is one JSON array, expected one object a line")]
-    JsonArray,
+    /// A JSON document of columns instead of rows.
+    #[error("the file is one JSON object of columns, expected an object for each row")]
+    JsonColumns,
     /// A quote that opens a field and is never closed.
     #[error("the quote that opens field {field} is never closed")]
     OpenQuote {
@@ -227,7 +285,9 @@ impl FileProblem {
             Self::NotUtf8 => Some("convert it, for example `iconv -f latin1 -t utf-8 FILE`".into()),
             Self::Utf16 => Some("convert it: `iconv -f utf-16 -t utf-8 FILE`".into()),
             Self::Compressed(_) => Some("unpack it first".into()),
-            Self::JsonArray => Some("convert it: `jq -c '.[]' FILE`".into()),
+            Self::JsonColumns => {
+                Some("with pandas, write it by `to_json(FILE, orient=\"records\", lines=True)`".into())
+            }
             Self::OpenQuote { .. } => Some(
                 "double each quote inside a quoted field, or name the file .tsv if quotes mean nothing in it".into(),
             ),
@@ -247,6 +307,12 @@ pub enum ColumnRole {
     /// The second text of a pair.
     #[error("the second text")]
     TextPair,
+    /// What a prompt is about.
+    #[error("the context")]
+    Context,
+    /// A language model's prompt.
+    #[error("the prompt")]
+    Prompt,
     /// The label.
     #[error("the label")]
     Label,
@@ -256,6 +322,45 @@ pub enum ColumnRole {
     /// Token ids.
     #[error("the token ids")]
     Ids,
+}
+
+impl ColumnRole {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Text => {
+                "name the column of text with --text-column (and that of a second text with --text-pair-column)"
+            }
+            Self::TextPair => "name the column of the second text with --text-pair-column",
+            Self::Context => "name the column of what the prompt is about with --context-column",
+            Self::Prompt => "name the column of prompts with --text-column",
+            Self::Label => "name the column of labels with --label-column",
+            Self::Words => {
+                "token classification needs a list of words in each row, for example `{\"tokens\": [\"a\", \"b\"], \"tags\": [\"O\", \"O\"]}`"
+            }
+            Self::Ids => "name the column of token ids with --text-column",
+        }
+    }
+}
+
+/// Where columns have their names from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// A table's first line, which may have been a row.
+    FirstLine,
+    /// Their place: the table has no header.
+    Place,
+    /// The rows themselves, or the format.
+    Rows,
+}
+
+impl Naming {
+    fn hint(self) -> Option<String> {
+        match self {
+            Self::FirstLine => Some("the first line was taken for the header: where it is a row, pass --no-header and name columns by their place, as in --text-column 0 --label-column 1".into()),
+            Self::Place => Some("without a header columns are named by their place, as in --text-column 0 --label-column 1".into()),
+            Self::Rows => None,
+        }
+    }
 }
 
 /// One row that cannot be used.
@@ -291,6 +396,9 @@ pub enum RowFaultKind {
         /// What it is.
         found: &'static str,
     },
+    /// A byte 0, which no text holds.
+    #[error("a NUL byte")]
+    NulByte,
     /// Too many or too few fields.
     #[error("expected {expected} fields as in the header, found {found}")]
     Ragged {
@@ -363,6 +471,9 @@ pub enum RowFaultKind {
         /// What they are for: `words` or `token ids`.
         each: &'static str,
     },
+    /// Earlier turns beside a prompt.
+    #[error("earlier turns of a conversation, which are not read")]
+    Conversation,
     /// No token at all.
     #[error("the row has no {0}")]
     NoTokens(&'static str),
@@ -422,7 +533,7 @@ impl RowFaultKind {
             }
             Self::NotAClass { .. } => Some("for real-valued targets choose regression".into()),
             Self::WrongType { expected, found } if expected.contains("list") && !found.contains("list") => {
-                Some("token classification takes lists, from JSONL rows".into())
+                Some("write lists as JSON, `[\"a\", \"b\"]`; Python's `['a', 'b']` is read too".into())
             }
             Self::Ragged { .. } => {
                 Some("quote a field that holds the separator (CSV); a tab inside a TSV field cannot be written".into())
@@ -430,12 +541,18 @@ impl RowFaultKind {
             Self::IdOutOfVocabulary { .. } => {
                 Some("the rows, the tokenizer and the model must belong together".into())
             }
-            Self::TooLong { .. } => Some("truncate or drop long rows".into()),
+            Self::TooLong { .. } => {
+                Some("pass --long-rows truncate or drop, or a larger --max-length".into())
+            }
             Self::MaskNotAPrefix => {
                 Some("pad on the right, or leave padding out: batches here are padding-free".into())
             }
+            Self::Conversation => Some(
+                "write what was said before into the prompt, or name the columns with --text-column and --text-pair-column to leave it out".into(),
+            ),
             Self::NotJson { .. }
             | Self::NotAnObject { .. }
+            | Self::NulByte
             | Self::Missing { nearest: None }
             | Self::WrongType { .. }
             | Self::NotANumber { numeric_column: None, .. }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::error::{LabelMapError, RowFaultKind, shorten};
 use crate::nearest::nearest;
-use crate::rows::Cell;
+use crate::rows::{Cell, parse_list};
 
 /// A token label that counts for nothing, as in PyTorch and transformers.
 pub const IGNORE_INDEX: i64 = -100;
@@ -238,14 +238,20 @@ pub(crate) enum MultiCell {
 /// Reads a list of names, a vector of 0 and 1, or, in CSV and TSV, names between `|`, `;` or `,`.
 pub(crate) fn multi(cell: Cell) -> Result<MultiCell, RowFaultKind> {
     const WANTED: &str = "a list of labels, or of 0 and 1";
-    let parsed: Value;
+    let parsed: Vec<Value>;
     let items: &[Value] = match cell {
         Cell::Json(Value::Array(items)) => items,
-        Cell::Json(Value::String(text)) => return Ok(split_names(text)),
-        Cell::Text(text) if text.trim_start().starts_with('[') => {
-            parsed = serde_json::from_str(text).map_err(|_| wrong(&cell, WANTED))?;
-            parsed.as_array().ok_or_else(|| wrong(&cell, WANTED))?
+        Cell::Text(text) if text.trim_start().starts_with(['[', '(']) => {
+            parsed = parse_list(text).ok_or_else(|| wrong(&cell, WANTED))?;
+            &parsed
         }
+        Cell::Json(Value::String(text)) => match parse_list(text) {
+            Some(items) => {
+                parsed = items;
+                &parsed
+            }
+            None => return Ok(split_names(text)),
+        },
         Cell::Text(text) => return Ok(split_names(text)),
         Cell::Json(Value::Number(_) | Value::Bool(_)) => {
             return Ok(MultiCell::Names(vec![class_name(cell)?]));

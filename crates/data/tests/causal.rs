@@ -168,3 +168,192 @@ fn the_check_shows_what_counts_and_whether_the_end_token_does() {
         report.warnings
     );
 }
+
+/// The ids that a layout should give: pieces between end tokens, encoded each by itself.
+fn laid(pieces: &[&str]) -> Vec<u32> {
+    let tokenizer = tokenizer();
+    let eos = tokenizer.eos_id().expect("GPT-2 has an end token");
+    let mut ids = Vec::new();
+    for piece in pieces {
+        match *piece {
+            "{eos}" => ids.push(eos),
+            text => ids.extend(tokenizer.encode_plain(text).expect("plain text")),
+        }
+    }
+    ids
+}
+
+#[test]
+fn what_a_prompt_is_about_is_part_of_it() {
+    for (text, prompt) in [
+        (
+            r#"{"instruction": "name it", "input": "a place", "output": "the name"}"#,
+            "name it\na place",
+        ),
+        (
+            r#"{"instruction": "name it", "context": "a place", "response": "the name", "category": "qa"}"#,
+            "name it\na place",
+        ),
+        (
+            r#"{"question": "name it", "context": "a place", "answer": "the name"}"#,
+            "name it\na place",
+        ),
+        (
+            r#"{"context": "a place", "question": "name it", "answers": {"text": ["the name", "x"], "answer_start": [1]}}"#,
+            "name it\na place",
+        ),
+        (
+            r#"{"system_prompt": "be good", "question": "name it", "response": "the name"}"#,
+            "be good\nname it",
+        ),
+        (
+            r#"{"instruction": "name it", "input": " ", "output": "the name", "history": [], "system": ""}"#,
+            "name it",
+        ),
+        (
+            r#"{"instruction": "name it", "input": null, "output": "the name"}"#,
+            "name it",
+        ),
+        (
+            r#"{"document": "name it", "summary": "the name"}"#,
+            "name it",
+        ),
+    ] {
+        let loaded = load(text, |_| {}).unwrap();
+        let expected = laid(&[prompt, "{eos}", " the name", "{eos}"]);
+        assert_eq!(loaded.examples[0].input_ids, expected, "{text}");
+    }
+}
+
+#[test]
+fn columns_beside_a_prompt_are_taken_left_out_or_refused_as_told() {
+    let text =
+        r#"{"instruction": "name it", "input": "a place", "hints": "two", "output": "the name"}"#;
+    let loaded = load(text, |spec| {
+        spec.columns.text = Some("instruction".into());
+        spec.columns.text_pair = Some("output".into());
+    })
+    .unwrap();
+    assert_eq!(loaded.report.ignored_columns, ["input", "hints"]);
+    assert_eq!(
+        loaded.examples[0].input_ids,
+        laid(&["name it", "{eos}", " the name", "{eos}"])
+    );
+    let loaded = load(text, |spec| spec.columns.context = Some("hints".into())).unwrap();
+    assert_eq!(loaded.report.ignored_columns, ["input"]);
+    assert_eq!(
+        loaded.examples[0].input_ids,
+        laid(&["name it\ntwo", "{eos}", " the name", "{eos}"])
+    );
+    let history = r#"{"instruction": "name it", "input": "", "output": "the name", "history": [["hello", "yes"]]}"#;
+    let error = load(history, |_| {}).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("column `history`: earlier turns of a conversation"),
+        "{error}"
+    );
+    let chat = r#"{"messages": [{"role": "user", "content": "hello"}]}"#;
+    let error = load(chat, |_| {}).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("column `messages` holds conversations"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("completion"));
+}
+
+#[test]
+fn alpacas_layout_has_two_forms() {
+    let with = r#"{"instruction": "name it", "input": "a place", "output": "the name"}"#;
+    let without = r#"{"instruction": "name it", "input": "", "output": "the name"}"#;
+    let tail =
+        "Write a response that appropriately completes the request.\n\n### Instruction:\nname it";
+    for (text, prompt) in [
+        (
+            with,
+            format!(
+                "Below is an instruction that describes a task, paired with an input that provides further context. {tail}\n\n### Input:\na place\n\n### Response:"
+            ),
+        ),
+        (
+            without,
+            format!("Below is an instruction that describes a task. {tail}\n\n### Response:"),
+        ),
+    ] {
+        let loaded = load(text, |spec| spec.template = "alpaca".parse().unwrap()).unwrap();
+        assert_eq!(
+            loaded.examples[0].input_ids,
+            laid(&[&prompt, "the name", "{eos}"])
+        );
+        assert_eq!(spec_text("alpaca"), "alpaca");
+    }
+    let own = "About {context}: {prompt}{eos} {completion}{eos}";
+    let loaded = load(with, |spec| spec.template = own.parse().unwrap()).unwrap();
+    assert_eq!(
+        loaded.examples[0].input_ids,
+        laid(&["About a place: name it", "{eos}", " the name", "{eos}"])
+    );
+}
+
+fn spec_text(template: &str) -> String {
+    let template: lowrank_data::Template = template.parse().expect("a template");
+    template.to_string()
+}
+
+#[test]
+fn prompts_alone_are_made_as_in_training() {
+    let prompts = |text: &str| {
+        let prompts = lowrank_data::prompts_of(&table(text), &lowrank_data::ColumnSpec::default());
+        prompts.map(|prompts| prompts[0].joined())
+    };
+    for (text, expected) in [
+        (
+            r#"{"instruction": "name it", "input": "a place", "output": "the name"}"#,
+            "name it\na place",
+        ),
+        (
+            r#"{"instruction": "name it", "context": "a place"}"#,
+            "name it\na place",
+        ),
+        (r#"{"input": "a place"}"#, "a place"),
+        (r#"{"context": "a place", "completion": "x"}"#, "a place"),
+        (r#"{"text": "a place"}"#, "a place"),
+    ] {
+        assert_eq!(prompts(text).unwrap(), expected, "{text}");
+    }
+    let error = prompts(r#"{"name": "x"}"#).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("no column is known to hold the prompt"),
+        "{error}"
+    );
+}
+
+#[test]
+fn plain_text_is_a_row_a_line() {
+    let table = Table::parse(
+        Path::new("a.txt"),
+        b"the name\n\na place\n".to_vec(),
+        FileFormat::Text,
+        Header::Present,
+    )
+    .unwrap();
+    let loaded =
+        examples_from_table(&table, &LoadSpec::new(Task::CausalLm), Some(&tokenizer())).unwrap();
+    let rows: Vec<_> = loaded
+        .examples
+        .iter()
+        .map(|example| example.input_ids.clone())
+        .collect();
+    assert_eq!(
+        rows,
+        [laid(&["the name", "{eos}"]), laid(&["a place", "{eos}"])]
+    );
+    assert_eq!(
+        loaded.report.notes,
+        ["each line that is not blank is a row"]
+    );
+}

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_data::{
-    ColumnSpec, DataError, FileFormat, Header, IGNORE_INDEX, Label, LabelMap, LabelNeed, LoadSpec,
-    Loaded, LongRows, Table, Task, TextColumns, Tokenizer, examples_from_table, load_examples,
+    BadRows, ColumnSpec, DataError, FileFormat, Header, IGNORE_INDEX, Label, LabelMap, LabelNeed,
+    LoadSpec, Loaded, LongRows, Table, Task, TextColumns, Tokenizer, examples_from_table,
+    load_examples,
 };
 
 fn tokenizer(name: &str) -> Tokenizer {
@@ -130,8 +131,8 @@ fn a_file_without_header_has_numbered_columns() {
     let mut spec = LoadSpec::new(Task::SingleLabel);
     spec.columns = ColumnSpec {
         text: Some("3".into()),
-        text_pair: None,
         label: Some("1".into()),
+        ..ColumnSpec::default()
     };
     let loaded = examples_from_table(&table, &spec, Some(&tokenizer("bert-cased"))).unwrap();
     assert_eq!(classes(&loaded), [1, 0]);
@@ -173,11 +174,6 @@ fn whole_file_faults_say_where_and_what() {
             "`a.csv`: the file holds no row, only a header",
         ),
         (
-            "text,label,text\nx,1,y\n",
-            "a.csv",
-            "`a.csv`, line 1: column name `text` stands 2 times in the header\nhint: rename one of the columns",
-        ),
-        (
             "text,label\nx,1\n\"y,0\nz,1\n",
             "a.csv",
             "`a.csv`, line 3: the quote that opens field 1 is never closed\nhint: double each quote inside a quoted field, or name the file .tsv if quotes mean nothing in it",
@@ -188,14 +184,19 @@ fn whole_file_faults_say_where_and_what() {
             "`a.csv`: 2 of 3 rows cannot be used\n  line 3: expected 2 fields as in the header, found 1\n  line 4: expected 2 fields as in the header, found 3\nhint: quote a field that holds the separator (CSV); a tab inside a TSV field cannot be written",
         ),
         (
-            "[{\"text\": \"x\"}]",
+            "{\"text\": {\"0\": \"x\", \"1\": \"y\"}, \"label\": {\"0\": 1, \"1\": 0}}",
             "a.json",
-            "`a.json`, line 1: the file is one JSON array, expected one object a line\nhint: convert it: `jq -c '.[]' FILE`",
+            "`a.json`, line 1: the file is one JSON object of columns, expected an object for each row\nhint: with pandas, write it by `to_json(FILE, orient=\"records\", lines=True)`",
         ),
         (
             "x",
-            "a.txt",
-            "`a.txt`: the format cannot be told from the extension\nhint: name the file .jsonl, .csv, .tsv or .parquet",
+            "a.xlsx",
+            "`a.xlsx`: the format cannot be told from the extension\nhint: expected .jsonl or .json (objects such as `{\"text\": \"...\", \"label\": \"...\"}`), .csv or .tsv (a header `text,label`), .txt (a language model's text) or .parquet",
+        ),
+        (
+            "",
+            "a.jsonl.gz",
+            "`a.jsonl.gz`, line 1: this is a gzip file, not text\nhint: unpack it first",
         ),
     ];
     for (text, name, expected) in cases {
@@ -242,7 +243,7 @@ fn column_faults_name_the_nearest() {
     assert_eq!(
         message(load(text, "a.jsonl", Task::SingleLabel)),
         "`a.jsonl`: no column is known to hold the text; found `sentense`, `lable`\n\
-         hint: name the column of text (and that of the second text, if there is one)"
+         hint: name the column of text with --text-column (and that of a second text with --text-pair-column)"
     );
     let mut spec = LoadSpec::new(Task::SingleLabel);
     spec.columns.text = Some("sentence".into());
@@ -253,7 +254,8 @@ fn column_faults_name_the_nearest() {
     spec.columns.text = Some("sentense".into());
     assert_eq!(
         message(load_with(text, "a.jsonl", &spec)),
-        "`a.jsonl`: no column is known to hold the label; found `sentense`, `lable`\nhint: name the column of labels"
+        "`a.jsonl`: no column is known to hold the label; found `sentense`, `lable`\n\
+         hint: name the column of labels with --label-column"
     );
     let text = "{\"text\": \"x\", \"label\": 1}\n{\"txt\": \"x\", \"label\": 1}\n{\"text\": 5, \"label\": 1}\n{\"text\": \"x\", \"label\": null}\n";
     assert_eq!(
@@ -417,13 +419,35 @@ fn token_classification_aligns_words() {
             .collect::<Vec<_>>(),
         [1, 0, 1]
     );
-    let text = "{\"tokens\": [\"The\", \"film\"], \"tags\": [0]}\n{\"tokens\": [], \"tags\": []}\n{\"tokens\": \"x\", \"tags\": [0]}\n";
+    let text = "{\"tokens\": [\"The\", \"film\"], \"tags\": [0]}\n{\"tokens\": [], \"tags\": [0]}\n{\"tokens\": \"x\", \"tags\": [0]}\n";
     assert_eq!(
         message(load(text, "a.jsonl", Task::TokenClassification)),
         "`a.jsonl`: 3 of 3 rows cannot be used\n  line 1, column `tokens`: expected 2 labels, one for each of the words, found 1\n  \
-         line 2, column `tokens`: the row has no words\n  line 3, column `tokens`: expected a list of words, found the text `x`\n\
-         hint: token classification takes lists, from JSONL rows"
+         line 2, column `tokens`: expected 0 labels, one for each of the words, found 1\n  line 3, column `tokens`: expected a list of words, found the text `x`\n\
+         hint: write lists as JSON, `[\"a\", \"b\"]`; Python's `['a', 'b']` is read too"
     );
+}
+
+#[test]
+fn lists_that_python_printed_into_cells_are_read() {
+    let csv = "tokens,ner_tags\n\"['The', \"\"it's\"\"]\",\"['O', 'B']\"\n\"['a' 'film']\",[1 0]\n";
+    let json = "{\"tokens\": \"['The', \\\"it's\\\"]\", \"ner_tags\": \"['O', 'B']\"}\n\
+                {\"tokens\": [\"a\", \"film\"], \"ner_tags\": \"[1, 0]\"}\n";
+    let mut spec = LoadSpec::new(Task::TokenClassification);
+    spec.labels = Some(LabelMap::new(vec!["O".into(), "B".into()]).unwrap());
+    let from_csv = load_with(csv, "a.csv", &spec).unwrap();
+    let from_json = load_with(json, "a.jsonl", &spec).unwrap();
+    assert_eq!(
+        from_csv.examples[0].input_ids,
+        from_json.examples[0].input_ids
+    );
+    for (a, b) in from_csv.examples.iter().zip(&from_json.examples) {
+        assert_eq!((&a.input_ids, &a.label), (&b.input_ids, &b.label));
+    }
+    let csv = "text,labels\nx,\"['light', 'very, very dark']\"\ny,\"('light',)\"\nz,[]\n";
+    let loaded = load(csv, "a.csv", Task::MultiLabel).unwrap();
+    assert_eq!(names(&loaded)[1], "very, very dark");
+    assert_eq!(loaded.examples[2].label, Label::Multi(vec![0.0, 0.0]));
 }
 
 #[test]
@@ -507,7 +531,7 @@ fn long_rows_are_cut_dropped_or_refused() {
     assert_eq!(
         message(load_with(only_long, "a.csv", &spec)),
         "`a.csv`: all 2 rows are longer than 3 tokens (the shortest has 4): nothing is left\n\
-         hint: truncate long rows instead of dropping them, or raise the maximum length"
+         hint: pass --long-rows truncate to cut them, or a larger --max-length"
     );
     spec.max_length = Some(2);
     assert_eq!(
@@ -616,4 +640,401 @@ fn real_data_sets_load() {
     let mut spec = LoadSpec::new(Task::Regression);
     spec.columns.label = Some("rating".into());
     load_examples(&file("sentiment/movie/test.tsv"), &spec, Some(&tokenizer)).unwrap();
+}
+
+fn columns_and_rows(table: &Table) -> (Vec<&str>, Vec<Vec<String>>) {
+    let values = |row| {
+        let object = table.to_json(row);
+        object
+            .values()
+            .map(|value| {
+                value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), String::from)
+            })
+            .collect()
+    };
+    (
+        table.columns().iter().map(String::as_str).collect(),
+        table.rows().iter().map(values).collect(),
+    )
+}
+
+#[test]
+fn separators_are_found_by_looking() {
+    let expected = [["a, b", "1"], ["c", "0"]];
+    for (text, name, note) in [
+        (
+            "text;label\na, b;1\nc;0\n",
+            "a.csv",
+            "fields are separated by `;`, not by `,`",
+        ),
+        (
+            "text\tlabel\na, b\t1\nc\t0\n",
+            "a.csv",
+            "fields are separated by tabs, not by `,`",
+        ),
+        (
+            "text|label\na, b|1\nc|0",
+            "a.csv",
+            "fields are separated by `|`, not by `,`",
+        ),
+        (
+            "text,label\n\"a, b\",1\nc,0\n",
+            "a.tsv",
+            "fields are separated by `,`, not by tabs",
+        ),
+        (
+            "text;label\n\"a, b\";\"1\"\nc;0\n",
+            "a.tsv",
+            "fields are separated by `;`, not by tabs",
+        ),
+    ] {
+        let table = parse(text, name).unwrap();
+        let (columns, rows) = columns_and_rows(&table);
+        assert_eq!(columns, ["text", "label"], "{text}");
+        assert_eq!(rows, expected, "{text}");
+        assert_eq!(table.notes(), [note]);
+    }
+    // The separator that the name promises wins wherever it parts the rows, and where no other does.
+    for text in [
+        "text,label\na;b,1\nc;d,0\n",
+        "text\na;b\nc;d\n",
+        "text,label\na;b\nc,d,e\n",
+    ] {
+        let notes = parse(text, "a.csv").map(|table| table.notes().len());
+        assert!(notes.is_err() || notes.is_ok_and(|n| n == 0), "{text}");
+    }
+}
+
+#[test]
+fn headers_may_have_columns_without_a_name() {
+    for (text, columns, first) in [
+        (
+            ",text,label\n0,x,1\n1,y,0\n",
+            vec!["Unnamed: 0", "text", "label"],
+            vec!["0", "x", "1"],
+        ),
+        (
+            "text,label,\nx,1\ny,0\n",
+            vec!["text", "label"],
+            vec!["x", "1"],
+        ),
+        (
+            "text,label,,\nx,1,,\ny,0,,\n",
+            vec!["text", "label"],
+            vec!["x", "1"],
+        ),
+        (
+            "text,label\nx,1,\ny,0,,\n",
+            vec!["text", "label"],
+            vec!["x", "1"],
+        ),
+        (
+            "text,,label\nx,?,1\ny,,0\n",
+            vec!["text", "Unnamed: 1", "label"],
+            vec!["x", "?", "1"],
+        ),
+    ] {
+        let table = parse(text, "a.csv").unwrap();
+        let (found, rows) = columns_and_rows(&table);
+        assert_eq!(
+            (found, &rows[0]),
+            (columns, &first.iter().map(|s| s.to_string()).collect()),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn columns_of_one_name_are_only_refused_where_they_are_read() {
+    let loaded = load(
+        "text,label,note,note\nx,1,a,b\n",
+        "a.csv",
+        Task::SingleLabel,
+    )
+    .unwrap();
+    assert_eq!(loaded.report.ignored_columns, ["note", "note"]);
+    assert_eq!(
+        message(load("text,label,text\nx,1,y\n", "a.csv", Task::SingleLabel)),
+        "`a.csv`, line 1: column name `text` stands 2 times in the header\nhint: rename one of the columns"
+    );
+}
+
+#[test]
+fn a_table_without_a_header_is_read_or_the_first_line_is_named() {
+    let cola = "gj04\t1\t\tThey drank.\ngj04\t0\t*\tThey drank the.\n";
+    let loaded = load(cola, "train.tsv", Task::SingleLabel).unwrap();
+    assert_eq!(classes(&loaded), [1, 0]);
+    assert_eq!(loaded.report.columns.label.as_deref(), Some("label"));
+    assert_eq!(
+        parse(cola, "train.tsv").unwrap().notes(),
+        [
+            "no header, laid out as GLUE's CoLA: the columns are named `source`, `label`, `mark`, `sentence`"
+        ]
+    );
+    let error = message(load(
+        "good film,0\nbad film,1\n",
+        "a.csv",
+        Task::SingleLabel,
+    ));
+    assert!(
+        error.contains("the first line was taken for the header"),
+        "{error}"
+    );
+    assert!(error.contains("--no-header"), "{error}");
+    let refused = Table::parse(
+        Path::new("a.jsonl"),
+        b"{}".to_vec(),
+        FileFormat::Jsonl,
+        Header::Absent,
+    );
+    assert_eq!(
+        message(refused),
+        "`a.jsonl`: rows of a jsonl file have no header to be without\nhint: leave out --no-header"
+    );
+}
+
+#[test]
+fn line_ends_of_every_age_are_read() {
+    for end in ["\n", "\r\n", "\r"] {
+        for (name, lines) in [
+            ("a.csv", ["text,label", "\"a, b\",1", "c,0"]),
+            ("a.tsv", ["text\tlabel", "a, b\t1", "c\t0"]),
+            (
+                "a.jsonl",
+                [
+                    "",
+                    "{\"text\": \"a, b\", \"label\": \"1\"}",
+                    "{\"text\": \"c\", \"label\": \"0\"}",
+                ],
+            ),
+        ] {
+            let table = parse(&lines.join(end), name).unwrap();
+            let (columns, rows) = columns_and_rows(&table);
+            assert_eq!(columns, ["text", "label"]);
+            assert_eq!(rows, [["a, b", "1"], ["c", "0"]], "{name} {end:?}");
+            assert_eq!(table.rows()[1].line, 3);
+        }
+    }
+    // Mixed ends: a carriage return inside a line of a newer file is content.
+    let table = parse("text,label\r\na\rb,1\nc,0\r\n", "a.csv").unwrap();
+    assert_eq!(columns_and_rows(&table).1, [["a\rb", "1"], ["c", "0"]]);
+}
+
+#[test]
+fn json_documents_are_rows_too() {
+    let expected = [["x", "1"], ["y", "0"]];
+    for (text, lines) in [
+        (
+            "[{\"text\": \"x\", \"label\": 1}, {\"text\": \"y\", \"label\": 0}]",
+            [1, 2],
+        ),
+        (
+            "[\n  {\"text\": \"x\",\n \"label\": 1},\n  {\"text\": \"y\", \"label\": 0}\n]\n",
+            [2, 4],
+        ),
+        (
+            "{\"version\": \"1\", \"data\": [\n{\"text\": \"x\", \"label\": 1},\n{\"text\": \"y\", \"label\": 0}]}",
+            [2, 3],
+        ),
+        (
+            "{\"reviews\": [{\"text\": \"x\", \"label\": 1},\n{\"text\": \"y\", \"label\": 0}]}\n",
+            [1, 2],
+        ),
+        (
+            "{\n\"text\": \"x\",\n\"label\": 1}\n{\n\"text\": \"y\",\n\"label\": 0}\n",
+            [1, 4],
+        ),
+    ] {
+        let table = parse(text, "a.json").unwrap();
+        let (columns, rows) = columns_and_rows(&table);
+        assert_eq!(columns, ["text", "label"], "{text}");
+        assert_eq!(rows, expected, "{text}");
+        assert_eq!(
+            table.rows().iter().map(|row| row.line).collect::<Vec<_>>(),
+            lines,
+            "{text}"
+        );
+    }
+    // A row may hold a list of objects itself.
+    let chat = "{\"id\": 1, \"turns\": [{\"a\": 1}]}\n{\"id\": 2, \"turns\": [{\"a\": 2}]}\n";
+    assert_eq!(parse(chat, "a.jsonl").unwrap().columns(), ["id", "turns"]);
+    assert!(
+        message(parse("[{\"text\": \"x\"}, 5]", "a.json"))
+            .contains("expected a JSON object, found a number")
+    );
+}
+
+#[test]
+fn plain_text_is_a_line_a_row() {
+    let table = parse("first line\r\n\n  \nthe last one", "a.txt").unwrap();
+    assert_eq!(
+        columns_and_rows(&table),
+        (
+            vec!["text"],
+            vec![vec!["first line".into()], vec!["the last one".into()]]
+        )
+    );
+    assert_eq!((table.rows()[1].line, table.blank_lines()), (4, 2));
+    assert_eq!(
+        message(parse("\n \n", "a.txt")),
+        "`a.txt`: the file holds no row"
+    );
+    assert!(
+        message(parse("a\nb\0c\n", "a.txt"))
+            .contains("1 of 2 rows cannot be used\n  line 2: a NUL byte")
+    );
+    assert!(message(parse("t\0e\0x\0t\0\n\0", "a.txt")).contains("UTF-16 text, expected UTF-8"));
+}
+
+#[test]
+fn rows_without_words_are_left_out_and_said() {
+    let text = "{\"tokens\": [\"a\"], \"tags\": [\"O\"]}\n{\"tokens\": [], \"tags\": []}\n{\"tokens\": [\"b\"], \"tags\": [\"B\"]}\n";
+    let loaded = load(text, "a.jsonl", Task::TokenClassification).unwrap();
+    let lines: Vec<u64> = loaded.examples.iter().map(|example| example.line).collect();
+    assert_eq!(lines, [1, 3]);
+    assert_eq!(
+        loaded.report.notes,
+        ["1 row without words is left out (line 2)"]
+    );
+    assert_eq!((loaded.report.rows, loaded.report.wordless_rows), (3, 1));
+    assert_eq!(
+        loaded.left_out[0].to_string(),
+        "line 2, column `tokens`: the row has no words"
+    );
+    let none = "{\"tokens\": [], \"tags\": []}\n";
+    assert!(
+        message(load(none, "a.jsonl", Task::TokenClassification)).contains("the row has no words")
+    );
+    // The same from a table, where an empty list is text.
+    let csv = "tokens,tags\n\"['a']\",\"['O']\"\n[],[]\n";
+    assert_eq!(
+        load(csv, "a.csv", Task::TokenClassification)
+            .unwrap()
+            .examples
+            .len(),
+        1
+    );
+}
+
+/// 300 good rows with some lines in their place.
+fn many_rows(bad: &[(usize, &str)]) -> String {
+    let mut lines: Vec<String> = (0..300)
+        .map(|i| format!("{{\"text\": \"film\", \"label\": {}}}", i % 2))
+        .collect();
+    for (at, line) in bad {
+        lines[*at] = line.to_string();
+    }
+    lines.join("\n")
+}
+
+fn lenient(text: &str, share: Option<f64>) -> Result<Loaded, DataError> {
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.bad_rows = BadRows::Skip;
+    spec.max_bad_rows = share.unwrap_or(spec.max_bad_rows);
+    let bytes = text.as_bytes().to_vec();
+    let path = Path::new("a.jsonl");
+    let table = Table::parse_lenient(path, bytes, FileFormat::Jsonl, Header::Present)?;
+    examples_from_table(&table, &spec, Some(&tokenizer("bert-uncased")))
+}
+
+#[test]
+fn bad_rows_are_refused_or_left_out_up_to_a_share() {
+    let text = many_rows(&[
+        (1, "{\"text\": \"x\""),
+        (7, "{\"text\": 5, \"label\": 9}"),
+        (9, "{\"text\": \"x\"}"),
+    ]);
+    let strict = message(load(&text, "a.jsonl", Task::SingleLabel));
+    assert!(
+        strict.starts_with("`a.jsonl`: 1 of 300 rows cannot be used\n  line 2: not JSON"),
+        "{strict}"
+    );
+    assert!(
+        strict.ends_with("--bad-rows skip leaves out rows that cannot be used"),
+        "{strict}"
+    );
+    let loaded = lenient(&text, None).unwrap();
+    assert_eq!(
+        (
+            loaded.examples.len(),
+            loaded.report.bad_rows,
+            loaded.report.rows
+        ),
+        (297, 3, 300)
+    );
+    // A row that is left out adds no class.
+    assert_eq!(names(&loaded), ["0", "1"]);
+    assert_eq!(
+        loaded.report.notes,
+        [
+            "3 of 300 rows cannot be used and are left out\n  line 2: not JSON: EOF while parsing an object at column 12\n  \
+          line 8, column `text`: expected a text, found `5`\n  line 10, column `label`: no value"
+        ]
+    );
+    let lines: Vec<u64> = loaded.left_out.iter().map(|fault| fault.line).collect();
+    assert_eq!(lines, [2, 8, 10]);
+}
+
+#[test]
+fn too_many_bad_rows_are_refused_unless_told() {
+    let bad: Vec<(usize, &str)> = (0..12).map(|i| (10 * i, "[]")).collect();
+    let text = many_rows(&bad);
+    let error = message(lenient(&text, None));
+    assert!(error.starts_with("`a.jsonl`: 12 of 300 rows cannot be used\n  line 1: expected a JSON object, found a list\n"), "{error}");
+    assert!(
+        error.contains("  and 2 more\n  at most 1 % of the rows may be left out"),
+        "{error}"
+    );
+    assert!(
+        error.ends_with("pass --max-bad-rows 0.04 to go on without them"),
+        "{error}"
+    );
+    let loaded = lenient(&text, Some(0.04)).unwrap();
+    assert_eq!((loaded.examples.len(), loaded.report.bad_rows), (288, 12));
+    assert!(loaded.report.notes[0].ends_with("\n  and 2 more"));
+    // One of a few may go, but not all.
+    assert_eq!(
+        lenient("[]\n{\"text\": \"x\", \"label\": 1}\n", None)
+            .unwrap()
+            .examples
+            .len(),
+        1
+    );
+    assert!(lenient("[]\n", Some(1.0)).is_err());
+}
+
+#[test]
+fn a_ragged_line_can_be_left_out_of_a_table() {
+    let mut text = String::from("text,label\n");
+    (0..200).for_each(|i| text.push_str(&format!("film,{}\n", i % 2)));
+    text.push_str("a, b,1\nfilm\0,0\n");
+    let path = Path::new("a.csv");
+    let table =
+        Table::parse_lenient(path, text.into_bytes(), FileFormat::Csv, Header::Present).unwrap();
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.bad_rows = BadRows::Skip;
+    let loaded = examples_from_table(&table, &spec, Some(&tokenizer("bert-uncased"))).unwrap();
+    let lines: Vec<u64> = loaded.left_out.iter().map(|fault| fault.line).collect();
+    assert_eq!((loaded.examples.len(), lines), (200, vec![202, 203]));
+}
+
+#[test]
+fn plain_text_is_no_table_of_labels() {
+    assert_eq!(
+        message(load("good film\nbad film\n", "a.txt", Task::SingleLabel)),
+        "`a.txt`: a text file holds no labels; expected a table\n\
+         hint: write rows such as `{\"text\": \"...\", \"label\": \"...\"}` into a .jsonl file, or name a table .csv or .tsv; \
+         --task causal_lm trains a language model on the text"
+    );
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    spec.need = LabelNeed::Ignored;
+    assert_eq!(
+        load_with("good film\n\nbad film\n", "a.txt", &spec)
+            .unwrap()
+            .examples
+            .len(),
+        2
+    );
 }

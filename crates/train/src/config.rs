@@ -8,7 +8,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 
-use lowrank_data::NlgFormat;
+use lowrank_data::{BadRows, LongRows, NlgFormat};
 use lowrank_engine::DType;
 use serde::{Deserialize, Serialize};
 
@@ -178,8 +178,23 @@ pub struct DataSettings {
     pub text_pair_column: Option<String>,
     /// Column with the label.
     pub label_column: Option<String>,
-    /// Tokens a row at most; longer rows are cut.
+    /// Column with what a language model's prompt is about; found by its name where absent.
+    #[serde(default)]
+    pub context_column: Option<String>,
+    /// Whether the first line of a table is a row; it names the columns where absent.
+    #[serde(default)]
+    pub no_header: Option<bool>,
+    /// Tokens a row at most.
     pub max_length: usize,
+    /// What becomes of longer rows; they are cut where absent.
+    #[serde(default)]
+    pub long_rows: Option<LongRows>,
+    /// What becomes of rows that cannot be used; the file is refused where absent.
+    #[serde(default)]
+    pub bad_rows: Option<BadRows>,
+    /// The largest share of rows that may be left out as unusable.
+    #[serde(default)]
+    pub max_bad_rows: Option<f64>,
     /// Which data set of text generation the files are of; told by how they begin where absent.
     #[serde(default)]
     pub data_format: Option<NlgFormat>,
@@ -507,6 +522,11 @@ pub(crate) mod tests {
                 text_column: None,
                 text_pair_column: None,
                 label_column: None,
+                context_column: None,
+                no_header: None,
+                long_rows: None,
+                bad_rows: None,
+                max_bad_rows: None,
                 max_length: 128,
                 data_format: None,
                 template: None,

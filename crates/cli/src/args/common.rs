@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::Args;
-use lowrank_data::NlgFormat;
+use lowrank_data::{BadRows, LongRows, NlgFormat};
 use lowrank_train::config::{ModulePattern, TaskKind};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -99,12 +99,28 @@ pub struct DataArgs {
     /// Column of the second text, for tasks on pairs, or of a language model's completion
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub text_pair_column: Option<String>,
+    /// Column of what a language model's prompt is about, which becomes part of the prompt [default: input or context, where
+    /// prompt and completion are found by their names]
+    #[arg(long, value_name = "COLUMN", help_heading = "Data")]
+    pub context_column: Option<String>,
     /// Column of the label [default: label]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub label_column: Option<String>,
-    /// Tokens a row at most, longer rows are cut [default: 128]
+    /// The first line of a .csv or .tsv file is a row, not the names of its columns: columns are then named 0, 1, ...
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Data")]
+    pub no_header: Option<bool>,
+    /// Tokens a row at most [default: 128]
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     pub max_length: Option<usize>,
+    /// What becomes of a longer row: truncate cuts it, drop leaves it out, error refuses it [default: truncate]
+    #[arg(long, value_parser = named::<LongRows>, value_name = "WHAT", help_heading = "Data")]
+    pub long_rows: Option<LongRows>,
+    /// What becomes of a row that cannot be used: error refuses the file, skip leaves it out and says so [default: error]
+    #[arg(long, value_parser = named::<BadRows>, value_name = "WHAT", help_heading = "Data")]
+    pub bad_rows: Option<BadRows>,
+    /// The largest share of a file's rows that --bad-rows skip may leave out, from 0 to 1; one row always may be [default: 0.01]
+    #[arg(long, value_name = "SHARE", help_heading = "Data")]
+    pub max_bad_rows: Option<f64>,
     /// Which data set of text generation a file is of: e2e, webnlg, dart or references [default: by how it begins]
     #[arg(long, value_parser = named::<NlgFormat>, value_name = "NAME", help_heading = "Data")]
     pub data_format: Option<NlgFormat>,

@@ -39,6 +39,12 @@ pub struct GenerateArgs {
     /// Column of the prompts in a file [default: found by its name: prompt, context, instruction, question, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Prompts")]
     pub text_column: Option<String>,
+    /// Column of what the prompts are about, which becomes part of them [default: input or context]
+    #[arg(long, value_name = "COLUMN", help_heading = "Prompts")]
+    pub context_column: Option<String>,
+    /// The first line of a .csv or .tsv file is a row, not the names of its columns: columns are then named 0, 1, ...
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Prompts")]
+    pub no_header: Option<bool>,
     /// Which data set of text generation a file is of: e2e, webnlg, dart or references [default: by how it begins]
     #[arg(long, value_parser = named::<NlgFormat>, value_name = "NAME", help_heading = "Prompts")]
     pub data_format: Option<NlgFormat>,

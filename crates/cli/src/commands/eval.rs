@@ -6,7 +6,7 @@ mod texts;
 
 use std::path::Path;
 
-use lowrank_data::{ColumnSpec, Example, FileFormat, Header, Table, examples_from_table};
+use lowrank_data::{ColumnSpec, FileFormat, Header, Loaded, Table, examples_from_table};
 use lowrank_model::{LoadReport, Model};
 use lowrank_train::config::TaskKind;
 use lowrank_train::evaluate::{PassSettings, evaluate};
@@ -19,7 +19,7 @@ use crate::head::existing_head;
 use crate::output::{self, TextTable, count};
 use crate::presets;
 use crate::session::{
-    AdapterSource, Base, Head, device, load_notes, load_rows, load_spec, unlabelled,
+    AdapterSource, Base, Head, device, load_notes, load_rows, load_spec, say_notes, unlabelled,
 };
 
 /// Rows a batch unless told otherwise.
@@ -54,6 +54,7 @@ pub fn run(flags: EvalArgs) -> CliResult {
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     }
+    say_notes(path, &rows, &args.common);
     let started = std::time::Instant::now();
     let settings = PassSettings {
         batch_size: batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?,
@@ -194,7 +195,7 @@ impl LoadedModel {
     }
 
     /// Rows of texts that are not in a file; for token classification, words are parted by blanks.
-    pub fn examples_of_texts(&self, texts: &[String], data: &DataArgs) -> CliResult<Vec<Example>> {
+    pub fn examples_of_texts(&self, texts: &[String], data: &DataArgs) -> CliResult<Loaded> {
         let mut spec = unlabelled(load_spec(
             &self.base,
             data,
@@ -218,8 +219,6 @@ impl LoadedModel {
         spec.columns = ColumnSpec::default();
         let tokenizer = self.base.tokenizer.as_ref();
         let loaded = examples_from_table(&table, &spec, tokenizer.ok());
-        Ok(loaded
-            .map_err(|error| self.base.data_error(error))?
-            .examples)
+        loaded.map_err(|error| self.base.data_error(error))
     }
 }

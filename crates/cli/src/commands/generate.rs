@@ -3,7 +3,9 @@
 use std::io::{BufRead, Write};
 use std::path::Path;
 
-use lowrank_data::{Cell, FileFormat, Header, Table, Template, TemplateError, Tokenizer, nlg};
+use lowrank_data::{
+    ColumnSpec, DataError, Prompt, Table, Template, TemplateError, Tokenizer, nlg, prompts_of,
+};
 use lowrank_model::{Generate, Generated, Search};
 use lowrank_train::config::TaskKind;
 use serde_json::{Value, json};
@@ -12,22 +14,11 @@ use super::eval::LoadedModel;
 use super::predict::Sink;
 use crate::args::{DataArgs, DecodingArgs, GenerateArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
-use crate::session::device;
+use crate::session::{device, header};
 use crate::{output, presets};
 
 /// Prompts at a time unless told otherwise.
 pub(super) const BATCH_SIZE: usize = 16;
-
-/// Columns that hold prompts, in order of preference.
-const PROMPT_COLUMNS: [&str; 7] = [
-    "prompt",
-    "context",
-    "instruction",
-    "question",
-    "source",
-    "input",
-    "text",
-];
 
 /// Runs the command.
 pub fn run(flags: GenerateArgs) -> CliResult {
@@ -53,7 +44,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
     }
     let prompts = match (&args.prompt, &args.prompt_file) {
         (_, Some(path)) => read_prompts(path, &args)?,
-        (Some(prompts), None) => prompts.clone(),
+        (Some(prompts), None) => prompts.iter().cloned().map(Prompt::from).collect(),
         (None, None) => {
             return Err(CliError::usage("no prompt given")
                 .hint("pass --prompt TEXT, --prompt-file FILE, or --interactive"));
@@ -69,6 +60,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
         let found = writer.generate(prompts, i * size, &mut |_, _| {})?;
         for (prompt, generated) in prompts.iter().zip(&found) {
             if plain {
+                let prompt = prompt.joined();
                 output::println(format!("{prompt}{}", writer.text(&generated.tokens)?));
             } else {
                 sink.write(&writer.line(prompt, generated)?)?;
@@ -145,38 +137,25 @@ fn end_tokens(loaded: &LoadedModel, tokenizer: &Tokenizer) -> Vec<u32> {
 }
 
 /// The prompts of a file's rows.
-fn read_prompts(path: &str, args: &GenerateArgs) -> CliResult<Vec<String>> {
-    let column = args.text_column.as_deref();
-    let open = column.is_none().then(|| nlg::detect(Path::new(path)));
-    if let Some(format) = args.data_format.or(open.flatten()) {
+fn read_prompts(path: &str, args: &GenerateArgs) -> CliResult<Vec<Prompt>> {
+    let columns = ColumnSpec {
+        text: args.text_column.clone(),
+        context: args.context_column.clone(),
+        ..ColumnSpec::default()
+    };
+    let open = columns == ColumnSpec::default();
+    let found = open.then(|| nlg::detect(Path::new(path)));
+    if let Some(format) = args.data_format.or(found.flatten()) {
         let rows = nlg::read_prompts(Path::new(path), Some(format))?;
-        return Ok(rows.into_iter().map(|row| row.prompt).collect());
+        return Ok(rows.into_iter().map(|row| row.prompt.into()).collect());
     }
-    let table = Table::read(Path::new(path), None::<FileFormat>, Header::Present)?;
-    let has = |name: &&str| table.columns().iter().any(|c| c == name);
-    let found = match column {
-        Some(name) => Some(name).filter(has),
-        None => PROMPT_COLUMNS.into_iter().find(has),
-    };
-    let column = found.ok_or_else(|| {
-        let columns = table.columns().join(", ");
-        CliError::usage(match column {
-            Some(name) => format!("`{path}` has no column `{name}`; found {columns}"),
-            None => {
-                format!("`{path}` has no column that is known to hold prompts; found {columns}")
-            }
-        })
-        .hint("name it with --text-column")
-    })?;
-    let text = |row: &lowrank_data::Row| match table.get(row, column) {
-        Some(Cell::Text(text)) => Ok(text.to_owned()),
-        Some(Cell::Json(Value::String(text))) => Ok(text.clone()),
-        Some(Cell::Json(_)) | None => Err(CliError::failure(format!(
-            "`{path}`, line {}: column `{column}` holds no text",
-            row.line
-        ))),
-    };
-    table.rows().iter().map(text).collect()
+    let table = Table::read(Path::new(path), None, header(args.no_header))?;
+    prompts_of(&table, &columns).map_err(|error| match error {
+        DataError::MissingColumn { .. } | DataError::NoColumnFor { .. } => {
+            CliError::from(error).into_usage()
+        }
+        error => error.into(),
+    })
 }
 
 /// Everything between a prompt and its text.
@@ -212,7 +191,7 @@ impl<'a> Writer<'a> {
     /// `first` is the number of the first prompt in the whole list: draws hang on it.
     pub fn generate(
         &self,
-        prompts: &[String],
+        prompts: &[Prompt],
         first: usize,
         on_token: &mut (dyn FnMut(usize, u32) + Send),
     ) -> CliResult<Vec<Generated>> {
@@ -227,11 +206,11 @@ impl<'a> Writer<'a> {
         Ok(self.loaded.model.generate(&ids, &options, on_token)?)
     }
 
-    fn encode(&self, prompt: &str) -> CliResult<Vec<u32>> {
+    fn encode(&self, prompt: &Prompt) -> CliResult<Vec<u32>> {
         let ids = match &self.template {
             Some(template) => template.prompt(prompt, self.tokenizer),
             None => self.tokenizer.leading_tokens().and_then(|mut ids| {
-                ids.extend(self.tokenizer.encode_plain(prompt)?);
+                ids.extend(self.tokenizer.encode_plain(&prompt.joined())?);
                 Ok(ids)
             }),
         };
@@ -248,13 +227,13 @@ impl<'a> Writer<'a> {
         decoded.map_err(|error| CliError::from_error(&error))
     }
 
-    fn line(&self, prompt: &str, generated: &Generated) -> CliResult<Value> {
+    fn line(&self, prompt: &Prompt, generated: &Generated) -> CliResult<Value> {
         let tokens = &generated.tokens;
         let ended = tokens
             .last()
             .is_some_and(|last| self.options.eos.contains(last));
         let mut line = json!({
-            "prompt": prompt,
+            "prompt": prompt.joined(),
             "text": self.text(tokens)?,
             "tokens": tokens,
             "ended": ended,
@@ -283,7 +262,7 @@ impl<'a> Writer<'a> {
                 // A closed output ends the program elsewhere.
                 let _ = std::io::stdout().flush();
             };
-            match self.generate(&[prompt], number, &mut stream) {
+            match self.generate(&[prompt.into()], number, &mut stream) {
                 Ok(found) => {
                     let text = self.text(&found[0].tokens)?;
                     output::println(text.get(shown..).unwrap_or_default());

@@ -161,7 +161,8 @@ fn probe_rows(args: &MergeArgs, loaded: &LoadedModel, device: &Device) -> CliRes
         return Ok(load_rows(path, &unlabelled(spec), &loaded.base, device)?.examples);
     }
     if loaded.base.tokenizer.is_ok() {
-        return loaded.examples_of_texts(&PROBES.map(str::to_owned), &args.data);
+        let rows = loaded.examples_of_texts(&PROBES.map(str::to_owned), &args.data)?;
+        return Ok(rows.examples);
     }
     let vocabulary = loaded.base.config.facts.vocab_size as u32;
     let row = |n: u32| Example {

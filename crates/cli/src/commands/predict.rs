@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use lowrank_data::{Example, Label};
+use lowrank_data::{Example, Label, Loaded, RowFault, RowFaultKind};
 use lowrank_engine::Device;
 use lowrank_formats::PendingFile;
 use lowrank_train::config::TaskKind;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::eval::{BATCH_SIZE, LoadedModel, batch_size};
 use crate::args::{PrecisionArg, PredictArgs};
 use crate::errors::{CliError, CliResult};
-use crate::session::{Head, device, load_rows, load_spec, unlabelled};
+use crate::session::{Head, device, load_rows, load_spec, say_notes, unlabelled};
 use crate::{output, settings};
 
 /// Runs the command.
@@ -30,10 +30,12 @@ pub fn run(flags: PredictArgs) -> CliResult {
                 .hint("`lowrank generate` writes it; pass --task to use another head"),
         );
     }
-    let examples = read_examples(&args, &loaded, &device)?;
+    let rows = read_rows(&args, &loaded, &device)?;
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     }
+    let source = args.data_file.as_deref().unwrap_or("the texts given");
+    say_notes(source, &rows, &args.common);
     let settings = PassSettings {
         batch_size: batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?,
         stop: None,
@@ -41,23 +43,48 @@ pub fn run(flags: PredictArgs) -> CliResult {
     };
     let mut sink = Sink::open(args.output_file.as_deref())?;
     let mut failed = None;
-    predict(&loaded.model, &examples, &settings, |row, logits| {
-        if failed.is_none() {
-            let line = prediction(&loaded.head, &examples[row], logits);
-            failed = sink.write(&line).err();
+    let mut left_out = rows.left_out.iter().peekable();
+    predict(&loaded.model, &rows.examples, &settings, |row, logits| {
+        if failed.is_some() {
+            return;
         }
+        let example = &rows.examples[row];
+        while let Some(fault) = left_out.next_if(|fault| fault.line < example.line) {
+            failed = failed
+                .take()
+                .or(sink.write(&no_prediction(&loaded.head, fault)).err());
+        }
+        let line = prediction(&loaded.head, example, logits);
+        failed = failed.take().or(sink.write(&line).err());
     })?;
-    if let Some(error) = failed {
-        return Err(error);
+    for fault in left_out {
+        failed = failed.or(sink.write(&no_prediction(&loaded.head, fault)).err());
     }
-    sink.commit()
+    match failed {
+        Some(error) => Err(error),
+        None => sink.commit(),
+    }
 }
 
-fn read_examples(
-    args: &PredictArgs,
-    loaded: &LoadedModel,
-    device: &Device,
-) -> CliResult<Vec<Example>> {
+/// The line of a row that was left out, so that there is one for each row of the input. One without words has a label for each of
+/// them all the same: none.
+fn no_prediction(head: &Head, fault: &RowFault) -> Value {
+    match &fault.kind {
+        RowFaultKind::NoTokens("words") => {
+            let empty = Example {
+                input_ids: Vec::new(),
+                token_type_ids: None,
+                label: Label::None,
+                line: fault.line,
+                truncated_tokens: 0,
+            };
+            prediction(head, &empty, &[])
+        }
+        kind => json!({ "line": fault.line, "skipped": kind.to_string() }),
+    }
+}
+
+fn read_rows(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> CliResult<Loaded> {
     match (&args.data_file, &args.text) {
         (Some(path), _) => {
             let spec = load_spec(
@@ -67,7 +94,7 @@ fn read_examples(
                 None,
                 loaded.max_length,
             )?;
-            Ok(load_rows(path, &unlabelled(spec), &loaded.base, device)?.examples)
+            load_rows(path, &unlabelled(spec), &loaded.base, device)
         }
         (None, Some(texts)) => loaded.examples_of_texts(texts, &args.data),
         (None, None) => Err(CliError::usage("no rows given").hint(

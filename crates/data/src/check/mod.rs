@@ -296,7 +296,9 @@ fn keys_of(table: &Table, columns: &Columns) -> Vec<String> {
             pair: Some(pair),
         } => format!("{}\u{1f}{}", part(row, text), part(row, pair)),
         TextColumns::Completion { prompt, completion } => {
-            format!("{}\u{1f}{}", part(row, prompt), part(row, completion))
+            let parts = prompt.all().chain([completion]);
+            let parts: Vec<String> = parts.map(|column| part(row, column)).collect();
+            parts.join("\u{1f}")
         }
         TextColumns::Words { words } => part(row, words),
         TextColumns::Ids { input_ids, .. } => part(row, input_ids),

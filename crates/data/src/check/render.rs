@@ -43,6 +43,9 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
             plural(load.rows, "row")
         ),
     );
+    for note in &load.notes {
+        line("note", note.replace('\n', "\n              "));
+    }
     line("columns", columns(&load.columns));
     if !load.ignored_columns.is_empty() {
         line("not read", load.ignored_columns.join(", "));
@@ -130,7 +133,16 @@ fn columns(columns: &Columns) -> String {
             pair: Some(pair),
         } => format!("text `{text}`, second text `{pair}`"),
         TextColumns::Completion { prompt, completion } => {
-            format!("prompt `{prompt}`, completion `{completion}`")
+            let parts = [
+                ("system prompt", prompt.system.as_ref()),
+                ("prompt", Some(&prompt.prompt)),
+                ("context", prompt.context.as_ref()),
+                ("completion", Some(completion)),
+            ];
+            let named = parts
+                .iter()
+                .filter_map(|(name, column)| Some(format!("{name} `{}`", (*column)?)));
+            named.collect::<Vec<_>>().join(", ")
         }
         TextColumns::Words { words } => format!("words `{words}`"),
         TextColumns::Ids { input_ids, .. } => format!("token ids `{input_ids}`"),

@@ -3,20 +3,34 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::prompt::Prompt;
 use crate::error::TokenizerError;
 use crate::labels::IGNORE_INDEX;
 use crate::tokenizer::Tokenizer;
 
 const PROMPT: &str = "{prompt}";
+const CONTEXT: &str = "{context}";
 const COMPLETION: &str = "{completion}";
 const EOS: &str = "{eos}";
 
-/// How prompt and completion stand in a row: text with `{prompt}`, `{completion}` and `{eos}`. What stands from the blanks
-/// before `{completion}` on counts in the loss.
+/// The name of Stanford Alpaca's layout. Source: tatsu-lab/stanford_alpaca, `PROMPT_DICT` in `train.py`.
+const ALPACA: &str = "alpaca";
+const ALPACA_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further context. \
+     Write a response that appropriately completes the request.\n\n\
+     ### Instruction:\n{prompt}\n\n### Input:\n{context}\n\n### Response:";
+const ALPACA_WITHOUT: &str = "Below is an instruction that describes a task. \
+     Write a response that appropriately completes the request.\n\n\
+     ### Instruction:\n{prompt}\n\n### Response:";
+
+/// How prompt and completion stand in a row: text with `{prompt}`, `{completion}` and `{eos}`, or the name `alpaca`. What stands
+/// from the blanks before `{completion}` on counts in the loss. What a prompt is about stands where `{context}` is, or else on
+/// the line behind the prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     written: String,
-    /// Before the completion.
+    /// Before the completion, where the prompt has a context.
+    with_context: Vec<Piece>,
+    /// Before the completion, where it has none.
     before: Vec<Piece>,
     /// From the completion on.
     after: Vec<Piece>,
@@ -26,13 +40,16 @@ pub struct Template {
 enum Piece {
     Text(String),
     Prompt,
+    Context,
     Completion,
     Eos,
 }
 
 /// A template that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("template `{template}`: expected `{{prompt}}` and then `{{completion}}`, each once")]
+#[error(
+    "template `{template}`: expected `{{prompt}}` and then `{{completion}}`, each once, and at most one `{{context}}` before the completion"
+)]
 pub struct TemplateError {
     template: String,
 }
@@ -49,25 +66,51 @@ impl FromStr for Template {
     type Err = TemplateError;
 
     fn from_str(text: &str) -> Result<Self, TemplateError> {
+        if text == ALPACA {
+            return Ok(Template {
+                written: text.into(),
+                with_context: pieces(ALPACA_WITH_INPUT),
+                before: pieces(ALPACA_WITHOUT),
+                after: vec![Piece::Completion, Piece::Eos],
+            });
+        }
         let fault = || TemplateError {
             template: text.into(),
         };
-        if text.matches(PROMPT).count() != 1 || text.matches(COMPLETION).count() != 1 {
+        let once = |mark| text.matches(mark).count() == 1;
+        let contexts = text.matches(CONTEXT).count();
+        if !once(PROMPT) || !once(COMPLETION) || contexts > 1 {
             return Err(fault());
         }
         let at = text.find(COMPLETION).ok_or_else(fault)?;
-        let before = text[..at].trim_end_matches(' ');
-        let template = Template {
+        let start = text[..at].trim_end_matches(' ');
+        let before = pieces(start);
+        let after = pieces(&text[start.len()..]);
+        if !before.contains(&Piece::Prompt) || after.contains(&Piece::Context) {
+            return Err(fault());
+        }
+        Ok(Template {
             written: text.into(),
-            before: pieces(before),
-            after: pieces(&text[before.len()..]),
-        };
-        if template.before.contains(&Piece::Prompt) {
-            Ok(template)
-        } else {
-            Err(fault())
+            with_context: match contexts {
+                0 => behind_the_prompt(&before),
+                _ => before.clone(),
+            },
+            before,
+            after,
+        })
+    }
+}
+
+/// The pieces with the context on the line behind the prompt.
+fn behind_the_prompt(pieces: &[Piece]) -> Vec<Piece> {
+    let mut found = Vec::new();
+    for piece in pieces {
+        found.push(piece.clone());
+        if *piece == Piece::Prompt {
+            found.extend([Piece::Text("\n".into()), Piece::Context]);
         }
     }
+    found
 }
 
 impl fmt::Display for Template {
@@ -79,6 +122,7 @@ impl fmt::Display for Template {
 fn pieces(mut text: &str) -> Vec<Piece> {
     let marks = [
         (PROMPT, Piece::Prompt),
+        (CONTEXT, Piece::Context),
         (COMPLETION, Piece::Completion),
         (EOS, Piece::Eos),
     ];
@@ -143,13 +187,14 @@ impl Template {
     /// A prompt with its completion.
     pub(crate) fn pair(
         &self,
-        prompt: &str,
+        prompt: &Prompt,
         completion: &str,
         tokenizer: &Tokenizer,
     ) -> Result<Laid, TokenizerError> {
         let mut input_ids = self.prompt(prompt, tokenizer)?;
         let first_counted = input_ids.len();
-        encode(&self.after, prompt, completion, tokenizer, &mut input_ids)?;
+        let row = Parts { prompt, completion };
+        encode(&self.after, &row, tokenizer, &mut input_ids)?;
         Ok(Laid {
             input_ids,
             first_counted,
@@ -157,9 +202,21 @@ impl Template {
     }
 
     /// The tokens up to the completion: what a model is given to go on with.
-    pub fn prompt(&self, prompt: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>, TokenizerError> {
+    pub fn prompt(
+        &self,
+        prompt: &Prompt,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let before = match prompt.context.is_empty() {
+            true => &self.before,
+            false => &self.with_context,
+        };
+        let row = Parts {
+            prompt,
+            completion: "",
+        };
         let mut input_ids = tokenizer.leading_tokens()?;
-        encode(&self.before, prompt, "", tokenizer, &mut input_ids)?;
+        encode(before, &row, tokenizer, &mut input_ids)?;
         Ok(input_ids)
     }
 
@@ -173,7 +230,11 @@ impl Template {
                 .cloned(),
         );
         let mut input_ids = tokenizer.leading_tokens()?;
-        encode(&pieces, text, "", tokenizer, &mut input_ids)?;
+        let row = Parts {
+            prompt: &Prompt::from(text.to_owned()),
+            completion: "",
+        };
+        encode(&pieces, &row, tokenizer, &mut input_ids)?;
         Ok(Laid {
             input_ids,
             first_counted: 0,
@@ -181,11 +242,16 @@ impl Template {
     }
 }
 
+/// What a row puts into a template.
+struct Parts<'a> {
+    prompt: &'a Prompt,
+    completion: &'a str,
+}
+
 /// Texts between end tokens are encoded as one.
 fn encode(
     pieces: &[Piece],
-    prompt: &str,
-    completion: &str,
+    row: &Parts<'_>,
     tokenizer: &Tokenizer,
     ids: &mut Vec<u32>,
 ) -> Result<(), TokenizerError> {
@@ -193,8 +259,9 @@ fn encode(
     for piece in pieces {
         match piece {
             Piece::Text(part) => text.push_str(part),
-            Piece::Prompt => text.push_str(prompt),
-            Piece::Completion => text.push_str(completion),
+            Piece::Prompt => text.push_str(&row.prompt.text),
+            Piece::Context => text.push_str(&row.prompt.context),
+            Piece::Completion => text.push_str(row.completion),
             Piece::Eos => {
                 ids.extend(tokenizer.encode_plain(&std::mem::take(&mut text))?);
                 ids.push(tokenizer.eos_id().ok_or(TokenizerError::NoEosToken)?);
@@ -231,10 +298,15 @@ mod tests {
             "{prompt}",
             "{completion}{prompt}",
             "{prompt}{prompt}{completion}",
+            "{prompt}{completion}{context}",
+            "{context}{prompt}{context}{completion}",
         ] {
             let error = Template::from_str(wrong).unwrap_err().to_string();
             assert!(error.contains("{completion}`, each once"), "{error}");
         }
+        let template: Template = "{context}\nQ: {prompt}\nA: {completion}".parse().unwrap();
+        assert_eq!(template.before, template.with_context);
+        assert_eq!(template.before[0], Piece::Context);
     }
 
     #[test]

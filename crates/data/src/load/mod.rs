@@ -1,10 +1,13 @@
 //! Rows to examples: token ids and a label each, checked against the vocabulary and the map. The faults of all rows
 //! are collected before they are reported.
 
+mod bad_rows;
 mod causal;
 mod plan;
+mod prompt;
 mod row;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -16,8 +19,10 @@ use crate::labels::{Label, LabelMap, Task, number};
 use crate::nlg::{self, NlgFormat};
 use crate::rows::{FileFormat, Header, Table};
 use crate::tokenizer::Tokenizer;
+pub use bad_rows::{BadRows, DEFAULT_MAX_BAD_ROWS};
 pub use causal::{Template, TemplateError};
 use plan::LabelPlan;
+pub use prompt::{Prompt, prompts_of};
 use row::{Outcome, RowReader};
 
 /// What to do with a row that is longer than the maximum length.
@@ -29,7 +34,8 @@ pub enum LongRows {
     Truncate,
     /// Leave it out.
     Drop,
-    /// Refuse the file.
+    /// It cannot be used: see [`BadRows`].
+    #[serde(rename = "error")]
     Refuse,
 }
 
@@ -66,6 +72,10 @@ pub struct LoadSpec {
     pub max_length: Option<usize>,
     /// What to do with longer rows.
     pub long_rows: LongRows,
+    /// What to do with rows that cannot be used.
+    pub bad_rows: BadRows,
+    /// The largest share of a file's rows, from 0 to 1, that [`BadRows::Skip`] leaves out; one row always may be.
+    pub max_bad_rows: f64,
     /// Which data set of text generation a file is of. A language model's file is looked at where this is not given and no
     /// column is named.
     pub nlg: Option<NlgFormat>,
@@ -89,6 +99,8 @@ impl LoadSpec {
             need: LabelNeed::Required,
             max_length: None,
             long_rows: LongRows::Truncate,
+            bad_rows: BadRows::Error,
+            max_bad_rows: DEFAULT_MAX_BAD_ROWS,
             nlg: None,
             template: Template::default(),
             vocab_size: None,
@@ -127,6 +139,10 @@ pub struct LoadReport {
     pub rows: usize,
     /// Lines that held nothing.
     pub blank_lines: u64,
+    /// Rows left out because they cannot be used.
+    pub bad_rows: usize,
+    /// Rows left out because they have no words.
+    pub wordless_rows: usize,
     /// Rows left out because they are too long.
     pub dropped_rows: usize,
     /// Rows that were cut.
@@ -137,6 +153,8 @@ pub struct LoadReport {
     pub tokens: u64,
     /// Tokens of the longest row that was kept.
     pub longest: usize,
+    /// What a user should know of the file, one sentence each.
+    pub notes: Vec<String>,
 }
 
 /// A file's examples.
@@ -144,6 +162,8 @@ pub struct LoadReport {
 pub struct Loaded {
     /// One for each row that was kept, in file order; at least one.
     pub examples: Vec<Example>,
+    /// The rows that gave no example, and why, in file order.
+    pub left_out: Vec<RowFault>,
     /// The classes, given or learned; `None` for regression, and where no labels are read and none were given.
     pub label_map: Option<LabelMap>,
     /// What was done.
@@ -181,7 +201,10 @@ pub fn read_table(path: &Path, spec: &LoadSpec) -> Result<Table, DataError> {
     let open = is_causal && spec.format.is_none() && spec.columns == ColumnSpec::default();
     match spec.nlg.or_else(|| nlg::detect(path).filter(|_| open)) {
         Some(format) => nlg::read_table(path, format),
-        None => Table::read(path, spec.format, spec.header),
+        None => match spec.bad_rows {
+            BadRows::Error => Table::read(path, spec.format, spec.header),
+            BadRows::Skip => Table::read_lenient(path, spec.format, spec.header),
+        },
     }
 }
 
@@ -191,7 +214,14 @@ pub fn examples_from_table(
     spec: &LoadSpec,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Loaded, DataError> {
+    let is_labelled = spec.task != Task::CausalLm && spec.need == LabelNeed::Required;
+    if is_labelled && table.format() == FileFormat::Text {
+        return Err(DataError::NoLabelsInText {
+            path: table.path().into(),
+        });
+    }
     let mut columns = spec.columns.resolve(table, spec.task, spec.need)?;
+    refuse_duplicates(table, &columns)?;
     refuse_impossible(table, &columns, spec, tokenizer)?;
     if spec.need == LabelNeed::IfPresent
         && let Some(label) = &columns.label
@@ -202,79 +232,159 @@ pub fn examples_from_table(
     {
         columns.label = None;
     }
-    let plan = LabelPlan::new(table, columns.label.as_deref(), spec)?;
-    let reader = RowReader {
-        table,
-        columns: &columns,
-        spec,
-        tokenizer,
-        plan: &plan,
-    };
-    let outcomes: Vec<Result<Outcome, RowFault>> = table
-        .rows()
-        .par_iter()
-        .map(|row| reader.read(row))
-        .collect();
-    refuse_faults(table, &columns, &outcomes)?;
-
+    let Usable {
+        outcomes,
+        label_map,
+        mut bad,
+    } = usable(table, &columns, spec, tokenizer)?;
+    bad.sort_by_key(|fault| fault.line);
+    let mut notes = table.notes().to_vec();
+    if !bad.is_empty() {
+        notes.push(bad_rows::note(&bad, table.row_count()));
+    }
     let report = LoadReport {
         path: table.path().into(),
         format: table.format(),
         ignored_columns: columns.ignored(table),
         columns,
-        rows: table.rows().len(),
+        rows: table.row_count(),
         blank_lines: table.blank_lines(),
+        bad_rows: bad.len(),
+        wordless_rows: 0,
         dropped_rows: 0,
         truncated_rows: 0,
         truncated_tokens: 0,
         tokens: 0,
         longest: 0,
+        notes,
     };
-    collect(
-        outcomes.into_iter().filter_map(Result::ok),
+    let loaded = Loaded {
+        examples: Vec::with_capacity(outcomes.len()),
+        left_out: bad,
+        label_map,
         report,
-        plan.into_map(),
-        spec,
-    )
+    };
+    collect(outcomes, loaded, spec)
+}
+
+/// What a file gives.
+struct Usable {
+    /// What becomes of each row that can be used.
+    outcomes: Vec<Outcome>,
+    /// The classes.
+    label_map: Option<LabelMap>,
+    /// The rows that cannot be used.
+    bad: Vec<RowFault>,
+}
+
+/// Reads all rows. Where rows are left out, the others are read
+/// again as if these had never been there, so that no bad row has a say in what the labels of the others mean.
+fn usable(
+    table: &Table,
+    columns: &Columns,
+    spec: &LoadSpec,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Usable, DataError> {
+    let mut bad = table.faults().to_vec();
+    if !bad.is_empty() {
+        bad_rows::allow(table, &bad, spec)?;
+    }
+    let mut rest = Cow::Borrowed(table);
+    loop {
+        let plan = LabelPlan::new(&rest, columns.label.as_deref(), spec)?;
+        let reader = RowReader {
+            table: &rest,
+            columns,
+            spec,
+            tokenizer,
+            plan: &plan,
+        };
+        let read = |row| reader.read(row);
+        let outcomes: Vec<Result<Outcome, RowFault>> = rest.rows().par_iter().map(read).collect();
+        let keep: Vec<bool> = outcomes.iter().map(Result::is_ok).collect();
+        if keep.iter().all(|keep| *keep) {
+            let outcomes = outcomes.into_iter().filter_map(Result::ok).collect();
+            return Ok(Usable {
+                outcomes,
+                label_map: plan.into_map(),
+                bad,
+            });
+        }
+        let mut faults: Vec<RowFault> = outcomes.into_iter().filter_map(Result::err).collect();
+        name_numbers(&rest, columns, &mut faults);
+        bad.extend(faults);
+        bad_rows::allow(table, &bad, spec)?;
+        rest = Cow::Owned(rest.keeping(&keep));
+    }
 }
 
 /// Keeps the examples, and counts what became of the rows.
 fn collect(
-    outcomes: impl Iterator<Item = Outcome>,
-    mut report: LoadReport,
-    label_map: Option<LabelMap>,
+    outcomes: Vec<Outcome>,
+    mut loaded: Loaded,
     spec: &LoadSpec,
 ) -> Result<Loaded, DataError> {
-    let mut examples = Vec::with_capacity(report.rows);
     let mut shortest_dropped = usize::MAX;
+    let mut wordless = Vec::new();
+    let report = &mut loaded.report;
     for outcome in outcomes {
         match outcome {
-            Outcome::TooLong(tokens) => {
+            Outcome::TooLong(tokens, fault) => {
                 report.dropped_rows += 1;
                 shortest_dropped = shortest_dropped.min(tokens);
+                loaded.left_out.push(fault);
             }
+            Outcome::NoWords(fault) => wordless.push(fault),
             Outcome::Kept(example) => {
                 report.truncated_rows += usize::from(example.truncated_tokens > 0);
                 report.truncated_tokens += u64::from(example.truncated_tokens);
                 report.tokens += example.input_ids.len() as u64;
                 report.longest = report.longest.max(example.input_ids.len());
-                examples.push(example);
+                loaded.examples.push(example);
             }
         }
     }
-    if examples.is_empty() {
+    if loaded.examples.is_empty() && report.dropped_rows > 0 {
         return Err(DataError::AllRowsTooLong {
-            path: report.path,
+            path: report.path.clone(),
             rows: report.rows,
             max_length: spec.max_length.unwrap_or(usize::MAX),
             shortest: shortest_dropped,
         });
     }
-    Ok(Loaded {
-        examples,
-        label_map,
-        report,
-    })
+    if loaded.examples.is_empty() {
+        return Err(DataError::Rows {
+            path: report.path.clone(),
+            total: wordless.len(),
+            rows: report.rows,
+            faults: wordless.into_iter().take(MAX_FAULTS_SHOWN).collect(),
+        });
+    }
+    if let Some(first) = wordless.first() {
+        report.wordless_rows = wordless.len();
+        let rows = match wordless.len() {
+            1 => "1 row without words is left out".into(),
+            n => format!("{n} rows without words are left out, the first"),
+        };
+        report.notes.push(format!("{rows} (line {})", first.line));
+        loaded.left_out.extend(wordless);
+    }
+    loaded.left_out.sort_by_key(|fault| fault.line);
+    Ok(loaded)
+}
+
+/// Two columns of one name are only wrong where that name is read.
+fn refuse_duplicates(table: &Table, columns: &Columns) -> Result<(), DataError> {
+    let read = columns.read().into_iter();
+    let found = read.map(|name| (name, table.times_named(name)));
+    match found.into_iter().find(|(_, times)| *times > 1) {
+        None => Ok(()),
+        Some((name, times)) => Err(DataError::DuplicateColumn {
+            path: table.path().into(),
+            name: name.clone(),
+            times,
+        }),
+    }
 }
 
 /// What is wrong whatever the rows hold.
@@ -286,7 +396,7 @@ fn refuse_impossible(
 ) -> Result<(), DataError> {
     let (column, pair) = match &columns.text {
         TextColumns::Text { text, pair } => (text, pair.is_some()),
-        TextColumns::Completion { prompt, .. } => (prompt, false),
+        TextColumns::Completion { prompt, .. } => (&prompt.prompt, false),
         TextColumns::Words { words } => (words, false),
         TextColumns::Ids { .. } => {
             return match spec.max_length {
@@ -321,27 +431,13 @@ fn refuse_impossible(
     }
 }
 
-fn refuse_faults(
-    table: &Table,
-    columns: &Columns,
-    outcomes: &[Result<Outcome, RowFault>],
-) -> Result<(), DataError> {
-    let all = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
-    let mut faults: Vec<RowFault> = all().take(MAX_FAULTS_SHOWN).cloned().collect();
-    if faults.is_empty() {
-        return Ok(());
-    }
-    for fault in &mut faults {
+/// Where targets are no numbers, a column that holds some is named.
+fn name_numbers(table: &Table, columns: &Columns, faults: &mut [RowFault]) {
+    for fault in faults.iter_mut().take(MAX_FAULTS_SHOWN) {
         if let RowFaultKind::NotANumber { numeric_column, .. } = &mut fault.kind {
             *numeric_column = first_numeric_column(table, columns);
         }
     }
-    Err(DataError::Rows {
-        path: table.path().into(),
-        total: all().count(),
-        rows: table.rows().len(),
-        faults,
-    })
 }
 
 /// A column that is not read so far and whose first values are numbers.

@@ -4,23 +4,27 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use super::causal::{Laid, Template};
 use super::plan::LabelPlan;
+use super::prompt::{self, Prompt, fault};
 use super::{Example, LoadSpec, LongRows};
-use crate::columns::{Columns, TextColumns};
-use crate::error::{RowFault, RowFaultKind};
+use crate::columns::{Columns, PromptColumns, TextColumns};
+use crate::error::{RowFault, RowFaultKind, TokenizerError};
 use crate::labels::{
     IGNORE_INDEX, Label, LabelMap, MultiCell, Task, class_name, multi, number, wrong,
 };
 use crate::nearest::nearest;
-use crate::rows::{Cell, Row, Table};
+use crate::rows::{Cell, Row, Table, parse_list};
 use crate::tokenizer::{Encoded, Tokenizer};
 
 /// What became of a row.
 pub(super) enum Outcome {
     /// An example.
     Kept(Example),
-    /// Left out: so many tokens.
-    TooLong(usize),
+    /// Left out: so many tokens, and what is said of it.
+    TooLong(usize, RowFault),
+    /// Left out: a list of words without any.
+    NoWords(RowFault),
 }
 
 /// Everything that reading a row needs.
@@ -57,18 +61,19 @@ impl RowReader<'_> {
         };
         let (column, mut tokens) = match &self.columns.text {
             TextColumns::Text { text, .. } if self.spec.task == Task::CausalLm => {
-                (text, self.causal(row, text, None)?)
+                (text, self.causal(row, text)?)
             }
             TextColumns::Completion { prompt, completion } => {
-                (prompt, self.causal(row, prompt, Some(completion))?)
+                (&prompt.prompt, self.completed(row, prompt, completion)?)
             }
             TextColumns::Text { text, pair } => (text, self.text(row, text, pair.as_deref())?),
-            TextColumns::Words { words } => {
-                let tokens = self
-                    .words(row, words, &label)
-                    .map_err(|kind| fault(row, words, kind))?;
-                (words, tokens)
-            }
+            TextColumns::Words { words } => match self.words(row, words, &label) {
+                Ok(tokens) => (words, tokens),
+                Err(kind @ RowFaultKind::NoTokens(_)) => {
+                    return Ok(Outcome::NoWords(fault(row, words, kind)));
+                }
+                Err(kind) => return Err(fault(row, words, kind)),
+            },
             TextColumns::Ids {
                 input_ids,
                 token_type_ids,
@@ -88,21 +93,17 @@ impl RowReader<'_> {
                 .map_err(|kind| fault(row, self.columns.label.as_ref().unwrap_or(column), kind))?;
         }
         let length = tokens.encoded.input_ids.len();
-        match (self.spec.max_length, self.spec.long_rows) {
-            (Some(max_length), LongRows::Drop) if length > max_length => {
-                return Ok(Outcome::TooLong(length));
+        if let Some(max_length) = self.spec.max_length.filter(|most| length > *most) {
+            let kind = RowFaultKind::TooLong {
+                tokens: length,
+                max_length,
+            };
+            let fault = fault(row, column, kind);
+            match self.spec.long_rows {
+                LongRows::Truncate => {}
+                LongRows::Drop => return Ok(Outcome::TooLong(length, fault)),
+                LongRows::Refuse => return Err(fault),
             }
-            (Some(max_length), LongRows::Refuse) if length > max_length => {
-                return Err(fault(
-                    row,
-                    column,
-                    RowFaultKind::TooLong {
-                        tokens: length,
-                        max_length,
-                    },
-                ));
-            }
-            (Some(_), LongRows::Truncate | LongRows::Drop | LongRows::Refuse) | (None, _) => {}
         }
         Ok(Outcome::Kept(Example {
             input_ids: tokens.encoded.input_ids,
@@ -122,8 +123,10 @@ impl RowReader<'_> {
     }
 
     fn text(&self, row: &Row, text: &str, pair: Option<&str>) -> Result<Tokens, RowFault> {
-        let first = self.string(row, text)?;
-        let second = pair.map(|pair| self.string(row, pair)).transpose()?;
+        let first = prompt::string(self.table, row, text)?;
+        let second = pair
+            .map(|pair| prompt::string(self.table, row, pair))
+            .transpose()?;
         // The caller has made sure that there is a tokenizer wherever there is text.
         let encoded = match self.tokenizer {
             Some(tokenizer) => tokenizer
@@ -146,24 +149,43 @@ impl RowReader<'_> {
         })
     }
 
-    /// A language model's row: which tokens count is said by the labels.
-    fn causal(&self, row: &Row, text: &str, completion: Option<&str>) -> Result<Tokens, RowFault> {
-        let refused = |error: String| fault(row, text, RowFaultKind::Tokenize(error));
-        let first = self.string(row, text)?;
-        let second = completion
-            .map(|column| self.string(row, column))
-            .transpose()?;
+    /// A language model's row that counts as a whole.
+    fn causal(&self, row: &Row, column: &str) -> Result<Tokens, RowFault> {
+        let text = prompt::string(self.table, row, column)?;
+        self.laid(row, column, |template, tokenizer| {
+            template.text(text, tokenizer)
+        })
+    }
+
+    /// A language model's row of a prompt and what follows, which alone counts.
+    fn completed(
+        &self,
+        row: &Row,
+        columns: &PromptColumns,
+        completion: &str,
+    ) -> Result<Tokens, RowFault> {
+        let prompt = Prompt::of_row(self.table, row, columns)?;
+        let completion = prompt::completion(self.table, row, completion)?;
+        self.laid(row, &columns.prompt, |template, tokenizer| {
+            template.pair(&prompt, completion, tokenizer)
+        })
+    }
+
+    /// A row as the template lays it out: which tokens count is said by the labels.
+    fn laid(
+        &self,
+        row: &Row,
+        column: &str,
+        lay: impl FnOnce(&Template, &Tokenizer) -> Result<Laid, TokenizerError>,
+    ) -> Result<Tokens, RowFault> {
+        let refused = |error: String| fault(row, column, RowFaultKind::Tokenize(error));
         let tokenizer = self
             .tokenizer
             .ok_or_else(|| refused("no tokenizer".into()))?;
-        let template = &self.spec.template;
-        let mut laid = match second {
-            Some(second) => template.pair(first, second, tokenizer),
-            None => template.text(first, tokenizer),
-        }
-        .map_err(|error| refused(error.to_string()))?;
+        let mut laid =
+            lay(&self.spec.template, tokenizer).map_err(|error| refused(error.to_string()))?;
         if laid.input_ids.is_empty() {
-            return Err(fault(row, text, RowFaultKind::NoTokens("tokens")));
+            return Err(fault(row, column, RowFaultKind::NoTokens("tokens")));
         }
         let truncated_tokens = laid.cut(self.cut_at());
         let labels = laid.labels();
@@ -175,15 +197,6 @@ impl RowReader<'_> {
             },
             labels: Some(labels),
         })
-    }
-
-    fn string<'t>(&'t self, row: &'t Row, column: &str) -> Result<&'t str, RowFault> {
-        match self.table.get(row, column) {
-            Some(Cell::Text(text)) => Ok(text),
-            Some(Cell::Json(Value::String(text))) => Ok(text),
-            Some(cell) => Err(fault(row, column, wrong(&cell, "a text"))),
-            None => Err(fault(row, column, self.missing(row, column))),
-        }
     }
 
     fn words(&self, row: &Row, column: &str, label: &Label) -> Result<Tokens, RowFaultKind> {
@@ -198,7 +211,11 @@ impl RowReader<'_> {
             .map(|item| item.as_str().map(str::to_string))
             .collect();
         let words = words.ok_or_else(|| wrong(&cell, WANTED))?;
-        if words.is_empty() {
+        let none_labelled = match label {
+            Label::Tokens(labels) => labels.is_empty(),
+            Label::None | Label::Class(_) | Label::Multi(_) | Label::Value(_) => true,
+        };
+        if words.is_empty() && none_labelled {
             return Err(RowFaultKind::NoTokens("words"));
         }
         let Some(tokenizer) = self.tokenizer else {
@@ -409,9 +426,10 @@ impl RowReader<'_> {
             // No label of the file could be read, so no map was learned: say what is wrong with this one.
             (Task::SingleLabel, None) => class_name(cell).and(Err(self.missing(row, column))),
             (Task::MultiLabel, None) => multi(cell).and(Err(self.missing(row, column))),
-            (Task::TokenClassification, None) => {
-                list(cell, "a list of labels").and(Err(self.missing(row, column)))
-            }
+            (Task::TokenClassification, None) => match list(cell, "a list of labels")?.is_empty() {
+                true => Ok(Label::Tokens(Vec::new())),
+                false => Err(self.missing(row, column)),
+            },
         }
     }
 
@@ -462,24 +480,20 @@ fn token_label(item: &Value, map: &LabelMap) -> Result<i64, RowFaultKind> {
     Ok(map.class_or_fault(&class_name(Cell::Json(item))?)?.into())
 }
 
-fn fault(row: &Row, column: &str, kind: RowFaultKind) -> RowFault {
-    RowFault {
-        line: row.line,
-        column: Some(column.to_string()),
-        kind,
-    }
-}
-
-/// A list in a cell; in CSV and TSV written as JSON.
+/// A list in a cell; in text written as JSON, or as Python prints it.
 pub(super) fn list<'a>(
     cell: Cell<'a>,
     expected: &'static str,
 ) -> Result<Cow<'a, [Value]>, RowFaultKind> {
     match cell {
         Cell::Json(Value::Array(items)) => Ok(Cow::Borrowed(items)),
-        Cell::Text(text) => serde_json::from_str::<Vec<Value>>(text)
+        Cell::Text(text) => parse_list(text)
             .map(Cow::Owned)
-            .map_err(|_| wrong(&cell, expected)),
+            .ok_or_else(|| wrong(&cell, expected)),
+        // A table that went through JSON still holds its lists as text.
+        Cell::Json(Value::String(text)) => parse_list(text)
+            .map(Cow::Owned)
+            .ok_or_else(|| wrong(&cell, expected)),
         Cell::Json(_) => Err(wrong(&cell, expected)),
     }
 }

@@ -11,13 +11,14 @@ mod webnlg_xml;
 use std::fmt;
 use std::path::Path;
 
+use lowrank_formats::files::Regular;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::error::{DataError, FileProblem, MAX_FAULTS_SHOWN, RowFault, RowFaultKind};
 use crate::nearest::nearest;
-use crate::rows::{Cell, FileFormat, Header, Row, Table, text_of};
+use crate::rows::{Cell, FileFormat, Header, Row, Table, bytes_of, text_of, unix_lines};
 
 /// A data set's kind of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,10 +131,10 @@ pub fn detect(path: &Path) -> Option<NlgFormat> {
 }
 
 fn head(path: &Path) -> Option<String> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).ok().filter(|_| path.is_file())?;
-    file.take(HEAD).read_to_end(&mut bytes).ok()?;
+    // What cannot be read is said where the rows are read.
+    let file = Regular::open(path).ok()?;
+    let mut bytes = vec![0; file.len().min(HEAD) as usize];
+    file.read_exact_at(&mut bytes, 0).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     Some(text.trim_start_matches('\u{feff}').to_owned())
 }
@@ -163,11 +164,8 @@ fn shape(path: &Path, text: &str) -> Shape {
 /// # Errors
 /// The file cannot be read, is of no such kind, or some of its rows cannot be used: each fault with its line and field.
 pub fn read_prompts(path: &Path, format: Option<NlgFormat>) -> Result<Vec<PromptRow>, DataError> {
-    let bytes = std::fs::read(path).map_err(|source| DataError::Read {
-        path: path.into(),
-        source,
-    })?;
-    let text = text_of(path, &bytes)?;
+    let bytes = bytes_of(path)?;
+    let text = &*unix_lines(text_of(path, &bytes)?);
     if text.trim().is_empty() {
         return Err(empty(path));
     }

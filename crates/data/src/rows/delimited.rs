@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use super::{Fields, Header, Parsed, Row};
-use crate::error::{DataError, FileProblem, MAX_FAULTS_SHOWN, RowFault, RowFaultKind};
+use crate::error::{DataError, FileProblem, RowFault, RowFaultKind};
 
 /// What separates fields, and whether quotes hide it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Dialect {
     separator: u8,
     quoting: bool,
@@ -21,27 +21,130 @@ pub(super) const TSV: Dialect = Dialect {
     separator: b'\t',
     quoting: false,
 };
+/// What else stands between the fields of files that carry either name.
+const OTHERS: [Dialect; 3] = [
+    Dialect {
+        separator: b';',
+        quoting: true,
+    },
+    Dialect {
+        separator: b'\t',
+        quoting: true,
+    },
+    Dialect {
+        separator: b'|',
+        quoting: true,
+    },
+];
 
-/// Parses all records; every row must have as many fields as the header.
+/// Records by which the separator is found.
+const LOOKED_AT: usize = 50;
+
+/// GLUE's CoLA is published without a header: where a sentence is from, whether it is acceptable, what its author marked it
+/// with, and the sentence.
+const COLA: [&str; 4] = ["source", "label", "mark", "sentence"];
+
+/// Parses all records; a row that has not as many fields as the header is a fault.
 pub(super) fn parse(
     path: &Path,
     text: &str,
-    dialect: Dialect,
+    expected: Dialect,
     header: Header,
 ) -> Result<Parsed, DataError> {
-    let mut reader = Reader {
-        text,
-        at: 0,
-        line: 1,
-        dialect,
+    let dialect = find_dialect(text, expected);
+    let mut parsed = Parsed::default();
+    let mut records = read_records(path, text, dialect, &mut parsed.blank_lines)?;
+    if dialect.separator != expected.separator {
+        parsed.notes.push(format!(
+            "fields are separated by {}, not by {}",
+            dialect.name(),
+            expected.name()
+        ));
+    }
+    parsed.columns = match header {
+        Header::Absent => numbered(&records),
+        Header::Present if is_cola(&records) => {
+            parsed.notes.push(format!(
+                "no header, laid out as GLUE's CoLA: the columns are named {}",
+                COLA.map(|name| format!("`{name}`")).join(", ")
+            ));
+            COLA.map(String::from).into()
+        }
+        Header::Present if records.is_empty() => Vec::new(),
+        Header::Present => {
+            let names = records.remove(0).fields;
+            names_of(names, &records)
+        }
     };
-    let mut records: Vec<(u64, Vec<String>)> = Vec::new();
-    let mut blank_lines = 0;
+    let width = parsed.columns.len();
+    for record in records {
+        let line = record.line;
+        match checked(record, width) {
+            Ok(fields) => parsed.rows.push(Row {
+                line,
+                fields: Fields::Text(fields),
+            }),
+            Err(kind) => parsed.faults.push(RowFault {
+                line,
+                column: None,
+                kind,
+            }),
+        }
+    }
+    Ok(parsed)
+}
+
+/// The dialect that a file's name promises, unless another one alone parts its first records alike.
+fn find_dialect(text: &str, expected: Dialect) -> Dialect {
+    if fields_of_all(text, expected).is_some() {
+        return expected;
+    }
+    let others = [CSV].into_iter().chain(OTHERS);
+    let others = others.filter(|other| other.separator != expected.separator);
+    others
+        .filter_map(|other| Some((fields_of_all(text, other)?, other)))
+        // The first of equals: a comma parts more files than a bar.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
+        .map_or(expected, |(_, dialect)| dialect)
+}
+
+/// How many fields each of the first records has, if all have as many, and more than one.
+fn fields_of_all(text: &str, dialect: Dialect) -> Option<usize> {
+    let mut reader = Reader::new(text, dialect);
+    let mut found = None;
+    for _ in 0..LOOKED_AT {
+        match reader.next_record() {
+            Ok(Record::Fields { fields, .. }) => {
+                if *found.get_or_insert(fields.len()) != fields.len() {
+                    return None;
+                }
+            }
+            Ok(Record::Blank) => {}
+            Ok(Record::End) => break,
+            Err(_) => return None,
+        }
+    }
+    found.filter(|n| *n > 1)
+}
+
+struct Filled {
+    line: u64,
+    fields: Vec<String>,
+}
+
+fn read_records(
+    path: &Path,
+    text: &str,
+    dialect: Dialect,
+    blank_lines: &mut u64,
+) -> Result<Vec<Filled>, DataError> {
+    let mut reader = Reader::new(text, dialect);
+    let mut records = Vec::new();
     loop {
         match reader.next_record() {
-            Ok(Record::Fields { line, fields }) => records.push((line, fields)),
-            Ok(Record::Blank) => blank_lines += 1,
-            Ok(Record::End) => break,
+            Ok(Record::Fields { line, fields }) => records.push(Filled { line, fields }),
+            Ok(Record::Blank) => *blank_lines += 1,
+            Ok(Record::End) => return Ok(records),
             Err((line, problem)) => {
                 return Err(DataError::Malformed {
                     path: path.into(),
@@ -51,54 +154,74 @@ pub(super) fn parse(
             }
         }
     }
-    let mut records = records.into_iter().peekable();
-    let columns: Vec<String> = match header {
-        Header::Present => match records.next() {
-            Some((_, names)) => names.iter().map(|name| name.trim().to_string()).collect(),
-            None => Vec::new(),
-        },
-        Header::Absent => {
-            let n = records.peek().map_or(0, |(_, fields)| fields.len());
-            (0..n).map(|i| i.to_string()).collect()
-        }
-    };
-    let rows: Vec<Row> = records
-        .map(|(line, fields)| Row {
-            line,
-            fields: Fields::Text(fields),
-        })
-        .collect();
-    refuse_ragged(path, &rows, columns.len())?;
-    Ok(Parsed {
-        columns,
-        rows,
-        blank_lines,
-    })
 }
 
-fn refuse_ragged(path: &Path, rows: &[Row], expected: usize) -> Result<(), DataError> {
-    let mut ragged = rows.iter().filter_map(|row| match &row.fields {
-        Fields::Text(fields) if fields.len() != expected => Some(RowFault {
-            line: row.line,
-            column: None,
-            kind: RowFaultKind::Ragged {
-                expected,
-                found: fields.len(),
-            },
-        }),
-        Fields::Text(_) | Fields::Object(_) => None,
-    });
-    let faults: Vec<RowFault> = ragged.by_ref().take(MAX_FAULTS_SHOWN).collect();
-    if faults.is_empty() {
-        return Ok(());
+fn numbered(records: &[Filled]) -> Vec<String> {
+    let n = records.first().map_or(0, |record| record.fields.len());
+    (0..n).map(|i| i.to_string()).collect()
+}
+
+/// The names of a header. Columns at its end that have no name and hold nothing are no columns; others without a name, such as
+/// the row numbers that pandas writes, are called as pandas calls them.
+fn names_of(header: Vec<String>, records: &[Filled]) -> Vec<String> {
+    let mut names: Vec<String> = header.iter().map(|name| name.trim().to_string()).collect();
+    let filled = |record: &Filled| {
+        let last = record.fields.iter().rposition(|field| !field.is_empty());
+        last.map_or(0, |last| last + 1)
+    };
+    let widest = records.iter().map(filled).max().unwrap_or(0);
+    while names.len() > widest.max(1) && names.last().is_some_and(String::is_empty) {
+        names.pop();
     }
-    let total = faults.len() + ragged.count();
-    Err(DataError::Rows {
-        path: path.into(),
-        total,
-        rows: rows.len(),
-        faults,
-    })
+    for (i, name) in names.iter_mut().enumerate() {
+        if name.is_empty() {
+            *name = format!("Unnamed: {i}");
+        }
+    }
+    names
+}
+
+fn is_cola(records: &[Filled]) -> bool {
+    let is_row = |record: &Filled| match record.fields.as_slice() {
+        [source, label, mark, sentence] => {
+            let code = !source.is_empty() && !source.contains(char::is_whitespace);
+            code && ["0", "1"].contains(&label.as_str())
+                && ["", "*"].contains(&mark.as_str())
+                && !sentence.trim().is_empty()
+        }
+        _ => false,
+    };
+    !records.is_empty() && records.iter().all(is_row)
+}
+
+/// A record's fields, as many as there are columns; empty ones behind the last column are separators too many.
+fn checked(record: Filled, width: usize) -> Result<Vec<String>, RowFaultKind> {
+    let Filled { mut fields, .. } = record;
+    if fields.iter().any(|field| field.contains('\0')) {
+        return Err(RowFaultKind::NulByte);
+    }
+    let found = fields.len();
+    while fields.len() > width && fields.last().is_some_and(String::is_empty) {
+        fields.pop();
+    }
+    if fields.len() != width {
+        return Err(RowFaultKind::Ragged {
+            expected: width,
+            found,
+        });
+    }
+    Ok(fields)
+}
+
+impl Dialect {
+    fn name(self) -> &'static str {
+        match self.separator {
+            b'\t' => "tabs",
+            b';' => "`;`",
+            b'|' => "`|`",
+            _ => "`,`",
+        }
+    }
 }
 
 enum Record {
@@ -114,7 +237,16 @@ struct Reader<'a> {
     dialect: Dialect,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(text: &'a str, dialect: Dialect) -> Self {
+        Self {
+            text,
+            at: 0,
+            line: 1,
+            dialect,
+        }
+    }
+
     /// The next record, however many lines it covers.
     fn next_record(&mut self) -> Result<Record, (u64, FileProblem)> {
         let rest = &self.text.as_bytes()[self.at..];

@@ -1,23 +1,158 @@
-//! JSONL: one object a line. Faults of all lines are collected before they are reported.
+//! JSON: one object a line, one array of objects, objects end to end, or an array of objects in a document's one field.
+//! Faults of all rows are collected before they are reported.
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use rayon::prelude::*;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::{Fields, Parsed, Row};
-use crate::error::{DataError, FileProblem, MAX_FAULTS_SHOWN, RowFault, RowFaultKind};
+use crate::error::{DataError, FileProblem, RowFault, RowFaultKind};
 
-/// Parses the lines in parallel, in file order.
+/// Parses the rows in parallel, in file order.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Parsed, DataError> {
-    if is_one_array(text) {
-        return Err(DataError::Malformed {
-            path: path.into(),
-            line: 1,
-            problem: FileProblem::JsonArray,
-        });
+    let malformed = |line, problem| DataError::Malformed {
+        path: path.into(),
+        line,
+        problem,
+    };
+    let begins = text.trim_start();
+    let first = begins.lines().next().unwrap_or_default();
+    let first = serde_json::from_str::<&RawValue>(first).ok();
+    if begins.starts_with('[')
+        && let Some(items) = items_of(text)
+    {
+        return Ok(rows_of(text, &items));
     }
+    if !begins.starts_with('{') {
+        return Ok(lines(text));
+    }
+    if let Some(first) = first {
+        // One object on one line is a row, unless it is a whole document.
+        return match begins.trim_end().len() == first.get().trim().len() {
+            true => match document(first.get()) {
+                Document::Rows(items) => Ok(rows_of(text, &items)),
+                Document::Columns => Err(malformed(1, FileProblem::JsonColumns)),
+                Document::Row => Ok(lines(text)),
+            },
+            false => Ok(lines(text)),
+        };
+    }
+    // An object over several lines: the whole document, or one of several rows.
+    let values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    let values: Result<Vec<&RawValue>, _> = values.collect();
+    match values.as_deref() {
+        Ok([one]) => match document(one.get()) {
+            Document::Rows(items) => Ok(rows_of(text, &items)),
+            Document::Columns => Err(malformed(1, FileProblem::JsonColumns)),
+            Document::Row => Ok(rows_of(text, &[one])),
+        },
+        Ok(rows) => Ok(rows_of(text, rows)),
+        Err(_) => Ok(lines(text)),
+    }
+}
+
+/// What a document that is one object holds.
+enum Document<'a> {
+    /// A list of rows in a field of its own, as `{"data": [...]}`.
+    Rows(Vec<&'a RawValue>),
+    /// A field for each column, as pandas writes a table unless told otherwise.
+    Columns,
+    /// A single row.
+    Row,
+}
+
+/// Fields that hold a document's rows, beside what else it says of itself.
+const ROWS: [&str; 5] = ["data", "rows", "train", "examples", "instances"];
+/// Fields whose list of objects is one row: the turns of a conversation.
+const TURNS: [&str; 3] = ["messages", "conversations", "conversation"];
+
+fn document(text: &str) -> Document<'_> {
+    let Ok(RawObject(fields)) = serde_json::from_str(text) else {
+        return Document::Row;
+    };
+    let objects = |value: &RawValue| {
+        let items = value.get().strip_prefix('[');
+        items.is_some_and(|items| items.trim_start().starts_with('{'))
+    };
+    let alone = fields.len() == 1 && !TURNS.contains(&fields[0].0.as_str());
+    let named = fields
+        .iter()
+        .find(|(name, value)| (alone || ROWS.contains(&name.as_str())) && objects(value));
+    if let Some((_, value)) = named
+        && let Some(items) = items_of(value.get())
+    {
+        return Document::Rows(items);
+    }
+    let by_row = |(_, value): &(String, &RawValue)| {
+        serde_json::from_str::<Map<String, Value>>(value.get())
+            .is_ok_and(|rows| rows.contains_key("0"))
+    };
+    match fields.len() > 1 && fields.iter().all(by_row) {
+        true => Document::Columns,
+        false => Document::Row,
+    }
+}
+
+/// An object's fields in their order, their values unread.
+struct RawObject<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> serde::Deserialize<'de> for RawObject<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(fields)
+            }
+        }
+        from.deserialize_map(Visitor).map(RawObject)
+    }
+}
+
+fn items_of(text: &str) -> Option<Vec<&RawValue>> {
+    serde_json::from_str(text).ok()
+}
+
+/// Values of a document as rows; `text` is what they are pieces of.
+fn rows_of(text: &str, values: &[&RawValue]) -> Parsed {
+    let (mut line, mut seen) = (1, 0);
+    let mut begins: Vec<u64> = Vec::with_capacity(values.len());
+    for value in values {
+        // A borrowed value is a piece of the text, so that its distance from the beginning is its place.
+        let at = (value.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+        let between = text.get(seen..at).unwrap_or_default();
+        line += between.bytes().filter(|byte| *byte == b'\n').count() as u64;
+        seen = at.max(seen);
+        begins.push(line);
+    }
+    // Rows that share a line are told apart by their number.
+    if begins.windows(2).any(|pair| pair[0] == pair[1]) {
+        begins = (1..=values.len() as u64).collect();
+    }
+    let rows: Vec<(u64, &str)> = begins
+        .into_iter()
+        .zip(values.iter().map(|value| value.get()))
+        .collect();
+    collect(&rows, 0)
+}
+
+/// One object a line.
+fn lines(text: &str) -> Parsed {
     let mut blank_lines = 0;
     let mut lines: Vec<(u64, &str)> = Vec::new();
     let mut pieces = text.split('\n').enumerate().peekable();
@@ -29,40 +164,29 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Parsed, DataError> {
             blank_lines += 1;
         }
     }
-    let parsed: Vec<Result<Row, RowFault>> = lines
+    collect(&lines, blank_lines)
+}
+
+fn collect(rows: &[(u64, &str)], blank_lines: u64) -> Parsed {
+    let parsed: Vec<Result<Row, RowFault>> = rows
         .par_iter()
-        .map(|(line, text)| parse_line(*line, text))
+        .map(|(line, text)| parse_row(*line, text))
         .collect();
-    let total = parsed.iter().filter(|row| row.is_err()).count();
-    if total > 0 {
-        return Err(DataError::Rows {
-            path: path.into(),
-            total,
-            rows: parsed.len(),
-            faults: parsed
-                .into_iter()
-                .filter_map(Result::err)
-                .take(MAX_FAULTS_SHOWN)
-                .collect(),
-        });
-    }
-    let rows: Vec<Row> = parsed.into_iter().filter_map(Result::ok).collect();
-    Ok(Parsed {
-        columns: columns_of(&rows),
-        rows,
+    let mut found = Parsed {
         blank_lines,
-    })
+        ..Parsed::default()
+    };
+    for row in parsed {
+        match row {
+            Ok(row) => found.rows.push(row),
+            Err(fault) => found.faults.push(fault),
+        }
+    }
+    found.columns = columns_of(&found.rows);
+    found
 }
 
-/// Whether the file is a pretty-printed or one-line array rather than lines of objects.
-fn is_one_array(text: &str) -> bool {
-    let text = text.trim();
-    text.starts_with('[')
-        && (text.ends_with(']') || !text.contains('\n'))
-        && serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_array())
-}
-
-fn parse_line(line: u64, text: &str) -> Result<Row, RowFault> {
+fn parse_row(line: u64, text: &str) -> Result<Row, RowFault> {
     let fault = |kind| RowFault {
         line,
         column: None,

@@ -4,25 +4,32 @@ mod delimited;
 mod jsonl;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod plain;
+mod python;
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use lowrank_formats::files::{self, Ceiling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{DataError, FileProblem};
+use crate::error::{DataError, FileProblem, MAX_FAULTS_SHOWN, RowFault};
+pub(crate) use python::parse_list;
 
 /// How a data file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
-    /// One JSON object a line.
+    /// One JSON object a line; one array of objects, or a document with one in its field `data`, is read too.
     Jsonl,
     /// Comma-separated, fields quoted with `"` where needed (RFC 4180).
     Csv,
     /// Tab-separated; quotes mean nothing.
     Tsv,
+    /// Plain text, a line a row.
+    Text,
     /// Apache Parquet (feature `parquet`).
     Parquet,
 }
@@ -34,15 +41,32 @@ impl FileFormat {
             .extension()
             .and_then(|e| e.to_str())
             .unwrap_or_default();
-        Self::from_name(extension).ok_or_else(|| DataError::UnknownFormat { path: path.into() })
+        let packed = match extension.to_ascii_lowercase().as_str() {
+            "gz" | "tgz" => "gzip",
+            "zip" => "zip",
+            "zst" => "zstd",
+            "bz2" => "bzip2",
+            "xz" => "xz",
+            _ => "",
+        };
+        match Self::from_name(extension) {
+            Some(format) => Ok(format),
+            None if packed.is_empty() => Err(DataError::UnknownFormat { path: path.into() }),
+            None => Err(DataError::Malformed {
+                path: path.into(),
+                line: 1,
+                problem: FileProblem::Compressed(packed),
+            }),
+        }
     }
 
-    /// The format of this name (`jsonl`, `ndjson`, `json`, `csv`, `tsv`, `tab`, `parquet`), in any case.
+    /// The format of this name (`jsonl`, `ndjson`, `json`, `csv`, `tsv`, `tab`, `txt`, `text`, `parquet`), in any case.
     pub fn from_name(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
             "jsonl" | "ndjson" | "json" => Some(Self::Jsonl),
             "csv" => Some(Self::Csv),
             "tsv" | "tab" => Some(Self::Tsv),
+            "txt" | "text" => Some(Self::Text),
             "parquet" => Some(Self::Parquet),
             _ => None,
         }
@@ -54,6 +78,7 @@ impl FileFormat {
             Self::Jsonl => "jsonl",
             Self::Csv => "csv",
             Self::Tsv => "tsv",
+            Self::Text => "text",
             Self::Parquet => "parquet",
         }
     }
@@ -66,7 +91,7 @@ pub enum Header {
     /// It does.
     #[default]
     Present,
-    /// It is a row already; columns are then named `0`, `1`, ….
+    /// It is a row already; columns are then named by their place: `0`, `1`, ….
     Absent,
 }
 
@@ -75,10 +100,14 @@ pub enum Header {
 pub struct Table {
     path: PathBuf,
     format: FileFormat,
+    header: Header,
     columns: Vec<String>,
     index: HashMap<String, usize>,
+    duplicates: HashSet<String>,
     rows: Vec<Row>,
+    faults: Vec<RowFault>,
     blank_lines: u64,
+    notes: Vec<String>,
 }
 
 /// One row of a [`Table`].
@@ -136,21 +165,21 @@ impl Table {
         format: Option<FileFormat>,
         header: Header,
     ) -> Result<Self, DataError> {
-        if path.is_dir() {
-            return Err(DataError::Read {
-                path: path.into(),
-                source: std::io::Error::new(
-                    std::io::ErrorKind::IsADirectory,
-                    "it is a folder, expected a file of rows",
-                ),
-            });
+        let table = Self::read_lenient(path, format, header)?;
+        match table.faults.is_empty() {
+            true => Ok(table),
+            false => Err(table.rows_error(&table.faults)),
         }
+    }
+
+    /// As [`Table::read`], but rows that cannot be read as their format are set aside: see [`Table::faults`].
+    pub fn read_lenient(
+        path: &Path,
+        format: Option<FileFormat>,
+        header: Header,
+    ) -> Result<Self, DataError> {
         let format = format.map_or_else(|| FileFormat::from_path(path), Ok)?;
-        let bytes = std::fs::read(path).map_err(|source| DataError::Read {
-            path: path.into(),
-            source,
-        })?;
-        Self::parse(path, bytes, format, header)
+        Self::parse_lenient(path, bytes_of(path)?, format, header)
     }
 
     /// Parses a file's content; `path` is only for messages. Never panics, whatever the bytes.
@@ -160,20 +189,42 @@ impl Table {
         format: FileFormat,
         header: Header,
     ) -> Result<Self, DataError> {
-        let parsed = match format {
-            FileFormat::Jsonl => jsonl::parse(path, text_of(path, &bytes)?)?,
-            FileFormat::Csv => {
-                delimited::parse(path, text_of(path, &bytes)?, delimited::CSV, header)?
-            }
-            FileFormat::Tsv => {
-                delimited::parse(path, text_of(path, &bytes)?, delimited::TSV, header)?
-            }
+        let table = Self::parse_lenient(path, bytes, format, header)?;
+        match table.faults.is_empty() {
+            true => Ok(table),
+            false => Err(table.rows_error(&table.faults)),
+        }
+    }
+
+    /// As [`Table::parse`], but rows that cannot be read as their format are set aside: see [`Table::faults`].
+    pub fn parse_lenient(
+        path: &Path,
+        bytes: Vec<u8>,
+        format: FileFormat,
+        header: Header,
+    ) -> Result<Self, DataError> {
+        let is_table = matches!(format, FileFormat::Csv | FileFormat::Tsv);
+        if header == Header::Absent && !is_table {
+            return Err(DataError::HeaderAbsent {
+                path: path.into(),
+                format: format.name(),
+            });
+        }
+        if format == FileFormat::Parquet {
             #[cfg(feature = "parquet")]
-            FileFormat::Parquet => parquet::parse(path, bytes)?,
+            return Self::new(path, format, parquet::parse(path, bytes)?);
             #[cfg(not(feature = "parquet"))]
-            FileFormat::Parquet => return Err(DataError::ParquetNotBuilt { path: path.into() }),
+            return Err(DataError::ParquetNotBuilt { path: path.into() });
+        }
+        let text = unix_lines(text_of(path, &bytes)?);
+        let parsed = match format {
+            FileFormat::Jsonl => jsonl::parse(path, &text)?,
+            FileFormat::Csv => delimited::parse(path, &text, delimited::CSV, header)?,
+            FileFormat::Tsv => delimited::parse(path, &text, delimited::TSV, header)?,
+            FileFormat::Text | FileFormat::Parquet => plain::parse(&text),
         };
-        Self::new(path, format, parsed)
+        let table = Self::new(path, format, parsed)?;
+        Ok(Self { header, ..table })
     }
 
     /// A table of rows that were made elsewhere.
@@ -186,26 +237,26 @@ impl Table {
         let parsed = Parsed {
             columns: columns.iter().map(|name| (*name).to_owned()).collect(),
             rows,
-            blank_lines: 0,
+            ..Parsed::default()
         };
         Self::new(path, format, parsed)
     }
 
     fn new(path: &Path, format: FileFormat, parsed: Parsed) -> Result<Self, DataError> {
         let mut index = HashMap::with_capacity(parsed.columns.len());
+        let mut duplicates = HashSet::new();
         for (i, name) in parsed.columns.iter().enumerate() {
-            if index.insert(name.clone(), i).is_some() {
-                return Err(DataError::DuplicateColumn {
-                    path: path.into(),
-                    name: name.clone(),
-                    times: parsed.columns.iter().filter(|other| *other == name).count(),
-                });
+            if index.contains_key(name) {
+                duplicates.insert(name.clone());
+            } else {
+                index.insert(name.clone(), i);
             }
         }
-        if parsed.rows.is_empty() {
+        if parsed.rows.is_empty() && parsed.faults.is_empty() {
+            let is_table = matches!(format, FileFormat::Csv | FileFormat::Tsv);
             return Err(DataError::Empty {
                 path: path.into(),
-                header_only: !parsed.columns.is_empty(),
+                header_only: is_table && !parsed.columns.is_empty(),
             });
         }
         if parsed.rows.len() > u32::MAX as usize {
@@ -214,14 +265,84 @@ impl Table {
                 rows: parsed.rows.len(),
             });
         }
-        Ok(Self {
+        let table = Self {
             path: path.into(),
             format,
+            header: Header::Present,
             columns: parsed.columns,
             index,
+            duplicates,
             rows: parsed.rows,
+            faults: parsed.faults,
             blank_lines: parsed.blank_lines,
-        })
+            notes: parsed.notes,
+        };
+        match table.rows.is_empty() {
+            true => Err(table.rows_error(&table.faults)),
+            false => Ok(table),
+        }
+    }
+
+    /// The error of a table with these faults among its rows.
+    pub(crate) fn rows_error(&self, faults: &[RowFault]) -> DataError {
+        DataError::Rows {
+            path: self.path.clone(),
+            total: faults.len(),
+            rows: self.row_count(),
+            faults: faults.iter().take(MAX_FAULTS_SHOWN).cloned().collect(),
+        }
+    }
+
+    /// The same without some rows: those for which `keep` is false, in file order.
+    pub(crate) fn keeping(&self, keep: &[bool]) -> Self {
+        let kept = self.rows.iter().zip(keep).filter(|(_, keep)| **keep);
+        Self {
+            rows: kept.map(|(row, _)| row.clone()).collect(),
+            ..self.clone_without_rows()
+        }
+    }
+
+    fn clone_without_rows(&self) -> Self {
+        Self {
+            path: self.path.clone(),
+            format: self.format,
+            header: self.header,
+            columns: self.columns.clone(),
+            index: self.index.clone(),
+            duplicates: self.duplicates.clone(),
+            rows: Vec::new(),
+            faults: self.faults.clone(),
+            blank_lines: self.blank_lines,
+            notes: self.notes.clone(),
+        }
+    }
+
+    /// Rows in the file, those among them that cannot be read.
+    pub fn row_count(&self) -> usize {
+        self.rows.len() + self.faults.len()
+    }
+
+    /// Rows that cannot be read as their format, in file order; none unless they were allowed.
+    pub fn faults(&self) -> &[RowFault] {
+        &self.faults
+    }
+
+    /// What was found about the file's form that its name does not say, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether the first line names the columns.
+    pub fn header(&self) -> Header {
+        self.header
+    }
+
+    /// How often a name stands in the header.
+    pub(crate) fn times_named(&self, name: &str) -> usize {
+        match self.duplicates.contains(name) {
+            true => self.columns.iter().filter(|other| *other == name).count(),
+            false => 1,
+        }
     }
 
     /// The file.
@@ -290,10 +411,26 @@ impl Table {
 }
 
 /// What a format's parser hands over.
+#[derive(Default)]
 struct Parsed {
     columns: Vec<String>,
     rows: Vec<Row>,
+    faults: Vec<RowFault>,
     blank_lines: u64,
+    notes: Vec<String>,
+}
+
+/// The content of a file of rows. A pipe is refused: rows may have to be read twice.
+pub(crate) fn bytes_of(path: &Path) -> Result<Vec<u8>, DataError> {
+    Ok(files::read(path, Ceiling::DATA)?)
+}
+
+/// The text with line feeds for line ends, where it is an old one that has carriage returns alone.
+pub(crate) fn unix_lines(text: &str) -> Cow<'_, str> {
+    match text.contains('\r') && !text.contains('\n') {
+        true => Cow::Owned(text.replace('\r', "\n")),
+        false => Cow::Borrowed(text),
+    }
 }
 
 /// The text of a file, without a byte order mark.
@@ -321,10 +458,28 @@ pub(crate) fn text_of<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, DataE
             return Err(malformed(1, problem));
         }
     }
+    if is_utf16_without_mark(bytes) {
+        return Err(malformed(1, FileProblem::Utf16));
+    }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     std::str::from_utf8(bytes).map_err(|error| {
         let before = &bytes[..error.valid_up_to()];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count() as u64;
         malformed(line, FileProblem::NotUtf8)
     })
+}
+
+/// Whether every other byte of the beginning is 0, as in UTF-16 of a Latin script.
+fn is_utf16_without_mark(bytes: &[u8]) -> bool {
+    let begin = &bytes[..bytes.len().min(64) / 2 * 2];
+    let zeros = |first: usize| {
+        begin
+            .iter()
+            .skip(first)
+            .step_by(2)
+            .filter(|b| **b == 0)
+            .count()
+    };
+    let half = begin.len() / 2;
+    half > 1 && (zeros(0) == half && zeros(1) == 0 || zeros(1) == half && zeros(0) == 0)
 }

@@ -51,6 +51,6 @@ fn read(bytes: Vec<u8>) -> Result<Parsed, (u64, ParquetError)> {
     Ok(Parsed {
         columns,
         rows,
-        blank_lines: 0,
+        ..Parsed::default()
     })
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lowrank_data::Template;
+use lowrank_data::{Prompt, Template};
 use lowrank_metrics::meteor::Meteor;
 use lowrank_metrics::{Metric, Segment, bleu, cider, nist, ptb, pyter, rouge_l, sacrebleu, ter};
 use lowrank_train::config::TaskKind;
@@ -81,7 +81,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     let started = Instant::now();
     let (mut outputs, mut tokens) = (Vec::with_capacity(rows.len()), 0);
     for rows in rows.chunks(size) {
-        let prompts: Vec<String> = rows.iter().map(|row| row.prompt.clone()).collect();
+        let prompts: Vec<Prompt> = rows.iter().map(|row| row.prompt.clone().into()).collect();
         let found = writer.generate(&prompts, outputs.len(), &mut |_, _| {})?;
         for (row, generated) in rows.iter().zip(&found) {
             tokens += generated.tokens.len();

@@ -86,6 +86,19 @@ pub fn announce(progress: &Progress, run: &Run, model: &Model, notes: &[String],
         count(data.truncated_rows as u64),
         config.data.max_length
     ));
+    let data = &config.data;
+    for (file, rows) in [
+        (Some(&data.train_file), Some(&run.train)),
+        (data.validation_file.as_ref(), run.validation.as_ref()),
+        (data.test_file.as_ref(), run.test.as_ref()),
+    ] {
+        let Some((file, rows)) = file.zip(rows) else {
+            continue;
+        };
+        for note in &rows.report.notes {
+            progress.line(format!("{file}: {note}"));
+        }
+    }
     progress.line(format!(
         "{} steps planned, {:.0} MFLOP a token, {} of tensors at the peak",
         count(plan.total_steps),

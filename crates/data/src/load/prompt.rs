@@ -1,0 +1,140 @@
+//! What a language model is given of a row: the prompt, what it is about, and what was said to the model before.
+
+use serde_json::Value;
+
+use crate::columns::{ColumnSpec, PromptColumns};
+use crate::error::{DataError, RowFault, RowFaultKind};
+use crate::labels::wrong;
+use crate::nearest::nearest;
+use crate::rows::{Cell, Row, Table};
+
+/// What a language model is to go on with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Prompt {
+    /// The prompt itself, behind the system prompt if there is one.
+    pub text: String,
+    /// What it is about, Alpaca's `input` or Dolly's `context`; empty where there is nothing.
+    pub context: String,
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Self {
+            text,
+            context: String::new(),
+        }
+    }
+}
+
+impl Prompt {
+    /// The prompt and, on the next line, what it is about: as LLaMA-Factory joins Alpaca's columns.
+    pub fn joined(&self) -> String {
+        match self.context.is_empty() {
+            true => self.text.clone(),
+            false => format!("{}\n{}", self.text, self.context),
+        }
+    }
+
+    /// The prompt of a row.
+    pub(super) fn of_row(
+        table: &Table,
+        row: &Row,
+        columns: &PromptColumns,
+    ) -> Result<Self, RowFault> {
+        if let Some(column) = &columns.history
+            && has_turns(table.get(row, column))
+        {
+            return Err(fault(row, column, RowFaultKind::Conversation));
+        }
+        let optional = |column: &Option<String>| match column {
+            Some(column) if table.get(row, column).is_some() => string(table, row, column),
+            Some(_) | None => Ok(""),
+        };
+        let (text, system) = (
+            string(table, row, &columns.prompt)?,
+            optional(&columns.system)?,
+        );
+        Ok(Self {
+            text: match system.trim().is_empty() {
+                true => text.into(),
+                false => format!("{system}\n{text}"),
+            },
+            context: match optional(&columns.context)? {
+                blank if blank.trim().is_empty() => String::new(),
+                context => context.into(),
+            },
+        })
+    }
+}
+
+/// The prompts of a table's rows, made from the same columns as in training; completions need not be there.
+///
+/// # Errors
+/// No column is known to hold prompts, or some rows have none.
+pub fn prompts_of(table: &Table, columns: &ColumnSpec) -> Result<Vec<Prompt>, DataError> {
+    let columns = columns.resolve_prompt(table)?;
+    let read: Vec<_> = table
+        .rows()
+        .iter()
+        .map(|row| Prompt::of_row(table, row, &columns))
+        .collect();
+    let faults: Vec<RowFault> = read.iter().filter_map(|row| row.clone().err()).collect();
+    match faults.is_empty() {
+        true => Ok(read.into_iter().filter_map(Result::ok).collect()),
+        false => Err(table.rows_error(&faults)),
+    }
+}
+
+/// The text that follows a prompt: a text, or the first of several answers, as SQuAD writes them.
+pub(super) fn completion<'t>(
+    table: &'t Table,
+    row: &'t Row,
+    column: &str,
+) -> Result<&'t str, RowFault> {
+    let several = match table.get(row, column) {
+        Some(Cell::Json(Value::Object(answers))) => answers.get("text").and_then(Value::as_array),
+        Some(Cell::Json(Value::Array(answers))) => Some(answers),
+        Some(Cell::Json(_) | Cell::Text(_)) | None => None,
+    };
+    match several.map(|answers| answers.first()) {
+        None => string(table, row, column),
+        Some(Some(Value::String(first))) => Ok(first),
+        Some(_) => Err(fault(row, column, RowFaultKind::Missing { nearest: None })),
+    }
+}
+
+/// A row's text in a column.
+pub(super) fn string<'t>(
+    table: &'t Table,
+    row: &'t Row,
+    column: &str,
+) -> Result<&'t str, RowFault> {
+    match table.get(row, column) {
+        Some(Cell::Text(text)) => Ok(text),
+        Some(Cell::Json(Value::String(text))) => Ok(text),
+        Some(cell) => Err(fault(row, column, wrong(&cell, "a text"))),
+        None => {
+            let nearest = nearest(column, table.keys(row));
+            Err(fault(row, column, RowFaultKind::Missing { nearest }))
+        }
+    }
+}
+
+/// Whether a column of earlier turns holds any.
+fn has_turns(cell: Option<Cell>) -> bool {
+    match cell {
+        None => false,
+        Some(Cell::Text(text)) => !["", "[]"].contains(&text.trim()),
+        Some(Cell::Json(Value::Array(turns))) => !turns.is_empty(),
+        Some(Cell::Json(Value::String(text))) => !["", "[]"].contains(&text.trim()),
+        Some(Cell::Json(_)) => true,
+    }
+}
+
+pub(super) fn fault(row: &Row, column: &str, kind: RowFaultKind) -> RowFault {
+    RowFault {
+        line: row.line,
+        column: Some(column.to_string()),
+        kind,
+    }
+}
