@@ -357,3 +357,26 @@ fn plain_text_is_a_row_a_line() {
         ["each line that is not blank is a row"]
     );
 }
+
+#[test]
+fn a_long_prompt_keeps_its_end_and_a_long_completion_its_beginning() {
+    let words = ["the", "name", "of", "a", "place", "one", "two,", "three"];
+    let long: String = (0..80_000)
+        .map(|i| words[i * 7 % 5 + i % 4])
+        .collect::<Vec<_>>()
+        .join(" ");
+    assert!(long.len() > 300_000);
+    let whole = laid(&[&long, "{eos}", " the name", "{eos}"]);
+    let text = serde_json::json!({ "prompt": long, "completion": "the name" }).to_string();
+    let loaded = load(&text, |spec| spec.max_length = Some(40)).unwrap();
+    assert_eq!(loaded.examples[0].input_ids, whole[whole.len() - 40..]);
+    let whole = laid(&["the name", "{eos}", &format!(" {long}"), "{eos}"]);
+    let text = serde_json::json!({ "prompt": "the name", "completion": long }).to_string();
+    let loaded = load(&text, |spec| spec.max_length = Some(40)).unwrap();
+    // One token of the prompt stays, the end token; then the completion's beginning.
+    let eos = laid(&["the name"]).len();
+    assert_eq!(loaded.examples[0].input_ids, whole[eos..eos + 40]);
+    let text = serde_json::json!({ "text": long }).to_string();
+    let loaded = load(&text, |spec| spec.max_length = Some(40)).unwrap();
+    assert_eq!(loaded.examples[0].input_ids, laid(&[&long])[..40]);
+}

@@ -155,3 +155,26 @@ fn lengths_are_nearest_rank() {
     );
     assert_eq!(Lengths::of(&[]).max, 0);
 }
+
+#[test]
+fn texts_that_are_not_read_are_a_warning() {
+    let train = "id,title,text,label,date\n\
+                 a1,a good film,the film is slow,neg,2020-01-01 10:00\n\
+                 a2,the acting,good film,pos,2020-01-02 10:00\n\
+                 a3,,the ending,pos,2020-01-03 10:00\n";
+    let report = report(&[("train", train)], &LoadSpec::new(Task::SingleLabel));
+    assert_eq!(report.files[0].unread_texts, ["title"]);
+    assert_eq!(
+        report.warnings,
+        [
+            "train: column `title` holds texts and is not read: --text-pair-column takes a second text \
+          (a language model's completion), --text-column another one"
+        ]
+    );
+    // Said once for the file, however many rows there are.
+    assert!(
+        report.render().contains("not read    id, title, date"),
+        "{}",
+        report.render()
+    );
+}

@@ -1038,3 +1038,77 @@ fn plain_text_is_no_table_of_labels() {
         2
     );
 }
+
+#[test]
+fn what_is_kept_of_a_long_text_is_as_of_the_whole() {
+    // Some words of one token, some of several, accents and signs; over the size from which a part is tokenised.
+    let words = [
+        "the",
+        "unreadable",
+        "film,",
+        "café",
+        "is",
+        "slow!",
+        "w5",
+        "naïve",
+    ];
+    let long: String = (0..60_000)
+        .map(|i| words[i * 7 % 5 + i % 3])
+        .collect::<Vec<_>>()
+        .join(" ");
+    assert!(long.len() > 300_000);
+    let short = "the film is slow";
+    for name in ["bert-uncased", "roberta", "deberta-v2"] {
+        let tokenizer = tokenizer(name);
+        for (first, second) in [
+            (long.as_str(), None),
+            (short, Some(long.as_str())),
+            (long.as_str(), Some(short)),
+        ] {
+            let whole = tokenizer.encode(first, second, Some(33)).unwrap();
+            let row = serde_json::json!({ "text": first, "text_pair": second }).to_string();
+            let mut spec = LoadSpec::new(Task::SingleLabel);
+            (spec.need, spec.max_length) = (LabelNeed::Ignored, Some(33));
+            spec.columns.text = Some("text".into());
+            spec.columns.text_pair = second.map(|_| "text_pair".into());
+            let table = parse(&row, "a.jsonl").unwrap();
+            let loaded = examples_from_table(&table, &spec, Some(&tokenizer)).unwrap();
+            assert_eq!(loaded.examples[0].input_ids, whole.input_ids, "{name}");
+            assert_eq!(
+                loaded.examples[0].token_type_ids, whole.token_type_ids,
+                "{name}"
+            );
+            assert!(
+                loaded.report.notes[0].starts_with("1 text is so long"),
+                "{name}"
+            );
+        }
+        let list: Vec<&str> = long.split(' ').take(9000).collect();
+        let row = serde_json::json!({ "tokens": list }).to_string();
+        let mut spec = LoadSpec::new(Task::TokenClassification);
+        (spec.need, spec.max_length) = (LabelNeed::Ignored, Some(33));
+        let table = parse(&row, "a.jsonl").unwrap();
+        let loaded = examples_from_table(&table, &spec, Some(&tokenizer)).unwrap();
+        let list: Vec<String> = list.into_iter().map(String::from).collect();
+        let whole = tokenizer.encode_words(&list, Some(33)).unwrap().encoded;
+        assert_eq!(loaded.examples[0].input_ids, whole.input_ids, "{name}");
+    }
+}
+
+#[test]
+fn a_long_text_without_blanks_is_refused_by_size() {
+    let row = format!("{{\"text\": \"{}\"}}\n", "a".repeat(5 << 20));
+    let mut spec = LoadSpec::new(Task::SingleLabel);
+    (spec.need, spec.max_length) = (LabelNeed::Ignored, Some(16));
+    let error = message(load_with(&row, "a.jsonl", &spec));
+    assert!(
+        error.contains(
+            "line 1, column `text`: the text cannot be tokenised: a text of 5242880 bytes"
+        ),
+        "{error}"
+    );
+    assert!(
+        error.contains("at most 4194304 are tokenised at once"),
+        "{error}"
+    );
+}

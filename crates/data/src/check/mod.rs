@@ -1,6 +1,7 @@
 //! The pre-flight: what the model will see of a data set, and what is odd about it. Counts and shows; changes nothing.
 
 mod render;
+mod unread;
 
 use std::collections::{HashMap, HashSet};
 
@@ -57,6 +58,8 @@ pub struct FileCheck {
     pub name: String,
     /// How it was loaded: columns, rows cut and dropped.
     pub load: LoadReport,
+    /// Columns that are not read, and hold texts.
+    pub unread_texts: Vec<String>,
     /// Tokens a row.
     pub lengths: Lengths,
     /// What the labels are.
@@ -344,6 +347,7 @@ fn check_file(
     FileCheck {
         name: file.name.to_string(),
         load: loaded.report.clone(),
+        unread_texts: unread::texts(file.table, &loaded.report.columns),
         lengths: Lengths::of(&lengths),
         labels: balance(loaded),
         duplicates: repeats.duplicates,

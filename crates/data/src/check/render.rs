@@ -1,6 +1,6 @@
 //! The pre-flight as plain text, and what in it is worth a warning.
 
-use super::{CheckReport, FileCheck, LabelBalance, Lines, Pairs, classes_seen};
+use super::{CheckReport, FileCheck, LabelBalance, Lines, Pairs, classes_seen, unread};
 use crate::columns::{Columns, TextColumns};
 
 /// A class this frequent makes accuracy say little.
@@ -233,6 +233,18 @@ pub(super) fn warnings(report: &CheckReport) -> Vec<String> {
 fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
     let load = &file.load;
     let mut warn = |text: String| found.push(format!("{}: {text}", file.name));
+    for column in &file.unread_texts {
+        warn(format!(
+            "column `{column}` holds texts and is not read: {}",
+            unread::way(&load.columns)
+        ));
+    }
+    if load.bad_rows > 0 {
+        warn(format!(
+            "{} of {} rows cannot be used and are left out",
+            load.bad_rows, load.rows
+        ));
+    }
     if load.dropped_rows > 0 {
         warn(format!(
             "{} of {} rows are too long and left out",

@@ -76,6 +76,16 @@ pub enum TokenizerError {
         /// The vocabularies that are there.
         found: Vec<&'static str>,
     },
+    /// A text far longer than what is kept of it, of which no part can be tokenised alone.
+    #[error(
+        "a text of {bytes} bytes that cannot be tokenised in parts (it has no blanks, or the tokenizer does not part texts at them); at most {most} are tokenised at once"
+    )]
+    LongText {
+        /// Its bytes.
+        bytes: usize,
+        /// The most bytes.
+        most: usize,
+    },
     /// A file is no regular one, too long, or cannot be read or written: the error names it.
     #[error(transparent)]
     File(#[from] lowrank_formats::FormatError),
@@ -122,6 +132,9 @@ impl TokenizerError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::File(error) => error.hint(),
+            Self::LongText { .. } => {
+                Some("shorten the text, or pass --bad-rows skip to leave such rows out".into())
+            }
             Self::NotFound { .. } | Self::NoMerges { .. } => Some(
                 "put the model's `tokenizer.json` there, or give rows that are already tokenised (`input_ids`)".into(),
             ),

@@ -9,6 +9,7 @@ mod row;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -236,11 +237,22 @@ pub fn examples_from_table(
         outcomes,
         label_map,
         mut bad,
+        parted,
     } = usable(table, &columns, spec, tokenizer)?;
     bad.sort_by_key(|fault| fault.line);
     let mut notes = table.notes().to_vec();
     if !bad.is_empty() {
         notes.push(bad_rows::note(&bad, table.row_count()));
+    }
+    if parted > 0 {
+        let texts = if parted == 1 {
+            "1 text is".into()
+        } else {
+            format!("{parted} texts are")
+        };
+        notes.push(format!(
+            "{texts} so long that only the part was tokenised which decides on the tokens that are kept: of those that are cut, more were not counted"
+        ));
     }
     let report = LoadReport {
         path: table.path().into(),
@@ -275,6 +287,8 @@ struct Usable {
     label_map: Option<LabelMap>,
     /// The rows that cannot be used.
     bad: Vec<RowFault>,
+    /// Texts so long that only a part of them was tokenised.
+    parted: usize,
 }
 
 /// Reads all rows. Where rows are left out, the others are read
@@ -291,6 +305,7 @@ fn usable(
     }
     let mut rest = Cow::Borrowed(table);
     loop {
+        let parted = AtomicUsize::new(0);
         let plan = LabelPlan::new(&rest, columns.label.as_deref(), spec)?;
         let reader = RowReader {
             table: &rest,
@@ -298,6 +313,7 @@ fn usable(
             spec,
             tokenizer,
             plan: &plan,
+            parted: &parted,
         };
         let read = |row| reader.read(row);
         let outcomes: Vec<Result<Outcome, RowFault>> = rest.rows().par_iter().map(read).collect();
@@ -308,6 +324,7 @@ fn usable(
                 outcomes,
                 label_map: plan.into_map(),
                 bad,
+                parted: parted.into_inner(),
             });
         }
         let mut faults: Vec<RowFault> = outcomes.into_iter().filter_map(Result::err).collect();

@@ -1,6 +1,7 @@
 //! One row to one example.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ use crate::labels::{
 };
 use crate::nearest::nearest;
 use crate::rows::{Cell, Row, Table, parse_list};
-use crate::tokenizer::{Encoded, Tokenizer};
+use crate::tokenizer::{Encoded, EncodedWords, Part, Tokenizer, refuse_long};
 
 /// What became of a row.
 pub(super) enum Outcome {
@@ -34,6 +35,8 @@ pub(super) struct RowReader<'a> {
     pub(super) spec: &'a LoadSpec,
     pub(super) tokenizer: Option<&'a Tokenizer>,
     pub(super) plan: &'a LabelPlan,
+    /// Texts so long that only a part of them was tokenised.
+    pub(super) parted: &'a AtomicUsize,
 }
 
 /// The tokens of a row, and, for token classification, a label for each.
@@ -127,19 +130,15 @@ impl RowReader<'_> {
         let second = pair
             .map(|pair| prompt::string(self.table, row, pair))
             .transpose()?;
+        let refused = |error: String| fault(row, text, RowFaultKind::Tokenize(error));
         // The caller has made sure that there is a tokenizer wherever there is text.
-        let encoded = match self.tokenizer {
-            Some(tokenizer) => tokenizer
-                .encode(first, second, self.cut_at())
-                .map_err(|error| fault(row, text, RowFaultKind::Tokenize(error.to_string())))?,
-            None => {
-                return Err(fault(
-                    row,
-                    text,
-                    RowFaultKind::Tokenize("no tokenizer".into()),
-                ));
-            }
-        };
+        let tokenizer = self
+            .tokenizer
+            .ok_or_else(|| refused("no tokenizer".into()))?;
+        let encoded = self
+            .kept(tokenizer, first, second)
+            .and_then(|(first, second)| tokenizer.encode(first, second, self.cut_at()))
+            .map_err(|error| refused(error.to_string()))?;
         if encoded.input_ids.is_empty() {
             return Err(fault(row, text, RowFaultKind::NoTokens("tokens")));
         }
@@ -147,6 +146,46 @@ impl RowReader<'_> {
             encoded,
             labels: None,
         })
+    }
+
+    /// What of a text, or of a pair, decides on the tokens that are kept.
+    fn kept<'t>(
+        &self,
+        tokenizer: &Tokenizer,
+        first: &'t str,
+        second: Option<&'t str>,
+    ) -> Result<(&'t str, Option<&'t str>), TokenizerError> {
+        let part = |text, tokens| self.part(tokenizer, text, tokens, tokenizer.kept_part());
+        Ok(match second {
+            None => (part(first, 0)?, None),
+            // Which text of a pair is cut hangs on which has more tokens: only the longer one is parted, and stays the longer.
+            Some(second) if first.len() >= second.len() => {
+                refuse_long(second)?;
+                (part(first, second.len())?, Some(second))
+            }
+            Some(second) => {
+                refuse_long(first)?;
+                (first, Some(part(second, first.len())?))
+            }
+        })
+    }
+
+    /// A part of a long text with as many tokens as may be kept, and more than `tokens`.
+    fn part<'t>(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &'t str,
+        tokens: usize,
+        part: Part,
+    ) -> Result<&'t str, TokenizerError> {
+        let Some(most) = self.spec.max_length else {
+            return Ok(text);
+        };
+        let found = tokenizer.part(text, most.max(tokens + 1), part)?;
+        if found.len() < text.len() {
+            self.parted.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(found)
     }
 
     /// A language model's row that counts as a whole.
@@ -166,7 +205,14 @@ impl RowReader<'_> {
     ) -> Result<Tokens, RowFault> {
         let prompt = Prompt::of_row(self.table, row, columns)?;
         let completion = prompt::completion(self.table, row, completion)?;
+        // A row that is too long loses its prompt's beginning and its completion's end.
         self.laid(row, &columns.prompt, |template, tokenizer| {
+            let end = |text| self.part(tokenizer, text, 0, Part::End).map(String::from);
+            let prompt = Prompt {
+                text: end(&prompt.text)?,
+                context: end(&prompt.context)?,
+            };
+            let completion = self.part(tokenizer, completion, 0, Part::Beginning)?;
             template.pair(&prompt, completion, tokenizer)
         })
     }
@@ -206,10 +252,7 @@ impl RowReader<'_> {
             .get(row, column)
             .ok_or_else(|| self.missing(row, column))?;
         let items = list(cell, WANTED)?;
-        let words: Option<Vec<String>> = items
-            .iter()
-            .map(|item| item.as_str().map(str::to_string))
-            .collect();
+        let words: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
         let words = words.ok_or_else(|| wrong(&cell, WANTED))?;
         let none_labelled = match label {
             Label::Tokens(labels) => labels.is_empty(),
@@ -221,8 +264,8 @@ impl RowReader<'_> {
         let Some(tokenizer) = self.tokenizer else {
             return Err(RowFaultKind::Tokenize("no tokenizer".into()));
         };
-        let encoded = tokenizer
-            .encode_words(&words, self.cut_at())
+        let encoded = self
+            .encode_words(tokenizer, &words)
             .map_err(|error| RowFaultKind::Tokenize(error.to_string()))?;
         let labels = match label {
             Label::Tokens(labels) if labels.len() != words.len() => {
@@ -240,6 +283,38 @@ impl RowReader<'_> {
             encoded: encoded.encoded,
             labels,
         })
+    }
+
+    /// Encodes the words, or so many of the first that no more can be kept: each is tokenised by itself.
+    fn encode_words(
+        &self,
+        tokenizer: &Tokenizer,
+        words: &[&str],
+    ) -> Result<EncodedWords, TokenizerError> {
+        const FIRST: usize = 4096;
+        for word in words {
+            refuse_long(word)?;
+        }
+        let owned = |words: &[&str]| {
+            words
+                .iter()
+                .map(|word| word.to_string())
+                .collect::<Vec<_>>()
+        };
+        let most = self
+            .spec
+            .max_length
+            .filter(|_| tokenizer.kept_part() == Part::Beginning);
+        let mut n = FIRST;
+        while let Some(most) = most.filter(|_| n < words.len()) {
+            let first = owned(&words[..n]);
+            if tokenizer.encode_words(&first, None)?.word_ids.len() > most {
+                self.parted.fetch_add(1, Ordering::Relaxed);
+                return tokenizer.encode_words(&first, self.cut_at());
+            }
+            n = n.saturating_mul(4);
+        }
+        tokenizer.encode_words(&owned(words), self.cut_at())
     }
 
     fn ids(

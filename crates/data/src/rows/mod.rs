@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use lowrank_formats::files::{self, Ceiling};
+use lowrank_formats::files::{self, Ceiling, Regular};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -178,7 +178,10 @@ impl Table {
         format: Option<FileFormat>,
         header: Header,
     ) -> Result<Self, DataError> {
-        let format = format.map_or_else(|| FileFormat::from_path(path), Ok)?;
+        // That there is no file, or a folder, says more than a name without an extension.
+        let named = || FileFormat::from_path(path);
+        let unknown = |error| Regular::open(path).map_or_else(DataError::from, |_| error);
+        let format = format.map_or_else(|| named().map_err(unknown), Ok)?;
         Self::parse_lenient(path, bytes_of(path)?, format, header)
     }
 

@@ -7,6 +7,7 @@ mod added;
 mod bounds;
 mod build;
 mod class;
+mod long;
 mod open;
 mod read;
 mod sentencepiece;
@@ -29,6 +30,7 @@ use crate::labels::IGNORE_INDEX;
 use crate::panics::catch;
 use bounds::Growth;
 pub use class::TokenizerFamily;
+pub(crate) use long::{Part, refuse_long};
 use open::{CONTRADICTION, Opened};
 use settings::{Settings, Sources};
 
