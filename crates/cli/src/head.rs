@@ -8,7 +8,8 @@ use lowrank_train::config::TaskKind;
 
 use crate::args::DataArgs;
 use crate::errors::{CliError, CliResult};
-use crate::session::{AdapterNotes, AdapterSource, Base, Head};
+use crate::notes::AdapterNotes;
+use crate::session::{AdapterSource, Base, Head};
 
 /// What a checkpoint and its config.json say of the head.
 #[derive(Debug, Default)]

@@ -6,9 +6,11 @@ mod allocator;
 mod args;
 mod commands;
 mod errors;
+mod fits;
 mod head;
 mod interrupt;
 mod memory;
+mod notes;
 mod output;
 mod presets;
 mod progress;
@@ -16,19 +18,23 @@ mod resolve;
 mod session;
 mod settings;
 mod source;
+mod unused;
 mod yaml;
 
 use std::process::ExitCode;
 
+use lowrank_engine::OutOfAddressSpace;
+
 use crate::args::Command;
 use crate::commands::{check, eval, generate, inspect, merge, plan, predict, profile, train};
+use crate::errors::{CliError, CliResult};
 
 fn main() -> ExitCode {
     allocator::return_large_blocks();
     hide_caught_panics();
     let command = args::parse();
     let json = is_json(&command);
-    let result = match command {
+    let result = without_panic(|| match command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(*args),
         Command::Predict(args) => predict::run(*args),
@@ -38,7 +44,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(*args),
         Command::Check(args) => check::run(*args),
         Command::Profile(args) => profile::run(*args),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -59,6 +65,20 @@ fn hide_caught_panics() {
             usual(panic);
         }
     }));
+}
+
+/// Runs a command. What does not fit is refused before it is begun; where a plan cannot tell, the engine unwinds, and this is
+/// the error. Bugs panic as ever.
+fn without_panic(run: impl FnOnce() -> CliResult) -> CliResult {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(result) => result,
+        Err(payload) => match payload.downcast::<OutOfAddressSpace>() {
+            Ok(error) => Err(CliError::from_error(&*error).hint(
+                "lower the batch size or the length, take a smaller model, or raise `ulimit -v`",
+            )),
+            Err(payload) => std::panic::resume_unwind(payload),
+        },
+    }
 }
 
 fn is_json(command: &Command) -> bool {

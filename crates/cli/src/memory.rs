@@ -16,20 +16,17 @@ pub fn available_bytes() -> Option<u64> {
     [system, group_bytes()].into_iter().flatten().min()
 }
 
+/// Memory and swap of the machine, or the limit of this process's control group where that is less: more cannot be had.
+pub fn machine_bytes() -> Option<u64> {
+    let memory = field_in_kib("/proc/meminfo", "MemTotal:")?;
+    let swap = field_in_kib("/proc/meminfo", "SwapTotal:").unwrap_or(0);
+    let group = group_number("memory.max").map(|limit| limit.saturating_add(swap));
+    Some(memory.saturating_add(swap).min(group.unwrap_or(u64::MAX)))
+}
+
 /// What the limit of this process's control group leaves, pages of files counted as free.
 fn group_bytes() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let number = |dir: &str, name: &str| -> Option<u64> {
-        let text = std::fs::read_to_string(format!("{dir}/{name}")).ok()?;
-        text.trim().parse().ok()
-    };
-    // In a container the group's own path may not be there, but the root is the container's.
-    let dirs = [
-        format!("/sys/fs/cgroup{}", group.trim()),
-        "/sys/fs/cgroup".to_owned(),
-    ];
-    dirs.iter().find_map(|dir| {
+    group_dirs().iter().find_map(|dir| {
         let (limit, used) = (number(dir, "memory.max")?, number(dir, "memory.current")?);
         let files = std::fs::read_to_string(format!("{dir}/memory.stat")).ok()?;
         let files = files
@@ -38,6 +35,28 @@ fn group_bytes() -> Option<u64> {
         let free: u64 = files.trim().parse().ok()?;
         Some((limit + free).saturating_sub(used))
     })
+}
+
+/// A number that the control group states.
+fn group_number(name: &str) -> Option<u64> {
+    group_dirs().iter().find_map(|dir| number(dir, name))
+}
+
+/// Where the control group may be found. In a container its own path may not be there, but the root is the container's.
+fn group_dirs() -> Vec<String> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::")) else {
+        return Vec::new();
+    };
+    vec![
+        format!("/sys/fs/cgroup{}", group.trim()),
+        "/sys/fs/cgroup".to_owned(),
+    ]
+}
+
+fn number(dir: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("{dir}/{name}")).ok()?;
+    text.trim().parse().ok()
 }
 
 fn status_field(name: &str) -> Option<u64> {

@@ -52,9 +52,13 @@ impl Progress {
 
     /// A line of its own, above the live one.
     pub fn line(&self, text: impl AsRef<str>) {
-        if self.quiet {
-            return;
+        if !self.quiet {
+            self.warn(text);
         }
+    }
+
+    /// The same even for those who want errors alone: something on disk was damaged.
+    fn warn(&self, text: impl AsRef<str>) {
         match &self.bar {
             Some(bar) => bar.println(text.as_ref()),
             // Nobody reads standard error any more: nothing to do about it.
@@ -74,8 +78,21 @@ impl Progress {
         match event {
             Event::Resumed { step } => self.line(format!("resumed after step {step}")),
             Event::PassedOver(error) => {
-                self.line(format!("warning: {error}; going on from an older one"))
+                self.warn(format!("warning: {error}; going on from an older one"))
             }
+            Event::BestLost { error, now } => self.warn(match now {
+                Some(step) => format!(
+                    "warning: {error}; it was the best one, now step {step} is taken for the best"
+                ),
+                None => format!(
+                    "warning: {error}; it was the best one, the next evaluation is taken for the best"
+                ),
+            }),
+            Event::OtherBase(differences) => self.warn(format!(
+                "warning: the base is not the one that the run was started on\n  {}",
+                differences.join("\n  ")
+            )),
+            Event::LogLost(fault) => self.warn(format!("warning: {fault}; the values are not affected")),
             Event::Step { row, total_steps } => self.step(row, *total_steps),
             Event::Evaluating { done, total } => {
                 if let Some(bar) = &self.bar {

@@ -18,6 +18,7 @@ use crate::errors::{CliError, CliResult};
 use crate::presets;
 use crate::session::{AdapterSource, Base, Head, load_rows, load_spec};
 use crate::source::find_asset;
+use crate::unused::Unused;
 
 /// The folder of a run whose place is not given.
 pub const DEFAULT_RUN: &str = "runs/default";
@@ -100,11 +101,20 @@ fn asset(name: &str) -> CliResult<String> {
     Ok(shown.display().to_string())
 }
 
+/// What is asked of a training run.
+pub struct Asked {
+    /// Flags over the file they name, over a preset, the run that is resumed, and the repository's own model and data.
+    pub args: TrainArgs,
+    /// Flags over the file alone: what the user gave.
+    pub given: TrainArgs,
+}
+
 /// Resolves a training run; `device` lends its threads and says the precision.
 ///
 /// # Errors
 /// A file cannot be read, rows or labels do not fit, or a setting cannot be.
-pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
+pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
+    let Asked { args, given } = asked;
     let mut base = Base::open(&args.model)?.with_new_head(&args.new_head);
     presets::check_family(&args.preset, &base.config.model_type)?;
     let adapter = args
@@ -113,7 +123,7 @@ pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
         .map(|path| AdapterSource::open(path, args.lora.lora_alpha))
         .transpose()?;
     if let Some(adapter) = &adapter {
-        base.check_adapter(adapter)?;
+        base.check_adapter(adapter, device)?;
     }
     let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
     let task = args
@@ -128,6 +138,10 @@ pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
     let mut config = configuration(args, &base, task, max_length, (lora, precision));
     config.validate()?;
     base.set_dropouts(&config.optimization)?;
+    if args.resume != Some(true) {
+        // A run that goes on keeps the settings that it was started with.
+        Unused::of_args(given).check_train(&config)?;
+    }
 
     let train_file = config.data.train_file.as_str();
     let spec = load_spec(&base, &args.data, task, known.clone(), max_length)?;
@@ -152,6 +166,7 @@ pub fn resolve_train(args: &TrainArgs, device: &Device) -> CliResult<Resolved> {
     let (validation, test) = (read(&args.validation_file)?, read(&args.test_file)?);
     config.data.labels = labels.clone();
     config.validate()?;
+    config.validate_for(train.examples.len())?;
     let num_labels = if task == TaskKind::Regression {
         1
     } else {

@@ -9,17 +9,19 @@ use lowrank_data::{
 };
 use lowrank_engine::{DType, Device, Isa};
 use lowrank_formats::peft::{AdapterFile, KEY_PREFIX, LoraConfig, Loralib};
-use lowrank_formats::{Checkpoint, FormatError, write_atomic};
+use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError, StoredHead};
-use lowrank_train::checkpoint::RunState;
-use lowrank_train::config::{DataSettings, OptimizationSettings, TaskKind};
+use lowrank_train::base::BaseId;
+use lowrank_train::config::{DataSettings, LARGEST_THREADS, OptimizationSettings, TaskKind};
 use lowrank_train::fingerprint;
-use serde::{Deserialize, Serialize};
+use lowrank_train::trainer::OtherBase;
 
 use crate::args::common::NewHeadArgs;
 use crate::args::{CommonArgs, DataArgs, ModelArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
+use crate::fits::check_weights;
 use crate::head::BaseHead;
+use crate::notes::AdapterNotes;
 use crate::source::find_model;
 
 /// Rows are cut to this many tokens unless told otherwise.
@@ -91,33 +93,47 @@ impl Base {
         }
     }
 
-    /// SHA-256 of the weights' files.
-    pub fn weights_hash(&self) -> CliResult<String> {
-        let files = Checkpoint::open_dir(&self.dir)?;
-        fingerprint::of_files(files.files()).map_err(|error| {
-            CliError::failure(format!(
-                "cannot read the weights in `{}`",
-                self.dir.display()
-            ))
-            .caused_by(Some(&error))
-        })
+    /// What an adapter or a run on this base notes of it; read on the device's threads.
+    pub fn id(&self, device: &Device) -> CliResult<BaseId> {
+        Ok(BaseId::of(&self.dir, device.threads())?)
     }
 
-    /// Refuses an adapter whose notes name other weights. Adapters of other programs name none.
-    pub fn check_adapter(&self, adapter: &AdapterSource) -> CliResult {
-        let noted = adapter.notes.as_ref();
-        let Some((notes, expected)) = noted.and_then(|n| Some((n, n.base_sha256.as_ref()?))) else {
+    /// SHA-256 of the weights' files, as older versions noted it.
+    fn weights_hash(&self) -> CliResult<String> {
+        let files = Checkpoint::open_dir(&self.dir)?;
+        Ok(fingerprint::of_files(files.files())?)
+    }
+
+    /// What to do where the base is another than a run's or an adapter's.
+    pub fn other_base(&self) -> OtherBase {
+        match self.allow_other_base {
+            true => OtherBase::Allow,
+            false => OtherBase::Refuse,
+        }
+    }
+
+    /// Refuses an adapter whose notes name another base. Adapters of other programs name none.
+    pub fn check_adapter(&self, adapter: &AdapterSource, device: &Device) -> CliResult {
+        let Some(notes) = adapter.notes.as_ref().filter(|_| !self.allow_other_base) else {
             return Ok(());
         };
-        if self.allow_other_base || *expected == self.weights_hash()? {
+        let differences = match (&notes.base, &notes.base_sha256) {
+            (Some(base), _) => base.differences(&self.id(device)?),
+            (None, Some(hash)) if *hash != self.weights_hash()? => {
+                vec!["weights: their files have another SHA-256".to_owned()]
+            }
+            (None, _) => Vec::new(),
+        };
+        if differences.is_empty() {
             return Ok(());
         }
         Err(CliError::failure(format!(
-            "the adapter was trained on other weights than those of `{}`",
-            self.name
+            "the adapter was trained on other weights or settings than those of `{}`\n  {}",
+            self.name,
+            differences.join("\n  ")
         ))
         .hint(format!(
-            "its base was `{}`; pass --model with that, or --allow-other-base if these weights are the same in another type",
+            "its base was `{}`; pass --model with that as it was, or --allow-other-base if these weights are the same in another type",
             notes.base_model
         )))
     }
@@ -134,6 +150,7 @@ impl Base {
 
     /// Reads the weights.
     pub fn load(&self, head: &Head, seed: u64, device: &Device) -> CliResult<(Model, LoadReport)> {
+        check_weights(self, head, device)?;
         let options = self.load_options(head, seed);
         let loaded = Model::load_as(&self.dir, self.config.clone(), &options, device);
         loaded.map_err(|error| self.explain(error))
@@ -157,10 +174,15 @@ impl Base {
 
     /// The model as shapes. A directory without weights, from which one can train from scratch, has all that it takes.
     pub fn shape(&self, head: &Head) -> CliResult<Model> {
-        let (dry, options) = (Device::dry(), self.load_options(head, 0));
-        match Model::load_as(&self.dir, self.config.clone(), &options, &dry) {
+        self.shape_in(head, &Device::dry())
+    }
+
+    /// The same on a dry device of another precision.
+    pub fn shape_in(&self, head: &Head, dry: &Device) -> CliResult<Model> {
+        let options = self.load_options(head, 0);
+        match Model::load_as(&self.dir, self.config.clone(), &options, dry) {
             Err(ModelError::Format(FormatError::NothingFound { .. })) => {
-                Ok(Model::from_config(self.config.clone(), &options, &dry)?)
+                Ok(Model::from_config(self.config.clone(), &options, dry)?)
             }
             loaded => Ok(loaded.map_err(|error| self.explain(error))?.0),
         }
@@ -205,10 +227,13 @@ pub struct Head {
 /// The processor with the threads asked for. `LOWRANK_ISA` chooses another instruction set than the best, for comparisons.
 pub fn device(common: &CommonArgs, precision: PrecisionArg) -> CliResult<Device> {
     let isa = instruction_set()?;
-    if common.threads == Some(0) {
-        return Err(CliError::usage("`threads` is 0, expected at least 1"));
+    let threads = common.threads;
+    if let Some(n) = threads.filter(|n| !(1..=LARGEST_THREADS).contains(n)) {
+        return Err(CliError::usage(format!(
+            "`threads` is {n}, expected from 1 to {LARGEST_THREADS}"
+        )));
     }
-    let threads = common.threads.unwrap_or(0);
+    let threads = threads.unwrap_or(0);
     Device::cpu_in(precision_on(isa, precision), isa, threads)
         .map_err(|error| CliError::from_error(&error))
 }
@@ -243,59 +268,12 @@ fn instruction_set() -> CliResult<Isa> {
     }
 }
 
-/// Notes of ours beside an adapter's own files, which stay as PEFT writes them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AdapterNotes {
-    /// What the adapter predicts.
-    pub task: TaskKind,
-    /// Names of the labels.
-    pub labels: Vec<String>,
-    /// Rows were cut to this many tokens.
-    pub max_length: usize,
-    /// The base as it was named.
-    pub base_model: String,
-    /// SHA-256 of the base's weights.
-    #[serde(default)]
-    pub base_sha256: Option<String>,
-    /// How a language model's prompts and completions were laid out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub template: Option<String>,
-}
-
 /// The template that a language model's rows were laid out by.
 pub fn template_of(data: &DataSettings) -> Option<String> {
     (data.task == TaskKind::CausalLm).then(|| {
         let default = || Template::default().to_string();
         data.template.clone().unwrap_or_else(default)
     })
-}
-
-const NOTES_FILE: &str = "lowrank.json";
-
-impl AdapterNotes {
-    /// Writes them into a directory.
-    pub fn write(&self, dir: &Path) -> CliResult {
-        let json = serde_json::to_vec_pretty(self).map_err(|error| CliError::from_error(&error))?;
-        Ok(write_atomic(&dir.join(NOTES_FILE), &json)?)
-    }
-
-    /// Those of a directory, or of the run state of a checkpoint.
-    fn read(dir: &Path) -> Option<Self> {
-        if let Ok(bytes) = std::fs::read(dir.join(NOTES_FILE)) {
-            return serde_json::from_slice(&bytes).ok();
-        }
-        let state: RunState =
-            serde_json::from_slice(&std::fs::read(dir.join("state.json")).ok()?).ok()?;
-        let template = template_of(&state.config.data);
-        Some(Self {
-            task: state.config.data.task,
-            labels: state.config.data.labels,
-            max_length: state.config.data.max_length,
-            base_model: state.config.model,
-            base_sha256: None,
-            template,
-        })
-    }
 }
 
 /// An adapter on disk.
@@ -322,7 +300,7 @@ impl AdapterSource {
             return Ok(Self {
                 config: LoraConfig::read(&dir)?,
                 tensors: AdapterFile::read(&dir)?,
-                notes: AdapterNotes::read(&dir),
+                notes: AdapterNotes::read(&dir)?,
             });
         }
         if !dir.is_file() {

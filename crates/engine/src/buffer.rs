@@ -97,6 +97,11 @@ impl Space {
         }
     }
 
+    /// Bytes of the reserve.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The values of a block; zeros in a process's first use of it, and whatever was last stored there later.
     /// None if the block lies past the reserve.
     pub(crate) fn buffer(&self, block: &Range<usize>) -> Option<Buffer> {

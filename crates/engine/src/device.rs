@@ -12,6 +12,34 @@ use crate::buffer::{Buffer, Layout, Space};
 use crate::meter::{MemoryReport, Meter, Purpose};
 use crate::profile::{Phase, Profile};
 
+/// What a device unwinds with where tensors do not fit into its address space. A plan tells before it: see
+/// [`Device::reserved_bytes`] of a dry device and [`Device::address_space_bytes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfAddressSpace {
+    /// Bytes of the tensor that found no place.
+    pub asked: u64,
+    /// Bytes of tensors, that one included.
+    pub in_use: u64,
+    /// Bytes of the address space.
+    pub limit: u64,
+}
+
+impl std::fmt::Display for OutOfAddressSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            asked,
+            in_use,
+            limit,
+        } = self;
+        write!(
+            f,
+            "out of address space: a tensor of {asked} bytes makes {in_use} in use, of {limit}"
+        )
+    }
+}
+
+impl std::error::Error for OutOfAddressSpace {}
+
 /// A handle to a device; clones share it.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
@@ -178,7 +206,16 @@ impl Device {
         self.counts().layout.highest_top() as u64
     }
 
-    /// A place for `bytes`, and on a device that computes the values there.
+    /// Bytes of address space for tensors; nothing on the dry device, which lays out none.
+    pub fn address_space_bytes(&self) -> Option<u64> {
+        match &self.0.kind {
+            Kind::Cpu { space, .. } => Some(space.len() as u64),
+            Kind::Dry => None,
+        }
+    }
+
+    /// A place for `bytes`, and on a device that computes the values there. Where there is none, unwinds with
+    /// [`OutOfAddressSpace`].
     pub(crate) fn take(&self, bytes: usize, purpose: Purpose) -> (Range<usize>, Option<Buffer>) {
         let block = {
             let mut counts = self.counts();
@@ -187,13 +224,16 @@ impl Device {
         };
         match &self.0.kind {
             Kind::Cpu { space, .. } => {
-                let buffer = space.buffer(&block);
-                assert!(
-                    buffer.is_some(),
-                    "out of address space: {} bytes are in use",
-                    self.memory().total()
-                );
-                (block, buffer)
+                let Some(buffer) = space.buffer(&block) else {
+                    let error = OutOfAddressSpace {
+                        asked: bytes as u64,
+                        in_use: self.memory().total(),
+                        limit: space.len() as u64,
+                    };
+                    // A pass has no way to fail between two ops, so whoever began it is told. Nothing is printed here.
+                    std::panic::resume_unwind(Box::new(error));
+                };
+                (block, Some(buffer))
             }
             Kind::Dry => (block, None),
         }

@@ -13,7 +13,7 @@ pub mod profile;
 pub mod tape;
 pub mod tensor;
 
-pub use device::Device;
+pub use device::{Device, OutOfAddressSpace};
 pub use lowrank_kernels::{Activation, DType, Isa};
 pub use meter::{MemoryReport, Purpose};
 pub use param::{Gradients, Matrix, PackedMatrix, Param, Trainable, TrainableId, Trainables};

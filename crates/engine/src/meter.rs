@@ -100,7 +100,7 @@ impl Meter {
     }
 
     pub(crate) fn add_flops(&mut self, flops: u64) {
-        self.flops += flops;
+        self.flops = self.flops.saturating_add(flops);
     }
 
     pub(crate) fn now(&self) -> MemoryReport {

@@ -250,6 +250,14 @@ impl Checkpoint {
         self.read_range(entry, 0, entry.info.numel())
     }
 
+    /// Reads `len` values of a tensor, from the value `start` in row-major order, as the little-endian bytes that they are
+    /// stored as.
+    pub fn read_bytes_range(&self, name: &str, start: usize, len: usize) -> Result<Vec<u8>> {
+        let entry = self.entry(name)?;
+        self.check_range(entry, start, len)?;
+        self.read_range(entry, start, len)
+    }
+
     fn entry(&self, name: &str) -> Result<&Entry> {
         match self.by_name.get(name) {
             Some(&at) => Ok(&self.entries[at]),

@@ -63,6 +63,9 @@ pub enum ModelError {
         /// The base that the adapter names.
         base: Option<String>,
     },
+    /// A result that is no number.
+    #[error("{0}")]
+    NotFinite(String),
     /// A batch that the model cannot take.
     #[error("{0}")]
     Batch(String),
@@ -100,6 +103,9 @@ impl ModelError {
             ModelError::Pattern { .. } => {
                 Some("`lowrank inspect MODEL` lists the module names".to_string())
             }
+            ModelError::NotFinite(_) => Some(
+                "the values of the model or of its adapter are too large, or not numbers: `lowrank inspect --values` looks at them; a run that diverged needs a lower --learning-rate".to_string(),
+            ),
             ModelError::Format(error) => error.hint(),
             ModelError::UnknownFamily { .. }
             | ModelError::UnsupportedConfig(_)

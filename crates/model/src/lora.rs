@@ -75,6 +75,7 @@ pub(crate) fn resolve(
             .map_or(1, |p| p.blocks.count()),
     };
     check_ranks(&matcher, &linears, &targets, &pieces)?;
+    check_scalings(&matcher, &targets)?;
     Ok(Resolved { targets, saved })
 }
 
@@ -178,6 +179,22 @@ fn check_ranks(
     } else {
         Err(ModelError::Pattern { field: "r", faults })
     }
+}
+
+/// The scaling is stored in f32: one that is infinite there makes every logit a NaN.
+fn check_scalings(matcher: &Matcher, targets: &BTreeSet<String>) -> Result<(), ModelError> {
+    for path in targets {
+        let scaling = matcher.scaling(path)?;
+        if !(scaling as f32).is_finite() {
+            let alpha = matcher.alpha(path)?;
+            let message = format!(
+                "lora_alpha: `{path}`: {alpha:e} at rank {} is no scaling that f32 holds",
+                matcher.rank(path)?
+            );
+            return Err(ModelError::AdapterConfig(vec![message]));
+        }
+    }
+    Ok(())
 }
 
 fn with_article(kind: &str) -> String {

@@ -83,11 +83,7 @@ impl Model {
                 .expect("every spec is a piece's");
             let values = self.merged_values(piece.source);
             if let Some(value) = values.iter().find(|v| !fits(**v, spec.dtype)) {
-                let message = format!(
-                    "{}: {value} does not fit {}; write f32 instead",
-                    spec.name,
-                    spec.dtype.name()
-                );
+                let message = misfit(&spec.name, *value, spec.dtype);
                 return Err(std::io::Error::new(
                     std::io::ErrorKind::InvalidData,
                     message,
@@ -321,6 +317,18 @@ fn set_dtype(object: &mut serde_json::Map<String, Value>, dtype: Option<DType>) 
         "torch_dtype"
     };
     object.insert(key.to_string(), json!(name));
+}
+
+/// What is wrong with a merged value that is not finite in `dtype`, and what helps.
+fn misfit(name: &str, value: f32, dtype: DType) -> String {
+    if value.is_finite() {
+        let dtype = dtype.name();
+        format!("`{name}` holds {value:e}, which {dtype} cannot; write --dtype f32 instead")
+    } else {
+        format!(
+            "`{name}` would hold {value}: the adapter's values or its lora_alpha are too large for this base"
+        )
+    }
 }
 
 /// Whether a value stays finite in `dtype`.

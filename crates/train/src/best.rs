@@ -8,6 +8,7 @@ use crate::metrics::Metric;
 
 /// The best evaluation and the patience used up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BestState {
     /// Step of the best evaluation.
     pub best_step: Option<u64>,

@@ -5,111 +5,21 @@
 //! and renamed when complete, so a folder with the final name is a whole one; its tensor file's hash stands in `state.json`
 //! all the same, and a checkpoint that does not match is passed over.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_data::Cursor;
 use lowrank_engine::Trainables;
 use lowrank_formats::{
     Checkpoint as TensorFile, FormatError, OutTensor, PendingDir, write_safetensors,
 };
-use serde::{Deserialize, Serialize};
 
-use crate::best::BestState;
-use crate::config::TrainConfig;
 use crate::fingerprint;
 use crate::optimizer::Optimizer;
+pub use crate::run_state::{ProofState, RunState, STATE_FILE};
+use crate::seal;
 
-const STATE_FILE: &str = "state.json";
 const TENSOR_FILE: &str = "state.safetensors";
 const PREFIX: &str = "checkpoint-";
-
-/// Version of the checkpoint's layout.
-const LAYOUT: u32 = 1;
-
-/// Where a run stands after an optimizer step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RunState {
-    /// Version of this layout.
-    pub layout: u32,
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Micro-batches done; the dropout masks count by it.
-    pub micro_step: u64,
-    /// The next row.
-    pub cursor: Cursor,
-    /// Step of the last evaluation.
-    pub evaluated_step: Option<u64>,
-    /// Whether early stopping has ended the run.
-    pub stopped_early: bool,
-    /// The best evaluation and the patience used.
-    pub best: BestState,
-    /// Seconds since the start, evaluations included, pauses between resumes not.
-    pub elapsed_s: f64,
-    /// Seconds of them that were optimizer steps.
-    pub training_s: f64,
-    /// Real tokens trained on so far.
-    pub tokens: u64,
-    /// For each trained value: its fingerprint before the first step, and whether a gradient other than 0 has come.
-    pub proof: BTreeMap<String, ProofState>,
-    /// The configuration.
-    pub config: TrainConfig,
-    /// Fingerprint of the training rows.
-    pub train_rows: String,
-    /// Fingerprint of the validation rows.
-    pub validation_rows: Option<String>,
-    /// SHA-256 of the tensor file.
-    #[serde(default)]
-    pub tensors: String,
-}
-
-/// What is remembered of one trained value, to prove afterwards that it was trained.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProofState {
-    /// Fingerprint before the first step, in hexadecimal (JSON numbers do not hold 64 bits everywhere).
-    pub start: String,
-    /// Whether a gradient other than 0 has come.
-    pub had_gradient: bool,
-}
-
-impl RunState {
-    /// The state before the first step.
-    pub fn new(
-        config: &TrainConfig,
-        train_rows: String,
-        validation_rows: Option<String>,
-        trainables: &Trainables,
-    ) -> Self {
-        let proof = trainables.iter().map(|(_, t)| {
-            let start = format!("{:016x}", fingerprint::of_values(t.value.data()));
-            (
-                t.name.clone(),
-                ProofState {
-                    start,
-                    had_gradient: false,
-                },
-            )
-        });
-        Self {
-            layout: LAYOUT,
-            step: 0,
-            micro_step: 0,
-            cursor: Cursor::default(),
-            evaluated_step: None,
-            stopped_early: false,
-            best: BestState::default(),
-            elapsed_s: 0.0,
-            training_s: 0.0,
-            tokens: 0,
-            proof: proof.collect(),
-            config: config.clone(),
-            train_rows,
-            validation_rows,
-            tensors: String::new(),
-        }
-    }
-}
 
 /// What can go wrong with checkpoints.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +47,17 @@ pub struct Found {
     pub path: PathBuf,
     /// Where the run stood.
     pub state: RunState,
+}
+
+/// What there is to go on from.
+#[derive(Debug, Default)]
+pub struct Newest {
+    /// The newest whole checkpoint.
+    pub found: Option<Found>,
+    /// Why newer ones were passed over.
+    pub passed_over: Vec<CheckpointError>,
+    /// What is wrong with the checkpoint that it names as the best one.
+    pub lost_best: Option<CheckpointError>,
 }
 
 /// The checkpoints of one run.
@@ -181,7 +102,7 @@ impl Checkpoints {
             tensors: file_hash(&tensors)?,
             ..state.clone()
         };
-        let json = serde_json::to_vec_pretty(&state).map_err(|error| invalid(&target, error))?;
+        let json = seal::seal(&state).map_err(|error| invalid(&target, error))?;
         lowrank_formats::write_atomic(&pending.path().join(STATE_FILE), &json)?;
         // The same step is written again when an interrupted evaluation was made up for after a resume.
         pending.commit_replacing()?;
@@ -189,35 +110,40 @@ impl Checkpoints {
         Ok(target)
     }
 
-    /// Steps of all checkpoints, ascending, whole or not.
+    /// Steps of all checkpoints, ascending, whole or not. Files, and folders of other names, are none.
     pub fn steps(&self) -> Vec<u64> {
         let entries = fs::read_dir(&self.run).into_iter().flatten().flatten();
         let step = |name: std::ffi::OsString| name.to_str()?.strip_prefix(PREFIX)?.parse().ok();
         let mut steps: Vec<u64> = entries
             .filter_map(|entry| step(entry.file_name()))
+            .filter(|&step| self.path_of(step).is_dir())
             .collect();
         steps.sort_unstable();
+        steps.dedup();
         steps
     }
 
-    /// The newest whole checkpoint, whose best one is there too; and why newer ones were passed over.
-    pub fn newest(&self) -> (Option<Found>, Vec<CheckpointError>) {
-        let mut passed_over = Vec::new();
+    /// The newest whole checkpoint for which `fits` has no objection, and what is wrong with newer ones and with the best.
+    pub fn newest(&self, fits: &dyn Fn(&RunState) -> Result<(), String>) -> Newest {
+        let mut newest = Newest::default();
         for step in self.steps().into_iter().rev() {
-            match self.check_with_best(step) {
-                Ok(found) => return (Some(found), passed_over),
-                Err(error) => passed_over.push(error),
+            let path = self.path_of(step);
+            let found = check(&path).and_then(|found| {
+                let state = file_reason(STATE_FILE, fits(&found.state));
+                state.map_err(|reason| invalid(&path, reason))?;
+                Ok(found)
+            });
+            match found {
+                Ok(found) => {
+                    let best = found.state.best.best_step.filter(|best| *best != step);
+                    newest.lost_best = best.and_then(|best| check(&self.path_of(best)).err());
+                    newest.found = Some(found);
+                    return newest;
+                }
+                Err(error) => newest.passed_over.push(error),
             }
         }
-        (None, passed_over)
-    }
-
-    fn check_with_best(&self, step: u64) -> Result<Found, CheckpointError> {
-        let found = check(&self.path_of(step))?;
-        match found.state.best.best_step {
-            Some(best) if best != step => check(&self.path_of(best)).map(|_| found),
-            Some(_) | None => Ok(found),
-        }
+        newest
     }
 
     /// Removes checkpoints that are neither among the newest nor the best.
@@ -248,18 +174,12 @@ impl Checkpoints {
 /// # Errors
 /// The folder is not a whole checkpoint.
 pub fn check(path: &Path) -> Result<Found, CheckpointError> {
-    let file = path.join(STATE_FILE);
-    let json = fs::read(&file).map_err(|error| FormatError::Io {
-        action: "read",
-        path: file,
-        error,
-    })?;
-    let state: RunState = serde_json::from_slice(&json).map_err(|error| invalid(path, error))?;
-    if state.layout != LAYOUT {
-        return Err(invalid(
-            path,
-            format!("layout {}, expected {LAYOUT}", state.layout),
-        ));
+    let state = RunState::read(path)?;
+    let named = path.file_name().and_then(|name| name.to_str());
+    let named = named.and_then(|name| name.strip_prefix(PREFIX)?.parse::<u64>().ok());
+    if named.is_some_and(|step| step != state.step) {
+        let reason = format!("`{STATE_FILE}` is of step {}", state.step);
+        return Err(invalid(path, reason));
     }
     if file_hash(&path.join(TENSOR_FILE))? != state.tensors {
         return Err(invalid(
@@ -327,15 +247,15 @@ fn write_tensors(
 }
 
 fn file_hash(path: &Path) -> Result<String, FormatError> {
-    let bytes = fs::read(path).map_err(|error| FormatError::Io {
-        action: "read",
-        path: path.to_owned(),
-        error,
-    })?;
-    Ok(fingerprint::of_bytes(&bytes))
+    fingerprint::of_files(&[path.to_owned()])
 }
 
-fn invalid(path: &Path, reason: impl std::fmt::Display) -> CheckpointError {
+/// A reason with the file in which it lies.
+fn file_reason(file: &str, result: Result<(), String>) -> Result<(), String> {
+    result.map_err(|reason| format!("`{file}`: {reason}"))
+}
+
+pub(crate) fn invalid(path: &Path, reason: impl std::fmt::Display) -> CheckpointError {
     CheckpointError::Invalid {
         path: path.to_owned(),
         reason: reason.to_string(),
@@ -345,6 +265,7 @@ fn invalid(path: &Path, reason: impl std::fmt::Display) -> CheckpointError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::best::BestState;
     use crate::config::tests::example;
     use lowrank_engine::{Device, Isa};
 
@@ -389,9 +310,9 @@ mod tests {
         };
         assert_eq!(bits(&back), bits(&trainables));
         assert_eq!(other.moments()[0].m.data(), &[0.1, 0.2, 0.3]);
-        let (found, passed_over) = all.newest();
-        assert_eq!(found.unwrap().state.step, 7);
-        assert!(passed_over.is_empty());
+        let newest = all.newest(&|_| Ok(()));
+        assert_eq!(newest.found.unwrap().state.step, 7);
+        assert!(newest.passed_over.is_empty());
     }
 
     #[test]
@@ -402,6 +323,7 @@ mod tests {
         for step in [10, 20, 30, 40, 100] {
             let mut state = state(step, &trainables);
             state.best.best_step = Some(10);
+            state.best.best_value = Some(0.5);
             all.write(&state, &trainables, &optimizer, &nothing)
                 .unwrap();
         }
@@ -421,9 +343,85 @@ mod tests {
         let bytes = fs::read(&tensors).unwrap();
         fs::write(&tensors, &bytes[..bytes.len() - 1]).unwrap();
         fs::remove_file(all.path_of(2).join(STATE_FILE)).unwrap();
-        let (found, passed_over) = all.newest();
-        assert_eq!(found.unwrap().state.step, 1);
-        assert_eq!(passed_over.len(), 2);
+        let newest = all.newest(&|_| Ok(()));
+        assert_eq!(newest.found.unwrap().state.step, 1);
+        let reasons: Vec<_> = newest.passed_over.iter().map(ToString::to_string).collect();
+        assert!(
+            reasons.len() == 2 && reasons[0].contains(TENSOR_FILE),
+            "{reasons:?}"
+        );
+        assert!(reasons[1].contains(STATE_FILE), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_newer_checkpoint_is_used_although_the_best_one_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trainables, optimizer) = parts(&[1.0]);
+        let all = Checkpoints::new(dir.path(), 3);
+        for step in [1, 2] {
+            let best = BestState {
+                best_step: Some(1),
+                best_value: Some(0.5),
+                ..BestState::default()
+            };
+            let state = RunState {
+                best,
+                evaluated_step: Some(step),
+                ..state(step, &trainables)
+            };
+            all.write(&state, &trainables, &optimizer, &nothing)
+                .unwrap();
+        }
+        let file = all.path_of(1).join(STATE_FILE);
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace("\"tokens\": 0", "\"tokens\": 1")).unwrap();
+        let newest = all.newest(&|_| Ok(()));
+        assert_eq!(newest.found.unwrap().state.step, 2);
+        let lost = newest.lost_best.unwrap().to_string();
+        assert!(
+            lost.contains("checkpoint-1") && lost.contains("checksum"),
+            "{lost}"
+        );
+    }
+
+    #[test]
+    fn strays_are_no_checkpoints_and_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [
+            "checkpoint-x",
+            "checkpoint-",
+            "checkpoint-+7",
+            "checkpoint-07",
+        ] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("checkpoint-9"), "a file").unwrap();
+        let (trainables, optimizer) = parts(&[1.0]);
+        let all = Checkpoints::new(dir.path(), 1);
+        for step in [20, 30] {
+            all.write(&state(step, &trainables), &trainables, &optimizer, &nothing)
+                .unwrap();
+        }
+        assert_eq!(all.steps(), [30]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 6);
+    }
+
+    #[test]
+    fn a_folder_of_another_name_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trainables, optimizer) = parts(&[1.0]);
+        let all = Checkpoints::new(dir.path(), 1);
+        let path = all
+            .write(&state(3, &trainables), &trainables, &optimizer, &nothing)
+            .unwrap();
+        fs::rename(path, all.path_of(5)).unwrap();
+        let newest = all.newest(&|_| Ok(()));
+        assert!(newest.found.is_none());
+        let reason = newest.passed_over[0].to_string();
+        assert!(
+            reason.contains("checkpoint-5") && reason.contains("of step 3"),
+            "{reason}"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metric;
 pub use bytes::{ByteSize, PrefixCacheLimit};
-pub use validate::{ConfigError, Fault};
+pub use validate::{ConfigError, Fault, LARGEST_BATCH, LARGEST_THREADS};
 
 use crate::schedule::{
     Schedule, SchedulerType, steps_per_epoch, total_steps, warmup_steps_for_ratio,
@@ -612,7 +612,7 @@ pub(crate) mod tests {
         );
         assert_eq!(
             error.to_string().lines().nth(2),
-            Some("  r: expected at least 1, found 0")
+            Some("  r: expected from 1 to 1048576, found 0")
         );
     }
 

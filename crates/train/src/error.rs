@@ -52,8 +52,16 @@ pub enum TrainError {
         /// `training` or `validation`.
         which: &'static str,
     },
+    /// The base is not that of the run.
+    #[error("the base `{base}` is not the one that the run was started on\n  {}", differences.join("\n  "))]
+    OtherBase {
+        /// The base, as it was named.
+        base: String,
+        /// One line for each difference.
+        differences: Vec<String>,
+    },
     /// All checkpoints of the run are broken.
-    #[error("none of the {} checkpoints can be used", .0.len())]
+    #[error("none of the {} checkpoints can be used\n  {}", .0.len(), reasons(.0))]
     NoUsableCheckpoint(Vec<CheckpointError>),
 }
 
@@ -70,6 +78,9 @@ impl TrainError {
             TrainError::OtherSettings(_) => {
                 Some("--resume alone takes the run's own settings; start a new run in another --output-dir".to_owned())
             }
+            TrainError::OtherBase { .. } => Some(
+                "put the model's files back as they were, or start a new run in another --output-dir; --allow-other-base goes on all the same".to_owned(),
+            ),
             TrainError::OtherRows { .. } => Some("put the file back as it was, or start a new run".to_owned()),
             TrainError::NoUsableCheckpoint(_) => Some("start anew with --overwrite; the old run is moved aside".to_owned()),
             TrainError::Checkpoint(CheckpointError::Invalid { .. })
@@ -79,6 +90,17 @@ impl TrainError {
             | TrainError::NoTargets => None,
         }
     }
+}
+
+/// Each checkpoint with what is wrong in it, one a line.
+fn reasons(errors: &[CheckpointError]) -> String {
+    let line = |error: &CheckpointError| match std::error::Error::source(error) {
+        Some(cause) if !error.to_string().contains(&cause.to_string()) => {
+            format!("{error}: {cause}")
+        }
+        Some(_) | None => error.to_string(),
+    };
+    errors.iter().map(line).collect::<Vec<_>>().join("\n  ")
 }
 
 fn difference_lines(differences: &[Difference]) -> String {

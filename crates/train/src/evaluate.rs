@@ -85,6 +85,10 @@ pub fn evaluate_keeping(
         let input = model_batch(&batch);
         let entry = PrefixCache::entry_if_kept(kept.as_deref_mut(), model, &input, &batch.rows)?;
         let (logits, loss_sum, counted) = model.evaluate_from(entry, &input, targets)?;
+        check_finite(model, examples, &batch, &logits)?;
+        if !loss_sum.is_finite() {
+            return Err(not_finite_loss(model, examples, &batch)?);
+        }
         metrics.add_batch(batch.len(), batch.total_tokens(), loss_sum, counted);
         add_predictions(&mut metrics, &batch.labels, &logits, labels);
         (settings.progress)(end, examples.len());
@@ -133,7 +137,6 @@ pub fn predict(
     settings: &PassSettings<'_>,
     mut take: impl FnMut(usize, &[f32]),
 ) -> Result<bool, ModelError> {
-    let per_token = TaskKind::from(model.task()) == TaskKind::TokenClassification;
     for range in batches(examples.len(), settings.batch_size) {
         if settings.stopped() {
             return Ok(false);
@@ -141,20 +144,79 @@ pub fn predict(
         let end = range.end;
         let batch = pack_range(examples, range);
         let logits = model.logits(&model_batch(&batch), true)?;
+        check_finite(model, examples, &batch, &logits)?;
         for (i, &row) in batch.rows.iter().enumerate() {
-            let (first, last) = if per_token {
-                (batch.offsets[i], batch.offsets[i + 1])
-            } else {
-                (i, i + 1)
-            };
-            take(
-                row,
-                &logits[first * model.num_labels()..last * model.num_labels()],
-            );
+            take(row, &logits[values_of_row(model, &batch, i)]);
         }
         (settings.progress)(end, examples.len());
     }
     Ok(true)
+}
+
+/// Where the logits of a row of a batch lie: one set a row, or one a token.
+fn values_of_row(model: &Model, batch: &PackedBatch, row: usize) -> std::ops::Range<usize> {
+    let (first, last) = match TaskKind::from(model.task()) {
+        TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::Regression => (row, row + 1),
+        TaskKind::TokenClassification | TaskKind::CausalLm => {
+            (batch.offsets[row], batch.offsets[row + 1])
+        }
+    };
+    first * model.num_labels()..last * model.num_labels()
+}
+
+/// Logits that are no numbers are no answer: the row is named. Nothing is looked at where none were kept.
+fn check_finite(
+    model: &Model,
+    examples: &[Example],
+    batch: &PackedBatch,
+    logits: &[f32],
+) -> Result<(), ModelError> {
+    let Some(at) = logits.iter().position(|logit| !logit.is_finite()) else {
+        return Ok(());
+    };
+    let row = (0..batch.len()).find(|&row| values_of_row(model, batch, row).contains(&at));
+    let rows: Vec<usize> = row.map(|row| batch.rows[row]).into_iter().collect();
+    Err(not_finite(
+        examples,
+        &rows,
+        "a logit",
+        f64::from(logits[at]),
+    ))
+}
+
+/// The error for a batch whose loss is no number: its rows one by one, until the one is found.
+fn not_finite_loss(
+    model: &Model,
+    examples: &[Example],
+    batch: &PackedBatch,
+) -> Result<ModelError, ModelError> {
+    for &row in &batch.rows {
+        let one = pack_range(examples, row..row + 1);
+        if let Some(targets) = model_targets(&one) {
+            let (_, loss, _) = model.evaluate(&model_batch(&one), targets)?;
+            if !loss.is_finite() {
+                return Ok(not_finite(examples, &[row], "the loss", loss));
+            }
+        }
+    }
+    Ok(not_finite(examples, &batch.rows, "the loss", f64::NAN))
+}
+
+/// The error that names the line of the first of these rows.
+fn not_finite(examples: &[Example], rows: &[usize], what: &str, value: f64) -> ModelError {
+    let lines: Vec<String> = rows
+        .iter()
+        .take(1)
+        .filter_map(|&row| examples.get(row))
+        .map(|example| example.line.to_string())
+        .collect();
+    let place = match rows.len() {
+        0 | 1 => format!("the row of line {}", lines.join("")),
+        n => format!("the batch of {n} rows from line {} on", lines.join("")),
+    };
+    ModelError::NotFinite(format!(
+        "{what} of {place} is {value}, expected a finite number"
+    ))
 }
 
 fn pack_range(examples: &[Example], range: std::ops::Range<usize>) -> PackedBatch {

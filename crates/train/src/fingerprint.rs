@@ -1,10 +1,10 @@
 //! Fingerprints by which a resumed run knows that it continues the same thing.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::PathBuf;
 
 use lowrank_data::{Example, Label};
+use lowrank_formats::FormatError;
+use lowrank_formats::files::Regular;
 use sha2::{Digest, Sha256};
 
 /// SHA-256 of the rows as the model sees them: token ids, token types and labels, in order.
@@ -50,20 +50,18 @@ pub fn of_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// SHA-256 of the content of files in their order, in hexadecimal.
+/// SHA-256 of the content of files in their order, in hexadecimal. A file is never in memory as a whole.
 ///
 /// # Errors
 /// A file cannot be read.
-pub fn of_files(paths: &[PathBuf]) -> io::Result<String> {
+pub fn of_files(paths: &[PathBuf]) -> Result<String, FormatError> {
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 1 << 20];
     for path in paths {
-        let mut file = File::open(path)?;
-        loop {
-            let n = file.read(&mut chunk)?;
-            if n == 0 {
-                break;
-            }
+        let file = Regular::open(path)?;
+        for start in (0..file.len()).step_by(chunk.len()) {
+            let n = (file.len() - start).min(chunk.len() as u64) as usize;
+            file.read_exact_at(&mut chunk[..n], start)?;
             hash.update(&chunk[..n]);
         }
     }

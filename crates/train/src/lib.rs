@@ -4,6 +4,7 @@
 //! Nothing here prints, reads the environment or knows the command line; progress goes out through callbacks.
 #![forbid(unsafe_code)]
 
+pub mod base;
 pub mod best;
 pub mod checkpoint;
 pub mod config;
@@ -19,5 +20,7 @@ pub mod plan;
 pub mod prefix_cache;
 pub mod proof;
 pub mod report;
+mod run_state;
 pub mod schedule;
+pub mod seal;
 pub mod trainer;

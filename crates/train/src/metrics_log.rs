@@ -120,6 +120,33 @@ impl MetricsLog {
         })
     }
 
+    /// What is wrong with the log of a run that has done `step` steps: it has one row for each, in order. Nothing where it is
+    /// whole.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds something else than rows.
+    pub fn lost(path: &Path, step: u64) -> Result<Option<String>, MetricsLogError> {
+        let (mut next, mut missing, mut twice) = (1, 0, 0);
+        for row in Self::read(path)? {
+            if row.step < next {
+                twice += 1;
+                continue;
+            }
+            missing += row.step - next;
+            next = row.step + 1;
+        }
+        missing += (step + 1).saturating_sub(next);
+        let mut faults = Vec::new();
+        if missing > 0 {
+            faults.push(format!("{missing} of the {step} rows are missing"));
+        }
+        if twice > 0 {
+            faults.push(format!("{twice} rows stand there twice or out of order"));
+        }
+        let fault = format!("`{}`: {}", path.display(), faults.join(", "));
+        Ok((!faults.is_empty()).then_some(fault))
+    }
+
     /// Adds a row.
     ///
     /// # Errors
@@ -246,6 +273,28 @@ mod tests {
                 (3, Some(1.0)),
                 (4, Some(2.0))
             ]
+        );
+    }
+
+    #[test]
+    fn lost_and_repeated_rows_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let lost = |steps: &[u64], step: u64| {
+            let mut log = MetricsLog::create(&path).unwrap();
+            steps.iter().for_each(|&s| log.write(&row(s, 1.0)).unwrap());
+            MetricsLog::lost(&path, step).unwrap().unwrap_or_default()
+        };
+        assert_eq!(lost(&[1, 2, 3], 3), "");
+        assert_eq!(lost(&[], 0), "");
+        assert!(lost(&[1, 2], 5).ends_with("3 of the 5 rows are missing"));
+        assert!(lost(&[1, 4, 5], 5).ends_with("2 of the 5 rows are missing"));
+        assert!(lost(&[3], 3).ends_with("2 of the 3 rows are missing"));
+        assert!(lost(&[1, 2, 2, 3], 3).ends_with("1 rows stand there twice or out of order"));
+        let both = lost(&[1, 1, 3], 4);
+        assert!(
+            both.contains("2 of the 4") && both.contains("1 rows"),
+            "{both}"
         );
     }
 

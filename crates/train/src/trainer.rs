@@ -11,8 +11,9 @@ use lowrank_data::{Example, Order, PackedBatch};
 use lowrank_engine::{Gradients, StepKey};
 use lowrank_model::{Model, PassOptions, TrainMode};
 
-use crate::best::BestRule;
-use crate::checkpoint::{CheckpointError, Checkpoints, Found, RunState, restore};
+use crate::base::BaseId;
+use crate::best::{BestRule, BestState};
+use crate::checkpoint::{CheckpointError, Checkpoints, Found, Newest, RunState, check, restore};
 use crate::config::{IntervalStrategy, TrainConfig};
 pub use crate::error::TrainError;
 use crate::evaluate::{
@@ -25,6 +26,9 @@ use crate::optimizer::{Optimizer, clip_grad_norm};
 use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 use crate::proof::{Proof, note_gradients};
 use crate::schedule::Schedule;
+
+/// The log in the run's folder.
+const LOG_FILE: &str = "metrics.jsonl";
 
 /// The rows of a run.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +49,17 @@ pub enum Event<'a> {
     },
     /// A newer checkpoint was not whole and was passed over.
     PassedOver(&'a CheckpointError),
+    /// The best checkpoint is not whole; of those that are, another one is now taken for the best.
+    BestLost {
+        /// What is wrong with it.
+        error: &'a CheckpointError,
+        /// The one taken in its place, if any of the others was evaluated.
+        now: Option<u64>,
+    },
+    /// The run stands on another base than before, as was allowed.
+    OtherBase(&'a [String]),
+    /// The log lacks rows, or holds some twice.
+    LogLost(&'a str),
     /// An optimizer step is done.
     Step {
         /// Its row of the log.
@@ -132,6 +147,16 @@ pub struct Trainer<'a> {
     started_at: u64,
     state: RunState,
     best_rule: BestRule,
+    other_base: OtherBase,
+}
+
+/// What to do where a run that goes on finds another base than it was started on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherBase {
+    /// Refuse it.
+    Refuse,
+    /// Go on, and note the new one.
+    Allow,
 }
 
 /// What a run needs besides the model.
@@ -143,6 +168,8 @@ pub struct RunSetup<'a> {
     pub data: TrainData<'a>,
     /// The run's folder, which exists and is this process's alone.
     pub run: &'a Path,
+    /// What the run stands on, and what to do where that has changed since its start.
+    pub base: (&'a BaseId, OtherBase),
     /// Bytes that may hold what frozen layers give; the results do not depend on it.
     pub prefix_cache_bytes: u64,
     /// Raised by somebody else to end the run with a checkpoint.
@@ -161,6 +188,7 @@ impl<'a> Trainer<'a> {
             config,
             data,
             run,
+            base: (base, other_base),
             prefix_cache_bytes,
             stop,
             on_event,
@@ -173,12 +201,11 @@ impl<'a> Trainer<'a> {
             return Err(TrainError::NoTargets);
         }
         let validation_rows = data.validation.map(fingerprint::of_examples);
-        let state = RunState::new(
-            config,
-            fingerprint::of_examples(data.train),
-            validation_rows,
-            model.trainables(),
-        );
+        let rows = fingerprint::of_examples(data.train);
+        let state = RunState {
+            base: Some(base.clone()),
+            ..RunState::new(config, rows, validation_rows, model.trainables())
+        };
         let optimizer = Optimizer::new(model.device(), model.trainables(), &config.optimization);
         let gradients = Gradients::zeros(model.device(), model.trainables());
         let rows = data.train.len();
@@ -208,6 +235,7 @@ impl<'a> Trainer<'a> {
             prefixes,
             started_at: 0,
             state,
+            other_base,
         })
     }
 
@@ -221,7 +249,20 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// The run was made with other settings or rows, or all its checkpoints are broken.
     pub fn resume(&mut self) -> Result<(), TrainError> {
-        let (found, passed_over) = self.checkpoints.newest();
+        let fits = |state: &RunState| {
+            // Other rows or settings are no damage, and are told below.
+            if state.train_rows != self.state.train_rows
+                || !state.config.differences(self.config).is_empty()
+            {
+                return Ok(());
+            }
+            state.check_position(self.data.train.len(), self.model.trainables())
+        };
+        let Newest {
+            found,
+            passed_over,
+            lost_best,
+        } = self.checkpoints.newest(&fits);
         let Some(Found { path, state }) = found else {
             return if passed_over.is_empty() {
                 Ok(())
@@ -232,6 +273,31 @@ impl<'a> Trainer<'a> {
         passed_over
             .iter()
             .for_each(|error| (self.on_event)(Event::PassedOver(error)));
+        let state = self.check_same(state)?;
+        restore(
+            &path,
+            self.model.trainables_mut(),
+            Some(&mut self.optimizer),
+        )?;
+        self.state = RunState {
+            config: self.config.clone(),
+            base: self.state.base.take(),
+            ..state
+        };
+        self.started_at = self.state.step;
+        if let Some(error) = lost_best.filter(|_| self.config.evaluation.load_best_model_at_end) {
+            self.choose_best_anew()?;
+            let now = self.state.best.best_step;
+            (self.on_event)(Event::BestLost { error: &error, now });
+        }
+        (self.on_event)(Event::Resumed {
+            step: self.state.step,
+        });
+        Ok(())
+    }
+
+    /// The state of a checkpoint, if it is of a run with these settings, rows and base.
+    fn check_same(&self, state: RunState) -> Result<RunState, TrainError> {
         let differences = state.config.differences(self.config);
         if !differences.is_empty() {
             return Err(TrainError::OtherSettings(differences));
@@ -244,19 +310,47 @@ impl<'a> Trainer<'a> {
                 which: "validation",
             });
         }
-        restore(
-            &path,
-            self.model.trainables_mut(),
-            Some(&mut self.optimizer),
-        )?;
-        self.state = RunState {
-            config: self.config.clone(),
-            ..state
+        let (Some(then), Some(now)) = (&state.base, &self.state.base) else {
+            return Ok(state);
         };
-        self.started_at = self.state.step;
-        (self.on_event)(Event::Resumed {
-            step: self.state.step,
-        });
+        let differences = then.differences(now);
+        match self.other_base {
+            OtherBase::Refuse if !differences.is_empty() => Err(TrainError::OtherBase {
+                base: self.config.model.clone(),
+                differences,
+            }),
+            OtherBase::Allow if !differences.is_empty() => {
+                (self.on_event)(Event::OtherBase(&differences));
+                Ok(state)
+            }
+            OtherBase::Refuse | OtherBase::Allow => Ok(state),
+        }
+    }
+
+    /// Takes the best of the whole checkpoints for the best, by what the log says of their evaluations.
+    fn choose_best_anew(&mut self) -> Result<(), TrainError> {
+        let log_path = self.run.join(LOG_FILE);
+        let rows = if log_path.is_file() {
+            MetricsLog::read(&log_path)?
+        } else {
+            Vec::new()
+        };
+        let mut best = BestState::default();
+        for step in self.checkpoints.steps() {
+            let row = rows.iter().find(|row| row.step == step);
+            let value = row
+                .and_then(|row| row.eval.as_ref())
+                .map(|evaluation| evaluation.value(self.best_rule.metric));
+            if let Some(value) = value.filter(|_| step <= self.state.step)
+                && check(&self.checkpoints.path_of(step)).is_ok()
+            {
+                self.best_rule.observe(&mut best, step, value);
+            }
+        }
+        self.state.best = BestState {
+            evaluations_without_improvement: self.state.best.evaluations_without_improvement,
+            ..best
+        };
         Ok(())
     }
 
@@ -265,11 +359,14 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// Training diverges, or the disk refuses; checkpoints written before stay.
     pub fn run(mut self) -> Result<Outcome, TrainError> {
-        let log_path = self.run.join("metrics.jsonl");
+        let log_path = self.run.join(LOG_FILE);
         let mut log = match self.state.step {
             0 => MetricsLog::create(&log_path)?,
             step => MetricsLog::resume(&log_path, step)?,
         };
+        if let Some(lost) = MetricsLog::lost(&log_path, self.state.step)? {
+            (self.on_event)(Event::LogLost(&lost));
+        }
         let total = self.schedule.num_training_steps;
         // An evaluation that was cut short by a stop is made up for.
         if self.state.step > 0
@@ -521,7 +618,12 @@ impl<'a> Trainer<'a> {
             elapsed_s: self.state.elapsed_s,
             training_s: self.state.training_s,
             tokens: self.state.tokens,
-            proof: Proof::of(&self.state, self.model.trainables()),
+            proof: Proof::of(
+                &self.state,
+                self.model.trainables(),
+                &self.schedule,
+                final_step,
+            ),
         })))
     }
 }

@@ -9,6 +9,7 @@ use lowrank_model::Model;
 use lowrank_train::config::TaskKind;
 use serde_json::{Value, json};
 
+use super::eval::batch_size;
 use super::train::adapter_table;
 use crate::args::{CheckArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
@@ -38,7 +39,7 @@ pub fn run(flags: CheckArgs) -> CliResult {
         })
         .collect();
     let options = CheckOptions {
-        batch_size: args.per_device_batch_size.unwrap_or(32).max(1),
+        batch_size: batch_size(args.per_device_batch_size, 32)?,
         samples: args.samples.unwrap_or(3),
     };
     let report = check(&files, base.tokenizer.as_ref().ok(), &options);
@@ -121,6 +122,7 @@ fn to_json(report: &CheckReport, head: &Head, model: &Model) -> Value {
 /// The model as shapes, with the adapters that would be trained: every pattern that matches nothing is an error here.
 fn dry_model(args: &CheckArgs, base: &Base, head: &Head) -> CliResult<Model> {
     let lora = resolve_lora(&args.lora, default_lora(&base.config.model_type))?;
+    lora.validate()?;
     let mut model = base.shape(head)?;
     model.attach_lora(&lora.to_peft(&base.name, None), 0)?;
     Ok(model)

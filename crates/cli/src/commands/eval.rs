@@ -8,19 +8,21 @@ use std::path::Path;
 
 use lowrank_data::{ColumnSpec, FileFormat, Header, Loaded, Table, examples_from_table};
 use lowrank_model::{LoadReport, Model};
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::{LARGEST_BATCH, TaskKind};
 use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Metric;
 use serde_json::json;
 
 use crate::args::{AdapterArgs, DataArgs, EvalArgs, ModelArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
+use crate::fits::check_pass;
 use crate::head::existing_head;
 use crate::output::{self, TextTable, count};
 use crate::presets;
 use crate::session::{
     AdapterSource, Base, Head, device, load_notes, load_rows, load_spec, say_notes, unlabelled,
 };
+use crate::unused::Unused;
 
 /// Rows a batch unless told otherwise.
 pub const BATCH_SIZE: usize = 64;
@@ -28,7 +30,9 @@ pub const BATCH_SIZE: usize = 64;
 /// Runs the command.
 pub fn run(flags: EvalArgs) -> CliResult {
     let file = flags.common.config.clone();
+    let given = flags.clone();
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
+    Unused::of(&given, file.as_deref())?.check_eval(&args)?;
     if args.scoring.outputs.is_some() || args.scoring.references.is_some() {
         return generated::score_files(&args);
     }
@@ -42,7 +46,9 @@ pub fn run(flags: EvalArgs) -> CliResult {
         &args.common,
         PrecisionArg::of(args.precision, args.adapter.adapter.is_some()),
     )?;
+    let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
+    Unused::of(&given, file.as_deref())?.check_rows(&loaded)?;
     let spec = load_spec(
         &loaded.base,
         &args.data,
@@ -51,13 +57,14 @@ pub fn run(flags: EvalArgs) -> CliResult {
         loaded.max_length,
     )?;
     let rows = load_rows(path, &spec, &loaded.base, &device)?;
+    check_pass(&loaded.base, &loaded.head, (&rows.examples, size), &device)?;
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     }
     say_notes(path, &rows, &args.common);
     let started = std::time::Instant::now();
     let settings = PassSettings {
-        batch_size: batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?,
+        batch_size: size,
         stop: None,
         progress: &|_, _| {},
     };
@@ -108,8 +115,10 @@ fn refuse_random(model: &Model, report: &LoadReport) -> CliResult {
 /// The batch size asked for, or else `default`.
 pub fn batch_size(asked: Option<usize>, default: usize) -> CliResult<usize> {
     match asked {
-        Some(0) => Err(CliError::usage("the batch size is 0, expected at least 1")),
-        Some(n) => Ok(n),
+        Some(n) if (1..=LARGEST_BATCH).contains(&n) => Ok(n),
+        Some(n) => Err(CliError::usage(format!(
+            "the batch size is {n}, expected from 1 to {LARGEST_BATCH}"
+        ))),
         None => Ok(default),
     }
 }
@@ -126,6 +135,8 @@ pub struct LoadedModel {
     pub max_length: usize,
     /// How a language model's prompts are laid out, where the adapter's notes say it.
     pub template: Option<String>,
+    /// The alpha of the adapter, if there is one.
+    pub adapter_alpha: Option<f64>,
     /// What a user should know.
     pub notes: Vec<String>,
 }
@@ -144,8 +155,10 @@ impl LoadedModel {
             )
             .hint("only `lowrank train` starts one; leave the flag out here"));
         }
-        let source = |path: &String| AdapterSource::open(path, adapter.lora_alpha);
+        let alpha = adapter.lora_alpha;
+        let source = |path: &String| AdapterSource::open(path, alpha);
         let adapter = adapter.adapter.as_ref().map(source).transpose()?;
+        let adapter_alpha = adapter.as_ref().map(|adapter| adapter.config.lora_alpha);
         let mut model = model.clone();
         if model.model.is_none() {
             let named = adapter
@@ -177,7 +190,7 @@ impl LoadedModel {
         let mut notes = base.head.notes.clone();
         notes.extend(load_notes(&report));
         if let Some(adapter) = adapter {
-            base.check_adapter(&adapter)?;
+            base.check_adapter(&adapter, device)?;
             let attached = loaded.attach_tensors(&adapter.config, adapter.tensors)?;
             notes.extend(attached.notes.iter().cloned());
             // The head that was new without the adapter is in the adapter.
@@ -190,6 +203,7 @@ impl LoadedModel {
             head,
             max_length,
             template,
+            adapter_alpha,
             notes,
         })
     }

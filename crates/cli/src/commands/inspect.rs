@@ -8,7 +8,7 @@ use lowrank_formats::peft::{AdapterFile, LoraConfig, parse_key};
 use lowrank_formats::{Checkpoint, RunDir};
 use lowrank_model::modules::ModuleRef;
 use lowrank_model::{LoadOptions, Model, ModelConfig};
-use lowrank_train::checkpoint::Checkpoints;
+use lowrank_train::checkpoint::{Checkpoints, Newest};
 use lowrank_train::metrics_log::MetricsLog;
 use serde_json::{Value, json};
 
@@ -307,7 +307,12 @@ fn adapter_settings(config: &LoraConfig) -> TextTable {
 
 fn run_dir(dir: &Path) -> CliResult<Found> {
     let checkpoints = Checkpoints::new(dir, 1);
-    let (newest, broken) = checkpoints.newest();
+    let Newest {
+        found: newest,
+        passed_over: broken,
+        lost_best,
+    } = checkpoints.newest(&|_| Ok(()));
+    let broken: Vec<_> = broken.into_iter().chain(lost_best).collect();
     let rows = MetricsLog::read(&dir.join("metrics.jsonl")).unwrap_or_default();
     let summary: Option<Value> = std::fs::read(dir.join("summary.json"))
         .ok()

@@ -17,6 +17,7 @@ use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count};
 use crate::session::{device, load_rows, load_spec, unlabelled};
 use crate::settings;
+use crate::unused::Unused;
 
 /// Logit difference above which the verification fails, unless told otherwise: well above the rounding of f32 sums, or of
 /// weights stored in half precision.
@@ -37,6 +38,11 @@ const PROBES: [&str; 6] = [
 pub fn run(flags: MergeArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
+    Unused::of_args(&args).check_merge(&args)?;
+    if let Some(tolerance) = args.tolerance.filter(|t| !(t.is_finite() && *t >= 0.0)) {
+        let fault = format!("`tolerance` is {tolerance}, expected 0 or more");
+        return Err(CliError::usage(fault));
+    }
     let overwrite = args.overwrite.unwrap_or(false);
     if args.adapter.adapter.is_none() {
         return Err(CliError::usage("no adapter given")
@@ -55,6 +61,7 @@ pub fn run(flags: MergeArgs) -> CliResult {
     }
     let device = device(&args.common, PrecisionArg::F32)?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
+    Unused::of_args(&args).check_merged(&loaded)?;
     let pending = PendingDir::create(target)?;
     if let Ok(tokenizer) = &loaded.base.tokenizer {
         tokenizer.save_files(pending.path())?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{Checkpoint, to_python_json, write_atomic};
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::{LARGEST_BATCH, TaskKind};
 use lowrank_train::plan::{DryRun, Needs};
 use lowrank_train::prefix_cache::token_bytes;
 use serde_json::{Value, json};
@@ -19,17 +19,19 @@ use crate::head::BaseHead;
 use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::session::DEFAULT_MAX_LENGTH;
+use crate::unused::Unused;
 use crate::{presets, session, source};
 use choices::Choices;
 
 /// Runs the command.
 pub fn run(flags: PlanArgs) -> CliResult {
     let file = flags.common.config.clone();
+    let unused = Unused::of(&flags, file.as_deref())?;
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     if let Some(dir) = &args.write_config {
         write_config(&args, dir)?;
     }
-    let plan = Plan::make(&args)?;
+    let plan = Plan::make(&args, unused)?;
     if args.common.is_json() {
         output::print_json(&plan.to_json());
     } else {
@@ -120,7 +122,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn make(args: &PlanArgs) -> CliResult<Self> {
+    fn make(args: &PlanArgs, unused: Unused) -> CliResult<Self> {
         let Subject { config, dir } = find_config(args)?;
         presets::check_family(&args.preset, &config.model_type)?;
         let head = match &dir {
@@ -136,8 +138,11 @@ impl Plan {
                 TaskKind::Regression | TaskKind::CausalLm => 1,
                 TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => 2,
             });
-        if num_labels == 0 {
-            return Err(CliError::usage("`num_labels` is 0, expected at least 1"));
+        unused.check_plan(args, task)?;
+        if !(1..=LARGEST_HEAD).contains(&num_labels) {
+            return Err(CliError::usage(format!(
+                "`num_labels` is {num_labels}, expected from 1 to {LARGEST_HEAD}"
+            )));
         }
         let options = LoadOptions {
             task: task.into(),
@@ -148,14 +153,11 @@ impl Plan {
         let mut rows = args.per_device_batch_size.unwrap_or(32);
         let most = config.facts.max_positions;
         let length = args.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(most));
-        if rows == 0 || length == 0 {
-            return Err(CliError::usage(
-                "a batch needs at least one row of at least one token",
-            ));
-        }
+        check_batch(&config, rows, length)?;
         let mut recompute = args.gradient_checkpointing.unwrap_or(false);
         let optimizer = resolve_optimization(&OptimizationArgs::default(), false);
         let lora_settings = resolve_lora(&args.lora, default_lora(&config.model_type))?;
+        lora_settings.validate()?;
         let peft = lora_settings.to_peft("base", None);
         // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
         let model = |adapted: bool| -> CliResult<Model> {
@@ -387,6 +389,44 @@ impl Plan {
         format!("\n{others}")
     }
 }
+
+/// Refuses a batch that no machine computes, before anything is laid out for it: the counts of operations stay exact.
+fn check_batch(config: &ModelConfig, rows: usize, length: usize) -> CliResult {
+    let facts = &config.facts;
+    if !(1..=LARGEST_BATCH).contains(&rows) {
+        return Err(CliError::usage(format!(
+            "`per_device_batch_size` is {rows}, expected from 1 to {LARGEST_BATCH}"
+        )));
+    }
+    if !(1..=facts.max_positions).contains(&length) {
+        let most = facts.max_positions;
+        return Err(CliError::usage(format!(
+            "`max_length` is {length}, but the model has {most} positions"
+        ))
+        .hint(format!("pass --max-length from 1 to {most}")));
+    }
+    let tokens = rows as f64 * length as f64;
+    let (width, layers) = (facts.hidden_size as f64, facts.num_hidden_layers as f64);
+    let weights = (facts.vocab_size as f64 + facts.max_positions as f64) * width
+        + layers * width * (4.0 * width + 2.0 * facts.intermediate_size as f64);
+    let work = tokens * (weights + layers * width * length as f64);
+    if rows * length > LARGEST_TOKENS || work > LARGEST_WORK {
+        return Err(CliError::usage(format!(
+            "a batch of {rows} rows of {length} tokens in a model of about {weights:.1e} weights is beyond any machine"
+        ))
+        .hint("lower --per-device-batch-size or --max-length; or mend the sizes in config.json"));
+    }
+    Ok(())
+}
+
+/// Outputs of a head at most.
+const LARGEST_HEAD: usize = 1 << 20;
+
+/// Tokens of a batch at most: the plan holds each of them.
+const LARGEST_TOKENS: usize = 1 << 24;
+
+/// Multiply-adds of a forward pass at most, so that counts of a whole step fit into 64 bits.
+const LARGEST_WORK: f64 = (1u64 << 58) as f64;
 
 fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> CliResult<Way> {
     let fixed = dry.fixed();

@@ -15,7 +15,9 @@ use serde_json::{Map, Value, json};
 use super::eval::{BATCH_SIZE, LoadedModel, batch_size};
 use crate::args::{PrecisionArg, PredictArgs};
 use crate::errors::{CliError, CliResult};
+use crate::fits::check_pass;
 use crate::session::{Head, device, load_rows, load_spec, say_notes, unlabelled};
+use crate::unused::Unused;
 use crate::{output, settings};
 
 /// Runs the command.
@@ -23,6 +25,7 @@ pub fn run(flags: PredictArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
     let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
+    let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
     if loaded.head.task == TaskKind::CausalLm {
         return Err(
@@ -30,14 +33,16 @@ pub fn run(flags: PredictArgs) -> CliResult {
                 .hint("`lowrank generate` writes it; pass --task to use another head"),
         );
     }
+    Unused::of_args(&args).check_predict(&args, &loaded)?;
     let rows = read_rows(&args, &loaded, &device)?;
+    check_pass(&loaded.base, &loaded.head, (&rows.examples, size), &device)?;
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     }
     let source = args.data_file.as_deref().unwrap_or("the texts given");
     say_notes(source, &rows, &args.common);
     let settings = PassSettings {
-        batch_size: batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?,
+        batch_size: size,
         stop: None,
         progress: &|_, _| {},
     };

@@ -9,6 +9,7 @@ use lowrank_data::{Example, Label, PackedBatch};
 use lowrank_engine::{Device, Gradients, OpTime, Profile, StepKey};
 use lowrank_kernels::fill_uniform;
 use lowrank_model::{IGNORE_INDEX, LoadOptions, Model, ModelConfig, PassOptions, Task};
+use lowrank_train::config::LARGEST_BATCH;
 use lowrank_train::evaluate::{model_batch, model_targets};
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
 use serde_json::json;
@@ -20,6 +21,7 @@ use crate::head::task_of;
 use crate::output::{self, TextTable, bytes, count};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::session::{Base, Head, load_rows, load_spec};
+use crate::unused::Unused;
 use crate::{memory, session, settings};
 
 mod generation;
@@ -30,6 +32,7 @@ pub fn run(flags: ProfileArgs) -> CliResult {
     let begin = Instant::now();
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
+    Unused::of_args(&args).check_profile(&args)?;
     let device = session::device(
         &args.common,
         PrecisionArg::of(args.precision, args.full != Some(true)),
@@ -52,10 +55,10 @@ pub fn run(flags: ProfileArgs) -> CliResult {
 
 fn at_least_one(name: &str, asked: Option<usize>, default: usize) -> CliResult<usize> {
     match asked {
-        Some(0) => Err(CliError::usage(format!(
-            "`{name}` is 0, expected at least 1"
+        Some(n) if (1..=LARGEST_BATCH).contains(&n) => Ok(n),
+        Some(n) => Err(CliError::usage(format!(
+            "`{name}` is {n}, expected from 1 to {LARGEST_BATCH}"
         ))),
-        Some(n) => Ok(n),
         None => Ok(default),
     }
 }
@@ -120,6 +123,7 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
         model.train_all()?;
     } else {
         let lora = resolve_lora(&args.lora, default_lora(&model.config().model_type))?;
+        lora.validate()?;
         model.attach_lora(&lora.to_peft("profile", None), 1)?;
     }
     Ok((model, examples))

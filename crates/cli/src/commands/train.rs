@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use lowrank_engine::Device;
 use lowrank_formats::{FormatError, RunDir};
 use lowrank_model::Model;
+use lowrank_train::base::BaseId;
 use lowrank_train::config::TrainConfig;
 use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Evaluation;
@@ -23,7 +24,7 @@ use lowrank_train::trainer::{
 use crate::args::{PrecisionArg, TrainArgs};
 use crate::errors::{CliError, CliResult};
 use crate::progress::Progress;
-use crate::resolve::{self, Resolved};
+use crate::resolve::{self, Asked, Resolved};
 use crate::{interrupt, memory, output, presets, session, settings, yaml};
 use results::Results;
 
@@ -42,7 +43,8 @@ pub fn run(flags: TrainArgs) -> CliResult {
         }
         return Ok(());
     }
-    let args = gather(flags)?;
+    let asked = gather(flags)?;
+    let args = &asked.args;
     let run_path = args
         .output_dir
         .clone()
@@ -56,7 +58,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
     let choose = !(resume && Path::new(&run_path).join(CONFIG_FILE).is_file());
     let recompute = args.optimization.gradient_checkpointing;
     if args.dry_run == Some(true) {
-        let mut resolved = resolve::resolve_train(&args, &device)?;
+        let mut resolved = resolve::resolve_train(&asked, &device)?;
         if resolved.config.memory.max_memory.is_some() {
             planning::plan_run(&mut resolved, choose, recompute)?;
         }
@@ -64,15 +66,20 @@ pub fn run(flags: TrainArgs) -> CliResult {
         return Ok(());
     }
     let stop = interrupt::listen()?;
-    refuse_existing(&run_path, &args)?;
-    let mut resolved = resolve::resolve_train(&args, &device)?;
+    refuse_existing(&run_path, args)?;
+    let mut resolved = resolve::resolve_train(&asked, &device)?;
     let progress = Progress::new(args.common.is_quiet(), headline_metric(&resolved.config));
     let plan = planning::plan_run(&mut resolved, choose, recompute)?;
+    planning::refuse_too_much(&plan, &resolved.config, &device)?;
     // Program, tokenizer and rows: everything but the tensors that the plan counts.
     let fixed_bytes = memory::resident_bytes();
     let (mut model, notes) = setup::build_model(&resolved, &device)?;
+    let base_id = match resolved.config.from_scratch {
+        true => BaseId::without_weights(&resolved.base.dir)?,
+        false => resolved.base.id(&device)?,
+    };
     // Only now: a request that fails before here leaves no folder that would be in the way of the next try.
-    let run_dir = take_run_dir(&run_path, &args)?;
+    let run_dir = take_run_dir(&run_path, args)?;
     if let Some(preset) = presets::describe(&args.preset)? {
         progress.line(preset);
     }
@@ -91,6 +98,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
     };
     let job = Job {
         resolved: &resolved,
+        base_id: &base_id,
         prefix_cache_bytes: plan.prefix_cache_bytes,
         run_dir: &run_dir,
         stop: &stop,
@@ -103,7 +111,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
     if summary.new_steps == 0 && results::are_written(&run_dir, &resolved.config) {
         return results::show_written(&run_dir, &args.common);
     }
-    let saved = results::save_model(&run_dir, &resolved, &model)?;
+    let saved = results::save_model(&run_dir, &resolved, &model, &base_id)?;
     // The rest is small: it is done even when told to stop.
     let after = match reported {
         Some(rows) => evaluate_quietly(&model, &resolved.config, &rows.examples, None)?,
@@ -131,6 +139,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
 /// What is trained, and how.
 struct Job<'a> {
     resolved: &'a Resolved,
+    base_id: &'a BaseId,
     prefix_cache_bytes: u64,
     run_dir: &'a RunDir,
     stop: &'a AtomicBool,
@@ -148,6 +157,7 @@ fn train(model: &mut Model, job: &Job<'_>) -> CliResult<Outcome> {
             validation: resolved.validation.as_ref().map(|v| v.examples.as_slice()),
         },
         run: job.run_dir.path(),
+        base: (job.base_id, resolved.base.other_base()),
         prefix_cache_bytes: job.prefix_cache_bytes,
         stop: job.stop,
         on_event: &on_event,
@@ -174,9 +184,10 @@ fn finished(outcome: Outcome, run: &str) -> CliResult<Summary> {
 }
 
 /// Flags over the file they name, over the run that is resumed, over the repository's own model and data.
-fn gather(flags: TrainArgs) -> CliResult<TrainArgs> {
+fn gather(flags: TrainArgs) -> CliResult<Asked> {
     let no_shuffle = flags.optimization.no_shuffle;
     let file = flags.common.config.clone();
+    let given = settings::with_file(flags.clone(), file.as_deref())?;
     let mut flags = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     if no_shuffle {
         flags.optimization.shuffle = Some(false);
@@ -212,7 +223,10 @@ fn gather(flags: TrainArgs) -> CliResult<TrainArgs> {
         }
         flags.output_dir = Some(run);
     }
-    resolve::with_default_assets(flags)
+    Ok(Asked {
+        args: resolve::with_default_assets(flags)?,
+        given,
+    })
 }
 
 fn refuse_existing(path: &str, args: &TrainArgs) -> CliResult {

@@ -9,5 +9,7 @@ mod language_model;
 mod memory;
 mod parts;
 mod presets;
+mod settings_obeyed;
 mod support;
+mod what_a_run_knows;
 mod whole_way;

@@ -2,9 +2,21 @@
 
 use std::fmt;
 
-use super::{IntervalStrategy, ModulePattern, TaskKind, TrainConfig};
+use super::{IntervalStrategy, LoraSettings, ModulePattern, TaskKind, TrainConfig};
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
+
+/// Larger ranks are taken for a mistake; a matrix's own size is the limit that counts.
+const LARGEST_RANK: usize = 1 << 20;
+
+/// The scaling is stored in f32, and must leave room for what it scales.
+const LARGEST_ALPHA: f64 = 1e30;
+
+/// More rows or batches than this at a time are taken for a mistake; their product still counts without overflow.
+pub const LARGEST_BATCH: usize = 1 << 20;
+
+/// More threads than any machine has processors.
+pub const LARGEST_THREADS: usize = 1 << 12;
 
 impl TrainConfig {
     /// Checks every setting and reports all that cannot be, not only the first.
@@ -15,7 +27,7 @@ impl TrainConfig {
         let mut faults = Faults::default();
         self.check_data(&mut faults);
         if !self.full {
-            self.check_lora(&mut faults);
+            self.lora.check(&mut faults);
         }
         self.check_optimization(&mut faults);
         self.check_evaluation(&mut faults);
@@ -35,7 +47,13 @@ impl TrainConfig {
             "a folder",
             "an empty name",
         );
-        faults.require(self.threads != Some(0), "threads", "at least 1", 0);
+        let threads = self.threads.unwrap_or(1);
+        faults.require(
+            (1..=LARGEST_THREADS).contains(&threads),
+            "threads",
+            "from 1 to 4096",
+            threads,
+        );
         faults.into_result()
     }
 
@@ -76,59 +94,6 @@ impl TrainConfig {
                     name.as_deref().unwrap_or_default(),
                 );
             }
-        }
-    }
-
-    fn check_lora(&self, faults: &mut Faults) {
-        let l = &self.lora;
-        faults.require(l.r >= 1, "r", "at least 1", l.r);
-        faults.require(
-            l.lora_alpha.is_finite() && l.lora_alpha > 0.0,
-            "lora_alpha",
-            "above 0",
-            l.lora_alpha,
-        );
-        faults.require(
-            (0.0..1.0).contains(&l.lora_dropout),
-            "lora_dropout",
-            "from 0 to below 1",
-            l.lora_dropout,
-        );
-        if matches!(&l.target_modules, ModulePattern::Names(names) if names.is_empty()) {
-            faults.add("target_modules", "at least one module", "an empty list");
-        }
-        for (key, &rank) in &l.rank_pattern {
-            faults.require(
-                rank >= 1,
-                "rank_pattern",
-                "ranks of at least 1",
-                format!("{key}={rank}"),
-            );
-        }
-        for (key, &alpha) in &l.alpha_pattern {
-            let fine = alpha.is_finite() && alpha > 0.0;
-            faults.require(
-                fine,
-                "alpha_pattern",
-                "alphas above 0",
-                format!("{key}={alpha}"),
-            );
-        }
-        if l.layers_pattern.is_some() && l.layers_to_transform.is_none() {
-            faults.add(
-                "layers_pattern",
-                "`layers_to_transform` beside it",
-                "only the pattern",
-            );
-        }
-        if l.layers_to_transform.is_some()
-            && matches!(&l.target_modules, ModulePattern::Text(t) if t != "all-linear")
-        {
-            faults.add(
-                "layers_to_transform",
-                "a list of names as `target_modules`",
-                "a regular expression",
-            );
         }
     }
 
@@ -198,9 +163,9 @@ impl TrainConfig {
         let o = &self.optimization;
         let at_least_0 = |v: f64| v.is_finite() && v >= 0.0;
         faults.require(
-            (0.0..=1.0).contains(&o.warmup_ratio),
+            (0.0..1.0).contains(&o.warmup_ratio),
             "warmup_ratio",
-            "from 0 to 1",
+            "from 0 to below 1",
             o.warmup_ratio,
         );
         faults.require(
@@ -210,25 +175,20 @@ impl TrainConfig {
             o.lr_num_cycles,
         );
         faults.require(at_least_0(o.lr_power), "lr_power", "0 or more", o.lr_power);
-        let end_fits = at_least_0(o.lr_end) && o.lr_end < o.learning_rate;
+        let is_polynomial = o.lr_scheduler_type == SchedulerType::Polynomial;
         faults.require(
-            end_fits || o.lr_scheduler_type != SchedulerType::Polynomial,
+            at_least_0(o.lr_end) && (o.lr_end < o.learning_rate || !is_polynomial),
             "lr_end",
             "0 or more and below the learning rate",
             o.lr_end,
         );
-        faults.require(
-            o.per_device_batch_size >= 1,
-            "per_device_batch_size",
-            "at least 1",
-            0,
-        );
-        faults.require(
-            o.gradient_accumulation_steps >= 1,
-            "gradient_accumulation_steps",
-            "at least 1",
-            0,
-        );
+        for (field, number) in [
+            ("per_device_batch_size", o.per_device_batch_size),
+            ("gradient_accumulation_steps", o.gradient_accumulation_steps),
+        ] {
+            let fits = (1..=LARGEST_BATCH).contains(&number);
+            faults.require(fits, field, "from 1 to 1048576", number);
+        }
         let epochs = o.num_train_epochs;
         faults.require(
             epochs.is_finite() && epochs > 0.0,
@@ -237,6 +197,29 @@ impl TrainConfig {
             epochs,
         );
         faults.require(o.max_steps != Some(0), "max_steps", "at least 1", 0);
+    }
+
+    /// Checks the settings that only the number of training rows decides on.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::validate`].
+    pub fn validate_for(&self, rows: usize) -> Result<(), ConfigError> {
+        let mut faults = Faults::default();
+        let (total, o) = (self.total_steps(rows), &self.optimization);
+        let warms_up = o.lr_scheduler_type != SchedulerType::Constant;
+        // A share of a short run may be all of it: that is said, not refused.
+        if let Some(steps) = o.warmup_steps.filter(|&steps| steps > 0 && warms_up) {
+            faults.require(
+                steps < total,
+                "warmup_steps",
+                &format!(
+                    "fewer than the {} of the run, so that the learning rate is reached",
+                    steps_of(total)
+                ),
+                steps,
+            );
+        }
+        faults.into_result()
     }
 
     fn check_evaluation(&self, faults: &mut Faults) {
@@ -255,10 +238,10 @@ impl TrainConfig {
             );
         }
         faults.require(
-            e.per_device_eval_batch_size >= 1,
+            (1..=LARGEST_BATCH).contains(&e.per_device_eval_batch_size),
             "per_device_eval_batch_size",
-            "at least 1",
-            0,
+            "from 1 to 1048576",
+            e.per_device_eval_batch_size,
         );
         faults.require(e.save_total_limit >= 1, "save_total_limit", "at least 1", 0);
         if evaluates && self.data.validation_file.is_none() {
@@ -304,6 +287,94 @@ impl TrainConfig {
                 expected,
                 e.metric_for_best_model.name(),
             );
+        }
+    }
+}
+
+impl LoraSettings {
+    /// Checks the adapters' settings alone, for commands that have no others.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::validate`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut faults = Faults::default();
+        self.check(&mut faults);
+        faults.into_result()
+    }
+
+    fn check(&self, faults: &mut Faults) {
+        let fits = |alpha: f64| (f64::MIN_POSITIVE..=LARGEST_ALPHA).contains(&alpha);
+        faults.require(
+            (1..=LARGEST_RANK).contains(&self.r),
+            "r",
+            "from 1 to 1048576",
+            self.r,
+        );
+        faults.require(
+            fits(self.lora_alpha),
+            "lora_alpha",
+            "above 0 and at most 1e30",
+            self.lora_alpha,
+        );
+        faults.require(
+            (0.0..1.0).contains(&self.lora_dropout),
+            "lora_dropout",
+            "from 0 to below 1",
+            self.lora_dropout,
+        );
+        if matches!(&self.target_modules, ModulePattern::Names(names) if names.is_empty()) {
+            faults.add("target_modules", "at least one module", "an empty list");
+        }
+        for (key, &rank) in &self.rank_pattern {
+            faults.require(
+                (1..=LARGEST_RANK).contains(&rank),
+                "rank_pattern",
+                "ranks from 1 to 1048576",
+                format!("{key}={rank}"),
+            );
+        }
+        for (key, &alpha) in &self.alpha_pattern {
+            faults.require(
+                fits(alpha),
+                "alpha_pattern",
+                "alphas above 0 and at most 1e30",
+                format!("{key}={alpha}"),
+            );
+        }
+        self.check_layers(faults);
+    }
+
+    /// The pairs that PEFT refuses. Source: PEFT 0.21.2, `LoraConfig.__post_init__`.
+    fn check_layers(&self, faults: &mut Faults) {
+        let targets = match &self.target_modules {
+            ModulePattern::Names(_) => None,
+            ModulePattern::Text(text) if text == "all-linear" => Some("`all-linear`"),
+            ModulePattern::Text(_) => Some("a regular expression"),
+        };
+        let has_pattern = self.layers_pattern.as_ref().is_some_and(|p| !p.is_empty());
+        let given = [
+            ("layers_to_transform", self.layers_to_transform.is_some()),
+            ("layers_pattern", has_pattern),
+        ];
+        for (field, _) in given.into_iter().filter(|(_, given)| *given) {
+            if let Some(targets) = targets {
+                faults.add(
+                    field,
+                    "a list of names as `target_modules` beside it",
+                    targets,
+                );
+            }
+        }
+        if has_pattern && self.layers_to_transform.is_none() {
+            faults.add(
+                "layers_pattern",
+                "`layers_to_transform` beside it",
+                "only the pattern",
+            );
+        }
+        let largest = self.layers_to_transform.iter().flatten().max();
+        if let Some(layer) = largest.filter(|layer| **layer >= LARGEST_RANK) {
+            faults.add("layers_to_transform", "numbers of layers", layer);
         }
     }
 }
@@ -371,6 +442,13 @@ impl Faults {
         } else {
             Err(ConfigError { faults: self.0 })
         }
+    }
+}
+
+fn steps_of(total: u64) -> String {
+    match total {
+        1 => "1 step".to_owned(),
+        n => format!("{n} steps"),
     }
 }
 

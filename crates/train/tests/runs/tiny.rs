@@ -9,6 +9,7 @@ use lowrank_engine::{Device, Isa, MemoryReport};
 use lowrank_formats::peft::LoraConfig;
 use lowrank_model::{LoadOptions, Model};
 use lowrank_testkit::Golden;
+use lowrank_train::base::BaseId;
 use lowrank_train::config::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
     MemorySettings, ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
@@ -16,7 +17,9 @@ use lowrank_train::config::{
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
 use lowrank_train::schedule::SchedulerType;
-use lowrank_train::trainer::{Event, Outcome, RunSetup, Summary, TrainData, TrainError, Trainer};
+use lowrank_train::trainer::{
+    Event, OtherBase, Outcome, RunSetup, Summary, TrainData, TrainError, Trainer,
+};
 
 /// Settings under which everything that has state has some.
 pub fn config() -> TrainConfig {
@@ -204,6 +207,7 @@ pub fn run_at(
     let [train, validation] = rows_of(config.data.task);
     let precision = config.precision.into();
     std::fs::create_dir_all(dir).expect("a folder");
+    let base = BaseId::default();
     for starts in 1..200 {
         let device = Device::cpu_in(precision, Isa::best(), place.threads).expect("threads start");
         let mut model = place.model(config, &device);
@@ -224,6 +228,7 @@ pub fn run_at(
                 validation: Some(&validation),
             },
             run: dir,
+            base: (&base, OtherBase::Refuse),
             prefix_cache_bytes: place.prefix_cache_bytes,
             stop: &stop,
             on_event: &on_event,

@@ -10,6 +10,7 @@ use lowrank_train::prefix_cache::RowLengths;
 
 use super::{Run, setup};
 use crate::errors::{CliError, CliResult};
+use crate::fits::Need;
 use crate::memory;
 use crate::output::{bytes, count};
 
@@ -280,6 +281,23 @@ fn choose_batch(run: &Run, limit: Limit, recompute: Option<bool>) -> CliResult<T
     let fits = |&n: &usize| Ok::<_, CliError>(price(shape, n)?.bytes <= limit.bytes);
     let eval_size = first_that(&halves, fits)?;
     Ok(with(shape, eval_size.copied().unwrap_or(1)))
+}
+
+/// Refuses a run that this machine cannot hold, before its weights are read.
+pub fn refuse_too_much(plan: &RunPlan, config: &TrainConfig, device: &Device) -> CliResult {
+    let o = &config.optimization;
+    let need = Need {
+        what: "the run needs",
+        reserved: plan.reserved_bytes,
+        peak: plan.peak,
+        hint: format!(
+            "lower --per-device-batch-size ({}), --per-device-eval-batch-size ({}) or --max-length ({}), pass --gradient-checkpointing, or let --max-memory choose the batch; where the weights alone are too large, take a smaller model",
+            o.per_device_batch_size,
+            config.evaluation.per_device_eval_batch_size,
+            config.data.max_length
+        ),
+    };
+    need.check(device)
 }
 
 /// The refusal of a limit.

@@ -6,9 +6,11 @@ use lowrank_data::TextColumns;
 use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{DType, PendingDir, RunDir, write_atomic};
 use lowrank_model::{MergeOptions, Model};
+use lowrank_train::base::BaseId;
 use lowrank_train::config::TrainConfig;
 use lowrank_train::metrics::{Evaluation, Metric};
 use lowrank_train::metrics_log::MetricsLog;
+use lowrank_train::proof::Idle;
 use lowrank_train::report::Report;
 use lowrank_train::trainer::{Summary, headline_metric};
 use serde_json::{Value, json};
@@ -18,8 +20,9 @@ use super::planning::RunPlan;
 use super::setup::adapter_table;
 use crate::args::CommonArgs;
 use crate::errors::{CliError, CliResult};
+use crate::notes::AdapterNotes;
 use crate::output::{self, TextTable, bytes, count, duration, percent};
-use crate::session::{AdapterNotes, template_of};
+use crate::session::template_of;
 use crate::{memory, resolve, yaml};
 
 /// Bytes of a shard of a fully trained model.
@@ -34,7 +37,7 @@ pub struct Saved {
 }
 
 /// Writes the adapter, or the whole model after full fine-tuning, as the run's result.
-pub fn save_model(run: &RunDir, resolved: &Run, model: &Model) -> CliResult<Saved> {
+pub fn save_model(run: &RunDir, resolved: &Run, model: &Model, base: &BaseId) -> CliResult<Saved> {
     let config = &resolved.config;
     let target = result_dir(run, config);
     let pending = PendingDir::create(&target)?;
@@ -57,7 +60,8 @@ pub fn save_model(run: &RunDir, resolved: &Run, model: &Model) -> CliResult<Save
             labels: resolved.head.labels.clone(),
             max_length: config.data.max_length,
             base_model: config.model.clone(),
-            base_sha256: Some(resolved.base.weights_hash()?),
+            base_sha256: None,
+            base: Some(base.clone()),
             // Rows of plain text have no prompt that something would stand behind.
             template: match &resolved.train.report.columns.text {
                 TextColumns::Completion { .. } => template_of(&config.data),
@@ -368,12 +372,27 @@ impl Results<'_> {
                 proof.values.len()
             )];
         }
-        let mut lines = vec![format!(
-            "warning: {} of {} trained tensors were not trained",
-            idle.len(),
-            proof.values.len()
-        )];
-        for value in idle.iter().take(8) {
+        let total = proof.values.len();
+        let mut lines = Vec::new();
+        for (idle_by, reason) in REASONS {
+            let of_reason = idle.iter().filter(|value| value.idle == Some(idle_by));
+            match of_reason.count() {
+                0 => {}
+                n => lines.push(format!("{n} of {total} trained tensors {reason}")),
+            }
+        }
+        let faults: Vec<_> = idle
+            .into_iter()
+            .filter(|value| value.idle == Some(Idle::Unexplained))
+            .collect();
+        if faults.is_empty() {
+            return lines;
+        }
+        let n = faults.len();
+        lines.push(format!(
+            "warning: {n} of {total} trained tensors were not trained"
+        ));
+        for value in faults.iter().take(8) {
             let why = if value.had_gradient {
                 "did not move"
             } else {
@@ -381,9 +400,24 @@ impl Results<'_> {
             };
             lines.push(format!("  {}: {why}", value.name));
         }
+        if n > 8 {
+            lines.push(format!("  and {} more", n - 8));
+        }
         lines
     }
 }
+
+/// What is said of values that a short run leaves as they were.
+const REASONS: [(Idle, &str); 2] = [
+    (
+        Idle::RateWasZero,
+        "did not move: too few steps, the learning rate was 0 in all of them (warm-up begins at 0)",
+    ),
+    (
+        Idle::FactorWasZero,
+        "got no gradient: too few steps, an adapter's A has none while its B is still zero",
+    ),
+];
 
 /// Two lines: the same words again, and the resolved configuration in a new folder.
 fn repeat_command(run: &RunDir) -> String {
