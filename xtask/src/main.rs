@@ -4,6 +4,8 @@ mod arguments;
 mod bench;
 mod bench_generate;
 mod check;
+mod faults;
+mod fuzz;
 mod golden;
 mod sides;
 mod tidy;
@@ -19,6 +21,9 @@ commands:
   tidy             the rules of the repository that no compiler checks
   golden [CASE]    makes tests/golden anew (or the cases whose name starts with CASE)
                      --python FILE   the interpreter with tools/golden/requirements.txt (default python3)
+  faults           lets every file call of train, merge, predict and generate fail in turn (some are in the gate)
+  fuzz [TARGET...] the fuzz targets, one after the other; outside the gate
+                     --seconds N     for each target (default 600)
   bench            training steps of lowrank and of PyTorch + peft, eager and compiled, in turns; medians, ratios, spread
                      --python FILE         the interpreter with torch, transformers and peft (default python3)
                      --model-config FILE   a config.json (default tools/bench/configs/roberta-base.json)
@@ -50,6 +55,8 @@ fn main() -> ExitCode {
         "check" => check::run(&rest),
         "tidy" => tidy::run(&rest),
         "golden" => golden::run(&rest),
+        "faults" => faults::run(&rest),
+        "fuzz" => fuzz::run(&rest),
         "bench" => bench::run(&rest),
         "bench-generate" => bench_generate::run(&rest),
         "" | "help" | "-h" | "--help" => {

@@ -1,7 +1,10 @@
 //! How the program fails: one message with its causes and a hint on standard error, and an exit code.
 
 use std::fmt;
+use std::path::Path;
 use std::process::ExitCode;
+
+use lowrank_formats::files;
 
 /// Kinds of failure, as the exit code tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +13,8 @@ pub enum Kind {
     Failure,
     /// The request itself cannot be: exit code 2, as for a misspelt flag.
     Usage,
+    /// A fault of the program itself: exit code 101.
+    Internal,
     /// Ctrl-C or SIGTERM: exit code 130.
     Interrupted,
 }
@@ -40,6 +45,11 @@ impl CliError {
     /// The end of a run that was told to stop, with exit code 130.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self::new(Kind::Interrupted, message)
+    }
+
+    /// A fault of the program itself, with exit code 101.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, message)
     }
 
     /// An error of a library with the errors that caused it.
@@ -82,6 +92,15 @@ impl CliError {
         self
     }
 
+    /// The same with the file or folder that it is about, unless the message names it already.
+    pub fn about(mut self, path: &Path) -> Self {
+        let shown = files::shown(path).to_string();
+        if !self.message.contains(&shown) {
+            self.message = format!("`{shown}`: {}", self.message);
+        }
+        self
+    }
+
     /// The same as a usage error.
     pub fn into_usage(mut self) -> Self {
         self.kind = Kind::Usage;
@@ -93,6 +112,7 @@ impl CliError {
         match self.kind {
             Kind::Failure => ExitCode::from(1),
             Kind::Usage => ExitCode::from(2),
+            Kind::Internal => ExitCode::from(101),
             Kind::Interrupted => ExitCode::from(130),
         }
     }
@@ -106,7 +126,7 @@ impl CliError {
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let head = match self.kind {
-            Kind::Failure | Kind::Usage => "error",
+            Kind::Failure | Kind::Usage | Kind::Internal => "error",
             Kind::Interrupted => "interrupted",
         };
         write!(f, "{head}: {}", self.message)?;

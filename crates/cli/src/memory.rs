@@ -1,5 +1,9 @@
 //! What the operating system says this process holds. Only where it can be asked without unsafe code; elsewhere nothing.
 
+use std::path::Path;
+
+use lowrank_formats::files::{Ceiling, read_text};
+
 /// The largest resident set so far, in bytes.
 pub fn peak_resident_bytes() -> Option<u64> {
     status_field("VmHWM:")
@@ -28,7 +32,7 @@ pub fn machine_bytes() -> Option<u64> {
 fn group_bytes() -> Option<u64> {
     group_dirs().iter().find_map(|dir| {
         let (limit, used) = (number(dir, "memory.max")?, number(dir, "memory.current")?);
-        let files = std::fs::read_to_string(format!("{dir}/memory.stat")).ok()?;
+        let files = text(&format!("{dir}/memory.stat"))?;
         let files = files
             .lines()
             .find_map(|line| line.strip_prefix("inactive_file "))?;
@@ -44,7 +48,7 @@ fn group_number(name: &str) -> Option<u64> {
 
 /// Where the control group may be found. In a container its own path may not be there, but the root is the container's.
 fn group_dirs() -> Vec<String> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let groups = text("/proc/self/cgroup").unwrap_or_default();
     let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::")) else {
         return Vec::new();
     };
@@ -55,7 +59,7 @@ fn group_dirs() -> Vec<String> {
 }
 
 fn number(dir: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("{dir}/{name}")).ok()?;
+    let text = text(&format!("{dir}/{name}"))?;
     text.trim().parse().ok()
 }
 
@@ -64,8 +68,13 @@ fn status_field(name: &str) -> Option<u64> {
 }
 
 fn field_in_kib(file: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
+    let text = text(file)?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+/// A file of the system's own; nothing where there is none.
+fn text(file: &str) -> Option<String> {
+    read_text(Path::new(file), Ceiling::SETTINGS).ok()
 }

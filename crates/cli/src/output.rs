@@ -1,6 +1,11 @@
 //! What the program prints when all goes well: text tables for people, JSON for programs, and numbers in readable units.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+
+use crate::printable::{cut, message, printable};
+
+/// The most characters of a cell.
+const LONGEST_CELL: usize = 500;
 
 /// A table with aligned columns: the first to the left, the others to the right.
 #[derive(Clone, Debug, Default)]
@@ -20,7 +25,8 @@ impl TextTable {
 
     /// Adds a row.
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) -> &mut Self {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+        let cell = |cell: S| cut(&cell.into(), LONGEST_CELL);
+        self.rows.push(cells.into_iter().map(cell).collect());
         self
     }
 
@@ -77,15 +83,36 @@ impl std::fmt::Display for TextTable {
     }
 }
 
-/// Writes to standard output. A reader that went away (`| head`) ends the program quietly; a full disk is an error.
+/// Writes to standard output, control characters escaped. A reader that went away (`| head`) ends the program quietly; a full
+/// disk is an error.
 pub fn print(text: impl std::fmt::Display) {
+    write_out(&printable(&text.to_string()));
+}
+
+/// Writes text that a model made: as it is into a file or pipe, control characters escaped on a terminal.
+pub fn print_generated(text: &str) {
+    match io::stdout().is_terminal() {
+        true => print(text),
+        false => write_out(text),
+    }
+}
+
+/// Writes a line to standard error: a note, a warning or an error.
+pub fn note(text: impl std::fmt::Display) {
+    // Nobody reads standard error any more: nothing to do about it.
+    let _ = writeln!(io::stderr(), "{}", message(&text.to_string()));
+}
+
+fn write_out(text: &str) {
     let mut out = io::stdout().lock();
-    match write!(out, "{text}").and_then(|()| out.flush()) {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => {}
         // There is nobody left to tell.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => {
-            eprintln!("error: cannot write to standard output: {error}");
+            note(format_args!(
+                "error: cannot write to standard output: {error}"
+            ));
             std::process::exit(1);
         }
     }

@@ -2,7 +2,7 @@
 //! told to be quiet.
 
 use std::cell::Cell;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -10,7 +10,8 @@ use lowrank_train::metrics::Metric;
 use lowrank_train::trainer::Event;
 
 use crate::memory::resident_bytes;
-use crate::output::{bytes, count, duration, metric};
+use crate::output::{self, bytes, count, duration, metric};
+use crate::printable::{cut, message};
 
 /// Plain lines come at least this far apart, evaluations and the end excepted.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -60,9 +61,8 @@ impl Progress {
     /// The same even for those who want errors alone: something on disk was damaged.
     fn warn(&self, text: impl AsRef<str>) {
         match &self.bar {
-            Some(bar) => bar.println(text.as_ref()),
-            // Nobody reads standard error any more: nothing to do about it.
-            None => drop(writeln!(std::io::stderr(), "{}", text.as_ref())),
+            Some(bar) => bar.println(message(text.as_ref())),
+            None => output::note(text.as_ref()),
         }
     }
 
@@ -114,7 +114,7 @@ impl Progress {
             }
             Event::Saved(path) => {
                 if let Some(bar) = &self.bar {
-                    bar.set_message(format!("saved {}", path.display()));
+                    bar.set_message(cut(&format!("saved {}", path.display()), 200));
                 }
             }
             Event::StoppedEarly { step } => self.line(format!("stopped early after step {step}")),

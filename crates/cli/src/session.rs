@@ -8,6 +8,7 @@ use lowrank_data::{
     Loaded, Template, TemplateError, Tokenizer, TokenizerError, TokenizerFamily,
 };
 use lowrank_engine::{DType, Device, Isa};
+use lowrank_formats::files;
 use lowrank_formats::peft::{AdapterFile, KEY_PREFIX, LoraConfig, Loralib};
 use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError, StoredHead};
@@ -22,6 +23,7 @@ use crate::errors::{CliError, CliResult};
 use crate::fits::check_weights;
 use crate::head::BaseHead;
 use crate::notes::AdapterNotes;
+use crate::output;
 use crate::source::find_model;
 
 /// Rows are cut to this many tokens unless told otherwise.
@@ -49,7 +51,8 @@ impl Base {
     /// Opens the directory; weights are not read yet.
     pub fn open(args: &ModelArgs) -> CliResult<Self> {
         let dir = find_model(args)?;
-        let config = ModelConfig::read(&dir.join("config.json"))?;
+        let file = dir.join("config.json");
+        let config = ModelConfig::read(&file).map_err(|e| CliError::from(e).about(&file))?;
         let family = TokenizerFamily::from_name(&config.model_type);
         let tokenizer = Tokenizer::from_dir(&dir, family);
         let head = BaseHead::read(&dir, &config)?;
@@ -165,7 +168,7 @@ impl Base {
                 ..
             }
         );
-        let error = CliError::from(error);
+        let error = CliError::from(error).about(&self.dir);
         if head_differs && self.starts_heads {
             return error.hint("the checkpoint's head was made for other labels; --labels names those, --ignore-mismatched-sizes starts a new head");
         }
@@ -291,19 +294,19 @@ impl AdapterSource {
     pub fn open(path: &str, alpha: Option<f64>) -> CliResult<Self> {
         let given = Path::new(path);
         let in_run = given.join("adapter");
-        let dir = if !given.join("adapter_config.json").is_file() && in_run.is_dir() {
+        let dir = if !files::is_file(&given.join("adapter_config.json")) && files::is_dir(&in_run) {
             in_run
         } else {
             given.to_owned()
         };
-        if dir.is_dir() {
+        if files::is_dir(&dir) {
             return Ok(Self {
                 config: LoraConfig::read(&dir)?,
                 tensors: AdapterFile::read(&dir)?,
                 notes: AdapterNotes::read(&dir)?,
             });
         }
-        if !dir.is_file() {
+        if !files::is_file(&dir) {
             return Err(CliError::usage(format!("there is no adapter `{path}`"))
                 .hint("an adapter is a directory with adapter_config.json, a run, or a loralib .bin file"));
         }
@@ -411,7 +414,7 @@ pub fn load_rows(path: &str, spec: &LoadSpec, base: &Base, device: &Device) -> C
 pub fn say_notes(path: &str, loaded: &Loaded, common: &CommonArgs) {
     if !common.is_quiet() {
         let notes = loaded.report.notes.iter();
-        notes.for_each(|note| eprintln!("{path}: {note}"));
+        notes.for_each(|note| output::note(format_args!("{path}: {note}")));
     }
 }
 

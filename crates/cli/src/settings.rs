@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::Args;
+use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::nearest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,9 +36,8 @@ pub fn read_file<T: Args + Serialize + DeserializeOwned>(
     path: &Path,
 ) -> CliResult<Map<String, Value>> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        CliError::usage(format!("cannot read the settings in `{shown}`")).caused_by(Some(&error))
-    })?;
+    let text = files::read_text(path, Ceiling::SETTINGS)
+        .map_err(|error| CliError::from(error).into_usage())?;
     let entries = yaml::parse(&text).map_err(|error| {
         CliError::usage(format!("`{shown}`, line {}: {}", error.line, error.message))
     })?;

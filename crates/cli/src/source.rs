@@ -4,6 +4,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use lowrank_formats::files::{self, Ceiling};
+
 use crate::args::ModelArgs;
 use crate::errors::{CliError, CliResult};
 
@@ -17,10 +19,10 @@ pub fn find_model(args: &ModelArgs) -> CliResult<PathBuf> {
             .hint("pass --model DIR, a Hugging Face model directory, or an id in the local cache")
     })?;
     let path = Path::new(name);
-    if path.is_dir() {
+    if files::is_dir(path) {
         return Ok(path.to_owned());
     }
-    if path.is_file() {
+    if files::is_file(path) {
         return Err(CliError::usage(format!(
             "`{name}` is a file, expected the directory of a model"
         ))
@@ -32,9 +34,8 @@ pub fn find_model(args: &ModelArgs) -> CliResult<PathBuf> {
     }
     let revision = args.revision.as_deref().unwrap_or("main");
     let cache = cache_dir();
-    if let Some(found) = cache
-        .as_deref()
-        .and_then(|cache| find_in_cache(cache, name, revision))
+    if let Some(cache) = &cache
+        && let Some(found) = find_in_cache(cache, name, revision)?
     {
         return Ok(found);
     }
@@ -75,18 +76,19 @@ fn cache_dir() -> Option<PathBuf> {
 }
 
 /// `models--org--name/snapshots/<commit>`, where the commit is the revision itself or stands in `refs/<revision>`.
-fn find_in_cache(cache: &Path, id: &str, revision: &str) -> Option<PathBuf> {
+fn find_in_cache(cache: &Path, id: &str, revision: &str) -> CliResult<Option<PathBuf>> {
     if revision
         .split('/')
         .any(|part| part.is_empty() || part.starts_with('.'))
     {
-        return None;
+        return Ok(None);
     }
     let repository = cache.join(format!("models--{}", id.replace('/', "--")));
-    let named = std::fs::read_to_string(repository.join("refs").join(revision)).ok();
+    let named = files::read_if_there(&repository.join("refs").join(revision), Ceiling::NAME)?;
+    let named = named.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let commit = named.as_deref().map_or(revision, str::trim);
     let snapshot = repository.join("snapshots").join(commit);
-    snapshot.join("config.json").is_file().then_some(snapshot)
+    Ok(files::is_file(&snapshot.join("config.json")).then_some(snapshot))
 }
 
 #[cfg(not(feature = "hub"))]
@@ -148,7 +150,7 @@ pub fn find_asset(relative: &str) -> Option<PathBuf> {
     let folders = starts.into_iter().flatten().flat_map(Path::ancestors);
     folders
         .map(|folder| folder.join("assets").join(relative))
-        .find(|path| path.exists())
+        .find(|path| files::exists(path))
 }
 
 #[cfg(test)]
@@ -170,22 +172,17 @@ mod tests {
         let snapshot = repository.join("snapshots/abc123");
         std::fs::create_dir_all(&snapshot).unwrap();
         std::fs::create_dir_all(repository.join("refs")).unwrap();
+        let find = |revision| find_in_cache(dir.path(), "org/name", revision).unwrap();
         std::fs::write(repository.join("refs/main"), "abc123\n").unwrap();
         assert_eq!(
-            find_in_cache(dir.path(), "org/name", "main"),
+            find("main"),
             None,
             "a snapshot without config.json is no model"
         );
         std::fs::write(snapshot.join("config.json"), "{}").unwrap();
-        assert_eq!(
-            find_in_cache(dir.path(), "org/name", "main"),
-            Some(snapshot.clone())
-        );
-        assert_eq!(
-            find_in_cache(dir.path(), "org/name", "abc123"),
-            Some(snapshot)
-        );
-        assert_eq!(find_in_cache(dir.path(), "org/name", "v2"), None);
-        assert_eq!(find_in_cache(dir.path(), "org/name", "../../x"), None);
+        assert_eq!(find("main"), Some(snapshot.clone()));
+        assert_eq!(find("abc123"), Some(snapshot));
+        assert_eq!(find("v2"), None);
+        assert_eq!(find("../../x"), None);
     }
 }

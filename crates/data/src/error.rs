@@ -15,14 +15,6 @@ pub const MAX_FAULTS_SHOWN: usize = 10;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// The file cannot be opened or read.
-    #[error("cannot read `{}`: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
     /// The file is no regular one where it must be, too long, or cannot be read: the error names it.
     #[error(transparent)]
     File(#[from] lowrank_formats::FormatError),
@@ -231,7 +223,6 @@ impl DataError {
             }
             Self::Tokenizer(error) => error.hint(),
             Self::Labels(_)
-            | Self::Read { .. }
             | Self::Empty { .. }
             | Self::TooManyRows { .. }
             | Self::Spec(_) => None,

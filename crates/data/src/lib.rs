@@ -46,6 +46,5 @@ pub use load::{
 };
 pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};
-pub use panics::catching;
 pub use rows::{Cell, FileFormat, Header, Row, Table};
 pub use tokenizer::{Encoded, EncodedWords, Tokenizer, TokenizerFamily};

@@ -412,3 +412,46 @@ fn a_cycle_and_deep_nesting_are_harmless() {
     .concat();
     assert!(Checkpoint::from_bytes("x.bin", legacy_with(&deep, b"\x80\x02].", b"")).is_err());
 }
+
+/// The pickles that come before the value in a file of before PyTorch 1.6.
+const LEGACY_HEAD: &[u8] = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.";
+
+/// `BINUNICODE` of a text, stored under memo number 0.
+fn long_text(len: u32) -> Vec<u8> {
+    let mut pickle = b"\x80\x02X".to_vec();
+    pickle.extend(len.to_le_bytes());
+    pickle.extend(vec![b'a'; len as usize]);
+    pickle.extend(b"q\x00");
+    pickle
+}
+
+#[test]
+fn one_long_text_that_is_asked_for_again_and_again_stays_one() {
+    // Copied each time, these would take 100 GB.
+    let devices = [
+        long_text(5_000_000),
+        b"ctorch\ndevice\nh\x00\x85R".repeat(20_000),
+        b"}.".to_vec(),
+    ];
+    let keys = [
+        long_text(5_000_000),
+        b"ctorch\nFloatStorage\nq\x01".to_vec(),
+        b"(X\x07\x00\x00\x00storageh\x01h\x00X\x03\x00\x00\x00cpuK\x01tQ".repeat(20_000),
+        b"}.".to_vec(),
+    ];
+    for value in [devices.concat(), keys.concat()] {
+        let file = [LEGACY_HEAD, &value, b"\x80\x02]."].concat();
+        // Whether it is refused or holds nothing of use does not matter: it comes back.
+        drop(TorchFile::from_bytes("long.bin", file));
+    }
+}
+
+#[test]
+fn steps_that_cost_a_few_bytes_each_have_an_end_too() {
+    for step in [b"2".as_slice(), b"(", b"h\x00", b"\x94"] {
+        let steps = step.repeat((1 << 24) + 2);
+        let file = [LEGACY_HEAD, b"\x80\x02}q\x00", &steps, b"."].concat();
+        let error = TorchFile::from_bytes("steps.bin", file).unwrap_err();
+        assert!(error.to_string().contains("builds more than"), "{error}");
+    }
+}

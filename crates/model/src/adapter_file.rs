@@ -6,6 +6,7 @@ use std::path::Path;
 
 use lowrank_engine::ops::blocks::Blocks;
 use lowrank_engine::{Trainable, TrainableId};
+use lowrank_formats::files;
 use lowrank_formats::peft::{
     ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, KEY_PREFIX, LoraConfig, ParameterKind, parse_key,
     write_adapter,
@@ -162,7 +163,7 @@ impl Model {
             .collect();
         write_adapter(dir, &config, &tensors)?;
         self.check_saved(dir, &saved)?;
-        Ok(std::fs::metadata(dir.join(ADAPTER_WEIGHTS)).map_or(0, |m| m.len()))
+        Ok(files::size(&dir.join(ADAPTER_WEIGHTS))?)
     }
 
     /// The names and shapes of an adapter's tensors in its file, in the order of the trained values. They are the trained

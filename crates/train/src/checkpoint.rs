@@ -5,10 +5,10 @@
 //! and renamed when complete, so a folder with the final name is a whole one; its tensor file's hash stands in `state.json`
 //! all the same, and a checkpoint that does not match is passed over.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::Trainables;
+use lowrank_formats::files::{self, shown};
 use lowrank_formats::{
     Checkpoint as TensorFile, FormatError, OutTensor, PendingDir, write_safetensors,
 };
@@ -31,7 +31,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Model(#[from] lowrank_model::ModelError),
     /// A checkpoint is not whole.
-    #[error("`{}` is not a usable checkpoint: {reason}", path.display())]
+    #[error("`{}` is not a usable checkpoint: {reason}", shown(path))]
     Invalid {
         /// The folder.
         path: PathBuf,
@@ -111,22 +111,36 @@ impl Checkpoints {
     }
 
     /// Steps of all checkpoints, ascending, whole or not. Files, and folders of other names, are none.
-    pub fn steps(&self) -> Vec<u64> {
-        let entries = fs::read_dir(&self.run).into_iter().flatten().flatten();
-        let step = |name: std::ffi::OsString| name.to_str()?.strip_prefix(PREFIX)?.parse().ok();
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn steps(&self) -> Result<Vec<u64>, FormatError> {
+        let entries = match files::exists(&self.run) {
+            true => files::list(&self.run)?,
+            false => Vec::new(),
+        };
+        let step = |name: &std::ffi::OsStr| name.to_str()?.strip_prefix(PREFIX)?.parse().ok();
         let mut steps: Vec<u64> = entries
-            .filter_map(|entry| step(entry.file_name()))
-            .filter(|&step| self.path_of(step).is_dir())
+            .iter()
+            .filter_map(|entry| step(&entry.name))
+            .filter(|&step| files::is_dir(&self.path_of(step)))
             .collect();
         steps.sort_unstable();
         steps.dedup();
-        steps
+        Ok(steps)
     }
 
     /// The newest whole checkpoint for which `fits` has no objection, and what is wrong with newer ones and with the best.
     pub fn newest(&self, fits: &dyn Fn(&RunState) -> Result<(), String>) -> Newest {
         let mut newest = Newest::default();
-        for step in self.steps().into_iter().rev() {
+        let steps = match self.steps() {
+            Ok(steps) => steps,
+            Err(error) => {
+                newest.passed_over.push(error.into());
+                return newest;
+            }
+        };
+        for step in steps.into_iter().rev() {
             let path = self.path_of(step);
             let found = check(&path).and_then(|found| {
                 let state = file_reason(STATE_FILE, fits(&found.state));
@@ -150,7 +164,7 @@ impl Checkpoints {
     fn remove_old(&self, state: &RunState) -> Result<(), CheckpointError> {
         // After a resume from an older checkpoint, later ones are of a discarded past and will be written anew.
         let steps: Vec<u64> = self
-            .steps()
+            .steps()?
             .into_iter()
             .filter(|&s| s <= state.step)
             .collect();
@@ -158,11 +172,7 @@ impl Checkpoints {
         for &step in &steps[..newest] {
             if Some(step) != state.best.best_step {
                 let path = self.path_of(step);
-                fs::remove_dir_all(&path).map_err(|error| FormatError::Io {
-                    action: "remove",
-                    path,
-                    error,
-                })?;
+                files::remove_dir_all(&path)?;
             }
         }
         Ok(())
@@ -268,6 +278,7 @@ mod tests {
     use crate::best::BestState;
     use crate::config::tests::example;
     use lowrank_engine::{Device, Isa};
+    use std::fs;
 
     fn parts(values: &[f32]) -> (Trainables, Optimizer) {
         let device = Device::cpu(Isa::Scalar, 1).unwrap();
@@ -327,7 +338,7 @@ mod tests {
             all.write(&state, &trainables, &optimizer, &nothing)
                 .unwrap();
         }
-        assert_eq!(all.steps(), [10, 40, 100]);
+        assert_eq!(all.steps().unwrap(), [10, 40, 100]);
     }
 
     #[test]
@@ -402,7 +413,7 @@ mod tests {
             all.write(&state(step, &trainables), &trainables, &optimizer, &nothing)
                 .unwrap();
         }
-        assert_eq!(all.steps(), [30]);
+        assert_eq!(all.steps().unwrap(), [30]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 6);
     }
 

@@ -3,10 +3,11 @@
 //! A row is written in one call and at once, so a killed run leaves at most one broken last line; a resumed run cuts the
 //! file back to its checkpoint's step before it goes on.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
+use lowrank_formats::FormatError;
+use lowrank_formats::files::{self, Appender, Stream};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Evaluation;
@@ -51,15 +52,8 @@ pub struct MetricsRow {
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsLogError {
     /// The file could not be opened, read or written.
-    #[error("cannot {action} `{}`", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FormatError),
     /// A row before the last is not a row.
     #[error("`{}`, line {line}: not a row of metrics", path.display())]
     Row {
@@ -75,8 +69,7 @@ pub enum MetricsLogError {
 /// The open log of a run.
 #[derive(Debug)]
 pub struct MetricsLog {
-    path: PathBuf,
-    file: File,
+    file: Appender,
 }
 
 impl MetricsLog {
@@ -85,11 +78,8 @@ impl MetricsLog {
     /// # Errors
     /// The file cannot be created.
     pub fn create(path: &Path) -> Result<Self, MetricsLogError> {
-        let file = File::create(path).map_err(io_error("create", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
+        let file = Appender::open(path, 0)?;
+        Ok(Self { file })
     }
 
     /// The log of a run that goes on after `step`: rows after it, and a broken last line, are cut off.
@@ -97,27 +87,12 @@ impl MetricsLog {
     /// # Errors
     /// The file cannot be read or written, or holds something else than rows.
     pub fn resume(path: &Path, step: u64) -> Result<Self, MetricsLogError> {
-        let keep = match File::open(path) {
-            Ok(file) => length_up_to(file, path, step)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
-            Err(e) => return Err(io_error("open", path)(e)),
+        let keep = match files::exists(path) {
+            true => length_up_to(path, step)?,
+            false => 0,
         };
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(io_error("open", path))?;
-        file.set_len(keep).map_err(io_error("truncate", path))?;
-        drop(file);
-        let file = OpenOptions::new()
-            .append(true)
-            .open(path)
-            .map_err(io_error("open", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
+        let file = Appender::open(path, keep)?;
+        Ok(Self { file })
     }
 
     /// What is wrong with the log of a run that has done `step` steps: it has one row for each, in order. Nothing where it is
@@ -152,15 +127,10 @@ impl MetricsLog {
     /// # Errors
     /// The row cannot be written.
     pub fn write(&mut self, row: &MetricsRow) -> Result<(), MetricsLogError> {
-        let mut line = serde_json::to_vec(row).map_err(|source| MetricsLogError::Io {
-            action: "encode a row of",
-            path: self.path.clone(),
-            source: source.into(),
-        })?;
+        let mut line = serde_json::to_vec(row)
+            .map_err(|error| FormatError::io("write", self.file.path())(error.into()))?;
         line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .map_err(io_error("write", &self.path))
+        Ok(self.file.append(&line)?)
     }
 
     /// All rows of a log, a broken last line left out.
@@ -168,16 +138,15 @@ impl MetricsLog {
     /// # Errors
     /// The file cannot be read, or holds something else than rows.
     pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MetricsLogError> {
-        let file = File::open(path).map_err(io_error("open", path))?;
         let mut rows = Vec::new();
-        for_each_row(file, path, |row, _| rows.push(row))?;
+        for_each_row(path, |row, _| rows.push(row))?;
         Ok(rows)
     }
 }
 
-fn length_up_to(file: File, path: &Path, step: u64) -> Result<u64, MetricsLogError> {
+fn length_up_to(path: &Path, step: u64) -> Result<u64, MetricsLogError> {
     let mut keep = 0;
-    for_each_row(file, path, |row, end| {
+    for_each_row(path, |row, end| {
         if row.step <= step {
             keep = end;
         }
@@ -186,12 +155,8 @@ fn length_up_to(file: File, path: &Path, step: u64) -> Result<u64, MetricsLogErr
 }
 
 /// Calls `f` with each row and the byte at which it ends. A last line without its line feed is a broken one.
-fn for_each_row(
-    file: File,
-    path: &Path,
-    mut f: impl FnMut(MetricsRow, u64),
-) -> Result<(), MetricsLogError> {
-    let mut reader = BufReader::new(file);
+fn for_each_row(path: &Path, mut f: impl FnMut(MetricsRow, u64)) -> Result<(), MetricsLogError> {
+    let mut reader = Stream::open(path)?;
     let mut line = Vec::new();
     let mut end = 0;
     let mut number = 0;
@@ -199,7 +164,7 @@ fn for_each_row(
         line.clear();
         let n = reader
             .read_until(b'\n', &mut line)
-            .map_err(io_error("read", path))?;
+            .map_err(FormatError::io("read", path))?;
         if n == 0 || line.last() != Some(&b'\n') {
             return Ok(());
         }
@@ -211,15 +176,6 @@ fn for_each_row(
             source,
         })?;
         f(row, end);
-    }
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetricsLogError {
-    let path = path.to_owned();
-    move |source| MetricsLogError::Io {
-        action,
-        path,
-        source,
     }
 }
 
@@ -256,7 +212,7 @@ mod tests {
         let path = dir.path().join("metrics.jsonl");
         let mut log = MetricsLog::create(&path).unwrap();
         (1..=5).for_each(|s| log.write(&row(s, 1.0)).unwrap());
-        log.file.write_all(b"{\"step\":6,\"lo").unwrap();
+        log.file.append(b"{\"step\":6,\"lo").unwrap();
         assert_eq!(MetricsLog::read(&path).unwrap().len(), 5);
         let mut log = MetricsLog::resume(&path, 3).unwrap();
         log.write(&row(4, 2.0)).unwrap();

@@ -330,13 +330,13 @@ impl<'a> Trainer<'a> {
     /// Takes the best of the whole checkpoints for the best, by what the log says of their evaluations.
     fn choose_best_anew(&mut self) -> Result<(), TrainError> {
         let log_path = self.run.join(LOG_FILE);
-        let rows = if log_path.is_file() {
+        let rows = if lowrank_formats::files::is_file(&log_path) {
             MetricsLog::read(&log_path)?
         } else {
             Vec::new()
         };
         let mut best = BestState::default();
-        for step in self.checkpoints.steps() {
+        for step in self.checkpoints.steps().map_err(CheckpointError::from)? {
             let row = rows.iter().find(|row| row.step == step);
             let value = row
                 .and_then(|row| row.eval.as_ref())

@@ -4,6 +4,7 @@
 mod edges;
 mod files;
 mod map;
+mod seam;
 mod text;
 
 use crate::arguments::Arguments;
@@ -23,6 +24,7 @@ pub fn run(words: &[String]) -> Result<(), String> {
     faults.extend(text::placeholders(&repository));
     faults.extend(map::crates_and_paths(&repository));
     faults.extend(edges::crate_edges(&repository));
+    faults.extend(seam::file_calls(&repository));
     if let Err(golden) = lowrank_testkit::verify_manifest(&root().join("tests/golden")) {
         faults.extend(
             golden

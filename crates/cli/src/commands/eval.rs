@@ -59,7 +59,7 @@ pub fn run(flags: EvalArgs) -> CliResult {
     let rows = load_rows(path, &spec, &loaded.base, &device)?;
     check_pass(&loaded.base, &loaded.head, (&rows.examples, size), &device)?;
     if !args.common.is_quiet() {
-        loaded.notes.iter().for_each(|note| eprintln!("{note}"));
+        loaded.notes.iter().for_each(output::note);
     }
     say_notes(path, &rows, &args.common);
     let started = std::time::Instant::now();
@@ -191,7 +191,10 @@ impl LoadedModel {
         notes.extend(load_notes(&report));
         if let Some(adapter) = adapter {
             base.check_adapter(&adapter, device)?;
-            let attached = loaded.attach_tensors(&adapter.config, adapter.tensors)?;
+            let place = adapter.tensors.path().to_owned();
+            let attached = loaded
+                .attach_tensors(&adapter.config, adapter.tensors)
+                .map_err(|error| CliError::from(error).about(&place))?;
             notes.extend(attached.notes.iter().cloned());
             // The head that was new without the adapter is in the adapter.
             notes.retain(|note| !note.starts_with("new,"));

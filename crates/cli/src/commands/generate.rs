@@ -15,7 +15,7 @@ use super::predict::Sink;
 use crate::args::{DataArgs, DecodingArgs, GenerateArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::session::{device, header};
-use crate::{output, presets};
+use crate::{output, presets, targets};
 
 /// Prompts at a time unless told otherwise.
 pub(super) const BATCH_SIZE: usize = 16;
@@ -25,6 +25,13 @@ pub fn run(flags: GenerateArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     let options = decoding(&args.decoding)?;
+    targets::check_file(
+        args.output_file.as_deref(),
+        &[
+            ("--prompt-file", args.prompt_file.as_deref()),
+            ("--config", args.common.config.as_deref()),
+        ],
+    )?;
     let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let data = DataArgs {
         task: Some(TaskKind::CausalLm),
@@ -36,7 +43,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
         loaded.model.merge_adapters()?;
     }
     if !args.common.is_quiet() {
-        loaded.notes.iter().for_each(|note| eprintln!("{note}"));
+        loaded.notes.iter().for_each(output::note);
     }
     let writer = Writer::new(&loaded, options, args.template.as_ref())?;
     if args.interactive.unwrap_or(false) {
@@ -61,7 +68,8 @@ pub fn run(flags: GenerateArgs) -> CliResult {
         for (prompt, generated) in prompts.iter().zip(&found) {
             if plain {
                 let prompt = prompt.joined();
-                output::println(format!("{prompt}{}", writer.text(&generated.tokens)?));
+                let text = writer.text(&generated.tokens)?;
+                output::print_generated(&format!("{prompt}{text}\n"));
             } else {
                 sink.write(&writer.line(prompt, generated)?)?;
             }
@@ -256,7 +264,7 @@ impl<'a> Writer<'a> {
                 let text = self.text(&tokens).unwrap_or_default();
                 // Half of a character becomes whole with the next token.
                 if !text.ends_with('\u{fffd}') && text.is_char_boundary(shown) {
-                    output::print(&text[shown..]);
+                    output::print_generated(&text[shown..]);
                     shown = text.len();
                 }
                 // A closed output ends the program elsewhere.
@@ -265,9 +273,10 @@ impl<'a> Writer<'a> {
             match self.generate(&[prompt.into()], number, &mut stream) {
                 Ok(found) => {
                     let text = self.text(&found[0].tokens)?;
-                    output::println(text.get(shown..).unwrap_or_default());
+                    let rest = text.get(shown..).unwrap_or_default();
+                    output::print_generated(&format!("{rest}\n"));
                 }
-                Err(error) => eprintln!("{error}"),
+                Err(error) => output::note(error),
             }
         }
         Ok(())

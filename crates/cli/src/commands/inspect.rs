@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lowrank_engine::Device;
 use lowrank_formats::peft::{AdapterFile, LoraConfig, parse_key};
-use lowrank_formats::{Checkpoint, RunDir};
+use lowrank_formats::{Checkpoint, RunDir, files, read_json};
 use lowrank_model::modules::ModuleRef;
 use lowrank_model::{LoadOptions, Model, ModelConfig};
 use lowrank_train::checkpoint::{Checkpoints, Newest};
@@ -27,13 +27,13 @@ pub fn run(flags: InspectArgs) -> CliResult {
             .hint("pass a model directory, an adapter, a tensor file or a run")
     })?;
     let path = Path::new(&name);
-    let found = if path.is_file() {
+    let found = if files::is_file(path) {
         tensor_file(&args, path)?
     } else if RunDir::is_run(path) {
         run_dir(path)?
-    } else if path.join("adapter_config.json").is_file() {
+    } else if files::is_file(&path.join("adapter_config.json")) {
         adapter(&args, path)?
-    } else if path.is_dir() && !path.join("config.json").is_file() {
+    } else if files::is_dir(path) && !files::is_file(&path.join("config.json")) {
         tensors_of(&args, &Checkpoint::open_dir(path)?)?
     } else {
         let model = ModelArgs {
@@ -64,7 +64,8 @@ fn tensor_file(args: &InspectArgs, path: &Path) -> CliResult<Found> {
 }
 
 fn model_config(path: &Path) -> CliResult<Found> {
-    let (table, json) = describe_config(&ModelConfig::read(path)?, &BaseHead::default());
+    let config = ModelConfig::read(path).map_err(|e| CliError::from(e).about(path))?;
+    let (table, json) = describe_config(&config, &BaseHead::default());
     Ok(Found {
         text: table.to_string(),
         json,
@@ -171,7 +172,8 @@ fn describe_config(config: &ModelConfig, head: &BaseHead) -> (TextTable, Value) 
 }
 
 fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
-    let config = ModelConfig::read(&dir.join("config.json"))?;
+    let config =
+        ModelConfig::read(&dir.join("config.json")).map_err(|e| CliError::from(e).about(dir))?;
     let head = match Checkpoint::open_dir(dir) {
         Ok(_) => BaseHead::read(dir, &config)?,
         Err(_) => BaseHead::default(),
@@ -256,7 +258,11 @@ fn adapter(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
     }
     if args.tensors.unwrap_or(false) || args.values.unwrap_or(false) {
         let names = ["adapter_model.safetensors", "adapter_model.bin"];
-        if let Some(path) = names.iter().map(|n| dir.join(n)).find(|p| p.is_file()) {
+        if let Some(path) = names
+            .iter()
+            .map(|n| dir.join(n))
+            .find(|p| files::is_file(p))
+        {
             text.push_str(&format!(
                 "\n{}",
                 tensors_of(args, &Checkpoint::open_file(&path)?)?.text
@@ -314,9 +320,7 @@ fn run_dir(dir: &Path) -> CliResult<Found> {
     } = checkpoints.newest(&|_| Ok(()));
     let broken: Vec<_> = broken.into_iter().chain(lost_best).collect();
     let rows = MetricsLog::read(&dir.join("metrics.jsonl")).unwrap_or_default();
-    let summary: Option<Value> = std::fs::read(dir.join("summary.json"))
-        .ok()
-        .and_then(|b| serde_json::from_slice(&b).ok());
+    let summary: Option<Value> = read_json(&dir.join("summary.json")).ok();
     let mut table = TextTable::new(&[]);
     let finished = if summary.is_some() {
         "finished"
@@ -337,7 +341,8 @@ fn run_dir(dir: &Path) -> CliResult<Found> {
             .row(["newest checkpoint", &format!("step {}", found.state.step)])
             .row(["best step", &best]);
     }
-    let steps: Vec<String> = checkpoints.steps().iter().map(u64::to_string).collect();
+    let all_steps = checkpoints.steps()?;
+    let steps: Vec<String> = all_steps.iter().map(u64::to_string).collect();
     table.row(["checkpoints", &steps.join(", ")]);
     if let Some(loss) = rows.last().and_then(|row| row.loss) {
         table.row(["last loss", &format!("{loss:.4}")]);
@@ -347,7 +352,7 @@ fn run_dir(dir: &Path) -> CliResult<Found> {
         text.push_str(&format!("warning: {error}\n"));
     }
     let json = json!({
-        "kind": "run", "path": dir, "finished": summary.is_some(), "checkpoints": checkpoints.steps(),
+        "kind": "run", "path": dir, "finished": summary.is_some(), "checkpoints": all_steps,
         "newest": newest.as_ref().map(|f| &f.state), "broken": broken.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "rows": rows.len(), "summary": summary,
     });

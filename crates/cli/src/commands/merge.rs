@@ -16,8 +16,9 @@ use crate::args::{MergeArgs, MergeDType, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, bytes, count};
 use crate::session::{device, load_rows, load_spec, unlabelled};
-use crate::settings;
+use crate::side_files::{self, Copied};
 use crate::unused::Unused;
+use crate::{settings, targets};
 
 /// Logit difference above which the verification fails, unless told otherwise: well above the rounding of f32 sums, or of
 /// weights stored in half precision.
@@ -43,7 +44,6 @@ pub fn run(flags: MergeArgs) -> CliResult {
         let fault = format!("`tolerance` is {tolerance}, expected 0 or more");
         return Err(CliError::usage(fault));
     }
-    let overwrite = args.overwrite.unwrap_or(false);
     if args.adapter.adapter.is_none() {
         return Err(CliError::usage("no adapter given")
             .hint("pass --adapter with the directory of an adapter or of a run"));
@@ -51,21 +51,21 @@ pub fn run(flags: MergeArgs) -> CliResult {
     let target = args.output_dir.as_deref().map(Path::new).ok_or_else(|| {
         CliError::usage("no output directory given").hint("pass --output-dir DIR")
     })?;
-    let occupied =
-        target.exists() && std::fs::read_dir(target).map_or(true, |mut d| d.next().is_some());
-    if occupied && !overwrite {
-        return Err(
-            CliError::usage(format!("`{}` is not empty", target.display()))
-                .hint("--overwrite replaces it, --output-dir takes another folder"),
-        );
-    }
+    let inputs = [
+        ("--model", args.model.model.as_deref()),
+        ("--adapter", args.adapter.adapter.as_deref()),
+        ("--data-file", args.data_file.as_deref()),
+        ("--config", args.common.config.as_deref()),
+    ];
+    targets::check_folder(target, args.overwrite, &inputs)?;
     let device = device(&args.common, PrecisionArg::F32)?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
     Unused::of_args(&args).check_merged(&loaded)?;
+    // The base may be the one that the adapter names, or stand in the cache.
+    let base = [("the base, which --model", loaded.base.dir.to_str())];
+    targets::check_folder(target, args.overwrite, &base)?;
     let pending = PendingDir::create(target)?;
-    if let Ok(tokenizer) = &loaded.base.tokenizer {
-        tokenizer.save_files(pending.path())?;
-    }
+    let beside = side_files::copy(&loaded.base.dir, pending.path())?;
     let options = MergeOptions {
         dtype: args.dtype.map(MergeDType::to_format),
         max_shard_bytes: MAX_SHARD_BYTES,
@@ -89,21 +89,38 @@ pub fn run(flags: MergeArgs) -> CliResult {
             .hint("half precision rounds the merged weights; write them with --dtype f32, or raise --tolerance"));
         }
     }
-    if overwrite {
-        pending.commit_replacing()?;
-    } else {
-        pending.commit()?;
+    targets::write_manifest(pending.path())?;
+    match args.overwrite {
+        Some(true) => pending.commit_replacing()?,
+        Some(false) | None => pending.commit()?,
     }
-    show(&args, target, &report, verified.as_ref());
+    let written = Written {
+        report,
+        beside,
+        verified,
+    };
+    show(&args, target, &written);
     Ok(())
 }
 
-fn show(args: &MergeArgs, target: &Path, report: &MergeReport, verified: Option<&Verified>) {
+/// What was done.
+struct Written {
+    report: MergeReport,
+    beside: Copied,
+    verified: Option<Verified>,
+}
+
+fn show(args: &MergeArgs, target: &Path, written: &Written) {
+    let Written {
+        report,
+        beside,
+        verified,
+    } = written;
     if args.common.is_json() {
         output::print_json(&json!({
             "output_dir": target.display().to_string(), "merged_layers": report.merged, "tensors": report.tensors,
-            "bytes": report.bytes,
-            "verify": verified.map(|v| json!({
+            "bytes": report.bytes, "copied": beside.names, "left_out": beside.left_out,
+            "verify": verified.as_ref().map(|v| json!({
                 "rows": v.rows, "max_logit_difference": v.largest, "row": v.row, "same_prediction": v.same,
                 "predictions": v.predictions, "largest_logit": v.largest_logit,
             })),
@@ -120,7 +137,9 @@ fn show(args: &MergeArgs, target: &Path, report: &MergeReport, verified: Option<
         .row([
             "size",
             &format!("{} in {}", bytes(report.bytes), target.display()),
-        ]);
+        ])
+        .row(["copied from the base", &names(&beside.names)])
+        .row(["left out", &names(&beside.left_out)]);
     if let Some(v) = verified {
         table
             .row([
@@ -133,6 +152,13 @@ fn show(args: &MergeArgs, target: &Path, report: &MergeReport, verified: Option<
             ]);
     }
     output::print(table);
+}
+
+fn names(names: &[String]) -> String {
+    match names.is_empty() {
+        true => "nothing".to_owned(),
+        false => names.join(", "),
+    }
 }
 
 fn default_tolerance(merged: &Path) -> CliResult<f64> {

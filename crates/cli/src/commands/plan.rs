@@ -5,7 +5,7 @@ mod choices;
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::{MemoryReport, Purpose};
-use lowrank_formats::{Checkpoint, to_python_json, write_atomic};
+use lowrank_formats::{Checkpoint, files, to_python_json, write_atomic};
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_train::config::{LARGEST_BATCH, TaskKind};
 use lowrank_train::plan::{DryRun, Needs};
@@ -20,7 +20,7 @@ use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::session::DEFAULT_MAX_LENGTH;
 use crate::unused::Unused;
-use crate::{presets, session, source};
+use crate::{presets, session, source, targets};
 use choices::Choices;
 
 /// Runs the command.
@@ -57,20 +57,20 @@ fn find_config(args: &PlanArgs) -> CliResult<Subject> {
         )));
     };
     let path = Path::new(name);
-    if !path.exists()
+    if !files::exists(path)
         && let Some(config) = builtin_config(name)
     {
         let config = ModelConfig::from_value(path, config)?;
         return Ok(Subject { config, dir: None });
     }
-    let file = if path.is_file() {
+    let file = if files::is_file(path) {
         path.to_owned()
     } else {
         source::find_model(&model)?.join("config.json")
     };
     let dir = file.parent().map(Path::to_path_buf);
     Ok(Subject {
-        config: ModelConfig::read(&file)?,
+        config: ModelConfig::read(&file).map_err(|e| CliError::from(e).about(&file))?,
         dir: dir.filter(|dir| Checkpoint::open_dir(dir).is_ok()),
     })
 }
@@ -85,8 +85,9 @@ fn write_config(args: &PlanArgs, dir: &str) -> CliResult {
         ))
     })?;
     let dir = Path::new(dir);
-    std::fs::create_dir_all(dir).map_err(|error| CliError::from_error(&error))?;
     let text = format!("{}\n", to_python_json(&config));
+    targets::check_config_folder(dir, text.as_bytes())?;
+    files::create_dir_all(dir)?;
     Ok(write_atomic(&dir.join("config.json"), text.as_bytes())?)
 }
 
@@ -163,7 +164,10 @@ impl Plan {
         let model = |adapted: bool| -> CliResult<Model> {
             let dry = session::dry_device(PrecisionArg::of(args.precision, adapted))?;
             Ok(match &dir {
-                Some(dir) => Model::load(dir, &options, &dry)?.0,
+                Some(dir) => {
+                    let loaded = Model::load(dir, &options, &dry);
+                    loaded.map_err(|e| CliError::from(e).about(dir))?.0
+                }
                 None => Model::from_config(config.clone(), &options, &dry)?,
             })
         };

@@ -1,12 +1,12 @@
 //! `lowrank predict`: one JSON line a row with the label, the probabilities and the logits at full precision.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 use lowrank_data::{Example, Label, Loaded, RowFault, RowFaultKind};
 use lowrank_engine::Device;
 use lowrank_formats::PendingFile;
+use lowrank_formats::files::DeviceFile;
 use lowrank_train::config::TaskKind;
 use lowrank_train::evaluate::{PassSettings, predict};
 use lowrank_train::metrics::argmax;
@@ -18,12 +18,19 @@ use crate::errors::{CliError, CliResult};
 use crate::fits::check_pass;
 use crate::session::{Head, device, load_rows, load_spec, say_notes, unlabelled};
 use crate::unused::Unused;
-use crate::{output, settings};
+use crate::{output, settings, targets};
 
 /// Runs the command.
 pub fn run(flags: PredictArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
+    targets::check_file(
+        args.output_file.as_deref(),
+        &[
+            ("--data-file", args.data_file.as_deref()),
+            ("--config", args.common.config.as_deref()),
+        ],
+    )?;
     let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
@@ -37,7 +44,7 @@ pub fn run(flags: PredictArgs) -> CliResult {
     let rows = read_rows(&args, &loaded, &device)?;
     check_pass(&loaded.base, &loaded.head, (&rows.examples, size), &device)?;
     if !args.common.is_quiet() {
-        loaded.notes.iter().for_each(|note| eprintln!("{note}"));
+        loaded.notes.iter().for_each(output::note);
     }
     let source = args.data_file.as_deref().unwrap_or("the texts given");
     say_notes(source, &rows, &args.common);
@@ -187,7 +194,7 @@ pub enum Sink {
     /// Standard output.
     Stdout,
     /// A pipe or device, and its name.
-    Stream(BufWriter<File>, String),
+    Stream(DeviceFile, String),
     /// A file and its name.
     File(Box<PendingFile>, String),
 }
@@ -195,18 +202,16 @@ pub enum Sink {
 impl Sink {
     /// Opens the file, or standard output.
     pub fn open(path: Option<&str>) -> CliResult<Self> {
-        match path {
-            None | Some("-") => Ok(Sink::Stdout),
-            Some(path) if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) => {
-                let file = OpenOptions::new().write(true).open(path);
-                let file = file.map_err(|error| cannot_write(path, &error))?;
-                Ok(Sink::Stream(BufWriter::new(file), path.to_owned()))
-            }
-            Some(path) => Ok(Sink::File(
-                Box::new(PendingFile::create(Path::new(path))?),
-                path.to_owned(),
-            )),
+        let Some(path) = path.filter(|path| *path != "-") else {
+            return Ok(Sink::Stdout);
+        };
+        if let Some(device) = DeviceFile::open(Path::new(path))? {
+            return Ok(Sink::Stream(device, path.to_owned()));
         }
+        Ok(Sink::File(
+            Box::new(PendingFile::create(Path::new(path))?),
+            path.to_owned(),
+        ))
     }
 
     /// Writes one line.

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use lowrank_engine::Device;
+use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::{FormatError, RunDir};
 use lowrank_model::Model;
 use lowrank_train::base::BaseId;
@@ -25,7 +26,7 @@ use crate::args::{PrecisionArg, TrainArgs};
 use crate::errors::{CliError, CliResult};
 use crate::progress::Progress;
 use crate::resolve::{self, Asked, Resolved};
-use crate::{interrupt, memory, output, presets, session, settings, yaml};
+use crate::{interrupt, memory, output, presets, session, settings, targets, yaml};
 use results::Results;
 
 /// The resolved configuration in the run's folder.
@@ -55,7 +56,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
     )?;
     // A resumed run keeps the batch that was chosen for it.
     let resume = args.resume == Some(true);
-    let choose = !(resume && Path::new(&run_path).join(CONFIG_FILE).is_file());
+    let choose = !(resume && files::is_file(&Path::new(&run_path).join(CONFIG_FILE)));
     let recompute = args.optimization.gradient_checkpointing;
     if args.dry_run == Some(true) {
         let mut resolved = resolve::resolve_train(&asked, &device)?;
@@ -84,7 +85,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
         progress.line(preset);
     }
     setup::announce(&progress, &resolved, &model, &notes, &plan);
-    if !(resume && run_dir.join(CONFIG_FILE).is_file()) {
+    if !(resume && files::is_file(&run_dir.join(CONFIG_FILE))) {
         write_config(&run_dir, &resolved.config)?;
     }
     let reported = resolved.test.as_ref().or(resolved.validation.as_ref());
@@ -210,13 +211,13 @@ fn gather(flags: TrainArgs) -> CliResult<Asked> {
             );
         }
         // A run that was killed before it wrote its configuration has nothing to go on from but the flags.
-        if !config.is_file() && flags.train_file.is_none() && run != resolve::DEFAULT_RUN {
+        if !files::is_file(&config) && flags.train_file.is_none() && run != resolve::DEFAULT_RUN {
             return Err(CliError::usage(format!(
                 "the run in `{run}` was stopped before it had settings"
             ))
             .hint("give its settings again beside --resume, or start anew with --overwrite"));
         }
-        if config.is_file() {
+        if files::is_file(&config) {
             let mut of_run = settings::read_file::<TrainArgs>(&config)?;
             of_run.shift_remove("output_dir");
             flags = settings::overlay(of_run, &flags)?;
@@ -231,8 +232,11 @@ fn gather(flags: TrainArgs) -> CliResult<Asked> {
 
 fn refuse_existing(path: &str, args: &TrainArgs) -> CliResult {
     let path = Path::new(path);
-    if args.resume == Some(true) || args.overwrite == Some(true) || !RunDir::is_run(path) {
+    if args.resume == Some(true) || args.overwrite == Some(true) {
         return Ok(());
+    }
+    if !RunDir::is_run(path) {
+        return targets::check_run_folder(path, results::result_name(args.full == Some(true)));
     }
     Err(run_exists(&FormatError::RunExists {
         path: path.to_owned(),
@@ -253,10 +257,11 @@ fn take_run_dir(path: &str, args: &TrainArgs) -> CliResult<RunDir> {
     if args.overwrite == Some(true) {
         let (run, aside) = RunDir::create_moving_old(path)?;
         if let Some(aside) = aside.filter(|_| !args.common.is_quiet()) {
-            eprintln!("the old run is now `{}`", aside.display());
+            output::note(format_args!("the old run is now `{}`", aside.display()));
         }
         return Ok(run);
     }
+    targets::check_run_folder(path, results::result_name(args.full == Some(true)))?;
     RunDir::create(path).map_err(|error| match &error {
         FormatError::RunExists { .. } => run_exists(&error),
         _ => CliError::from(error),
@@ -287,7 +292,7 @@ fn evaluation_before(
     progress: &Progress,
 ) -> CliResult<Option<Evaluation>> {
     let path = run.join(BEFORE_FILE);
-    if let Ok(bytes) = std::fs::read(&path)
+    if let Some(bytes) = files::read_if_there(&path, Ceiling::JSON)?
         && let Ok(evaluation) = serde_json::from_slice(&bytes)
     {
         return Ok(Some(evaluation));

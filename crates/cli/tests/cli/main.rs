@@ -2,11 +2,13 @@
 
 mod bad_input;
 mod config_file;
+mod faults;
 mod generated_text;
 mod heads;
 mod interrupted;
 mod language_model;
 mod memory;
+mod outputs;
 mod parts;
 mod presets;
 mod settings_obeyed;

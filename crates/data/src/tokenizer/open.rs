@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank_formats::files;
 use serde_json::{Map, Value};
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Sequence as Normalizers};
@@ -72,7 +73,7 @@ pub(super) fn open(
 
 /// Whether there is anything of this name: a pipe is an error when it is read, not a missing file.
 fn there(dir: &Path, name: &str) -> bool {
-    dir.join(name).symlink_metadata().is_ok()
+    files::is_named(&dir.join(name))
 }
 
 /// The family that a folder's vocabulary is of, where nothing else tells it.

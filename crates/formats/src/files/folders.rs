@@ -27,6 +27,11 @@ pub fn exists(path: &Path) -> bool {
     system::metadata(path).is_ok()
 }
 
+/// Whether the name is taken, be it by a pipe or by a link that leads nowhere: reading it says what is wrong with it.
+pub fn is_named(path: &Path) -> bool {
+    system::link_metadata(path).is_ok()
+}
+
 /// Whether there is a regular file, links followed.
 pub fn is_file(path: &Path) -> bool {
     system::metadata(path).is_ok_and(|found| found.is_file())

@@ -12,8 +12,8 @@
 //! | names, folders, removal | [`list`], [`create_dir_all`], [`rename`], [`remove_file`], [`remove_dir_all`], … |
 //!
 //! Each error names the file and what was tried. A file that is read whole must be a regular one, so that no pipe hangs and no
-//! device is read until memory ends. The system's answers can be made to fail, one after the other, by the feature
-//! `fault-injection` (see the module `fault`).
+//! device is read until memory ends. In a debug build the system's answers can be made to fail, one after the other: see
+//! [`fault`].
 
 mod append;
 mod folders;
@@ -24,13 +24,12 @@ mod stream;
 mod sweep;
 mod system;
 
-#[cfg(feature = "fault-injection")]
 pub mod fault;
 
 pub use append::Appender;
 pub use folders::{
-    Entry, copy, create_dir_all, exists, is_dir, is_file, list, remove_dir_all, remove_file,
-    rename, resolve, size,
+    Entry, copy, create_dir_all, exists, is_dir, is_file, is_named, list, remove_dir_all,
+    remove_file, rename, resolve, size,
 };
 pub(crate) use folders::{parent, sync_dir};
 pub use names::{Shown, shown};

@@ -51,10 +51,7 @@ fn enter(call: Call, path: &Path) -> io::Result<()> {
     while STOPPED.load(Ordering::SeqCst) && !CLEANS_UP.get() {
         std::thread::park();
     }
-    #[cfg(feature = "fault-injection")]
-    super::fault::meet(call, path)?;
-    let _ = (call, path);
-    Ok(())
+    super::fault::meet(call, path)
 }
 
 /// An open file and its name.
@@ -259,6 +256,11 @@ pub(crate) fn read_dir(path: &Path) -> io::Result<fs::ReadDir> {
 /// What a path leads to, links followed.
 pub(crate) fn metadata(path: &Path) -> io::Result<fs::Metadata> {
     fs::metadata(path)
+}
+
+/// What a path is itself, links not followed.
+pub(crate) fn link_metadata(path: &Path) -> io::Result<fs::Metadata> {
+    fs::symlink_metadata(path)
 }
 
 pub(crate) fn canonicalize(path: &Path) -> io::Result<PathBuf> {

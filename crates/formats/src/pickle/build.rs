@@ -1,10 +1,15 @@
 //! What pickles build through names: tensors, storages, ordered dicts, sets, bytes, inert objects. Each name does here
 //! what it would make in Python, as data; a name that is called with anything else than its arguments is a fault.
 
+use std::sync::Arc;
+
 use super::globals::{self, Global};
 use super::machine::{MOST_DIMENSIONS, Machine};
 use super::{Node, NodeId, PickleFault, Storage, Tensor};
 use crate::Result;
+
+/// torch's own keys are numbers. Longer ones only cost time, as they are looked up for each tensor.
+const LONGEST_KEY: usize = 1024;
 
 impl Machine<'_, '_> {
     pub(super) fn global(&mut self, opcode: u8) -> Result<()> {
@@ -14,7 +19,7 @@ impl Machine<'_, '_> {
         } else {
             let (name, module) = (self.pop()?, self.pop()?);
             match (self.node(module), self.node(name)) {
-                (Node::Text(module), Node::Text(name)) => (module.clone(), name.clone()),
+                (Node::Text(module), Node::Text(name)) => (module.to_string(), name.to_string()),
                 _ => return Err(self.malformed("a name is asked for by something other than text")),
             }
         };
@@ -77,7 +82,7 @@ impl Machine<'_, '_> {
             (Global::Set, []) => Ok(Node::Set(Vec::new())),
             (Global::Set, [items]) => Ok(Node::Set(self.items(*items)?)),
             (Global::Device, [name, ..]) => match self.node(*name) {
-                Node::Text(name) => Ok(Node::Text(name.clone())),
+                Node::Text(name) => Ok(Node::Text(Arc::clone(name))),
                 _ => Err(self.malformed("a device has no name")),
             },
             (Global::Encode, [text, ..]) => self.encode(*text),
@@ -177,7 +182,7 @@ impl Machine<'_, '_> {
         let storage = self
             .storage(&fields)
             .ok_or_else(|| self.malformed("a persistent id is not that of a tensor storage"))?;
-        self.push(Node::Storage(storage))
+        self.push(Node::Storage(Arc::new(storage)))
     }
 
     /// `('storage', type, key, location, length)`, in older files with `(view key, offset, length)` or None behind it.
@@ -185,7 +190,7 @@ impl Machine<'_, '_> {
         let [tag, kind, key, _location, len, rest @ ..] = fields else {
             return None;
         };
-        if !matches!(self.node(*tag), Node::Text(tag) if tag == "storage") {
+        if !matches!(self.node(*tag), Node::Text(tag) if &**tag == "storage") {
             return None;
         }
         let dtype = match self.node(*kind) {
@@ -194,8 +199,8 @@ impl Machine<'_, '_> {
             _ => return None,
         };
         let key = match self.node(*key) {
-            Node::Text(key) => key.clone(),
-            Node::Int(key) => key.to_string(),
+            Node::Text(key) if key.len() <= LONGEST_KEY => Arc::clone(key),
+            Node::Int(key) => key.to_string().into(),
             _ => return None,
         };
         let view_offset = match rest.first().map(|id| self.node(*id)) {
@@ -230,7 +235,7 @@ impl Machine<'_, '_> {
     }
 
     fn tensor(
-        &self,
+        &mut self,
         [storage, offset, size, stride]: [NodeId; 4],
         dtype: Option<NodeId>,
     ) -> Result<Node> {
@@ -245,15 +250,17 @@ impl Machine<'_, '_> {
             };
             let (shape, strides) = (self.dimensions(size)?, self.dimensions(stride)?);
             (shape.len() == strides.len()).then_some(Tensor {
-                storage: storage.clone(),
+                storage: Arc::clone(storage),
                 dtype,
                 offset: self.size(offset)?,
                 shape,
                 strides,
             })
         };
-        build().map(Node::Tensor).ok_or_else(|| {
+        let tensor = build().ok_or_else(|| {
             self.malformed("a tensor's storage, offset, size or stride is not what it should be")
-        })
+        })?;
+        self.charge(tensor.shape.len() + tensor.strides.len())?;
+        Ok(Node::Tensor(Arc::new(tensor)))
     }
 }

@@ -10,6 +10,9 @@ use crate::error::FormatError;
 /// A checkpoint of a thousand tensors builds some ten thousand values; this leaves room for any honest file.
 const MOST_NODES: usize = 1 << 22;
 
+/// References and memo entries: an honest file has a few for each value.
+const MOST_SMALL: usize = 1 << 24;
+
 /// The most dimensions a tensor has in torch.
 pub(super) const MOST_DIMENSIONS: usize = 64;
 
@@ -19,6 +22,7 @@ pub(crate) fn run(input: &mut Input<'_>) -> Result<Pickle> {
         input,
         nodes: Vec::new(),
         charged: 0,
+        small: 0,
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
@@ -41,6 +45,8 @@ pub(super) struct Machine<'i, 'a> {
     pub(super) nodes: Vec<Node>,
     /// Values copied besides the nodes themselves, so that a small file cannot ask for the same large copy again and again.
     charged: usize,
+    /// Steps that cost a few bytes each.
+    small: usize,
     stack: Vec<NodeId>,
     marks: Vec<usize>,
     memo: HashMap<u64, NodeId>,
@@ -52,6 +58,7 @@ impl Machine<'_, '_> {
             0x80 => self.protocol(),
             0x95 => self.input.length::<8>("a frame").map(drop),
             b'(' => {
+                self.charge_small()?;
                 self.marks.push(self.stack.len());
                 Ok(())
             }
@@ -59,6 +66,7 @@ impl Machine<'_, '_> {
             b'1' => self.pop_to_mark().map(drop),
             b'2' => {
                 let top = self.top()?;
+                self.charge_small()?;
                 self.stack.push(top);
                 Ok(())
             }
@@ -105,6 +113,17 @@ impl Machine<'_, '_> {
             return Err(self
                 .input
                 .fault(PickleFault::TooLarge { limit: MOST_NODES }));
+        }
+        Ok(())
+    }
+
+    /// A few bytes beside the nodes: a mark, a reference on the stack, a memo entry.
+    fn charge_small(&mut self) -> Result<()> {
+        self.small += 1;
+        if self.small > MOST_SMALL {
+            return Err(self
+                .input
+                .fault(PickleFault::TooLarge { limit: MOST_SMALL }));
         }
         Ok(())
     }
@@ -177,10 +196,12 @@ impl Machine<'_, '_> {
             let Some(&id) = self.memo.get(&key) else {
                 return Err(self.malformed(format!("memo entry {key} was never stored")));
             };
+            self.charge_small()?;
             self.stack.push(id);
             return Ok(());
         }
         let id = self.top()?;
+        self.charge_small()?;
         self.memo.insert(key, id);
         Ok(())
     }
@@ -222,17 +243,17 @@ impl Machine<'_, '_> {
                 let line = self.input.line(inside)?;
                 let text = text_line(opcode, &line)
                     .ok_or_else(|| self.malformed("escaped text of protocol 0 is not supported"))?;
-                return self.push(Node::Text(text));
+                return self.push(Node::Text(text.into()));
             }
         };
         let node = match opcode {
             b'B' | b'C' | 0x8e => Node::Bytes(self.input.bytes(len, inside)?),
             // Python 2's str: text if it can be, bytes if not.
             b'T' | b'U' => match String::from_utf8(self.input.bytes(len, inside)?) {
-                Ok(text) => Node::Text(text),
+                Ok(text) => Node::Text(text.into()),
                 Err(error) => Node::Bytes(error.into_bytes()),
             },
-            _ => Node::Text(self.input.text(len, inside)?),
+            _ => Node::Text(self.input.text(len, inside)?.into()),
         };
         self.push(node)
     }

@@ -12,6 +12,8 @@ mod machine;
 pub(crate) use input::Input;
 pub(crate) use machine::run;
 
+use std::sync::Arc;
+
 use crate::dtype::DType;
 
 /// What is wrong with a pickle, and at which byte of the file.
@@ -92,7 +94,8 @@ pub(crate) enum Node {
     /// An integer of more than 64 bits, little-endian two's complement.
     BigInt(Vec<u8>),
     Float(f64),
-    Text(String),
+    /// Shared: a text that a small pickle asks for again and again is one text.
+    Text(Arc<str>),
     Bytes(Vec<u8>),
     Tuple(Vec<NodeId>),
     List(Vec<NodeId>),
@@ -100,8 +103,8 @@ pub(crate) enum Node {
     /// In order of insertion; of a key given twice the last counts.
     Dict(Vec<(NodeId, NodeId)>),
     Global(globals::Global),
-    Storage(Storage),
-    Tensor(Tensor),
+    Storage(Arc<Storage>),
+    Tensor(Arc<Tensor>),
     /// An inert object: its class, and its attributes once they are set.
     Object(&'static str, Option<NodeId>),
 }
@@ -109,7 +112,7 @@ pub(crate) enum Node {
 /// A block of values that lies elsewhere in the file, known by its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Storage {
-    pub(crate) key: String,
+    pub(crate) key: Arc<str>,
     /// The element type; none for an untyped storage, whose `len` is in bytes.
     pub(crate) dtype: Option<DType>,
     /// Number of elements.
@@ -121,7 +124,7 @@ pub(crate) struct Storage {
 /// A view of a storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tensor {
-    pub(crate) storage: Storage,
+    pub(crate) storage: Arc<Storage>,
     pub(crate) dtype: DType,
     /// In elements, from the storage's start.
     pub(crate) offset: u64,
@@ -149,7 +152,7 @@ impl Pickle {
     /// Every storage that the pickle mentions.
     pub(crate) fn storages(&self) -> impl Iterator<Item = &Storage> {
         self.nodes.iter().filter_map(|node| match node {
-            Node::Storage(storage) => Some(storage),
+            Node::Storage(storage) => Some(&**storage),
             _ => None,
         })
     }

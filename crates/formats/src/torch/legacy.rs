@@ -77,12 +77,12 @@ pub(super) fn read(source: &Source) -> Result<(Pickle, HashMap<String, Region>)>
 }
 
 /// Bytes of one element of each storage that the value mentions.
-fn element_sizes(value: &Pickle) -> HashMap<String, u64> {
+fn element_sizes(value: &Pickle) -> HashMap<std::sync::Arc<str>, u64> {
     value
         .storages()
         .map(|storage| {
             let size = storage.dtype.map_or(1, |dtype| dtype.size_bytes() as u64);
-            (storage.key.clone(), size)
+            (std::sync::Arc::clone(&storage.key), size)
         })
         .collect()
 }

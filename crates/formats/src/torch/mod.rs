@@ -19,6 +19,9 @@ const STATE_DICT_KEYS: [&str; 4] = ["state_dict", "model_state_dict", "model", "
 /// An expanded tensor (one value seen many times) may have this many values before it is refused as absurd.
 const MOST_EXPANDED_VALUES: u64 = 1 << 20;
 
+/// No module path is as long; one text of megabytes may name thousands of tensors.
+const LONGEST_NAME: usize = 4096;
+
 /// What is wrong with a PyTorch file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -174,6 +177,19 @@ impl TorchFile {
             let (Some(name), Some(tensor)) = (key.as_str(), value.tensor()) else {
                 continue;
             };
+            if name.len() > LONGEST_NAME {
+                let start: String = name.chars().take(60).collect();
+                return Err(fault(
+                    &self.source,
+                    TorchFault::Tensor {
+                        name: format!("{start}…"),
+                        message: format!(
+                            "its name has {} bytes, expected at most {LONGEST_NAME}",
+                            name.len()
+                        ),
+                    },
+                ));
+            }
             let stored = self.locate(name, tensor)?;
             match positions.get(name) {
                 Some(&position) => tensors[position] = stored,
@@ -192,7 +208,7 @@ impl TorchFile {
             let name = name.to_owned();
             fault(&self.source, TorchFault::Tensor { name, message })
         };
-        let Some(region) = self.regions.get(&tensor.storage.key) else {
+        let Some(region) = self.regions.get(&*tensor.storage.key) else {
             return Err(refuse(format!(
                 "its storage `{}` is not in the file",
                 tensor.storage.key

@@ -18,6 +18,7 @@ use crate::errors::{CliError, CliResult};
 use crate::output::{self, TextTable, count};
 use crate::presets;
 use crate::session::device;
+use crate::targets;
 
 /// Scores a file of outputs.
 pub fn score_files(args: &EvalArgs) -> CliResult {
@@ -41,7 +42,10 @@ pub fn score_files(args: &EvalArgs) -> CliResult {
         .filter(|s| s.output.trim().is_empty())
         .count();
     if empty > 0 && !args.common.is_quiet() {
-        eprintln!("note: {empty} of {} outputs are empty", segments.len());
+        output::note(format_args!(
+            "note: {empty} of {} outputs are empty",
+            segments.len()
+        ));
     }
     report(args, &scorer, &segments, &groups)
 }
@@ -51,6 +55,13 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     // What can be wrong is found before the model is read.
     let options = decoding(&args.decoding)?;
     let scorer = Scorer::new(&args.scoring)?;
+    targets::check_file(
+        args.scoring.output_file.as_deref(),
+        &[
+            ("--data-file", Some(path)),
+            ("--config", args.common.config.as_deref()),
+        ],
+    )?;
     let rows = lowrank_data::nlg::read_prompts(std::path::Path::new(path), args.data.data_format)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let precision = PrecisionArg::of(args.precision, args.adapter.adapter.is_some());
@@ -62,7 +73,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     let loaded = LoadedModel::open(&args.model, &args.adapter, &data, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;
     if !args.common.is_quiet() {
-        loaded.notes.iter().for_each(|note| eprintln!("{note}"));
+        loaded.notes.iter().for_each(output::note);
     }
     // Rows are laid out as for the perplexity of the same rows, also where no notes say how.
     let default = loaded
@@ -99,11 +110,11 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     sink.map_or(Ok(()), Sink::commit)?;
     if !args.common.is_quiet() {
         let rate = count((tokens as f64 / seconds.max(1e-9)) as u64);
-        eprintln!(
+        output::note(format_args!(
             "{} texts, {} tokens, {rate} tokens per second",
             outputs.len(),
             count(tokens as u64)
-        );
+        ));
     }
     let groups: Vec<Group> = rows.into_iter().map(Group::from).collect();
     let segments = pair(("the model", outputs), (path, &groups))?;
@@ -142,10 +153,10 @@ fn report(args: &EvalArgs, scorer: &Scorer, segments: &[Segment], groups: &[Grou
     }
     let missing = missing.filter(|missing| !missing.is_empty() && !args.common.is_quiet());
     if let Some(missing) = missing {
-        eprintln!(
+        output::note(format_args!(
             "note: METEOR was computed without {}, so it is not the published METEOR\nhint: pass --meteor-dir DIR with METEOR 1.5, such as the folder `meteor` of the Python package pycocoevalcap 1.2",
             missing.join(", ")
-        );
+        ));
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! METEOR's tables in a folder: unpacked, or in `meteor-1.5.jar` with `data/paraphrase-en.gz` beside it, as the Python package
 //! pycocoevalcap has them.
 
-use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder};
+use lowrank_formats::files::{self, Ceiling, Stream};
 use lowrank_metrics::meteor::{Meteor, TableError};
 
 use crate::errors::{CliError, CliResult};
@@ -22,6 +22,8 @@ const PARAPHRASES: [&str; 4] = [
 ];
 /// No table in the jar is as large.
 const LONGEST_ENTRY: u64 = 64 << 20;
+/// The jar of METEOR 1.5 has 6 MiB.
+const LARGEST_JAR: Ceiling = Ceiling::mib(256, "METEOR's jar");
 
 /// A folder of tables.
 pub struct MeteorTables {
@@ -37,16 +39,13 @@ impl MeteorTables {
     pub fn open(folder: &str) -> CliResult<Self> {
         let folder = PathBuf::from(folder);
         let jar = folder.join(JAR);
-        let jar = jar
-            .is_file()
-            .then(|| fs::read(&jar).map_err(|e| cannot_read(&jar, &e)));
         let tables = Self {
             folder,
-            jar: jar.transpose()?,
+            jar: files::read_if_there(&jar, LARGEST_JAR)?,
         };
         let has_table = [FUNCTION_WORDS, SYNSETS]
             .iter()
-            .any(|name| tables.folder.join(name).is_file());
+            .any(|name| files::is_file(&tables.folder.join(name)));
         if tables.jar.is_none() && !has_table && tables.paraphrases().is_none() {
             return Err(CliError::failure(format!(
                 "`{}` holds no table of METEOR: expected `{JAR}`, or `{FUNCTION_WORDS}`, `{SYNSETS}`, `{EXCEPTIONS}` and `{}`",
@@ -76,8 +75,7 @@ impl MeteorTables {
                 .map_err(|e| broken(&path, e))?;
         }
         if let Some(path) = self.paraphrases() {
-            let file = File::open(&path).map_err(|e| cannot_read(&path, &e))?;
-            let file = BufReader::with_capacity(1 << 17, file);
+            let file = BufReader::with_capacity(1 << 17, Stream::open(&path)?);
             let read = match path.extension().is_some_and(|e| e == "gz") {
                 true => meteor
                     .read_paraphrases(BufReader::with_capacity(1 << 17, MultiGzDecoder::new(file))),
@@ -90,15 +88,15 @@ impl MeteorTables {
 
     fn paraphrases(&self) -> Option<PathBuf> {
         let mut paths = PARAPHRASES.iter().map(|name| self.folder.join(name));
-        paths.find(|path| path.is_file())
+        paths.find(|path| files::is_file(path))
     }
 
     /// A small table, from its own file or from the jar.
     fn table(&self, name: &str) -> CliResult<Option<(PathBuf, Box<dyn BufRead>)>> {
         let path = self.folder.join(name);
-        if path.is_file() {
-            let file = File::open(&path).map_err(|e| cannot_read(&path, &e))?;
-            return Ok(Some((path, Box::new(BufReader::new(file)))));
+        if files::is_file(&path) {
+            let file = Stream::open(&path)?;
+            return Ok(Some((path, Box::new(file))));
         }
         let Some(jar) = &self.jar else {
             return Ok(None);
@@ -157,10 +155,6 @@ fn unzip(archive: &[u8], name: &str) -> Option<Vec<u8>> {
         at += 46 + name_len + extra + comment;
     }
     None
-}
-
-fn cannot_read(path: &Path, error: &std::io::Error) -> CliError {
-    CliError::failure(format!("cannot read `{}`", path.display())).caused_by(Some(error))
 }
 
 fn broken(path: &Path, error: TableError) -> CliError {

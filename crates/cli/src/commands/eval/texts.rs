@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lowrank_data::nlg;
 use lowrank_data::{Cell, FileFormat, Header, NlgFormat, Table};
+use lowrank_formats::files::{self, Ceiling};
 use lowrank_metrics::Segment;
 use serde_json::Value;
 
@@ -188,9 +189,7 @@ fn is_jsonl(path: &str) -> bool {
 
 /// A text file without its byte order mark.
 fn read_text(path: &str) -> CliResult<String> {
-    let bytes = std::fs::read(path).map_err(|error| {
-        CliError::failure(format!("cannot read `{path}`")).caused_by(Some(&error))
-    })?;
+    let bytes = files::read_any(Path::new(path), Ceiling::DATA)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();

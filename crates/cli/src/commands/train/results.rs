@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lowrank_data::TextColumns;
 use lowrank_engine::{MemoryReport, Purpose};
-use lowrank_formats::{DType, PendingDir, RunDir, write_atomic};
+use lowrank_formats::{DType, PendingDir, RunDir, files, read_json, write_atomic};
 use lowrank_model::{MergeOptions, Model};
 use lowrank_train::base::BaseId;
 use lowrank_train::config::TrainConfig;
@@ -23,7 +23,7 @@ use crate::errors::{CliError, CliResult};
 use crate::notes::AdapterNotes;
 use crate::output::{self, TextTable, bytes, count, duration, percent};
 use crate::session::template_of;
-use crate::{memory, resolve, yaml};
+use crate::{memory, resolve, side_files, yaml};
 
 /// Bytes of a shard of a fully trained model.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -48,9 +48,7 @@ pub fn save_model(run: &RunDir, resolved: &Run, model: &Model, base: &BaseId) ->
             max_shard_bytes: MAX_SHARD_BYTES,
             labels: (!resolved.head.labels.is_empty()).then(|| resolved.head.labels.clone()),
         };
-        if let Ok(tokenizer) = &resolved.base.tokenizer {
-            tokenizer.save_files(pending.path())?;
-        }
+        side_files::copy(&resolved.base.dir, pending.path())?;
         model
             .write_merged(&resolved.base.dir, pending.path(), &options)?
             .bytes
@@ -85,24 +83,29 @@ const SUMMARY_FILE: &str = "summary.json";
 /// The page about it.
 const REPORT_FILE: &str = "report.html";
 
+/// The folder in a run's for what it trained: the whole model, or an adapter.
+pub fn result_name(full: bool) -> &'static str {
+    match full {
+        true => "model",
+        false => "adapter",
+    }
+}
+
 fn result_dir(run: &RunDir, config: &TrainConfig) -> PathBuf {
-    run.join(if config.full { "model" } else { "adapter" })
+    run.join(result_name(config.full))
 }
 
 /// Whether a run has left everything that it leaves at its end.
 pub fn are_written(run: &RunDir, config: &TrainConfig) -> bool {
     let files = [SUMMARY_FILE, REPORT_FILE].map(|name| run.join(name));
-    files.iter().all(|file| file.is_file()) && result_dir(run, config).is_dir()
+    files.iter().all(|file| files::is_file(file)) && files::is_dir(&result_dir(run, config))
 }
 
 /// Points to the results of a run that had nothing left to do. They stay as they are: this process has trained nothing, so
 /// that its own figures would say less.
 pub fn show_written(run: &RunDir, common: &CommonArgs) -> CliResult {
     if common.is_json() {
-        let text = std::fs::read(run.join(SUMMARY_FILE));
-        let text = text.map_err(|error| CliError::from_error(&error))?;
-        let value: Value =
-            serde_json::from_slice(&text).map_err(|error| CliError::from_error(&error))?;
+        let value = read_json(&run.join(SUMMARY_FILE))?;
         output::print_json(&value);
     } else if !common.is_quiet() {
         output::print(format!(

@@ -1,0 +1,249 @@
+//! Where a command may write: nothing that it did not make itself is replaced. A folder that `merge` made is known by a list of its
+//! files that it leaves in it. Knows paths, not models.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lowrank_formats::files::{self, Ceiling};
+use lowrank_formats::{RunDir, write_atomic};
+use serde::{Deserialize, Serialize};
+
+use crate::errors::{CliError, CliResult};
+
+/// The list that `merge` leaves: what it wrote, with the bytes of each file.
+pub const MANIFEST: &str = "lowrank_merged.json";
+
+/// Something that a command reads: the flag that named it, and the path, where it was given.
+pub type Input<'a> = (&'static str, Option<&'a str>);
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    lowrank_merged: u32,
+    files: BTreeMap<String, u64>,
+}
+
+/// Leaves the list of what a finished folder holds in it.
+///
+/// # Errors
+/// The folder cannot be listed or written to.
+pub fn write_manifest(dir: &Path) -> CliResult {
+    let manifest = Manifest {
+        lowrank_merged: 1,
+        files: sizes(dir)?,
+    };
+    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| CliError::from_error(&e))?;
+    Ok(write_atomic(&dir.join(MANIFEST), &json)?)
+}
+
+/// Refuses a folder that a model is to be written to, unless it is missing, empty, or may be replaced: made by `merge`, unchanged
+/// since, and nothing that this command reads.
+///
+/// # Errors
+/// The folder must stay; the message says why and which flag takes another.
+pub fn check_folder(dir: &Path, overwrite: Option<bool>, inputs: &[Input<'_>]) -> CliResult {
+    if !files::exists(dir) {
+        return Ok(());
+    }
+    let shown = dir.display();
+    let elsewhere = "--output-dir takes another folder";
+    if !files::is_dir(dir) {
+        let message = format!("`{shown}` is a file, expected a folder to write to");
+        return Err(CliError::usage(message).hint(elsewhere));
+    }
+    if files::list(dir)?.is_empty() {
+        return Ok(());
+    }
+    let real = files::resolve(dir)?;
+    for (flag, input) in inputs {
+        let Some(input) = input.and_then(|path| files::resolve(Path::new(path)).ok()) else {
+            continue;
+        };
+        if input.starts_with(&real) {
+            let what = if input == real { "is" } else { "holds" };
+            let message = format!("`{shown}` {what} what {flag} names; it is not replaced");
+            return Err(CliError::usage(message).hint(elsewhere));
+        }
+    }
+    if RunDir::is_run(dir) {
+        let message = format!("`{shown}` is a run; it is not replaced");
+        return Err(CliError::usage(message).hint(elsewhere));
+    }
+    if overwrite != Some(true) {
+        return Err(CliError::usage(format!("`{shown}` is not empty")).hint(
+            "--overwrite replaces a folder that `lowrank merge` made, --output-dir takes another",
+        ));
+    }
+    match foreign(dir)? {
+        None => Ok(()),
+        Some(what) => Err(CliError::usage(format!(
+            "`{shown}` {what}; --overwrite replaces only what `lowrank merge` made"
+        ))
+        .hint("move or remove the folder yourself, or --output-dir takes another")),
+    }
+}
+
+/// What makes a folder more than the work of `merge`.
+fn foreign(dir: &Path) -> CliResult<Option<String>> {
+    let Some(bytes) = files::read_if_there(&dir.join(MANIFEST), Ceiling::JSON)? else {
+        return Ok(Some(format!("was not made by it (it has no `{MANIFEST}`)")));
+    };
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
+        return Ok(Some(format!("has a damaged `{MANIFEST}`")));
+    };
+    for entry in files::list(dir)? {
+        let name = entry.name.to_string_lossy().into_owned();
+        if name == MANIFEST {
+            continue;
+        }
+        match manifest.files.get(&name) {
+            Some(size) if entry.is_file && files::size(&entry.path)? == *size => {}
+            Some(_) => return Ok(Some(format!("holds `{name}`, which was changed since"))),
+            None => return Ok(Some(format!("holds `{name}`, which it did not make"))),
+        }
+    }
+    Ok(None)
+}
+
+fn sizes(dir: &Path) -> CliResult<BTreeMap<String, u64>> {
+    let mut sizes = BTreeMap::new();
+    for entry in files::list(dir)? {
+        let size = files::size(&entry.path)?;
+        sizes.insert(entry.name.to_string_lossy().into_owned(), size);
+    }
+    Ok(sizes)
+}
+
+/// Refuses a file for results that is one of the command's inputs, or a file of a run, a model or an adapter. Any other file is
+/// replaced when the new one is whole.
+///
+/// # Errors
+/// The file must stay.
+pub fn check_file(path: Option<&str>, inputs: &[Input<'_>]) -> CliResult {
+    let Some(path) = path.filter(|path| *path != "-").map(Path::new) else {
+        return Ok(());
+    };
+    let Ok(real) = files::resolve(path) else {
+        return Ok(());
+    };
+    let hint = "--output-file takes another file";
+    for (flag, input) in inputs {
+        let input = input.and_then(|path| files::resolve(Path::new(path)).ok());
+        if input.is_some_and(|input| input == real) && files::is_file(&real) {
+            let message = format!(
+                "`{}` is what {flag} names; it is not replaced",
+                path.display()
+            );
+            return Err(CliError::usage(message).hint(hint));
+        }
+    }
+    match files::is_file(&real).then(|| owner(&real)).flatten() {
+        None => Ok(()),
+        Some(owner) => Err(CliError::usage(format!(
+            "`{}` is a file of {owner}; it is not replaced",
+            path.display()
+        ))
+        .hint(hint)),
+    }
+}
+
+/// Whose file it is, told by what stands beside it; nothing for a file that stands for itself.
+fn owner(file: &Path) -> Option<&'static str> {
+    let dir = file.parent()?;
+    let name = file.file_name()?.to_str()?;
+    let beside = |name: &str| files::is_file(&dir.join(name));
+    let is = |names: &[&str]| names.contains(&name);
+    let of_run = [
+        ".lowrank-run",
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "report.html",
+        "before.json",
+    ];
+    if RunDir::is_run(dir) && is(&of_run) {
+        return Some("a run");
+    }
+    let extension = file.extension().and_then(|extension| extension.to_str());
+    let part = matches!(
+        extension,
+        Some("json" | "safetensors" | "bin" | "txt" | "model" | "jinja")
+    );
+    let folders = [
+        ("state.json", "a checkpoint"),
+        ("adapter_config.json", "an adapter"),
+        ("config.json", "a model"),
+    ];
+    let found = folders.iter().find(|(mark, _)| part && beside(mark));
+    found.map(|(_, owner)| *owner)
+}
+
+/// Refuses a folder for a model's configuration that holds another one, or something that is more than a configuration.
+///
+/// # Errors
+/// The folder's `config.json` must stay.
+pub fn check_config_folder(dir: &Path, config: &[u8]) -> CliResult {
+    let shown = dir.display();
+    let hint = "--write-config takes another folder";
+    let refuse = |message: String| Err(CliError::usage(message).hint(hint));
+    if files::exists(dir) && !files::is_dir(dir) {
+        return refuse(format!(
+            "`{shown}` is a file, expected a folder to write to"
+        ));
+    }
+    if RunDir::is_run(dir) {
+        return refuse(format!(
+            "`{shown}` is a run; no configuration is written into it"
+        ));
+    }
+    let mark = |name: &&str| files::exists(&dir.join(name));
+    let weights = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "adapter_config.json",
+    ];
+    if let Some(name) = weights.iter().find(|name| mark(name)) {
+        return refuse(format!(
+            "`{shown}` holds `{name}`; no other configuration is written beside it"
+        ));
+    }
+    let there = files::read_if_there(&dir.join("config.json"), Ceiling::JSON)?;
+    match there {
+        Some(bytes) if bytes != config => refuse(format!(
+            "`{}` is there and differs; it is not replaced",
+            dir.join("config.json").display()
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The names that a new run would write, of which none may be in a folder that is no run.
+const OF_A_RUN: [&str; 5] = [
+    "config.yaml",
+    "metrics.jsonl",
+    "summary.json",
+    "report.html",
+    "before.json",
+];
+
+/// Refuses a folder for a new run in which the run would replace files that are not of a run; `result` is the folder for what it
+/// trains.
+///
+/// # Errors
+/// The folder holds such a file.
+pub fn check_run_folder(dir: &Path, result: &str) -> CliResult {
+    if RunDir::is_run(dir) || !files::is_dir(dir) {
+        return Ok(());
+    }
+    let there = |name: &&str| files::exists(&dir.join(name));
+    let mut names = OF_A_RUN.iter().copied().chain([result]);
+    let Some(name) = names.find(|name| there(name)) else {
+        return Ok(());
+    };
+    Err(CliError::usage(format!(
+        "`{}` is no run, but holds `{name}`, which a run would replace",
+        dir.display()
+    ))
+    .hint("--output-dir takes another folder"))
+}
