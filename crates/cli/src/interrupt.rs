@@ -36,7 +36,7 @@ pub fn listen() -> CliResult<Arc<AtomicBool>> {
 pub fn end_cleanly() -> CliResult {
     let handler = || {
         abandon_pending();
-        output::note("interrupted: what was half-written is removed");
+        output::note("interrupted: no half-written file is left");
         std::process::exit(EXIT_CODE);
     };
     ctrlc::set_handler(handler).map_err(|error| CliError::from_error(&error))

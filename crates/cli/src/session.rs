@@ -26,6 +26,15 @@ use crate::notes::AdapterNotes;
 use crate::output;
 use crate::source::find_model;
 
+/// An error of loading the model in `dir`, with the file that it is about.
+pub fn load_error(error: ModelError, dir: &Path) -> CliError {
+    let place = match error {
+        ModelError::Weights { .. } => Checkpoint::open_dir(dir).map(|c| c.path().to_owned()),
+        _ => Ok(dir.to_owned()),
+    };
+    CliError::from(error).about(&place.unwrap_or_else(|_| dir.to_owned()))
+}
+
 /// Rows are cut to this many tokens unless told otherwise.
 pub const DEFAULT_MAX_LENGTH: usize = 128;
 
@@ -168,7 +177,7 @@ impl Base {
                 ..
             }
         );
-        let error = CliError::from(error).about(&self.dir);
+        let error = load_error(error, &self.dir);
         if head_differs && self.starts_heads {
             return error.hint("the checkpoint's head was made for other labels; --labels names those, --ignore-mismatched-sizes starts a new head");
         }

@@ -166,7 +166,7 @@ impl Plan {
             Ok(match &dir {
                 Some(dir) => {
                     let loaded = Model::load(dir, &options, &dry);
-                    loaded.map_err(|e| CliError::from(e).about(dir))?.0
+                    loaded.map_err(|e| session::load_error(e, dir))?.0
                 }
                 None => Model::from_config(config.clone(), &options, &dry)?,
             })

@@ -305,7 +305,7 @@ impl Drop for PendingDir {
 fn cannot_exchange(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput
+        io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput | io::ErrorKind::CrossesDevices
     )
 }
 
