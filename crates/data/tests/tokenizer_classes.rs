@@ -316,6 +316,46 @@ fn many_added_tokens_are_added_at_once() {
     assert_eq!(*ids.last().unwrap() as usize, size + 19_999);
 }
 
+/// transformers finds the one or the other, and not the same one in each process.
+#[test]
+fn added_tokens_that_are_one_text_once_normalised_are_refused() {
+    let load = |lower: bool| {
+        let config = json!({"tokenizer_class": "BertTokenizer", "do_lower_case": lower});
+        let added = json!({"NewWord": 251, "newword": 252});
+        let beside = [
+            ("tokenizer_config.json", config),
+            ("added_tokens.json", added),
+        ];
+        let dir = folder("bert", &["vocab.txt"], &beside);
+        Tokenizer::from_dir(dir.path(), None)
+    };
+    load(false).unwrap();
+    let message = load(true).unwrap_err().to_string();
+    assert!(message.contains("`NewWord` and `newword`"), "{message}");
+}
+
+/// A raw `tokenizer.json` under a class whose special tokens it has not: the file is all there is.
+#[test]
+fn a_file_without_template_gets_the_class_s_where_it_has_its_tokens() {
+    let lengths = |remove: bool| {
+        let tokenizer = edited("distilbert", |file| {
+            file["post_processor"] = Value::Null;
+            if remove {
+                file["added_tokens"] = json!([]);
+                let vocab = file["model"]["vocab"].as_object_mut().unwrap();
+                vocab.remove("[CLS]");
+            }
+        });
+        tokenizer
+            .unwrap()
+            .encode("film", None, None)
+            .unwrap()
+            .input_ids
+            .len()
+    };
+    assert_eq!((lengths(false), lengths(true)), (3, 1));
+}
+
 #[test]
 fn ids_that_are_no_ids_are_said() {
     for (file, content, expected) in [
@@ -366,7 +406,8 @@ fn ids_that_are_no_ids_are_said() {
 fn edited(fixture: &str, edit: impl FnOnce(&mut Value)) -> Result<Tokenizer, TokenizerError> {
     let mut file = read(&classes().join(fixture).join("tokenizer.json"));
     edit(&mut file);
-    let dir = folder(fixture, &[], &[("tokenizer.json", file)]);
+    let files = [("tokenizer.json", file)];
+    let dir = folder(fixture, &["tokenizer_config.json"], &files);
     Tokenizer::from_dir(dir.path(), None)
 }
 

@@ -14,4 +14,5 @@ mod presets;
 mod settings_obeyed;
 mod support;
 mod what_a_run_knows;
+mod tokenizers;
 mod whole_way;

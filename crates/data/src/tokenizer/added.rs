@@ -1,10 +1,10 @@
 //! Tokens that stand beside a vocabulary, added in the order in which transformers adds them, so that they get its ids. Source:
 //! transformers 5.24, `TokenizersBackend.__init__`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use tokenizers::{AddedToken, Tokenizer as Inner};
+use tokenizers::{AddedToken, NormalizedString, Normalizer, Tokenizer as Inner};
 
 use super::settings::{ROLES, Settings, malformed};
 use crate::error::TokenizerError;
@@ -18,6 +18,8 @@ pub(super) struct Own {
     pub(super) extra: Vec<AddedToken>,
     /// Whether usual tokens that the vocabulary lacks get ids behind it even if no other token follows.
     pub(super) rows: Rows,
+    /// Whether tokens with ids are looked for in the text as it is, whatever their flags say.
+    pub(super) raw: bool,
 }
 
 /// Whether the models of a class have rows for usual tokens that the vocabulary lacks.
@@ -78,6 +80,27 @@ pub(super) fn add_tokens(
             return Err(malformed(&path, None, problem));
         }
     }
+    distinct(inner).map_err(|problem| malformed(&path, None, problem))
+}
+
+/// Tokens that are the same text once it is normalised: the library would find the one or the other, by chance.
+fn distinct(inner: &Inner) -> Result<(), String> {
+    let mut tokens: Vec<(u32, AddedToken)> = inner.get_added_tokens_decoder().into_iter().collect();
+    tokens.retain(|(_, token)| token.normalized);
+    tokens.sort_by_key(|(id, _)| *id);
+    let mut seen: HashMap<String, String> = HashMap::new();
+    for (_, AddedToken { content, .. }) in tokens {
+        let mut text = NormalizedString::from(content.as_str());
+        if let Some(normalizer) = inner.get_normalizer() {
+            normalizer.normalize(&mut text).map_err(|e| e.to_string())?;
+        }
+        if let Some(other) = seen.insert(text.get().to_string(), content.clone()) {
+            return Err(format!(
+                "the added tokens `{other}` and `{content}` are the same text once it is normalised, so that chance decides which is \
+                 found; give one of them `\"normalized\": false`"
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -90,6 +113,7 @@ fn wanted(inner: &Inner, settings: &Settings, own: &Own) -> Vec<Wanted> {
         .map(|(id, token)| Wanted {
             token: AddedToken {
                 special: token.special || roles.contains(token.content.as_str()),
+                normalized: token.normalized && !own.raw,
                 ..token.clone()
             },
             id: Some(*id),
@@ -99,7 +123,10 @@ fn wanted(inner: &Inner, settings: &Settings, own: &Own) -> Vec<Wanted> {
     let listed = wanted.iter().map(|w| w.token.content.clone());
     let there = inner.get_added_tokens_decoder().into_values();
     let present: HashSet<String> = there.map(|t| t.content).chain(listed).collect();
-    let extra = settings.extra_list().unwrap_or_else(|| own.extra.clone());
+    let mut extra = settings.extra_list().unwrap_or_else(|| own.extra.clone());
+    if settings.extra_is_from_map() {
+        extra.extend(own.extra.iter().cloned());
+    }
     let extra = extra.into_iter().map(|token| Wanted {
         token,
         id: None,

@@ -12,7 +12,7 @@ use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner, decoders};
 
-use super::added::{Own, Rows, add_tokens};
+use super::added::{Own, add_tokens};
 use super::class::TokenizerFamily;
 use super::read::{read, read_text};
 use super::settings::{Settings, malformed, parse_object};
@@ -102,8 +102,7 @@ pub(super) fn usual(family: TokenizerFamily) -> Own {
         usual: tokens
             .map(|(role, token)| (*role, AddedToken::from(*token, true)))
             .collect(),
-        extra: Vec::new(),
-        rows: Rows::OfVocabulary,
+        ..Own::default()
     }
 }
 

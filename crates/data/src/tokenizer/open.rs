@@ -204,7 +204,7 @@ fn from_json(
     let own = family.map(build::usual).unwrap_or_default();
     match family {
         // What the file leaves open is the class's.
-        Some(family) if no_post && has_special(family) => {
+        Some(family) if no_post && has_special(&inner, settings, family) => {
             build::finish(&mut inner, &path, settings, family, own)?;
         }
         _ => add_beside(&mut inner, dir, settings, own)?,
@@ -228,19 +228,24 @@ fn add_beside(
     added.unwrap_or_else(|| Err(malformed(&path, None, CONTRADICTION.into())))
 }
 
-/// Whether a class puts special tokens around a text whatever its settings.
-fn has_special(family: TokenizerFamily) -> bool {
-    match family {
+/// Whether a class puts special tokens around a text whatever its settings, and the vocabulary has them.
+fn has_special(inner: &Inner, settings: &Settings, family: TokenizerFamily) -> bool {
+    let roles = match family {
         TokenizerFamily::Bert
         | TokenizerFamily::Roberta
         | TokenizerFamily::Deberta
-        | TokenizerFamily::DebertaV2
-        | TokenizerFamily::XlmRoberta => true,
+        | TokenizerFamily::DebertaV2 => ["cls_token", "sep_token"],
+        TokenizerFamily::XlmRoberta => ["bos_token", "eos_token"],
         TokenizerFamily::Gpt2
         | TokenizerFamily::Llama
         | TokenizerFamily::Gemma
-        | TokenizerFamily::Generic => false,
-    }
+        | TokenizerFamily::Generic => return false,
+    };
+    roles.into_iter().all(|role| {
+        let usual = family.usual_token(role).unwrap_or_default();
+        let token = settings.special_token(role, usual);
+        inner.token_to_id(&token.content).is_some()
+    })
 }
 
 /// Checks the parts whose cost the library does not bound.
@@ -298,7 +303,8 @@ fn overrule(
             Some(false) => set_prefix(inner, PrependScheme::Never),
             None => {}
         },
-        TokenizerFamily::Llama | TokenizerFamily::Gemma | TokenizerFamily::Generic => {}
+        TokenizerFamily::Llama => set_prefix(inner, spm::llama_prefix(settings)),
+        TokenizerFamily::Gemma | TokenizerFamily::Generic => {}
     }
     Ok(())
 }

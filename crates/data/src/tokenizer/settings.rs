@@ -208,6 +208,16 @@ impl Settings {
         Some(list.iter().filter_map(|v| self.token(key, v)).collect())
     }
 
+    /// Whether that list stands in `special_tokens_map.json` alone, where it adds to what a vocabulary file has.
+    pub(super) fn extra_is_from_map(&self) -> bool {
+        let keys = ["extra_special_tokens", "additional_special_tokens"];
+        let there: Vec<_> = keys
+            .into_iter()
+            .filter(|k| self.values.contains_key(*k))
+            .collect();
+        !there.is_empty() && there.iter().all(|key| self.from_map.contains(*key))
+    }
+
     /// The special tokens without a role.
     pub(super) fn extra_tokens(&self) -> Vec<AddedToken> {
         self.extra_list().unwrap_or_default()

@@ -84,6 +84,8 @@ pub(super) fn sentence_piece(
                     .into_iter()
                     .filter(|token| token.special)
                     .collect(),
+                // So that each stretch of text between them gets its own dummy prefix.
+                raw: model.blanks.dummy_prefix,
                 ..Own::default()
             },
         ),
@@ -181,15 +183,20 @@ fn llama(model: &SentencePieceModel, settings: &Settings) -> Result<Inner, Strin
         .vocab_and_merges(ids(model), merges_by_id(model)?)
         .build();
     let mut inner = Inner::new(bpe.map_err(|error| error.to_string())?);
+    let scheme = llama_prefix(settings);
+    inner.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
+    decode_bytes(&mut inner, scheme != PrependScheme::Never).map_err(|error| error.to_string())?;
+    Ok(inner)
+}
+
+/// Before which stretches of text Llama's class puts a blank.
+pub(super) fn llama_prefix(settings: &Settings) -> PrependScheme {
     let prefix = settings.flag("add_prefix_space").unwrap_or(true);
-    let scheme = match settings.flag("legacy") {
+    match settings.flag("legacy") {
         _ if !prefix => PrependScheme::Never,
         Some(true) => PrependScheme::Always,
         Some(false) | None => PrependScheme::First,
-    };
-    inner.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
-    decode_bytes(&mut inner, prefix).map_err(|error| error.to_string())?;
-    Ok(inner)
+    }
 }
 
 /// Gemma's BPE: blanks are symbols, none is put before the text.
