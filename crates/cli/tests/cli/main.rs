@@ -13,6 +13,6 @@ mod parts;
 mod presets;
 mod settings_obeyed;
 mod support;
-mod what_a_run_knows;
 mod tokenizers;
+mod what_a_run_knows;
 mod whole_way;

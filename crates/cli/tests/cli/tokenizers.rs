@@ -7,20 +7,15 @@ use crate::support::{Lab, lowrank};
 #[test]
 fn a_class_that_is_not_known_is_named_by_each_command() {
     let lab = Lab::new();
+    lab.train("run", &[]).ok();
     let config = "{\"tokenizer_class\": \"BertJapaneseTokenizer\"}";
     fs::write(lab.path("model/tokenizer_config.json"), config).unwrap();
-    let model = lab.text("model");
-    let rows = lab.text("train.tsv");
-    for words in [
-        ["check", "--train-file", &rows],
-        ["predict", "--text", "w5 w6"],
-    ] {
-        let [command, flag, value] = words;
-        let message = lowrank(&[command, "--model", &model, flag, value])
-            .fails(1, &["`BertJapaneseTokenizer`", "tokenizer_config.json"]);
-        assert!(message.contains("hint: "), "{message}");
-    }
-    lab.train("run", &[]).fails(1, &["`BertJapaneseTokenizer`"]);
+    let (model, rows, adapter) = (lab.text("model"), lab.text("train.tsv"), lab.text("run"));
+    let named = ["`BertJapaneseTokenizer`", "tokenizer_config.json", "hint: "];
+    lowrank(&["check", "--model", &model, "--train-file", &rows]).fails(1, &named);
+    let on_text = ["--adapter", &adapter, "--text", "w5 w6"];
+    lowrank(&[&["predict", "--model", &model], &on_text[..]].concat()).fails(1, &named);
+    lab.train("other", &[]).fails(1, &named);
 }
 
 #[test]
