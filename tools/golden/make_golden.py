@@ -34,6 +34,7 @@ import cases as case_table  # noqa: E402
 import debertas  # noqa: E402
 import decoders  # noqa: E402
 import generated_text  # noqa: E402
+import generation  # noqa: E402
 import numbers_alone  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -487,7 +488,7 @@ def main():
     for name, variant in case_table.ROUND_TRIPS.items():
         if name.startswith(prefix):
             run_round_trip(name, variant)
-    for name, make in (numbers_alone.FILES | generated_text.FILES).items():
+    for name, make in (numbers_alone.FILES | generated_text.FILES | generation.FILES).items():
         if name.startswith(prefix):
             write_json(ROOT / f"{name}.json", make())
             print(f"{name}.json")

@@ -8,6 +8,7 @@ mod commands;
 mod errors;
 mod faults;
 mod fits;
+mod generation;
 mod head;
 mod interrupt;
 mod memory;

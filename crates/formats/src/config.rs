@@ -211,7 +211,8 @@ impl<'a> ConfigReader<'a> {
         self.convert(key, expected, value, convert)
     }
 
-    fn optional<T>(
+    /// A value of one's own kind, if the key is there and not `null`; `expected` names the kind.
+    pub fn optional<T>(
         &self,
         key: &str,
         expected: &str,

@@ -8,7 +8,7 @@ mod causal;
 pub mod config;
 mod error;
 pub mod families;
-mod generate;
+pub mod generate;
 mod label_fields;
 mod loader;
 mod lora;
@@ -26,7 +26,10 @@ mod token_tables;
 pub use adapt::{AdaptedModule, AdapterReport, SavedModule, TrainMode};
 pub use config::{Facts, ModelConfig, Task};
 pub use error::ModelError;
-pub use generate::{Generate, Generated, Search};
+pub use generate::config::{GenerationConfig, GenerationFile};
+pub use generate::{
+    BeamSearch, EarlyStopping, Generate, Generated, Sampling, Search, SettingFault,
+};
 pub use label_fields::{HeadNames, LabelFields};
 pub use loader::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};

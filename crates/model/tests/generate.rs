@@ -1,7 +1,9 @@
 //! Generation against transformers' `generate`, token by token, and what must hold of it by itself.
 
 use lowrank_engine::{Device, Isa};
-use lowrank_model::{Generate, Generated, LoadOptions, Model, Search, Task};
+use lowrank_model::{
+    BeamSearch, EarlyStopping, Generate, Generated, LoadOptions, Model, Sampling, Search, Task,
+};
 use lowrank_testkit::Golden;
 
 /// End token of the golden models.
@@ -58,11 +60,15 @@ fn greedy_and_beam_search_give_the_peers_tokens() {
             let number = |key: &str| given.get(key).and_then(serde_json::Value::as_f64);
             let search = match number("num_beams") {
                 None => Search::Greedy,
-                Some(beams) => Search::Beam {
+                Some(beams) => Search::Beam(BeamSearch {
                     beams: beams as usize,
                     length_penalty: number("length_penalty").unwrap_or(1.0),
-                    early_stopping: given.get("early_stopping").is_some_and(|v| v == true),
-                },
+                    early_stopping: match given.get("early_stopping") {
+                        Some(_) => EarlyStopping::Always,
+                        None => EarlyStopping::Heuristic,
+                    },
+                    sampling: None,
+                }),
             };
             let options = Generate {
                 search,
@@ -88,15 +94,23 @@ fn a_prompts_tokens_do_not_depend_on_the_others_and_come_as_they_are_made() {
     let (model, prompts) = (model(&golden), prompts(&golden, 5));
     for search in [
         Search::Greedy,
-        Search::Beam {
+        Search::Beam(BeamSearch {
             beams: 3,
-            length_penalty: 1.0,
-            early_stopping: false,
-        },
+            ..BeamSearch::default()
+        }),
+        Search::Beam(BeamSearch {
+            beams: 3,
+            sampling: Some(Sampling::default()),
+            ..BeamSearch::default()
+        }),
     ] {
         let options = Generate { search, ..greedy() };
         let together = generate(&model, &prompts, &options);
-        for (prompt, expected) in prompts.iter().zip(&together) {
+        for (i, (prompt, expected)) in prompts.iter().zip(&together).enumerate() {
+            let options = Generate {
+                first_prompt: i,
+                ..options.clone()
+            };
             let alone = generate(&model, std::slice::from_ref(prompt), &options);
             assert_eq!(alone[0].tokens, expected.tokens);
         }
@@ -114,13 +128,17 @@ fn a_prompts_tokens_do_not_depend_on_the_others_and_come_as_they_are_made() {
 fn draws_hang_on_the_seed_and_narrow_ones_are_greedy() {
     let golden = Golden::open("gpt2-causal").expect("a golden case opens");
     let (model, prompts) = (model(&golden), prompts(&golden, 5));
-    let sample = |temperature, top_k, top_p, seed| {
-        let search = Search::Sample {
+    let drawn = |temperature, top_k, top_p, seed| {
+        Search::Sample(Sampling {
             temperature,
             top_k,
             top_p,
             seed,
-        };
+            ..Sampling::default()
+        })
+    };
+    let sample = |temperature, top_k, top_p, seed| {
+        let search = drawn(temperature, top_k, top_p, seed);
         generate(&model, &prompts, &Generate { search, ..greedy() })
     };
     let best = generate(&model, &prompts, &greedy());
@@ -129,12 +147,7 @@ fn draws_hang_on_the_seed_and_narrow_ones_are_greedy() {
     let hot = sample(5.0, None, 1.0, 3);
     assert_eq!(hot, sample(5.0, None, 1.0, 3));
     assert_ne!(hot, sample(5.0, None, 1.0, 4));
-    let search = Search::Sample {
-        temperature: 5.0,
-        top_k: None,
-        top_p: 1.0,
-        seed: 3,
-    };
+    let search = drawn(5.0, None, 1.0, 3);
     let rest = Generate {
         search,
         first_prompt: 4,
@@ -183,27 +196,163 @@ fn what_is_refused() {
         let message = refused(prompt, |_| {});
         assert!(message.contains(words), "{message}");
     }
-    let sample = Search::Sample {
+    let sample = Search::Sample(Sampling {
         temperature: 0.0,
         top_k: Some(0),
         top_p: 1.5,
+        typical_p: 0.0,
+        epsilon_cutoff: 1.0,
+        eta_cutoff: -0.1,
+        top_h: Some(2.0),
         seed: 0,
-    };
+    });
     let faults = Generate {
         search: sample,
         max_new_tokens: 0,
         repetition_penalty: -1.0,
+        guidance_scale: f32::INFINITY,
+        exponential_decay_length_penalty: Some((1, 2.0)),
         ..Generate::default()
     };
-    let names: Vec<_> = faults.faults().into_iter().map(|fault| fault.0).collect();
+    let names: Vec<_> = faults
+        .faults()
+        .into_iter()
+        .map(|fault| fault.name)
+        .collect();
     let expected = [
         "max_new_tokens",
         "repetition_penalty",
+        "guidance_scale",
+        "exponential_decay_length_penalty",
         "temperature",
+        "top_h",
         "top_k",
         "top_p",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
     ];
     assert_eq!(names, expected);
     let message = refused(&[3], |o| o.repetition_penalty = f32::NAN);
     assert!(message.contains("`repetition_penalty` is NaN"), "{message}");
+    for (change, words) in [
+        (
+            (|o| o.bad_words = vec![vec![3, 97]]) as fn(&mut Generate),
+            "`bad_words_ids` is 97, expected token ids below the vocabulary of 97",
+        ),
+        (
+            |o| o.forced_bos = Some(1000),
+            "`forced_bos_token_id` is 1000",
+        ),
+        (
+            |o| o.forced_eos = vec![2, 97],
+            "`forced_eos_token_id` is 97",
+        ),
+        (
+            |o| o.sequence_bias = vec![(vec![99], 1.0)],
+            "`sequence_bias` is 99",
+        ),
+        (|o| o.max_length = 1, "`max_length` is 1: none is left"),
+        (
+            |o| o.suppress = (0..2_000_000).collect(),
+            "forbid every token",
+        ),
+    ] {
+        let message = refused(&[3], change);
+        assert!(message.contains(words), "{message}");
+    }
+    for beams in [98, 1 << 32, 1 << 63, usize::MAX] {
+        let search = Search::Beam(BeamSearch {
+            beams,
+            ..BeamSearch::default()
+        });
+        let options = Generate { search, ..greedy() };
+        let error = model.generate(&[vec![3]], &options, &mut |_, _| {});
+        let message = error.expect_err("too many beams").to_string();
+        assert!(message.contains("`num_beams` is"), "{message}");
+        assert_eq!(model.generation_bytes(&[3], &options) > 1 << 40, beams > 98);
+    }
+}
+
+#[test]
+fn as_many_beams_as_tokens_and_lists_of_settings_that_are_long() {
+    let golden = Golden::open("gpt2-causal").expect("a golden case opens");
+    let model = model(&golden);
+    let options = Generate {
+        search: Search::Beam(BeamSearch {
+            beams: 97,
+            ..BeamSearch::default()
+        }),
+        max_new_tokens: 3,
+        suppress: (50..1_000_000).collect(),
+        eos: (1..300).collect(),
+        ..Generate::default()
+    };
+    let found = generate(&model, &[vec![5, 6]], &options);
+    assert!(found[0].tokens.iter().all(|id| *id < 50), "{found:?}");
+}
+
+/// The golden model with the last norm's shift replaced.
+fn with_shift(value: f32) -> (tempfile::TempDir, Model) {
+    let golden = Golden::open("gpt2-causal").expect("a golden case opens");
+    let dir = tempfile::tempdir().expect("a folder");
+    let from = golden.model_dir();
+    let config = std::fs::read(from.join("config.json")).expect("it is there");
+    std::fs::write(dir.path().join("config.json"), config).expect("it is written");
+    let mut bytes = std::fs::read(from.join("model.safetensors")).expect("it is there");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("JSON");
+    let place = |end: usize| {
+        let offset = header["transformer.ln_f.bias"]["data_offsets"][end].as_u64();
+        8 + length + offset.expect("the tensor is there") as usize
+    };
+    let tensor = &mut bytes[place(0)..place(1)];
+    for bytes in tensor.chunks_exact_mut(4) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+    std::fs::write(dir.path().join("model.safetensors"), bytes).expect("it is written");
+    let options = LoadOptions {
+        task: Task::CausalLm,
+        num_labels: 1,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    };
+    let device = Device::cpu(Isa::best(), 2).expect("threads start");
+    let (model, _) = Model::load(dir.path(), &options, &device).expect("it loads");
+    (dir, model)
+}
+
+#[test]
+fn numbers_that_are_none_never_become_tokens() {
+    let beams = Search::Beam(BeamSearch {
+        beams: 2,
+        ..BeamSearch::default()
+    });
+    let sample = Search::Sample(Sampling::default());
+    // Finite weights whose products are not.
+    for value in [3e38, -2e38] {
+        let (_dir, model) = with_shift(value);
+        for (search, guidance_scale) in [
+            (Search::Greedy, 1.0),
+            (Search::Greedy, 2.0),
+            (sample, 1.0),
+            (beams, 1.0),
+        ] {
+            let options = Generate {
+                search,
+                guidance_scale,
+                first_prompt: 6,
+                ..greedy()
+            };
+            let error = model.generate(&[vec![5], vec![6, 7]], &options, &mut |_, _| {});
+            let message = error.expect_err("no numbers").to_string();
+            let known = "prompt 7, new token 1: the model's logit of";
+            assert!(message.contains(known), "{message}");
+        }
+        let replaced = Generate {
+            remove_invalid_values: true,
+            ..greedy()
+        };
+        assert!(!generate(&model, &[vec![5]], &replaced)[0].tokens.is_empty());
+    }
 }

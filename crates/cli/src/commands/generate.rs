@@ -6,16 +6,17 @@ use std::path::Path;
 use lowrank_data::{
     ColumnSpec, DataError, Prompt, Table, Template, TemplateError, Tokenizer, nlg, prompts_of,
 };
-use lowrank_model::{Generate, Generated, Search};
+use lowrank_model::{Generate, Generated};
 use lowrank_train::config::TaskKind;
 use serde_json::{Value, json};
 
 use super::eval::LoadedModel;
 use super::predict::Sink;
-use crate::args::{DataArgs, DecodingArgs, GenerateArgs, PrecisionArg};
+use crate::args::{DataArgs, GenerateArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
+use crate::generation::Asked;
 use crate::session::{device, header};
-use crate::{output, presets, targets};
+use crate::{memory, output, presets, targets};
 
 /// Prompts at a time unless told otherwise.
 pub(super) const BATCH_SIZE: usize = 16;
@@ -24,7 +25,7 @@ pub(super) const BATCH_SIZE: usize = 16;
 pub fn run(flags: GenerateArgs) -> CliResult {
     let file = flags.common.config.clone();
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
-    let options = decoding(&args.decoding)?;
+    let asked = Asked::new(&args.decoding)?;
     targets::check_file(
         args.output_file.as_deref(),
         &[
@@ -42,10 +43,12 @@ pub fn run(flags: GenerateArgs) -> CliResult {
     if args.merge_adapter.unwrap_or(false) {
         loaded.model.merge_adapters()?;
     }
+    let decoding = asked.beside(&loaded)?;
     if !args.common.is_quiet() {
-        loaded.notes.iter().for_each(output::note);
+        let notes = loaded.notes.iter().chain(&decoding.notes);
+        notes.for_each(output::note);
     }
-    let writer = Writer::new(&loaded, options, args.template.as_ref())?;
+    let writer = Writer::new(&loaded, decoding.options, args.template.as_ref())?;
     if args.interactive.unwrap_or(false) {
         return writer.interactive();
     }
@@ -78,70 +81,10 @@ pub fn run(flags: GenerateArgs) -> CliResult {
     sink.commit()
 }
 
-/// The settings, checked before anything is read; the end tokens are the model's.
-pub(super) fn decoding(args: &DecodingArgs) -> CliResult<Generate> {
-    let samples = args.do_sample.unwrap_or(false)
-        || args.temperature.is_some()
-        || args.top_k.is_some()
-        || args.top_p.is_some();
-    let search = match args.num_beams {
-        Some(beams) => Search::Beam {
-            beams,
-            length_penalty: args.length_penalty.unwrap_or(1.0),
-            early_stopping: args.early_stopping.unwrap_or(false),
-        },
-        None if samples => Search::Sample {
-            temperature: args.temperature.unwrap_or(1.0),
-            top_k: args.top_k,
-            top_p: args.top_p.unwrap_or(1.0),
-            seed: args.seed.unwrap_or(1),
-        },
-        None if args.length_penalty.is_some() || args.early_stopping.is_some() => {
-            return Err(CliError::usage(
-                "`length_penalty` and `early_stopping` are settings of beam search",
-            )
-            .hint("pass --num-beams too"));
-        }
-        None => Search::Greedy,
-    };
-    let options = Generate {
-        search,
-        max_new_tokens: args.max_new_tokens.unwrap_or(64),
-        repetition_penalty: args.repetition_penalty.unwrap_or(1.0),
-        no_repeat_ngram: args.no_repeat_ngram_size.unwrap_or(0),
-        ..Generate::default()
-    };
-    let faults = options.faults();
-    if faults.is_empty() {
-        return Ok(options);
-    }
-    let lines: Vec<String> = faults
-        .into_iter()
-        .map(|(name, expected, found)| format!("`{name}` is {found}, expected {expected}"))
-        .collect();
-    Err(CliError::usage(lines.join("\n  ")))
-}
-
 fn template(text: Option<&String>) -> CliResult<Option<Template>> {
     text.map(|text| text.parse())
         .transpose()
         .map_err(|error: TemplateError| CliError::usage(error.to_string()))
-}
-
-/// What ends a text: config.json says it, else the tokenizer.
-fn end_tokens(loaded: &LoadedModel, tokenizer: &Tokenizer) -> Vec<u32> {
-    let reader = loaded.base.config.reader();
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let named: Vec<u32> = match reader.raw("eos_token_id") {
-        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    };
-    if named.is_empty() {
-        tokenizer.eos_id().into_iter().collect()
-    } else {
-        named
-    }
 }
 
 /// The prompts of a file's rows.
@@ -186,10 +129,7 @@ impl<'a> Writer<'a> {
                 .caused_by(Some(error))
         })?;
         Ok(Self {
-            options: Generate {
-                eos: end_tokens(loaded, tokenizer),
-                ..options
-            },
+            options,
             template: template(asked.or(loaded.template.as_ref()))?,
             loaded,
             tokenizer,
@@ -207,11 +147,28 @@ impl<'a> Writer<'a> {
             .iter()
             .map(|prompt| self.encode(prompt))
             .collect::<CliResult<Vec<_>>>()?;
+        self.check_memory(&ids)?;
         let options = Generate {
             first_prompt: first,
             ..self.options.clone()
         };
         Ok(self.loaded.model.generate(&ids, &options, on_token)?)
+    }
+
+    /// Refuses what no memory is there for, before it is asked for.
+    fn check_memory(&self, ids: &[Vec<u32>]) -> CliResult {
+        let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+        let needed = self.loaded.model.generation_bytes(&lengths, &self.options);
+        match memory::available_bytes() {
+            Some(left) if needed > left => Err(CliError::failure(format!(
+                "to generate after {} prompts at a time takes at least {} beside the model, but {} are left",
+                ids.len(),
+                output::bytes(needed),
+                output::bytes(left)
+            ))
+            .hint("lower --num-beams or --batch-size")),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn encode(&self, prompt: &Prompt) -> CliResult<Vec<u32>> {

@@ -482,7 +482,7 @@ fn what_generation_refuses() {
         "--prompt",
         "a",
         "--temperature",
-        "0",
+        "-1",
         "--top-p",
         "2",
         "--max-new-tokens",
@@ -492,7 +492,7 @@ fn what_generation_refuses() {
         2,
         &faulty,
         &[
-            "`temperature` is 0",
+            "`temperature` is -1",
             "`top_p` is 2",
             "`max_new_tokens` is 0",
         ],

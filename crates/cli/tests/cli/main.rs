@@ -4,6 +4,7 @@ mod bad_input;
 mod config_file;
 mod faults;
 mod generated_text;
+mod generation;
 mod heads;
 mod interrupted;
 mod language_model;

@@ -1,10 +1,14 @@
 //! Beam search: of each prompt the best continuations are followed together. Source: transformers
 //! `GenerationMixin._beam_search`, whose rules of what is finished, kept and given up are followed one by one.
 
-use lowrank_kernels::log_softmax;
+use lowrank_kernels::{Isa, fill_uniform, log_softmax};
 
-use super::scores::Rules;
-use super::{Generated, Run, Search};
+use super::options::{BeamSearch, EarlyStopping, Sampling};
+use super::rules::{At, Rules};
+use super::scores::{NoChoice, check_finite};
+use super::warp::warp;
+use super::{Generated, Run};
+use crate::error::ModelError;
 
 /// A sequence and the sum of its log-probabilities, or, when finished, its score.
 #[derive(Clone)]
@@ -15,6 +19,8 @@ struct Beam {
 
 /// One prompt's search.
 struct Row {
+    /// The prompt's number in the whole list.
+    number: usize,
     prompt_len: usize,
     /// New tokens at most.
     room: usize,
@@ -24,43 +30,30 @@ struct Row {
     is_done: bool,
 }
 
-/// A continuation: the running beam it goes on with, its token, the sum of log-probabilities.
+/// A continuation: the running beam it goes on with, its token, the sum of log-probabilities, and what it is chosen by,
+/// which is that sum, with noise where continuations are drawn.
 #[derive(Clone, Copy)]
 struct Candidate {
     beam: usize,
     token: u32,
     score: f64,
-}
-
-/// The form of the search.
-#[derive(Clone, Copy)]
-struct Form {
-    beams: usize,
-    length_penalty: f64,
-    early_stopping: bool,
+    key: f64,
 }
 
 impl Run<'_> {
-    pub(super) fn beam_search(mut self, prompts: &[Vec<u32>]) -> Vec<Generated> {
-        let Search::Beam {
-            beams,
-            length_penalty,
-            early_stopping,
-        } = self.options.search
-        else {
-            unreachable!("called for beam search only")
-        };
-        let form = Form {
-            beams,
-            length_penalty,
-            early_stopping,
-        };
-        let rules = Rules::of(self.options);
+    pub(super) fn beam_search(
+        mut self,
+        prompts: &[Vec<u32>],
+        form: BeamSearch,
+    ) -> Result<Vec<Generated>, ModelError> {
         // So many that enough go on even if the best of each beam ends here.
-        let keep = form.beams * (1 + self.options.eos.len()).max(2);
+        let keep = form
+            .beams
+            .saturating_mul((1 + self.options.eos.len()).max(2));
         let mut rows: Vec<Row> = prompts
             .iter()
-            .map(|prompt| Row::new(prompt, self.room(prompt)))
+            .enumerate()
+            .map(|(i, prompt)| Row::new(self.options.first_prompt + i, prompt, self.room(prompt)))
             .collect();
         let mut is_first = true;
         while rows.iter().any(|row| !row.is_done) {
@@ -73,24 +66,25 @@ impl Run<'_> {
                 })
                 .collect();
             let mut logits = self.logits(&new);
-            let beams: Vec<(usize, &Beam)> = live()
-                .flat_map(|row| row.running.iter().enumerate())
+            let beams: Vec<(&Row, usize)> = live()
+                .flat_map(|row| (0..row.running.len()).map(move |number| (row, number)))
                 .collect();
             let found = self.choose(&mut logits, |isa, place, scores| {
-                let (number, beam) = beams[place];
-                log_softmax(isa, scores);
-                rules.apply(&beam.tokens, scores);
-                best_candidates(number, beam.score, scores, keep)
+                let (row, number) = beams[place];
+                row.continuations(number, (isa, &self.rules, form.sampling), scores, keep)
             });
             drop(logits);
             let mut found = found.into_iter();
             let (mut parents, mut first) = (Vec::new(), 0);
             for row in rows.iter_mut().filter(|row| !row.is_done) {
                 let count = row.running.len();
-                let mut best: Vec<Candidate> = found.by_ref().take(count).flatten().collect();
-                best.sort_by(|a, b| b.score.total_cmp(&a.score));
-                best.truncate(keep);
-                let followed = row.step(&best, form, &self.options.eos);
+                let step = row.new_tokens();
+                let all: Result<Vec<Vec<Candidate>>, NoChoice> =
+                    found.by_ref().take(count).collect();
+                let followed = all
+                    .map(|all| best_of_all(all, keep))
+                    .and_then(|best| row.step(&best, form, &self.options.eos))
+                    .map_err(|fault| ModelError::Batch(fault.message(row.number + 1, step)))?;
                 if !row.is_done {
                     parents.extend(followed.iter().map(|beam| first + beam));
                 }
@@ -99,17 +93,27 @@ impl Run<'_> {
             self.kept.select(&parents);
             is_first = false;
         }
-        rows.into_iter().map(Row::best).collect()
+        Ok(rows.into_iter().map(Row::best).collect())
     }
 }
 
+/// The `keep` that are chosen, the best first; of equals, the earlier beam and the smaller token.
+fn best_of_all(all: Vec<Vec<Candidate>>, keep: usize) -> Vec<Candidate> {
+    let mut best: Vec<Candidate> = all.into_iter().flatten().collect();
+    best.sort_by(|a, b| b.key.total_cmp(&a.key));
+    best.truncate(keep);
+    best.sort_by(|a, b| b.score.total_cmp(&a.score));
+    best
+}
+
 impl Row {
-    fn new(prompt: &[u32], room: usize) -> Self {
+    fn new(number: usize, prompt: &[u32], room: usize) -> Self {
         let start = Beam {
             tokens: prompt.to_vec(),
             score: 0.0,
         };
         Row {
+            number,
             prompt_len: prompt.len(),
             room,
             running: vec![start],
@@ -118,13 +122,52 @@ impl Row {
         }
     }
 
-    /// One token more for every running beam: `best` are the best continuations of all, the best first; of equals, the earlier
-    /// beam and the smaller token. Returns the beams that the new ones go on with.
-    fn step(&mut self, best: &[Candidate], form: Form, eos: &[u32]) -> Vec<usize> {
-        let length = self.running[0].tokens.len() - self.prompt_len + 1;
+    fn new_tokens(&self) -> usize {
+        self.running[0].tokens.len() - self.prompt_len
+    }
+
+    /// The best continuations of a running beam, or those drawn, by the logits `[V]` after it.
+    fn continuations(
+        &self,
+        number: usize,
+        (isa, rules, sampling): (Isa, &Rules, Option<Sampling>),
+        scores: &mut [f32],
+        keep: usize,
+    ) -> Result<Vec<Candidate>, NoChoice> {
+        let beam = &self.running[number];
+        let at = At {
+            tokens: &beam.tokens,
+            prompt_len: self.prompt_len,
+            room: self.room,
+        };
+        process(isa, (rules, sampling), at, scores)?;
+        let noise = sampling.map(|sampling| {
+            let step = (self.new_tokens() as u64) << 20;
+            let stream = ((self.number as u64) << 40) | step | number as u64;
+            let mut uniform = vec![0.0; scores.len()];
+            fill_uniform(sampling.seed, stream, 0.0, 1.0, &mut uniform);
+            uniform
+        });
+        let so_far = (number, beam.score);
+        Ok(best_candidates(so_far, scores, noise.as_deref(), keep))
+    }
+
+    /// One token more for every running beam: `best` are the continuations that were chosen of all, the best first. Returns the
+    /// beams that the new ones go on with; errors if there is nothing to go on with and nothing finished.
+    fn step(
+        &mut self,
+        best: &[Candidate],
+        form: BeamSearch,
+        eos: &[u32],
+    ) -> Result<Vec<usize>, NoChoice> {
+        if best.is_empty() && self.finished.is_empty() {
+            return Err(NoChoice::NothingLeft);
+        }
+        let length = self.new_tokens() + 1;
         let is_last = length >= self.room;
         let ends = |candidate: &Candidate| is_last || eos.contains(&candidate.token);
-        let is_full = form.early_stopping && self.finished.len() >= form.beams;
+        let is_full =
+            form.early_stopping == EarlyStopping::Always && self.finished.len() >= form.beams;
         for candidate in best.iter().take(form.beams).filter(|c| ends(c)) {
             if !is_full {
                 let score = candidate.score / (length as f64).powf(form.length_penalty);
@@ -135,7 +178,7 @@ impl Row {
         let running = going_on.iter().map(|c| self.follow(c, c.score)).collect();
         self.running = running;
         self.is_done = is_last || self.running.is_empty() || !self.can_improve(length, form);
-        going_on.iter().map(|c| c.beam).collect()
+        Ok(going_on.iter().map(|c| c.beam).collect())
     }
 
     fn follow(&self, candidate: &Candidate, score: f64) -> Beam {
@@ -153,14 +196,19 @@ impl Row {
         self.finished.truncate(most);
     }
 
-    /// Whether a running beam may still become better than a finished one, as transformers guesses it: by its score now.
-    fn can_improve(&self, length: usize, form: Form) -> bool {
+    /// Whether a running beam may still become better than a finished one, as transformers guesses it: by its score now, or, as
+    /// scores of longer sequences are divided by more, at the greatest length.
+    fn can_improve(&self, length: usize, form: BeamSearch) -> bool {
         if self.finished.len() < form.beams {
             return true;
         }
         let worst = self.finished.last().map_or(f64::NEG_INFINITY, |b| b.score);
-        let best = self.running[0].score / (length as f64).powf(form.length_penalty);
-        !form.early_stopping && best > worst
+        let length = match form.early_stopping {
+            EarlyStopping::Always => return false,
+            EarlyStopping::Never if form.length_penalty > 0.0 => self.room,
+            EarlyStopping::Never | EarlyStopping::Heuristic => length,
+        };
+        self.running[0].score / (length as f64).powf(form.length_penalty) > worst
     }
 
     fn best(self) -> Generated {
@@ -177,21 +225,64 @@ impl Row {
     }
 }
 
-/// The best continuations of one beam by the logarithms of the tokens' probabilities `[V]`, the best first; of equals, the
-/// smaller token.
-fn best_candidates(beam: usize, so_far: f64, log_probs: &[f32], keep: usize) -> Vec<Candidate> {
+/// From the logits `[V]` to what is added to a beam's score: the logarithms of the tokens' probabilities, changed by the rules.
+pub(super) fn process(
+    isa: Isa,
+    (rules, sampling): (&Rules, Option<Sampling>),
+    at: At,
+    scores: &mut [f32],
+) -> Result<(), NoChoice> {
+    match check_finite(isa, scores) {
+        Ok(()) => log_softmax(isa, scores),
+        // No probability is a number then.
+        Err(_) if rules.remove_invalid_values() => scores.fill(f32::NAN),
+        Err(fault) => return Err(fault),
+    }
+    rules.apply(at, scores);
+    if let Some(sampling) = sampling.filter(|_| has_any(scores)) {
+        // So many that a beam goes on if it could end here too.
+        warp(&sampling, (rules.num_ends() + 1).max(2), scores);
+    }
+    if rules.renormalize_logits() && has_any(scores) {
+        log_softmax(isa, scores);
+    }
+    Ok(())
+}
+
+fn has_any(scores: &[f32]) -> bool {
+    scores.iter().any(|score| *score != f32::NEG_INFINITY)
+}
+
+/// The best continuations of one beam, by its number and score so far and the logarithms of the tokens' probabilities `[V]`,
+/// the best first; of equals, the smaller token. With noise, uniform in [0, 1), they are drawn without taking one twice: the
+/// largest of log-probability + Gumbel noise are such a draw (Kool et al. 2019).
+fn best_candidates(
+    (beam, so_far): (usize, f64),
+    log_probs: &[f32],
+    noise: Option<&[f32]>,
+    keep: usize,
+) -> Vec<Candidate> {
+    let keep = keep.min(log_probs.len());
     let mut best: Vec<Candidate> = Vec::with_capacity(keep + 1);
     for (token, score) in log_probs.iter().enumerate() {
         let score = so_far + f64::from(*score);
-        let is_worse = best.len() == keep && best.last().is_none_or(|b| score <= b.score);
-        if is_worse || score == f64::NEG_INFINITY {
+        if score == f64::NEG_INFINITY {
             continue;
         }
-        let place = best.partition_point(|other| other.score >= score);
+        let key = match noise {
+            None => score,
+            Some(uniform) => score - (-f64::from(uniform[token]).ln()).ln(),
+        };
+        let is_worse = best.len() == keep && best.last().is_none_or(|b| key <= b.key);
+        if is_worse {
+            continue;
+        }
+        let place = best.partition_point(|other| other.key >= key);
         let candidate = Candidate {
             beam,
             token: token as u32,
             score,
+            key,
         };
         best.insert(place, candidate);
         best.truncate(keep);

@@ -4,6 +4,7 @@
 use lowrank_engine::ops::cached_attention::KeptRows;
 
 /// What was computed of the live sequences.
+#[derive(Default)]
 pub struct Kept {
     layers: Vec<KeptRows>,
     sequences: Vec<Vec<u32>>,

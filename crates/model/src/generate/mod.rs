@@ -2,79 +2,28 @@
 //! by token, for greedy and beam search. It knows ids, not text.
 
 mod beam;
+pub mod config;
 mod kept;
+mod options;
+mod rules;
 mod scores;
+mod warp;
+
+#[cfg(test)]
+mod golden;
 
 use lowrank_engine::ops::lm_head::lm_logits;
 use lowrank_engine::{Device, Tape, Tensor};
-use lowrank_kernels::Isa;
+use lowrank_kernels::{Isa, log_softmax};
 use rayon::prelude::*;
 
 use crate::error::ModelError;
 use crate::families::LanguageModel;
 use crate::model::{Batch, Model};
 pub use kept::Kept;
-use scores::Rules;
-
-/// How the next token is chosen.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Search {
-    /// The most probable one.
-    Greedy,
-    /// One drawn at random.
-    Sample {
-        /// Divides the logits; above 0.
-        temperature: f32,
-        /// Only this many of the most probable tokens; at least 1.
-        top_k: Option<usize>,
-        /// Only the fewest tokens whose probabilities sum to this; above 0, at most 1.
-        top_p: f32,
-        /// What the draws are a function of, with the prompt's number and the step.
-        seed: u64,
-    },
-    /// The best sequence of several that are followed. Source: transformers `GenerationMixin._beam_search`.
-    Beam {
-        /// How many are followed; at least 1.
-        beams: usize,
-        /// A sequence's score is its log-probability divided by its length to this power.
-        length_penalty: f64,
-        /// Stop as soon as that many sequences are finished.
-        early_stopping: bool,
-    },
-}
-
-/// What is generated.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Generate {
-    /// How the next token is chosen.
-    pub search: Search,
-    /// New tokens at most; fewer where the model's positions end before.
-    pub max_new_tokens: usize,
-    /// The tokens that end a sequence.
-    pub eos: Vec<u32>,
-    /// Divides positive scores of tokens that are there already, and multiplies negative ones; 1 does nothing.
-    pub repetition_penalty: f32,
-    /// No sequence of so many tokens stands twice; 0 allows all.
-    pub no_repeat_ngram: usize,
-    /// Whether adapters are switched on.
-    pub adapters: bool,
-    /// The number of the first prompt, where these are a part of a list: draws hang on a prompt's number.
-    pub first_prompt: usize,
-}
-
-impl Default for Generate {
-    fn default() -> Self {
-        Generate {
-            search: Search::Greedy,
-            max_new_tokens: 64,
-            eos: Vec::new(),
-            repetition_penalty: 1.0,
-            no_repeat_ngram: 0,
-            adapters: true,
-            first_prompt: 0,
-        }
-    }
-}
+pub use options::{BeamSearch, EarlyStopping, Generate, Sampling, Search, SettingFault};
+use rules::{At, Rules};
+use scores::NoChoice;
 
 /// What was generated after one prompt.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,73 +34,24 @@ pub struct Generated {
     pub score: Option<f64>,
 }
 
-impl Generate {
-    /// Every setting that is out of range, as (name, what is expected, what was found).
-    pub fn faults(&self) -> Vec<(&'static str, &'static str, String)> {
-        let mut faults = Vec::new();
-        let mut require = |fits: bool, name, expected, found: String| {
-            if !fits {
-                faults.push((name, expected, found));
-            }
-        };
-        let at_least_1 = "at least 1";
-        let tokens = self.max_new_tokens;
-        require(
-            tokens >= 1,
-            "max_new_tokens",
-            at_least_1,
-            tokens.to_string(),
-        );
-        let penalty = self.repetition_penalty;
-        let fits = penalty.is_finite() && penalty > 0.0;
-        require(fits, "repetition_penalty", "above 0", penalty.to_string());
-        match self.search {
-            Search::Greedy => {}
-            Search::Sample {
-                temperature,
-                top_k,
-                top_p,
-                ..
-            } => {
-                let fits = temperature.is_finite() && temperature > 0.0;
-                require(fits, "temperature", "above 0", temperature.to_string());
-                require(top_k != Some(0), "top_k", at_least_1, "0".to_string());
-                let fits = top_p > 0.0 && top_p <= 1.0;
-                require(fits, "top_p", "above 0, at most 1", top_p.to_string());
-            }
-            Search::Beam {
-                beams,
-                length_penalty,
-                ..
-            } => {
-                require(beams >= 1, "num_beams", at_least_1, beams.to_string());
-                let fits = length_penalty.is_finite();
-                require(
-                    fits,
-                    "length_penalty",
-                    "a number",
-                    length_penalty.to_string(),
-                );
-            }
-        }
-        faults
-    }
-}
-
 /// The model in the middle of generating.
 struct Run<'a> {
     model: &'a Model,
     language: &'a dyn LanguageModel,
     options: &'a Generate,
+    rules: Rules<'a>,
     kept: Kept,
+    /// Of guidance: what was computed of the sequences without their prompts, from the last token of these on.
+    without_prompts: Option<Kept>,
 }
 
 impl Model {
     /// Goes on with each prompt. `on_token` is told the prompt's number and each new token as it comes; beam search tells
     /// nothing before its end. A prompt's tokens do not depend on the other prompts.
     ///
-    /// Errors: this is no language model, a setting is out of range, a prompt is empty, holds ids outside the vocabulary
-    /// or leaves no position for a new token.
+    /// Errors: this is no language model, a setting is out of range or does not fit the vocabulary, a prompt is empty, holds ids
+    /// outside the vocabulary or leaves no position for a new token, the model gives numbers that are not finite, or the settings
+    /// forbid every token.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -167,28 +67,54 @@ impl Model {
                 "only a language model on a device that computes generates".to_string(),
             ));
         };
-        if let Some((name, expected, found)) = options.faults().into_iter().next() {
-            return Err(ModelError::State(format!(
-                "`{name}` is {found}, expected {expected}"
-            )));
+        let vocab_size = self.config.facts.vocab_size;
+        let mut faults = options.faults();
+        faults.extend(options.misfits(vocab_size));
+        if !faults.is_empty() {
+            let lines: Vec<String> = faults.iter().map(SettingFault::to_string).collect();
+            return Err(ModelError::State(lines.join("\n  ")));
         }
-        self.check_prompts(prompts)?;
+        self.check_prompts(prompts, options)?;
         if prompts.is_empty() {
             return Ok(Vec::new());
         }
+        let kept = || Kept::new(language.num_layers(), prompts.len());
         let run = Run {
             model: self,
             language,
             options,
-            kept: Kept::new(language.num_layers(), prompts.len()),
+            rules: Rules::of(options, vocab_size),
+            kept: kept(),
+            without_prompts: (options.guidance_scale != 1.0).then(kept),
         };
-        Ok(self.device.install(|| match options.search {
-            Search::Beam { .. } => run.beam_search(prompts),
-            Search::Greedy | Search::Sample { .. } => run.one_by_one(prompts, on_token),
-        }))
+        self.device.install(|| match options.search {
+            Search::Beam(form) => run.beam_search(prompts, form),
+            Search::Greedy | Search::Sample(_) => run.one_by_one(prompts, on_token),
+        })
     }
 
-    fn check_prompts(&self, prompts: &[Vec<u32>]) -> Result<(), ModelError> {
+    /// Bytes that generation takes at least beside the model: keys and values of the prompts and of one token more, and what is
+    /// computed of the vocabulary at a step. `lengths` are those of the prompts that are gone on with together.
+    pub fn generation_bytes(&self, lengths: &[usize], options: &Generate) -> u64 {
+        let facts = &self.config.facts;
+        let (vocab, prompts) = (facts.vocab_size as u64, lengths.len() as u64);
+        let (mut beams, mut a_row) = (1, 4 * vocab);
+        if let Search::Beam(form) = &options.search {
+            beams = form.beams as u64;
+            let ends = (1 + options.eos.len()).max(2) as u64;
+            a_row += 32 * beams.saturating_mul(ends).min(vocab);
+            if form.sampling.is_some() {
+                a_row += 4 * vocab;
+            }
+        }
+        let rows = prompts.saturating_mul(beams);
+        let tokens: u64 = lengths.iter().map(|&n| n as u64).sum();
+        let a_token = 8 * (facts.num_hidden_layers * facts.hidden_size) as u64;
+        let kept = tokens.saturating_add(rows).saturating_mul(a_token);
+        kept.saturating_add(rows.saturating_mul(a_row))
+    }
+
+    fn check_prompts(&self, prompts: &[Vec<u32>], options: &Generate) -> Result<(), ModelError> {
         let (most, vocab) = (self.max_positions(), self.config.facts.vocab_size);
         for (i, prompt) in prompts.iter().enumerate() {
             let fault = if prompt.is_empty() {
@@ -198,12 +124,19 @@ impl Model {
                     "has {} tokens, but the model has {most} positions: none is left for a new token",
                     prompt.len()
                 )
+            } else if prompt.len() >= options.max_length {
+                format!(
+                    "has {} tokens, but `max_length` is {}: none is left for a new token",
+                    prompt.len(),
+                    options.max_length
+                )
             } else if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
                 format!("holds token id {id}, outside the vocabulary of {vocab} tokens")
             } else {
                 continue;
             };
-            return Err(ModelError::Batch(format!("prompt {} {fault}", i + 1)));
+            let number = options.first_prompt + i + 1;
+            return Err(ModelError::Batch(format!("prompt {number} {fault}")));
         }
         Ok(())
     }
@@ -212,6 +145,14 @@ impl Model {
 impl Run<'_> {
     /// The logits [n, V] after the tokens of each sequence.
     fn logits(&mut self, sequences: &[&[u32]]) -> Tensor {
+        let mut kept = std::mem::take(&mut self.kept);
+        let logits = self.extend(sequences, &mut kept);
+        self.kept = kept;
+        logits
+    }
+
+    /// The same of the sequences that something was kept of.
+    fn extend(&self, sequences: &[&[u32]], kept: &mut Kept) -> Tensor {
         let mut offsets = vec![0];
         let mut input_ids = Vec::new();
         for tokens in sequences {
@@ -226,7 +167,7 @@ impl Run<'_> {
         let (model, device): (_, &Device) = (self.model, &self.model.device);
         let mut tape =
             Tape::inference(device, &model.trainables).with_adapters(self.options.adapters);
-        let hidden = self.language.extend(&mut tape, &batch, &mut self.kept);
+        let hidden = self.language.extend(&mut tape, &batch, kept);
         lm_logits(hidden.tensor(), self.language.head(), &model.trainables)
     }
 
@@ -247,8 +188,36 @@ impl Run<'_> {
 
     /// How many tokens may follow a prompt.
     fn room(&self, prompt: &[u32]) -> usize {
-        let left = self.model.max_positions() - prompt.len();
-        self.options.max_new_tokens.min(left)
+        let most = self.model.max_positions().min(self.options.max_length);
+        self.options.max_new_tokens.min(most - prompt.len())
+    }
+
+    /// Moves the logits away from what the model says of the sequences without their prompts. Source: transformers
+    /// `UnbatchedClassifierFreeGuidanceLogitsProcessor`.
+    fn guide(&mut self, last: &[&[u32]], logits: &mut Tensor) {
+        let Some(mut kept) = self.without_prompts.take() else {
+            return;
+        };
+        let other = self.extend(last, &mut kept);
+        self.without_prompts = Some(kept);
+        let (scale, vocab) = (self.options.guidance_scale, logits.cols());
+        self.model.device.exec("guidance", 0, |isa| {
+            let rows = logits.data_mut().par_chunks_exact_mut(vocab);
+            let others = other.data().par_chunks_exact(vocab);
+            rows.zip(others).for_each(|(row, other)| {
+                let mut other = other.to_vec();
+                // What is not finite is found later in the row itself.
+                let is_finite = |x: &[f32]| scores::check_finite(isa, x).is_ok();
+                if !is_finite(row) || !is_finite(&other) {
+                    return;
+                }
+                log_softmax(isa, row);
+                log_softmax(isa, &mut other);
+                for (x, without) in row.iter_mut().zip(other) {
+                    *x = scale * (*x - without) + without;
+                }
+            });
+        });
     }
 
     /// Greedy search and sampling: one token a step after each prompt that is not finished.
@@ -256,33 +225,30 @@ impl Run<'_> {
         mut self,
         prompts: &[Vec<u32>],
         on_token: &mut (dyn FnMut(usize, u32) + Send),
-    ) -> Vec<Generated> {
-        let rules = Rules::of(self.options);
+    ) -> Result<Vec<Generated>, ModelError> {
         let mut sequences = prompts.to_vec();
         let mut live: Vec<usize> = (0..prompts.len()).collect();
         let mut step = 0;
         while !live.is_empty() {
-            let new: Vec<&[u32]> = live
+            let last: Vec<&[u32]> = live
                 .iter()
-                .map(|&i| {
-                    let all = sequences[i].as_slice();
-                    if step == 0 {
-                        all
-                    } else {
-                        &all[all.len() - 1..]
-                    }
-                })
+                .map(|&i| &sequences[i][sequences[i].len() - 1..])
                 .collect();
-            let mut logits = self.logits(&new);
+            let mut logits = match step {
+                0 => self.logits(&live.iter().map(|&i| &*sequences[i]).collect::<Vec<_>>()),
+                _ => self.logits(&last),
+            };
+            self.guide(&last, &mut logits);
             let chosen = self.choose(&mut logits, |isa, place, row| {
                 let i = live[place];
-                rules.apply(&sequences[i], row);
-                let at = (self.options.first_prompt + i, step);
-                scores::choose(isa, row, &self.options.search, at)
+                self.next_token(isa, &sequences[i], (&prompts[i], i, step), row)
             });
             drop(logits);
             let mut going_on = Vec::new();
             for (place, (&i, token)) in live.iter().zip(chosen).enumerate() {
+                let number = self.options.first_prompt + i + 1;
+                let token =
+                    token.map_err(|fault| ModelError::Batch(fault.message(number, step)))?;
                 sequences[i].push(token);
                 on_token(i, token);
                 let is_full = sequences[i].len() - prompts[i].len() >= self.room(&prompts[i]);
@@ -291,6 +257,9 @@ impl Run<'_> {
                 }
             }
             self.kept.select(&going_on);
+            if let Some(kept) = &mut self.without_prompts {
+                kept.select(&going_on);
+            }
             live = going_on.iter().map(|&place| live[place]).collect();
             step += 1;
         }
@@ -298,6 +267,27 @@ impl Run<'_> {
             tokens: tokens[prompt.len()..].to_vec(),
             score: None,
         };
-        sequences.into_iter().zip(prompts).map(new).collect()
+        Ok(sequences.into_iter().zip(prompts).map(new).collect())
+    }
+
+    /// The token that follows, by the logits `[V]`.
+    fn next_token(
+        &self,
+        isa: Isa,
+        tokens: &[u32],
+        (prompt, i, step): (&[u32], usize, usize),
+        logits: &mut [f32],
+    ) -> Result<u32, NoChoice> {
+        if !self.options.remove_invalid_values {
+            scores::check_finite(isa, logits)?;
+        }
+        let at = At {
+            tokens,
+            prompt_len: prompt.len(),
+            room: self.room(prompt),
+        };
+        self.rules.apply(at, logits);
+        let at = (self.options.first_prompt + i, step);
+        scores::choose(isa, logits, &self.options.search, at)
     }
 }

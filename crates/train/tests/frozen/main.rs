@@ -12,7 +12,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::{DType, Device, Gradients, Isa, StepKey};
-use lowrank_model::{Batch, Generate, MergeOptions, Model, PassOptions, Search, Targets, Task};
+use lowrank_model::{
+    Batch, BeamSearch, Generate, MergeOptions, Model, PassOptions, Sampling, Search, Targets, Task,
+};
 use lowrank_train::config::OptimizationSettings;
 use lowrank_train::fingerprint;
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
@@ -114,17 +116,18 @@ fn generate(network: &Network, device: &Device) -> Bits {
     let prompts: Vec<Vec<u32>> = [1, 7, 33].map(|n| ids(&[n], n).0).into();
     let searches = [
         Search::Greedy,
-        Search::Sample {
+        Search::Sample(Sampling {
             temperature: 0.9,
             top_k: Some(40),
             top_p: 0.95,
             seed: 3,
-        },
-        Search::Beam {
+            ..Sampling::default()
+        }),
+        Search::Beam(BeamSearch {
             beams: 3,
             length_penalty: 0.8,
-            early_stopping: false,
-        },
+            ..BeamSearch::default()
+        }),
     ];
     let mut bits = Bits::default();
     for merged in [false, true] {

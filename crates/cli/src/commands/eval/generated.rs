@@ -12,9 +12,10 @@ use super::meteor_tables::MeteorTables;
 use super::texts::{Group, Output, pair, read_outputs, read_references};
 use super::{LoadedModel, batch_size};
 use crate::args::{DataArgs, EvalArgs, PrecisionArg, ScoringArgs};
-use crate::commands::generate::{BATCH_SIZE, Writer, decoding};
+use crate::commands::generate::{BATCH_SIZE, Writer};
 use crate::commands::predict::Sink;
 use crate::errors::{CliError, CliResult};
+use crate::generation::Asked;
 use crate::output::{self, TextTable, count};
 use crate::presets;
 use crate::session::device;
@@ -53,7 +54,7 @@ pub fn score_files(args: &EvalArgs) -> CliResult {
 /// Writes texts after the prompts of a data set and scores them.
 pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     // What can be wrong is found before the model is read.
-    let options = decoding(&args.decoding)?;
+    let asked = Asked::new(&args.decoding)?;
     let scorer = Scorer::new(&args.scoring)?;
     targets::check_file(
         args.scoring.output_file.as_deref(),
@@ -72,8 +73,10 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     };
     let loaded = LoadedModel::open(&args.model, &args.adapter, &data, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;
+    let decoding = asked.beside(&loaded)?;
     if !args.common.is_quiet() {
-        loaded.notes.iter().for_each(output::note);
+        let notes = loaded.notes.iter().chain(&decoding.notes);
+        notes.for_each(output::note);
     }
     // Rows are laid out as for the perplexity of the same rows, also where no notes say how.
     let default = loaded
@@ -82,7 +85,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
         .then(|| Template::default().to_string());
     let writer = Writer::new(
         &loaded,
-        options,
+        decoding.options,
         args.data.template.as_ref().or(default.as_ref()),
     )?;
     let mut sink = match &args.scoring.output_file {
