@@ -39,7 +39,13 @@ pub struct Cli {
 pub fn parse() -> Command {
     let matches = command_line().get_matches();
     match Cli::from_arg_matches(&matches) {
-        Ok(cli) => cli.command,
+        Ok(cli) => {
+            let mut command = cli.command;
+            if let Some(data) = command.data() {
+                data.split_labels();
+            }
+            command
+        }
         Err(error) => error.exit(),
     }
 }
@@ -75,6 +81,21 @@ pub enum Command {
     Check(Box<CheckArgs>),
     /// Time optimizer steps op by op, on your rows or random ones
     Profile(Box<ProfileArgs>),
+}
+
+impl Command {
+    /// How the command's rows are read, where it reads some.
+    fn data(&mut self) -> Option<&mut DataArgs> {
+        match self {
+            Self::Train(args) => Some(&mut args.data),
+            Self::Eval(args) => Some(&mut args.data),
+            Self::Predict(args) => Some(&mut args.data),
+            Self::Merge(args) => Some(&mut args.data),
+            Self::Check(args) => Some(&mut args.data),
+            Self::Profile(args) => Some(&mut args.data),
+            Self::Generate(_) | Self::Plan(_) | Self::Inspect(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]

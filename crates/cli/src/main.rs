@@ -11,6 +11,7 @@ mod fits;
 mod generation;
 mod head;
 mod interrupt;
+mod labels;
 mod memory;
 mod notes;
 mod output;

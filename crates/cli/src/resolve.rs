@@ -13,10 +13,11 @@ use lowrank_train::schedule::SchedulerType;
 
 use crate::args::common::{KeyValue, join_modules};
 use crate::args::train::{EvaluationArgs, InitArg, LoraArgs, OptimizationArgs};
-use crate::args::{CheckArgs, DataArgs, TrainArgs};
+use crate::args::{CheckArgs, TrainArgs};
 use crate::errors::{CliError, CliResult};
+use crate::labels::{self, TaskChoice};
 use crate::presets;
-use crate::session::{AdapterSource, Base, Head, load_rows, load_spec};
+use crate::session::{AdapterSource, Base, Head, load_rows, load_spec, rows_of};
 use crate::source::find_asset;
 use crate::unused::Unused;
 
@@ -39,6 +40,8 @@ pub struct Resolved {
     pub validation: Option<Loaded>,
     /// Test rows.
     pub test: Option<Loaded>,
+    /// Why this is the task.
+    pub choice: TaskChoice,
 }
 
 /// Fills in the model and data that the repository holds where none are named.
@@ -126,13 +129,13 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
         base.check_adapter(adapter, device)?;
     }
     let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
-    let task = args
-        .data
-        .task
-        .or(notes.map(|n| n.task))
-        .unwrap_or_else(|| base.task());
+    let train_file = args.train_file.as_deref().unwrap_or_default();
+    let noted = notes.map(|n| n.task);
+    let table = labels::table_of(&base, &args.data, noted, train_file, device)?;
+    let choice = TaskChoice::new(&base, &args.data, adapter.as_ref(), &table)?;
+    let task = choice.task;
     let max_length = base.max_length(args.data.max_length.or(notes.map(|n| n.max_length)))?;
-    let known = known_labels(&base, &args.data, adapter.as_ref());
+    let known = labels::known_labels(&base, &args.data, adapter.as_ref());
     let lora = resolve_lora_from(&args.lora, &base, adapter.as_ref())?;
     let precision = device.precision().into();
     let mut config = configuration(args, &base, task, max_length, (lora, precision));
@@ -143,21 +146,17 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
         Unused::of_args(given).check_train(&config)?;
     }
 
-    let train_file = config.data.train_file.as_str();
-    let spec = load_spec(&base, &args.data, task, known.clone(), max_length)?;
-    let mut train = load_rows(train_file, &spec, &base, device)?;
-    let known_names = known.is_some();
-    let labels = choose_labels(&base, task, known, train.label_map.as_ref());
-    refuse_numbers_as_names(&labels, known_names)?;
-    let spec = load_spec(&base, &args.data, task, Some(labels.clone()), max_length)?;
+    let spec = load_spec(&base, &args.data, task, known.as_ref(), max_length)?;
+    let mut train = rows_of(&table, &spec, &base, device)?;
+    let labels = labels::choose_labels(&base, task, known, train.label_map.as_ref());
+    let spec = load_spec(&base, &args.data, task, Some(&labels), max_length)?;
     // Where the names learned from the rows gave way to the checkpoint's own, the rows are read by those.
-    if train
-        .label_map
-        .as_ref()
-        .is_some_and(|map| map.names() != labels)
-    {
-        train = load_rows(train_file, &spec, &base, device)?;
+    let is_other = |map: &LabelMap| map.names() != labels.names;
+    if train.label_map.as_ref().is_some_and(is_other) {
+        train = rows_of(&table, &spec, &base, device)?;
     }
+    drop(table);
+    let labels = labels.names;
     let read = |file: &Option<String>| {
         file.as_deref()
             .map(|f| load_rows(f, &spec, &base, device))
@@ -185,19 +184,8 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
         train,
         validation,
         test,
+        choice,
     })
-}
-
-/// Fractions are measurements, not classes: a thousand classes learned from a column of ratings help nobody.
-fn refuse_numbers_as_names(labels: &[String], known: bool) -> CliResult {
-    let is_fraction = |name: &&String| name.contains('.') && name.parse::<f64>().is_ok();
-    match labels.iter().find(is_fraction).filter(|_| !known) {
-        None => Ok(()),
-        Some(name) => Err(CliError::usage(format!(
-            "the labels are numbers with fractions (`{name}`), expected names of classes"
-        ))
-        .hint("pass --task regression to predict numbers, or --label-column for another column")),
-    }
 }
 
 /// The settings with their defaults; the labels are filled in when the rows are read.
@@ -225,6 +213,8 @@ fn configuration(
             text_column: args.data.text_column.clone(),
             text_pair_column: args.data.text_pair_column.clone(),
             label_column: args.data.label_column.clone(),
+            label_columns: args.data.label_columns.clone(),
+            unlabelled: args.data.unlabelled.unwrap_or_default(),
             context_column: args.data.context_column.clone(),
             no_header: args.data.no_header,
             max_length,
@@ -248,50 +238,6 @@ fn configuration(
         precision,
         threads: args.common.threads,
     }
-}
-
-/// Label names that do not come from the rows: flags, the adapter's notes, a head's real names.
-pub fn known_labels(
-    base: &Base,
-    data: &DataArgs,
-    adapter: Option<&AdapterSource>,
-) -> Option<Vec<String>> {
-    let notes = adapter
-        .and_then(|a| a.notes.as_ref())
-        .map(|n| n.labels.clone());
-    let config = || {
-        let names = base.head_names()?;
-        (!is_placeholder(names)).then(|| names.to_vec())
-    };
-    data.labels.clone().or(notes).or_else(config)
-}
-
-/// The names of the outputs: known ones, else those of the rows; a head with stand-in names keeps its number of outputs.
-pub fn choose_labels(
-    base: &Base,
-    task: TaskKind,
-    known: Option<Vec<String>>,
-    learned: Option<&LabelMap>,
-) -> Vec<String> {
-    if matches!(task, TaskKind::Regression | TaskKind::CausalLm) {
-        return Vec::new();
-    }
-    if let Some(known) = known {
-        return known;
-    }
-    let learned = learned.map(|map| map.names().to_vec()).unwrap_or_default();
-    match base.head_names() {
-        Some(names) if names.len() > learned.len() => names.to_vec(),
-        Some(_) | None => learned,
-    }
-}
-
-/// transformers' names for labels that nobody has named.
-fn is_placeholder(names: &[String]) -> bool {
-    names
-        .iter()
-        .enumerate()
-        .all(|(i, name)| *name == format!("LABEL_{i}"))
 }
 
 /// The adapter settings: an existing adapter's own, or fresh ones with defaults.
@@ -517,6 +463,8 @@ mod tests {
                 text_column: Some("a b".to_owned()),
                 text_pair_column: None,
                 label_column: None,
+                label_columns: None,
+                unlabelled: Default::default(),
                 context_column: None,
                 no_header: None,
                 long_rows: None,

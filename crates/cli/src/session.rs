@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_data::{
-    BadRows, ColumnSpec, DEFAULT_MAX_BAD_ROWS, DataError, Header, LabelMap, LabelNeed, LoadSpec,
-    Loaded, Template, TemplateError, Tokenizer, TokenizerError, TokenizerFamily,
+    BadRows, ColumnSpec, DEFAULT_MAX_BAD_ROWS, DataError, Header, LabelMap, LabelNeed, LabelOrigin,
+    LoadSpec, Loaded, Table, Template, TemplateError, Tokenizer, TokenizerError, TokenizerFamily,
+    examples_from_table, read_table,
 };
 use lowrank_engine::{DType, Device, Isa};
 use lowrank_formats::files;
@@ -223,6 +224,11 @@ impl Base {
             .hint(format!("pass --max-length {most} or less"))),
         }
     }
+
+    /// Whether a new head may take the place of the checkpoint's.
+    pub fn may_replace_head(&self) -> bool {
+        self.ignore_mismatched_sizes
+    }
 }
 
 /// What the head predicts.
@@ -350,12 +356,21 @@ impl AdapterSource {
     }
 }
 
+/// Names of classes, and where they come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownLabels {
+    /// The names in order.
+    pub names: Vec<String>,
+    /// Who named them.
+    pub origin: LabelOrigin,
+}
+
 /// How a file of rows is read.
 pub fn load_spec(
     base: &Base,
     data: &DataArgs,
     task: TaskKind,
-    labels: Option<Vec<String>>,
+    labels: Option<&KnownLabels>,
     max_length: usize,
 ) -> CliResult<LoadSpec> {
     Ok(LoadSpec {
@@ -364,12 +379,15 @@ pub fn load_spec(
             text_pair: data.text_pair_column.clone(),
             context: data.context_column.clone(),
             label: data.label_column.clone(),
+            labels: data.label_columns.clone().unwrap_or_default(),
         },
         labels: labels
-            .filter(|l| !l.is_empty())
-            .map(LabelMap::new)
+            .filter(|known| !known.names.is_empty())
+            .map(|known| LabelMap::new(known.names.clone()))
             .transpose()
             .map_err(DataError::from)?,
+        labels_from: labels.map(|known| known.origin).unwrap_or_default(),
+        unlabelled: data.unlabelled.unwrap_or_default(),
         max_length: Some(max_length),
         header: header(data.no_header),
         long_rows: data.long_rows.unwrap_or_default(),
@@ -413,9 +431,14 @@ fn max_bad_rows(bad_rows: Option<BadRows>, share: Option<f64>) -> CliResult<f64>
 
 /// Reads a file of rows on the device's threads.
 pub fn load_rows(path: &str, spec: &LoadSpec, base: &Base, device: &Device) -> CliResult<Loaded> {
+    let table = device.install(|| read_table(Path::new(path), spec))?;
+    rows_of(&table, spec, base, device)
+}
+
+/// The examples of rows that were read.
+pub fn rows_of(table: &Table, spec: &LoadSpec, base: &Base, device: &Device) -> CliResult<Loaded> {
     let tokenizer = base.tokenizer.as_ref();
-    let loaded =
-        device.install(|| lowrank_data::load_examples(Path::new(path), spec, tokenizer.ok()));
+    let loaded = device.install(|| examples_from_table(table, spec, tokenizer.ok()));
     loaded.map_err(|error| base.data_error(error))
 }
 

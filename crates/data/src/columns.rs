@@ -1,13 +1,13 @@
 //! Which column holds what: named by the user, or found by the names that common data sets use.
 
-use std::path::Path;
+mod finder;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{ColumnRole, DataError, Naming};
-use crate::labels::Task;
+use self::finder::Finder;
+use crate::error::{ColumnRole, DataError};
+use crate::labels::{LabelMap, Task};
 use crate::load::LabelNeed;
-use crate::nearest::nearest;
 use crate::rows::{FileFormat, Header, Table};
 
 /// Columns named by the user; what is not named is found by common names.
@@ -23,6 +23,29 @@ pub struct ColumnSpec {
     pub context: Option<String>,
     /// The label.
     pub label: Option<String>,
+    /// Columns of 0 and 1, each of which is a label; in place of `label`.
+    #[serde(default)]
+    pub labels: Vec<String>,
+}
+
+/// Where a row's label is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LabelColumns {
+    /// In one column.
+    One(String),
+    /// One column of 0 and 1 for each label, in order of the classes.
+    Each(Vec<String>),
+}
+
+impl LabelColumns {
+    /// The names of the columns.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Each(names) => names,
+        }
+    }
 }
 
 /// Where a row's text is.
@@ -81,13 +104,40 @@ impl PromptColumns {
     }
 }
 
+impl TextColumns {
+    /// The columns with what they hold, for a line.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Text { text, pair: None } => format!("text `{text}`"),
+            Self::Text {
+                text,
+                pair: Some(pair),
+            } => format!("text `{text}`, second text `{pair}`"),
+            Self::Completion { prompt, completion } => {
+                let parts = [
+                    ("system prompt", prompt.system.as_ref()),
+                    ("prompt", Some(&prompt.prompt)),
+                    ("context", prompt.context.as_ref()),
+                    ("completion", Some(completion)),
+                ];
+                let named = parts
+                    .iter()
+                    .filter_map(|(name, column)| Some(format!("{name} `{}`", (*column)?)));
+                named.collect::<Vec<_>>().join(", ")
+            }
+            Self::Words { words } => format!("words `{words}`"),
+            Self::Ids { input_ids, .. } => format!("token ids `{input_ids}`"),
+        }
+    }
+}
+
 /// The columns that a file's rows are read from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Columns {
     /// The text.
     pub text: TextColumns,
     /// The label, where one is read.
-    pub label: Option<String>,
+    pub label: Option<LabelColumns>,
 }
 
 /// Pairs of common data sets, in order of preference: GLUE, SNLI and MNLI, QNLI, QQP, BoolQ, SICK, and plain names.
@@ -164,16 +214,7 @@ const SINGLES: [&str; 7] = [
     "sentence1",
 ];
 const WORDS: [&str; 2] = ["tokens", "words"];
-const LABELS: [&str; 7] = [
-    "label",
-    "labels",
-    "gold_label",
-    "class",
-    "target",
-    "category",
-    "sentiment",
-];
-const TAGS: [&str; 7] = [
+const TAGS: [&str; 9] = [
     "ner_tags",
     "tags",
     "labels",
@@ -181,24 +222,18 @@ const TAGS: [&str; 7] = [
     "pos_tags",
     "chunk_tags",
     "ner",
-];
-const SCORES: [&str; 7] = [
-    "label",
-    "labels",
-    "score",
-    "target",
-    "rating",
-    "similarity_score",
-    "stars",
+    "upos",
+    "pos",
 ];
 
 impl ColumnSpec {
-    /// The columns of a file for a task.
+    /// The columns of a file for a task; classes that are `known` may have a column each.
     pub fn resolve(
         &self,
         table: &Table,
         task: Task,
         need: LabelNeed,
+        known: Option<&LabelMap>,
     ) -> Result<Columns, DataError> {
         let finder = Finder::new(table);
         let text = self.text_columns(&finder, task)?;
@@ -210,22 +245,80 @@ impl ColumnSpec {
                 Some(label) if of_ids => Some(finder.named(label, ColumnRole::Label)?),
                 Some(_) | None => finder.first(&[&name]).filter(|_| of_ids),
             };
+            let label = label.map(LabelColumns::One);
             return Ok(Columns { text, label });
         }
+        let taken = Columns { text, label: None };
         let label = match need {
             LabelNeed::Ignored => None,
-            LabelNeed::IfPresent => match &self.label {
-                Some(name) => finder.has(name).then(|| name.clone()),
-                None => finder.label(task),
-            },
-            LabelNeed::Required => Some(match &self.label {
-                Some(name) => finder.named(name, ColumnRole::Label)?,
-                None => finder
-                    .label(task)
+            LabelNeed::IfPresent if self.label.as_ref().is_some_and(|name| !finder.has(name)) => {
+                None
+            }
+            LabelNeed::IfPresent => self.label_columns(&finder, &taken, task, known)?,
+            LabelNeed::Required => Some(
+                self.label_columns(&finder, &taken, task, known)?
                     .ok_or_else(|| finder.none(ColumnRole::Label))?,
-            }),
+            ),
         };
-        Ok(Columns { text, label })
+        Ok(Columns { label, ..taken })
+    }
+
+    /// The columns named, or else found: by a known name, by the names of the classes, or as all columns of 0 and 1.
+    fn label_columns(
+        &self,
+        finder: &Finder,
+        taken: &Columns,
+        task: Task,
+        known: Option<&LabelMap>,
+    ) -> Result<Option<LabelColumns>, DataError> {
+        if !self.labels.is_empty() {
+            return self.named_label_columns(finder, task, known).map(Some);
+        }
+        if let Some(name) = &self.label {
+            return Ok(Some(LabelColumns::One(
+                finder.named(name, ColumnRole::Label)?,
+            )));
+        }
+        if task == Task::TokenClassification {
+            return Ok(finder.first(&TAGS).map(LabelColumns::One));
+        }
+        if task == Task::MultiLabel
+            && let Some(columns) = finder.column_each(taken, known)
+        {
+            return Ok(Some(LabelColumns::Each(columns)));
+        }
+        Ok(finder.label(taken)?.map(LabelColumns::One))
+    }
+
+    fn named_label_columns(
+        &self,
+        finder: &Finder,
+        task: Task,
+        known: Option<&LabelMap>,
+    ) -> Result<LabelColumns, DataError> {
+        if self.label.is_some() || task != Task::MultiLabel {
+            return Err(DataError::Spec(
+                "--label-columns names one column of 0 and 1 for each label: it needs --task multi_label, and no --label-column".into(),
+            ));
+        }
+        for name in &self.labels {
+            finder.named(name, ColumnRole::Label)?;
+        }
+        let Some(known) = known else {
+            return Ok(LabelColumns::Each(self.labels.clone()));
+        };
+        // In the order of the classes where they have the columns' names; else the order named is theirs.
+        if known.names().iter().all(|name| self.labels.contains(name)) {
+            return Ok(LabelColumns::Each(known.names().to_vec()));
+        }
+        if known.len() != self.labels.len() {
+            return Err(DataError::Spec(format!(
+                "{} columns of labels for {} classes",
+                self.labels.len(),
+                known.len()
+            )));
+        }
+        Ok(LabelColumns::Each(self.labels.clone()))
     }
 
     fn text_columns(&self, finder: &Finder, task: Task) -> Result<TextColumns, DataError> {
@@ -384,7 +477,7 @@ impl ColumnSpec {
 impl Columns {
     /// The columns that are read.
     pub fn read(&self) -> Vec<&String> {
-        let mut used: Vec<&String> = self.label.iter().collect();
+        let mut used: Vec<&String> = self.label.iter().flat_map(LabelColumns::names).collect();
         match &self.text {
             TextColumns::Text { text, pair } => used.extend([text].into_iter().chain(pair)),
             TextColumns::Completion { prompt, completion } => {
@@ -415,114 +508,5 @@ impl Columns {
             .filter(|name| !used.contains(name))
             .cloned()
             .collect()
-    }
-}
-
-struct Finder<'a> {
-    path: &'a Path,
-    columns: &'a [String],
-    format: FileFormat,
-    header: Header,
-}
-
-impl<'a> Finder<'a> {
-    fn new(table: &'a Table) -> Self {
-        Self {
-            path: table.path(),
-            columns: table.columns(),
-            format: table.format(),
-            header: table.header(),
-        }
-    }
-
-    /// A known pair of prompt and completion, or the prompt of a completion that was named.
-    fn completion(&self, named: Option<&str>) -> Option<(&'static str, &'static str)> {
-        let fits = |completion: &str| named.map_or(self.has(completion), |name| name == completion);
-        let mut pairs = COMPLETIONS.into_iter();
-        pairs.find(|(prompt, completion)| self.has(prompt) && fits(completion))
-    }
-
-    /// A prompt that was found by its name, with what stands beside it.
-    fn around(&self, prompt: &str, completion: &str, context: Option<String>) -> PromptColumns {
-        let beside = CONTEXTS
-            .into_iter()
-            .find(|name| self.has(name) && ![prompt, completion].contains(name));
-        PromptColumns {
-            prompt: prompt.into(),
-            context: context.or(beside.map(String::from)),
-            system: self.first(&SYSTEMS),
-            history: self.first(&HISTORIES),
-        }
-    }
-
-    /// The error of a language model's file; conversations are named, because they are often what is there instead.
-    fn none_causal(&self, role: ColumnRole) -> DataError {
-        match self.first(&CONVERSATIONS) {
-            Some(column) => DataError::Conversations {
-                path: self.path.into(),
-                column,
-            },
-            None => self.none(role),
-        }
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.columns.iter().any(|column| column == name)
-    }
-
-    fn first(&self, names: &[&str]) -> Option<String> {
-        names
-            .iter()
-            .find(|name| self.has(name))
-            .map(|name| name.to_string())
-    }
-
-    fn label(&self, task: Task) -> Option<String> {
-        match task {
-            Task::SingleLabel | Task::MultiLabel => self.first(&LABELS),
-            Task::Regression => self.first(&SCORES),
-            Task::TokenClassification => self.first(&TAGS),
-            Task::CausalLm => None,
-        }
-    }
-
-    fn ids(&self, input_ids: String) -> TextColumns {
-        TextColumns::Ids {
-            input_ids,
-            token_type_ids: self.first(&["token_type_ids"]),
-            attention_mask: self.first(&["attention_mask"]),
-        }
-    }
-
-    fn named(&self, name: &str, role: ColumnRole) -> Result<String, DataError> {
-        if self.has(name) {
-            return Ok(name.to_string());
-        }
-        Err(DataError::MissingColumn {
-            path: self.path.into(),
-            column: name.to_string(),
-            role,
-            columns: self.columns.to_vec(),
-            nearest: nearest(name, self.columns),
-            naming: self.naming(),
-        })
-    }
-
-    fn none(&self, role: ColumnRole) -> DataError {
-        DataError::NoColumnFor {
-            path: self.path.into(),
-            role,
-            columns: self.columns.to_vec(),
-            naming: self.naming(),
-        }
-    }
-
-    /// Where the columns have their names from.
-    fn naming(&self) -> Naming {
-        match (self.format, self.header) {
-            (FileFormat::Csv | FileFormat::Tsv, Header::Present) => Naming::FirstLine,
-            (FileFormat::Csv | FileFormat::Tsv, Header::Absent) => Naming::Place,
-            (FileFormat::Jsonl | FileFormat::Text | FileFormat::Parquet, _) => Naming::Rows,
-        }
     }
 }

@@ -1,11 +1,13 @@
 //! What can be wrong with a data file or a tokenizer, said with file, line and column. Knows nothing of how rows are read.
 
+mod row;
 mod tokenizer;
 
 use std::path::PathBuf;
 
 use thiserror::Error;
 
+pub use row::{RowFault, RowFaultKind};
 pub use tokenizer::TokenizerError;
 
 /// How many faulty rows an error names; it always says how many there are in all.
@@ -81,6 +83,50 @@ pub enum DataError {
         nearest: Option<String>,
         /// Where the columns have their names from.
         naming: Naming,
+    },
+    /// No column was named, and several have names that we know.
+    #[error("`{}`: several columns may hold {role}: {}", path.display(), name_list(columns))]
+    SeveralColumnsFor {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        role: ColumnRole,
+        /// The columns that may be meant.
+        columns: Vec<String>,
+    },
+    /// A column of labels that are half of one kind and half of another, so that neither is the fault.
+    #[error("`{}`, column `{column}`: {count} labels are {} (`{}`) and {count} are {} (`{}`): which are meant?", path.display(), kinds[0].0, shorten(&kinds[0].1), kinds[1].0, shorten(&kinds[1].1))]
+    MixedLabels {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// How many there are of each kind.
+        count: u64,
+        /// The kinds, with an example of each.
+        kinds: Box<[(&'static str, String); 2]>,
+    },
+    /// A column for several labels that holds only 0 and 1, and no vectors of one length.
+    #[error("`{}`, column `{column}`: only 0 and 1, but no vectors of one length (line {line}: `{}`): these labels are neither places of a vector nor names", path.display(), shorten(example))]
+    NoVectors {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// A line that shows it.
+        line: u64,
+        /// What stands there.
+        example: String,
+    },
+    /// No row has a label.
+    #[error("`{}`: none of {rows} rows has a label{}", path.display(), column.as_ref().map(|c| format!(" in column `{c}`")).unwrap_or_default())]
+    NoLabelledRow {
+        /// The file.
+        path: PathBuf,
+        /// Rows in the file.
+        rows: usize,
+        /// Where labels were looked for.
+        column: Option<String>,
     },
     /// No column was named, and none has a name that we know.
     #[error("`{}`: no column is known to hold {role}; found {}", path.display(), name_list(columns))]
@@ -200,6 +246,17 @@ impl DataError {
             ),
             Self::Conversations { .. } => Some(
                 "write each exchange as a row: `{\"prompt\": \"...\", \"completion\": \"...\"}`".into(),
+            ),
+            Self::SeveralColumnsFor { .. } => Some("name one with --label-column".into()),
+            Self::MixedLabels { kinds, .. } => Some(match kinds[1].0 {
+                "fractions" => "--task regression predicts numbers; for classes, mend the fractions".into(),
+                _ => "mend one of them, or name every class with --labels".into(),
+            }),
+            Self::NoVectors { .. } => Some(
+                "for one label a row pass --task single_label; for several give each row a vector of one length such as `0,1,0`, a list of names, or one column of 0 and 1 a label (--label-columns)".into(),
+            ),
+            Self::NoLabelledRow { .. } => Some(
+                "GLUE's test files, for example, are published without labels; `lowrank predict` needs none".into(),
             ),
             Self::NoTokenizer { .. } => Some(
                 "put `tokenizer.json` beside the model, or give rows that are already tokenised (`input_ids`)".into(),
@@ -324,7 +381,9 @@ impl ColumnRole {
             Self::TextPair => "name the column of the second text with --text-pair-column",
             Self::Context => "name the column of what the prompt is about with --context-column",
             Self::Prompt => "name the column of prompts with --text-column",
-            Self::Label => "name the column of labels with --label-column",
+            Self::Label => {
+                "name the column of labels with --label-column; where each label has a column of 0 and 1, name them with --label-columns"
+            }
             Self::Words => {
                 "token classification needs a list of words in each row, for example `{\"tokens\": [\"a\", \"b\"], \"tags\": [\"O\", \"O\"]}`"
             }
@@ -350,210 +409,6 @@ impl Naming {
             Self::FirstLine => Some("the first line was taken for the header: where it is a row, pass --no-header and name columns by their place, as in --text-column 0 --label-column 1".into()),
             Self::Place => Some("without a header columns are named by their place, as in --text-column 0 --label-column 1".into()),
             Self::Rows => None,
-        }
-    }
-}
-
-/// One row that cannot be used.
-#[derive(Debug, Clone, PartialEq, Error)]
-#[error("line {line}{}: {kind}", column.as_ref().map(|c| format!(", column `{c}`")).unwrap_or_default())]
-pub struct RowFault {
-    /// The line, counted from 1; for Parquet the row.
-    pub line: u64,
-    /// The column, where the fault is in one.
-    pub column: Option<String>,
-    /// What is wrong.
-    pub kind: RowFaultKind,
-}
-
-/// What is wrong with a row.
-#[derive(Debug, Clone, PartialEq, Error)]
-#[non_exhaustive]
-pub enum RowFaultKind {
-    /// The line is not a JSON value.
-    #[error("not JSON: {message}")]
-    NotJson {
-        /// What the parser said, with the position in the line.
-        message: String,
-        /// Whether the line holds `NaN` or `Infinity`, as Python writes them.
-        python_constant: bool,
-    },
-    /// The document is no XML, or is cut off.
-    #[error("not XML: {0}")]
-    NotXml(String),
-    /// The line is JSON, but no object.
-    #[error("expected a JSON object, found {found}")]
-    NotAnObject {
-        /// What it is.
-        found: &'static str,
-    },
-    /// A byte 0, which no text holds.
-    #[error("a NUL byte")]
-    NulByte,
-    /// Too many or too few fields.
-    #[error("expected {expected} fields as in the header, found {found}")]
-    Ragged {
-        /// Fields in the header.
-        expected: usize,
-        /// Fields in the row.
-        found: usize,
-    },
-    /// The row has no such column, or `null` in it.
-    #[error("no value{}", nearest.as_ref().map(|n| format!(" (the row has `{n}`)")).unwrap_or_default())]
-    Missing {
-        /// The nearest key of this row.
-        nearest: Option<String>,
-    },
-    /// A value of another type than the column must have.
-    #[error("expected {expected}, found {found}")]
-    WrongType {
-        /// What it must be.
-        expected: &'static str,
-        /// What it is.
-        found: String,
-    },
-    /// A label that the map does not hold.
-    #[error("label `{label}` is not in the map; known: {}", name_list(known))]
-    UnknownLabel {
-        /// The label.
-        label: String,
-        /// The nearest name.
-        nearest: Option<String>,
-        /// The names of the map.
-        known: Vec<String>,
-    },
-    /// A regression target that is no number.
-    #[error("`{found}` is not a number")]
-    NotANumber {
-        /// What stands there.
-        found: String,
-        /// A column of the file whose values are numbers.
-        numeric_column: Option<String>,
-    },
-    /// A regression target that is NaN or infinite.
-    #[error("`{found}` is not finite")]
-    NotFinite {
-        /// What stands there.
-        found: String,
-    },
-    /// A fraction where a class is expected.
-    #[error("`{found}` is not a class")]
-    NotAClass {
-        /// What stands there.
-        found: String,
-    },
-    /// A vector of 0 and 1 of the wrong length.
-    #[error("expected {expected} labels, found {found}")]
-    LabelCount {
-        /// Number of labels in the map.
-        expected: usize,
-        /// Values in the row.
-        found: usize,
-    },
-    /// Not one value for each word or id.
-    #[error("expected {expected} {of}, one for each of the {each}, found {found}")]
-    Unequal {
-        /// Number of words or ids.
-        expected: usize,
-        /// Number of values.
-        found: usize,
-        /// What the values are: `labels`, `token types` or `mask values`.
-        of: &'static str,
-        /// What they are for: `words` or `token ids`.
-        each: &'static str,
-    },
-    /// Earlier turns beside a prompt.
-    #[error("earlier turns of a conversation, which are not read")]
-    Conversation,
-    /// No token at all.
-    #[error("the row has no {0}")]
-    NoTokens(&'static str),
-    /// A token id that the model has no row for.
-    #[error("token id {id} at position {position}, the model's vocabulary has {vocab_size}")]
-    IdOutOfVocabulary {
-        /// The id.
-        id: i64,
-        /// Its position in the row.
-        position: usize,
-        /// Rows of the embedding.
-        vocab_size: usize,
-    },
-    /// A token type that the model has no row for.
-    #[error("token type {id} at position {position}, the model has {type_vocab_size}")]
-    TypeOutOfRange {
-        /// The token type.
-        id: i64,
-        /// Its position in the row.
-        position: usize,
-        /// Rows of the embedding.
-        type_vocab_size: usize,
-    },
-    /// An attention mask that hides something else than padding at the end.
-    #[error("the attention mask is not ones followed by zeros")]
-    MaskNotAPrefix,
-    /// The row is longer than allowed, and long rows are refused.
-    #[error("{tokens} tokens, at most {max_length} are allowed")]
-    TooLong {
-        /// Its tokens.
-        tokens: usize,
-        /// The limit.
-        max_length: usize,
-    },
-    /// The tokenizer refused the text.
-    #[error("the text cannot be tokenised: {0}")]
-    Tokenize(String),
-}
-
-impl RowFaultKind {
-    /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::NotJson { python_constant: true, .. } => {
-                Some("`NaN` and `Infinity` are no JSON: remove these rows, or write `null`".into())
-            }
-            Self::Missing { nearest: Some(name) } => Some(format!("did you mean `{name}`?")),
-            Self::UnknownLabel { label, nearest, .. } => match nearest {
-                Some(name) => Some(format!("did you mean `{name}`?")),
-                None if label == "-1" => {
-                    Some("GLUE marks the rows of its test files with -1: they have no label".into())
-                }
-                None => None,
-            },
-            Self::NotANumber { numeric_column: Some(name), .. } => {
-                Some(format!("column `{name}` holds numbers: name it as the label"))
-            }
-            Self::NotAClass { .. } => Some("for real-valued targets choose regression".into()),
-            Self::WrongType { expected, found } if expected.contains("list") && !found.contains("list") => {
-                Some("write lists as JSON, `[\"a\", \"b\"]`; Python's `['a', 'b']` is read too".into())
-            }
-            Self::Ragged { .. } => {
-                Some("quote a field that holds the separator (CSV); a tab inside a TSV field cannot be written".into())
-            }
-            Self::IdOutOfVocabulary { .. } => {
-                Some("the rows, the tokenizer and the model must belong together".into())
-            }
-            Self::TooLong { .. } => {
-                Some("pass --long-rows truncate or drop, or a larger --max-length".into())
-            }
-            Self::MaskNotAPrefix => {
-                Some("pad on the right, or leave padding out: batches here are padding-free".into())
-            }
-            Self::Conversation => Some(
-                "write what was said before into the prompt, or name the columns with --text-column and --text-pair-column to leave it out".into(),
-            ),
-            Self::NotJson { .. }
-            | Self::NotAnObject { .. }
-            | Self::NulByte
-            | Self::Missing { nearest: None }
-            | Self::WrongType { .. }
-            | Self::NotANumber { numeric_column: None, .. }
-            | Self::NotFinite { .. }
-            | Self::LabelCount { .. }
-            | Self::Unequal { .. }
-            | Self::NoTokens(_)
-            | Self::TypeOutOfRange { .. }
-            | Self::NotXml(_)
-            | Self::Tokenize(_) => None,
         }
     }
 }

@@ -34,15 +34,19 @@ mod rows;
 mod tokenizer;
 
 pub use batch::{BatchLabels, BatchPlan, PackedBatch, Padding, batches, pack};
-pub use columns::{ColumnSpec, Columns, PromptColumns, TextColumns};
+pub use columns::{ColumnSpec, Columns, LabelColumns, PromptColumns, TextColumns};
 pub use error::{
     ColumnRole, DataError, FileProblem, LabelMapError, MAX_FAULTS_SHOWN, Naming, RowFault,
     RowFaultKind, TokenizerError,
 };
-pub use labels::{IGNORE_INDEX, Label, LabelMap, Task};
+pub use labels::{
+    ClassCount, IGNORE_INDEX, Label, LabelBalance, LabelLayout, LabelMap, LabelOddity, LabelOrigin,
+    LabelSummary, Task, UnlabelledRows,
+};
 pub use load::{
     BadRows, DEFAULT_MAX_BAD_ROWS, Example, LabelNeed, LoadReport, LoadSpec, Loaded, LongRows,
-    Prompt, Template, TemplateError, examples_from_table, load_examples, prompts_of, read_table,
+    Prompt, TaskGuess, Template, TemplateError, examples_from_table, guess_task, load_examples,
+    prompts_of, read_table,
 };
 pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};

@@ -8,7 +8,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 
-use lowrank_data::{BadRows, LongRows, NlgFormat};
+use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
 use lowrank_engine::DType;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +69,18 @@ impl From<TaskKind> for lowrank_model::Task {
             TaskKind::Regression => lowrank_model::Task::Regression,
             TaskKind::TokenClassification => lowrank_model::Task::TokenClassification,
             TaskKind::CausalLm => lowrank_model::Task::CausalLm,
+        }
+    }
+}
+
+impl From<lowrank_data::Task> for TaskKind {
+    fn from(task: lowrank_data::Task) -> Self {
+        match task {
+            lowrank_data::Task::SingleLabel => TaskKind::SingleLabel,
+            lowrank_data::Task::MultiLabel => TaskKind::MultiLabel,
+            lowrank_data::Task::Regression => TaskKind::Regression,
+            lowrank_data::Task::TokenClassification => TaskKind::TokenClassification,
+            lowrank_data::Task::CausalLm => TaskKind::CausalLm,
         }
     }
 }
@@ -178,6 +190,12 @@ pub struct DataSettings {
     pub text_pair_column: Option<String>,
     /// Column with the label.
     pub label_column: Option<String>,
+    /// Columns of 0 and 1, each of which is a label.
+    #[serde(default)]
+    pub label_columns: Option<Vec<String>>,
+    /// What becomes of rows without a label.
+    #[serde(default)]
+    pub unlabelled: UnlabelledRows,
     /// Column with what a language model's prompt is about; found by its name where absent.
     #[serde(default)]
     pub context_column: Option<String>,
@@ -522,6 +540,8 @@ pub(crate) mod tests {
                 text_column: None,
                 text_pair_column: None,
                 label_column: None,
+                label_columns: None,
+                unlabelled: UnlabelledRows::Error,
                 context_column: None,
                 no_header: None,
                 long_rows: None,

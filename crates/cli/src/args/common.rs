@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::Args;
-use lowrank_data::{BadRows, LongRows, NlgFormat};
+use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
 use lowrank_train::config::{ModulePattern, TaskKind};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -90,8 +90,9 @@ pub struct DataArgs {
     /// causal_lm [default: from the model or the labels]
     #[arg(long, value_parser = named::<TaskKind>, help_heading = "Data")]
     pub task: Option<TaskKind>,
-    /// Names of the labels in the order of their class numbers [default: from the model or the training rows]
-    #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "NAME", help_heading = "Data")]
+    /// Names of the labels in the order of their class numbers; a single value is cut at its commas, of several each is a
+    /// whole name [default: from the model or the training rows]
+    #[arg(long, num_args = 1.., value_name = "NAME", help_heading = "Data")]
     pub labels: Option<Vec<String>>,
     /// Column of the text, or of a language model's prompt [default: found by its name: text, sentence, prompt, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
@@ -103,9 +104,16 @@ pub struct DataArgs {
     /// prompt and completion are found by their names]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub context_column: Option<String>,
-    /// Column of the label [default: label]
+    /// Column of the label [default: label, or the one column that is named as labels are: score, class, stars, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub label_column: Option<String>,
+    /// Columns of 0 and 1, each of which is a label of multi_label [default: all of them, where no column holds labels]
+    #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "COLUMN", help_heading = "Data")]
+    #[serde(with = "one_or_many")]
+    pub label_columns: Option<Vec<String>>,
+    /// Rows without a label, where labels are needed: error, or drop, which leaves them out and counts them [default: error]
+    #[arg(long, value_parser = named::<UnlabelledRows>, value_name = "WHAT", help_heading = "Data")]
+    pub unlabelled: Option<UnlabelledRows>,
     /// The first line of a .csv or .tsv file is a row, not the names of its columns: columns are then named 0, 1, ...
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Data")]
     pub no_header: Option<bool>,
@@ -128,6 +136,24 @@ pub struct DataArgs {
     /// [default: {prompt}{eos} {completion}{eos}]
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
     pub template: Option<String>,
+}
+
+impl DataArgs {
+    /// The names of `--labels a,b` as a list. Names with commas stay whole where several values are given.
+    pub fn split_labels(&mut self) {
+        let Some([single]) = self.labels.as_deref() else {
+            return;
+        };
+        if let Ok(list) = serde_json::from_str::<Vec<String>>(single) {
+            self.labels = Some(list);
+        } else if single.contains(',') {
+            let names = single
+                .split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty());
+            self.labels = Some(names.map(str::to_owned).collect());
+        }
+    }
 }
 
 /// How weights and activations are stored and multiplied.
@@ -310,6 +336,28 @@ mod tests {
         );
         let regex = r".*layer\.[0-9]{1,2}\.attention\.self\.query";
         assert_eq!(parse(regex), ModulePattern::Text(regex.to_owned()));
+    }
+
+    #[test]
+    fn labels_are_cut_at_commas_only_where_one_value_is_given() {
+        let labels = |values: &[&str]| {
+            let mut args = DataArgs {
+                labels: Some(values.iter().map(|v| (*v).to_owned()).collect()),
+                ..DataArgs::default()
+            };
+            args.split_labels();
+            args.labels.unwrap()
+        };
+        assert_eq!(labels(&["no, yes"]), ["no", "yes"]);
+        assert_eq!(
+            labels(&["Arts, Culture", "News"]),
+            ["Arts, Culture", "News"]
+        );
+        assert_eq!(
+            labels(&["[\"Arts, Culture\", \"News\"]"]),
+            ["Arts, Culture", "News"]
+        );
+        assert_eq!(labels(&["only"]), ["only"]);
     }
 
     #[test]

@@ -1,24 +1,20 @@
 //! `lowrank check`: data and targets before training. What the model will see, what is odd, what would be adapted.
 
-use std::path::Path;
-
 use lowrank_data::check::{CheckFile, CheckOptions, CheckReport, check};
-use lowrank_data::{Loaded, Table, examples_from_table, read_table};
+use lowrank_data::{LabelMap, Loaded, Table};
 use lowrank_engine::Device;
 use lowrank_model::Model;
-use lowrank_train::config::TaskKind;
 use serde_json::{Value, json};
 
 use super::eval::batch_size;
 use super::train::adapter_table;
 use crate::args::{CheckArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
+use crate::labels::{self, TaskChoice};
 use crate::output::{self, count};
 use crate::presets::{check_family, with_preset};
-use crate::resolve::{
-    check_with_default_assets, choose_labels, default_lora, known_labels, resolve_lora,
-};
-use crate::session::{Base, Head, device, load_spec};
+use crate::resolve::{check_with_default_assets, default_lora, resolve_lora};
+use crate::session::{Base, Head, KnownLabels, device, load_spec, rows_of};
 
 /// Runs the command.
 pub fn run(flags: CheckArgs) -> CliResult {
@@ -28,8 +24,8 @@ pub fn run(flags: CheckArgs) -> CliResult {
     let device = device(&args.common, PrecisionArg::F32)?;
     let base = Base::open(&args.model)?.with_new_head(&args.new_head);
     check_family(&args.preset, &base.config.model_type)?;
-    let task = args.data.task.unwrap_or_else(|| base.task());
-    let (read, labels) = read_files(&args, &base, task, &device)?;
+    let (read, labels, choice) = read_files(&args, &base, &device)?;
+    let task = choice.task;
     let files: Vec<_> = read
         .iter()
         .map(|(name, table, loaded)| CheckFile {
@@ -43,16 +39,18 @@ pub fn run(flags: CheckArgs) -> CliResult {
         samples: args.samples.unwrap_or(3),
     };
     let report = check(&files, base.tokenizer.as_ref().ok(), &options);
-    let labels = choose_labels(&base, task, labels, None);
     let head = Head {
         task,
-        num_labels: labels.len().max(1),
-        labels,
+        num_labels: labels.names.len().max(1),
+        labels: labels.names,
     };
     let model = dry_model(&args, &base, &head)?;
     if args.common.is_json() {
-        output::print_json(&to_json(&report, &head, &model));
+        output::print_json(&to_json(&report, &head, &choice, &model));
     } else {
+        if let Some(line) = choice.line() {
+            output::println(line);
+        }
         output::println(report.render());
         let layers = model.adapter_report().modules.len();
         let trained = count(model.trainables().count());
@@ -72,42 +70,56 @@ pub fn run(flags: CheckArgs) -> CliResult {
 
 type ReadFile = (&'static str, Table, Loaded);
 
-/// The files' rows and the label names, which come from flags, the model, or the first file.
+/// The files' rows, and the task and label names, which come from flags, the model, or the first file.
 fn read_files(
     args: &CheckArgs,
     base: &Base,
-    task: TaskKind,
     device: &Device,
-) -> CliResult<(Vec<ReadFile>, Option<Vec<String>>)> {
+) -> CliResult<(Vec<ReadFile>, KnownLabels, TaskChoice)> {
     let max_length = base.max_length(args.data.max_length)?;
     let files = [
         ("train", &args.train_file),
         ("validation", &args.validation_file),
         ("test", &args.test_file),
     ];
-    let mut labels = known_labels(base, &args.data, None);
-    let mut read = Vec::new();
+    let mut tables = Vec::new();
     for (name, path) in files {
         let Some(path) = path else { continue };
-        let spec = load_spec(base, &args.data, task, labels.clone(), max_length)?;
-        let table = read_table(Path::new(path), &spec)?;
-        let loaded =
-            device.install(|| examples_from_table(&table, &spec, base.tokenizer.as_ref().ok()));
-        let loaded = loaded.map_err(|error| base.data_error(error))?;
-        // The first file's names hold for the others too, as in training.
-        labels = labels.or_else(|| loaded.label_map.as_ref().map(|m| m.names().to_vec()));
-        read.push((name, table, loaded));
+        tables.push((
+            name,
+            labels::table_of(base, &args.data, None, path, device)?,
+        ));
     }
-    if read.is_empty() {
+    let Some((_, first)) = tables.first() else {
         return Err(CliError::usage("no rows given")
             .hint("pass --train-file, --validation-file or --test-file"));
+    };
+    let choice = TaskChoice::new(base, &args.data, None, first)?;
+    let task = choice.task;
+    let known = labels::known_labels(base, &args.data, None);
+    let spec = load_spec(base, &args.data, task, known.as_ref(), max_length)?;
+    let loaded = rows_of(first, &spec, base, device)?;
+    // The first file's names hold for the others too, as in training.
+    let labels = labels::choose_labels(base, task, known, loaded.label_map.as_ref());
+    let spec = load_spec(base, &args.data, task, Some(&labels), max_length)?;
+    let is_same = |map: &LabelMap| map.names() == labels.names;
+    let mut learned = Some(loaded).filter(|l| l.label_map.as_ref().is_none_or(is_same));
+    let mut read = Vec::new();
+    for (name, table) in tables {
+        let loaded = match learned.take() {
+            Some(loaded) => loaded,
+            None => rows_of(&table, &spec, base, device)?,
+        };
+        read.push((name, table, loaded));
     }
-    Ok((read, labels))
+    Ok((read, labels, choice))
 }
 
-fn to_json(report: &CheckReport, head: &Head, model: &Model) -> Value {
+fn to_json(report: &CheckReport, head: &Head, choice: &TaskChoice, model: &Model) -> Value {
     let targets = model.adapter_report();
     json!({
+        "task": choice.task,
+        "task_reason": choice.reason,
         "data": report,
         "labels": head.labels,
         "targets": targets.modules.iter().map(|m| json!({

@@ -6,7 +6,9 @@ mod texts;
 
 use std::path::Path;
 
-use lowrank_data::{ColumnSpec, FileFormat, Header, Loaded, Table, examples_from_table};
+use lowrank_data::{
+    ColumnSpec, FileFormat, Header, LabelOrigin, Loaded, Table, examples_from_table,
+};
 use lowrank_model::{LoadReport, Model};
 use lowrank_train::config::{LARGEST_BATCH, TaskKind};
 use lowrank_train::evaluate::{PassSettings, evaluate};
@@ -20,7 +22,8 @@ use crate::head::existing_head;
 use crate::output::{self, TextTable, count};
 use crate::presets;
 use crate::session::{
-    AdapterSource, Base, Head, device, load_notes, load_rows, load_spec, say_notes, unlabelled,
+    AdapterSource, Base, Head, KnownLabels, device, load_notes, load_rows, load_spec, say_notes,
+    unlabelled,
 };
 use crate::unused::Unused;
 
@@ -53,7 +56,10 @@ pub fn run(flags: EvalArgs) -> CliResult {
         &loaded.base,
         &args.data,
         loaded.head.task,
-        Some(loaded.head.labels.clone()),
+        Some(&KnownLabels {
+            names: loaded.head.labels.clone(),
+            origin: loaded.labels_from,
+        }),
         loaded.max_length,
     )?;
     let rows = load_rows(path, &spec, &loaded.base, &device)?;
@@ -131,6 +137,8 @@ pub struct LoadedModel {
     pub model: Model,
     /// What it predicts.
     pub head: Head,
+    /// Where the names of its labels come from.
+    pub labels_from: LabelOrigin,
     /// Tokens a row at most.
     pub max_length: usize,
     /// How a language model's prompts are laid out, where the adapter's notes say it.
@@ -181,6 +189,11 @@ impl LoadedModel {
             .as_ref()
             .and_then(|a| a.notes.as_ref())
             .map(|n| n.max_length);
+        let labels_from = match (&data.labels, noted) {
+            (Some(_), _) => LabelOrigin::Flag,
+            (None, Some(_)) => LabelOrigin::Adapter,
+            (None, None) => LabelOrigin::Head,
+        };
         let max_length = base.max_length(data.max_length.or(noted))?;
         let template = adapter
             .as_ref()
@@ -204,6 +217,7 @@ impl LoadedModel {
             base,
             model: loaded,
             head,
+            labels_from,
             max_length,
             template,
             adapter_alpha,

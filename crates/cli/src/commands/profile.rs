@@ -22,7 +22,7 @@ use crate::output::{self, TextTable, bytes, count};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
 use crate::session::{Base, Head, load_rows, load_spec};
 use crate::unused::Unused;
-use crate::{memory, session, settings};
+use crate::{labels, memory, session, settings};
 
 mod generation;
 mod peak;
@@ -104,8 +104,8 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
                 None => random_rows(args, &model)?,
                 Some(path) => {
                     let max_length = base.max_length(args.data.max_length)?;
-                    let labels = args.data.labels.clone();
-                    let spec = load_spec(&base, &args.data, task, labels, max_length)?;
+                    let labels = labels::known_labels(&base, &args.data, None);
+                    let spec = load_spec(&base, &args.data, task, labels.as_ref(), max_length)?;
                     load_rows(path, &spec, &base, device)?.examples
                 }
             };

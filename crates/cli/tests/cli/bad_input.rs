@@ -61,22 +61,6 @@ fn rows() {
 }
 
 #[test]
-fn ratings_are_not_classes() {
-    let lab = Lab::new();
-    fs::write(lab.path("r.tsv"), "text\tlabel\nw5\t0.5\nw6\t-1.25\n").unwrap();
-    let words = [
-        "train",
-        "--model",
-        &lab.text("model"),
-        "--train-file",
-        &lab.text("r.tsv"),
-        "--output-dir",
-        &lab.text("run"),
-    ];
-    lowrank(&words).fails(2, &["numbers with fractions", "--task regression"]);
-}
-
-#[test]
 fn models() {
     let lab = Lab::new();
     let file = lab.path("model/model.safetensors");

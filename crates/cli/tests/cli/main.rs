@@ -7,6 +7,7 @@ mod generated_text;
 mod generation;
 mod heads;
 mod interrupted;
+mod labels;
 mod language_model;
 mod memory;
 mod outputs;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::batch::Padding;
 use crate::columns::{Columns, TextColumns};
+pub use crate::labels::{ClassCount, LabelBalance};
 use crate::labels::{IGNORE_INDEX, Label, LabelMap};
 use crate::load::{Example, LoadReport, Loaded};
 use crate::order::Order;
@@ -152,41 +153,6 @@ impl Lengths {
             mean: total as f64 / sorted.len().max(1) as f64,
         }
     }
-}
-
-/// What the labels are.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum LabelBalance {
-    /// There are none.
-    None,
-    /// Rows (for token classification: words) of each class, in order of the classes.
-    Classes {
-        /// Name and count.
-        counts: Vec<ClassCount>,
-        /// Counted labels in all.
-        total: u64,
-    },
-    /// Real numbers.
-    Numbers {
-        /// The smallest.
-        min: f64,
-        /// On average.
-        mean: f64,
-        /// The standard deviation.
-        std: f64,
-        /// The largest.
-        max: f64,
-    },
-}
-
-/// How often a class occurs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ClassCount {
-    /// Its name.
-    pub name: String,
-    /// How often.
-    pub count: u64,
 }
 
 /// Pairs of lines: the first use of a text, and a later one.
@@ -349,7 +315,7 @@ fn check_file(
         load: loaded.report.clone(),
         unread_texts: unread::texts(file.table, &loaded.report.columns),
         lengths: Lengths::of(&lengths),
-        labels: balance(loaded),
+        labels: loaded.report.labels.balance.clone(),
         duplicates: repeats.duplicates,
         conflicts: repeats.conflicts,
         empty_texts: repeats.empty_texts,
@@ -404,68 +370,6 @@ fn repeats(file: &CheckFile, keys: &[String]) -> Repeats {
         duplicates,
         conflicts,
         empty_texts,
-    }
-}
-
-fn balance(loaded: &Loaded) -> LabelBalance {
-    let mut counts = vec![0u64; loaded.label_map.as_ref().map_or(0, LabelMap::len)];
-    let mut numbers: Vec<f64> = Vec::new();
-    let mut labelled = false;
-    for example in &loaded.examples {
-        labelled |= example.label != Label::None;
-        let mut count = |class: usize| {
-            if let Some(count) = counts.get_mut(class) {
-                *count += 1;
-            }
-        };
-        match &example.label {
-            Label::None => {}
-            Label::Class(class) => count(*class as usize),
-            Label::Multi(values) => {
-                values
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, value)| **value > 0.0)
-                    .for_each(|(class, _)| count(class));
-            }
-            Label::Value(value) => numbers.push((*value).into()),
-            Label::Tokens(labels) => {
-                labels
-                    .iter()
-                    .filter_map(|label| usize::try_from(*label).ok())
-                    .for_each(count);
-            }
-        }
-    }
-    if !numbers.is_empty() {
-        let n = numbers.len() as f64;
-        let mean = numbers.iter().sum::<f64>() / n;
-        let variance = numbers
-            .iter()
-            .map(|value| (value - mean).powi(2))
-            .sum::<f64>()
-            / n;
-        return LabelBalance::Numbers {
-            min: numbers.iter().copied().fold(f64::INFINITY, f64::min),
-            mean,
-            std: variance.sqrt(),
-            max: numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        };
-    }
-    match &loaded.label_map {
-        Some(map) if labelled => LabelBalance::Classes {
-            total: counts.iter().sum(),
-            counts: map
-                .names()
-                .iter()
-                .zip(counts)
-                .map(|(name, count)| ClassCount {
-                    name: name.clone(),
-                    count,
-                })
-                .collect(),
-        },
-        Some(_) | None => LabelBalance::None,
     }
 }
 

@@ -1,14 +1,14 @@
 //! The pre-flight as plain text, and what in it is worth a warning.
 
 use super::{CheckReport, FileCheck, LabelBalance, Lines, Pairs, classes_seen, unread};
-use crate::columns::{Columns, TextColumns};
+use crate::columns::{Columns, LabelColumns};
+use crate::error::name_list;
+use crate::labels::LabelOddity;
 
 /// A class this frequent makes accuracy say little.
 const DOMINANT_SHARE: f64 = 0.9;
 /// Above this share of unknown tokens the tokenizer is hardly the right one.
 const UNKNOWN_SHARE: f64 = 0.02;
-/// Above this number, classes are more likely a column of numbers or of texts.
-const MANY_CLASSES: usize = 1000;
 
 impl CheckReport {
     /// The report as plain text, as the command line shows it.
@@ -96,7 +96,7 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
                 plural(loss.tokens as usize, "token"),
                 100.0 * loss.tokens as f64 / load.tokens.max(1) as f64,
                 loss.rows_with_end,
-                plural(load.rows - load.dropped_rows, "row"),
+                plural(load.rows - load.dropped_rows - load.unlabelled_rows, "row"),
             ),
         ),
     }
@@ -126,31 +126,12 @@ fn render_samples(file: &FileCheck, text: &mut String) {
 }
 
 fn columns(columns: &Columns) -> String {
-    let text = match &columns.text {
-        TextColumns::Text { text, pair: None } => format!("text `{text}`"),
-        TextColumns::Text {
-            text,
-            pair: Some(pair),
-        } => format!("text `{text}`, second text `{pair}`"),
-        TextColumns::Completion { prompt, completion } => {
-            let parts = [
-                ("system prompt", prompt.system.as_ref()),
-                ("prompt", Some(&prompt.prompt)),
-                ("context", prompt.context.as_ref()),
-                ("completion", Some(completion)),
-            ];
-            let named = parts
-                .iter()
-                .filter_map(|(name, column)| Some(format!("{name} `{}`", (*column)?)));
-            named.collect::<Vec<_>>().join(", ")
-        }
-        TextColumns::Words { words } => format!("words `{words}`"),
-        TextColumns::Ids { input_ids, .. } => format!("token ids `{input_ids}`"),
+    let text = columns.text.describe();
+    let label = match &columns.label {
+        None => "no label".into(),
+        Some(LabelColumns::One(label)) => format!("label `{label}`"),
+        Some(LabelColumns::Each(labels)) => format!("labels {}", name_list(labels)),
     };
-    let label = columns
-        .label
-        .as_ref()
-        .map_or("no label".into(), |label| format!("label `{label}`"));
     format!("{text}, {label}")
 }
 
@@ -303,14 +284,19 @@ fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
 
 fn label_warnings(file: &FileCheck, found: &mut Vec<String>) {
     let mut warn = |text: String| found.push(format!("{}: {text}", file.name));
-    if let LabelBalance::Classes { counts, total } = &file.labels {
-        if counts.len() > MANY_CLASSES {
-            warn(format!(
-                "{} classes: is `{}` a column of classes?",
-                counts.len(),
-                file.load.columns.label.as_deref().unwrap_or("")
-            ));
+    if file.load.unlabelled_rows > 0 {
+        warn(format!(
+            "{} of {} rows have no label and are left out",
+            file.load.unlabelled_rows, file.load.rows
+        ));
+    }
+    for oddity in &file.load.labels.oddities {
+        // Classes without a row are named below, whatever they are called.
+        if !matches!(oddity, LabelOddity::Holes { .. }) {
+            warn(oddity.to_string());
         }
+    }
+    if let LabelBalance::Classes { counts, total } = &file.labels {
         let empty: Vec<&str> = counts
             .iter()
             .filter(|class| class.count == 0)
@@ -341,9 +327,6 @@ fn label_warnings(file: &FileCheck, found: &mut Vec<String>) {
                 100.0 * class.count as f64 / (*total).max(1) as f64,
                 class.name
             ));
-        }
-        if counts.len() == 1 {
-            warn(format!("all labels are `{}`", counts[0].name));
         }
     }
     if let LabelBalance::Numbers { min, max, .. } = &file.labels

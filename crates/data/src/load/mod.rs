@@ -6,6 +6,7 @@ mod causal;
 mod plan;
 mod prompt;
 mod row;
+mod task;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::columns::{ColumnSpec, Columns, TextColumns};
 use crate::error::{DataError, MAX_FAULTS_SHOWN, RowFault, RowFaultKind, TokenizerError};
-use crate::labels::{Label, LabelMap, Task, number};
+use crate::labels::value::number;
+use crate::labels::{Label, LabelMap, LabelOrigin, LabelSummary, Task, UnlabelledRows};
 use crate::nlg::{self, NlgFormat};
 use crate::rows::{FileFormat, Header, Table};
 use crate::tokenizer::Tokenizer;
@@ -25,6 +27,7 @@ pub use causal::{Template, TemplateError};
 use plan::LabelPlan;
 pub use prompt::{Prompt, prompts_of};
 use row::{Outcome, RowReader};
+pub use task::{TaskGuess, guess_task};
 
 /// What to do with a row that is longer than the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -67,8 +70,12 @@ pub struct LoadSpec {
     /// The classes; learned from this file if not given. A `config.json`'s stand-ins (see
     /// [`LabelMap::is_placeholder`]) are better not given.
     pub labels: Option<LabelMap>,
+    /// Where those classes come from, for messages.
+    pub labels_from: LabelOrigin,
     /// Whether rows must have labels.
     pub need: LabelNeed,
+    /// What becomes of rows without one where they must.
+    pub unlabelled: UnlabelledRows,
     /// The most tokens a row may have, special tokens included.
     pub max_length: Option<usize>,
     /// What to do with longer rows.
@@ -97,7 +104,9 @@ impl LoadSpec {
             columns: ColumnSpec::default(),
             task,
             labels: None,
+            labels_from: LabelOrigin::default(),
             need: LabelNeed::Required,
+            unlabelled: UnlabelledRows::default(),
             max_length: None,
             long_rows: LongRows::Truncate,
             bad_rows: BadRows::Error,
@@ -146,6 +155,8 @@ pub struct LoadReport {
     pub wordless_rows: usize,
     /// Rows left out because they are too long.
     pub dropped_rows: usize,
+    /// Rows left out because they have no label.
+    pub unlabelled_rows: usize,
     /// Rows that were cut.
     pub truncated_rows: usize,
     /// Tokens cut off in all.
@@ -156,6 +167,8 @@ pub struct LoadReport {
     pub longest: usize,
     /// What a user should know of the file, one sentence each.
     pub notes: Vec<String>,
+    /// What the labels are.
+    pub labels: LabelSummary,
 }
 
 /// A file's examples.
@@ -221,7 +234,8 @@ pub fn examples_from_table(
             path: table.path().into(),
         });
     }
-    let mut columns = spec.columns.resolve(table, spec.task, spec.need)?;
+    let known = spec.labels.as_ref();
+    let mut columns = spec.columns.resolve(table, spec.task, spec.need, known)?;
     refuse_duplicates(table, &columns)?;
     refuse_impossible(table, &columns, spec, tokenizer)?;
     if spec.need == LabelNeed::IfPresent
@@ -235,7 +249,7 @@ pub fn examples_from_table(
     }
     let Usable {
         outcomes,
-        label_map,
+        plan,
         mut bad,
         parted,
     } = usable(table, &columns, spec, tokenizer)?;
@@ -264,27 +278,34 @@ pub fn examples_from_table(
         bad_rows: bad.len(),
         wordless_rows: 0,
         dropped_rows: 0,
+        unlabelled_rows: 0,
         truncated_rows: 0,
         truncated_tokens: 0,
         tokens: 0,
         longest: 0,
         notes,
+        labels: LabelSummary::new(plan.layout(spec.task)),
     };
+    let naming = plan.naming();
     let loaded = Loaded {
         examples: Vec::with_capacity(outcomes.len()),
         left_out: bad,
-        label_map,
+        label_map: plan.into_map(),
         report,
     };
-    collect(outcomes, loaded, spec)
+    let mut loaded = collect(outcomes, loaded, spec)?;
+    let labels = loaded.examples.iter().map(|example| &example.label);
+    let layout = loaded.report.labels.layout;
+    loaded.report.labels = LabelSummary::of(layout, labels, loaded.label_map.as_ref(), &naming);
+    Ok(loaded)
 }
 
 /// What a file gives.
 struct Usable {
     /// What becomes of each row that can be used.
     outcomes: Vec<Outcome>,
-    /// The classes.
-    label_map: Option<LabelMap>,
+    /// What their labels mean.
+    plan: LabelPlan,
     /// The rows that cannot be used.
     bad: Vec<RowFault>,
     /// Texts so long that only a part of them was tokenised.
@@ -306,7 +327,7 @@ fn usable(
     let mut rest = Cow::Borrowed(table);
     loop {
         let parted = AtomicUsize::new(0);
-        let plan = LabelPlan::new(&rest, columns.label.as_deref(), spec)?;
+        let plan = LabelPlan::new(&rest, columns.label.as_ref(), spec)?;
         let reader = RowReader {
             table: &rest,
             columns,
@@ -317,12 +338,13 @@ fn usable(
         };
         let read = |row| reader.read(row);
         let outcomes: Vec<Result<Outcome, RowFault>> = rest.rows().par_iter().map(read).collect();
+        refuse_all_unlabelled(&rest, columns, &outcomes)?;
         let keep: Vec<bool> = outcomes.iter().map(Result::is_ok).collect();
         if keep.iter().all(|keep| *keep) {
             let outcomes = outcomes.into_iter().filter_map(Result::ok).collect();
             return Ok(Usable {
                 outcomes,
-                label_map: plan.into_map(),
+                plan,
                 bad,
                 parted: parted.into_inner(),
             });
@@ -333,6 +355,27 @@ fn usable(
         bad_rows::allow(table, &bad, spec)?;
         rest = Cow::Owned(rest.keeping(&keep));
     }
+}
+
+/// A file in which no row has a label is told so once, not row by row.
+fn refuse_all_unlabelled(
+    table: &Table,
+    columns: &Columns,
+    outcomes: &[Result<Outcome, RowFault>],
+) -> Result<(), DataError> {
+    let unlabelled = |outcome: &Result<Outcome, RowFault>| match outcome {
+        Ok(outcome) => matches!(outcome, Outcome::Unlabelled(_)),
+        Err(fault) => matches!(fault.kind, RowFaultKind::Unlabelled { nearest: None, .. }),
+    };
+    if outcomes.len() < 2 || !outcomes.iter().all(unlabelled) {
+        return Ok(());
+    }
+    let column = columns.label.as_ref().map(|label| label.names().join(", "));
+    Err(DataError::NoLabelledRow {
+        path: table.path().into(),
+        rows: outcomes.len(),
+        column,
+    })
 }
 
 /// Keeps the examples, and counts what became of the rows.
@@ -346,6 +389,10 @@ fn collect(
     let report = &mut loaded.report;
     for outcome in outcomes {
         match outcome {
+            Outcome::Unlabelled(fault) => {
+                report.unlabelled_rows += 1;
+                loaded.left_out.push(fault);
+            }
             Outcome::TooLong(tokens, fault) => {
                 report.dropped_rows += 1;
                 shortest_dropped = shortest_dropped.min(tokens);
@@ -463,7 +510,7 @@ fn first_numeric_column(table: &Table, columns: &Columns) -> Option<String> {
         table.rows().iter().take(MAX_FAULTS_SHOWN).all(|row| {
             table
                 .get(row, name)
-                .is_some_and(|cell| number(cell).is_ok())
+                .is_some_and(|cell| number(Some(cell)).is_ok())
         })
     })
 }

@@ -9,11 +9,10 @@ use super::causal::{Laid, Template};
 use super::plan::LabelPlan;
 use super::prompt::{self, Prompt, fault};
 use super::{Example, LoadSpec, LongRows};
-use crate::columns::{Columns, PromptColumns, TextColumns};
+use crate::columns::{Columns, LabelColumns, PromptColumns, TextColumns};
 use crate::error::{RowFault, RowFaultKind, TokenizerError};
-use crate::labels::{
-    IGNORE_INDEX, Label, LabelMap, MultiCell, Task, class_name, multi, number, wrong,
-};
+use crate::labels::value::{is_gap, number};
+use crate::labels::{IGNORE_INDEX, Label, Task, UnlabelledRows, wrong};
 use crate::nearest::nearest;
 use crate::rows::{Cell, Row, Table, parse_list};
 use crate::tokenizer::{Encoded, EncodedWords, Part, Tokenizer, refuse_long};
@@ -26,6 +25,8 @@ pub(super) enum Outcome {
     TooLong(usize, RowFault),
     /// Left out: a list of words without any.
     NoWords(RowFault),
+    /// Left out: it has no label.
+    Unlabelled(RowFault),
 }
 
 /// Everything that reading a row needs.
@@ -45,22 +46,37 @@ struct Tokens {
     labels: Option<Vec<i64>>,
 }
 
-/// Whether a row has a value that may be a label.
-pub(super) fn has_label(table: &Table, row: &Row, label: &str) -> bool {
-    match table.get(row, label) {
-        Some(Cell::Text(text)) => !text.trim().is_empty(),
-        Some(Cell::Json(_)) => true,
-        None => false,
-    }
+/// Whether a row has a value that may be a label in each of these columns.
+pub(super) fn has_label(table: &Table, row: &Row, columns: &LabelColumns) -> bool {
+    columns
+        .names()
+        .iter()
+        .all(|column| match table.get(row, column) {
+            Some(Cell::Text(text)) => !is_gap(text),
+            Some(Cell::Json(Value::String(text))) => !is_gap(text),
+            Some(Cell::Json(_)) => true,
+            None => false,
+        })
 }
 
 impl RowReader<'_> {
     pub(super) fn read(&self, row: &Row) -> Result<Outcome, RowFault> {
-        let label = match &self.columns.label {
+        let label = match self
+            .columns
+            .label
+            .as_ref()
+            .map(|label| self.label(row, label))
+        {
             None => Label::None,
-            Some(column) => self
-                .label(row, column)
-                .map_err(|kind| fault(row, column, kind))?,
+            Some(Ok(label)) => label,
+            Some(Err(fault)) => {
+                return match (&fault.kind, self.spec.unlabelled) {
+                    (RowFaultKind::Unlabelled { .. }, UnlabelledRows::Drop) => {
+                        Ok(Outcome::Unlabelled(fault))
+                    }
+                    _ => Err(fault),
+                };
+            }
         };
         let (column, mut tokens) = match &self.columns.text {
             TextColumns::Text { text, .. } if self.spec.task == Task::CausalLm => {
@@ -92,8 +108,11 @@ impl RowReader<'_> {
         self.check_ids(&tokens.encoded)
             .map_err(|kind| fault(row, column, kind))?;
         if self.spec.task == Task::CausalLm {
-            self.complete_labels(&mut tokens)
-                .map_err(|kind| fault(row, self.columns.label.as_ref().unwrap_or(column), kind))?;
+            self.complete_labels(&mut tokens).map_err(|kind| {
+                let label = self.columns.label.as_ref().map(LabelColumns::names);
+                let label = label.and_then(<[String]>::first);
+                fault(row, label.unwrap_or(column), kind)
+            })?;
         }
         let length = tokens.encoded.input_ids.len();
         if let Some(max_length) = self.spec.max_length.filter(|most| length > *most) {
@@ -467,68 +486,38 @@ impl RowReader<'_> {
         }
     }
 
-    fn label(&self, row: &Row, column: &str) -> Result<Label, RowFaultKind> {
-        let cell = match self.table.get(row, column) {
-            // For several labels, an empty field means none of them.
-            Some(Cell::Text(text))
-                if text.trim().is_empty() && self.spec.task != Task::MultiLabel =>
-            {
-                None
+    fn label(&self, row: &Row, columns: &LabelColumns) -> Result<Label, RowFault> {
+        let column = match columns {
+            LabelColumns::One(column) => column,
+            LabelColumns::Each(columns) => {
+                let label = self.plan.each(self.table, row, columns);
+                return label.map_err(|(column, kind)| self.label_fault(row, column, kind));
             }
-            cell => cell,
         };
-        let cell = cell.ok_or_else(|| self.missing(row, column))?;
-        match (self.spec.task, self.plan.map()) {
-            (Task::Regression, _) => Ok(Label::Value(number(cell)?)),
-            (Task::CausalLm, _) => Ok(Label::Tokens(whole_numbers(cell)?)),
-            (Task::SingleLabel, Some(map)) => {
-                let name = class_name(cell)?;
-                if name.is_empty() {
-                    return Err(self.missing(row, column));
-                }
-                Ok(Label::Class(map.class_or_fault(&name)?))
-            }
-            (Task::MultiLabel, Some(map)) => self.multi_label(cell, map),
-            (Task::TokenClassification, Some(map)) => {
-                let items = list(cell, "a list of labels")?;
-                Ok(Label::Tokens(
-                    items
-                        .iter()
-                        .map(|item| token_label(item, map))
-                        .collect::<Result<_, _>>()?,
-                ))
-            }
-            // No label of the file could be read, so no map was learned: say what is wrong with this one.
-            (Task::SingleLabel, None) => class_name(cell).and(Err(self.missing(row, column))),
-            (Task::MultiLabel, None) => multi(cell).and(Err(self.missing(row, column))),
-            (Task::TokenClassification, None) => match list(cell, "a list of labels")?.is_empty() {
-                true => Ok(Label::Tokens(Vec::new())),
-                false => Err(self.missing(row, column)),
+        let cell = self.table.get(row, column);
+        let label = match self.spec.task {
+            Task::Regression => number(cell).map(Label::Value),
+            Task::SingleLabel => self.plan.class(cell).map(Label::Class),
+            Task::MultiLabel => self.plan.several(cell),
+            Task::TokenClassification => self.plan.classes(cell).map(Label::Tokens),
+            Task::CausalLm => match cell {
+                Some(cell) => whole_numbers(cell).map(Label::Tokens),
+                None => Err(self.missing(row, column)),
             },
-        }
+        };
+        label.map_err(|kind| self.label_fault(row, column, kind))
     }
 
-    fn multi_label(&self, cell: Cell, map: &LabelMap) -> Result<Label, RowFaultKind> {
-        let names = match multi(cell)? {
-            MultiCell::Bits(bits) if self.plan.vectors => return Ok(Label::Multi(bits)),
-            MultiCell::Bits(bits) => {
-                // A class stands once in a list, so a repeated number shows a vector of the wrong length.
-                let repeated = bits.len() > 2 || (bits.len() == 2 && bits[0] == bits[1]);
-                if repeated {
-                    return Err(RowFaultKind::LabelCount {
-                        expected: map.len(),
-                        found: bits.len(),
-                    });
-                }
-                bits.iter().map(f32::to_string).collect()
-            }
-            MultiCell::Names(names) => names,
+    /// The fault with the nearest key, where the row lacks the column.
+    fn label_fault(&self, row: &Row, column: &str, kind: RowFaultKind) -> RowFault {
+        let kind = match (kind, self.table.get(row, column)) {
+            (RowFaultKind::Unlabelled { found: None, .. }, None) => RowFaultKind::Unlabelled {
+                found: None,
+                nearest: nearest(column, self.table.keys(row)),
+            },
+            (kind, _) => kind,
         };
-        let mut values = vec![0.0; map.len()];
-        for name in &names {
-            values[map.class_or_fault(name)? as usize] = 1.0;
-        }
-        Ok(Label::Multi(values))
+        fault(row, column, kind)
     }
 
     fn missing(&self, row: &Row, column: &str) -> RowFaultKind {
@@ -546,13 +535,6 @@ fn unequal_to_ids(expected: usize, found: usize, of: &'static str) -> RowFaultKi
         of,
         each: "token ids",
     }
-}
-
-fn token_label(item: &Value, map: &LabelMap) -> Result<i64, RowFaultKind> {
-    if item.as_i64() == Some(IGNORE_INDEX) {
-        return Ok(IGNORE_INDEX);
-    }
-    Ok(map.class_or_fault(&class_name(Cell::Json(item))?)?.into())
 }
 
 /// A list in a cell; in text written as JSON, or as Python prints it.

@@ -39,6 +39,8 @@ pub fn config() -> TrainConfig {
             text_column: None,
             text_pair_column: None,
             label_column: None,
+            label_columns: None,
+            unlabelled: Default::default(),
             context_column: None,
             no_header: None,
             long_rows: None,

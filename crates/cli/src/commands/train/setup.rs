@@ -6,6 +6,7 @@ use lowrank_model::{LoadReport, Model};
 use super::Run;
 use super::planning::RunPlan;
 use crate::errors::CliResult;
+use crate::labels;
 use crate::output::{TextTable, bytes, count, percent};
 use crate::progress::Progress;
 use crate::session::load_notes;
@@ -86,19 +87,7 @@ pub fn announce(progress: &Progress, run: &Run, model: &Model, notes: &[String],
         count(data.truncated_rows as u64),
         config.data.max_length
     ));
-    let data = &config.data;
-    for (file, rows) in [
-        (Some(&data.train_file), Some(&run.train)),
-        (data.validation_file.as_ref(), run.validation.as_ref()),
-        (data.test_file.as_ref(), run.test.as_ref()),
-    ] {
-        let Some((file, rows)) = file.zip(rows) else {
-            continue;
-        };
-        for note in &rows.report.notes {
-            progress.line(format!("{file}: {note}"));
-        }
-    }
+    announce_rows(progress, run);
     progress.line(format!(
         "{} steps planned, {:.0} MFLOP a token, {} of tensors at the peak",
         count(plan.total_steps),
@@ -108,6 +97,32 @@ pub fn announce(progress: &Progress, run: &Run, model: &Model, notes: &[String],
     plan.notes(config)
         .into_iter()
         .for_each(|note| progress.line(note));
+}
+
+/// Says what the labels are, which columns were taken, and what is odd about files and labels.
+fn announce_rows(progress: &Progress, run: &Run) {
+    progress.line(format!("  {}", labels::line(&run.train.report)));
+    if let Some(line) = run.choice.line() {
+        progress.line(format!("  {line}"));
+    }
+    let data = &run.config.data;
+    let files = [
+        (Some(&data.train_file), Some(&run.train)),
+        (data.validation_file.as_ref(), run.validation.as_ref()),
+        (data.test_file.as_ref(), run.test.as_ref()),
+    ];
+    let files: Vec<_> = files
+        .into_iter()
+        .filter_map(|(name, loaded)| Some((name?.as_str(), loaded?)))
+        .collect();
+    for (file, rows) in &files {
+        for note in &rows.report.notes {
+            progress.line(format!("{file}: {note}"));
+        }
+    }
+    for warning in labels::warnings(&files) {
+        progress.line(warning);
+    }
 }
 
 /// The adapted layers as a table.
