@@ -972,7 +972,7 @@ fn bad_rows_are_refused_or_left_out_up_to_a_share() {
         loaded.report.notes,
         [
             "3 of 300 rows cannot be used and are left out\n  line 2: not JSON: EOF while parsing an object at column 12\n  \
-          line 8, column `text`: expected a text, found `5`\n  line 10, column `label`: no value"
+          line 8, column `text`: expected a text, found `5`\n  line 10, column `label`: no label"
         ]
     );
     let lines: Vec<u64> = loaded.left_out.iter().map(|fault| fault.line).collect();
