@@ -119,10 +119,13 @@ fn a_file_means_what_its_fields_mean_as_flags_and_flags_win() {
             .stderr
             .contains(&format!("taken from generation_config.json: {name}"));
         assert!(said, "{}", ran.stderr);
-        assert_eq!(
-            bench.tokens(&format!("{few} --generation-config none")),
-            plain
-        );
+        // A tokenizer without an end token of its own has the file's all the same.
+        if file.get("eos_token_id").is_none() {
+            assert_eq!(
+                bench.tokens(&format!("{few} --generation-config none")),
+                plain
+            );
+        }
     }
     bench.file(r#"{"repetition_penalty": 2.5, "num_beams": 4, "max_length": 8}"#);
     let own = "--repetition-penalty 1 --num-beams 1";
