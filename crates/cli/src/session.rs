@@ -95,12 +95,10 @@ impl Base {
     pub fn data_error(&self, error: DataError) -> CliError {
         match (&error, &self.tokenizer) {
             (DataError::NoTokenizer { .. }, Err(reason)) => {
-                let hint = reason.hint();
-                let error = CliError::from(error).caused_by(Some(reason));
-                match hint {
-                    Some(hint) => error.hint(hint),
-                    None => error,
-                }
+                // A folder whose file is broken needs no other file.
+                let mend = "mend or replace that file, or give rows that are already tokenised (`input_ids`)";
+                let hint = reason.hint().unwrap_or(mend.into());
+                CliError::from(error).caused_by(Some(reason)).hint(hint)
             }
             _ => CliError::from(error),
         }
