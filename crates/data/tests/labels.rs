@@ -493,6 +493,8 @@ fn most_fractions_are_measurements_and_whole_ones_classes() {
     assert_eq!(guess(pairs), Some(Task::Regression));
     assert_eq!(guess("text,label\na,0.0\nb,1.0\nc,1.0\n"), None);
     assert_eq!(guess("text,label\na,1\nb,2.5\nc,3\n"), None);
+    let halves = "text,rating\na,1.0\nb,2.5\nc,3.0\nd,\ne,4.0\n";
+    assert_eq!(guess(halves), Some(Task::Regression));
     assert_eq!(
         guess("text,label\na,\"0,1\"\nb,\"0,0\"\nc,\"1,1\"\n"),
         Some(Task::MultiLabel)

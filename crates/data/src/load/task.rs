@@ -9,7 +9,7 @@ use crate::columns::{ColumnSpec, Columns, LabelColumns, TextColumns};
 use crate::error::name_list;
 use crate::labels::Task;
 use crate::labels::several::{SeveralCell, is_only_a_vector, several};
-use crate::labels::value::{Seen, of_cell};
+use crate::labels::value::{Seen, is_gap, of_cell};
 use crate::rows::{Cell, Table};
 
 /// A task with the reason for it, in words that follow on "since".
@@ -74,6 +74,8 @@ fn of_columns(columns: &Columns) -> Option<TaskGuess> {
     }
 }
 
+/// Fractions in most rows, or in one of ten where every number is written with a point: whole ones such as `4.0` are then
+/// measurements too, and not classes that a gap turned into such numbers.
 fn of_fractions(table: &Table, label: &str) -> Option<TaskGuess> {
     let census = census_of(table.rows(), |row, census| {
         if let Ok(Seen::Value(value)) = of_cell(table.get(row, label), None) {
@@ -81,7 +83,16 @@ fn of_fractions(table: &Table, label: &str) -> Option<TaskGuess> {
         }
     });
     let (fractions, total) = (census.fractions(), census.total());
-    (2 * fractions > total).then(|| TaskGuess {
+    let is_pointed = |cell: Cell| match cell {
+        Cell::Text(text) => text.contains('.') || is_gap(text),
+        Cell::Json(value) => value.as_str().unwrap_or(&value.to_string()).contains('.'),
+    };
+    let all_pointed = || {
+        let cells = table.rows().iter().filter_map(|row| table.get(row, label));
+        cells.into_iter().all(is_pointed)
+    };
+    let are_measured = 2 * fractions > total || (10 * fractions >= total && all_pointed());
+    (fractions > 0 && are_measured).then(|| TaskGuess {
         task: Task::Regression,
         reason: format!("{fractions} of {total} labels are numbers with fractions"),
     })
