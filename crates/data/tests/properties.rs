@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use lowrank_data::{
-    BatchLabels, BatchPlan, Cursor, Example, FileFormat, Header, IGNORE_INDEX, Label, LabelMap,
-    LabelNeed, LoadSpec, LongRows, Order, PackedBatch, Padding, Table, Task, Tokenizer, batches,
-    examples_from_table, pack,
+    BadRows, BatchLabels, BatchPlan, Cursor, Example, FileFormat, Header, IGNORE_INDEX, Label,
+    LabelMap, LabelNeed, LoadSpec, LongRows, Order, PackedBatch, Padding, Table, Task, Tokenizer,
+    batches, examples_from_table, pack,
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,9 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
         Just("\u{feff}é\r\n".as_bytes().to_vec()),
         Just(b"\"".to_vec()),
         Just(b",".to_vec()),
+        Just(b"['a' 'b']".to_vec()),
+        Just(b"\r".to_vec()),
+        Just(b"\0".to_vec()),
         Just(b"\n".to_vec()),
         Just(b"[[[[{\"".to_vec()),
         proptest::collection::vec(any::<u8>(), 0..12),
@@ -43,8 +46,8 @@ proptest! {
     #[test]
     fn no_reader_panics(bytes in bytes(), absent in any::<bool>()) {
         let header = if absent { Header::Absent } else { Header::Present };
-        for format in [FileFormat::Jsonl, FileFormat::Csv, FileFormat::Tsv, FileFormat::Parquet] {
-            match Table::parse(Path::new("x"), bytes.clone(), format, header) {
+        for format in [FileFormat::Jsonl, FileFormat::Csv, FileFormat::Tsv, FileFormat::Text, FileFormat::Parquet] {
+            match Table::parse_lenient(Path::new("x"), bytes.clone(), format, header) {
                 Err(error) => prop_assert!(!error.to_string().is_empty()),
                 Ok(table) => {
                     prop_assert!(!table.rows().is_empty());
@@ -52,6 +55,7 @@ proptest! {
                         for need in [LabelNeed::Required, LabelNeed::IfPresent, LabelNeed::Ignored] {
                             let mut spec = LoadSpec::new(task);
                             (spec.need, spec.vocab_size, spec.max_length) = (need, Some(3), Some(2));
+                            (spec.bad_rows, spec.max_bad_rows) = (BadRows::Skip, 1.0);
                             let _ = examples_from_table(&table, &spec, None).map_err(|error| error.hint());
                         }
                     }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod config_file;
+mod data_files;
 mod faults;
 mod generated_text;
 mod generation;
