@@ -305,6 +305,14 @@ pub enum FileProblem {
     /// A JSON document of columns instead of rows.
     #[error("the file is one JSON object of columns, expected an object for each row")]
     JsonColumns,
+    /// More columns than any table has.
+    #[error("{found} columns, at most {most} are read")]
+    TooManyColumns {
+        /// Columns in the header.
+        found: usize,
+        /// The most.
+        most: usize,
+    },
     /// A quote that opens a field and is never closed.
     #[error("the quote that opens field {field} is never closed")]
     OpenQuote {
@@ -343,7 +351,7 @@ impl FileProblem {
             ),
             Self::NoNlgData => Some("name its kind with --data-format e2e, webnlg, dart or references".into()),
             Self::OtherNlgData { .. } => Some("leave --data-format out if the rows are of another kind".into()),
-            Self::Parquet(_) => None,
+            Self::Parquet(_) | Self::TooManyColumns { .. } => None,
         }
     }
 }

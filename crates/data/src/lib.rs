@@ -44,9 +44,9 @@ pub use labels::{
     LabelSummary, Task, UnlabelledRows,
 };
 pub use load::{
-    BadRows, DEFAULT_MAX_BAD_ROWS, Example, LabelNeed, LoadReport, LoadSpec, Loaded, LongRows,
-    Prompt, TaskGuess, Template, TemplateError, examples_from_table, guess_task, load_examples,
-    prompts_of, read_table,
+    BadRows, Completed, DEFAULT_MAX_BAD_ROWS, Example, LabelNeed, LoadReport, LoadSpec, Loaded,
+    LongRows, Prompt, TaskGuess, Template, TemplateError, completed_of, examples_from_table,
+    guess_task, load_examples, prompts_of, read_table,
 };
 pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};

@@ -11,10 +11,17 @@ pub(crate) fn nearest<'a, S: AsRef<str> + 'a>(
         return None;
     }
     let wanted = name.to_lowercase();
+    let length = wanted.chars().count();
+    // A name of another length is not near: of a million names, few are compared letter by letter.
+    let may_be_near = |candidate: &str| {
+        let other = candidate.chars().count();
+        length.abs_diff(other) <= (length.max(other) / 3).max(1)
+    };
     candidates
         .into_iter()
         .map(AsRef::as_ref)
         .filter(|candidate| candidate.len() <= LONGEST && *candidate != name)
+        .filter(|candidate| may_be_near(candidate))
         .map(|candidate| (distance(&wanted, &candidate.to_lowercase()), candidate))
         .filter(|(distance, candidate)| {
             let longer = wanted.chars().count().max(candidate.chars().count());

@@ -333,6 +333,25 @@ fn prompts_alone_are_made_as_in_training() {
 }
 
 #[test]
+fn prompts_with_their_completions_are_made_as_in_training() {
+    let completed = |text: &str| {
+        lowrank_data::completed_of(&table(text), &lowrank_data::ColumnSpec::default()).unwrap()
+    };
+    let rows = completed(r#"{"instruction": "name it", "input": "a place", "output": "the name"}"#);
+    let row = &rows.expect("a pair is known")[0];
+    assert_eq!(
+        (
+            row.prompt.joined().as_str(),
+            row.completion.as_str(),
+            row.line
+        ),
+        ("name it\na place", "the name", 1)
+    );
+    assert_eq!(completed(r#"{"text": "a place"}"#), None);
+    assert_eq!(completed(r#"{"name": "a place"}"#), None);
+}
+
+#[test]
 fn plain_text_is_a_row_a_line() {
     let table = Table::parse(
         Path::new("a.txt"),

@@ -48,7 +48,7 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
     }
     line("columns", columns(&load.columns));
     if !load.ignored_columns.is_empty() {
-        line("not read", load.ignored_columns.join(", "));
+        line("not read", some_of(&load.ignored_columns));
     }
     let lengths = &file.lengths;
     let (min, median, p95, max) = (lengths.min, lengths.median, lengths.p95, lengths.max);
@@ -167,6 +167,13 @@ fn labels(balance: &LabelBalance) -> String {
             format!("min {min:.4}, mean {mean:.4}, standard deviation {std:.4}, max {max:.4}")
         }
     }
+}
+
+/// Names, the first twenty of them.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let shown = names.iter().take(SHOWN).cloned().collect();
+    more(shown, names.len())
 }
 
 fn plural(n: usize, noun: &str) -> String {

@@ -39,7 +39,7 @@ impl ColumnRole {
             Self::Prompt => "name the column of prompts with --text-column",
             Self::Label => {
                 "name the column of labels with --label-column; where each label has a column of 0 and 1, name them with --label-columns"
-            },
+            }
             Self::Words => {
                 "token classification needs a list of words in each row, for example `{\"tokens\": [\"a\", \"b\"], \"tags\": [\"O\", \"O\"]}`"
             }

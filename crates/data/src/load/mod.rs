@@ -25,7 +25,7 @@ use crate::tokenizer::Tokenizer;
 pub use bad_rows::{BadRows, DEFAULT_MAX_BAD_ROWS};
 pub use causal::{Template, TemplateError};
 use plan::LabelPlan;
-pub use prompt::{Prompt, prompts_of};
+pub use prompt::{Completed, Prompt, completed_of, prompts_of};
 use row::{Outcome, RowReader};
 pub use task::{TaskGuess, guess_task};
 

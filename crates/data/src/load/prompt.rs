@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
-use crate::columns::{ColumnSpec, PromptColumns};
+use super::LabelNeed;
+use crate::columns::{ColumnSpec, Columns, PromptColumns, TextColumns};
 use crate::error::{DataError, RowFault, RowFaultKind};
-use crate::labels::wrong;
+use crate::labels::{Task, wrong};
 use crate::nearest::nearest;
 use crate::rows::{Cell, Row, Table};
 
@@ -73,14 +74,60 @@ impl Prompt {
 /// No column is known to hold prompts, or some rows have none.
 pub fn prompts_of(table: &Table, columns: &ColumnSpec) -> Result<Vec<Prompt>, DataError> {
     let columns = columns.resolve_prompt(table)?;
-    let read: Vec<_> = table
-        .rows()
-        .iter()
-        .map(|row| Prompt::of_row(table, row, &columns))
-        .collect();
-    let faults: Vec<RowFault> = read.iter().filter_map(|row| row.clone().err()).collect();
+    let rows = table.rows().iter();
+    let read = rows.map(|row| Prompt::of_row(table, row, &columns));
+    all(table, read.collect())
+}
+
+/// A prompt and the text that is to follow it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completed {
+    /// The line of the row.
+    pub line: u64,
+    /// The prompt.
+    pub prompt: Prompt,
+    /// What follows.
+    pub completion: String,
+}
+
+/// The prompts of a table's rows with their completions, made from the same columns as in training; nothing where the table has
+/// no such columns.
+///
+/// # Errors
+/// A named column is not there, or some rows have no prompt or no completion.
+pub fn completed_of(
+    table: &Table,
+    columns: &ColumnSpec,
+) -> Result<Option<Vec<Completed>>, DataError> {
+    let (prompt, completion) = match columns.resolve(table, Task::CausalLm, LabelNeed::Ignored) {
+        Ok(Columns {
+            text: TextColumns::Completion { prompt, completion },
+            ..
+        }) => (prompt, completion),
+        Ok(_) | Err(DataError::NoColumnFor { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let read = table.rows().iter().map(|row| {
+        Ok(Completed {
+            line: row.line,
+            prompt: Prompt::of_row(table, row, &prompt)?,
+            completion: self::completion(table, row, &completion)?.to_owned(),
+        })
+    });
+    all(table, read.collect()).map(Some)
+}
+
+/// All rows, or the error of those that have a fault.
+fn all<T>(table: &Table, rows: Vec<Result<T, RowFault>>) -> Result<Vec<T>, DataError> {
+    let (mut read, mut faults) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        match row {
+            Ok(row) => read.push(row),
+            Err(fault) => faults.push(fault),
+        }
+    }
     match faults.is_empty() {
-        true => Ok(read.into_iter().filter_map(Result::ok).collect()),
+        true => Ok(read),
         false => Err(table.rows_error(&faults)),
     }
 }

@@ -223,7 +223,11 @@ pub(crate) fn read_table(path: &Path, format: NlgFormat) -> Result<Table, DataEr
         }
     }
     rows.sort_by_key(|row| row.line);
-    Table::from_rows(path, FileFormat::Jsonl, &["prompt", "completion"], rows)
+    let note = format!(
+        "read as a data set of `{format}`: each of its texts is a row of `prompt` and `completion`"
+    );
+    let table = Table::from_rows(path, FileFormat::Jsonl, &["prompt", "completion"], rows)?;
+    Ok(table.noting(note))
 }
 
 fn malformed(path: &Path, problem: FileProblem) -> DataError {

@@ -40,6 +40,9 @@ const OTHERS: [Dialect; 3] = [
 /// Records by which the separator is found.
 const LOOKED_AT: usize = 50;
 
+/// The most fields of a record that are kept; more are only counted, so that a line of separators takes no memory.
+const MOST_FIELDS: usize = 1 << 20;
+
 /// GLUE's CoLA is published without a header: where a sentence is from, whether it is acceptable, what its author marked it
 /// with, and the sentence.
 const COLA: [&str; 4] = ["source", "label", "mark", "sentence"];
@@ -71,6 +74,16 @@ pub(super) fn parse(
             COLA.map(String::from).into()
         }
         Header::Present if records.is_empty() => Vec::new(),
+        Header::Present if records[0].more > 0 => {
+            return Err(DataError::Malformed {
+                path: path.into(),
+                line: records[0].line,
+                problem: FileProblem::TooManyColumns {
+                    found: MOST_FIELDS + records[0].more,
+                    most: MOST_FIELDS,
+                },
+            });
+        }
         Header::Present => {
             let names = records.remove(0).fields;
             names_of(names, &records)
@@ -114,8 +127,9 @@ fn fields_of_all(text: &str, dialect: Dialect) -> Option<usize> {
     let mut found = None;
     for _ in 0..LOOKED_AT {
         match reader.next_record() {
-            Ok(Record::Fields { fields, .. }) => {
-                if *found.get_or_insert(fields.len()) != fields.len() {
+            Ok(Record::Fields(record)) => {
+                let n = record.fields.len() + record.more;
+                if *found.get_or_insert(n) != n {
                     return None;
                 }
             }
@@ -130,6 +144,8 @@ fn fields_of_all(text: &str, dialect: Dialect) -> Option<usize> {
 struct Filled {
     line: u64,
     fields: Vec<String>,
+    /// Fields that were not kept.
+    more: usize,
 }
 
 fn read_records(
@@ -142,7 +158,7 @@ fn read_records(
     let mut records = Vec::new();
     loop {
         match reader.next_record() {
-            Ok(Record::Fields { line, fields }) => records.push(Filled { line, fields }),
+            Ok(Record::Fields(record)) => records.push(record),
             Ok(Record::Blank) => *blank_lines += 1,
             Ok(Record::End) => return Ok(records),
             Err((line, problem)) => {
@@ -196,15 +212,17 @@ fn is_cola(records: &[Filled]) -> bool {
 
 /// A record's fields, as many as there are columns; empty ones behind the last column are separators too many.
 fn checked(record: Filled, width: usize) -> Result<Vec<String>, RowFaultKind> {
-    let Filled { mut fields, .. } = record;
+    let Filled {
+        mut fields, more, ..
+    } = record;
     if fields.iter().any(|field| field.contains('\0')) {
         return Err(RowFaultKind::NulByte);
     }
-    let found = fields.len();
+    let found = fields.len() + more;
     while fields.len() > width && fields.last().is_some_and(String::is_empty) {
         fields.pop();
     }
-    if fields.len() != width {
+    if fields.len() != width || more > 0 {
         return Err(RowFaultKind::Ragged {
             expected: width,
             found,
@@ -225,7 +243,7 @@ impl Dialect {
 }
 
 enum Record {
-    Fields { line: u64, fields: Vec<String> },
+    Fields(Filled),
     Blank,
     End,
 }
@@ -261,12 +279,20 @@ impl<'a> Reader<'a> {
             }
         }
         let line = self.line;
-        let mut fields = Vec::new();
+        let mut record = Filled {
+            line,
+            fields: Vec::new(),
+            more: 0,
+        };
         loop {
-            let (field, more) = self.next_field(fields.len() + 1)?;
-            fields.push(field);
+            let (field, more) = self.next_field(record.fields.len() + record.more + 1)?;
+            if record.fields.len() < MOST_FIELDS {
+                record.fields.push(field);
+            } else {
+                record.more += 1;
+            }
             if !more {
-                return Ok(Record::Fields { line, fields });
+                return Ok(Record::Fields(record));
             }
         }
     }

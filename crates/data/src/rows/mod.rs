@@ -335,6 +335,12 @@ impl Table {
         &self.notes
     }
 
+    /// The same with one note more.
+    pub(crate) fn noting(mut self, note: String) -> Self {
+        self.notes.push(note);
+        self
+    }
+
     /// Whether the first line names the columns.
     pub fn header(&self) -> Header {
         self.header

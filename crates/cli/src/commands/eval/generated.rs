@@ -1,8 +1,9 @@
 //! `lowrank eval` of generated text: texts that are there already, or that a model writes after the prompts of a data set.
 
+use std::path::Path;
 use std::time::Instant;
 
-use lowrank_data::{Prompt, Template};
+use lowrank_data::{ColumnSpec, FileFormat, Prompt, Table, Template, completed_of, nlg};
 use lowrank_metrics::meteor::Meteor;
 use lowrank_metrics::{Metric, Segment, bleu, cider, nist, ptb, pyter, rouge_l, sacrebleu, ter};
 use lowrank_train::config::TaskKind;
@@ -18,7 +19,7 @@ use crate::errors::{CliError, CliResult};
 use crate::generation::Asked;
 use crate::output::{self, TextTable, count};
 use crate::presets;
-use crate::session::device;
+use crate::session::{device, header};
 use crate::targets;
 
 /// Scores a file of outputs.
@@ -63,7 +64,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let rows = lowrank_data::nlg::read_prompts(std::path::Path::new(path), args.data.data_format)?;
+    let rows = read_rows(args, path)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let precision = PrecisionArg::of(args.precision, args.adapter.adapter.is_some());
     let device = device(&args.common, precision)?;
@@ -95,7 +96,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     let started = Instant::now();
     let (mut outputs, mut tokens) = (Vec::with_capacity(rows.len()), 0);
     for rows in rows.chunks(size) {
-        let prompts: Vec<Prompt> = rows.iter().map(|row| row.prompt.clone().into()).collect();
+        let prompts: Vec<Prompt> = rows.iter().map(|row| row.prompt.clone()).collect();
         let found = writer.generate(&prompts, outputs.len(), &mut |_, _| {})?;
         for (row, generated) in rows.iter().zip(&found) {
             tokens += generated.tokens.len();
@@ -104,7 +105,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
                 sink.write(&text)?;
             }
             outputs.push(Output {
-                line: row.line,
+                line: row.group.line,
                 text,
             });
         }
@@ -119,9 +120,47 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
             count(tokens as u64)
         ));
     }
-    let groups: Vec<Group> = rows.into_iter().map(Group::from).collect();
+    let groups: Vec<Group> = rows.into_iter().map(|row| row.group).collect();
     let segments = pair(("the model", outputs), (path, &groups))?;
     report(args, &scorer, &segments, &groups)
+}
+
+/// A prompt, and what its text is scored by.
+struct Asked {
+    prompt: Prompt,
+    group: Group,
+}
+
+/// The rows of a data set of text generation, or those of any table of prompts and completions, laid out as in training.
+fn read_rows(args: &EvalArgs, path: &str) -> CliResult<Vec<Asked>> {
+    let (file, data) = (Path::new(path), &args.data);
+    let columns = ColumnSpec {
+        text: data.text_column.clone(),
+        text_pair: data.text_pair_column.clone(),
+        context: data.context_column.clone(),
+        ..ColumnSpec::default()
+    };
+    let is_set = columns == ColumnSpec::default() && nlg::detect(file).is_some();
+    if data.data_format.is_none() && !is_set && FileFormat::from_path(file).is_ok() {
+        let table = Table::read(file, None, header(data.no_header))?;
+        if let Some(rows) = completed_of(&table, &columns)? {
+            let asked = rows.into_iter().map(|row| Asked {
+                prompt: row.prompt,
+                group: Group {
+                    line: row.line,
+                    references: vec![row.completion],
+                    seen: None,
+                },
+            });
+            return Ok(asked.collect());
+        }
+    }
+    let rows = nlg::read_prompts(file, data.data_format)?;
+    let asked = rows.into_iter().map(|row| Asked {
+        prompt: row.prompt.clone().into(),
+        group: row.into(),
+    });
+    Ok(asked.collect())
 }
 
 /// What stands before the first blank line, on one line: as the paper's decoding script cuts it.
