@@ -235,6 +235,15 @@ impl ColumnSpec {
         need: LabelNeed,
         known: Option<&LabelMap>,
     ) -> Result<Columns, DataError> {
+        self.by_place(table).resolve_named(table, task, need)
+    }
+
+    fn resolve_named(
+        &self,
+        table: &Table,
+        task: Task,
+        need: LabelNeed,
+    ) -> Result<Columns, DataError> {
         let finder = Finder::new(table);
         let text = self.text_columns(&finder, task)?;
         if task == Task::CausalLm {
@@ -319,6 +328,18 @@ impl ColumnSpec {
             )));
         }
         Ok(LabelColumns::Each(self.labels.clone()))
+    }
+
+    /// The same with columns that the form of a table without a header gives away, where none is named.
+    fn by_place(&self, table: &Table) -> Self {
+        match table.by_place().filter(|_| *self == Self::default()) {
+            None => self.clone(),
+            Some((text, label)) => Self {
+                text: Some(text.into()),
+                label: Some(label.into()).filter(|label: &String| !label.is_empty()),
+                ..Self::default()
+            },
+        }
     }
 
     fn text_columns(&self, finder: &Finder, task: Task) -> Result<TextColumns, DataError> {

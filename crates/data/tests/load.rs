@@ -238,6 +238,12 @@ fn a_row_that_is_not_json_is_named_by_line() {
 }
 
 #[test]
+fn a_printed_dictionary_is_told_how_to_be_written() {
+    let error = message(parse("{'text': 'a', 'label': 1}\n", "a.jsonl"));
+    assert!(error.contains("json.dumps"), "{error}");
+}
+
+#[test]
 fn column_faults_name_the_nearest() {
     let text = "{\"sentense\": \"x\", \"lable\": 1}\n";
     assert_eq!(
@@ -697,6 +703,12 @@ fn separators_are_found_by_looking() {
         assert_eq!(rows, expected, "{text}");
         assert_eq!(table.notes(), [note]);
     }
+    // Some rows that are parted otherwise are faults of theirs.
+    let ragged = format!("text;label\n{}a;b;1\n", "a, b;1\n".repeat(9));
+    assert!(
+        message(parse(&ragged, "a.csv"))
+            .contains("line 11: expected 2 fields as in the header, found 3")
+    );
     // The separator that the name promises wins wherever it parts the rows, and where no other does.
     for text in [
         "text,label\na;b,1\nc;d,0\n",

@@ -84,8 +84,8 @@ fn rows_that_cannot_be_used_are_left_out_and_keep_their_place_in_predictions() {
     let lab = Lab::new();
     let mut rows: Vec<String> = (0..200)
         .map(|i| {
-            json!({ "text": format!("w{}", 5 + i % 90), "label": ["low", "high"][i % 2] })
-                .to_string()
+            let label = ["low", "high"][i % 2];
+            json!({ "text": format!("w{}", 5 + i % 90), "label": label }).to_string()
         })
         .collect();
     rows[3] = "{\"text\": 5, \"label\": \"odd\"}".into();

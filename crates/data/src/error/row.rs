@@ -182,6 +182,10 @@ impl RowFaultKind {
             Self::NotJson { python_constant: true, .. } => {
                 Some("`NaN` and `Infinity` are no JSON: remove these rows, or write `null`".into())
             }
+            // Python prints its dictionaries with single quotes.
+            Self::NotJson { message, .. } if message.starts_with("key must be a string") => Some(
+                "names and texts stand in double quotes: with Python, write each row by `json.dumps(row)`".into(),
+            ),
             Self::Missing { nearest: Some(name) } => Some(format!("did you mean `{name}`?")),
             Self::UnknownLabel { nearest, origin, .. } => Some(match nearest {
                 Some(name) => format!("did you mean `{name}`? {}", origin.explain()),

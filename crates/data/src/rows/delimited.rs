@@ -65,7 +65,10 @@ pub(super) fn parse(
         ));
     }
     parsed.columns = match header {
-        Header::Absent => numbered(&records),
+        Header::Absent => {
+            parsed.is_cola = is_cola(&records);
+            numbered(&records)
+        }
         Header::Present if is_cola(&records) => {
             parsed.notes.push(format!(
                 "no header, laid out as GLUE's CoLA: the columns are named {}",
@@ -107,38 +110,66 @@ pub(super) fn parse(
     Ok(parsed)
 }
 
-/// The dialect that a file's name promises, unless another one alone parts its first records alike.
+/// The dialect that a file's name promises, unless another one alone parts its first records alike, or it finds one column where
+/// another finds several in the header and in most records.
 fn find_dialect(text: &str, expected: Dialect) -> Dialect {
-    if fields_of_all(text, expected).is_some() {
+    let promised = look(text, expected);
+    if promised.fields > 1 && promised.alike == 1.0 {
         return expected;
     }
     let others = [CSV].into_iter().chain(OTHERS);
     let others = others.filter(|other| other.separator != expected.separator);
-    others
-        .filter_map(|other| Some((fields_of_all(text, other)?, other)))
+    let looks = others.map(|other| (look(text, other), other));
+    let needed = if promised.fields > 1 { 1.0 } else { MOST };
+    looks
+        .filter(|(look, _)| look.fields > 1 && look.alike >= needed)
         // The first of equals: a comma parts more files than a bar.
-        .reduce(|best, next| if next.0 > best.0 { next } else { best })
+        .reduce(|best, next| match next.0.beats(&best.0) {
+            true => next,
+            false => best,
+        })
         .map_or(expected, |(_, dialect)| dialect)
 }
 
-/// How many fields each of the first records has, if all have as many, and more than one.
-fn fields_of_all(text: &str, dialect: Dialect) -> Option<usize> {
+/// The share of records that have as many fields as the header, from which a separator is believed.
+const MOST: f64 = 0.8;
+
+/// What a dialect makes of the first records.
+struct Look {
+    /// Fields of the first record; 0 where they cannot be read.
+    fields: usize,
+    /// The share of records with as many, from 0 to 1.
+    alike: f64,
+}
+
+impl Look {
+    fn beats(&self, other: &Self) -> bool {
+        (self.alike, self.fields) > (other.alike, other.fields)
+    }
+}
+
+fn look(text: &str, dialect: Dialect) -> Look {
     let mut reader = Reader::new(text, dialect);
-    let mut found = None;
-    for _ in 0..LOOKED_AT {
+    let mut found: Vec<usize> = Vec::new();
+    while found.len() < LOOKED_AT {
         match reader.next_record() {
-            Ok(Record::Fields(record)) => {
-                let n = record.fields.len() + record.more;
-                if *found.get_or_insert(n) != n {
-                    return None;
-                }
-            }
+            Ok(Record::Fields(record)) => found.push(record.fields.len() + record.more),
             Ok(Record::Blank) => {}
             Ok(Record::End) => break,
-            Err(_) => return None,
+            Err(_) => {
+                return Look {
+                    fields: 0,
+                    alike: 0.0,
+                };
+            }
         }
     }
-    found.filter(|n| *n > 1)
+    let fields = found.first().copied().unwrap_or(0);
+    let alike = found.iter().filter(|n| **n == fields).count();
+    Look {
+        fields,
+        alike: alike as f64 / found.len().max(1) as f64,
+    }
 }
 
 struct Filled {

@@ -108,6 +108,7 @@ pub struct Table {
     faults: Vec<RowFault>,
     blank_lines: u64,
     notes: Vec<String>,
+    is_cola: bool,
 }
 
 /// One row of a [`Table`].
@@ -279,6 +280,7 @@ impl Table {
             faults: parsed.faults,
             blank_lines: parsed.blank_lines,
             notes: parsed.notes,
+            is_cola: parsed.is_cola,
         };
         match table.rows.is_empty() {
             true => Err(table.rows_error(&table.faults)),
@@ -317,6 +319,7 @@ impl Table {
             faults: self.faults.clone(),
             blank_lines: self.blank_lines,
             notes: self.notes.clone(),
+            is_cola: self.is_cola,
         }
     }
 
@@ -344,6 +347,15 @@ impl Table {
     /// Whether the first line names the columns.
     pub fn header(&self) -> Header {
         self.header
+    }
+
+    /// Where text and label stand in a table without a header, where its form says it: a single column, or GLUE's CoLA.
+    pub(crate) fn by_place(&self) -> Option<(&'static str, &'static str)> {
+        match (self.header, self.columns.len()) {
+            (Header::Absent, 1) => Some(("0", "")),
+            (Header::Absent, _) if self.is_cola => Some(("3", "1")),
+            (Header::Absent | Header::Present, _) => None,
+        }
     }
 
     /// How often a name stands in the header.
@@ -427,6 +439,8 @@ struct Parsed {
     faults: Vec<RowFault>,
     blank_lines: u64,
     notes: Vec<String>,
+    /// Columns named by their place that are laid out as GLUE's CoLA.
+    is_cola: bool,
 }
 
 /// The content of a file of rows. A pipe is refused: rows may have to be read twice.

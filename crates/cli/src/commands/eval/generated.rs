@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use lowrank_data::{ColumnSpec, FileFormat, Prompt, Table, Template, completed_of, nlg};
+use lowrank_data::{BadRows, ColumnSpec, FileFormat, Prompt, Table, Template, completed_of, nlg};
 use lowrank_metrics::meteor::Meteor;
 use lowrank_metrics::{Metric, Segment, bleu, cider, nist, ptb, pyter, rouge_l, sacrebleu, ter};
 use lowrank_train::config::TaskKind;
@@ -134,6 +134,11 @@ struct Asked {
 /// The rows of a data set of text generation, or those of any table of prompts and completions, laid out as in training.
 fn read_rows(args: &EvalArgs, path: &str) -> CliResult<Vec<Asked>> {
     let (file, data) = (Path::new(path), &args.data);
+    if data.bad_rows == Some(BadRows::Skip) {
+        return Err(CliError::usage(
+            "`bad_rows: skip` is not for texts that are to be scored: each needs its references",
+        ));
+    }
     let columns = ColumnSpec {
         text: data.text_column.clone(),
         text_pair: data.text_pair_column.clone(),
