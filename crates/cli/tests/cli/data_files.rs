@@ -31,20 +31,34 @@ fn check(lab: &Lab, file: &str, more: &[&str]) -> Ran {
     run(lab, &[&words[..], more].concat())
 }
 
+/// One step on a file of the lab.
+fn train(lab: &Lab, to: &str, file: &str, more: &[&str]) -> Ran {
+    let words = [
+        "train",
+        "--model",
+        "@model",
+        "--output-dir",
+        to,
+        "--train-file",
+        file,
+    ];
+    let step = [
+        "--max-steps",
+        "1",
+        "--warmup-steps",
+        "0",
+        "--batch-size",
+        "8",
+    ];
+    run(lab, &[&words[..], &step, more].concat())
+}
+
 #[test]
 fn a_table_is_trained_on_whatever_parts_its_fields() {
     let lab = Lab::new();
     let rows = "w5 w6;low\nw60 w70;high\nw7;low\nw80, w9 w90;high\n".repeat(4);
     fs::write(lab.path("semicolons.csv"), format!("text;label\n{rows}")).unwrap();
-    let words = [
-        "--train-file",
-        &lab.text("semicolons.csv"),
-        "--max-steps",
-        "1",
-        "--warmup-steps",
-        "0",
-    ];
-    let said = lab.train("run", &words).ok().stderr;
+    let said = train(&lab, "@run", "@semicolons.csv", &[]).ok().stderr;
     assert!(
         said.contains("semicolons.csv: fields are separated by `;`, not by `,`"),
         "{said}"
@@ -91,21 +105,9 @@ fn rows_that_cannot_be_used_are_left_out_and_keep_their_place_in_predictions() {
     rows[3] = "{\"text\": 5, \"label\": \"odd\"}".into();
     rows[120] = "{\"text\": \"w5\"".into();
     fs::write(lab.path("rows.jsonl"), rows.join("\n")).unwrap();
-    let file = lab.text("rows.jsonl");
-    let words = [
-        "--train-file",
-        &file,
-        "--max-steps",
-        "1",
-        "--warmup-steps",
-        "0",
-        "--eval-strategy",
-        "no",
-    ];
-    lab.train("strict", &words)
-        .fails(1, &["line 121: not JSON", "--bad-rows skip"]);
-    let skip = [&words[..], &["--bad-rows", "skip"]].concat();
-    let said = lab.train("run", &skip).ok().stderr;
+    train(&lab, "@strict", "@rows.jsonl", &[]).fails(1, &["line 121: not JSON", "--bad-rows skip"]);
+    let skip = ["--bad-rows", "skip"];
+    let said = train(&lab, "@run", "@rows.jsonl", &skip).ok().stderr;
     for part in [
         "rows.jsonl: 2 of 200 rows cannot be used and are left out",
         "  line 4, column `text`: expected a text, found `5`",
