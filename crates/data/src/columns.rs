@@ -235,7 +235,7 @@ impl ColumnSpec {
         need: LabelNeed,
         known: Option<&LabelMap>,
     ) -> Result<Columns, DataError> {
-        self.by_place(table).resolve_named(table, task, need)
+        self.by_place(table).resolve_named(table, task, need, known)
     }
 
     fn resolve_named(
@@ -243,6 +243,7 @@ impl ColumnSpec {
         table: &Table,
         task: Task,
         need: LabelNeed,
+        known: Option<&LabelMap>,
     ) -> Result<Columns, DataError> {
         let finder = Finder::new(table);
         let text = self.text_columns(&finder, task)?;

@@ -99,14 +99,15 @@ pub fn completed_of(
     table: &Table,
     columns: &ColumnSpec,
 ) -> Result<Option<Vec<Completed>>, DataError> {
-    let (prompt, completion) = match columns.resolve(table, Task::CausalLm, LabelNeed::Ignored) {
-        Ok(Columns {
-            text: TextColumns::Completion { prompt, completion },
-            ..
-        }) => (prompt, completion),
-        Ok(_) | Err(DataError::NoColumnFor { .. }) => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let (prompt, completion) =
+        match columns.resolve(table, Task::CausalLm, LabelNeed::Ignored, None) {
+            Ok(Columns {
+                text: TextColumns::Completion { prompt, completion },
+                ..
+            }) => (prompt, completion),
+            Ok(_) | Err(DataError::NoColumnFor { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
     let read = table.rows().iter().map(|row| {
         Ok(Completed {
             line: row.line,

@@ -126,13 +126,13 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
 }
 
 /// A prompt, and what its text is scored by.
-struct Asked {
+struct Scorable {
     prompt: Prompt,
     group: Group,
 }
 
 /// The rows of a data set of text generation, or those of any table of prompts and completions, laid out as in training.
-fn read_rows(args: &EvalArgs, path: &str) -> CliResult<Vec<Asked>> {
+fn read_rows(args: &EvalArgs, path: &str) -> CliResult<Vec<Scorable>> {
     let (file, data) = (Path::new(path), &args.data);
     if data.bad_rows == Some(BadRows::Skip) {
         return Err(CliError::usage(
@@ -149,7 +149,7 @@ fn read_rows(args: &EvalArgs, path: &str) -> CliResult<Vec<Asked>> {
     if data.data_format.is_none() && !is_set && FileFormat::from_path(file).is_ok() {
         let table = Table::read(file, None, header(data.no_header))?;
         if let Some(rows) = completed_of(&table, &columns)? {
-            let asked = rows.into_iter().map(|row| Asked {
+            let read = rows.into_iter().map(|row| Scorable {
                 prompt: row.prompt,
                 group: Group {
                     line: row.line,
@@ -157,15 +157,15 @@ fn read_rows(args: &EvalArgs, path: &str) -> CliResult<Vec<Asked>> {
                     seen: None,
                 },
             });
-            return Ok(asked.collect());
+            return Ok(read.collect());
         }
     }
     let rows = nlg::read_prompts(file, data.data_format)?;
-    let asked = rows.into_iter().map(|row| Asked {
+    let read = rows.into_iter().map(|row| Scorable {
         prompt: row.prompt.clone().into(),
         group: row.into(),
     });
-    Ok(asked.collect())
+    Ok(read.collect())
 }
 
 /// What stands before the first blank line, on one line: as the paper's decoding script cuts it.
