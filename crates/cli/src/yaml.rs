@@ -17,8 +17,8 @@ const DEEPEST: usize = 64;
 /// How many values a file may hold, those that stand for others (`*name`) counted each time.
 const MOST_VALUES: usize = 1_000_000;
 
-/// YAML's own limit for a key that stands before its colon on one line.
-const LONGEST_KEY: usize = 1024;
+/// YAML's own limit is 1024 characters for a key with its colon on one line; it holds for the key as it would be written back.
+const LONGEST_KEY: usize = 1000;
 
 /// A setting of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -269,11 +269,11 @@ fn name(node: Node, names: &mut HashSet<String>) -> Result<String, YamlError> {
     let Kind::Other(_, Value::String(name)) = node.kind else {
         return Err(fault(line, "expected the name of a setting"));
     };
-    if name.len() > LONGEST_KEY {
-        let message = format!(
-            "a key has {} bytes, expected at most {LONGEST_KEY}",
-            name.len()
-        );
+    let mut written = String::new();
+    write_text(&mut written, &name);
+    let length = written.chars().count();
+    if length > LONGEST_KEY {
+        let message = format!("a key has {length} characters, expected at most {LONGEST_KEY}");
         return Err(fault(line, message));
     }
     match names.insert(name.clone()) {
@@ -542,6 +542,20 @@ mod tests {
         for entry in back {
             assert_eq!(Some(&entry.value), map.get(&entry.key), "{written}");
         }
+    }
+
+    #[test]
+    fn a_key_that_could_not_be_written_back_is_refused() {
+        // Each control character takes six characters when it is written.
+        for (key, is_short) in [("\u{1e}".repeat(166), true), ("\u{1e}".repeat(180), false)] {
+            let parsed = parse(&format!("{key}: 1\n"));
+            assert_eq!(parsed.is_ok(), is_short, "{parsed:?}");
+            for entry in parsed.unwrap_or_default() {
+                let map = Map::from_iter([(entry.key.clone(), entry.value)]);
+                assert_eq!(parse(&to_yaml(&map)).unwrap()[0].key, entry.key);
+            }
+        }
+        assert!(parse(&format!("{}: 1\n", "a".repeat(1001))).is_err());
     }
 
     #[test]
