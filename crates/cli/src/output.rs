@@ -182,6 +182,8 @@ pub fn metric(metric: lowrank_train::metrics::Metric, value: f64) -> String {
         Metric::Accuracy => format!("{:.2}%", 100.0 * value),
         Metric::Loss
         | Metric::Perplexity
+        | Metric::Precision
+        | Metric::Recall
         | Metric::F1
         | Metric::F1Macro
         | Metric::F1Micro

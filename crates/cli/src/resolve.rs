@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::Device;
+use lowrank_model::TokenTables;
 use lowrank_train::config::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
     MemorySettings, ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
@@ -127,6 +128,7 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
         .transpose()?;
     if let Some(adapter) = &adapter {
         base.check_adapter(adapter, device)?;
+        refuse_token_tables(&base, adapter)?;
     }
     let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
     let train_file = args.train_file.as_deref().unwrap_or_default();
@@ -186,6 +188,21 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
         test,
         choice,
     })
+}
+
+/// Tables of tokens that an adapter brings are run and merged, but nothing trains beside them.
+fn refuse_token_tables(base: &Base, adapter: &AdapterSource) -> CliResult {
+    let (_, tables) = TokenTables::take(adapter.tensors.clone(), &adapter.config, &base.config)?;
+    let own = base.config.facts.vocab_size;
+    let Some(tables) = tables.filter(|t| !t.is_trained() || t.rows() != own) else {
+        return Ok(());
+    };
+    let names: Vec<String> = tables.names().map(|name| format!("`{name}`")).collect();
+    Err(CliError::usage(format!(
+        "the adapter brings a token table ({}), and no training goes on from that",
+        names.join(", ")
+    ))
+    .hint("fold it in with `lowrank merge`, and pass --model with the merged model in the place of --adapter"))
 }
 
 /// The settings with their defaults; the labels are filled in when the rows are read.

@@ -12,7 +12,9 @@ use lowrank_engine::{DType, Device, Isa};
 use lowrank_formats::files;
 use lowrank_formats::peft::{AdapterFile, KEY_PREFIX, LoraConfig, Loralib};
 use lowrank_formats::{Checkpoint, FormatError};
-use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError, StoredHead};
+use lowrank_model::{
+    LoadOptions, LoadReport, Model, ModelConfig, ModelError, StoredHead, TokenTables,
+};
 use lowrank_train::base::BaseId;
 use lowrank_train::config::{DataSettings, LARGEST_THREADS, OptimizationSettings, TaskKind};
 use lowrank_train::fingerprint;
@@ -25,6 +27,7 @@ use crate::fits::check_weights;
 use crate::head::BaseHead;
 use crate::notes::AdapterNotes;
 use crate::output;
+use crate::places;
 use crate::source::find_model;
 
 /// An error of loading the model in `dir`, with the file that it is about.
@@ -51,6 +54,8 @@ pub struct Base {
     pub tokenizer: Result<Tokenizer, TokenizerError>,
     /// What its tensors and its configuration say of the head.
     pub head: BaseHead,
+    /// Tables of tokens that an adapter brings in the place of its own.
+    tables: Option<TokenTables>,
     ignore_mismatched_sizes: bool,
     /// Whether the command has a flag to start a new head.
     starts_heads: bool,
@@ -72,6 +77,7 @@ impl Base {
             config,
             tokenizer,
             head,
+            tables: None,
             ignore_mismatched_sizes: false,
             starts_heads: false,
             allow_other_base: args.allow_other_base.unwrap_or(false),
@@ -102,6 +108,34 @@ impl Base {
             }
             _ => CliError::from(error),
         }
+    }
+
+    /// Takes the tables of tokens that an adapter brings, and the tokenizer beside them. Returns what a user should know.
+    pub fn take_tables(&mut self, adapter: &mut AdapterSource) -> CliResult<Vec<String>> {
+        let Some(tables) = adapter.take_tables(&self.config)? else {
+            return Ok(Vec::new());
+        };
+        let (rows, own) = (tables.rows(), self.config.facts.vocab_size);
+        let names: Vec<String> = tables.names().map(|name| format!("`{name}`")).collect();
+        let mut notes = vec![format!(
+            "in the place of the model's {own} tokens, the adapter's {rows}: {}",
+            names.join(", ")
+        )];
+        self.config.set_vocab_size(rows)?;
+        self.tables = Some(tables);
+        let family = TokenizerFamily::from_name(&self.config.model_type);
+        let beside = adapter
+            .dir
+            .as_deref()
+            .map(|dir| Tokenizer::from_dir(dir, family));
+        match beside {
+            None | Some(Err(TokenizerError::NotFound { .. })) => {}
+            Some(tokenizer) => {
+                notes.push("the tokenizer is the adapter's too".to_owned());
+                self.tokenizer = tokenizer;
+            }
+        }
+        Ok(notes)
     }
 
     /// What an adapter or a run on this base notes of it; read on the device's threads.
@@ -144,8 +178,11 @@ impl Base {
             differences.join("\n  ")
         ))
         .hint(format!(
-            "its base was `{}`; pass --model with that as it was, or --allow-other-base if these weights are the same in another type",
-            notes.base_model
+            "{}; --allow-other-base uses it all the same, where the weights are the same in another type",
+            match self.is_named(&notes.base_model) {
+                true => format!("`{}` was changed since", notes.base_model),
+                false => self.base_hint(Some(&notes.base_model)),
+            }
         )))
     }
 
@@ -163,7 +200,8 @@ impl Base {
     pub fn load(&self, head: &Head, seed: u64, device: &Device) -> CliResult<(Model, LoadReport)> {
         check_weights(self, head, device)?;
         let options = self.load_options(head, seed);
-        let loaded = Model::load_as(&self.dir, self.config.clone(), &options, device);
+        let (config, tables) = (self.config.clone(), self.tables.as_ref());
+        let loaded = Model::load_with_tables(&self.dir, config, tables, &options, device);
         loaded.map_err(|error| self.explain(error))
     }
 
@@ -300,6 +338,8 @@ pub struct AdapterSource {
     pub tensors: AdapterFile,
     /// Our notes, where there are some.
     pub notes: Option<AdapterNotes>,
+    /// Its folder; none for a loralib file.
+    pub dir: Option<PathBuf>,
 }
 
 impl AdapterSource {
@@ -313,10 +353,15 @@ impl AdapterSource {
             given.to_owned()
         };
         if files::is_dir(&dir) {
+            let config = LoraConfig::read(&dir).map_err(|error| match error {
+                FormatError::NothingFound { .. } => places::no_adapter_in(given),
+                error => error.into(),
+            })?;
             return Ok(Self {
-                config: LoraConfig::read(&dir)?,
+                config,
                 tensors: AdapterFile::read(&dir)?,
                 notes: AdapterNotes::read(&dir)?,
+                dir: Some(dir),
             });
         }
         if !files::is_file(&dir) {
@@ -327,7 +372,7 @@ impl AdapterSource {
         if !Loralib::is_loralib(&checkpoint) {
             return Err(
                 CliError::usage(format!("`{path}` is not a loralib checkpoint"))
-                    .hint("pass the directory that holds adapter_config.json"),
+                    .hint("pass --adapter with the directory that holds adapter_config.json"),
             );
         }
         let loralib = Loralib::read(&dir)?;
@@ -341,7 +386,16 @@ impl AdapterSource {
             config: loralib.config(alpha),
             tensors: loralib.tensors,
             notes: None,
+            dir: None,
         })
+    }
+
+    /// Takes the tables of tokens out of the tensors, if the adapter brings some.
+    pub fn take_tables(&mut self, config: &ModelConfig) -> CliResult<Option<TokenTables>> {
+        let tensors = std::mem::take(&mut self.tensors);
+        let (tensors, tables) = TokenTables::take(tensors, &self.config, config)?;
+        self.tensors = tensors;
+        Ok(tables)
     }
 
     /// The head among the tensors, as one of a model of this type.

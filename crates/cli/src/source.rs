@@ -8,6 +8,7 @@ use lowrank_formats::files::{self, Ceiling};
 
 use crate::args::ModelArgs;
 use crate::errors::{CliError, CliResult};
+use crate::places;
 
 /// The directory of a model.
 ///
@@ -20,13 +21,16 @@ pub fn find_model(args: &ModelArgs) -> CliResult<PathBuf> {
     })?;
     let path = Path::new(name);
     if files::is_dir(path) {
-        return Ok(path.to_owned());
+        return match files::is_file(&path.join(places::MODEL_FILE)) {
+            true => Ok(path.to_owned()),
+            false => Err(places::no_model_in(path)),
+        };
     }
     if files::is_file(path) {
         return Err(CliError::usage(format!(
             "`{name}` is a file, expected the directory of a model"
         ))
-        .hint("pass the directory that holds config.json"));
+        .hint("pass --model with the directory that holds config.json"));
     }
     if !is_id(name) {
         return Err(CliError::usage(format!("there is no directory `{name}`"))

@@ -46,9 +46,9 @@ pub use labels::{
 pub use load::{
     BadRows, Completed, DEFAULT_MAX_BAD_ROWS, Example, LabelNeed, LoadReport, LoadSpec, Loaded,
     LongRows, Prompt, TaskGuess, Template, TemplateError, completed_of, examples_from_table,
-    guess_task, load_examples, prompts_of, read_table,
+    guess_task, load_examples, prompts_of, read_table, words_of,
 };
 pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};
 pub use rows::{Cell, FileFormat, Header, Row, Table};
-pub use tokenizer::{Encoded, EncodedWords, Tokenizer, TokenizerFamily};
+pub use tokenizer::{Encoded, EncodedSpans, EncodedWords, Span, Tokenizer, TokenizerFamily};

@@ -94,9 +94,7 @@ impl ModelError {
             ),
             ModelError::AdapterFit {
                 base: Some(base), ..
-            } => Some(format!(
-                "`adapter_config.json` names `{base}` as its base; pass --model {base}"
-            )),
+            } => Some(format!("the adapter names `{base}` as its base")),
             ModelError::Pattern { field: "r", .. } => {
                 Some("lower --r, or the layer's entry in --rank-pattern".to_string())
             }

@@ -16,6 +16,8 @@ use crate::loader::LM_HEAD;
 pub struct TokenTables {
     tensors: BTreeMap<String, AdapterTensor>,
     rows: usize,
+    /// Whether the adapter trains all of them, so that they stand among its own tensors too.
+    is_trained: bool,
 }
 
 impl TokenTables {
@@ -70,15 +72,18 @@ impl TokenTables {
             }
             Ok(Matcher::new(lora)?.is_module_to_save(path))
         };
-        let mut kept = file;
+        let (mut kept, mut is_trained) = (file, true);
         for (name, path) in [(&tokens, family.tokens), (&head, LM_HEAD)] {
-            if !trained(path)? {
-                kept = kept.without(&format!("{KEY_PREFIX}{name}"));
+            let key = format!("{KEY_PREFIX}{name}");
+            if kept.get(&key).is_some() && !trained(path)? {
+                kept = kept.without(&key);
+                is_trained = false;
             }
         }
         let tables = TokenTables {
             tensors,
             rows: first,
+            is_trained,
         };
         Ok((kept, Some(tables)))
     }
@@ -86,6 +91,11 @@ impl TokenTables {
     /// Rows of the tables: the vocabulary that the adapter was trained with.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Whether the adapter trains all of them (`modules_to_save`).
+    pub fn is_trained(&self) -> bool {
+        self.is_trained
     }
 
     /// The names of the model's tensors that the tables stand for.

@@ -34,6 +34,8 @@ pub fn model_targets(batch: &PackedBatch) -> Option<Targets<'_>> {
 pub struct PassSettings<'a> {
     /// Rows a batch.
     pub batch_size: usize,
+    /// Names of the labels, by which entities of token classification are known; their scores are NaN without.
+    pub labels: &'a [String],
     /// Raised by somebody else to end the pass between two batches.
     pub stop: Option<&'a AtomicBool>,
     /// Called after each batch with the rows done and the rows in all.
@@ -70,7 +72,7 @@ pub fn evaluate_keeping(
 ) -> Result<Option<Evaluation>, ModelError> {
     let task = TaskKind::from(model.task());
     let labels = model.num_labels();
-    let mut metrics = MetricAccumulator::new(task, labels);
+    let mut metrics = MetricAccumulator::new(task, labels).with_labels(settings.labels);
     for range in batches(examples.len(), settings.batch_size) {
         if settings.stopped() {
             return Ok(None);
@@ -90,7 +92,7 @@ pub fn evaluate_keeping(
             return Err(not_finite_loss(model, examples, &batch)?);
         }
         metrics.add_batch(batch.len(), batch.total_tokens(), loss_sum, counted);
-        add_predictions(&mut metrics, &batch.labels, &logits, labels);
+        add_predictions(&mut metrics, &batch, &logits, labels);
         (settings.progress)(end, examples.len());
     }
     Ok(Some(metrics.finish()))
@@ -98,19 +100,28 @@ pub fn evaluate_keeping(
 
 fn add_predictions(
     metrics: &mut MetricAccumulator,
-    labels: &BatchLabels,
+    batch: &PackedBatch,
     logits: &[f32],
     num_labels: usize,
 ) {
-    let rows = logits.chunks_exact(num_labels.max(1));
-    match labels {
+    let width = num_labels.max(1);
+    let rows = logits.chunks_exact(width);
+    // Negative labels are the ignored ones.
+    let counted = |(row, class): (_, &i64)| Some((row, u32::try_from(*class).ok()?));
+    match &batch.labels {
         BatchLabels::None => {}
-        BatchLabels::Class(classes) | BatchLabels::Tokens(classes) => {
-            for (row, &class) in rows.zip(classes) {
-                // Negative labels are the ignored ones.
-                if let Ok(class) = u32::try_from(class) {
-                    metrics.add_class(row, class);
-                }
+        BatchLabels::Class(classes) => {
+            for (row, class) in rows.zip(classes).filter_map(counted) {
+                metrics.add_class(row, class);
+            }
+        }
+        // A language model's logits are not kept.
+        BatchLabels::Tokens(_) if logits.is_empty() => {}
+        BatchLabels::Tokens(classes) => {
+            for range in batch.offsets.windows(2) {
+                let (first, last) = (range[0], range[1]);
+                let rows = logits[first * width..last * width].chunks_exact(width);
+                metrics.add_sequence(rows.zip(&classes[first..last]).filter_map(counted));
             }
         }
         BatchLabels::Multi { values, width } => {

@@ -8,6 +8,7 @@ pub mod base;
 pub mod best;
 pub mod checkpoint;
 pub mod config;
+pub mod entities;
 mod error;
 pub mod evaluate;
 pub mod fingerprint;

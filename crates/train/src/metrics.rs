@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::config::TaskKind;
+use crate::entities::EntityScores;
 
 /// A metric by which checkpoints can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,7 +21,11 @@ pub enum Metric {
     Perplexity,
     /// Share of rows (tokens, for token classification) that are right; for several labels a row, all must be right.
     Accuracy,
-    /// F1 of class 1 where there are two classes, else the macro average.
+    /// Share of the predicted entities that are right (token classification).
+    Precision,
+    /// Share of the entities that were found (token classification).
+    Recall,
+    /// F1 of class 1 where there are two classes, else the macro average; of entities, for token classification.
     F1,
     /// F1 averaged over the classes that occur in targets or predictions (over all labels, for several labels a row).
     F1Macro,
@@ -41,6 +46,8 @@ impl Metric {
             Metric::Loss => "loss",
             Metric::Perplexity => "perplexity",
             Metric::Accuracy => "accuracy",
+            Metric::Precision => "precision",
+            Metric::Recall => "recall",
             Metric::F1 => "f1",
             Metric::F1Macro => "f1_macro",
             Metric::F1Micro => "f1_micro",
@@ -76,6 +83,9 @@ impl Metric {
             TaskKind::Regression => &[Metric::Pearson, Metric::Spearman, Metric::Loss],
             TaskKind::TokenClassification => &[
                 Metric::Accuracy,
+                Metric::Precision,
+                Metric::Recall,
+                Metric::F1,
                 Metric::F1Macro,
                 Metric::F1Micro,
                 Metric::Loss,
@@ -132,6 +142,7 @@ pub struct MetricAccumulator {
     classes: Vec<(u32, u32)>,
     values: Vec<(f64, f64)>,
     multi: Vec<(bool, bool)>,
+    entities: EntityScores,
 }
 
 impl MetricAccumulator {
@@ -147,7 +158,14 @@ impl MetricAccumulator {
             classes: Vec::new(),
             values: Vec::new(),
             multi: Vec::new(),
+            entities: EntityScores::default(),
         }
+    }
+
+    /// The same with the labels' names, by which entities are known; their scores are NaN without.
+    pub fn with_labels(mut self, labels: &[String]) -> Self {
+        self.entities = EntityScores::new(labels);
+        self
     }
 
     /// Counts a batch: its rows, its real tokens, the sum of its losses and over how many targets that sum runs.
@@ -161,6 +179,13 @@ impl MetricAccumulator {
     /// One classified row or token: the logits and the true class.
     pub fn add_class(&mut self, logits: &[f32], target: u32) {
         self.classes.push((argmax(logits) as u32, target));
+    }
+
+    /// One sequence of classified tokens: the logits of each and its true class; those without are left out.
+    pub fn add_sequence<'l>(&mut self, tokens: impl Iterator<Item = (&'l [f32], u32)>) {
+        let first = self.classes.len();
+        tokens.for_each(|(logits, target)| self.add_class(logits, target));
+        self.entities.add(&self.classes[first..]);
     }
 
     /// One row with several labels: a label is predicted where its logit is above 0 (probability above 0.5).
@@ -196,6 +221,9 @@ impl MetricAccumulator {
             Metric::Loss => self.loss_sum / self.targets as f64,
             Metric::Accuracy if several => subset_accuracy(&self.multi, self.num_labels),
             Metric::Accuracy => accuracy(&self.classes),
+            Metric::Precision => self.entities.precision(),
+            Metric::Recall => self.entities.recall(),
+            Metric::F1 if self.task == TaskKind::TokenClassification => self.entities.f1(),
             Metric::F1 if self.num_labels == 2 => f1_of_class(&self.classes, 1),
             Metric::F1 => f1_macro(&self.classes),
             Metric::F1Macro if several => multi_label_f1_macro(&self.multi, self.num_labels),

@@ -533,6 +533,7 @@ impl<'a> Trainer<'a> {
         let on_event = self.on_event;
         let progress = |done, total| on_event(Event::Evaluating { done, total });
         let settings = PassSettings {
+            labels: &self.config.data.labels,
             batch_size: self.config.evaluation.per_device_eval_batch_size,
             stop: Some(self.stop),
             progress: &progress,

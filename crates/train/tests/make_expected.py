@@ -1,6 +1,6 @@
-"""Makes schedules.json and metrics.json beside this file from transformers, scikit-learn and scipy.
+"""Makes schedules.json, metrics.json and seqeval.json beside this file from transformers, scikit-learn, scipy and seqeval.
 
-Run: python make_expected.py   (made with transformers 5.23.0, torch 2.15, scikit-learn 1.9.1, scipy 1.17.1)
+Run: python make_expected.py   (made with transformers 5.23.0, torch 2.15, scikit-learn 1.9.1, scipy 1.17.1, seqeval 1.2.2)
 """
 
 import json
@@ -10,6 +10,7 @@ import warnings
 
 import torch
 from scipy import stats
+from seqeval import metrics as seq
 from sklearn import metrics as sk
 from transformers import optimization as opt
 
@@ -85,5 +86,31 @@ def metric_cases():
     return json.dumps(out) + "\n"
 
 
+def entity_cases():
+    """Random tags of every scheme, predictions that are the tags with some changed: whole, wrong and broken entities."""
+    rng = random.Random(11)
+    schemes = {
+        "IOB2": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+        "IOB1": ["O", "I-PER", "B-PER", "I-LOC"],
+        "IOE2": ["O", "I-PER", "E-PER", "I-LOC", "E-LOC"],
+        "IOBES": ["O", "B-PER", "I-PER", "E-PER", "S-PER", "S-LOC"],
+        "BILOU": ["O", "B-PER", "I-PER", "L-PER", "U-PER", "U-LOC"],
+        "plain": ["O", "PER", "LOC", "ORG"],
+        "odd": ["O", "B", "I", "B-", "B-a-b", "I-a-b", ".", "Other", "\u00c9-x"],
+    }
+    cases = []
+    for scheme, tags in schemes.items():
+        for changed in (0.0, 0.2, 0.5, 1.0):
+            for rows in (1, 6):
+                t = [[rng.choice(tags) for _ in range(rng.randrange(1, 13))] for _ in range(rows)]
+                p = [[rng.choice(tags) if rng.random() < changed else x for x in row] for row in t]
+                cases.append(dict(
+                    scheme=scheme, t=t, p=p, precision=float(seq.precision_score(t, p)),
+                    recall=float(seq.recall_score(t, p)), f1=float(seq.f1_score(t, p)),
+                ))
+    return "[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n"
+
+
 (HERE / "schedules.json").write_text(schedules())
 (HERE / "metrics.json").write_text(metric_cases())
+(HERE / "seqeval.json").write_text(entity_cases())

@@ -65,6 +65,22 @@ pub struct EvalArgs {
     pub common: CommonArgs,
 }
 
+/// How labels of tokens are merged into spans. Source: transformers `AggregationStrategy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    /// Not at all.
+    None,
+    /// Neighbouring tokens of one kind.
+    Simple,
+    /// Words, each with the label of its first token, then as `Simple`.
+    First,
+    /// Words, each by the mean of its tokens' probabilities, then as `Simple`.
+    Average,
+    /// Words, each with the most probable label of a token, then as `Simple`.
+    Max,
+}
+
 /// Predict rows.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -101,6 +117,10 @@ pub struct PredictArgs {
         help_heading = "Data"
     )]
     pub per_device_eval_batch_size: Option<usize>,
+    /// How labels of tokens are merged into spans, as transformers' pipeline does: none, simple (neighbouring tokens), first,
+    /// average or max (a word's label by its tokens first) [default: none for rows of words, first for texts]
+    #[arg(long, value_parser = named::<Aggregation>, value_name = "STRATEGY", help_heading = "Token classification")]
+    pub aggregation_strategy: Option<Aggregation>,
     /// File for the JSON lines [default: standard output]
     #[arg(long, short, value_name = "FILE", help_heading = "General")]
     pub output_file: Option<String>,

@@ -70,6 +70,7 @@ pub fn run(flags: EvalArgs) -> CliResult {
     say_notes(path, &rows, &args.common);
     let started = std::time::Instant::now();
     let settings = PassSettings {
+        labels: &loaded.head.labels,
         batch_size: size,
         stop: None,
         progress: &|_, _| {},
@@ -165,7 +166,7 @@ impl LoadedModel {
         }
         let alpha = adapter.lora_alpha;
         let source = |path: &String| AdapterSource::open(path, alpha);
-        let adapter = adapter.adapter.as_ref().map(source).transpose()?;
+        let mut adapter = adapter.adapter.as_ref().map(source).transpose()?;
         let adapter_alpha = adapter.as_ref().map(|adapter| adapter.config.lora_alpha);
         let mut model = model.clone();
         if model.model.is_none() {
@@ -174,7 +175,11 @@ impl LoadedModel {
                 .and_then(|a| a.config.base_model_name_or_path.clone());
             model.model = named.filter(|name| !name.is_empty());
         }
-        let base = Base::open(&model)?;
+        let mut base = Base::open(&model)?;
+        let tables = match &mut adapter {
+            Some(adapter) => base.take_tables(adapter)?,
+            None => Vec::new(),
+        };
         let head = existing_head(&base, data, adapter.as_ref())?;
         // An adapter that brings its head takes the place of the checkpoint's; that it brings all of it is checked below.
         let brings_head = match &adapter {
@@ -201,13 +206,15 @@ impl LoadedModel {
             .and_then(|n| n.template.clone());
         let (mut loaded, report) = base.load(&head, 0, device)?;
         let mut notes = base.head.notes.clone();
+        notes.extend(tables);
         notes.extend(load_notes(&report));
         if let Some(adapter) = adapter {
             base.check_adapter(&adapter, device)?;
             let place = adapter.tensors.path().to_owned();
+            let named = adapter.config.base_model_name_or_path.as_deref();
             let attached = loaded
                 .attach_tensors(&adapter.config, adapter.tensors)
-                .map_err(|error| CliError::from(error).about(&place))?;
+                .map_err(|error| base.misfit(error, named).about(&place))?;
             notes.extend(attached.notes.iter().cloned());
             // The head that was new without the adapter is in the adapter.
             notes.retain(|note| !note.starts_with("new,"));

@@ -1,9 +1,11 @@
 //! `lowrank predict`: one JSON line a row with the label, the probabilities and the logits at full precision.
 
+mod tokens;
+
 use std::io::Write;
 use std::path::Path;
 
-use lowrank_data::{Example, Label, Loaded, RowFault, RowFaultKind};
+use lowrank_data::{Example, Loaded, RowFault, RowFaultKind};
 use lowrank_engine::Device;
 use lowrank_formats::PendingFile;
 use lowrank_formats::files::DeviceFile;
@@ -19,6 +21,7 @@ use crate::fits::check_pass;
 use crate::session::{Head, device, load_rows, load_spec, say_notes, unlabelled};
 use crate::unused::Unused;
 use crate::{output, settings, targets};
+use tokens::TokenRows;
 
 /// Runs the command.
 pub fn run(flags: PredictArgs) -> CliResult {
@@ -40,37 +43,61 @@ pub fn run(flags: PredictArgs) -> CliResult {
                 .hint("`lowrank generate` writes it; pass --task to use another head"),
         );
     }
+    let is_of_tokens = loaded.head.task == TaskKind::TokenClassification;
+    if args.aggregation_strategy.is_some() && !is_of_tokens {
+        return Err(
+            CliError::usage("there are no labels of tokens to merge: the head is another")
+                .hint("leave --aggregation-strategy out"),
+        );
+    }
     Unused::of_args(&args).check_predict(&args, &loaded)?;
-    let rows = read_rows(&args, &loaded, &device)?;
-    check_pass(&loaded.base, &loaded.head, (&rows.examples, size), &device)?;
+    let rows = match is_of_tokens {
+        true => Rows::Tokens(TokenRows::read(&args, &loaded, &device)?),
+        false => Rows::Whole(read_rows(&args, &loaded, &device)?),
+    };
+    let read = rows.loaded();
+    check_pass(&loaded.base, &loaded.head, (&read.examples, size), &device)?;
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(output::note);
     }
     let source = args.data_file.as_deref().unwrap_or("the texts given");
-    say_notes(source, &rows, &args.common);
+    say_notes(source, read, &args.common);
+    if let (Rows::Tokens(tokens), false) = (&rows, args.common.is_quiet())
+        && let cut @ 1.. = tokens.cut_words()
+    {
+        output::note(format_args!(
+            "{cut} words are beyond --max-length {} and have no label (null)",
+            loaded.max_length
+        ));
+    }
     let settings = PassSettings {
+        labels: &loaded.head.labels,
         batch_size: size,
         stop: None,
         progress: &|_, _| {},
     };
     let mut sink = Sink::open(args.output_file.as_deref())?;
     let mut failed = None;
-    let mut left_out = rows.left_out.iter().peekable();
-    predict(&loaded.model, &rows.examples, &settings, |row, logits| {
+    let mut left_out = read.left_out.iter().peekable();
+    predict(&loaded.model, &read.examples, &settings, |row, logits| {
         if failed.is_some() {
             return;
         }
-        let example = &rows.examples[row];
+        let example = &read.examples[row];
         while let Some(fault) = left_out.next_if(|fault| fault.line < example.line) {
-            failed = failed
-                .take()
-                .or(sink.write(&no_prediction(&loaded.head, fault)).err());
+            failed = failed.take().or(sink.write(&no_prediction(fault)).err());
         }
-        let line = prediction(&loaded.head, example, logits);
-        failed = failed.take().or(sink.write(&line).err());
+        let line = match &rows {
+            Rows::Tokens(tokens) => {
+                tokens.line(row, &loaded.head, logits, args.aggregation_strategy)
+            }
+            Rows::Whole(_) => Ok(prediction(&loaded.head, example, logits)),
+        };
+        let written = line.and_then(|line| sink.write(&line));
+        failed = failed.take().or(written.err());
     })?;
     for fault in left_out {
-        failed = failed.or(sink.write(&no_prediction(&loaded.head, fault)).err());
+        failed = failed.or(sink.write(&no_prediction(fault)).err());
     }
     match failed {
         Some(error) => Err(error),
@@ -80,20 +107,35 @@ pub fn run(flags: PredictArgs) -> CliResult {
 
 /// The line of a row that was left out, so that there is one for each row of the input. One without words has a label for each of
 /// them all the same: none.
-fn no_prediction(head: &Head, fault: &RowFault) -> Value {
+fn no_prediction(fault: &RowFault) -> Value {
     match &fault.kind {
-        RowFaultKind::NoTokens("words") => {
-            let empty = Example {
-                input_ids: Vec::new(),
-                token_type_ids: None,
-                label: Label::None,
-                line: fault.line,
-                truncated_tokens: 0,
-            };
-            prediction(head, &empty, &[])
-        }
+        RowFaultKind::NoTokens("words") => json!({
+            "line": fault.line, "words": [], "labels": [], "probabilities": [], "logits": [],
+        }),
         kind => json!({ "line": fault.line, "skipped": kind.to_string() }),
     }
+}
+
+/// The rows to predict.
+enum Rows {
+    /// One prediction a row.
+    Whole(Loaded),
+    /// One a word or a token.
+    Tokens(TokenRows),
+}
+
+impl Rows {
+    fn loaded(&self) -> &Loaded {
+        match self {
+            Rows::Whole(loaded) => loaded,
+            Rows::Tokens(rows) => &rows.loaded,
+        }
+    }
+}
+
+fn no_rows() -> CliError {
+    CliError::usage("no rows given")
+        .hint("pass --data-file FILE (.jsonl, .csv or .tsv), or --text with one or more texts")
 }
 
 fn read_rows(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> CliResult<Loaded> {
@@ -109,9 +151,7 @@ fn read_rows(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> CliRe
             load_rows(path, &unlabelled(spec), &loaded.base, device)
         }
         (None, Some(texts)) => loaded.examples_of_texts(texts, &args.data),
-        (None, None) => Err(CliError::usage("no rows given").hint(
-            "pass --data-file FILE (.jsonl, .csv or .tsv), or --text with one or more texts",
-        )),
+        (None, None) => Err(no_rows()),
     }
 }
 
@@ -143,26 +183,14 @@ fn prediction(head: &Head, example: &Example, logits: &[f32]) -> Value {
         }
         TaskKind::CausalLm => unreachable!("a language model was refused before any row"),
         TaskKind::Regression => {
-            line.insert("value".to_owned(), floats(logits)[0].clone());
+            match logits {
+                [value] => line.insert("value".to_owned(), json!(f64::from(*value))),
+                values => line.insert("values".to_owned(), floats(values)),
+            };
             line.insert("logits".to_owned(), floats(logits));
         }
         TaskKind::TokenClassification => {
-            let rows: Vec<&[f32]> = logits.chunks_exact(head.num_labels).collect();
-            let labels: Vec<_> = rows.iter().map(|row| &head.labels[argmax(row)]).collect();
-            let probabilities: Vec<_> = rows
-                .iter()
-                .map(|row| by_label(head, &softmax(row)))
-                .collect();
-            line.insert("input_ids".to_owned(), json!(example.input_ids));
-            line.insert("labels".to_owned(), json!(labels));
-            if let Label::Tokens(words) = &example.label {
-                line.insert("targets".to_owned(), json!(words));
-            }
-            line.insert("probabilities".to_owned(), json!(probabilities));
-            line.insert(
-                "logits".to_owned(),
-                rows.iter().map(|row| floats(row)).collect(),
-            );
+            unreachable!("rows of tokens are written by their own module")
         }
     }
     Value::Object(line)

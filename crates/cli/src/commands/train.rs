@@ -319,6 +319,7 @@ fn evaluate_quietly(
     stop: Option<&AtomicBool>,
 ) -> CliResult<Option<Evaluation>> {
     let settings = PassSettings {
+        labels: &config.data.labels,
         batch_size: config.evaluation.per_device_eval_batch_size,
         stop,
         progress: &|_, _| {},

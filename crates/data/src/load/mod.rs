@@ -26,6 +26,7 @@ pub use bad_rows::{BadRows, DEFAULT_MAX_BAD_ROWS};
 pub use causal::{Template, TemplateError};
 use plan::LabelPlan;
 pub use prompt::{Completed, Prompt, completed_of, prompts_of};
+pub use row::words_of;
 use row::{Outcome, RowReader};
 pub use task::{TaskGuess, guess_task};
 

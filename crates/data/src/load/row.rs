@@ -555,6 +555,13 @@ pub(super) fn list<'a>(
     }
 }
 
+/// The words in a cell that holds a list of them.
+pub fn words_of(cell: Cell<'_>) -> Option<Vec<String>> {
+    let items = list(cell, "a list of words").ok()?;
+    let words = items.iter().map(|item| item.as_str().map(str::to_owned));
+    words.collect()
+}
+
 fn whole_numbers(cell: Cell) -> Result<Vec<i64>, RowFaultKind> {
     const WANTED: &str = "a list of whole numbers";
     let items = list(cell, WANTED)?;

@@ -12,7 +12,10 @@ mod open;
 mod read;
 mod sentencepiece;
 mod settings;
+mod spans;
 mod spm;
+
+pub use spans::{EncodedSpans, Span};
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

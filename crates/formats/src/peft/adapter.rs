@@ -74,7 +74,7 @@ pub struct AdapterTensor {
 }
 
 /// The tensors of an adapter by key, in the file's order.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct AdapterFile {
     path: PathBuf,
     tensors: Vec<(String, AdapterTensor)>,

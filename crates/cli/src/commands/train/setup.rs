@@ -35,7 +35,11 @@ pub(super) fn load(run: &Run, device: &Device) -> CliResult<(Model, LoadReport)>
 pub(super) fn attach(run: &Run, model: &mut Model) -> CliResult<Vec<String>> {
     let attached = match (&run.adapter, run.config.full) {
         (_, true) => model.train_all()?,
-        (Some(adapter), false) => model.attach_tensors(&adapter.config, adapter.tensors.clone())?,
+        (Some(adapter), false) => {
+            let attached = model.attach_tensors(&adapter.config, adapter.tensors.clone());
+            let named = adapter.config.base_model_name_or_path.as_deref();
+            attached.map_err(|error| run.base.misfit(error, named))?
+        }
         (None, false) => {
             let lora = run
                 .config

@@ -1,0 +1,223 @@
+//! An adapter that brings its table of tokens is the same as a base that has this table, bit for bit: of the same size, grown,
+//! tied and untied.
+
+use std::path::Path;
+
+use lowrank_engine::{Device, Isa};
+use lowrank_formats::peft::{AdapterFile, LoraConfig};
+use lowrank_formats::{Checkpoint, OutTensor, write_safetensors};
+use lowrank_model::{Batch, LoadOptions, MergeOptions, Model, ModelConfig, Task, TokenTables};
+use lowrank_testkit::Golden;
+use serde_json::Value;
+
+/// A case: golden model, the tables' names, and how many rows grow.
+struct Case {
+    name: &'static str,
+    task: Task,
+    tables: &'static [&'static str],
+    grown: usize,
+}
+
+const CASES: [Case; 5] = [
+    Case {
+        name: "bert-single-label",
+        task: Task::SingleLabel,
+        tables: &["bert.embeddings.word_embeddings.weight"],
+        grown: 0,
+    },
+    Case {
+        name: "bert-single-label",
+        task: Task::SingleLabel,
+        tables: &["bert.embeddings.word_embeddings.weight"],
+        grown: 3,
+    },
+    Case {
+        name: "gpt2-causal",
+        task: Task::CausalLm,
+        tables: &["transformer.wte.weight", "lm_head.weight"],
+        grown: 2,
+    },
+    Case {
+        name: "gpt2-untied",
+        task: Task::CausalLm,
+        tables: &["transformer.wte.weight", "lm_head.weight"],
+        grown: 1,
+    },
+    Case {
+        name: "opt-causal",
+        task: Task::CausalLm,
+        tables: &["model.decoder.embed_tokens.weight"],
+        grown: 5,
+    },
+];
+
+fn device() -> Device {
+    Device::cpu(Isa::best(), 1).expect("threads start")
+}
+
+fn options(task: Task) -> LoadOptions {
+    LoadOptions {
+        task,
+        num_labels: 2,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    }
+}
+
+fn logits(model: &Model, last: u32) -> Vec<u32> {
+    let batch = Batch {
+        input_ids: &[3, 10, 21, last, 2],
+        token_type_ids: None,
+        offsets: &[0, 5],
+    };
+    let logits = model.logits(&batch, true).expect("logits");
+    logits.into_iter().map(f32::to_bits).collect()
+}
+
+/// (name, shape, values) of a file's tensors.
+type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+fn tensors_of(path: &Path) -> Tensors {
+    let checkpoint = match path.is_dir() {
+        true => Checkpoint::open_dir(path),
+        false => Checkpoint::open_file(path),
+    };
+    let checkpoint = checkpoint.expect("opens");
+    (checkpoint.infos())
+        .map(|info| {
+            let values = checkpoint.read_f32_vec(&info.name).expect("a tensor");
+            (info.name.clone(), info.shape.clone(), values)
+        })
+        .collect()
+}
+
+fn write(tensors: &Tensors, file: &Path) {
+    let out: Vec<_> = (tensors.iter())
+        .map(|(name, shape, values)| OutTensor::f32(name, shape, values))
+        .collect();
+    write_safetensors(file, &out, &[]).expect("written");
+}
+
+/// Other values, with more rows.
+fn other_table(old: &[f32], width: usize, grown: usize) -> Vec<f32> {
+    let more = (0..grown * width).map(|i| (i as f32 * 0.7).sin() * 0.3);
+    (old.iter().map(|v| v * 0.5 + 0.01)).chain(more).collect()
+}
+
+#[test]
+fn an_adapter_with_the_token_table_is_a_base_with_that_table() {
+    for case in CASES {
+        let golden = Golden::open(case.name).expect("a golden case");
+        let (base, adapter) = (
+            golden.model_dir(),
+            golden.adapter_dir().expect("an adapter"),
+        );
+        let dir = tempfile::tempdir().expect("a folder");
+        let (grown, with_table) = (dir.path().join("grown"), dir.path().join("adapter"));
+        std::fs::create_dir(&grown).unwrap();
+        std::fs::create_dir(&with_table).unwrap();
+        let mut model_tensors = tensors_of(&base);
+        let mut adapter_tensors = tensors_of(&adapter.join("adapter_model.safetensors"));
+        let mut rows = 0;
+        let first = model_tensors
+            .iter()
+            .position(|t| t.0 == case.tables[0])
+            .unwrap();
+        let mut tied = Vec::new();
+        for name in case.tables {
+            let at = model_tensors
+                .iter()
+                .position(|t| t.0 == *name)
+                .unwrap_or(first);
+            let width = model_tensors[at].1[1];
+            let is_tied = at == first && *name != case.tables[0];
+            let values = match is_tied {
+                true => std::mem::take(&mut tied),
+                false => other_table(&model_tensors[at].2, width, case.grown),
+            };
+            rows = values.len() / width;
+            adapter_tensors.push((
+                format!("base_model.model.{name}"),
+                vec![rows, width],
+                values.clone(),
+            ));
+            model_tensors[at].1 = vec![rows, width];
+            if at == first {
+                tied.clone_from(&values);
+            }
+            model_tensors[at].2 = values;
+        }
+        write(&model_tensors, &grown.join("model.safetensors"));
+        write(
+            &adapter_tensors,
+            &with_table.join("adapter_model.safetensors"),
+        );
+        let config_file = "adapter_config.json";
+        std::fs::copy(adapter.join(config_file), with_table.join(config_file)).unwrap();
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
+        config["vocab_size"] = rows.into();
+        std::fs::write(grown.join("config.json"), config.to_string()).unwrap();
+
+        let options = options(case.task);
+        let (mut expected, _) = Model::load(&grown, &options, &device()).unwrap();
+        expected.load_adapter(&adapter).unwrap();
+        let config = ModelConfig::read(&base.join("config.json")).unwrap();
+        let lora = LoraConfig::read(&with_table).unwrap();
+        let file = AdapterFile::read(&with_table).unwrap();
+        let (file, tables) = TokenTables::take(file, &lora, &config).unwrap();
+        let tables = tables.expect("the adapter brings tables");
+        assert_eq!(
+            (tables.rows(), tables.is_trained()),
+            (rows, false),
+            "{}",
+            case.name
+        );
+        let (mut found, report) =
+            Model::load_with_tables(&base, config, Some(&tables), &options, &device()).unwrap();
+        assert!(report.new.is_empty(), "{}: {:?}", case.name, report.new);
+        found.attach_tensors(&lora, file).unwrap();
+        let last = rows as u32 - 1;
+        assert_eq!(
+            logits(&found, last),
+            logits(&expected, last),
+            "{}",
+            case.name
+        );
+        // Merged, the directory has the vocabulary of the tables.
+        let merged = dir.path().join("merged");
+        std::fs::create_dir(&merged).unwrap();
+        let merge = MergeOptions {
+            max_shard_bytes: 1 << 30,
+            ..MergeOptions::default()
+        };
+        found.write_merged(&base, &merged, &merge).unwrap();
+        let config = ModelConfig::read(&merged.join("config.json")).unwrap();
+        assert_eq!(config.facts.vocab_size, rows, "{}", case.name);
+        Model::load(&merged, &options, &device()).unwrap();
+    }
+}
+
+#[test]
+fn tables_that_contradict_each_other_are_refused() {
+    let golden = Golden::open("gpt2-causal").unwrap();
+    let adapter = golden.adapter_dir().unwrap();
+    let config = ModelConfig::read(&golden.model_dir().join("config.json")).unwrap();
+    let lora = LoraConfig::read(&adapter).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |head_rows: usize, value: f32| {
+        let mut tensors = tensors_of(&adapter.join("adapter_model.safetensors"));
+        let wte = "base_model.model.transformer.wte.weight".to_owned();
+        tensors.push((wte, vec![4, 2], vec![0.5; 8]));
+        let head = "base_model.model.lm_head.weight".to_owned();
+        tensors.push((head, vec![head_rows, 2], vec![value; head_rows * 2]));
+        write(&tensors, &dir.path().join("adapter_model.safetensors"));
+        let file = AdapterFile::read(dir.path()).unwrap();
+        TokenTables::take(file, &lora, &config)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused(4, 0.25).contains("differ in the adapter"));
+    assert!(refused(4, f32::NAN).contains("finite"));
+    assert!(refused(5, 0.5).contains("differ in the adapter"));
+}
