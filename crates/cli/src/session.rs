@@ -366,7 +366,7 @@ impl AdapterSource {
         }
         if !files::is_file(&dir) {
             return Err(CliError::usage(format!("there is no adapter `{path}`"))
-                .hint("an adapter is a directory with adapter_config.json, a run, or a loralib .bin file"));
+                .hint("pass --adapter with a directory that holds adapter_config.json, a run, or a loralib .bin file"));
         }
         let checkpoint = Checkpoint::open_file(&dir)?;
         if !Loralib::is_loralib(&checkpoint) {

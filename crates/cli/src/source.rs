@@ -50,7 +50,7 @@ pub fn find_model(args: &ModelArgs) -> CliResult<PathBuf> {
     Err(CliError::failure(format!(
         "there is no directory `{name}`, and {place} holds no model of this id at revision `{revision}`"
     ))
-    .hint("the network is not used unless asked for: pass --online, or a directory"))
+    .hint("the network is not used unless asked for: pass --online, or --model with a directory"))
 }
 
 /// `name` or `org/name`, as hub ids are written.

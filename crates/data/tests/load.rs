@@ -543,7 +543,7 @@ fn long_rows_are_cut_dropped_or_refused() {
     spec.max_length = Some(2);
     assert_eq!(
         message(load_with(text, "a.csv", &spec)),
-        "a maximum length of 2 leaves no room for text beside 2 special tokens\nhint: give at least 3"
+        "a maximum length of 2 leaves no room for text beside 2 special tokens\nhint: pass --max-length 3 or more"
     );
 }
 

@@ -93,7 +93,8 @@ impl Checkpoint {
     }
 
     /// Opens one file: safetensors or PyTorch's, told by its content. Of a PyTorch file the state dict is taken: the value
-    /// itself if it is a dict with tensors, else the dict at `state_dict`, `model_state_dict`, `model` or `module` in it.
+    /// itself or the dict at `state_dict`, `model_state_dict`, `model`, `module`, `model_state` or `net` in it, also in one another,
+    /// whichever holds the most tensors; else the only dict of tensors in it.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
         Checkpoint::from_source(Source::open(path)?)
     }

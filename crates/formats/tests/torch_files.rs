@@ -66,6 +66,19 @@ fn every_kind_of_tensor_is_read_as_torch_has_it() {
 }
 
 #[test]
+fn a_state_dict_in_another_dict_is_found_and_never_guessed() {
+    let names = |name: &str| -> Vec<String> {
+        let checkpoint = Checkpoint::open_file(&fixture("torch").join(name)).unwrap();
+        checkpoint.infos().map(|info| info.name.clone()).collect()
+    };
+    // Counters beside it are tensors too; the optimizer's moments are no model.
+    assert_eq!(names("deep.pt"), ["a", "b"]);
+    assert_eq!(names("other_key.pt"), ["a", "b"]);
+    let text = refusal("torch/two_dicts.pt").to_string();
+    assert!(text.contains("`first` (dict), `second` (dict)"), "{text}");
+}
+
+#[test]
 fn the_values_beside_the_tensors_can_be_looked_through() {
     for name in ["nested.pt", "nested_legacy.pt"] {
         let file = TorchFile::open(&fixture("torch").join(name)).unwrap();

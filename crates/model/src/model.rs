@@ -355,7 +355,7 @@ impl Model {
             .unwrap_or(0);
         if longest > self.max_positions() {
             return fail(format!(
-                "a sequence has {longest} tokens, the model has {} positions; lower --max-length",
+                "a sequence has {longest} tokens, the model has {} positions",
                 self.max_positions()
             ));
         }

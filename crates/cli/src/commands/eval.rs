@@ -100,7 +100,7 @@ pub fn run(flags: EvalArgs) -> CliResult {
 }
 
 /// Values that neither the checkpoint nor the adapter holds would be random, and so would be every prediction.
-fn refuse_random(model: &Model, report: &LoadReport) -> CliResult {
+fn refuse_random(model: &Model, report: &LoadReport, is_adapted: bool) -> CliResult {
     let held = |name: &String| {
         let key = format!("base_model.model.{name}");
         model.trainables().iter().any(|(_, t)| t.name == key)
@@ -109,14 +109,22 @@ fn refuse_random(model: &Model, report: &LoadReport) -> CliResult {
     let Some(first) = random.first() else {
         return Ok(());
     };
-    Err(CliError::failure(format!(
-        "neither the checkpoint nor the adapter holds `{first}`{}: predictions would be random",
-        match random.len() - 1 {
-            0 => String::new(),
-            more => format!(" and {more} more tensors"),
-        }
-    ))
-    .hint("train the adapter with these modules in `modules_to_save` (PEFT adds the head for `task_type` SEQ_CLS and TOKEN_CLS)"))
+    let more = match random.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more tensors"),
+    };
+    let (holder, hint) = match is_adapted {
+        true => (
+            "neither the checkpoint nor the adapter holds",
+            "train the adapter with these modules in `modules_to_save` (PEFT adds the head for `task_type` SEQ_CLS and TOKEN_CLS)",
+        ),
+        false => (
+            "the checkpoint does not hold",
+            "pass --adapter with an adapter that holds them; `lowrank train` trains one",
+        ),
+    };
+    let message = format!("{holder} `{first}`{more}: predictions would be random");
+    Err(CliError::failure(message).hint(hint))
 }
 
 /// The batch size asked for, or else `default`.
@@ -199,6 +207,8 @@ impl LoadedModel {
             (None, Some(_)) => LabelOrigin::Adapter,
             (None, None) => LabelOrigin::Head,
         };
+        // What the adapter's notes say is no request: a model of fewer positions has its own limit.
+        let noted = noted.map(|length| length.min(base.config.facts.max_positions));
         let max_length = base.max_length(data.max_length.or(noted))?;
         let template = adapter
             .as_ref()
@@ -208,6 +218,7 @@ impl LoadedModel {
         let mut notes = base.head.notes.clone();
         notes.extend(tables);
         notes.extend(load_notes(&report));
+        let is_adapted = adapter.is_some();
         if let Some(adapter) = adapter {
             base.check_adapter(&adapter, device)?;
             let place = adapter.tensors.path().to_owned();
@@ -219,7 +230,7 @@ impl LoadedModel {
             // The head that was new without the adapter is in the adapter.
             notes.retain(|note| !note.starts_with("new,"));
         }
-        refuse_random(&loaded, &report)?;
+        refuse_random(&loaded, &report, is_adapted)?;
         Ok(Self {
             base,
             model: loaded,

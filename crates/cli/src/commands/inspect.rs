@@ -40,7 +40,10 @@ pub fn run(flags: InspectArgs) -> CliResult {
             model: Some(name),
             ..ModelArgs::default()
         };
-        model_dir(&args, &source::find_model(&model)?)?
+        let dir = source::find_model(&model).map_err(|error| {
+            error.hint("pass a directory or a file that is there, or an id in the local cache")
+        })?;
+        model_dir(&args, &dir)?
     };
     if args.common.is_json() {
         output::print_json(&found.json);
@@ -174,10 +177,8 @@ fn describe_config(config: &ModelConfig, head: &BaseHead) -> (TextTable, Value) 
 fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
     let config =
         ModelConfig::read(&dir.join("config.json")).map_err(|e| CliError::from(e).about(dir))?;
-    let head = match Checkpoint::open_dir(dir) {
-        Ok(_) => BaseHead::read(dir, &config)?,
-        Err(_) => BaseHead::default(),
-    };
+    // What cannot be told of the head is no reason to show nothing.
+    let head = BaseHead::read(dir, &config).unwrap_or_default();
     let (table, mut json) = describe_config(&config, &head);
     let mut text = format!("{}\n{table}", dir.display());
     for note in &head.notes {

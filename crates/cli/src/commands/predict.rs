@@ -38,10 +38,13 @@ pub fn run(flags: PredictArgs) -> CliResult {
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
     if loaded.head.task == TaskKind::CausalLm {
-        return Err(
-            CliError::usage("a language model predicts text, not labels")
-                .hint("`lowrank generate` writes it; pass --task to use another head"),
-        );
+        let hint = match &loaded.base.head.stored {
+            Some(_) => {
+                "`lowrank generate` writes it; --task single_label uses the classification head of this checkpoint"
+            }
+            None => "`lowrank generate` writes it",
+        };
+        return Err(CliError::usage("a language model predicts text, not labels").hint(hint));
     }
     let is_of_tokens = loaded.head.task == TaskKind::TokenClassification;
     if args.aggregation_strategy.is_some() && !is_of_tokens {

@@ -97,7 +97,7 @@ fn a_head_for_each_token_is_told_from_one_for_sequences() {
         remove(c, &LABEL_KEYS);
     });
     let ran = lowrank(&["predict", "-q", "--model", &of_tokens, "--text", "w5 w6"]).ok();
-    assert!(ran.stdout.contains("\"labels\""), "{}", ran.stdout);
+    assert!(ran.stdout.contains("\"entities\""), "{}", ran.stdout);
     let roberta = golden("roberta-all-linear").join("model");
     let rows = lab.path("ids.jsonl");
     fs::write(&rows, "{\"input_ids\": [0, 5, 6, 2]}\n").unwrap();

@@ -153,7 +153,7 @@ impl TokenizerError {
                 Some(format!("name the right one as `{role}_token` in `special_tokens_map.json`"))
             }
             Self::MaxLengthTooSmall { special, .. } => {
-                Some(format!("give at least {}", special + 1))
+                Some(format!("pass --max-length {} or more", special + 1))
             }
             Self::NoEosToken => {
                 Some("name one as `eos_token` in `special_tokens_map.json`, or leave `{eos}` out of the template".into())

@@ -14,7 +14,17 @@ use crate::pickle::{Pickle, PickleFault, Tensor, ValueRef};
 use crate::source::Source;
 
 /// Where trainers put the state dict when a checkpoint holds more than that, in order of preference.
-const STATE_DICT_KEYS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
+const STATE_DICT_KEYS: [&str; 6] = [
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "model_state",
+    "net",
+];
+
+/// How many of those dicts may lie in one another.
+const STATE_DICT_DEPTH: usize = 3;
 
 /// An expanded tensor (one value seen many times) may have this many values before it is refused as absurd.
 const MOST_EXPANDED_VALUES: u64 = 1 << 20;
@@ -149,14 +159,7 @@ impl TorchFile {
     /// Names, types and shapes of the state dict: see [`Checkpoint::open_file`](crate::Checkpoint::open_file).
     pub(crate) fn state_dict(&self) -> Result<Vec<StoredTensor>> {
         let root = self.root();
-        if has_tensors(root) {
-            return self.tensors_in(root);
-        }
-        let inner = STATE_DICT_KEYS
-            .iter()
-            .filter_map(|key| root.get(key))
-            .find(|value| has_tensors(*value));
-        match inner {
+        match state_dict_in(root, STATE_DICT_DEPTH).or_else(|| only_dict_of_tensors(root)) {
             Some(value) => self.tensors_in(value),
             // An empty dict is a state dict of nothing.
             None if root.kind() == "dict" && root.items().next().is_none() => Ok(Vec::new()),
@@ -284,11 +287,45 @@ fn is_tar(source: &Source) -> Result<bool> {
     Ok(source.read_vec(MAGIC_OFFSET, 5)? == b"ustar" && source.read_vec(0, 1)? != [0x80])
 }
 
-fn has_tensors(value: ValueRef<'_>) -> bool {
-    value.kind() == "dict"
-        && value
-            .items()
-            .any(|(key, value)| key.as_str().is_some() && value.tensor().is_some())
+/// How many tensors a dict holds under names.
+fn count_tensors(value: ValueRef<'_>) -> usize {
+    if value.kind() != "dict" {
+        return 0;
+    }
+    let items = value.items();
+    items
+        .filter(|(key, value)| key.as_str().is_some() && value.tensor().is_some())
+        .count()
+}
+
+/// The value itself or a dict at trainers' keys in it, whichever holds the most tensors: a counter beside the model may be a
+/// tensor too.
+fn state_dict_in(value: ValueRef<'_>, depth: usize) -> Option<ValueRef<'_>> {
+    let mut best = Some(value).filter(|value| count_tensors(*value) > 0);
+    if depth == 0 || value.kind() != "dict" {
+        return best;
+    }
+    for key in STATE_DICT_KEYS {
+        let inner = value
+            .get(key)
+            .and_then(|inner| state_dict_in(inner, depth - 1));
+        let most = best.map_or(0, count_tensors);
+        best = inner.filter(|inner| count_tensors(*inner) > most).or(best);
+    }
+    best
+}
+
+/// The one dict of tensors among the values of a dict, whatever its key.
+fn only_dict_of_tensors(root: ValueRef<'_>) -> Option<ValueRef<'_>> {
+    if root.kind() != "dict" {
+        return None;
+    }
+    let mut dicts = root
+        .items()
+        .map(|(_, value)| value)
+        .filter(|value| count_tensors(*value) > 0);
+    let only = dicts.next();
+    only.filter(|_| dicts.next().is_none())
 }
 
 /// The kind of a value, with the first keys if it is a dict.
