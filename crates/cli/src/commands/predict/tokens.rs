@@ -75,21 +75,27 @@ impl TokenRows {
         }
     }
 
-    fn from_table(table: &Table, mut spec: LoadSpec, loaded: &LoadedModel) -> CliResult<Self> {
+    fn from_table(table: &Table, spec: LoadSpec, loaded: &LoadedModel) -> CliResult<Self> {
         let tokenizer = loaded.base.tokenizer.as_ref();
-        let read = |spec: &LoadSpec| {
-            examples_from_table(table, spec, tokenizer.ok())
-                .map_err(|error| loaded.base.data_error(error))
+        let read = |spec: &LoadSpec| examples_from_table(table, spec, tokenizer.ok());
+        // As a classifier reads texts: the same ids, and no words are asked for.
+        let as_texts = |mut spec: LoadSpec, column: String| {
+            spec.task = Task::SingleLabel;
+            spec.columns.text = Some(column);
+            (read(&spec), spec)
         };
-        let loaded_rows = match text_column(table, &spec) {
-            // As a classifier reads them: the same ids, and no words are asked for.
-            Some(column) => {
-                spec.task = Task::SingleLabel;
-                spec.columns.text = Some(column);
-                read(&spec)?
-            }
-            None => read(&spec)?,
+        let (rows, spec) = match text_column(table, &spec) {
+            Some(column) => as_texts(spec, column),
+            None => match (read(&spec), first_text(table)) {
+                (Err(DataError::NoColumnFor { role, .. }), Some(column))
+                    if role == ColumnRole::Words =>
+                {
+                    as_texts(spec, column)
+                }
+                (rows, _) => (rows, spec),
+            },
         };
+        let loaded_rows = rows.map_err(|error| loaded.base.data_error(error))?;
         let by_line: HashMap<u64, &Row> = table.rows().iter().map(|r| (r.line, r)).collect();
         let beside = loaded_rows.examples.iter().map(|example| {
             let row = by_line.get(&example.line).copied();
@@ -190,30 +196,21 @@ impl TokenRows {
     }
 }
 
-/// The column of texts of a file that has none of words, or whose named column holds no lists.
+/// The named column, where it holds texts and no lists.
 fn text_column(table: &Table, spec: &LoadSpec) -> Option<String> {
-    let has = |name: &str| table.columns().iter().any(|column| column == name);
-    if let Some(named) = &spec.columns.text {
-        let first = table.rows().first()?;
-        let is_text = match table.get(first, named)? {
-            Cell::Json(Value::String(_)) => true,
-            cell @ Cell::Text(_) => words_of(cell).is_none(),
-            Cell::Json(_) => false,
-        };
-        return is_text.then(|| named.clone());
-    }
-    let of_words = spec
-        .columns
-        .resolve(table, Task::TokenClassification, spec.need);
-    let lacks_words = matches!(
-        of_words,
-        Err(DataError::NoColumnFor {
-            role: ColumnRole::Words,
-            ..
-        })
-    );
-    let text = TEXTS.into_iter().find(|name| has(name))?;
-    lacks_words.then(|| text.to_owned())
+    let named = spec.columns.text.as_ref()?;
+    let is_text = match table.get(table.rows().first()?, named)? {
+        Cell::Json(Value::String(_)) => true,
+        cell @ Cell::Text(_) => words_of(cell).is_none(),
+        Cell::Json(_) => false,
+    };
+    is_text.then(|| named.clone())
+}
+
+/// The column of texts of a file.
+fn first_text(table: &Table) -> Option<String> {
+    let has = |name: &&str| table.columns().iter().any(|column| column == name);
+    TEXTS.into_iter().find(has).map(str::to_owned)
 }
 
 fn beside(
