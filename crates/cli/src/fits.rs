@@ -3,6 +3,7 @@
 
 use lowrank_data::{Example, batches};
 use lowrank_engine::{Device, MemoryReport, Purpose};
+use lowrank_model::Model;
 use lowrank_train::plan::{DryRun, heaviest};
 
 use crate::commands::train::BESIDE;
@@ -65,7 +66,14 @@ impl Need<'_> {
 
 /// Refuses weights that cannot be held.
 pub fn check_weights(base: &Base, head: &Head, device: &Device) -> CliResult {
-    let dry = base.shape_in(head, &Device::dry_in(device.precision()))?;
+    check_model(
+        &base.shape_in(head, &Device::dry_in(device.precision()))?,
+        device,
+    )
+}
+
+/// The same for a model of shapes.
+pub fn check_model(dry: &Model, device: &Device) -> CliResult {
     let need = Need {
         what: "the weights need",
         reserved: dry.device().reserved_bytes(),

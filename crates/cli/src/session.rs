@@ -139,7 +139,7 @@ impl Base {
     }
 
     /// What an adapter or a run on this base notes of it; read on the device's threads.
-    pub fn id(&self, device: &Device) -> CliResult<BaseId> {
+    fn id(&self, device: &Device) -> CliResult<BaseId> {
         Ok(BaseId::of(&self.dir, device.threads())?)
     }
 
@@ -288,8 +288,13 @@ pub fn device(common: &CommonArgs, precision: PrecisionArg) -> CliResult<Device>
         )));
     }
     let threads = threads.unwrap_or(0);
-    Device::cpu_in(precision_on(isa, precision), isa, threads)
-        .map_err(|error| CliError::from_error(&error))
+    Device::cpu_in(precision_on(isa, precision), isa, threads).map_err(|error| {
+        CliError::failure("cannot start threads, or reserve address space for tensors")
+            .caused_by(Some(&error))
+            .hint(
+                "pass --threads 1, or raise the limits of this process (`ulimit -v`, `ulimit -u`)",
+            )
+    })
 }
 
 /// The storage that a choice means on an instruction set.

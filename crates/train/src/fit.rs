@@ -18,8 +18,11 @@ impl BatchShape {
     /// Every way to take exactly `rows` rows a step: without recomputation, then with; large batches before small ones.
     /// `recompute` leaves one of the two only.
     pub fn all(rows: usize, recompute: Option<bool>) -> Vec<BatchShape> {
-        let sizes = (1..=rows).rev().filter(|&size| rows.is_multiple_of(size));
-        let sizes: Vec<usize> = sizes.collect();
+        // Divisors come in pairs, of which one is at most the root.
+        let small = (1..=rows.isqrt()).filter(|&size| rows.is_multiple_of(size));
+        let mut sizes: Vec<usize> = small.flat_map(|size| [size, rows / size]).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        sizes.dedup();
         let ways = [false, true].into_iter();
         let ways = ways.filter(|way| recompute.is_none_or(|asked| asked == *way));
         let shapes = ways.flat_map(|recompute| {
@@ -204,6 +207,16 @@ mod tests {
             largest_batch(&shapes, 1, |_| Err::<Price, _>("no")),
             Err("no")
         );
+    }
+
+    #[test]
+    fn the_ways_of_very_many_rows_are_found_at_once() {
+        for rows in [1, 2, 36, 97] {
+            let all = (1..=rows).rev().filter(|&size| rows % size == 0);
+            let found = BatchShape::all(rows, Some(false));
+            assert!(found.iter().map(|s| s.batch_size).eq(all), "{rows}");
+        }
+        assert_eq!(BatchShape::all(1 << 40, Some(true)).len(), 41);
     }
 
     #[test]

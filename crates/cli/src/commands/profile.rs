@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::args::train::OptimizationArgs;
 use crate::args::{PrecisionArg, ProfileArgs};
 use crate::errors::{CliError, CliResult};
+use crate::fits::check_model;
 use crate::head::task_of;
 use crate::output::{self, TextTable, bytes, count};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
@@ -86,6 +87,8 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
                 seed: 1,
                 ignore_mismatched_sizes: false,
             };
+            let dry = Device::dry_in(device.precision());
+            check_model(&Model::from_config(config.clone(), &options, &dry)?, device)?;
             let model = Model::from_config(config, &options, device)?;
             let examples = random_rows(args, &model)?;
             (model, examples)

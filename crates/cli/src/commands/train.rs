@@ -74,11 +74,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
     planning::refuse_too_much(&plan, &resolved.config, &device)?;
     // Program, tokenizer and rows: everything but the tensors that the plan counts.
     let fixed_bytes = memory::resident_bytes();
-    let (mut model, notes) = setup::build_model(&resolved, &device)?;
-    let base_id = match resolved.config.from_scratch {
-        true => BaseId::without_weights(&resolved.base.dir)?,
-        false => resolved.base.id(&device)?,
-    };
+    let (mut model, notes, base_id) = load_and_identify(&resolved, &device)?;
     // Only now: a request that fails before here leaves no folder that would be in the way of the next try.
     let run_dir = take_run_dir(&run_path, args)?;
     if let Some(preset) = presets::describe(&args.preset)? {
@@ -135,6 +131,26 @@ pub fn run(flags: TrainArgs) -> CliResult {
         output::print(results.to_text(&run_dir));
     }
     Ok(())
+}
+
+/// The model, what a user should know of it, and what it stands on: the weights are hashed while they are read.
+fn load_and_identify(
+    resolved: &Resolved,
+    device: &Device,
+) -> CliResult<(Model, Vec<String>, BaseId)> {
+    let dir = &resolved.base.dir;
+    if resolved.config.from_scratch {
+        let (model, notes) = setup::build_model(resolved, device)?;
+        return Ok((model, notes, BaseId::without_weights(dir)?));
+    }
+    std::thread::scope(|scope| {
+        let id = scope.spawn(|| BaseId::of(dir, device.threads()));
+        let (model, notes) = setup::build_model(resolved, device)?;
+        match id.join() {
+            Ok(id) => Ok((model, notes, id?)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// What is trained, and how.

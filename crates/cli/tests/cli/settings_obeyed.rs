@@ -278,6 +278,14 @@ fn a_model_beyond_the_machine_is_refused_with_its_figures() {
         ],
     );
     assert!(!lab.path("run").exists());
+    lowrank(&[
+        "profile",
+        "--model-config",
+        &file.display().to_string(),
+        "--steps",
+        "1",
+    ])
+    .fails(2, &["the weights need", "TiB"]);
     // A plan is not bound to this machine.
     fs::remove_file(lab.path("model/model.safetensors")).unwrap();
     lowrank(&["plan", &lab.text("model")]).ok();
@@ -299,6 +307,12 @@ fn a_run_too_short_to_move_everything_says_why() {
             "{}",
             ran.stdout
         );
+    }
+    // What a run does not come to is said beforehand.
+    let more = ["--max-steps", "1", "--save-steps", "5", "--overwrite"];
+    let ran = lab.train("run", &more).ok();
+    for word in ["warm-up is all of the run's 1 steps", "--save-steps 5"] {
+        assert!(ran.stderr.contains(word), "`{word}`: {}", ran.stderr);
     }
     let ran = lab.train("run", &["--max-steps", "4", "--overwrite"]).ok();
     assert!(

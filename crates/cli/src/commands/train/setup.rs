@@ -2,6 +2,8 @@
 
 use lowrank_engine::Device;
 use lowrank_model::{LoadReport, Model};
+use lowrank_train::config::{IntervalStrategy, TrainConfig};
+use lowrank_train::schedule::SchedulerType;
 
 use super::Run;
 use super::planning::RunPlan;
@@ -100,6 +102,7 @@ pub fn announce(progress: &Progress, run: &Run, model: &Model, notes: &[String],
     ));
     plan.notes(config)
         .into_iter()
+        .chain(schedule_notes(config, plan.total_steps))
         .for_each(|note| progress.line(note));
 }
 
@@ -127,6 +130,33 @@ fn announce_rows(progress: &Progress, run: &Run) {
     for warning in labels::warnings(&files) {
         progress.line(warning);
     }
+}
+
+/// What of the settings a run of so many steps does not come to.
+fn schedule_notes(config: &TrainConfig, total: u64) -> Vec<String> {
+    let mut notes = Vec::new();
+    let schedule = config.schedule(total);
+    if schedule.kind != SchedulerType::Constant && schedule.num_warmup_steps >= total {
+        notes.push(format!(
+            "note: the warm-up is all of the run's {} steps: the learning rate does not reach {}",
+            count(total),
+            schedule.learning_rate
+        ));
+    }
+    let e = &config.evaluation;
+    for (flag, what, strategy, steps) in [
+        ("--eval-steps", "evaluated", e.eval_strategy, e.eval_steps),
+        ("--save-steps", "saved", e.save_strategy, e.save_steps),
+    ] {
+        let beyond = steps.filter(|&n| strategy == IntervalStrategy::Steps && n > total);
+        if let Some(n) = beyond {
+            notes.push(format!(
+                "note: {flag} {n} is more than the run's {} steps: only its end is {what}",
+                count(total)
+            ));
+        }
+    }
+    notes
 }
 
 /// The adapted layers as a table.
