@@ -111,7 +111,7 @@ fn rows_that_cannot_be_used_are_left_out_and_keep_their_place_in_predictions() {
     for part in [
         "rows.jsonl: 2 of 200 rows cannot be used and are left out",
         "  line 4, column `text`: expected a text, found `5`",
-        "  line 121: not JSON: EOF while parsing an object at column 12",
+        "  line 121: not JSON: EOF while parsing an object at column 13",
     ] {
         assert!(said.contains(part), "`{part}` is missing in:\n{said}");
     }
