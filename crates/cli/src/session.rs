@@ -229,7 +229,8 @@ impl Base {
     /// The same on a dry device of another precision.
     pub fn shape_in(&self, head: &Head, dry: &Device) -> CliResult<Model> {
         let options = self.load_options(head, 0);
-        match Model::load_as(&self.dir, self.config.clone(), &options, dry) {
+        let (config, tables) = (self.config.clone(), self.tables.as_ref());
+        match Model::load_with_tables(&self.dir, config, tables, &options, dry) {
             Err(ModelError::Format(FormatError::NothingFound { .. })) => {
                 Ok(Model::from_config(self.config.clone(), &options, dry)?)
             }
