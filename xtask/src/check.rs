@@ -12,7 +12,7 @@ const STEPS: [(&str, &str); 5] = [
         "clippy",
         "clippy --workspace --all-targets --quiet -- -D warnings",
     ),
-    ("tests", "test --workspace --quiet"),
+    ("tests", "test --workspace --no-fail-fast --quiet"),
     (
         "tests of the Parquet reader",
         "test -p lowrank-data --features parquet --test parquet --quiet",

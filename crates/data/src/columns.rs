@@ -10,6 +10,9 @@ use crate::labels::{LabelMap, Task};
 use crate::load::LabelNeed;
 use crate::rows::{FileFormat, Header, Table};
 
+/// The word for no column, in the place of one.
+pub const NO_COLUMN: &str = "none";
+
 /// Columns named by the user; what is not named is found by common names.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ColumnSpec {
@@ -19,7 +22,7 @@ pub struct ColumnSpec {
     /// The second text of a pair. If `text` is named and this is not, there is no second text.
     pub text_pair: Option<String>,
     /// What a language model's prompt is about, which becomes part of the prompt. If `text` and `text_pair` are named and this
-    /// is not, there is none.
+    /// is not, there is none. [`NO_COLUMN`], where no column has that name, says that nothing beside the prompt is read.
     pub context: Option<String>,
     /// The label.
     pub label: Option<String>,
@@ -213,6 +216,23 @@ const SINGLES: [&str; 7] = [
     "document",
     "sentence1",
 ];
+/// Texts by other names, which count where one of them alone is there.
+const OTHER_SINGLES: [&str; 14] = [
+    "comment_text",
+    "comment",
+    "body",
+    "message",
+    "review_text",
+    "review_body",
+    "reviewtext",
+    "utterance",
+    "headline",
+    "title",
+    "abstract",
+    "description",
+    "post",
+    "sms",
+];
 const WORDS: [&str; 2] = ["tokens", "words"];
 const TAGS: [&str; 9] = [
     "ner_tags",
@@ -402,10 +422,29 @@ impl ColumnSpec {
                         .find(|name| *name != second && finder.has(name))
                         .map(|n| n.to_string())
                 }),
-            None => finder.first(&SINGLES),
+            None => finder.text(),
         };
         let text = text.ok_or_else(|| finder.none(ColumnRole::Text))?;
         Ok(TextColumns::Text { text, pair })
+    }
+}
+
+/// What a prompt's own column has beside it.
+enum Beside {
+    /// What is found by the names that data sets use.
+    Found,
+    /// A column that was named, and what is found besides.
+    Named(String),
+    /// Nothing.
+    Nothing,
+}
+
+impl Beside {
+    fn named(self) -> Option<String> {
+        match self {
+            Self::Named(name) => Some(name),
+            Self::Found | Self::Nothing => None,
+        }
     }
 }
 
@@ -417,25 +456,27 @@ impl ColumnSpec {
         pair: Option<String>,
     ) -> Result<TextColumns, DataError> {
         let typed = matches!(finder.format, FileFormat::Jsonl | FileFormat::Parquet);
-        let context = self.named_context(finder)?;
+        let beside = self.beside(finder)?;
         let named = match &self.text {
             Some(name) => Some(finder.named(name, ColumnRole::Text)?),
             None if typed && finder.has("input_ids") && pair.is_none() => Some("input_ids".into()),
             None => None,
         };
         if let Some(prompt) = named {
-            return match (pair, &context) {
-                (Some(completion), _) => Ok(TextColumns::Completion {
+            return match (pair, beside) {
+                (Some(completion), beside) => Ok(TextColumns::Completion {
                     prompt: PromptColumns {
                         prompt,
-                        context,
+                        context: beside.named(),
                         ..PromptColumns::default()
                     },
                     completion,
                 }),
-                (None, Some(_)) => Err(Self::context_alone()),
-                (None, None) if prompt == "input_ids" => Ok(finder.ids(prompt)),
-                (None, None) => Ok(TextColumns::Text {
+                (None, Beside::Named(_)) => Err(Self::context_alone()),
+                (None, Beside::Found | Beside::Nothing) if prompt == "input_ids" => {
+                    Ok(finder.ids(prompt))
+                }
+                (None, Beside::Found | Beside::Nothing) => Ok(TextColumns::Text {
                     text: prompt,
                     pair: None,
                 }),
@@ -443,23 +484,24 @@ impl ColumnSpec {
         }
         if let Some((prompt, completion)) = finder.completion(pair.as_deref()) {
             return Ok(TextColumns::Completion {
-                prompt: finder.around(prompt, completion, context),
+                prompt: finder.around(prompt, completion, beside),
                 completion: completion.into(),
             });
         }
-        if context.is_some() {
+        if matches!(beside, Beside::Named(_)) {
             return Err(Self::context_alone());
         }
-        let text = finder.first(&SINGLES).filter(|_| pair.is_none());
+        let text = finder.text().filter(|_| pair.is_none());
         let text = text.ok_or_else(|| finder.none_causal(ColumnRole::Text))?;
         Ok(TextColumns::Text { text, pair: None })
     }
 
-    fn named_context(&self, finder: &Finder) -> Result<Option<String>, DataError> {
-        let named = self.context.as_ref();
-        named
-            .map(|name| finder.named(name, ColumnRole::Context))
-            .transpose()
+    fn beside(&self, finder: &Finder) -> Result<Beside, DataError> {
+        match &self.context {
+            None => Ok(Beside::Found),
+            Some(name) if name == NO_COLUMN && !finder.has(name) => Ok(Beside::Nothing),
+            Some(name) => Ok(Beside::Named(finder.named(name, ColumnRole::Context)?)),
+        }
     }
 
     fn context_alone() -> DataError {
@@ -472,11 +514,11 @@ impl ColumnSpec {
     /// A named column is not there, or none is known to hold prompts.
     pub fn resolve_prompt(&self, table: &Table) -> Result<PromptColumns, DataError> {
         let finder = Finder::new(table);
-        let context = self.named_context(&finder)?;
+        let beside = self.beside(&finder)?;
         if let Some(name) = &self.text {
             return Ok(PromptColumns {
                 prompt: finder.named(name, ColumnRole::Prompt)?,
-                context,
+                context: beside.named(),
                 ..PromptColumns::default()
             });
         }
@@ -492,7 +534,7 @@ impl ColumnSpec {
                 )
             }
         };
-        Ok(finder.around(prompt, completion, context))
+        Ok(finder.around(prompt, completion, beside))
     }
 }
 

@@ -34,7 +34,7 @@ mod rows;
 mod tokenizer;
 
 pub use batch::{BatchLabels, BatchPlan, PackedBatch, Padding, batches, pack};
-pub use columns::{ColumnSpec, Columns, LabelColumns, PromptColumns, TextColumns};
+pub use columns::{ColumnSpec, Columns, LabelColumns, NO_COLUMN, PromptColumns, TextColumns};
 pub use error::{
     ColumnRole, DataError, FileProblem, LabelMapError, MAX_FAULTS_SHOWN, Naming, RowFault,
     RowFaultKind, TokenizerError,

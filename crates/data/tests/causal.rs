@@ -399,3 +399,26 @@ fn a_long_prompt_keeps_its_end_and_a_long_completion_its_beginning() {
     let loaded = load(&text, |spec| spec.max_length = Some(40)).unwrap();
     assert_eq!(loaded.examples[0].input_ids, laid(&[&long])[..40]);
 }
+
+#[test]
+fn none_in_the_place_of_a_context_leaves_out_all_that_stands_beside_the_prompt() {
+    let alone = load(
+        r#"{"instruction": "name it", "output": "the name"}"#,
+        |_| {},
+    )
+    .unwrap();
+    for text in [
+        r#"{"instruction": "name it", "input": "a place", "output": "the name"}"#,
+        r#"{"system": "be short", "instruction": "name it", "output": "the name"}"#,
+        r#"{"instruction": "name it", "context": "a place", "output": "the name"}"#,
+    ] {
+        let with = load(text, |_| {}).unwrap();
+        let without = load(text, |spec| spec.columns.context = Some("none".into())).unwrap();
+        assert_eq!(without.examples[0].input_ids, alone.examples[0].input_ids);
+        assert_ne!(with.examples[0].input_ids, alone.examples[0].input_ids);
+    }
+    // A column that has the word for its name is one.
+    let text = r#"{"instruction": "name it", "none": "a place", "output": "the name"}"#;
+    let named = load(text, |spec| spec.columns.context = Some("none".into())).unwrap();
+    assert_ne!(named.examples[0].input_ids, alone.examples[0].input_ids);
+}

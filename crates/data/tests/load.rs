@@ -1126,3 +1126,38 @@ fn a_long_text_without_blanks_is_refused_by_size() {
         "{error}"
     );
 }
+
+#[test]
+fn a_text_is_found_by_its_name_in_any_case() {
+    let text_of = |header: &str| {
+        let text = format!("{header}\na thing,0\nanother,1\n");
+        let table = parse(&text, "rows.csv").unwrap();
+        let columns =
+            ColumnSpec::default().resolve(&table, Task::SingleLabel, LabelNeed::Required, None);
+        columns.map(|columns| match columns.text {
+            TextColumns::Text { text, .. } => text,
+            other => panic!("{other:?}"),
+        })
+    };
+    for name in [
+        "Text",
+        "comment_text",
+        "Review",
+        "reviewText",
+        "SMS",
+        "Body",
+    ] {
+        assert_eq!(text_of(&format!("{name},label")).unwrap(), name);
+    }
+    let three = |header: &str| {
+        let table = parse(&format!("{header}\na,b,0\nc,d,1\n"), "rows.csv").unwrap();
+        ColumnSpec::default().resolve(&table, Task::SingleLabel, LabelNeed::Required, None)
+    };
+    // The usual name before others; of two others neither is guessed.
+    let found = three("title,text,label").unwrap();
+    assert!(matches!(found.text, TextColumns::Text { text, .. } if text == "text"));
+    assert!(matches!(
+        three("title,body,label"),
+        Err(DataError::NoColumnFor { .. })
+    ));
+}

@@ -100,8 +100,8 @@ pub struct DataArgs {
     /// Column of the second text, for tasks on pairs, or of a language model's completion
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub text_pair_column: Option<String>,
-    /// Column of what a language model's prompt is about, which becomes part of the prompt [default: input or context, where
-    /// prompt and completion are found by their names]
+    /// Column of what a language model's prompt is about, which becomes part of the prompt none leaves out all that stands beside
+    /// the prompt [default: input or context, where prompt and completion are found by their names]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub context_column: Option<String>,
     /// Column of the label [default: label, or the one column that is named as labels are: score, class, stars, ...]

@@ -40,7 +40,7 @@ pub struct GenerateArgs {
     /// Column of the prompts in a file [default: found by its name: prompt, context, instruction, question, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Prompts")]
     pub text_column: Option<String>,
-    /// Column of what the prompts are about, which becomes part of them [default: input or context]
+    /// Column of what the prompts are about, which becomes part of them; none leaves it out [default: input or context]
     #[arg(long, value_name = "COLUMN", help_heading = "Prompts")]
     pub context_column: Option<String>,
     /// The first line of a .csv or .tsv file is a row, not the names of its columns: columns are then named 0, 1, ...

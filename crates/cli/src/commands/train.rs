@@ -236,6 +236,7 @@ fn gather(flags: TrainArgs) -> CliResult<Asked> {
         if files::is_file(&config) {
             let mut of_run = settings::read_file::<TrainArgs>(&config)?;
             of_run.shift_remove("output_dir");
+            keep_old_prompts(&mut of_run);
             flags = settings::overlay(of_run, &flags)?;
         }
         flags.output_dir = Some(run);
@@ -298,6 +299,17 @@ fn stopped_before_training(run: &str) -> CliError {
     ))
 }
 
+/// A language model's run from before columns beside the prompt were read goes on without them: its rows stay the same. Runs
+/// since then always say what becomes of rows without a label.
+fn keep_old_prompts(of_run: &mut serde_json::Map<String, serde_json::Value>) {
+    let is_of_prompts = of_run.get("task").is_some_and(|task| task == "causal_lm");
+    if is_of_prompts && !of_run.contains_key("unlabelled") {
+        of_run
+            .entry("context_column")
+            .or_insert_with(|| lowrank_data::NO_COLUMN.into());
+    }
+}
+
 /// The evaluation of the untrained model: read back where a resumed run has made it already.
 fn evaluation_before(
     run: &RunDir,
@@ -350,3 +362,25 @@ pub(crate) fn counted_peak(device: &Device) -> lowrank_engine::MemoryReport {
 
 /// What `resolve` gives, for the parts of this command.
 pub(crate) type Run = Resolved;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::keep_old_prompts;
+
+    #[test]
+    fn only_a_language_models_run_of_before_reads_nothing_beside_its_prompts() {
+        let after = |settings: serde_json::Value| {
+            let mut settings: Map<_, _> = settings.as_object().expect("a map").clone();
+            keep_old_prompts(&mut settings);
+            settings.get("context_column").cloned()
+        };
+        assert_eq!(after(json!({"task": "causal_lm"})), Some(json!("none")));
+        assert_eq!(after(json!({"task": "single_label"})), None);
+        let new = json!({"task": "causal_lm", "unlabelled": "error"});
+        assert_eq!(after(new), None);
+        let named = json!({"task": "causal_lm", "context_column": "hints"});
+        assert_eq!(after(named), Some(json!("hints")));
+    }
+}

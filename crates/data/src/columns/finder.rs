@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::{
-    COMPLETIONS, CONTEXTS, CONVERSATIONS, Columns, HISTORIES, PromptColumns, SYSTEMS, TextColumns,
+    Beside, COMPLETIONS, CONTEXTS, CONVERSATIONS, Columns, HISTORIES, OTHER_SINGLES, PromptColumns,
+    SINGLES, SYSTEMS, TextColumns,
 };
 use crate::error::{ColumnRole, DataError, Naming};
 use crate::labels::LabelMap;
@@ -100,20 +101,24 @@ impl<'a> Finder<'a> {
     }
 
     /// A prompt that was found by its name, with what stands beside it.
-    pub(super) fn around(
-        &self,
-        prompt: &str,
-        completion: &str,
-        context: Option<String>,
-    ) -> PromptColumns {
-        let beside = CONTEXTS
-            .into_iter()
-            .find(|name| self.has(name) && ![prompt, completion].contains(name));
-        PromptColumns {
+    pub(super) fn around(&self, prompt: &str, completion: &str, beside: Beside) -> PromptColumns {
+        let prompt_alone = PromptColumns {
             prompt: prompt.into(),
-            context: context.or(beside.map(String::from)),
+            ..PromptColumns::default()
+        };
+        let context = match beside {
+            Beside::Nothing => return prompt_alone,
+            Beside::Named(name) => Some(name),
+            Beside::Found => CONTEXTS
+                .into_iter()
+                .find(|name| self.has(name) && ![prompt, completion].contains(name))
+                .map(String::from),
+        };
+        PromptColumns {
+            context,
             system: self.first(&SYSTEMS),
             history: self.first(&HISTORIES),
+            ..prompt_alone
         }
     }
 
@@ -137,6 +142,18 @@ impl<'a> Finder<'a> {
             .iter()
             .find(|name| self.has(name))
             .map(|name| name.to_string())
+    }
+
+    /// The one text of a row by its name, in any case: the usual names in their order, then others of which one alone is there.
+    pub(super) fn text(&self) -> Option<String> {
+        let called =
+            |name: &&'static str| self.columns.iter().find(|column| is_called(column, name));
+        if let Some(column) = SINGLES.iter().find_map(called) {
+            return Some(column.clone());
+        }
+        let mut others = OTHER_SINGLES.iter().filter_map(called);
+        let column = others.next()?;
+        others.next().is_none().then(|| column.clone())
     }
 
     /// The column of labels by its name: `label` before all others, of which only one may be there.

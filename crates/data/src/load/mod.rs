@@ -210,7 +210,7 @@ pub fn read_table(path: &Path, spec: &LoadSpec) -> Result<Table, DataError> {
     let is_causal = spec.task == Task::CausalLm;
     if let Some(format) = spec.nlg.filter(|_| !is_causal) {
         return Err(DataError::Spec(format!(
-            "rows of `{format}` are for a language model, and the task is another"
+            "rows of `{format}` are for a language model, and the task is another: leave out --data-format, or pass --task causal_lm"
         )));
     }
     let open = is_causal && spec.format.is_none() && spec.columns == ColumnSpec::default();

@@ -87,11 +87,13 @@ impl TokenRows {
         let (rows, spec) = match text_column(table, &spec) {
             Some(column) => as_texts(spec, column),
             None => match (read(&spec), first_text(table)) {
-                (Err(DataError::NoColumnFor { role, .. }), Some(column))
-                    if role == ColumnRole::Words =>
-                {
-                    as_texts(spec, column)
-                }
+                (
+                    Err(DataError::NoColumnFor {
+                        role: ColumnRole::Words,
+                        ..
+                    }),
+                    Some(column),
+                ) => as_texts(spec, column),
                 (rows, _) => (rows, spec),
             },
         };
