@@ -25,7 +25,7 @@ pub fn listen() -> CliResult<Arc<AtomicBool>> {
             std::process::exit(EXIT_CODE);
         }
     };
-    ctrlc::set_handler(handler).map_err(|error| CliError::from_error(&error))?;
+    set_handler(handler)?;
     Ok(raised)
 }
 
@@ -39,5 +39,52 @@ pub fn end_cleanly() -> CliResult {
         output::note("interrupted: no half-written file is left");
         std::process::exit(EXIT_CODE);
     };
-    ctrlc::set_handler(handler).map_err(|error| CliError::from_error(&error))
+    set_handler(handler)
+}
+
+/// Listens to the signals that nobody asked to ignore: under `nohup` a closed terminal ends nothing.
+fn set_handler(handler: impl FnMut() + Send + 'static) -> CliResult {
+    let hangup = Hangup::found();
+    ctrlc::set_handler(handler).map_err(|error| CliError::from_error(&error))?;
+    hangup.keep();
+    Ok(())
+}
+
+/// What SIGHUP does as the program was started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hangup {
+    Ends,
+    Ignored,
+}
+
+#[cfg(unix)]
+#[allow(unsafe_code)]
+impl Hangup {
+    fn found() -> Self {
+        // SAFETY: all bytes zero are a valid `sigaction`: it holds integers and a pointer that may be null.
+        let mut found: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: a null pointer for the new action only asks; `found` lives through the call.
+        let outcome = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut found) };
+        if outcome == 0 && found.sa_sigaction == libc::SIG_IGN {
+            Self::Ignored
+        } else {
+            Self::Ends
+        }
+    }
+
+    fn keep(self) {
+        if self == Self::Ignored {
+            // SAFETY: SIG_IGN is a disposition that every signal of a terminal may have.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Hangup {
+    fn found() -> Self {
+        Self::Ends
+    }
+
+    fn keep(self) {}
 }

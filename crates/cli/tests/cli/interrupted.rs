@@ -97,6 +97,33 @@ fn a_killed_run_ends_with_the_same_bytes() {
 
 #[cfg(unix)]
 #[test]
+fn a_closed_terminal_stops_a_run_unless_nohup_says_otherwise() {
+    let lab = Lab::new();
+    let words = lab.train_words("run", &SETTINGS);
+    for (trap, code) in [("", 130), ("trap '' HUP; ", 0)] {
+        let _ = fs::remove_dir_all(lab.path("run"));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let program = command(&words);
+        let mut shell = std::process::Command::new("sh");
+        shell
+            .args(["-c", &format!("{trap}exec \"$0\" \"$@\"")])
+            .arg(program.get_program())
+            .args(program.get_args())
+            .envs(program.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = shell.spawn().expect("a shell");
+        assert!(wait_for_rows(&lab, "run", 10, &mut child));
+        let told = std::process::Command::new("kill")
+            .args(["-HUP", &child.id().to_string()])
+            .status();
+        assert!(told.expect("kill runs").success());
+        assert_eq!(child.wait().expect("a child").code(), Some(code), "{trap}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
 fn control_c_writes_a_checkpoint_and_gives_130() {
     let lab = Lab::new();
     assert!(start(&lab, "whole", &[]).wait().unwrap().success());
