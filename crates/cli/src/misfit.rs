@@ -27,8 +27,18 @@ impl Base {
             .any(|part| part.as_os_str() == in_cache.as_str())
     }
 
-    /// An error of attaching an adapter, which names its base so, with what can be done about it.
-    pub fn misfit(&self, error: ModelError, named: Option<&str>) -> CliError {
+    /// An error of attaching the adapter whose tensors are in `tensors` and which names its base so: whose fault it is, and what
+    /// can be done about it.
+    pub fn misfit(&self, error: ModelError, named: Option<&str>, tensors: &Path) -> CliError {
+        let settings = tensors.with_file_name("adapter_config.json");
+        let is_of_settings = matches!(
+            error,
+            ModelError::AdapterConfig(_) | ModelError::Pattern { .. }
+        );
+        let place = match is_of_settings && files::is_file(&settings) {
+            true => settings.as_path(),
+            false => tensors,
+        };
         let hint = match &error {
             // The patterns are the adapter's own: its modules or its ranks are those of another model.
             ModelError::AdapterFit { .. } | ModelError::Pattern { .. } => {
@@ -36,7 +46,7 @@ impl Base {
             }
             _ => None,
         };
-        let error = CliError::from(error);
+        let error = CliError::from(error).about(place);
         match hint {
             Some(hint) => error.hint(hint),
             None => error,

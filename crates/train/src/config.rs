@@ -221,6 +221,17 @@ pub struct DataSettings {
     pub template: Option<String>,
 }
 
+/// Makes a language model's run from before columns beside the prompt were read go on without them: its
+/// rows stay the same. Runs since then always say what becomes of rows without a label.
+pub fn keep_old_prompts(settings: &mut serde_json::Map<String, serde_json::Value>) {
+    let is_of_prompts = settings.get("task").is_some_and(|task| task == "causal_lm");
+    if is_of_prompts && !settings.contains_key("unlabelled") {
+        settings
+            .entry("context_column")
+            .or_insert_with(|| lowrank_data::NO_COLUMN.into());
+    }
+}
+
 /// The adapters, in PEFT's terms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoraSettings {

@@ -7,11 +7,12 @@ use lowrank_data::Cursor;
 use lowrank_engine::Trainables;
 use lowrank_formats::files::{self, Ceiling};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::base::BaseId;
 use crate::best::BestState;
 use crate::checkpoint::{CheckpointError, invalid};
-use crate::config::{IntervalStrategy, TrainConfig};
+use crate::config::{IntervalStrategy, TrainConfig, keep_old_prompts};
 use crate::fingerprint;
 use crate::seal;
 
@@ -116,8 +117,11 @@ impl RunState {
     pub fn read(dir: &Path) -> Result<Self, CheckpointError> {
         let json = files::read(&dir.join(STATE_FILE), Ceiling::JSON)?;
         let fault = |reason: String| invalid(dir, format!("`{STATE_FILE}`: {reason}"));
-        let opened = seal::open(&json).map_err(|error| fault(error.to_string()))?;
-        let state: RunState = serde_json::from_value(serde_json::Value::Object(opened.object))
+        let mut opened = seal::open(&json).map_err(|error| fault(error.to_string()))?;
+        if let Some(Value::Object(config)) = opened.object.get_mut("config") {
+            keep_old_prompts(config);
+        }
+        let state: RunState = serde_json::from_value(Value::Object(opened.object))
             .map_err(|error| fault(error.to_string()))?;
         if state.layout != LAYOUT {
             return Err(fault(format!("layout {}, expected {LAYOUT}", state.layout)));
@@ -136,9 +140,12 @@ impl RunState {
         let evaluation = &self.config.evaluation;
         let best = &self.best;
         if self.evaluated_step > Some(self.step) || best.best_step > self.evaluated_step {
+            let shown = |step: Option<u64>| step.map_or("none".to_owned(), |step| step.to_string());
             return Some(format!(
-                "step {}, evaluated at {:?} and best at {:?}: expected no later one before an earlier",
-                self.step, self.evaluated_step, best.best_step
+                "step {}, `evaluated_step` {}, `best_step` {}: expected none above the one before",
+                self.step,
+                shown(self.evaluated_step),
+                shown(best.best_step)
             ));
         }
         if best.best_step.is_some() != best.best_value.is_some() {
@@ -221,6 +228,7 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TaskKind;
     use crate::config::tests::example;
     use lowrank_engine::{Device, Isa};
 
@@ -275,6 +283,29 @@ mod tests {
     }
 
     #[test]
+    fn only_a_language_models_state_of_before_reads_nothing_beside_its_prompts() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = |task: TaskKind, gone: &[&str]| {
+            let mut state = at(4);
+            state.config.data.task = task;
+            let mut json = serde_json::to_value(&state).unwrap();
+            let config = json["config"].as_object_mut().unwrap();
+            config.retain(|key, _| !gone.contains(&key.as_str()));
+            std::fs::write(dir.path().join(STATE_FILE), json.to_string()).unwrap();
+            RunState::read(dir.path())
+                .unwrap()
+                .config
+                .data
+                .context_column
+        };
+        let gone = ["unlabelled", "context_column"];
+        let none = Some(lowrank_data::NO_COLUMN.to_owned());
+        assert_eq!(context(TaskKind::CausalLm, &gone), none);
+        assert_eq!(context(TaskKind::CausalLm, &[]), None);
+        assert_eq!(context(TaskKind::SingleLabel, &gone), None);
+    }
+
+    #[test]
     fn a_state_that_contradicts_itself_is_named() {
         let good = RunState {
             evaluated_step: Some(3),
@@ -289,8 +320,8 @@ mod tests {
         type Change = fn(&mut RunState);
         let changes: [(Change, &str); 7] = [
             (|s| s.stopped_early = true, "stopped_early"),
-            (|s| s.evaluated_step = Some(5), "evaluated at"),
-            (|s| s.best.best_step = Some(4), "best at"),
+            (|s| s.evaluated_step = Some(5), "evaluated_step"),
+            (|s| s.best.best_step = Some(4), "best_step"),
             (|s| s.best.best_value = None, "best_value"),
             (|s| s.elapsed_s = f64::INFINITY, "elapsed_s"),
             (

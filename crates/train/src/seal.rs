@@ -1,7 +1,11 @@
 //! JSON files that tell whether they are whole: their last key is the SHA-256 of the rest of their text, so that a bit that
 //! flipped, a line that is gone and a number that was changed are found. It knows no file and no field.
 
+use std::collections::HashSet;
+use std::fmt;
+
 use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::fingerprint;
@@ -17,6 +21,9 @@ pub enum SealError {
     /// It does not parse.
     #[error("it is no JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// It parses, but says something twice.
+    #[error("{0}")]
+    Repeated(serde_json::Error),
     /// It parses to something else.
     #[error("expected a JSON object")]
     NoObject,
@@ -54,11 +61,13 @@ pub fn seal(value: &impl Serialize) -> Result<Vec<u8>, SealError> {
 /// Reads what [`seal`] wrote, or an object without a checksum, as older versions wrote it.
 ///
 /// # Errors
-/// The text is no JSON object, or not the one that its checksum was made of.
+/// The text is no JSON object, holds a key twice, or is not the one that its checksum was made of.
 pub fn open(bytes: &[u8]) -> Result<Opened, SealError> {
     let Value::Object(mut object) = serde_json::from_slice(bytes)? else {
         return Err(SealError::NoObject);
     };
+    // Of a key given twice the last value would count, and nobody would know which was meant.
+    serde_json::from_slice::<KeysOnce>(bytes).map_err(SealError::Repeated)?;
     let Some(sum) = object.shift_remove(KEY) else {
         return Ok(Opened {
             object,
@@ -78,6 +87,63 @@ pub fn open(bytes: &[u8]) -> Result<Opened, SealError> {
         object,
         sealed: true,
     })
+}
+
+/// Any JSON in which no object holds a key twice.
+struct KeysOnce;
+
+impl<'de> Deserialize<'de> for KeysOnce {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for KeysOnce {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self, A::Error> {
+        let mut keys = HashSet::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            entries.next_value::<Self>()?;
+            if let Some(key) = keys.replace(key) {
+                return Err(A::Error::custom(format!("it holds the key {key:?} twice")));
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// Where the checksum stands: it is the last value of the text.
@@ -110,6 +176,19 @@ mod tests {
         }
         assert!(open(&[&text[..], b"x"].concat()).is_err());
         assert!(open(&[&text[..], b"\n"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_given_twice_is_an_error_at_any_depth() {
+        for text in [
+            r#"{"step": 8, "step": 9}"#,
+            r#"{"best": {"a": [null, {"b": 1.5, "b": 1.5}]}, "c": true}"#,
+            r#"{"step": 1, "\u0073tep": 1}"#,
+        ] {
+            let error = open(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("twice at line 1"), "{error}");
+        }
+        assert!(open(br#"{"a": {"b": -1}, "b": {"a": "x"}, "c": [{"a": 1}, {"a": 2}]}"#).is_ok());
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl LoadedModel {
             let named = adapter.config.base_model_name_or_path.as_deref();
             let attached = loaded
                 .attach_tensors(&adapter.config, adapter.tensors)
-                .map_err(|error| base.misfit(error, named).about(&place))?;
+                .map_err(|error| base.misfit(error, named, &place))?;
             notes.extend(attached.notes.iter().cloned());
             // The head that was new without the adapter is in the adapter.
             notes.retain(|note| !note.starts_with("new,"));

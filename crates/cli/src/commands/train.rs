@@ -219,32 +219,43 @@ fn gather(flags: TrainArgs) -> CliResult<Asked> {
             .output_dir
             .clone()
             .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
-        let config = Path::new(&run).join(CONFIG_FILE);
         if !RunDir::is_run(Path::new(&run)) {
             return Err(
                 CliError::usage(format!("there is no run to resume in `{run}`"))
                     .hint("pass --output-dir with the directory of the run, or leave out --resume"),
             );
         }
-        // A run that was killed before it wrote its configuration has nothing to go on from but the flags.
-        if !files::is_file(&config) && flags.train_file.is_none() && run != resolve::DEFAULT_RUN {
-            return Err(CliError::usage(format!(
-                "the run in `{run}` was stopped before it had settings"
-            ))
-            .hint("give its settings again beside --resume, or start anew with --overwrite"));
-        }
-        if files::is_file(&config) {
-            let mut of_run = settings::read_file::<TrainArgs>(&config)?;
-            of_run.shift_remove("output_dir");
-            keep_old_prompts(&mut of_run);
-            flags = settings::overlay(of_run, &flags)?;
-        }
+        flags = with_settings_of(&run, flags)?;
         flags.output_dir = Some(run);
     }
     Ok(Asked {
         args: resolve::with_default_assets(flags)?,
         given,
     })
+}
+
+/// The flags laid over the settings of the run that they go on with.
+fn with_settings_of(run: &str, flags: TrainArgs) -> CliResult<TrainArgs> {
+    let config = Path::new(run).join(CONFIG_FILE);
+    if files::is_named(&config) {
+        let mut of_run = settings::read_file::<TrainArgs>(&config)?;
+        if of_run.is_empty() {
+            let message = format!("`{}` holds no settings: it was damaged", config.display());
+            return Err(CliError::usage(message)
+                .hint("put the file back as it was, or start anew with --overwrite"));
+        }
+        of_run.shift_remove("output_dir");
+        lowrank_train::config::keep_old_prompts(&mut of_run);
+        return settings::overlay(of_run, &flags);
+    }
+    // A run that was killed before it wrote its configuration has nothing to go on from but the flags.
+    if flags.train_file.is_none() && run != resolve::DEFAULT_RUN {
+        return Err(CliError::usage(format!(
+            "the run in `{run}` has no `{CONFIG_FILE}`: it was stopped before it had settings, or lost the file"
+        ))
+        .hint("give its settings again beside --resume, or start anew with --overwrite"));
+    }
+    Ok(flags)
 }
 
 fn refuse_existing(path: &str, args: &TrainArgs) -> CliResult {
@@ -299,17 +310,6 @@ fn stopped_before_training(run: &str) -> CliError {
     ))
 }
 
-/// A language model's run from before columns beside the prompt were read goes on without them: its rows stay the same. Runs
-/// since then always say what becomes of rows without a label.
-fn keep_old_prompts(of_run: &mut serde_json::Map<String, serde_json::Value>) {
-    let is_of_prompts = of_run.get("task").is_some_and(|task| task == "causal_lm");
-    if is_of_prompts && !of_run.contains_key("unlabelled") {
-        of_run
-            .entry("context_column")
-            .or_insert_with(|| lowrank_data::NO_COLUMN.into());
-    }
-}
-
 /// The evaluation of the untrained model: read back where a resumed run has made it already.
 fn evaluation_before(
     run: &RunDir,
@@ -362,25 +362,3 @@ pub(crate) fn counted_peak(device: &Device) -> lowrank_engine::MemoryReport {
 
 /// What `resolve` gives, for the parts of this command.
 pub(crate) type Run = Resolved;
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Map, json};
-
-    use super::keep_old_prompts;
-
-    #[test]
-    fn only_a_language_models_run_of_before_reads_nothing_beside_its_prompts() {
-        let after = |settings: serde_json::Value| {
-            let mut settings: Map<_, _> = settings.as_object().expect("a map").clone();
-            keep_old_prompts(&mut settings);
-            settings.get("context_column").cloned()
-        };
-        assert_eq!(after(json!({"task": "causal_lm"})), Some(json!("none")));
-        assert_eq!(after(json!({"task": "single_label"})), None);
-        let new = json!({"task": "causal_lm", "unlabelled": "error"});
-        assert_eq!(after(new), None);
-        let named = json!({"task": "causal_lm", "context_column": "hints"});
-        assert_eq!(after(named), Some(json!("hints")));
-    }
-}

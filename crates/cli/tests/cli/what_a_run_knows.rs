@@ -352,3 +352,67 @@ fn damaged_notes_are_never_no_notes() {
     fs::write(&notes, old.to_string()).unwrap();
     assert!(lowrank(&predict).ok().stdout.contains("\"renamed\""));
 }
+
+#[test]
+fn settings_of_a_run_that_were_lost_are_said() {
+    let lab = Lab::new();
+    run_of(&lab, &[]);
+    cut_back(&lab);
+    let file = lab.path("run/config.yaml");
+    fs::write(&file, "").unwrap();
+    resume(&lab, &[]).fails(2, &["config.yaml` holds no settings", "--overwrite"]);
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    resume(&lab, &[]).fails(2, &["config.yaml", "expected a regular file"]);
+    fs::remove_dir(&file).unwrap();
+    resume(&lab, &[]).fails(2, &["has no `config.yaml`", "--resume"]);
+}
+
+#[test]
+fn keys_given_twice_in_notes_and_states_are_never_taken() {
+    let lab = Lab::new();
+    run_of(&lab, &[]);
+    cut_back(&lab);
+    let state = checkpoint(&lab, 8).join("state.json");
+    change(&state, "\"tokens\"", "\"step\": 8,\n  \"tokens\"");
+    let ran = resume(&lab, &[]).ok();
+    assert!(
+        ran.stderr.contains("the key \"step\" twice"),
+        "{}",
+        ran.stderr
+    );
+    let notes = lab.path("run/adapter/lowrank.json");
+    change(&notes, "\"task\"", "\"max_length\": 7,\n  \"task\"");
+    let (model, run) = (lab.text("model"), lab.text("run"));
+    let words = [
+        "predict",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--text",
+        "a",
+    ];
+    lowrank(&words).fails(1, &["lowrank.json", "the key \"max_length\" twice"]);
+}
+
+#[test]
+fn a_setting_of_an_adapter_that_is_not_performed_names_its_file() {
+    let lab = Lab::new();
+    run_of(&lab, &[]);
+    let file = lab.path("run/adapter/adapter_config.json");
+    change(&file, "\"use_dora\": false", "\"use_dora\": 1");
+    let (model, run) = (lab.text("model"), lab.text("run"));
+    let words = [
+        "predict",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--text",
+        "a",
+    ];
+    let expected = ["adapter_config.json`: ", "use_dora: `1` is not supported"];
+    lowrank(&words).fails(1, &expected);
+    lab.train("more", &["--adapter", &run]).fails(1, &expected);
+}

@@ -40,7 +40,7 @@ pub(super) fn attach(run: &Run, model: &mut Model) -> CliResult<Vec<String>> {
         (Some(adapter), false) => {
             let attached = model.attach_tensors(&adapter.config, adapter.tensors.clone());
             let named = adapter.config.base_model_name_or_path.as_deref();
-            attached.map_err(|error| run.base.misfit(error, named))?
+            attached.map_err(|error| run.base.misfit(error, named, adapter.tensors.path()))?
         }
         (None, false) => {
             let lora = run
