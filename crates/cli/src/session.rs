@@ -399,7 +399,9 @@ impl AdapterSource {
     /// Takes the tables of tokens out of the tensors, if the adapter brings some.
     pub fn take_tables(&mut self, config: &ModelConfig) -> CliResult<Option<TokenTables>> {
         let tensors = std::mem::take(&mut self.tensors);
-        let (tensors, tables) = TokenTables::take(tensors, &self.config, config)?;
+        let place = tensors.path().to_owned();
+        let (tensors, tables) = TokenTables::take(tensors, &self.config, config)
+            .map_err(|error| CliError::from(error).about(&place))?;
         self.tensors = tensors;
         Ok(tables)
     }

@@ -126,7 +126,10 @@ impl Model {
     /// Attaches the modules that an existing adapter's configuration names; their values are still to be set.
     pub(crate) fn attach_existing(&mut self, config: &LoraConfig) -> Result<(), ModelError> {
         let mut config = config.clone();
-        self.complete(&mut config)?;
+        self.complete(&mut config).map_err(|error| match error {
+            ModelError::AdapterConfig(faults) => ModelError::AdapterUnsupported(faults),
+            other => other,
+        })?;
         if matches!(
             config.task_type,
             Some(TaskType::SequenceClassification | TaskType::TokenClassification)

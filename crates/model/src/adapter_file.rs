@@ -130,13 +130,18 @@ impl Model {
         let unexpected = |(key, tensor): (&String, &AdapterTensor)| {
             format!("{key}: found {:?}, which nothing here takes", tensor.shape)
         };
-        if is_whole_model && faults.is_empty() && !tensors.is_empty() {
-            let note = format!(
-                "in the adapter's file, not used: {} tensors of its base model",
-                tensors.len()
-            );
-            self.report.notes.push(note);
-            tensors.clear();
+        if is_whole_model && faults.is_empty() {
+            // An A or a B is never one of the base's.
+            let before = tensors.len();
+            tensors
+                .retain(|key, _| !matches!(parse_key(key), None | Some((_, ParameterKind::Full))));
+            let left_out = before - tensors.len();
+            if left_out > 0 {
+                let note = format!(
+                    "in the adapter's file, not used: {left_out} tensors of its base model"
+                );
+                self.report.notes.push(note);
+            }
         }
         faults.extend(tensors.iter().map(unexpected));
         if faults.is_empty() {

@@ -55,6 +55,9 @@ pub enum ModelError {
     /// A value of the adapter configuration is out of range or not supported.
     #[error("adapter configuration: {}", .0.join("\n  "))]
     AdapterConfig(Vec<String>),
+    /// What an adapter that exists does to its base is not done here.
+    #[error("adapter configuration: {}", .0.join("\n  "))]
+    AdapterUnsupported(Vec<String>),
     /// An adapter's tensors do not fit this model.
     #[error("adapter does not fit this base model ({} tensors)\n  {}", .faults.len(), .faults.join("\n  "))]
     AdapterFit {
@@ -95,6 +98,9 @@ impl ModelError {
             ModelError::AdapterFit {
                 base: Some(base), ..
             } => Some(format!("the adapter names `{base}` as its base")),
+            ModelError::AdapterUnsupported(_) => Some(
+                "in Python, fold the adapter in with PEFT's `merge_and_unload`, save that with `save_pretrained`, and pass --model with the folder in the place of --adapter".to_string(),
+            ),
             ModelError::Pattern { field: "r", .. } => {
                 Some("lower --r, or the layer's entry in --rank-pattern".to_string())
             }

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use lowrank_formats::peft::{AdapterFile, AdapterTensor, KEY_PREFIX, LoraConfig, Matcher};
+use lowrank_formats::peft::{
+    AdapterFile, AdapterTensor, KEY_PREFIX, LoraConfig, Matcher, ParameterKind, parse_key,
+};
 
 use crate::config::ModelConfig;
 use crate::error::ModelError;
@@ -25,7 +27,8 @@ impl TokenTables {
     /// stay there too: their rows are needed to load the model.
     ///
     /// # Errors
-    /// Tables that contradict each other or are no tables, or a value that is not finite.
+    /// Tables that contradict each other or are no tables, a value that is not finite, low-rank values of a table, one of two
+    /// tied tables trained by itself.
     pub fn take(
         file: AdapterFile,
         lora: &LoraConfig,
@@ -38,6 +41,9 @@ impl TokenTables {
         );
         let has_head = (family.architecture)(crate::Task::CausalLm).is_some();
         let is_tied = config.reader().bool_or("tie_word_embeddings", true);
+        for path in [family.tokens, LM_HEAD] {
+            refuse_low_rank(&file, path)?;
+        }
         let mut tensors = BTreeMap::new();
         for name in [&tokens, &head] {
             let Some(tensor) = file.get(&format!("{KEY_PREFIX}{name}")) else {
@@ -72,6 +78,9 @@ impl TokenTables {
             }
             Ok(Matcher::new(lora)?.is_module_to_save(path))
         };
+        if has_head && is_tied {
+            refuse_one_of_two(family.tokens, &trained)?;
+        }
         let (mut kept, mut is_trained) = (file, true);
         for (name, path) in [(&tokens, family.tokens), (&head, LM_HEAD)] {
             let key = format!("{KEY_PREFIX}{name}");
@@ -107,6 +116,34 @@ impl TokenTables {
     pub(crate) fn get(&self, name: &str) -> Option<&AdapterTensor> {
         self.tensors.get(name)
     }
+}
+
+/// Low-rank values of a table of tokens: PEFT adds them to a copy of its own.
+fn refuse_low_rank(file: &AdapterFile, path: &str) -> Result<(), ModelError> {
+    let is_low_rank = |(key, _): (&str, &AdapterTensor)| {
+        parse_key(key).is_some_and(|(of, kind)| of == path && kind != ParameterKind::Full)
+    };
+    if !file.iter().any(is_low_rank) {
+        return Ok(());
+    }
+    Err(ModelError::AdapterUnsupported(vec![format!(
+        "target_modules: the adapter has low-rank values for `{path}`, a table of tokens; only linear layers inside the model can be adapted"
+    )]))
+}
+
+/// PEFT trains a copy of the one, which parts it from the other.
+fn refuse_one_of_two(
+    tokens: &str,
+    trained: &dyn Fn(&str) -> Result<bool, ModelError>,
+) -> Result<(), ModelError> {
+    let (one, other) = match (trained(tokens)?, trained(LM_HEAD)?) {
+        (true, false) => (tokens, LM_HEAD),
+        (false, true) => (LM_HEAD, tokens),
+        (true, true) | (false, false) => return Ok(()),
+    };
+    Err(ModelError::AdapterUnsupported(vec![format!(
+        "modules_to_save: the adapter trains `{one}` apart from `{other}`, and the model has one table for both (`tie_word_embeddings`)"
+    )]))
 }
 
 fn check(name: &str, tensor: &AdapterTensor) -> Result<(), ModelError> {

@@ -215,3 +215,85 @@ fn tables_that_contradict_each_other_are_refused() {
     assert!(refused(4, f32::NAN).contains("finite"));
     assert!(refused(5, 0.5).contains("differ in the adapter"));
 }
+
+#[test]
+fn low_rank_values_of_a_token_table_and_one_of_two_tied_tables_are_refused() {
+    let golden = Golden::open("gpt2-causal").unwrap();
+    let adapter = golden.adapter_dir().unwrap();
+    let config = ModelConfig::read(&golden.model_dir().join("config.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |more: Tensors, saved: Option<&str>| {
+        let mut tensors = tensors_of(&adapter.join("adapter_model.safetensors"));
+        tensors.extend(more);
+        write(&tensors, &dir.path().join("adapter_model.safetensors"));
+        let mut lora = LoraConfig::read(&adapter).unwrap();
+        lora.modules_to_save = saved.map(|name| vec![name.to_owned()]);
+        let file = AdapterFile::read(dir.path()).unwrap();
+        let error = TokenTables::take(file, &lora, &config).unwrap_err();
+        assert!(error.hint().unwrap().contains("merge_and_unload"));
+        error.to_string()
+    };
+    let tensor = |name: &str, shape: [usize; 2]| {
+        let values = vec![0.5; shape[0] * shape[1]];
+        (format!("base_model.model.{name}"), shape.to_vec(), values)
+    };
+    // As PEFT writes it: beside the low-rank values those of the base.
+    let head = vec![
+        tensor("lm_head.base_layer.weight", [4, 2]),
+        tensor("lm_head.lora_A.weight", [1, 2]),
+        tensor("lm_head.lora_B.weight", [4, 1]),
+    ];
+    let text = refused(head, None);
+    assert!(text.contains("low-rank values for `lm_head`"), "{text}");
+    let table = vec![
+        tensor("transformer.wte.lora_embedding_A", [1, 4]),
+        tensor("transformer.wte.lora_embedding_B", [2, 1]),
+    ];
+    let text = refused(table, None);
+    assert!(
+        text.contains("low-rank values for `transformer.wte`"),
+        "{text}"
+    );
+    for (one, other) in [
+        ("lm_head", "transformer.wte"),
+        ("transformer.wte", "lm_head"),
+    ] {
+        let text = refused(vec![tensor(&format!("{one}.weight"), [4, 2])], Some(one));
+        assert!(
+            text.contains(&format!("trains `{one}` apart from `{other}`")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn low_rank_values_that_no_layer_takes_are_never_those_of_the_base() {
+    let golden = Golden::open("gpt2-causal").unwrap();
+    let adapter = golden.adapter_dir().unwrap();
+    let options = options(Task::CausalLm);
+    let attached = |more: &[(&str, [usize; 2])]| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tensors = tensors_of(&adapter.join("adapter_model.safetensors"));
+        tensors.extend(more.iter().map(|(name, shape)| {
+            let values = vec![0.5; shape[0] * shape[1]];
+            (format!("base_model.model.{name}"), shape.to_vec(), values)
+        }));
+        write(&tensors, &dir.path().join("adapter_model.safetensors"));
+        let lora = LoraConfig::read(&adapter).unwrap();
+        let (mut model, _) = Model::load(&golden.model_dir(), &options, &device()).unwrap();
+        let file = AdapterFile::read(dir.path()).unwrap();
+        model
+            .attach_tensors(&lora, file)
+            .map(|report| report.notes.join("; "))
+    };
+    let base = ("transformer.h.0.mlp.c_fc.base_layer.weight", [4, 2]);
+    let notes = attached(&[base]).unwrap();
+    assert!(notes.contains("1 tensors of its base model"), "{notes}");
+    let error = attached(&[
+        base,
+        ("transformer.h.0.mlp.c_fc.lora_A.weight", [1, 4]),
+        ("transformer.h.0.mlp.c_fc.lora_B.weight", [2, 1]),
+    ]);
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("c_fc.lora_A.weight: found [1, 4]"), "{text}");
+}
