@@ -2,11 +2,11 @@
 //! step, and what a killed process left is swept while what a living one holds stays.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use lowrank_formats::files::{
-    self, Appender, Ceiling, PendingDir, PendingFile, Stream, write_atomic,
+    self, Appender, Ceiling, DeviceFile, PendingDir, PendingFile, Stream, write_atomic,
 };
 
 const SMALL: Ceiling = Ceiling {
@@ -90,6 +90,36 @@ fn a_stream_reads_a_pipe_whose_writer_comes_late() {
         .unwrap();
     assert_eq!(text, "row 1\nrow 2\n");
     writer.join().unwrap().unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_written_to_whose_reader_comes_late() {
+    let pipe = scratch("late-reader").join("pipe");
+    make_pipe(&pipe);
+    let source = pipe.clone();
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        fs::read(source)
+    });
+    let mut device = DeviceFile::open(&pipe).unwrap().unwrap();
+    // More than a pipe holds: it is waited for.
+    let bytes = vec![b'x'; 1 << 18];
+    device.write_all(&bytes).unwrap();
+    device.flush().unwrap();
+    drop(device);
+    assert_eq!(reader.join().unwrap().unwrap(), bytes);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_not_a_missing_file() {
+    let dir = scratch("nowhere");
+    let link = dir.join("tokenizer_config.json");
+    assert!(files::read_if_there(&link, SMALL).unwrap().is_none());
+    std::os::unix::fs::symlink("blobs/0123", &link).unwrap();
+    let error = files::read_if_there(&link, SMALL).unwrap_err().to_string();
+    assert!(error.contains("tokenizer_config.json"), "{error}");
 }
 
 #[cfg(unix)]

@@ -31,7 +31,7 @@ pub fn run(flags: InspectArgs) -> CliResult {
         tensor_file(&args, path)?
     } else if RunDir::is_run(path) {
         run_dir(path)?
-    } else if files::is_file(&path.join("adapter_config.json")) {
+    } else if files::is_named(&path.join("adapter_config.json")) {
         adapter(&args, path)?
     } else if files::is_dir(path) && !files::is_file(&path.join("config.json")) {
         tensors_of(&args, &Checkpoint::open_dir(path)?)?
@@ -319,16 +319,24 @@ fn run_dir(dir: &Path) -> CliResult<Found> {
         passed_over: broken,
         lost_best,
     } = checkpoints.newest(&|_| Ok(()));
-    let broken: Vec<_> = broken.into_iter().chain(lost_best).collect();
-    let rows = MetricsLog::read(&dir.join("metrics.jsonl")).unwrap_or_default();
-    let summary: Option<Value> = read_json(&dir.join("summary.json")).ok();
-    let mut table = TextTable::new(&[]);
-    let finished = if summary.is_some() {
-        "finished"
-    } else {
-        "not finished"
+    let mut broken: Vec<String> = (broken.iter().chain(&lost_best))
+        .map(ToString::to_string)
+        .collect();
+    let mut or_broken = |error: &dyn std::error::Error| broken.push(error.to_string());
+    let log = dir.join("metrics.jsonl");
+    let rows = match files::is_named(&log) || newest.is_some() {
+        true => MetricsLog::read(&log)
+            .map_err(|error| or_broken(&error))
+            .unwrap_or_default(),
+        false => Vec::new(),
     };
-    table.row(["state", finished]);
+    let file = dir.join("summary.json");
+    let finished = files::is_named(&file);
+    let summary: Option<Value> = finished
+        .then(|| read_json(&file).map_err(|error| or_broken(&error)).ok())
+        .flatten();
+    let mut table = TextTable::new(&[]);
+    table.row(["state", if finished { "finished" } else { "not finished" }]);
     if let Some(found) = &newest {
         let c = &found.state.config;
         let best = found
@@ -353,8 +361,8 @@ fn run_dir(dir: &Path) -> CliResult<Found> {
         text.push_str(&format!("warning: {error}\n"));
     }
     let json = json!({
-        "kind": "run", "path": dir, "finished": summary.is_some(), "checkpoints": all_steps,
-        "newest": newest.as_ref().map(|f| &f.state), "broken": broken.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "kind": "run", "path": dir, "finished": finished, "checkpoints": all_steps,
+        "newest": newest.as_ref().map(|f| &f.state), "broken": broken,
         "rows": rows.len(), "summary": summary,
     });
     Ok(Found { text, json })

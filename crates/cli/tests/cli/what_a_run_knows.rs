@@ -416,3 +416,19 @@ fn a_setting_of_an_adapter_that_is_not_performed_names_its_file() {
     lowrank(&words).fails(1, &expected);
     lab.train("more", &["--adapter", &run]).fails(1, &expected);
 }
+
+#[test]
+fn a_run_whose_summary_or_log_is_damaged_is_shown_with_what_is_wrong() {
+    let lab = Lab::new();
+    run_of(&lab, &[]);
+    let run = lab.text("run");
+    let whole = lowrank(&["inspect", &run]).ok();
+    assert!(!whole.stdout.contains("warning"), "{}", whole.stdout);
+    fs::write(lab.path("run/summary.json"), "{\"st").unwrap();
+    fs::write(lab.path("run/metrics.jsonl"), "{\"step\": []}\n").unwrap();
+    let shown = lowrank(&["inspect", &run]).ok().stdout;
+    assert!(!shown.contains("not finished"), "{shown}");
+    for file in ["summary.json", "metrics.jsonl"] {
+        assert!(shown.contains(file), "{shown}");
+    }
+}

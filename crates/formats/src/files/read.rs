@@ -146,7 +146,7 @@ pub fn read(path: &Path, ceiling: Ceiling) -> Result<Vec<u8>> {
 }
 
 /// Like [`read`]; nothing where there is no such file. Any other trouble is an error: a file that cannot be read is not a file
-/// that is missing.
+/// that is missing, nor is a link that leads nowhere.
 pub fn read_if_there(path: &Path, ceiling: Ceiling) -> Result<Option<Vec<u8>>> {
     match read(path, ceiling) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -154,7 +154,7 @@ pub fn read_if_there(path: &Path, ceiling: Ceiling) -> Result<Option<Vec<u8>>> {
             if matches!(
                 error.kind(),
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
+            ) && !super::is_named(path) =>
         {
             Ok(None)
         }

@@ -142,11 +142,51 @@ fn open_pipe(path: &Path) -> Result<BufReader<Handle>> {
             Err(error) => return Err(FormatError::io("read", path)(error)),
         }
     }
-    let file = reader.get_ref().file();
-    rustix::fs::fcntl_getfl(file)
-        .and_then(|flags| rustix::fs::fcntl_setfl(file, flags - rustix::fs::OFlags::NONBLOCK))
-        .map_err(|error| FormatError::io("read", path)(error.into()))?;
+    wait_from_now_on(reader.get_ref()).map_err(FormatError::io("read", path))?;
     Ok(reader)
+}
+
+/// What was opened without waiting is read and written as any other file.
+#[cfg(unix)]
+fn wait_from_now_on(handle: &Handle) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(handle.file())?;
+    Ok(rustix::fs::fcntl_setfl(
+        handle.file(),
+        flags - rustix::fs::OFlags::NONBLOCK,
+    )?)
+}
+
+/// A pipe to write to. One that has a name is waited for so long only: without a reader it would be for ever.
+#[cfg(unix)]
+fn open_device(path: &Path) -> Result<Handle> {
+    use std::os::unix::fs::FileTypeExt;
+    let is_pipe = system::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    if !is_pipe || system::canonicalize(path).is_err() {
+        return system::open_write(path).map_err(FormatError::io("write", path));
+    }
+    let start = Instant::now();
+    let no_reader = rustix::io::Errno::NXIO.raw_os_error();
+    let handle = loop {
+        match system::open_write_without_waiting(path) {
+            Err(error) if error.raw_os_error() == Some(no_reader) => {
+                if start.elapsed() >= WRITER_WAIT {
+                    let wait = WRITER_WAIT.as_secs();
+                    let message = format!("it is a pipe that nothing read for {wait} s");
+                    let error = io::Error::new(io::ErrorKind::TimedOut, message);
+                    return Err(FormatError::io("write", path)(error));
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => break opened.map_err(FormatError::io("write", path))?,
+        }
+    };
+    wait_from_now_on(&handle).map_err(FormatError::io("write", path))?;
+    Ok(handle)
+}
+
+#[cfg(not(unix))]
+fn open_device(path: &Path) -> Result<Handle> {
+    system::open_write(path).map_err(FormatError::io("write", path))
 }
 
 #[cfg(not(unix))]
@@ -169,8 +209,7 @@ impl DeviceFile {
         if !system::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
             return Ok(None);
         }
-        let handle = system::open_write(path).map_err(FormatError::io("write", path))?;
-        Ok(Some(DeviceFile(BufWriter::new(handle))))
+        Ok(Some(DeviceFile(BufWriter::new(open_device(path)?))))
     }
 }
 

@@ -203,6 +203,18 @@ pub(crate) fn open_write(path: &Path) -> io::Result<Handle> {
     Ok(Handle::new(file, path))
 }
 
+/// Opens a pipe for writing without waiting for its other end, which must be there.
+#[cfg(unix)]
+pub(crate) fn open_write_without_waiting(path: &Path) -> io::Result<Handle> {
+    use std::os::unix::fs::OpenOptionsExt;
+    enter(Call::Open, path)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
+    Ok(Handle::new(file, path))
+}
+
 /// Opens a file to add to its end, making it where it is missing.
 pub(crate) fn open_append(path: &Path) -> io::Result<Handle> {
     enter(Call::Create, path)?;
