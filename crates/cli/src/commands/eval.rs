@@ -227,8 +227,13 @@ impl LoadedModel {
                 .attach_tensors(&adapter.config, adapter.tensors)
                 .map_err(|error| base.misfit(error, named, &place))?;
             notes.extend(attached.notes.iter().cloned());
-            // The head that was new without the adapter is in the adapter.
+            // The head that was new without the adapter, or had another shape, is the adapter's.
             notes.retain(|note| !note.starts_with("new,"));
+            for note in &mut notes {
+                if let Some(rest) = note.strip_prefix("started anew,") {
+                    *note = format!("the adapter's,{rest}");
+                }
+            }
         }
         refuse_random(&loaded, &report, is_adapted)?;
         Ok(Self {

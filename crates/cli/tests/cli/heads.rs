@@ -209,6 +209,12 @@ fn only_train_starts_a_new_head() {
     ])
     .ok();
     assert!(ran.stdout.contains("\"c\""), "{}", ran.stdout);
+    // The head that answers is the adapter's: nothing was started.
+    assert!(
+        ran.stderr.contains("the adapter's, of another shape") && !ran.stderr.contains("anew"),
+        "{}",
+        ran.stderr
+    );
     lowrank(&[
         "merge",
         "--model",
