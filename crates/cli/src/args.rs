@@ -9,6 +9,7 @@ pub mod others;
 pub mod scoring;
 pub mod train;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg};
@@ -43,6 +44,12 @@ pub fn parse() -> Command {
             let mut command = cli.command;
             if let Some(data) = command.data() {
                 data.split_labels();
+                let labels = data.labels.iter().flatten();
+                if labels.into_iter().any(|name| name.trim().is_empty()) {
+                    let fault =
+                        "--labels: a label without a name; expected names such as `no,yes`\n";
+                    Cli::command().error(ErrorKind::InvalidValue, fault).exit();
+                }
             }
             command
         }

@@ -10,7 +10,7 @@ use lowrank_engine::Device;
 use lowrank_train::config::TaskKind;
 
 use crate::args::DataArgs;
-use crate::errors::CliResult;
+use crate::errors::{CliError, CliResult};
 use crate::output::count;
 use crate::session::{AdapterSource, Base, KnownLabels, load_spec};
 
@@ -146,6 +146,36 @@ pub fn choose_labels(
         Some(_) | None if head.len() > names.len() => of_head(head.to_vec()),
         Some(_) | None => of_rows(names),
     }
+}
+
+/// With a single class there is nothing to learn; the file and column that hold it are named.
+pub fn refuse_single_class(task: TaskKind, known: &KnownLabels, report: &LoadReport) -> CliResult {
+    let one_of_several = matches!(task, TaskKind::SingleLabel | TaskKind::TokenClassification);
+    let [only] = known.names.as_slice() else {
+        return Ok(());
+    };
+    if !one_of_several {
+        return Ok(());
+    }
+    let column = match &report.columns.label {
+        Some(LabelColumns::One(name)) => format!(", column `{name}`"),
+        Some(LabelColumns::Each(_)) | None => String::new(),
+    };
+    let left_out = match report.unlabelled_rows {
+        0 => String::new(),
+        rows => format!(" ({} rows without a label left out)", count(rows as u64)),
+    };
+    let file = report.path.display();
+    let number = match only.parse::<f64>() {
+        Ok(_) => "; --task regression predicts numbers",
+        Err(_) => "",
+    };
+    Err(CliError::usage(format!(
+        "`{file}`{column}: a single class, `{only}`{left_out}; labels: expected at least two"
+    ))
+    .hint(format!(
+        "if the file lacks a class, name all with --labels, as in --labels {only} OTHER; --label-column names another column{number}"
+    )))
 }
 
 /// transformers' names for labels that nobody has named.

@@ -158,6 +158,7 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
         train = rows_of(&table, &spec, &base, device)?;
     }
     drop(table);
+    labels::refuse_single_class(task, &labels, &train.report)?;
     let labels = labels.names;
     let read = |file: &Option<String>| {
         file.as_deref()

@@ -121,7 +121,7 @@ pub enum DataError {
         example: String,
     },
     /// No row has a label.
-    #[error("`{}`: none of {rows} rows has a label{}", path.display(), column.as_ref().map(|c| format!(" in column `{c}`")).unwrap_or_default())]
+    #[error("`{}`: none of {rows} rows has a label{}{}", path.display(), column.as_ref().map(|c| format!(" in column `{c}`")).unwrap_or_default(), found.as_ref().map(|(line, word)| format!(": on line {line} stands `{word}`")).unwrap_or_default())]
     NoLabelledRow {
         /// The file.
         path: PathBuf,
@@ -129,6 +129,8 @@ pub enum DataError {
         rows: usize,
         /// Where labels were looked for.
         column: Option<String>,
+        /// The line of the first word that is no label, and the word; `None` where nothing stands at all.
+        found: Option<(u64, String)>,
     },
     /// No column was named, and none has a name that we know.
     #[error("`{}`: no column is known to hold {role}; found {}", path.display(), name_list(columns))]
@@ -257,9 +259,12 @@ impl DataError {
             Self::NoVectors { .. } => Some(
                 "for one label a row pass --task single_label; for several give each row a vector of one length such as `0,1,0`, a list of names, or one column of 0 and 1 a label (--label-columns)".into(),
             ),
-            Self::NoLabelledRow { .. } => Some(
-                "GLUE's test files, for example, are published without labels; `lowrank predict` needs none".into(),
-            ),
+            Self::NoLabelledRow { found, .. } => {
+                let known = "GLUE's test files, for example, are published without labels; `lowrank predict` needs none";
+                Some(found.as_ref().map_or(known.into(), |(_, word)| {
+                    format!("if `{word}` is a class, name all classes with --labels; {known}")
+                }))
+            }
             Self::NoTokenizer { .. } => Some(
                 "put `tokenizer.json` beside the model, or give rows that are already tokenised (`input_ids`)".into(),
             ),

@@ -112,9 +112,46 @@ fn words_for_a_gap_are_refused_by_line_and_left_out_on_request() {
     );
     let text = message(load(&["nan", "nan", ""], Task::SingleLabel));
     assert!(
-        text.contains("none of 3 rows has a label in column `label`"),
+        text.contains("none of 3 rows has a label in column `label`: on line 2 stands `nan`"),
         "{text}"
     );
+}
+
+#[test]
+fn a_list_of_fractions_is_said_to_be_one_and_not_to_lack_labels() {
+    let text = message(load_with(
+        &jsonl(&["[0.3, 0.7]", "[0.2, 0.9]"]),
+        "a.jsonl",
+        &LoadSpec::new(Task::MultiLabel),
+    ));
+    assert!(
+        text.contains("line 1, column `label`: `0.3` is not a class"),
+        "{text}"
+    );
+    assert!(!text.contains("none of"), "{text}");
+    // Lists that lack one label each have others: the row is named, and what it lacks.
+    let words = "{\"tokens\": [\"a\", \"b\", \"c\"], \"ner_tags\": [-1, 0, 1]}\n".repeat(3);
+    let text = message(load_with(
+        &words,
+        "a.jsonl",
+        &LoadSpec::new(Task::TokenClassification),
+    ));
+    assert!(
+        text.contains("line 1, column `ner_tags`: no label: `-1` is not a class"),
+        "{text}"
+    );
+}
+
+#[test]
+fn vectors_between_signs_that_part_no_names_are_vectors() {
+    for cells in [["0:1:1", "1:0:0"], ["0-1-1", "1-0-0"], ["0.1.1", "1.0.0"]] {
+        let loaded = load(&cells, Task::MultiLabel).unwrap();
+        assert_eq!(
+            vectors(&loaded),
+            [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]],
+            "{cells:?}"
+        );
+    }
 }
 
 #[test]
@@ -560,7 +597,9 @@ fn odd_names_are_said() {
             "['a']",
             "none",
             "b",
-            "b",
+            "b\u{200b}",
+            "\u{2014}",
+            "TBD",
         ],
         Task::SingleLabel,
     )
@@ -577,9 +616,10 @@ fn odd_names_are_said() {
         [
             "classes whose names differ in case or blanks alone: `New  York`, `new york`",
             "classes whose names differ in case or blanks alone: `Sport`, `sport`",
+            "classes whose names differ in case or blanks alone (one holds signs without width): `b`, `b\u{200b}`",
             "labels that stand with and without blanks around them are one class: `sport`",
             "names of classes with quotes or brackets: `['a']`",
-            "classes that may mean no label: `none`",
+            "classes that may mean no label: `TBD`, `none`, `—`",
         ]
     );
     let single = load(&["a", "a"], Task::SingleLabel).unwrap();

@@ -139,7 +139,8 @@ pub struct DataArgs {
 }
 
 impl DataArgs {
-    /// The names of `--labels a,b` as a list. Names with commas stay whole where several values are given.
+    /// The names of `--labels a,b` as a list. Names with commas stay whole where several values are given. A comma at the
+    /// end is no name; two in a row are a name that lacks, which moves no other to its place.
     pub fn split_labels(&mut self) {
         let Some([single]) = self.labels.as_deref() else {
             return;
@@ -147,10 +148,9 @@ impl DataArgs {
         if let Ok(list) = serde_json::from_str::<Vec<String>>(single) {
             self.labels = Some(list);
         } else if single.contains(',') {
-            let names = single
-                .split(',')
-                .map(str::trim)
-                .filter(|name| !name.is_empty());
+            let inner = single.trim_end();
+            let names = inner.strip_suffix(',').unwrap_or(inner).split(',');
+            let names = names.map(str::trim);
             self.labels = Some(names.map(str::to_owned).collect());
         }
     }
@@ -349,6 +349,8 @@ mod tests {
             args.labels.unwrap()
         };
         assert_eq!(labels(&["no, yes"]), ["no", "yes"]);
+        assert_eq!(labels(&["no, yes, "]), ["no", "yes"]);
+        assert_eq!(labels(&["no,,yes"]), ["no", "", "yes"]);
         assert_eq!(
             labels(&["Arts, Culture", "News"]),
             ["Arts, Culture", "News"]

@@ -260,7 +260,18 @@ fn settings_that_no_run_can_have() {
     let run = lab.text("run");
     let words = ["train", "--model", &model, "--output-dir", &run];
     let with = |file: &str| lowrank(&[words.as_slice(), &["--train-file", file]].concat());
-    with(&one).fails(2, &["labels: expected at least two, found only `good`"]);
+    let single = "one.tsv`, column `label`: a single class, `good`; labels: expected at least two";
+    with(&one).fails(2, &[single, "--labels good OTHER"]);
+    let no_name = [words.as_slice(), &["--train-file", &one, "--labels", ""]].concat();
+    lowrank(&no_name).fails(2, &["--labels", "without a name"]);
+    lowrank(
+        &[
+            words.as_slice(),
+            &["--train-file", &one, "--labels", "a,,b"],
+        ]
+        .concat(),
+    )
+    .fails(2, &["--labels", "without a name"]);
     with(&model).fails(1, &["is a folder"]);
     assert!(
         !lab.path("run").exists(),

@@ -64,9 +64,8 @@ impl SeveralCell {
         let bits: Vec<f32> = match self {
             Self::Gap(_) | Self::Empty => return None,
             Self::List(items) => items.iter().map(bit_of_json).collect::<Option<_>>()?,
-            Self::Text(text) => text
-                .split(|c: char| c.is_whitespace() || SEPARATORS.contains(&c) || c == '/')
-                .filter(|part| !part.is_empty())
+            Self::Text(text) => parts(text)
+                .into_iter()
                 .map(bit_of_text)
                 .collect::<Option<_>>()?,
         };
@@ -111,6 +110,26 @@ impl SeveralCell {
     }
 }
 
+/// What stands between the signs of a text, whatever signs they are. A point and a sign before a number are parts of it, but
+/// not where nothing but points part single digits, two at least: `0.1.0`.
+fn parts(text: &str) -> Vec<&str> {
+    let digits: Vec<&str> = text.split('.').collect();
+    if digits.len() > 2 && digits.iter().all(|digit| matches!(*digit, "0" | "1")) {
+        return digits;
+    }
+    let mut before = None;
+    let is_sign = |c: char| {
+        let in_word = before.replace(c).is_some_and(char::is_alphanumeric);
+        match c {
+            '.' => false,
+            '+' | '-' => in_word,
+            _ => !c.is_alphanumeric(),
+        }
+    };
+    let parts = text.split(is_sign);
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
 /// Whether a vector cannot be a list of the classes 0 and 1: a class stands once in a list.
 pub(crate) fn is_only_a_vector(bits: &[f32]) -> bool {
     bits.len() > 2 || (bits.len() == 2 && bits[0] == bits[1])
@@ -139,11 +158,21 @@ mod tests {
             "false,true,false",
             "0\t1\t0",
             "{0, 1, 0}",
+            "0:1:0",
+            "0-1-0",
+            "0_1_0",
+            "0.1.0",
+            "<0 1 0>",
+            "0 & 1 & 0",
+            "0\u{3001}1\u{3001}0",
+            "False-True-False",
         ] {
             let cell = several(Some(Cell::Text(text)), None).unwrap();
             assert_eq!(cell.bits(), Some(vec![0.0, 1.0, 0.0]), "{text}");
         }
-        for text in ["0,1,2", "a", "0,a", "", "[]", "nan", "010"] {
+        for text in [
+            "0,1,2", "a", "0,a", "", "[]", "nan", "010", "-1", "0 -1", "0.1", "1e-1",
+        ] {
             assert_eq!(
                 several(Some(Cell::Text(text)), None).unwrap().bits(),
                 None,

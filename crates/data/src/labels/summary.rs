@@ -124,7 +124,12 @@ impl fmt::Display for LabelOddity {
         match self {
             Self::NearlyEqual { names } => write!(
                 f,
-                "classes whose names differ in case or blanks alone: {}",
+                "classes whose names differ in case or blanks alone{}: {}",
+                if names.iter().any(|name| name.contains(is_without_width)) {
+                    " (one holds signs without width)"
+                } else {
+                    ""
+                },
                 name_list(names)
             ),
             Self::Padded { names } => write!(
@@ -366,11 +371,20 @@ fn oddities(
     found
 }
 
-/// Names that are one but for case and blanks.
+/// Whether a character is written without being seen.
+fn is_without_width(c: char) -> bool {
+    matches!(
+        c,
+        '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' | '\u{ad}'
+    )
+}
+
+/// Names that are one but for case, blanks and signs without width, which spreadsheets and web pages leave.
 fn nearly_equal(names: &[String]) -> Vec<LabelOddity> {
     let mut groups: HashMap<String, Vec<String>> = HashMap::new();
     for name in names {
-        let folded: String = name.split_whitespace().collect();
+        let is_shown = |c: &char| !c.is_whitespace() && !is_without_width(*c);
+        let folded: String = name.chars().filter(is_shown).collect();
         let group = groups.entry(folded.to_lowercase()).or_default();
         group.push(name.clone());
     }

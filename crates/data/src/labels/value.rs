@@ -14,8 +14,15 @@ const GAPS: [&str; 21] = [
 ];
 
 /// Words that may be gaps, but are names of classes as well: worth a warning, not a refusal.
-const LIKE_GAPS: [&str; 11] = [
+const LIKE_GAPS: [&str; 18] = [
     "_",
+    "tbd",
+    "todo",
+    "#value!",
+    "#ref!",
+    "#name?",
+    "#div/0!",
+    "#null!",
     "nil",
     "missing",
     "unlabeled",
@@ -39,9 +46,13 @@ pub(crate) fn is_like_gap(name: &str) -> bool {
     LIKE_GAPS.contains(&lower.as_str()) || GAPS.iter().any(|gap| gap.to_lowercase() == lower)
 }
 
-/// Whether a name is nothing but signs, as `--` and `_` are.
+/// Whether a name is nothing but signs, as `--`, `_` and a lone dash of any length are.
 pub(crate) fn is_bare_sign(name: &str) -> bool {
-    name.is_ascii() && !name.chars().any(char::is_alphanumeric)
+    let is_sign = |c: char| {
+        (c.is_ascii() && !c.is_alphanumeric())
+            || matches!(c, '\u{2010}'..='\u{2015}' | '\u{2026}' | '\u{2212}')
+    };
+    name.chars().all(is_sign)
 }
 
 /// What kind of thing a value is.
@@ -258,6 +269,7 @@ mod tests {
         for near in ["none", "NONE", "Null", "missing", "_"] {
             assert!(!is_gap(near) && is_like_gap(near), "{near}");
         }
+        assert!(is_bare_sign("\u{2014}") && is_bare_sign("\u{2026}") && !is_bare_sign("\u{1f600}"));
         assert!(is_bare_sign("--") && !is_gap("--") && !is_bare_sign("c++"));
         assert!(!is_like_gap("nonsense") && !is_like_gap("😀"));
     }

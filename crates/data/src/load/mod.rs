@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::columns::{ColumnSpec, Columns, TextColumns};
 use crate::error::{DataError, MAX_FAULTS_SHOWN, RowFault, RowFaultKind, TokenizerError};
+use crate::labels::several::{SeveralCell, several};
 use crate::labels::value::number;
 use crate::labels::{Label, LabelMap, LabelOrigin, LabelSummary, Task, UnlabelledRows};
 use crate::nlg::{self, NlgFormat};
@@ -364,18 +365,37 @@ fn refuse_all_unlabelled(
     columns: &Columns,
     outcomes: &[Result<Outcome, RowFault>],
 ) -> Result<(), DataError> {
-    let unlabelled = |outcome: &Result<Outcome, RowFault>| match outcome {
-        Ok(outcome) => matches!(outcome, Outcome::Unlabelled(_)),
-        Err(fault) => matches!(fault.kind, RowFaultKind::Unlabelled { nearest: None, .. }),
+    // The line and what stands there.
+    let word = |outcome| match outcome {
+        &Ok(Outcome::Unlabelled(ref fault)) | &Err(ref fault) => match &fault.kind {
+            RowFaultKind::Unlabelled {
+                nearest: None,
+                found,
+            } => Some((fault.line, found.clone())),
+            _ => None,
+        },
+        &Ok(_) => None,
     };
-    if outcomes.len() < 2 || !outcomes.iter().all(unlabelled) {
+    let words: Option<Vec<(u64, Option<String>)>> = outcomes.iter().map(word).collect();
+    let Some(words) = words.filter(|words| words.len() > 1) else {
         return Ok(());
+    };
+    // A list that lacks one of its labels has others: its row is named.
+    if let Some(crate::columns::LabelColumns::One(name)) = &columns.label {
+        let mut cells = table.rows().iter().map(|row| table.get(row, name));
+        if cells.any(|cell| matches!(several(cell, None), Ok(SeveralCell::List(_)))) {
+            return Ok(());
+        }
     }
+    let found = words
+        .into_iter()
+        .find_map(|(line, word)| Some((line, word?)));
     let column = columns.label.as_ref().map(|label| label.names().join(", "));
     Err(DataError::NoLabelledRow {
         path: table.path().into(),
         rows: outcomes.len(),
         column,
+        found,
     })
 }
 

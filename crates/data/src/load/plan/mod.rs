@@ -208,13 +208,13 @@ impl LabelPlan {
             Some(Several::Names { separator }) => cell.items(separator),
             None => cell.items(None),
         };
-        let Some(map) = &self.map else {
+        if self.map.is_none() && names.is_empty() {
             return Err(RowFaultKind::Unlabelled {
                 found: None,
                 nearest: None,
             });
-        };
-        let mut values = vec![0.0; map.len()];
+        }
+        let mut values = vec![0.0; self.map.as_ref().map_or(0, LabelMap::len)];
         for name in &names {
             let value = value::of_json(name, self.known())?.value()?;
             values[self.class_of(&value)? as usize] = 1.0;
@@ -256,7 +256,14 @@ impl LabelPlan {
             found: Some(shorten(&value.name)),
             nearest: None,
         };
-        let map = self.map.as_ref().ok_or_else(unlabelled)?;
+        let Some(map) = &self.map else {
+            return Err(match value.kind {
+                Kind::Fraction => RowFaultKind::NotAClass {
+                    found: shorten(&value.name),
+                },
+                Kind::Number(_) | Kind::Name | Kind::Truth(_) => unlabelled(),
+            });
+        };
         match map.class(&value.name) {
             Some(class) => Ok(class),
             None => Err(match value.kind {
