@@ -33,7 +33,9 @@ impl Base {
         let settings = tensors.with_file_name("adapter_config.json");
         let is_of_settings = matches!(
             error,
-            ModelError::AdapterConfig(_) | ModelError::Pattern { .. }
+            ModelError::AdapterConfig(_)
+                | ModelError::AdapterUnsupported(_)
+                | ModelError::Pattern { .. }
         );
         let place = match is_of_settings && files::is_file(&settings) {
             true => settings.as_path(),

@@ -178,6 +178,9 @@ impl Unused {
                 &["classifier_dropout"],
                 "a language model has no classifier",
             );
+            let why = "a language model's rows have no label";
+            self.note(&["label_column", "label_columns"], why);
+            self.note_unless([("unlabelled", json!("error"))], why);
         }
     }
 
@@ -197,6 +200,8 @@ impl Unused {
         if args.text.is_some() {
             self.note(&["data_file"], "--text gives the rows");
             self.note(&COLUMNS, "--text has no columns");
+            let of_files = [("no_header", json!(false)), ("bad_rows", json!("error"))];
+            self.note_unless(of_files, "--text is no file");
         }
         self.data(loaded.head.task);
         self.alpha(loaded);

@@ -79,10 +79,21 @@ fn other_commands_name_what_has_no_effect_too() {
     let (model, run, rows) = (lab.text("model"), lab.text("run"), lab.text("test.tsv"));
     let merged = lab.text("merged");
     let on = ["--model", &model, "--adapter", &run];
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (
             &["predict", "--text", "w5", "--text-column", "a"],
             "--text-column",
+        ),
+        (
+            &[
+                "predict",
+                "--text",
+                "w5",
+                "--no-header",
+                "--bad-rows",
+                "skip",
+            ],
+            "--no-header, --bad-rows: --text is no file",
         ),
         (
             &["predict", "--text", "w5", "--template", "{prompt}"],
