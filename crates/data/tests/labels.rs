@@ -622,6 +622,22 @@ fn odd_names_are_said() {
             "classes that may mean no label: `TBD`, `none`, `—`",
         ]
     );
+    let said = |labels: &[&str]| -> Vec<String> {
+        let loaded = load(labels, Task::SingleLabel).unwrap();
+        let oddities = loaded.report.labels.oddities;
+        oddities.iter().map(ToString::to_string).collect()
+    };
+    let comma = said(&["0,5", "-1,25", "0,5", "3,0"]);
+    assert!(
+        matches!(&comma[..], [one] if one.contains("decimal comma") && one.contains("`-1,25`"))
+    );
+    for labels in [["a,b", "c"], ["1,000,000", "1,2,3"], ["Paris, 3", "b"]] {
+        assert!(said(&labels).is_empty(), "{labels:?}");
+    }
+    let ids: Vec<String> = (0..24).map(|i| format!("row {i}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    assert_eq!(said(&ids), ["24 classes: is this a column of classes?"]);
+    assert!(said(&ids[..19]).is_empty());
     let single = load(&["a", "a"], Task::SingleLabel).unwrap();
     assert_eq!(
         single.report.labels.oddities,

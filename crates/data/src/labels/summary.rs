@@ -13,6 +13,8 @@ use crate::error::{name_list, shorten};
 const SHOWN: usize = 12;
 /// Above this number, classes are more likely a column of numbers or of texts.
 const MANY_CLASSES: usize = 1000;
+/// Where so many classes have one row each, they are more likely numbers of rows or texts.
+const ALL_DIFFERENT: usize = 20;
 
 /// How labels are written in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +99,11 @@ pub enum LabelOddity {
         /// The names.
         names: Vec<String>,
     },
+    /// Numbers with a decimal comma, which are names as they stand.
+    DecimalCommas {
+        /// The names.
+        names: Vec<String>,
+    },
     /// Every label is the same.
     SingleClass {
         /// Its name.
@@ -145,6 +152,12 @@ impl fmt::Display for LabelOddity {
             Self::LikeGaps { names } => {
                 write!(f, "classes that may mean no label: {}", name_list(names))
             }
+            Self::DecimalCommas { names } => write!(
+                f,
+                "names of classes that are numbers with a decimal comma, which a point must stand for if \
+                 they are to be predicted as numbers: {}",
+                name_list(names)
+            ),
             Self::SingleClass { name } => write!(f, "all labels are `{}`", shorten(name)),
             Self::Holes { names } => write!(
                 f,
@@ -351,6 +364,10 @@ fn oddities(
     if !names.is_empty() {
         found.push(LabelOddity::LikeGaps { names });
     }
+    let names = names_with(&has_decimal_comma);
+    if !names.is_empty() {
+        found.push(LabelOddity::DecimalCommas { names });
+    }
     let seen: Vec<&ClassCount> = counts.iter().filter(|class| class.count > 0).collect();
     if let [only] = seen.as_slice() {
         let name = only.name.clone();
@@ -363,12 +380,22 @@ fn oddities(
             Naming::Given => false,
         }));
     }
-    if counts.len() > MANY_CLASSES {
+    let is_alone = |class: &ClassCount| class.count <= 1;
+    let each_its_own = counts.len() >= ALL_DIFFERENT && counts.iter().all(is_alone);
+    if counts.len() > MANY_CLASSES || each_its_own {
         found.push(LabelOddity::ManyClasses {
             classes: counts.len(),
         });
     }
     found
+}
+
+/// `0,5`: digits on both sides of one comma.
+fn has_decimal_comma(name: &str) -> bool {
+    let are_digits = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit());
+    let unsigned = name.strip_prefix(['-', '+']).unwrap_or(name);
+    let parts = unsigned.split_once(',');
+    parts.is_some_and(|(whole, rest)| are_digits(whole) && are_digits(rest))
 }
 
 /// Whether a character is written without being seen.
