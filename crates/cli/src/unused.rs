@@ -37,7 +37,13 @@ const LORA: [(&str, &str); 13] = [
 ];
 
 /// The columns of a file of rows.
-const COLUMNS: [&str; 3] = ["text_column", "text_pair_column", "label_column"];
+const COLUMNS: [&str; 5] = [
+    "text_column",
+    "text_pair_column",
+    "context_column",
+    "label_column",
+    "label_columns",
+];
 
 impl Unused {
     /// What the flags and the file give; a preset's settings are not the user's.
@@ -232,9 +238,13 @@ impl Unused {
             self.note_unless([("generate", json!(false))], why);
             self.note(&["output_file"], why);
         } else if generates {
-            let why = "--generate reads prompts and references as --data-format says";
+            let (texts, labels) = COLUMNS.split_at(3);
+            let why = "--generate reads prompts and what is to follow";
             self.note(&["labels", "max_length"], why);
-            self.note(&COLUMNS, why);
+            self.note(labels, why);
+            if args.data.data_format.is_some() {
+                self.note(texts, "--data-format says where the texts stand");
+            }
             if args
                 .data
                 .task

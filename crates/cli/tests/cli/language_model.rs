@@ -443,6 +443,27 @@ fn scored(lab: &Lab, right: usize) {
     );
     assert_ne!(laid_out, bare(&["--template", "{prompt}{completion}"]));
 
+    // Columns of other names are read where they are named.
+    let named = [
+        "--data-file",
+        "@named.jsonl",
+        "--text-column",
+        "asked",
+        "--text-pair-column",
+        "told",
+    ];
+    let row = r#"{"asked": "name : Zizzi", "told": "Zizzi serves food ."}"#;
+    fs::write(lab.path("named.jsonl"), row.to_owned() + "\n").unwrap();
+    let words = ["eval", "--model", "@scratch/model", "--json", "--generate"];
+    lab.run(&[&words[..], &named].concat()).ok();
+    for (more, word) in [
+        (&["--label-column", "told"][..], "--label-column"),
+        (&["--data-format", "e2e"], "--text-column"),
+    ] {
+        lab.run(&[&words[..], &named, more].concat())
+            .fails(2, &["no effect", word]);
+    }
+
     let refused = |more: &[&str], code: i32, words: &[&str]| {
         lab.run(&[&base[..], &["--generate"], more].concat())
             .fails(code, words);
