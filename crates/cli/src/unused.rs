@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::args::{EvalArgs, MergeArgs, PlanArgs, PredictArgs, ProfileArgs};
+use crate::args::{EvalArgs, GenerateArgs, MergeArgs, PlanArgs, PredictArgs, ProfileArgs};
 use crate::commands::eval::LoadedModel;
 use crate::errors::{CliError, CliResult};
 use crate::settings;
@@ -210,6 +210,27 @@ impl Unused {
             self.note_unless(of_files, "--text is no file");
         }
         self.data(loaded.head.task);
+        self.alpha(loaded);
+        self.finish()
+    }
+
+    /// Those of `generate`.
+    pub fn check_generate(mut self, args: &GenerateArgs, loaded: &LoadedModel) -> CliResult {
+        if args.prompt_file.is_none() {
+            let why = "it needs --prompt-file";
+            self.note(&["text_column", "context_column", "data_format"], why);
+            self.note_unless([("no_header", json!(false))], why);
+        } else {
+            self.note(&["prompt"], "--prompt-file gives the prompts");
+        }
+        if args.interactive == Some(true) {
+            let why = "--interactive reads prompts and writes tokens one by one";
+            self.note(&["prompt", "prompt_file", "batch_size", "output_file"], why);
+        }
+        if loaded.adapter_alpha.is_none() && args.adapter.adapter.is_none() {
+            let why = "no adapter is given";
+            self.note_unless([("merge_adapter", json!(false))], why);
+        }
         self.alpha(loaded);
         self.finish()
     }

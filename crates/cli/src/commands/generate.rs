@@ -16,6 +16,7 @@ use crate::args::{DataArgs, GenerateArgs, PrecisionArg};
 use crate::errors::{CliError, CliResult};
 use crate::generation::Asked;
 use crate::session::{device, header};
+use crate::unused::Unused;
 use crate::{memory, output, presets, targets};
 
 /// Prompts at a time unless told otherwise.
@@ -24,6 +25,7 @@ pub(super) const BATCH_SIZE: usize = 16;
 /// Runs the command.
 pub fn run(flags: GenerateArgs) -> CliResult {
     let file = flags.common.config.clone();
+    let given = Unused::of(&flags, file.as_deref())?;
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     let asked = Asked::new(&args.decoding)?;
     targets::check_file(
@@ -40,6 +42,7 @@ pub fn run(flags: GenerateArgs) -> CliResult {
     };
     let mut loaded = LoadedModel::open(&args.model, &args.adapter, &data, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;
+    given.check_generate(&args, &loaded)?;
     if args.merge_adapter.unwrap_or(false) {
         loaded.model.merge_adapters()?;
     }

@@ -523,6 +523,17 @@ fn what_generation_refuses() {
         &["--prompt", "a", "--length-penalty", "2"],
         &["beam search"],
     );
+    for (more, word) in [
+        (&["--text-column", "text"][..], "--text-column"),
+        (&["--context-column", "none"], "--context-column"),
+        (&["--no-header"], "--no-header"),
+        (&["--data-format", "e2e"], "--data-format"),
+        (&["--merge-adapter"], "--merge-adapter"),
+        (&["--lora-alpha", "8"], "--lora-alpha"),
+    ] {
+        let words = [&["--prompt", "food"], more].concat();
+        refused(2, &words, &["no effect", word, "hint: "]);
+    }
     refused(
         2,
         &[
