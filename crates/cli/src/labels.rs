@@ -57,7 +57,10 @@ impl TaskChoice {
         let reason = self.reason.as_ref()?;
         let otherwise = match self.task {
             TaskKind::SingleLabel => "multi_label",
-            _ => "single_label",
+            TaskKind::MultiLabel
+            | TaskKind::Regression
+            | TaskKind::TokenClassification
+            | TaskKind::CausalLm => "single_label",
         };
         Some(format!(
             "{}, since {reason}; --task {otherwise} where it is not meant",
