@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 /// Bytes of a cache line, and of the widest vector.
-const LINE_BYTES: usize = 64;
+pub(crate) const LINE_BYTES: usize = 64;
 
 /// Values that any bytes are.
 ///
@@ -22,9 +22,14 @@ unsafe impl Plain for u32 {}
 // SAFETY: as above, end to end.
 unsafe impl<const N: usize> Plain for [f32; N] {}
 
-#[derive(Clone, Copy)]
+/// Bytes of a cache line, on a cache line.
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Line([u8; LINE_BYTES]);
+pub(crate) struct Line([u8; LINE_BYTES]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Line([0; LINE_BYTES]);
+}
 
 /// A buffer that grows and is never shrunk; what is new is zero.
 pub(crate) struct Aligned<T> {
@@ -46,7 +51,7 @@ impl<T: Plain> Aligned<T> {
     pub(crate) fn at_least(&mut self, len: usize) -> &mut [T] {
         let lines = (len * size_of::<T>()).div_ceil(LINE_BYTES);
         if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0; LINE_BYTES]));
+            self.lines.resize(lines, Line::ZERO);
         }
         &mut self[..len]
     }

@@ -25,6 +25,8 @@ mod outer;
 mod parallel;
 mod philox;
 pub mod reference;
+#[allow(dead_code, reason = "products and attention take it in the next steps")]
+mod scratch;
 mod simd;
 mod vocabulary;
 
@@ -63,4 +65,5 @@ pub use norm::{
 pub use optimizer::{AdamW, adamw_step};
 pub use outer::{OuterLayout, outer_add};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};
+pub use scratch::{Scratch, ScratchBuffer, ScratchNeed};
 pub use vocabulary::{argmax, log_softmax};
