@@ -16,6 +16,7 @@ mod parts;
 mod places;
 mod presets;
 mod settings_obeyed;
+mod snapshots;
 mod support;
 mod tokenizers;
 mod tokens;
