@@ -12,8 +12,8 @@ pub mod train;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, PrecisionArg};
-pub use generate::{DecodingArgs, GenerateArgs};
+pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs};
+pub use generate::GenerateArgs;
 pub use others::{
     CheckArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs, ProfileArgs,
 };

@@ -1,219 +1,25 @@
 //! How the program fails: one message with its causes and a hint on standard error, and an exit code.
 
-use std::fmt;
-use std::path::Path;
 use std::process::ExitCode;
 
-use lowrank_formats::files;
+use lowrank_run::{Kind, RunError};
 
-/// Kinds of failure, as the exit code tells them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Something went wrong: exit code 1.
-    Failure,
-    /// The request itself cannot be: exit code 2, as for a misspelt flag.
-    Usage,
-    /// A fault of the program itself: exit code 101.
-    Internal,
-    /// Ctrl-C or SIGTERM: exit code 130.
-    Interrupted,
+/// 1 for a failure, 2 for a request that cannot be (as for a misspelt flag), 101 for a fault of the program itself, 130 for the end
+/// by Ctrl-C or SIGTERM.
+pub fn exit_code(error: &RunError) -> ExitCode {
+    ExitCode::from(match error.kind() {
+        Kind::Failure => 1,
+        Kind::Usage => 2,
+        Kind::Internal => 101,
+        Kind::Interrupted => 130,
+    })
 }
 
-/// A failure that is ready to be shown.
-#[derive(Debug)]
-pub struct CliError {
-    kind: Kind,
-    message: String,
-    causes: Vec<String>,
-    hint: Option<String>,
-}
-
-/// What every command returns.
-pub type CliResult<T = ()> = Result<T, CliError>;
-
-impl CliError {
-    /// A failure with exit code 1.
-    pub fn failure(message: impl Into<String>) -> Self {
-        Self::new(Kind::Failure, message)
-    }
-
-    /// A request that cannot be, with exit code 2.
-    pub fn usage(message: impl Into<String>) -> Self {
-        Self::new(Kind::Usage, message)
-    }
-
-    /// The end of a run that was told to stop, with exit code 130.
-    pub fn interrupted(message: impl Into<String>) -> Self {
-        Self::new(Kind::Interrupted, message)
-    }
-
-    /// A fault of the program itself, with exit code 101.
-    pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(Kind::Internal, message)
-    }
-
-    /// An error of a library with the errors that caused it.
-    pub fn from_error(error: &dyn std::error::Error) -> Self {
-        Self::failure(error.to_string()).caused_by(error.source())
-    }
-
-    fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            causes: Vec::new(),
-            hint: None,
-        }
-    }
-
-    /// The same with the chain of causes behind it; a cause that its parent already repeats is left out.
-    pub fn caused_by(mut self, cause: Option<&(dyn std::error::Error + 'static)>) -> Self {
-        let mut next = cause;
-        while let Some(error) = next {
-            let text = error.to_string();
-            let known = self.causes.last().unwrap_or(&self.message);
-            if !known.contains(&text) {
-                self.causes.push(text);
-            }
-            next = error.source();
-        }
-        self
-    }
-
-    /// The same with a hint: a command to run or an edit to make.
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// The same with a hint, where there is one and none stands yet.
-    pub fn maybe_hint(mut self, hint: Option<String>) -> Self {
-        self.hint = self.hint.or(hint);
-        self
-    }
-
-    /// The same with the file or folder that it is about, unless the message names it already.
-    pub fn about(mut self, path: &Path) -> Self {
-        let shown = files::shown(path).to_string();
-        if !self.message.contains(&shown) {
-            self.message = format!("`{shown}`: {}", self.message);
-        }
-        self
-    }
-
-    /// The same as a usage error.
-    pub fn into_usage(mut self) -> Self {
-        self.kind = Kind::Usage;
-        self
-    }
-
-    /// The exit code.
-    pub fn exit_code(&self) -> ExitCode {
-        match self.kind {
-            Kind::Failure => ExitCode::from(1),
-            Kind::Usage => ExitCode::from(2),
-            Kind::Internal => ExitCode::from(101),
-            Kind::Interrupted => ExitCode::from(130),
-        }
-    }
-
-    /// The failure as one JSON object, for `--json`.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({ "error": self.message, "causes": self.causes, "hint": self.hint })
-    }
-}
-
-impl fmt::Display for CliError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = match self.kind {
-            Kind::Failure | Kind::Usage | Kind::Internal => "error",
-            Kind::Interrupted => "interrupted",
-        };
-        write!(f, "{head}: {}", self.message)?;
-        for cause in &self.causes {
-            write!(f, "\n  because: {cause}")?;
-        }
-        if let Some(hint) = &self.hint {
-            write!(f, "\nhint: {hint}")?;
-        }
-        Ok(())
-    }
-}
-
-impl From<lowrank_train::config::ConfigError> for CliError {
-    fn from(error: lowrank_train::config::ConfigError) -> Self {
-        Self::from_error(&error).into_usage()
-    }
-}
-
-impl From<lowrank_train::metrics_log::MetricsLogError> for CliError {
-    fn from(error: lowrank_train::metrics_log::MetricsLogError) -> Self {
-        Self::from_error(&error)
-    }
-}
-
-impl From<lowrank_train::trainer::TrainError> for CliError {
-    fn from(error: lowrank_train::trainer::TrainError) -> Self {
-        Self::from_error(&error).maybe_hint(error.hint())
-    }
-}
-
-impl From<lowrank_formats::FormatError> for CliError {
-    fn from(error: lowrank_formats::FormatError) -> Self {
-        Self::from_error(&error).maybe_hint(error.hint())
-    }
-}
-
-impl From<lowrank_data::DataError> for CliError {
-    fn from(error: lowrank_data::DataError) -> Self {
-        Self::from_error(&error).maybe_hint(error.hint())
-    }
-}
-
-impl From<lowrank_data::TokenizerError> for CliError {
-    fn from(error: lowrank_data::TokenizerError) -> Self {
-        Self::from_error(&error).maybe_hint(error.hint())
-    }
-}
-
-impl From<lowrank_model::ModelError> for CliError {
-    fn from(error: lowrank_model::ModelError) -> Self {
-        let inner = match &error {
-            lowrank_model::ModelError::Format(format) => format.hint(),
-            _ => None,
-        };
-        Self::from_error(&error)
-            .maybe_hint(error.hint())
-            .maybe_hint(inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug)]
-    struct Outer(std::io::Error);
-
-    impl fmt::Display for Outer {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("cannot open `a`")
-        }
-    }
-
-    impl std::error::Error for Outer {
-        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-            Some(&self.0)
-        }
-    }
-
-    #[test]
-    fn message_causes_and_hint_stand_on_their_lines() {
-        let error =
-            CliError::from_error(&Outer(std::io::Error::other("gone"))).hint("look elsewhere");
-        assert_eq!(
-            error.to_string(),
-            "error: cannot open `a`\n  because: gone\nhint: look elsewhere"
-        );
-    }
+/// The failure as it is shown, its kind first.
+pub fn shown(error: &RunError) -> String {
+    let head = match error.kind() {
+        Kind::Failure | Kind::Usage | Kind::Internal => "error",
+        Kind::Interrupted => "interrupted",
+    };
+    format!("{head}: {error}")
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank_formats::files::abandon_pending;
 
-use crate::errors::{CliError, CliResult};
 use crate::output;
+use lowrank_run::{RunError, RunResult};
 
 /// The exit code of a program that was told to stop.
 const EXIT_CODE: i32 = 130;
@@ -16,7 +16,7 @@ const EXIT_CODE: i32 = 130;
 ///
 /// # Errors
 /// The system refuses the handler.
-pub fn listen() -> CliResult<Arc<AtomicBool>> {
+pub fn listen() -> RunResult<Arc<AtomicBool>> {
     let raised = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&raised);
     let handler = move || {
@@ -33,7 +33,7 @@ pub fn listen() -> CliResult<Arc<AtomicBool>> {
 ///
 /// # Errors
 /// The system refuses the handler.
-pub fn end_cleanly() -> CliResult {
+pub fn end_cleanly() -> RunResult {
     let handler = || {
         abandon_pending();
         output::note("interrupted: no half-written file is left");
@@ -43,9 +43,9 @@ pub fn end_cleanly() -> CliResult {
 }
 
 /// Listens to the signals that nobody asked to ignore: under `nohup` a closed terminal ends nothing.
-fn set_handler(handler: impl FnMut() + Send + 'static) -> CliResult {
+fn set_handler(handler: impl FnMut() + Send + 'static) -> RunResult {
     let hangup = Hangup::found();
-    ctrlc::set_handler(handler).map_err(|error| CliError::from_error(&error))?;
+    ctrlc::set_handler(handler).map_err(|error| RunError::from_error(&error))?;
     hangup.keep();
     Ok(())
 }

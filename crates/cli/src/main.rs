@@ -7,24 +7,16 @@ mod args;
 mod commands;
 mod errors;
 mod faults;
-mod fits;
-mod generation;
-mod head;
 mod interrupt;
-mod labels;
-mod memory;
-mod misfit;
-mod notes;
 mod output;
 mod panics;
-mod places;
 mod presets;
 mod printable;
 mod progress;
 mod resolve;
 mod session;
 mod settings;
-mod side_files;
+mod sink;
 mod source;
 mod targets;
 mod unused;
@@ -48,13 +40,13 @@ fn main() -> ExitCode {
             if json {
                 output::print_json(&error.to_json());
             }
-            output::note(&error);
-            error.exit_code()
+            output::note(errors::shown(&error));
+            errors::exit_code(&error)
         }
     }
 }
 
-fn run(command: Command) -> errors::CliResult {
+fn run(command: Command) -> lowrank_run::RunResult {
     // A run of training has a safe place to stop at and listens for itself.
     if !matches!(command, Command::Train(_)) {
         interrupt::end_cleanly()?;

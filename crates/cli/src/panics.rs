@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use lowrank_engine::OutOfAddressSpace;
 
-use crate::errors::CliError;
+use lowrank_run::RunError;
 
 /// What the last panic said, with its place.
 static LAST: Mutex<Option<String>> = Mutex::new(None);
@@ -31,10 +31,10 @@ pub fn remember() {
 ///
 /// # Errors
 /// Those of the command.
-pub fn guard(run: impl FnOnce() -> Result<(), CliError>) -> Result<(), CliError> {
+pub fn guard(run: impl FnOnce() -> Result<(), RunError>) -> Result<(), RunError> {
     panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| {
         if let Some(error) = payload.downcast_ref::<OutOfAddressSpace>() {
-            return Err(CliError::from_error(error).hint(
+            return Err(RunError::from_error(error).hint(
                 "lower the batch size or the length, take a smaller model, or raise `ulimit -v`",
             ));
         }
@@ -43,8 +43,8 @@ pub fn guard(run: impl FnOnce() -> Result<(), CliError>) -> Result<(), CliError>
     })
 }
 
-fn internal_error(said: &str) -> CliError {
-    CliError::internal(format!("internal error: {said}")).hint(format!(
+fn internal_error(said: &str) -> RunError {
+    RunError::internal(format!("internal error: {said}")).hint(format!(
         "this is a fault of lowrank {}, whatever the input; report it with the command line and the smallest files that show it",
         env!("CARGO_PKG_VERSION")
     ))
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error_that_says_what_to_do() {
         let error = internal_error("index out of bounds (a.rs:1:2)");
-        let text = error.to_string();
+        let text = crate::errors::shown(&error);
         assert!(text.starts_with("error: internal error: index out of bounds (a.rs:1:2)"));
         assert!(text.contains("hint: this is a fault of lowrank"), "{text}");
     }

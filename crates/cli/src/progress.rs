@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lowrank_train::metrics::Metric;
 use lowrank_train::trainer::Event;
 
-use crate::memory::resident_bytes;
 use crate::output::{self, bytes, count, duration, metric};
 use crate::printable::{cut, message};
+use lowrank_run::memory::resident_bytes;
 
 /// Plain lines come at least this far apart, evaluations and the end excepted.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);

@@ -15,12 +15,14 @@ use lowrank_train::schedule::SchedulerType;
 use crate::args::common::{KeyValue, join_modules};
 use crate::args::train::{EvaluationArgs, InitArg, LoraArgs, OptimizationArgs};
 use crate::args::{CheckArgs, TrainArgs};
-use crate::errors::{CliError, CliResult};
-use crate::labels::{self, TaskChoice};
 use crate::presets;
-use crate::session::{AdapterSource, Base, Head, load_rows, load_spec, rows_of};
 use crate::source::find_asset;
 use crate::unused::Unused;
+use lowrank_run::adapter::AdapterSource;
+use lowrank_run::base::{Base, Head};
+use lowrank_run::labels::{self, TaskChoice};
+use lowrank_run::rows::{load_rows, load_spec, rows_of};
+use lowrank_run::{RunError, RunResult};
 
 /// The folder of a run whose place is not given.
 pub const DEFAULT_RUN: &str = "runs/default";
@@ -46,13 +48,13 @@ pub struct Resolved {
 }
 
 /// Fills in the model and data that the repository holds where none are named.
-pub fn with_default_assets(mut args: TrainArgs) -> CliResult<TrainArgs> {
+pub fn with_default_assets(mut args: TrainArgs) -> RunResult<TrainArgs> {
     if args.train_file.is_none() {
         let names_data = args.validation_file.is_some()
             || args.test_file.is_some()
             || args.model.model.is_some();
         if names_data {
-            return Err(CliError::usage("no training rows given")
+            return Err(RunError::usage("no training rows given")
                 .hint("pass --train-file FILE (.jsonl, .csv or .tsv)"));
         }
         let file = |name: &str| asset(&format!("sentiment/movie/{name}.tsv"));
@@ -74,7 +76,7 @@ pub fn with_default_assets(mut args: TrainArgs) -> CliResult<TrainArgs> {
 const DEFAULT_RUN_EPOCHS: f64 = 2.0;
 
 /// The same for `check`.
-pub fn check_with_default_assets(mut args: CheckArgs) -> CliResult<CheckArgs> {
+pub fn check_with_default_assets(mut args: CheckArgs) -> RunResult<CheckArgs> {
     let no_rows =
         args.train_file.is_none() && args.validation_file.is_none() && args.test_file.is_none();
     if no_rows && args.model.model.is_none() {
@@ -89,9 +91,9 @@ pub fn check_with_default_assets(mut args: CheckArgs) -> CliResult<CheckArgs> {
     Ok(args)
 }
 
-fn asset(name: &str) -> CliResult<String> {
+fn asset(name: &str) -> RunResult<String> {
     let path = find_asset(name).ok_or_else(|| {
-        CliError::usage(format!(
+        RunError::usage(format!(
             "no model and data given, and the default `assets/{name}` is not found"
         ))
         .hint("run from a checkout of the repository, or pass --model and --train-file")
@@ -117,9 +119,11 @@ pub struct Asked {
 ///
 /// # Errors
 /// A file cannot be read, rows or labels do not fit, or a setting cannot be.
-pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
+pub fn resolve_train(asked: &Asked, device: &Device) -> RunResult<Resolved> {
     let Asked { args, given } = asked;
-    let mut base = Base::open(&args.model)?.with_new_head(&args.new_head);
+    let rows = args.data.settings();
+    let mut base =
+        Base::open(&args.model.settings())?.with_new_head(args.new_head.ignore_mismatched_sizes);
     presets::check_family(&args.preset, &base.config.model_type)?;
     let adapter = args
         .adapter
@@ -133,11 +137,11 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
     let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
     let train_file = args.train_file.as_deref().unwrap_or_default();
     let noted = notes.map(|n| n.task);
-    let table = labels::table_of(&base, &args.data, noted, train_file, device)?;
-    let choice = TaskChoice::new(&base, &args.data, adapter.as_ref(), &table)?;
+    let table = labels::table_of(&base, &rows, noted, train_file, device)?;
+    let choice = TaskChoice::new(&base, &rows, adapter.as_ref(), &table)?;
     let task = choice.task;
     let max_length = base.max_length(args.data.max_length.or(notes.map(|n| n.max_length)))?;
-    let known = labels::known_labels(&base, &args.data, adapter.as_ref());
+    let known = labels::known_labels(&base, &rows, adapter.as_ref());
     let lora = resolve_lora_from(&args.lora, &base, adapter.as_ref())?;
     let precision = device.precision().into();
     let mut config = configuration(args, &base, task, max_length, (lora, precision));
@@ -148,10 +152,10 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
         Unused::of_args(given).check_train(&config)?;
     }
 
-    let spec = load_spec(&base, &args.data, task, known.as_ref(), max_length)?;
+    let spec = load_spec(&base, &rows, task, known.as_ref(), max_length)?;
     let mut train = rows_of(&table, &spec, &base, device)?;
     let labels = labels::choose_labels(&base, task, known, train.label_map.as_ref());
-    let spec = load_spec(&base, &args.data, task, Some(&labels), max_length)?;
+    let spec = load_spec(&base, &rows, task, Some(&labels), max_length)?;
     // Where the names learned from the rows gave way to the checkpoint's own, the rows are read by those.
     let is_other = |map: &LabelMap| map.names() != labels.names;
     if train.label_map.as_ref().is_some_and(is_other) {
@@ -192,14 +196,14 @@ pub fn resolve_train(asked: &Asked, device: &Device) -> CliResult<Resolved> {
 }
 
 /// Tables of tokens that an adapter brings are run and merged, but nothing trains beside them.
-fn refuse_token_tables(base: &Base, adapter: &AdapterSource) -> CliResult {
+fn refuse_token_tables(base: &Base, adapter: &AdapterSource) -> RunResult {
     let (_, tables) = TokenTables::take(adapter.tensors.clone(), &adapter.config, &base.config)?;
     let own = base.config.facts.vocab_size;
     let Some(tables) = tables.filter(|t| !t.is_trained() || t.rows() != own) else {
         return Ok(());
     };
     let names: Vec<String> = tables.names().map(|name| format!("`{name}`")).collect();
-    Err(CliError::usage(format!(
+    Err(RunError::usage(format!(
         "the adapter brings a token table ({}), and no training goes on from that",
         names.join(", ")
     ))
@@ -263,7 +267,7 @@ pub fn resolve_lora_from(
     args: &LoraArgs,
     base: &Base,
     adapter: Option<&AdapterSource>,
-) -> CliResult<LoraSettings> {
+) -> RunResult<LoraSettings> {
     let Some(adapter) = adapter else {
         return resolve_lora(args, default_lora(&base.config.model_type));
     };
@@ -277,7 +281,7 @@ pub fn resolve_lora_from(
             .map(|(k, v)| format!("`{k}` is {v} there"))
             .collect();
         if !differing.is_empty() {
-            return Err(CliError::usage(format!(
+            return Err(RunError::usage(format!(
                 "an existing adapter keeps its shape, but other values were asked for: {}",
                 differing.join(", ")
             ))
@@ -312,7 +316,7 @@ pub fn default_lora(model_type: &str) -> LoraSettings {
 }
 
 /// Settings asked for, laid over `base`.
-pub fn resolve_lora(args: &LoraArgs, base: LoraSettings) -> CliResult<LoraSettings> {
+pub fn resolve_lora(args: &LoraArgs, base: LoraSettings) -> RunResult<LoraSettings> {
     let init = match &args.init_lora_weights {
         None => base.init_lora_weights,
         Some(InitArg::Switch(true)) => InitLora::Default,
@@ -322,7 +326,7 @@ pub fn resolve_lora(args: &LoraArgs, base: LoraSettings) -> CliResult<LoraSettin
             "default" => InitLora::Default,
             "random" => InitLora::Random,
             other => {
-                return Err(CliError::usage(format!(
+                return Err(RunError::usage(format!(
                     "`init_lora_weights` is `{other}`, expected true, false or gaussian"
                 )));
             }

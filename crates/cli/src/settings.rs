@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::errors::{CliError, CliResult};
 use crate::yaml::{self, Entry};
+use lowrank_run::{RunError, RunResult};
 
 /// The flags laid over the file they name; the flags alone where they name none.
 ///
@@ -21,7 +21,7 @@ use crate::yaml::{self, Entry};
 pub fn with_file<T: Args + Serialize + DeserializeOwned>(
     flags: T,
     file: Option<&str>,
-) -> CliResult<T> {
+) -> RunResult<T> {
     match file {
         None => Ok(flags),
         Some(file) => overlay(read_file::<T>(Path::new(file))?, &flags),
@@ -34,18 +34,18 @@ pub fn with_file<T: Args + Serialize + DeserializeOwned>(
 /// As [`with_file`].
 pub fn read_file<T: Args + Serialize + DeserializeOwned>(
     path: &Path,
-) -> CliResult<Map<String, Value>> {
+) -> RunResult<Map<String, Value>> {
     let shown = path.display();
     let text = files::read_text(path, Ceiling::SETTINGS)
-        .map_err(|error| CliError::from(error).into_usage())?;
+        .map_err(|error| RunError::from(error).into_usage())?;
     let entries = yaml::parse(&text).map_err(|error| {
-        CliError::usage(format!("`{shown}`, line {}: {}", error.line, error.message))
+        RunError::usage(format!("`{shown}`, line {}: {}", error.line, error.message))
     })?;
     check_entries::<T>(entries).map_err(|faults| {
         let n = faults.len();
         let what = if n == 1 { "a setting" } else { "settings" };
         let list: String = faults.iter().map(|f| format!("\n  {f}")).collect();
-        CliError::usage(format!("`{shown}` holds {what} that cannot be used{list}"))
+        RunError::usage(format!("`{shown}` holds {what} that cannot be used{list}"))
     })
 }
 
@@ -56,14 +56,14 @@ pub fn read_file<T: Args + Serialize + DeserializeOwned>(
 pub fn overlay<T: Serialize + DeserializeOwned>(
     mut settings: Map<String, Value>,
     flags: &T,
-) -> CliResult<T> {
+) -> RunResult<T> {
     for (key, value) in to_map(flags) {
         if !value.is_null() {
             settings.insert(key, value);
         }
     }
     let skipped = serde_json::from_value(Value::Object(settings));
-    skipped.map_err(|error| CliError::usage(format!("the settings do not fit together: {error}")))
+    skipped.map_err(|error| RunError::usage(format!("the settings do not fit together: {error}")))
 }
 
 /// Takes away the settings that a command does not have.

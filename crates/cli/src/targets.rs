@@ -6,12 +6,10 @@ use std::path::Path;
 
 use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::{RunDir, write_atomic};
+use lowrank_run::side_files::MERGED_MANIFEST as MANIFEST;
 use serde::{Deserialize, Serialize};
 
-use crate::errors::{CliError, CliResult};
-
-/// The list that `merge` leaves: what it wrote, with the bytes of each file.
-pub const MANIFEST: &str = "lowrank_merged.json";
+use lowrank_run::{RunError, RunResult};
 
 /// Something that a command reads: the flag that named it, and the path, where it was given.
 pub type Input<'a> = (&'static str, Option<&'a str>);
@@ -26,12 +24,12 @@ struct Manifest {
 ///
 /// # Errors
 /// The folder cannot be listed or written to.
-pub fn write_manifest(dir: &Path) -> CliResult {
+pub fn write_manifest(dir: &Path) -> RunResult {
     let manifest = Manifest {
         lowrank_merged: 1,
         files: sizes(dir)?,
     };
-    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| CliError::from_error(&e))?;
+    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| RunError::from_error(&e))?;
     Ok(write_atomic(&dir.join(MANIFEST), &json)?)
 }
 
@@ -40,7 +38,7 @@ pub fn write_manifest(dir: &Path) -> CliResult {
 ///
 /// # Errors
 /// The folder must stay; the message says why and which flag takes another.
-pub fn check_folder(dir: &Path, overwrite: Option<bool>, inputs: &[Input<'_>]) -> CliResult {
+pub fn check_folder(dir: &Path, overwrite: Option<bool>, inputs: &[Input<'_>]) -> RunResult {
     if !files::exists(dir) {
         return Ok(());
     }
@@ -48,7 +46,7 @@ pub fn check_folder(dir: &Path, overwrite: Option<bool>, inputs: &[Input<'_>]) -
     let elsewhere = "--output-dir takes another folder";
     if !files::is_dir(dir) {
         let message = format!("`{shown}` is a file, expected a folder to write to");
-        return Err(CliError::usage(message).hint(elsewhere));
+        return Err(RunError::usage(message).hint(elsewhere));
     }
     if files::list(dir)?.is_empty() {
         return Ok(());
@@ -61,21 +59,21 @@ pub fn check_folder(dir: &Path, overwrite: Option<bool>, inputs: &[Input<'_>]) -
         if input.starts_with(&real) {
             let what = if input == real { "is" } else { "holds" };
             let message = format!("`{shown}` {what} what {flag} names; it is not replaced");
-            return Err(CliError::usage(message).hint(elsewhere));
+            return Err(RunError::usage(message).hint(elsewhere));
         }
     }
     if RunDir::is_run(dir) {
         let message = format!("`{shown}` is a run; it is not replaced");
-        return Err(CliError::usage(message).hint(elsewhere));
+        return Err(RunError::usage(message).hint(elsewhere));
     }
     if overwrite != Some(true) {
-        return Err(CliError::usage(format!("`{shown}` is not empty")).hint(
+        return Err(RunError::usage(format!("`{shown}` is not empty")).hint(
             "--overwrite replaces a folder that `lowrank merge` made, --output-dir takes another",
         ));
     }
     match foreign(dir)? {
         None => Ok(()),
-        Some(what) => Err(CliError::usage(format!(
+        Some(what) => Err(RunError::usage(format!(
             "`{shown}` {what}; --overwrite replaces only what `lowrank merge` made"
         ))
         .hint("move or remove the folder yourself, or --output-dir takes another")),
@@ -83,7 +81,7 @@ pub fn check_folder(dir: &Path, overwrite: Option<bool>, inputs: &[Input<'_>]) -
 }
 
 /// What makes a folder more than the work of `merge`.
-fn foreign(dir: &Path) -> CliResult<Option<String>> {
+fn foreign(dir: &Path) -> RunResult<Option<String>> {
     let Some(bytes) = files::read_if_there(&dir.join(MANIFEST), Ceiling::JSON)? else {
         return Ok(Some(format!("was not made by it (it has no `{MANIFEST}`)")));
     };
@@ -104,7 +102,7 @@ fn foreign(dir: &Path) -> CliResult<Option<String>> {
     Ok(None)
 }
 
-fn sizes(dir: &Path) -> CliResult<BTreeMap<String, u64>> {
+fn sizes(dir: &Path) -> RunResult<BTreeMap<String, u64>> {
     let mut sizes = BTreeMap::new();
     for entry in files::list(dir)? {
         let size = files::size(&entry.path)?;
@@ -118,7 +116,7 @@ fn sizes(dir: &Path) -> CliResult<BTreeMap<String, u64>> {
 ///
 /// # Errors
 /// The file must stay.
-pub fn check_file(path: Option<&str>, inputs: &[Input<'_>]) -> CliResult {
+pub fn check_file(path: Option<&str>, inputs: &[Input<'_>]) -> RunResult {
     let Some(path) = path.filter(|path| *path != "-").map(Path::new) else {
         return Ok(());
     };
@@ -133,12 +131,12 @@ pub fn check_file(path: Option<&str>, inputs: &[Input<'_>]) -> CliResult {
                 "`{}` is what {flag} names; it is not replaced",
                 path.display()
             );
-            return Err(CliError::usage(message).hint(hint));
+            return Err(RunError::usage(message).hint(hint));
         }
     }
     match files::is_file(&real).then(|| owner(&real)).flatten() {
         None => Ok(()),
-        Some(owner) => Err(CliError::usage(format!(
+        Some(owner) => Err(RunError::usage(format!(
             "`{}` is a file of {owner}; it is not replaced",
             path.display()
         ))
@@ -181,10 +179,10 @@ fn owner(file: &Path) -> Option<&'static str> {
 ///
 /// # Errors
 /// The folder's `config.json` must stay.
-pub fn check_config_folder(dir: &Path, config: &[u8]) -> CliResult {
+pub fn check_config_folder(dir: &Path, config: &[u8]) -> RunResult {
     let shown = dir.display();
     let hint = "--write-config takes another folder";
-    let refuse = |message: String| Err(CliError::usage(message).hint(hint));
+    let refuse = |message: String| Err(RunError::usage(message).hint(hint));
     if files::exists(dir) && !files::is_dir(dir) {
         return refuse(format!(
             "`{shown}` is a file, expected a folder to write to"
@@ -232,7 +230,7 @@ const OF_A_RUN: [&str; 5] = [
 ///
 /// # Errors
 /// The folder holds such a file.
-pub fn check_run_folder(dir: &Path, result: &str) -> CliResult {
+pub fn check_run_folder(dir: &Path, result: &str) -> RunResult {
     if RunDir::is_run(dir) || !files::is_dir(dir) {
         return Ok(());
     }
@@ -241,7 +239,7 @@ pub fn check_run_folder(dir: &Path, result: &str) -> CliResult {
     let Some(name) = names.find(|name| there(name)) else {
         return Ok(());
     };
-    Err(CliError::usage(format!(
+    Err(RunError::usage(format!(
         "`{}` is no run, but holds `{name}`, which a run would replace",
         dir.display()
     ))

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::args::{EvalArgs, GenerateArgs, MergeArgs, PlanArgs, PredictArgs, ProfileArgs};
-use crate::commands::eval::LoadedModel;
-use crate::errors::{CliError, CliResult};
 use crate::settings;
+use lowrank_run::loaded::LoadedModel;
+use lowrank_run::{RunError, RunResult};
 
 /// What was given by flags and by the file that they name, and what of it has no effect.
 pub struct Unused {
@@ -50,7 +50,7 @@ impl Unused {
     ///
     /// # Errors
     /// As [`settings::with_file`].
-    pub fn of<T>(flags: &T, file: Option<&str>) -> CliResult<Self>
+    pub fn of<T>(flags: &T, file: Option<&str>) -> RunResult<Self>
     where
         T: Args + Clone + Serialize + DeserializeOwned,
     {
@@ -90,7 +90,7 @@ impl Unused {
     ///
     /// # Errors
     /// Something given has no effect.
-    pub fn finish(self) -> CliResult {
+    pub fn finish(self) -> RunResult {
         if self.faults.is_empty() {
             return Ok(());
         }
@@ -100,7 +100,7 @@ impl Unused {
         } else {
             "settings have"
         };
-        Err(CliError::usage(format!(
+        Err(RunError::usage(format!(
             "{what} no effect here\n  {}",
             self.faults.join("\n  ")
         ))
@@ -108,7 +108,7 @@ impl Unused {
     }
 
     /// Those of `train`, whose settings are resolved.
-    pub fn check_train(mut self, config: &TrainConfig) -> CliResult {
+    pub fn check_train(mut self, config: &TrainConfig) -> RunResult {
         self.schedule(config);
         self.evaluation(config);
         if config.full {
@@ -202,7 +202,7 @@ impl Unused {
     }
 
     /// Those of `predict`.
-    pub fn check_predict(mut self, args: &PredictArgs, loaded: &LoadedModel) -> CliResult {
+    pub fn check_predict(mut self, args: &PredictArgs, loaded: &LoadedModel) -> RunResult {
         if args.text.is_some() {
             self.note(&["data_file"], "--text gives the rows");
             self.note(&COLUMNS, "--text has no columns");
@@ -215,7 +215,7 @@ impl Unused {
     }
 
     /// Those of `generate`.
-    pub fn check_generate(mut self, args: &GenerateArgs, loaded: &LoadedModel) -> CliResult {
+    pub fn check_generate(mut self, args: &GenerateArgs, loaded: &LoadedModel) -> RunResult {
         if args.prompt_file.is_none() {
             let why = "it needs --prompt-file";
             self.note(&["text_column", "context_column", "data_format"], why);
@@ -236,7 +236,7 @@ impl Unused {
     }
 
     /// Those of `eval`.
-    pub fn check_eval(mut self, args: &EvalArgs) -> CliResult {
+    pub fn check_eval(mut self, args: &EvalArgs) -> RunResult {
         let decoding = settings::to_map(&args.decoding);
         let decoding: Vec<&str> = decoding.keys().map(String::as_str).collect();
         let scores = args.scoring.outputs.is_some() || args.scoring.references.is_some();
@@ -282,14 +282,14 @@ impl Unused {
     }
 
     /// Those of `eval` on labelled rows, whose task is known.
-    pub fn check_rows(mut self, loaded: &LoadedModel) -> CliResult {
+    pub fn check_rows(mut self, loaded: &LoadedModel) -> RunResult {
         self.data(loaded.head.task);
         self.alpha(loaded);
         self.finish()
     }
 
     /// Those of `merge`.
-    pub fn check_merge(mut self, args: &MergeArgs) -> CliResult {
+    pub fn check_merge(mut self, args: &MergeArgs) -> RunResult {
         if !args.verify.unwrap_or(false) {
             self.note(&["tolerance", "data_file"], "it needs --verify");
         }
@@ -300,13 +300,13 @@ impl Unused {
     }
 
     /// Those of `merge` that depend on the adapter.
-    pub fn check_merged(mut self, loaded: &LoadedModel) -> CliResult {
+    pub fn check_merged(mut self, loaded: &LoadedModel) -> RunResult {
         self.alpha(loaded);
         self.finish()
     }
 
     /// Those of `plan`.
-    pub fn check_plan(mut self, args: &PlanArgs, task: TaskKind) -> CliResult {
+    pub fn check_plan(mut self, args: &PlanArgs, task: TaskKind) -> RunResult {
         if matches!(task, TaskKind::CausalLm | TaskKind::Regression) && args.num_labels != Some(1) {
             let why = format!("the head of the task {} is known", task.name());
             self.note(&["num_labels"], &why);
@@ -316,7 +316,7 @@ impl Unused {
     }
 
     /// Those of `profile`.
-    pub fn check_profile(mut self, args: &ProfileArgs) -> CliResult {
+    pub fn check_profile(mut self, args: &ProfileArgs) -> RunResult {
         if args.train_file.is_some() {
             self.note(&["seq"], "the rows of --train-file are as long as they are");
         } else {

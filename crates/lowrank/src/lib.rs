@@ -96,4 +96,5 @@ pub use lowrank_formats::peft;
 pub use lowrank_kernels as kernels;
 pub use lowrank_metrics as metrics;
 pub use lowrank_model as model;
+pub use lowrank_run as run;
 pub use lowrank_train as train;

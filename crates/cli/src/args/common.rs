@@ -5,9 +5,13 @@ use std::str::FromStr;
 
 use clap::Args;
 use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
+use lowrank_run::settings::{AdapterSettings, ModelSettings, RowSettings};
+use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::{ModulePattern, TaskKind};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::source;
 
 /// Output and threads.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -58,6 +62,18 @@ pub struct ModelArgs {
     pub allow_other_base: Option<bool>,
 }
 
+impl ModelArgs {
+    /// Which model, and where ids are looked up.
+    pub fn settings(&self) -> ModelSettings {
+        ModelSettings {
+            model: self.model.clone(),
+            revision: self.revision.clone(),
+            allow_other_base: self.allow_other_base,
+            hub: source::hub(self.online),
+        }
+    }
+}
+
 /// Whether a new head may be started.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -80,6 +96,25 @@ pub struct AdapterArgs {
     /// Of `train`, which starts new heads; refused here, where a new head would answer at random
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub ignore_mismatched_sizes: Option<bool>,
+}
+
+impl AdapterArgs {
+    /// Which adapter.
+    ///
+    /// # Errors
+    /// A new head is asked for, which only `train` starts.
+    pub fn settings(&self) -> RunResult<AdapterSettings> {
+        if self.ignore_mismatched_sizes == Some(true) {
+            return Err(RunError::usage(
+                "--ignore-mismatched-sizes starts a new head, whose answers would be random",
+            )
+            .hint("only `lowrank train` starts one; leave the flag out here"));
+        }
+        Ok(AdapterSettings {
+            adapter: self.adapter.clone(),
+            lora_alpha: self.lora_alpha,
+        })
+    }
 }
 
 /// How rows are read.
@@ -139,6 +174,44 @@ pub struct DataArgs {
 }
 
 impl DataArgs {
+    /// How rows are read.
+    pub fn settings(&self) -> RowSettings {
+        let DataArgs {
+            task,
+            labels,
+            text_column,
+            text_pair_column,
+            context_column,
+            label_column,
+            label_columns,
+            unlabelled,
+            no_header,
+            max_length,
+            long_rows,
+            bad_rows,
+            max_bad_rows,
+            data_format,
+            template,
+        } = self.clone();
+        RowSettings {
+            task,
+            labels,
+            text_column,
+            text_pair_column,
+            context_column,
+            label_column,
+            label_columns,
+            unlabelled,
+            no_header,
+            max_length,
+            long_rows,
+            bad_rows,
+            max_bad_rows,
+            data_format,
+            template,
+        }
+    }
+
     /// The names of `--labels a,b` as a list. Names with commas stay whole where several values are given. A comma at the
     /// end is no name; two in a row are a name that lacks, which moves no other to its place.
     pub fn split_labels(&mut self) {
@@ -152,30 +225,6 @@ impl DataArgs {
             let names = inner.strip_suffix(',').unwrap_or(inner).split(',');
             let names = names.map(str::trim);
             self.labels = Some(names.map(str::to_owned).collect());
-        }
-    }
-}
-
-/// How weights and activations are stored and multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PrecisionArg {
-    /// bf16 where the processor multiplies it faster, else f32.
-    Auto,
-    /// The reference.
-    F32,
-    /// bf16 operands, f32 sums.
-    Bf16,
-}
-
-impl PrecisionArg {
-    /// What a flag means for a model that is adapted, or is not. Without adapters a model is trained whole or measured as it
-    /// is in its file: that is worth f32, unless asked otherwise.
-    pub fn of(flag: Option<PrecisionArg>, adapted: bool) -> PrecisionArg {
-        match flag {
-            None | Some(PrecisionArg::Auto) if !adapted => PrecisionArg::F32,
-            None => PrecisionArg::Auto,
-            Some(precision) => precision,
         }
     }
 }

@@ -1,11 +1,10 @@
 //! The flags of every command but `train`.
 
 use clap::Args;
+use lowrank_run::device::PrecisionChoice;
 use serde::{Deserialize, Serialize};
 
-use super::common::{
-    AdapterArgs, CommonArgs, DataArgs, ModelArgs, NewHeadArgs, PrecisionArg, named,
-};
+use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, NewHeadArgs, named};
 use super::generate::DecodingArgs;
 use super::scoring::ScoringArgs;
 use super::train::{LoraArgs, MemoryArgs};
@@ -45,8 +44,8 @@ pub struct EvalArgs {
     )]
     pub per_device_eval_batch_size: Option<usize>,
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
-    #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionArg>,
+    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
+    pub precision: Option<PrecisionChoice>,
     /// Generated texts.
     #[command(flatten)]
     #[serde(flatten)]
@@ -125,8 +124,8 @@ pub struct PredictArgs {
     #[arg(long, short, value_name = "FILE", help_heading = "General")]
     pub output_file: Option<String>,
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: f32]
-    #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionArg>,
+    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
+    pub precision: Option<PrecisionChoice>,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]
@@ -243,8 +242,8 @@ pub struct PlanArgs {
     #[serde(flatten)]
     pub memory: MemoryArgs,
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
-    #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionArg>,
+    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
+    pub precision: Option<PrecisionChoice>,
     /// The recipe.
     #[command(flatten)]
     #[serde(flatten)]
@@ -375,8 +374,8 @@ pub struct ProfileArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub gradient_checkpointing: Option<bool>,
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
-    #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionArg>,
+    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
+    pub precision: Option<PrecisionChoice>,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]

@@ -1,14 +1,14 @@
 //! The flags of `lowrank train`: PEFT's and transformers' names.
 
 use clap::Args;
+use lowrank_run::device::PrecisionChoice;
 use lowrank_train::config::{BiasMode, ByteSize, IntervalStrategy, PrefixCacheLimit};
 use lowrank_train::metrics::Metric;
 use lowrank_train::schedule::SchedulerType;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, NewHeadArgs, PrecisionArg, named,
-    one_or_many, pairs,
+    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, NewHeadArgs, named, one_or_many, pairs,
 };
 use crate::presets::PresetArgs;
 
@@ -290,8 +290,8 @@ pub struct TrainArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Run")]
     pub dry_run: Option<bool>,
     /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
-    #[arg(long, value_parser = named::<PrecisionArg>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionArg>,
+    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
+    pub precision: Option<PrecisionChoice>,
     /// The recipe.
     #[command(flatten)]
     #[serde(flatten)]

@@ -4,25 +4,29 @@ use lowrank_data::check::{CheckFile, CheckOptions, CheckReport, check};
 use lowrank_data::{LabelMap, Loaded, Table};
 use lowrank_engine::Device;
 use lowrank_model::Model;
+use lowrank_run::base::{Base, Head};
+use lowrank_run::device::PrecisionChoice;
+use lowrank_run::labels::{self, TaskChoice};
+use lowrank_run::loaded::batch_size;
+use lowrank_run::rows::{KnownLabels, load_spec, rows_of};
+use lowrank_run::{RunError, RunResult};
 use serde_json::{Value, json};
 
-use super::eval::batch_size;
 use super::train::adapter_table;
-use crate::args::{CheckArgs, PrecisionArg};
-use crate::errors::{CliError, CliResult};
-use crate::labels::{self, TaskChoice};
+use crate::args::CheckArgs;
 use crate::output::{self, count};
 use crate::presets::{check_family, with_preset};
 use crate::resolve::{check_with_default_assets, default_lora, resolve_lora};
-use crate::session::{Base, Head, KnownLabels, device, load_spec, rows_of};
+use crate::session::device;
 
 /// Runs the command.
-pub fn run(flags: CheckArgs) -> CliResult {
+pub fn run(flags: CheckArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args =
         check_with_default_assets(with_preset(flags, file.as_deref(), |args| &args.preset)?)?;
-    let device = device(&args.common, PrecisionArg::F32)?;
-    let base = Base::open(&args.model)?.with_new_head(&args.new_head);
+    let device = device(&args.common, PrecisionChoice::F32)?;
+    let base =
+        Base::open(&args.model.settings())?.with_new_head(args.new_head.ignore_mismatched_sizes);
     check_family(&args.preset, &base.config.model_type)?;
     let (read, labels, choice) = read_files(&args, &base, &device)?;
     let task = choice.task;
@@ -60,7 +64,7 @@ pub fn run(flags: CheckArgs) -> CliResult {
         output::print(adapter_table(&model));
     }
     if args.strict.unwrap_or(false) && !report.warnings.is_empty() {
-        return Err(CliError::failure(format!(
+        return Err(RunError::failure(format!(
             "{} findings deserve a look",
             report.warnings.len()
         )));
@@ -75,8 +79,9 @@ fn read_files(
     args: &CheckArgs,
     base: &Base,
     device: &Device,
-) -> CliResult<(Vec<ReadFile>, KnownLabels, TaskChoice)> {
-    let max_length = base.max_length(args.data.max_length)?;
+) -> RunResult<(Vec<ReadFile>, KnownLabels, TaskChoice)> {
+    let settings = args.data.settings();
+    let max_length = base.max_length(settings.max_length)?;
     let files = [
         ("train", &args.train_file),
         ("validation", &args.validation_file),
@@ -85,23 +90,20 @@ fn read_files(
     let mut tables = Vec::new();
     for (name, path) in files {
         let Some(path) = path else { continue };
-        tables.push((
-            name,
-            labels::table_of(base, &args.data, None, path, device)?,
-        ));
+        tables.push((name, labels::table_of(base, &settings, None, path, device)?));
     }
     let Some((_, first)) = tables.first() else {
-        return Err(CliError::usage("no rows given")
+        return Err(RunError::usage("no rows given")
             .hint("pass --train-file, --validation-file or --test-file"));
     };
-    let choice = TaskChoice::new(base, &args.data, None, first)?;
+    let choice = TaskChoice::new(base, &settings, None, first)?;
     let task = choice.task;
-    let known = labels::known_labels(base, &args.data, None);
-    let spec = load_spec(base, &args.data, task, known.as_ref(), max_length)?;
+    let known = labels::known_labels(base, &settings, None);
+    let spec = load_spec(base, &settings, task, known.as_ref(), max_length)?;
     let loaded = rows_of(first, &spec, base, device)?;
     // The first file's names hold for the others too, as in training.
     let labels = labels::choose_labels(base, task, known, loaded.label_map.as_ref());
-    let spec = load_spec(base, &args.data, task, Some(&labels), max_length)?;
+    let spec = load_spec(base, &settings, task, Some(&labels), max_length)?;
     let is_same = |map: &LabelMap| map.names() == labels.names;
     let mut learned = Some(loaded).filter(|l| l.label_map.as_ref().is_none_or(is_same));
     let mut read = Vec::new();
@@ -132,7 +134,7 @@ fn to_json(report: &CheckReport, head: &Head, choice: &TaskChoice, model: &Model
 }
 
 /// The model as shapes, with the adapters that would be trained: every pattern that matches nothing is an error here.
-fn dry_model(args: &CheckArgs, base: &Base, head: &Head) -> CliResult<Model> {
+fn dry_model(args: &CheckArgs, base: &Base, head: &Head) -> RunResult<Model> {
     let lora = resolve_lora(&args.lora, default_lora(&base.config.model_type))?;
     lora.validate()?;
     let mut model = base.shape(head)?;

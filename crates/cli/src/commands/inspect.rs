@@ -13,17 +13,18 @@ use lowrank_train::metrics_log::MetricsLog;
 use serde_json::{Value, json};
 
 use crate::args::{InspectArgs, ModelArgs};
-use crate::errors::{CliError, CliResult};
-use crate::head::BaseHead;
 use crate::output::{self, TextTable, bytes, count};
-use crate::{settings, source};
+use crate::settings;
+use lowrank_run::head::BaseHead;
+use lowrank_run::hub::find_model;
+use lowrank_run::{RunError, RunResult};
 
 /// Runs the command.
-pub fn run(flags: InspectArgs) -> CliResult {
+pub fn run(flags: InspectArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
     let name = args.path.clone().ok_or_else(|| {
-        CliError::usage("nothing to inspect")
+        RunError::usage("nothing to inspect")
             .hint("pass a model directory, an adapter, a tensor file or a run")
     })?;
     let path = Path::new(&name);
@@ -40,7 +41,7 @@ pub fn run(flags: InspectArgs) -> CliResult {
             model: Some(name),
             ..ModelArgs::default()
         };
-        let dir = source::find_model(&model).map_err(|error| {
+        let dir = find_model(&model.settings()).map_err(|error| {
             error.hint("pass a directory or a file that is there, or an id in the local cache")
         })?;
         model_dir(&args, &dir)?
@@ -59,15 +60,15 @@ struct Found {
     json: Value,
 }
 
-fn tensor_file(args: &InspectArgs, path: &Path) -> CliResult<Found> {
+fn tensor_file(args: &InspectArgs, path: &Path) -> RunResult<Found> {
     if path.extension().is_some_and(|e| e == "json") {
         return model_config(path);
     }
     tensors_of(args, &Checkpoint::open_file(path)?)
 }
 
-fn model_config(path: &Path) -> CliResult<Found> {
-    let config = ModelConfig::read(path).map_err(|e| CliError::from(e).about(path))?;
+fn model_config(path: &Path) -> RunResult<Found> {
+    let config = ModelConfig::read(path).map_err(|e| RunError::from(e).about(path))?;
     let (table, json) = describe_config(&config, &BaseHead::default());
     Ok(Found {
         text: table.to_string(),
@@ -76,7 +77,7 @@ fn model_config(path: &Path) -> CliResult<Found> {
 }
 
 /// Counts by type, and every tensor where asked for.
-fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> CliResult<Found> {
+fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> RunResult<Found> {
     let mut by_type: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
     for info in checkpoint.infos() {
         let entry = by_type.entry(info.dtype.name()).or_default();
@@ -174,9 +175,9 @@ fn describe_config(config: &ModelConfig, head: &BaseHead) -> (TextTable, Value) 
     (table, json)
 }
 
-fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
+fn model_dir(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
     let config =
-        ModelConfig::read(&dir.join("config.json")).map_err(|e| CliError::from(e).about(dir))?;
+        ModelConfig::read(&dir.join("config.json")).map_err(|e| RunError::from(e).about(dir))?;
     // What cannot be told of the head is no reason to show nothing.
     let head = BaseHead::read(dir, &config).unwrap_or_default();
     let (table, mut json) = describe_config(&config, &head);
@@ -228,7 +229,7 @@ fn model_dir(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
     Ok(Found { text, json })
 }
 
-fn adapter(args: &InspectArgs, dir: &Path) -> CliResult<Found> {
+fn adapter(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
     let config = LoraConfig::read(dir)?;
     let file = AdapterFile::read(dir)?;
     let table = adapter_settings(&config);
@@ -312,7 +313,7 @@ fn adapter_settings(config: &LoraConfig) -> TextTable {
     table
 }
 
-fn run_dir(dir: &Path) -> CliResult<Found> {
+fn run_dir(dir: &Path) -> RunResult<Found> {
     let checkpoints = Checkpoints::new(dir, 1);
     let Newest {
         found: newest,

@@ -10,15 +10,17 @@ use lowrank_train::evaluate::model_batch;
 use lowrank_train::metrics::argmax;
 use serde_json::json;
 
-use super::eval::{BATCH_SIZE, LoadedModel};
 use super::train::MAX_SHARD_BYTES;
-use crate::args::{MergeArgs, MergeDType, PrecisionArg};
-use crate::errors::{CliError, CliResult};
+use crate::args::{MergeArgs, MergeDType};
 use crate::output::{self, TextTable, bytes, count};
-use crate::session::{device, load_rows, load_spec, unlabelled};
-use crate::side_files::{self, Copied};
+use crate::session::{device, open_model};
 use crate::unused::Unused;
 use crate::{settings, targets};
+use lowrank_run::device::PrecisionChoice;
+use lowrank_run::loaded::{BATCH_SIZE, LoadedModel};
+use lowrank_run::rows::{load_rows, load_spec, unlabelled};
+use lowrank_run::side_files::{self, Copied};
+use lowrank_run::{RunError, RunResult};
 
 /// Logit difference above which the verification fails, unless told otherwise: well above the rounding of f32 sums, or of
 /// weights stored in half precision.
@@ -36,20 +38,20 @@ const PROBES: [&str; 6] = [
 ];
 
 /// Runs the command.
-pub fn run(flags: MergeArgs) -> CliResult {
+pub fn run(flags: MergeArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
     Unused::of_args(&args).check_merge(&args)?;
     if let Some(tolerance) = args.tolerance.filter(|t| !(t.is_finite() && *t >= 0.0)) {
         let fault = format!("`tolerance` is {tolerance}, expected 0 or more");
-        return Err(CliError::usage(fault));
+        return Err(RunError::usage(fault));
     }
     if args.adapter.adapter.is_none() {
-        return Err(CliError::usage("no adapter given")
+        return Err(RunError::usage("no adapter given")
             .hint("pass --adapter with the directory of an adapter or of a run"));
     }
     let target = args.output_dir.as_deref().map(Path::new).ok_or_else(|| {
-        CliError::usage("no output directory given").hint("pass --output-dir DIR")
+        RunError::usage("no output directory given").hint("pass --output-dir DIR")
     })?;
     let inputs = [
         ("--model", args.model.model.as_deref()),
@@ -58,8 +60,8 @@ pub fn run(flags: MergeArgs) -> CliResult {
         ("--config", args.common.config.as_deref()),
     ];
     targets::check_folder(target, args.overwrite, &inputs)?;
-    let device = device(&args.common, PrecisionArg::F32)?;
-    let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
+    let device = device(&args.common, PrecisionChoice::F32)?;
+    let loaded = open_model(&args.model, &args.adapter, &args.data.settings(), &device)?;
     Unused::of_args(&args).check_merged(&loaded)?;
     // The base may be the one that the adapter names, or stand in the cache.
     let base = [("the base, which --model", loaded.base.dir.to_str())];
@@ -82,7 +84,7 @@ pub fn run(flags: MergeArgs) -> CliResult {
     if let Some(v) = &verified {
         let tolerance = args.tolerance.unwrap_or(default_tolerance(pending.path())?);
         if v.largest > tolerance || v.largest.is_nan() {
-            return Err(CliError::failure(format!(
+            return Err(RunError::failure(format!(
                 "the merged model differs: largest logit difference {:.3e} (row {}), allowed {tolerance:.1e}; nothing was written",
                 v.largest, v.row
             ))
@@ -161,7 +163,7 @@ fn names(names: &[String]) -> String {
     }
 }
 
-fn default_tolerance(merged: &Path) -> CliResult<f64> {
+fn default_tolerance(merged: &Path) -> RunResult<f64> {
     let half = Checkpoint::open_dir(merged)?
         .infos()
         .any(|t| t.dtype != DType::F32);
@@ -182,11 +184,11 @@ struct Verified {
 }
 
 /// Rows to compare on: those given, else the built-in texts, else ids in turn where there is no tokenizer.
-fn probe_rows(args: &MergeArgs, loaded: &LoadedModel, device: &Device) -> CliResult<Vec<Example>> {
+fn probe_rows(args: &MergeArgs, loaded: &LoadedModel, device: &Device) -> RunResult<Vec<Example>> {
     if let Some(path) = &args.data_file {
         let spec = load_spec(
             &loaded.base,
-            &args.data,
+            &args.data.settings(),
             loaded.head.task,
             None,
             loaded.max_length,
@@ -194,7 +196,7 @@ fn probe_rows(args: &MergeArgs, loaded: &LoadedModel, device: &Device) -> CliRes
         return Ok(load_rows(path, &unlabelled(spec), &loaded.base, device)?.examples);
     }
     if loaded.base.tokenizer.is_ok() {
-        let rows = loaded.examples_of_texts(&PROBES.map(str::to_owned), &args.data)?;
+        let rows = loaded.examples_of_texts(&PROBES.map(str::to_owned), &args.data.settings())?;
         return Ok(rows.examples);
     }
     let vocabulary = loaded.base.config.facts.vocab_size as u32;
@@ -215,7 +217,7 @@ fn verify(
     loaded: &LoadedModel,
     merged: &Path,
     device: &Device,
-) -> CliResult<Verified> {
+) -> RunResult<Verified> {
     let examples = probe_rows(args, loaded, device)?;
     let options = loaded.base.load_options(&loaded.head, 0);
     let (other, _) = Model::load(merged, &options, device)?;

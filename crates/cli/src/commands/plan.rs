@@ -7,24 +7,26 @@ use std::path::{Path, PathBuf};
 use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{Checkpoint, files, to_python_json, write_atomic};
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
+use lowrank_run::base::{DEFAULT_MAX_LENGTH, load_error};
+use lowrank_run::device::PrecisionChoice;
+use lowrank_run::head::BaseHead;
+use lowrank_run::hub::find_model;
+use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::{LARGEST_BATCH, TaskKind};
 use lowrank_train::plan::{DryRun, Needs};
 use lowrank_train::prefix_cache::token_bytes;
 use serde_json::{Value, json};
 
+use crate::args::PlanArgs;
 use crate::args::train::OptimizationArgs;
-use crate::args::{PlanArgs, PrecisionArg};
-use crate::errors::{CliError, CliResult};
-use crate::head::BaseHead;
 use crate::output::{self, TextTable, bytes, count, percent};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
-use crate::session::DEFAULT_MAX_LENGTH;
 use crate::unused::Unused;
-use crate::{presets, session, source, targets};
+use crate::{presets, session, targets};
 use choices::Choices;
 
 /// Runs the command.
-pub fn run(flags: PlanArgs) -> CliResult {
+pub fn run(flags: PlanArgs) -> RunResult {
     let file = flags.common.config.clone();
     let unused = Unused::of(&flags, file.as_deref())?;
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
@@ -47,11 +49,11 @@ struct Subject {
 }
 
 /// The configuration of a built-in name, a file, a directory or an id.
-fn find_config(args: &PlanArgs) -> CliResult<Subject> {
-    let mut model = args.model.clone();
+fn find_config(args: &PlanArgs) -> RunResult<Subject> {
+    let mut model = args.model.settings();
     model.model = args.path.clone().or(model.model);
     let Some(name) = model.model.as_deref() else {
-        return Err(CliError::usage("no model given").hint(format!(
+        return Err(RunError::usage("no model given").hint(format!(
             "pass a config.json, the directory of a model, or one of {}",
             builtin_names().collect::<Vec<_>>().join(", ")
         )));
@@ -66,20 +68,20 @@ fn find_config(args: &PlanArgs) -> CliResult<Subject> {
     let file = if files::is_file(path) {
         path.to_owned()
     } else {
-        source::find_model(&model)?.join("config.json")
+        find_model(&model)?.join("config.json")
     };
     let dir = file.parent().map(Path::to_path_buf);
     Ok(Subject {
-        config: ModelConfig::read(&file).map_err(|e| CliError::from(e).about(&file))?,
+        config: ModelConfig::read(&file).map_err(|e| RunError::from(e).about(&file))?,
         dir: dir.filter(|dir| Checkpoint::open_dir(dir).is_ok()),
     })
 }
 
 /// Writes a built-in configuration, so that a model can be trained from it.
-fn write_config(args: &PlanArgs, dir: &str) -> CliResult {
+fn write_config(args: &PlanArgs, dir: &str) -> RunResult {
     let name = args.path.as_deref().or(args.model.model.as_deref());
     let config = name.and_then(builtin_config).ok_or_else(|| {
-        CliError::usage("`write_config` needs the name of a built-in configuration").hint(format!(
+        RunError::usage("`write_config` needs the name of a built-in configuration").hint(format!(
             "one of {}",
             builtin_names().collect::<Vec<_>>().join(", ")
         ))
@@ -123,7 +125,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn make(args: &PlanArgs, unused: Unused) -> CliResult<Self> {
+    fn make(args: &PlanArgs, unused: Unused) -> RunResult<Self> {
         let Subject { config, dir } = find_config(args)?;
         presets::check_family(&args.preset, &config.model_type)?;
         let head = match &dir {
@@ -141,7 +143,7 @@ impl Plan {
             });
         unused.check_plan(args, task)?;
         if !(1..=LARGEST_HEAD).contains(&num_labels) {
-            return Err(CliError::usage(format!(
+            return Err(RunError::usage(format!(
                 "`num_labels` is {num_labels}, expected from 1 to {LARGEST_HEAD}"
             )));
         }
@@ -161,17 +163,17 @@ impl Plan {
         lora_settings.validate()?;
         let peft = lora_settings.to_peft("base", None);
         // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
-        let model = |adapted: bool| -> CliResult<Model> {
-            let dry = session::dry_device(PrecisionArg::of(args.precision, adapted))?;
+        let model = |adapted: bool| -> RunResult<Model> {
+            let dry = session::dry_device(PrecisionChoice::of(args.precision, adapted))?;
             Ok(match &dir {
                 Some(dir) => {
                     let loaded = Model::load(dir, &options, &dry);
-                    loaded.map_err(|e| session::load_error(e, dir))?.0
+                    loaded.map_err(|e| load_error(e, dir))?.0
                 }
                 None => Model::from_config(config.clone(), &options, &dry)?,
             })
         };
-        let adapted = || -> CliResult<DryRun> {
+        let adapted = || -> RunResult<DryRun> {
             let mut adapted = model(true)?;
             adapted.attach_lora(&peft, 0)?;
             Ok(DryRun::of_model(adapted, &optimizer))
@@ -395,16 +397,16 @@ impl Plan {
 }
 
 /// Refuses a batch that no machine computes, before anything is laid out for it: the counts of operations stay exact.
-fn check_batch(config: &ModelConfig, rows: usize, length: usize) -> CliResult {
+fn check_batch(config: &ModelConfig, rows: usize, length: usize) -> RunResult {
     let facts = &config.facts;
     if !(1..=LARGEST_BATCH).contains(&rows) {
-        return Err(CliError::usage(format!(
+        return Err(RunError::usage(format!(
             "`per_device_batch_size` is {rows}, expected from 1 to {LARGEST_BATCH}"
         )));
     }
     if !(1..=facts.max_positions).contains(&length) {
         let most = facts.max_positions;
-        return Err(CliError::usage(format!(
+        return Err(RunError::usage(format!(
             "`max_length` is {length}, but the model has {most} positions"
         ))
         .hint(format!("pass --max-length from 1 to {most}")));
@@ -415,7 +417,7 @@ fn check_batch(config: &ModelConfig, rows: usize, length: usize) -> CliResult {
         + layers * width * (4.0 * width + 2.0 * facts.intermediate_size as f64);
     let work = tokens * (weights + layers * width * length as f64);
     if rows * length > LARGEST_TOKENS || work > LARGEST_WORK {
-        return Err(CliError::usage(format!(
+        return Err(RunError::usage(format!(
             "a batch of {rows} rows of {length} tokens in a model of about {weights:.1e} weights is beyond any machine"
         ))
         .hint("lower --per-device-batch-size or --max-length; or mend the sizes in config.json"));
@@ -432,7 +434,7 @@ const LARGEST_TOKENS: usize = 1 << 24;
 /// Multiply-adds of a forward pass at most, so that counts of a whole step fit into 64 bits.
 const LARGEST_WORK: f64 = (1u64 << 58) as f64;
 
-fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> CliResult<Way> {
+fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> RunResult<Way> {
     let fixed = dry.fixed();
     let model = dry.model();
     let (trainable, adapter) = (

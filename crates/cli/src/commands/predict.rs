@@ -2,29 +2,28 @@
 
 mod tokens;
 
-use std::io::Write;
-use std::path::Path;
-
 use lowrank_data::{Example, Loaded, RowFault, RowFaultKind};
 use lowrank_engine::Device;
-use lowrank_formats::PendingFile;
-use lowrank_formats::files::DeviceFile;
+use lowrank_run::base::Head;
+use lowrank_run::device::PrecisionChoice;
+use lowrank_run::fits::check_pass;
+use lowrank_run::loaded::{BATCH_SIZE, LoadedModel, batch_size};
+use lowrank_run::rows::{load_rows, load_spec, unlabelled};
+use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::TaskKind;
 use lowrank_train::evaluate::{PassSettings, predict};
 use lowrank_train::metrics::argmax;
 use serde_json::{Map, Value, json};
 
-use super::eval::{BATCH_SIZE, LoadedModel, batch_size};
-use crate::args::{PrecisionArg, PredictArgs};
-use crate::errors::{CliError, CliResult};
-use crate::fits::check_pass;
-use crate::session::{Head, device, load_rows, load_spec, say_notes, unlabelled};
+use crate::args::PredictArgs;
+use crate::session::{device, open_model, say_notes};
+use crate::sink::Sink;
 use crate::unused::Unused;
 use crate::{output, settings, targets};
 use tokens::TokenRows;
 
 /// Runs the command.
-pub fn run(flags: PredictArgs) -> CliResult {
+pub fn run(flags: PredictArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
     targets::check_file(
@@ -34,9 +33,9 @@ pub fn run(flags: PredictArgs) -> CliResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let device = device(&args.common, args.precision.unwrap_or(PrecisionArg::F32))?;
+    let device = device(&args.common, args.precision.unwrap_or(PrecisionChoice::F32))?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
-    let loaded = LoadedModel::open(&args.model, &args.adapter, &args.data, &device)?;
+    let loaded = open_model(&args.model, &args.adapter, &args.data.settings(), &device)?;
     if loaded.head.task == TaskKind::CausalLm {
         let hint = match &loaded.base.head.stored {
             Some(_) => {
@@ -44,12 +43,12 @@ pub fn run(flags: PredictArgs) -> CliResult {
             }
             None => "`lowrank generate` writes it",
         };
-        return Err(CliError::usage("a language model predicts text, not labels").hint(hint));
+        return Err(RunError::usage("a language model predicts text, not labels").hint(hint));
     }
     let is_of_tokens = loaded.head.task == TaskKind::TokenClassification;
     if args.aggregation_strategy.is_some() && !is_of_tokens {
         return Err(
-            CliError::usage("there are no labels of tokens to merge: the head is another")
+            RunError::usage("there are no labels of tokens to merge: the head is another")
                 .hint("leave --aggregation-strategy out"),
         );
     }
@@ -136,24 +135,24 @@ impl Rows {
     }
 }
 
-fn no_rows() -> CliError {
-    CliError::usage("no rows given")
+fn no_rows() -> RunError {
+    RunError::usage("no rows given")
         .hint("pass --data-file FILE (.jsonl, .csv or .tsv), or --text with one or more texts")
 }
 
-fn read_rows(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> CliResult<Loaded> {
+fn read_rows(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> RunResult<Loaded> {
     match (&args.data_file, &args.text) {
         (Some(path), _) => {
             let spec = load_spec(
                 &loaded.base,
-                &args.data,
+                &args.data.settings(),
                 loaded.head.task,
                 None,
                 loaded.max_length,
             )?;
             load_rows(path, &unlabelled(spec), &loaded.base, device)
         }
-        (None, Some(texts)) => loaded.examples_of_texts(texts, &args.data),
+        (None, Some(texts)) => loaded.examples_of_texts(texts, &args.data.settings()),
         (None, None) => Err(no_rows()),
     }
 }
@@ -218,59 +217,6 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 /// The f32 values as the f64 that they are exactly: every reader gets the same bits back.
 fn floats(values: &[f32]) -> Value {
     values.iter().map(|&v| json!(f64::from(v))).collect()
-}
-
-/// Where lines go: standard output, a pipe or device, or a file that appears when it is complete.
-pub enum Sink {
-    /// Standard output.
-    Stdout,
-    /// A pipe or device, and its name.
-    Stream(DeviceFile, String),
-    /// A file and its name.
-    File(Box<PendingFile>, String),
-}
-
-impl Sink {
-    /// Opens the file, or standard output.
-    pub fn open(path: Option<&str>) -> CliResult<Self> {
-        let Some(path) = path.filter(|path| *path != "-") else {
-            return Ok(Sink::Stdout);
-        };
-        if let Some(device) = DeviceFile::open(Path::new(path))? {
-            return Ok(Sink::Stream(device, path.to_owned()));
-        }
-        Ok(Sink::File(
-            Box::new(PendingFile::create(Path::new(path))?),
-            path.to_owned(),
-        ))
-    }
-
-    /// Writes one line.
-    pub fn write(&mut self, line: &impl std::fmt::Display) -> CliResult {
-        match self {
-            Sink::Stdout => output::println(line),
-            Sink::Stream(to, path) => {
-                writeln!(to, "{line}").map_err(|error| cannot_write(path, &error))?;
-            }
-            Sink::File(to, path) => {
-                writeln!(to, "{line}").map_err(|error| cannot_write(path, &error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the file appear.
-    pub fn commit(self) -> CliResult {
-        match self {
-            Sink::Stdout => Ok(()),
-            Sink::Stream(mut to, path) => to.flush().map_err(|error| cannot_write(&path, &error)),
-            Sink::File(file, _) => Ok(file.commit()?),
-        }
-    }
-}
-
-fn cannot_write(path: &str, error: &std::io::Error) -> CliError {
-    CliError::failure(format!("cannot write `{path}`")).caused_by(Some(error))
 }
 
 #[cfg(test)]

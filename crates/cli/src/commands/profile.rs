@@ -9,34 +9,36 @@ use lowrank_data::{Example, Label, PackedBatch};
 use lowrank_engine::{Device, Gradients, OpTime, Profile, StepKey};
 use lowrank_kernels::fill_uniform;
 use lowrank_model::{IGNORE_INDEX, LoadOptions, Model, ModelConfig, PassOptions, Task};
+use lowrank_run::base::{Base, Head};
+use lowrank_run::device::PrecisionChoice;
+use lowrank_run::fits::check_model;
+use lowrank_run::head::task_of;
+use lowrank_run::rows::{load_rows, load_spec};
+use lowrank_run::{RunError, RunResult, labels, memory};
 use lowrank_train::config::LARGEST_BATCH;
 use lowrank_train::evaluate::{model_batch, model_targets};
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
 use serde_json::json;
 
+use crate::args::ProfileArgs;
 use crate::args::train::OptimizationArgs;
-use crate::args::{PrecisionArg, ProfileArgs};
-use crate::errors::{CliError, CliResult};
-use crate::fits::check_model;
-use crate::head::task_of;
 use crate::output::{self, TextTable, bytes, count};
 use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
-use crate::session::{Base, Head, load_rows, load_spec};
 use crate::unused::Unused;
-use crate::{labels, memory, session, settings};
+use crate::{session, settings};
 
 mod generation;
 mod peak;
 
 /// Runs the command.
-pub fn run(flags: ProfileArgs) -> CliResult {
+pub fn run(flags: ProfileArgs) -> RunResult {
     let begin = Instant::now();
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
     Unused::of_args(&args).check_profile(&args)?;
     let device = session::device(
         &args.common,
-        PrecisionArg::of(args.precision, args.full != Some(true)),
+        PrecisionChoice::of(args.precision, args.full != Some(true)),
     )?;
     let (mut model, examples) = model_and_rows(&args, &device)?;
     if let Some(new) = args.generate {
@@ -54,10 +56,10 @@ pub fn run(flags: ProfileArgs) -> CliResult {
     Ok(())
 }
 
-fn at_least_one(name: &str, asked: Option<usize>, default: usize) -> CliResult<usize> {
+fn at_least_one(name: &str, asked: Option<usize>, default: usize) -> RunResult<usize> {
     match asked {
         Some(n) if (1..=LARGEST_BATCH).contains(&n) => Ok(n),
-        Some(n) => Err(CliError::usage(format!(
+        Some(n) => Err(RunError::usage(format!(
             "`{name}` is {n}, expected from 1 to {LARGEST_BATCH}"
         ))),
         None => Ok(default),
@@ -65,19 +67,19 @@ fn at_least_one(name: &str, asked: Option<usize>, default: usize) -> CliResult<u
 }
 
 /// The model that the flags name, with something to train, and the rows.
-fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<Example>)> {
+fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Vec<Example>)> {
     let (mut model, examples) = match (&args.model.model, &args.model_config) {
         (Some(_), Some(_)) => {
-            return Err(CliError::usage("pass --model or --model-config, not both"));
+            return Err(RunError::usage("pass --model or --model-config, not both"));
         }
         (None, None) => {
-            return Err(CliError::usage(
+            return Err(RunError::usage(
                 "pass --model DIR, or --model-config FILE for random weights",
             ));
         }
         (None, Some(path)) => {
             if args.train_file.is_some() {
-                return Err(CliError::usage("rows of a file need a model's directory")
+                return Err(RunError::usage("rows of a file need a model's directory")
                     .hint("pass --model DIR, or leave --train-file out for random rows"));
             }
             let config = with_dropout(ModelConfig::read(Path::new(path))?, args.dropout)?;
@@ -94,7 +96,8 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
             (model, examples)
         }
         (Some(_), None) => {
-            let mut base = Base::open(&args.model)?.with_new_head(&args.new_head);
+            let mut base = Base::open(&args.model.settings())?
+                .with_new_head(args.new_head.ignore_mismatched_sizes);
             base.config = with_dropout(base.config, args.dropout)?;
             let task = args.data.task.unwrap_or_else(|| base.task());
             let head = Head {
@@ -106,9 +109,10 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
             let examples = match &args.train_file {
                 None => random_rows(args, &model)?,
                 Some(path) => {
-                    let max_length = base.max_length(args.data.max_length)?;
-                    let labels = labels::known_labels(&base, &args.data, None);
-                    let spec = load_spec(&base, &args.data, task, labels.as_ref(), max_length)?;
+                    let rows = args.data.settings();
+                    let max_length = base.max_length(rows.max_length)?;
+                    let labels = labels::known_labels(&base, &rows, None);
+                    let spec = load_spec(&base, &rows, task, labels.as_ref(), max_length)?;
                     load_rows(path, &spec, &base, device)?.examples
                 }
             };
@@ -117,7 +121,7 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
     };
     if args.generate.is_some() {
         if model.task() != Task::CausalLm {
-            return Err(CliError::usage(format!(
+            return Err(RunError::usage(format!(
                 "a `{}` model generates no text",
                 model.config().model_type
             )));
@@ -132,10 +136,10 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> CliResult<(Model, Vec<
     Ok((model, examples))
 }
 
-fn with_dropout(mut config: ModelConfig, dropout: Option<f64>) -> CliResult<ModelConfig> {
+fn with_dropout(mut config: ModelConfig, dropout: Option<f64>) -> RunResult<ModelConfig> {
     let Some(p) = dropout else { return Ok(config) };
     if !(0.0..1.0).contains(&p) {
-        return Err(CliError::usage(format!(
+        return Err(RunError::usage(format!(
             "`dropout` is {p}, expected from 0 to below 1"
         )));
     }
@@ -144,12 +148,12 @@ fn with_dropout(mut config: ModelConfig, dropout: Option<f64>) -> CliResult<Mode
 }
 
 /// Rows of one length with random tokens; a language model learns every one of them.
-fn random_rows(args: &ProfileArgs, model: &Model) -> CliResult<Vec<Example>> {
+fn random_rows(args: &ProfileArgs, model: &Model) -> RunResult<Vec<Example>> {
     let rows = at_least_one("batch", args.batch, 16)?;
     let length = at_least_one("seq", args.seq, 128)?;
     let facts = &model.config().facts;
     if length > facts.max_positions {
-        return Err(CliError::usage(format!(
+        return Err(RunError::usage(format!(
             "`seq` is {length}, but the model has {} positions",
             facts.max_positions
         )));
@@ -226,7 +230,7 @@ fn time_steps(
     model: &mut Model,
     batches: &[PackedBatch],
     begin: Instant,
-) -> CliResult<Timing> {
+) -> RunResult<Timing> {
     let device = model.device().clone();
     let settings = resolve_optimization(&OptimizationArgs::default(), args.full.unwrap_or(false));
     let mut optimizer = Optimizer::new(&device, model.trainables(), &settings);
@@ -235,7 +239,7 @@ fn time_steps(
     let (mut loss, mut first_step_s, mut flops) = (f64::NAN, 0.0, 0);
     for (step, batch) in (0u64..).zip(batches) {
         let targets = model_targets(batch)
-            .ok_or_else(|| CliError::usage("the rows have no labels, so there is no loss"))?;
+            .ok_or_else(|| RunError::usage("the rows have no labels, so there is no loss"))?;
         let counted = targets.count().max(1);
         let started = Instant::now();
         gradients.clear();

@@ -1,7 +1,7 @@
 //! `lowrank train`: from settings to an adapter, with a log, checkpoints, a report, and a table at the end.
 
 mod planning;
-pub use planning::{BESIDE, too_little};
+pub use planning::too_little;
 mod results;
 pub use results::MAX_SHARD_BYTES;
 mod setup;
@@ -22,11 +22,12 @@ use lowrank_train::trainer::{
     Event, Outcome, RunSetup, Summary, TrainData, Trainer, headline_metric,
 };
 
-use crate::args::{PrecisionArg, TrainArgs};
-use crate::errors::{CliError, CliResult};
+use crate::args::TrainArgs;
 use crate::progress::Progress;
 use crate::resolve::{self, Asked, Resolved};
-use crate::{interrupt, memory, output, presets, session, settings, targets, yaml};
+use crate::{interrupt, output, presets, session, settings, targets, yaml};
+use lowrank_run::device::PrecisionChoice;
+use lowrank_run::{RunError, RunResult, memory};
 use results::Results;
 
 /// The resolved configuration in the run's folder.
@@ -35,7 +36,7 @@ const CONFIG_FILE: &str = "config.yaml";
 const BEFORE_FILE: &str = "before.json";
 
 /// Runs the command.
-pub fn run(flags: TrainArgs) -> CliResult {
+pub fn run(flags: TrainArgs) -> RunResult {
     if flags.list_presets == Some(true) {
         if flags.common.is_json() {
             output::print_json(&presets::list_json());
@@ -52,7 +53,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
         .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
     let device = session::device(
         &args.common,
-        PrecisionArg::of(args.precision, args.full != Some(true)),
+        PrecisionChoice::of(args.precision, args.full != Some(true)),
     )?;
     // A resumed run keeps the batch that was chosen for it.
     let resume = args.resume == Some(true);
@@ -137,7 +138,7 @@ pub fn run(flags: TrainArgs) -> CliResult {
 fn load_and_identify(
     resolved: &Resolved,
     device: &Device,
-) -> CliResult<(Model, Vec<String>, BaseId)> {
+) -> RunResult<(Model, Vec<String>, BaseId)> {
     let dir = &resolved.base.dir;
     if resolved.config.from_scratch {
         let (model, notes) = setup::build_model(resolved, device)?;
@@ -164,7 +165,7 @@ struct Job<'a> {
     resume: bool,
 }
 
-fn train(model: &mut Model, job: &Job<'_>) -> CliResult<Outcome> {
+fn train(model: &mut Model, job: &Job<'_>) -> RunResult<Outcome> {
     let resolved = job.resolved;
     let on_event = |event: Event<'_>| job.progress.on_event(&event);
     let setup = RunSetup {
@@ -186,7 +187,7 @@ fn train(model: &mut Model, job: &Job<'_>) -> CliResult<Outcome> {
     Ok(trainer.run()?)
 }
 
-fn finished(outcome: Outcome, run: &str) -> CliResult<Summary> {
+fn finished(outcome: Outcome, run: &str) -> RunResult<Summary> {
     match outcome {
         Outcome::Finished(summary) => Ok(*summary),
         Outcome::Interrupted { step, checkpoint } => {
@@ -195,13 +196,13 @@ fn finished(outcome: Outcome, run: &str) -> CliResult<Summary> {
                 checkpoint.display()
             );
             let hint = format!("go on with `lowrank train --resume --output-dir {run}`");
-            Err(CliError::interrupted(saved).hint(hint))
+            Err(RunError::interrupted(saved).hint(hint))
         }
     }
 }
 
 /// Flags over the file they name, over the run that is resumed, over the repository's own model and data.
-fn gather(flags: TrainArgs) -> CliResult<Asked> {
+fn gather(flags: TrainArgs) -> RunResult<Asked> {
     let no_shuffle = flags.optimization.no_shuffle;
     let file = flags.common.config.clone();
     let given = settings::with_file(flags.clone(), file.as_deref())?;
@@ -210,7 +211,7 @@ fn gather(flags: TrainArgs) -> CliResult<Asked> {
         flags.optimization.shuffle = Some(false);
     }
     if flags.resume == Some(true) && flags.overwrite == Some(true) {
-        return Err(CliError::usage(
+        return Err(RunError::usage(
             "`resume` and `overwrite` exclude each other",
         ));
     }
@@ -221,7 +222,7 @@ fn gather(flags: TrainArgs) -> CliResult<Asked> {
             .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
         if !RunDir::is_run(Path::new(&run)) {
             return Err(
-                CliError::usage(format!("there is no run to resume in `{run}`"))
+                RunError::usage(format!("there is no run to resume in `{run}`"))
                     .hint("pass --output-dir with the directory of the run, or leave out --resume"),
             );
         }
@@ -235,13 +236,13 @@ fn gather(flags: TrainArgs) -> CliResult<Asked> {
 }
 
 /// The flags laid over the settings of the run that they go on with.
-fn with_settings_of(run: &str, flags: TrainArgs) -> CliResult<TrainArgs> {
+fn with_settings_of(run: &str, flags: TrainArgs) -> RunResult<TrainArgs> {
     let config = Path::new(run).join(CONFIG_FILE);
     if files::is_named(&config) {
         let mut of_run = settings::read_file::<TrainArgs>(&config)?;
         if of_run.is_empty() {
             let message = format!("`{}` holds no settings: it was damaged", config.display());
-            return Err(CliError::usage(message)
+            return Err(RunError::usage(message)
                 .hint("put the file back as it was, or start anew with --overwrite"));
         }
         of_run.shift_remove("output_dir");
@@ -250,7 +251,7 @@ fn with_settings_of(run: &str, flags: TrainArgs) -> CliResult<TrainArgs> {
     }
     // A run that was killed before it wrote its configuration has nothing to go on from but the flags.
     if flags.train_file.is_none() && run != resolve::DEFAULT_RUN {
-        return Err(CliError::usage(format!(
+        return Err(RunError::usage(format!(
             "the run in `{run}` has no `{CONFIG_FILE}`: it was stopped before it had settings, or lost the file"
         ))
         .hint("give its settings again beside --resume, or start anew with --overwrite"));
@@ -258,7 +259,7 @@ fn with_settings_of(run: &str, flags: TrainArgs) -> CliResult<TrainArgs> {
     Ok(flags)
 }
 
-fn refuse_existing(path: &str, args: &TrainArgs) -> CliResult {
+fn refuse_existing(path: &str, args: &TrainArgs) -> RunResult {
     let path = Path::new(path);
     if args.resume == Some(true) || args.overwrite == Some(true) {
         return Ok(());
@@ -271,13 +272,13 @@ fn refuse_existing(path: &str, args: &TrainArgs) -> CliResult {
     }))
 }
 
-fn run_exists(error: &FormatError) -> CliError {
-    CliError::from_error(error).hint(
+fn run_exists(error: &FormatError) -> RunError {
+    RunError::from_error(error).hint(
         "--resume goes on with it, --overwrite moves it aside, --output-dir takes another folder",
     )
 }
 
-fn take_run_dir(path: &str, args: &TrainArgs) -> CliResult<RunDir> {
+fn take_run_dir(path: &str, args: &TrainArgs) -> RunResult<RunDir> {
     let path = Path::new(path);
     if args.resume == Some(true) {
         return Ok(RunDir::open(path)?);
@@ -292,11 +293,11 @@ fn take_run_dir(path: &str, args: &TrainArgs) -> CliResult<RunDir> {
     targets::check_run_folder(path, results::result_name(args.full == Some(true)))?;
     RunDir::create(path).map_err(|error| match &error {
         FormatError::RunExists { .. } => run_exists(&error),
-        _ => CliError::from(error),
+        _ => RunError::from(error),
     })
 }
 
-fn write_config(run: &RunDir, config: &TrainConfig) -> CliResult {
+fn write_config(run: &RunDir, config: &TrainConfig) -> RunResult {
     let text = yaml::to_yaml(&resolve::to_settings(config));
     Ok(lowrank_formats::write_atomic(
         &run.join(CONFIG_FILE),
@@ -304,8 +305,8 @@ fn write_config(run: &RunDir, config: &TrainConfig) -> CliResult {
     )?)
 }
 
-fn stopped_before_training(run: &str) -> CliError {
-    CliError::interrupted("stopped before the first step; nothing was trained").hint(format!(
+fn stopped_before_training(run: &str) -> RunError {
+    RunError::interrupted("stopped before the first step; nothing was trained").hint(format!(
         "start again with `lowrank train --resume --output-dir {run}`"
     ))
 }
@@ -318,7 +319,7 @@ fn evaluation_before(
     rows: &lowrank_data::Loaded,
     stop: &AtomicBool,
     progress: &Progress,
-) -> CliResult<Option<Evaluation>> {
+) -> RunResult<Option<Evaluation>> {
     let path = run.join(BEFORE_FILE);
     if let Some(bytes) = files::read_if_there(&path, Ceiling::JSON)?
         && let Ok(evaluation) = serde_json::from_slice(&bytes)
@@ -335,7 +336,7 @@ fn evaluation_before(
         metric.name(),
         evaluation.rows
     ));
-    let json = serde_json::to_vec(&evaluation).map_err(|error| CliError::from_error(&error))?;
+    let json = serde_json::to_vec(&evaluation).map_err(|error| RunError::from_error(&error))?;
     lowrank_formats::write_atomic(&path, &json)?;
     Ok(Some(evaluation))
 }
@@ -345,7 +346,7 @@ fn evaluate_quietly(
     config: &TrainConfig,
     rows: &[lowrank_data::Example],
     stop: Option<&AtomicBool>,
-) -> CliResult<Option<Evaluation>> {
+) -> RunResult<Option<Evaluation>> {
     let settings = PassSettings {
         labels: &config.data.labels,
         batch_size: config.evaluation.per_device_eval_batch_size,

@@ -158,12 +158,12 @@ fn table_12() {
 
 #[test]
 fn names_are_unique_and_every_setting_is_some_commands() {
-    let mut names: Vec<_> = table::all().into_iter().map(|p| p.name).collect();
+    let mut names: Vec<_> = presets::all().into_iter().map(|p| p.name).collect();
     let n = names.len();
     names.sort();
     names.dedup();
     assert_eq!(names.len(), n);
-    for preset in table::all() {
+    for preset in presets::all() {
         let (mut train, mut generate) = (preset.settings.clone(), preset.settings.clone());
         settings::keep_known::<TrainArgs>(&mut train);
         settings::keep_known::<GenerateArgs>(&mut generate);

@@ -6,33 +6,34 @@ use std::time::Instant;
 use lowrank_data::{BadRows, ColumnSpec, FileFormat, Prompt, Table, Template, completed_of, nlg};
 use lowrank_metrics::meteor::Meteor;
 use lowrank_metrics::{Metric, Segment, bleu, cider, nist, ptb, pyter, rouge_l, sacrebleu, ter};
-use lowrank_train::config::TaskKind;
 use serde_json::{Map, Value, json};
 
 use super::meteor_tables::MeteorTables;
 use super::texts::{Group, Output, pair, read_outputs, read_references};
-use super::{LoadedModel, batch_size};
-use crate::args::{DataArgs, EvalArgs, PrecisionArg, ScoringArgs};
-use crate::commands::generate::{BATCH_SIZE, Writer};
-use crate::commands::predict::Sink;
-use crate::errors::{CliError, CliResult};
-use crate::generation::Asked;
+use crate::args::{EvalArgs, ScoringArgs};
 use crate::output::{self, TextTable, count};
-use crate::presets;
-use crate::session::{device, header};
-use crate::targets;
+use crate::session::{device, open_model};
+use crate::sink::Sink;
+use crate::{presets, settings, targets};
+use lowrank_run::device::PrecisionChoice;
+use lowrank_run::generation::Asked;
+use lowrank_run::loaded::batch_size;
+use lowrank_run::rows::header;
+use lowrank_run::settings::RowSettings;
+use lowrank_run::writer::{BATCH_SIZE, Writer};
+use lowrank_run::{RunError, RunResult};
 
 /// Scores a file of outputs.
-pub fn score_files(args: &EvalArgs) -> CliResult {
+pub fn score_files(args: &EvalArgs) -> RunResult {
     let (outputs, references) = match (&args.scoring.outputs, &args.scoring.references) {
         (Some(outputs), Some(references)) => (outputs, references),
         (Some(_), None) => {
-            return Err(CliError::usage("--outputs has nothing to be scored by")
+            return Err(RunError::usage("--outputs has nothing to be scored by")
                 .hint("pass --references FILE"));
         }
         (None, _) => {
             return Err(
-                CliError::usage("--references has nothing to score").hint("pass --outputs FILE")
+                RunError::usage("--references has nothing to score").hint("pass --outputs FILE")
             );
         }
     };
@@ -53,9 +54,9 @@ pub fn score_files(args: &EvalArgs) -> CliResult {
 }
 
 /// Writes texts after the prompts of a data set and scores them.
-pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
+pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
     // What can be wrong is found before the model is read.
-    let asked = Asked::new(&args.decoding)?;
+    let asked = Asked::new(settings::to_map(&args.decoding))?;
     let scorer = Scorer::new(&args.scoring)?;
     targets::check_file(
         args.scoring.output_file.as_deref(),
@@ -66,13 +67,10 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> CliResult {
     )?;
     let rows = read_rows(args, path)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
-    let precision = PrecisionArg::of(args.precision, args.adapter.adapter.is_some());
+    let precision = PrecisionChoice::of(args.precision, args.adapter.adapter.is_some());
     let device = device(&args.common, precision)?;
-    let data = DataArgs {
-        task: Some(TaskKind::CausalLm),
-        ..DataArgs::default()
-    };
-    let loaded = LoadedModel::open(&args.model, &args.adapter, &data, &device)?;
+    let language = RowSettings::of_language();
+    let loaded = open_model(&args.model, &args.adapter, &language, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;
     let decoding = asked.beside(&loaded)?;
     if !args.common.is_quiet() {
@@ -132,10 +130,10 @@ struct Scorable {
 }
 
 /// The rows of a data set of text generation, or those of any table of prompts and completions, laid out as in training.
-fn read_rows(args: &EvalArgs, path: &str) -> CliResult<Vec<Scorable>> {
+fn read_rows(args: &EvalArgs, path: &str) -> RunResult<Vec<Scorable>> {
     let (file, data) = (Path::new(path), &args.data);
     if data.bad_rows == Some(BadRows::Skip) {
-        return Err(CliError::usage(
+        return Err(RunError::usage(
             "`bad_rows: skip` is not for texts that are to be scored: each needs its references",
         ));
     }
@@ -176,7 +174,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// Scores all segments and, where the data set tells them apart, those of seen and of unseen categories.
-fn report(args: &EvalArgs, scorer: &Scorer, segments: &[Segment], groups: &[Group]) -> CliResult {
+fn report(args: &EvalArgs, scorer: &Scorer, segments: &[Segment], groups: &[Group]) -> RunResult {
     let mut parts = vec![("all", segments.to_vec())];
     for (name, seen) in [("seen", true), ("unseen", false)] {
         let of_part = groups
@@ -291,13 +289,13 @@ struct Scores {
 }
 
 impl Scorer {
-    fn new(args: &ScoringArgs) -> CliResult<Self> {
+    fn new(args: &ScoringArgs) -> RunResult<Self> {
         let metrics = match &args.metrics {
             None => Metric::ALL.to_vec(),
             Some(names) => names
                 .iter()
                 .map(|name| named(name))
-                .collect::<CliResult<_>>()?,
+                .collect::<RunResult<_>>()?,
         };
         let from_environment = || {
             std::env::var("LOWRANK_METEOR_DIR")
@@ -310,7 +308,7 @@ impl Scorer {
         Ok(Self { metrics, tables })
     }
 
-    fn score(&self, segments: &[Segment]) -> CliResult<Scores> {
+    fn score(&self, segments: &[Segment]) -> RunResult<Scores> {
         let tokenised = match self
             .metrics
             .iter()
@@ -347,7 +345,7 @@ impl Scorer {
     }
 }
 
-fn named(name: &str) -> CliResult<Metric> {
+fn named(name: &str) -> RunResult<Metric> {
     let found = Metric::ALL
         .into_iter()
         .find(|metric| metric.name() == name.replace('-', "_"));
@@ -355,7 +353,7 @@ fn named(name: &str) -> CliResult<Metric> {
         let names = Metric::ALL.map(Metric::name);
         let near = lowrank_formats::nearest(name, names);
         let hint = near.map(|near| format!("did you mean `{near}`?"));
-        CliError::usage(format!(
+        RunError::usage(format!(
             "no metric `{name}`; expected some of {}",
             names.join(", ")
         ))

@@ -8,7 +8,7 @@ use flate2::bufread::{DeflateDecoder, MultiGzDecoder};
 use lowrank_formats::files::{self, Ceiling, Stream};
 use lowrank_metrics::meteor::{Meteor, TableError};
 
-use crate::errors::{CliError, CliResult};
+use lowrank_run::{RunError, RunResult};
 
 const JAR: &str = "meteor-1.5.jar";
 const FUNCTION_WORDS: &str = "function/english.words";
@@ -36,7 +36,7 @@ impl MeteorTables {
     ///
     /// # Errors
     /// It is none, or holds no table.
-    pub fn open(folder: &str) -> CliResult<Self> {
+    pub fn open(folder: &str) -> RunResult<Self> {
         let folder = PathBuf::from(folder);
         let jar = folder.join(JAR);
         let tables = Self {
@@ -47,7 +47,7 @@ impl MeteorTables {
             .iter()
             .any(|name| files::is_file(&tables.folder.join(name)));
         if tables.jar.is_none() && !has_table && tables.paraphrases().is_none() {
-            return Err(CliError::failure(format!(
+            return Err(RunError::failure(format!(
                 "`{}` holds no table of METEOR: expected `{JAR}`, or `{FUNCTION_WORDS}`, `{SYNSETS}`, `{EXCEPTIONS}` and `{}`",
                 tables.folder.display(),
                 PARAPHRASES[0]
@@ -61,7 +61,7 @@ impl MeteorTables {
     ///
     /// # Errors
     /// A table cannot be read.
-    pub fn fill(&self, meteor: &mut Meteor) -> CliResult {
+    pub fn fill(&self, meteor: &mut Meteor) -> RunResult {
         if let Some((path, table)) = self.table(FUNCTION_WORDS)? {
             meteor
                 .read_function_words(table)
@@ -92,7 +92,7 @@ impl MeteorTables {
     }
 
     /// A small table, from its own file or from the jar.
-    fn table(&self, name: &str) -> CliResult<Option<(PathBuf, Box<dyn BufRead>)>> {
+    fn table(&self, name: &str) -> RunResult<Option<(PathBuf, Box<dyn BufRead>)>> {
         let path = self.folder.join(name);
         if files::is_file(&path) {
             let file = Stream::open(&path)?;
@@ -103,7 +103,7 @@ impl MeteorTables {
         };
         let path = self.folder.join(JAR);
         let entry = unzip(jar, name).ok_or_else(|| {
-            CliError::failure(format!(
+            RunError::failure(format!(
                 "`{}` is damaged: no `{name}` can be read from it",
                 path.display()
             ))
@@ -157,8 +157,8 @@ fn unzip(archive: &[u8], name: &str) -> Option<Vec<u8>> {
     None
 }
 
-fn broken(path: &Path, error: TableError) -> CliError {
-    CliError::failure(format!("`{}` is no table of METEOR", path.display())).caused_by(Some(&error))
+fn broken(path: &Path, error: TableError) -> RunError {
+    RunError::failure(format!("`{}` is no table of METEOR", path.display())).caused_by(Some(&error))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use lowrank_formats::files::{self, Ceiling};
 use lowrank_metrics::Segment;
 use serde_json::Value;
 
-use crate::errors::{CliError, CliResult};
+use lowrank_run::{RunError, RunResult};
 
 /// Columns that hold generated texts, in order of preference.
 const TEXT_COLUMNS: [&str; 3] = ["text", "output", "prediction"];
@@ -42,7 +42,7 @@ pub struct Output {
 }
 
 /// The outputs of a file: one a line, or the column `text` of JSON lines.
-pub fn read_outputs(path: &str) -> CliResult<Vec<Output>> {
+pub fn read_outputs(path: &str) -> RunResult<Vec<Output>> {
     let outputs: Vec<Output> = match is_jsonl(path) {
         true => json_column(path, &TEXT_COLUMNS)?
             .into_iter()
@@ -50,7 +50,7 @@ pub fn read_outputs(path: &str) -> CliResult<Vec<Output>> {
                 Value::String(text) => Ok(Output { line, text }),
                 _ => Err(fault(path, line, "the output is no text")),
             })
-            .collect::<CliResult<_>>()?,
+            .collect::<RunResult<_>>()?,
         false => {
             let text = read_text(path)?;
             let lines = text.lines().zip(1..);
@@ -63,13 +63,13 @@ pub fn read_outputs(path: &str) -> CliResult<Vec<Output>> {
         }
     };
     if outputs.is_empty() {
-        return Err(CliError::failure(format!("`{path}` holds no output")));
+        return Err(RunError::failure(format!("`{path}` holds no output")));
     }
     Ok(outputs)
 }
 
 /// The references of a file, in groups.
-pub fn read_references(path: &str, format: Option<NlgFormat>) -> CliResult<Vec<Group>> {
+pub fn read_references(path: &str, format: Option<NlgFormat>) -> RunResult<Vec<Group>> {
     let file = Path::new(path);
     let format = format.or_else(|| nlg::detect(file));
     let groups = if format.is_some() {
@@ -80,12 +80,12 @@ pub fn read_references(path: &str, format: Option<NlgFormat>) -> CliResult<Vec<G
         let groups = rows
             .into_iter()
             .map(|(line, value)| json_group(path, line, value));
-        groups.collect::<CliResult<_>>()?
+        groups.collect::<RunResult<_>>()?
     } else {
         plain_groups(path, &read_text(path)?)?
     };
     if groups.is_empty() {
-        return Err(CliError::failure(format!("`{path}` holds no reference")));
+        return Err(RunError::failure(format!("`{path}` holds no reference")));
     }
     Ok(groups)
 }
@@ -94,13 +94,13 @@ pub fn read_references(path: &str, format: Option<NlgFormat>) -> CliResult<Vec<G
 pub fn pair(
     (outputs_path, outputs): (&str, Vec<Output>),
     (references_path, groups): (&str, &[Group]),
-) -> CliResult<Vec<Segment>> {
+) -> RunResult<Vec<Segment>> {
     if outputs.len() != groups.len() {
         let (lonely, line) = match outputs.get(groups.len()) {
             Some(output) => (outputs_path, output.line),
             None => (references_path, groups[outputs.len()].line),
         };
-        return Err(CliError::failure(format!(
+        return Err(RunError::failure(format!(
             "`{outputs_path}` holds {} outputs, but `{references_path}` {} groups of references: the first without a partner is at `{lonely}`, line {line}",
             outputs.len(),
             groups.len()
@@ -114,7 +114,7 @@ pub fn pair(
 }
 
 /// Lines in groups, parted by a blank line; more may end the file.
-fn plain_groups(path: &str, text: &str) -> CliResult<Vec<Group>> {
+fn plain_groups(path: &str, text: &str) -> RunResult<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     let mut is_open = false;
     for (text, line) in text.trim_end().lines().zip(1..) {
@@ -139,13 +139,13 @@ fn plain_groups(path: &str, text: &str) -> CliResult<Vec<Group>> {
     Ok(groups)
 }
 
-fn json_group(path: &str, line: u64, value: Value) -> CliResult<Group> {
+fn json_group(path: &str, line: u64, value: Value) -> RunResult<Group> {
     let text = |value: Value| match value {
         Value::String(text) => Ok(text),
         _ => Err(fault(path, line, "a reference is no text")),
     };
     let references = match value {
-        Value::Array(texts) => texts.into_iter().map(text).collect::<CliResult<Vec<_>>>()?,
+        Value::Array(texts) => texts.into_iter().map(text).collect::<RunResult<Vec<_>>>()?,
         one => vec![text(one)?],
     };
     if references.is_empty() {
@@ -159,13 +159,13 @@ fn json_group(path: &str, line: u64, value: Value) -> CliResult<Group> {
 }
 
 /// The values of the first of these columns that JSON lines have.
-fn json_column(path: &str, columns: &[&str]) -> CliResult<Vec<(u64, Value)>> {
+fn json_column(path: &str, columns: &[&str]) -> RunResult<Vec<(u64, Value)>> {
     let table = Table::read(Path::new(path), Some(FileFormat::Jsonl), Header::Present)?;
     let column = columns
         .iter()
         .find(|name| table.columns().iter().any(|c| c == *name));
     let column = column.ok_or_else(|| {
-        CliError::failure(format!(
+        RunError::failure(format!(
             "`{path}` has no column `{}`; found {}",
             columns[0],
             table.columns().join(", ")
@@ -188,7 +188,7 @@ fn is_jsonl(path: &str) -> bool {
 }
 
 /// A text file without its byte order mark.
-fn read_text(path: &str) -> CliResult<String> {
+fn read_text(path: &str) -> RunResult<String> {
     let bytes = files::read_any(Path::new(path), Ceiling::DATA)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -200,6 +200,6 @@ fn read_text(path: &str) -> CliResult<String> {
         .map_or_else(|| text.clone(), str::to_owned))
 }
 
-fn fault(path: &str, line: u64, what: &str) -> CliError {
-    CliError::failure(format!("`{path}`, line {line}: {what}"))
+fn fault(path: &str, line: u64, what: &str) -> RunError {
+    RunError::failure(format!("`{path}`, line {line}: {what}"))
 }

@@ -5,10 +5,10 @@ use lowrank_train::fit::{BatchShape, Price, largest_batch};
 use lowrank_train::plan::DryRun;
 use serde_json::{Value, json};
 
-use crate::commands::train::{BESIDE, too_little};
-use crate::errors::{CliError, CliResult};
-use crate::memory;
+use crate::commands::train::too_little;
 use crate::output::{TextTable, bytes};
+use lowrank_run::memory::{self, BESIDE};
+use lowrank_run::{RunError, RunResult};
 
 /// All ways, without recomputation first and large batches first, with their prices.
 pub struct Choices {
@@ -24,10 +24,10 @@ impl Choices {
         ByteSize(limit): ByteSize,
         (rows, length): (usize, usize),
         asked: Option<bool>,
-        dry: &dyn Fn() -> CliResult<DryRun>,
-    ) -> CliResult<Self> {
+        dry: &dyn Fn() -> RunResult<DryRun>,
+    ) -> RunResult<Self> {
         let program = memory::resident_bytes().unwrap_or(0) + BESIDE;
-        let price = |shape: BatchShape| -> CliResult<(BatchShape, Price)> {
+        let price = |shape: BatchShape| -> RunResult<(BatchShape, Price)> {
             let mut dry = dry()?;
             let needs = dry.train([vec![length; shape.batch_size]], shape.recompute)?;
             let price = Price {
@@ -41,7 +41,7 @@ impl Choices {
         Ok(Self {
             limit,
             asked,
-            list: list.collect::<CliResult<_>>()?,
+            list: list.collect::<RunResult<_>>()?,
         })
     }
 
@@ -49,13 +49,13 @@ impl Choices {
     ///
     /// # Errors
     /// Not even one row fits.
-    pub fn taken(&self) -> CliResult<BatchShape> {
+    pub fn taken(&self) -> RunResult<BatchShape> {
         let shapes: Vec<BatchShape> = self.list.iter().map(|(shape, _)| *shape).collect();
         let price = |shape| {
             let found = self.list.iter().find(|(other, _)| *other == shape);
             found
                 .map(|(_, price)| *price)
-                .ok_or_else(|| CliError::failure("a batch without a price"))
+                .ok_or_else(|| RunError::failure("a batch without a price"))
         };
         largest_batch(&shapes, self.limit, price)?.map_err(|error| too_little(error, self.asked))
     }

@@ -10,16 +10,18 @@ use lowrank_data::{
     TextColumns, Tokenizer, examples_from_table, read_table, words_of,
 };
 use lowrank_engine::Device;
+use lowrank_run::base::Head;
+use lowrank_run::loaded::LoadedModel;
+use lowrank_run::rows::{load_spec, unlabelled};
+use lowrank_run::settings::RowSettings;
+use lowrank_run::{RunError, RunResult};
 use lowrank_train::entities::begins_and_kind;
 use lowrank_train::metrics::argmax;
 use serde_json::{Map, Value, json};
 
-use super::super::eval::LoadedModel;
 use super::{by_label, floats, softmax};
+use crate::args::PredictArgs;
 use crate::args::others::Aggregation;
-use crate::args::{DataArgs, PredictArgs};
-use crate::errors::{CliError, CliResult};
-use crate::session::{Head, load_spec, unlabelled};
 
 /// What a row's tokens belong to.
 enum Beside {
@@ -43,14 +45,14 @@ const TEXTS: [&str; 4] = ["text", "sentence", "content", "document"];
 
 impl TokenRows {
     /// Reads the rows that the flags name: a file of words, of texts or of ids, or texts themselves.
-    pub fn read(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> CliResult<Self> {
-        let spec = |data: &DataArgs| {
+    pub fn read(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> RunResult<Self> {
+        let spec = |data: &RowSettings| {
             let task = loaded.head.task;
             load_spec(&loaded.base, data, task, None, loaded.max_length).map(unlabelled)
         };
         match (&args.data_file, &args.text) {
             (Some(path), _) => {
-                let spec = spec(&args.data)?;
+                let spec = spec(&args.data.settings())?;
                 let table = device.install(|| read_table(Path::new(path), &spec))?;
                 device.install(|| Self::from_table(&table, spec, loaded))
             }
@@ -64,10 +66,10 @@ impl TokenRows {
                     FileFormat::Jsonl,
                     Header::Present,
                 )?;
-                let data = DataArgs {
+                let data = RowSettings {
                     text_column: None,
                     text_pair_column: None,
-                    ..args.data.clone()
+                    ..args.data.settings()
                 };
                 Self::from_table(&table, spec(&data)?, loaded)
             }
@@ -75,7 +77,7 @@ impl TokenRows {
         }
     }
 
-    fn from_table(table: &Table, spec: LoadSpec, loaded: &LoadedModel) -> CliResult<Self> {
+    fn from_table(table: &Table, spec: LoadSpec, loaded: &LoadedModel) -> RunResult<Self> {
         let tokenizer = loaded.base.tokenizer.as_ref();
         let read = |spec: &LoadSpec| examples_from_table(table, spec, tokenizer.ok());
         // As a classifier reads texts: the same ids, and no words are asked for.
@@ -113,7 +115,7 @@ impl TokenRows {
             )
         });
         Ok(Self {
-            beside: beside.collect::<CliResult<_>>()?,
+            beside: beside.collect::<RunResult<_>>()?,
             loaded: loaded_rows,
         })
     }
@@ -134,7 +136,7 @@ impl TokenRows {
         head: &Head,
         logits: &[f32],
         asked: Option<Aggregation>,
-    ) -> CliResult<Value> {
+    ) -> RunResult<Value> {
         let example = &self.loaded.examples[row];
         let mut line = Map::new();
         line.insert("line".to_owned(), json!(example.line));
@@ -142,7 +144,7 @@ impl TokenRows {
         match &self.beside[row] {
             Beside::Ids => {
                 if asked.is_some_and(|asked| asked != Aggregation::None) {
-                    return Err(CliError::usage(format!(
+                    return Err(RunError::usage(format!(
                         "line {}: a row of ids has no words to merge labels of",
                         example.line
                     ))
@@ -221,7 +223,7 @@ fn beside(
     columns: &TextColumns,
     tokenizer: &Tokenizer,
     spec: &LoadSpec,
-) -> CliResult<Beside> {
+) -> RunResult<Beside> {
     match columns {
         TextColumns::Ids { .. } | TextColumns::Completion { .. } => Ok(Beside::Ids),
         TextColumns::Words { words } => {

@@ -10,9 +10,9 @@ use serde_json::json;
 
 use super::{at_least_one, median, op_json};
 use crate::args::ProfileArgs;
-use crate::errors::{CliError, CliResult};
-use crate::memory;
 use crate::output::{self, TextTable, bytes, count};
+use lowrank_run::memory;
+use lowrank_run::{RunError, RunResult};
 
 /// New tokens of the round that is not counted: enough to meet every kernel and grow every buffer once.
 const WARM_UP: usize = 4;
@@ -41,7 +41,7 @@ pub(super) fn run(
     model: &Model,
     examples: &[Example],
     new: usize,
-) -> CliResult {
+) -> RunResult {
     let rows = at_least_one("batch", args.batch, 16)?.min(examples.len());
     let prompts: Vec<Vec<u32>> = examples[..rows]
         .iter()
@@ -50,7 +50,7 @@ pub(super) fn run(
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let positions = model.config().facts.max_positions;
     if new == 0 || longest + new > positions {
-        return Err(CliError::usage(format!(
+        return Err(RunError::usage(format!(
             "`generate` is {new}, expected at least 1 and, after {longest} tokens of a prompt, at most {}",
             positions.saturating_sub(longest)
         )));
@@ -71,7 +71,7 @@ fn time_rounds(
     prompts: &[Vec<u32>],
     new: usize,
     rounds: usize,
-) -> CliResult<Timing> {
+) -> RunResult<Timing> {
     let options = |max_new_tokens| Generate {
         max_new_tokens,
         ..Generate::default()

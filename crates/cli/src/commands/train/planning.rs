@@ -9,10 +9,10 @@ use lowrank_train::plan::{DryRun, Needs, heaviest};
 use lowrank_train::prefix_cache::RowLengths;
 
 use super::{Run, setup};
-use crate::errors::{CliError, CliResult};
-use crate::fits::Need;
-use crate::memory;
 use crate::output::{bytes, count};
+use lowrank_run::fits::Need;
+use lowrank_run::memory::{self, BESIDE};
+use lowrank_run::{RunError, RunResult};
 
 /// Batches planned at most; beyond, only the heaviest are.
 const PLANNED_BATCHES: usize = 512;
@@ -86,7 +86,7 @@ impl RunPlan {
 
 /// The plan of a run; takes the batch from the limit of memory first, where there is one and `choose` allows it.
 /// `recompute` is what was asked for in that matter.
-pub fn plan_run(run: &mut Run, choose: bool, recompute: Option<bool>) -> CliResult<RunPlan> {
+pub fn plan_run(run: &mut Run, choose: bool, recompute: Option<bool>) -> RunResult<RunPlan> {
     let limit = run.config.memory.max_memory.map(|ByteSize(limit)| Limit {
         bytes: limit,
         resident: memory::resident_bytes().unwrap_or(0) + BESIDE,
@@ -118,10 +118,6 @@ pub fn plan_run(run: &mut Run, choose: bool, recompute: Option<bool>) -> CliResu
     }
     Ok(plan)
 }
-
-/// What a process takes while it trains beside program, rows and tensors: stacks, a block of weights that is being read, the
-/// log. Measured from 2 to 3 MB.
-pub const BESIDE: u64 = 4 << 20;
 
 /// A limit for the whole process.
 #[derive(Clone, Copy)]
@@ -159,7 +155,7 @@ fn cache_budget(config: &TrainConfig, limit: Option<Limit>, plain: &RunPlan) -> 
 const UNKNOWN_SPARE: u64 = 1 << 30;
 
 /// The run dry under a configuration: over its heaviest batches, and those of its evaluations.
-fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> CliResult<RunPlan> {
+fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> RunResult<RunPlan> {
     let mut dry = dry_run(run, config)?;
     let of = |rows: &Loaded| rows.lengths();
     let lengths = RowLengths {
@@ -217,7 +213,7 @@ fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> CliResu
     })
 }
 
-fn dry_run(run: &Run, config: &TrainConfig) -> CliResult<DryRun> {
+fn dry_run(run: &Run, config: &TrainConfig) -> RunResult<DryRun> {
     let (mut model, _) = setup::load(run, &Device::dry_in(config.precision.into()))?;
     setup::attach(run, &mut model)?;
     Ok(DryRun::of_model(model, &config.optimization))
@@ -255,14 +251,14 @@ fn in_order(lengths: &[usize], size: usize) -> Vec<Vec<u32>> {
 
 /// The configuration with the largest batch that fits, with as many of them a step as give the rows that were asked for; then
 /// with the largest evaluation batch.
-fn choose_batch(run: &Run, limit: Limit, recompute: Option<bool>) -> CliResult<TrainConfig> {
+fn choose_batch(run: &Run, limit: Limit, recompute: Option<bool>) -> RunResult<TrainConfig> {
     let with = |shape: BatchShape, eval_size: usize| {
         let mut config = run.config.clone();
         shape.apply(&mut config);
         config.evaluation.per_device_eval_batch_size = eval_size;
         config
     };
-    let price = |shape, eval_size| -> CliResult<Price> {
+    let price = |shape, eval_size| -> RunResult<Price> {
         let plan = dry_plan(run, &with(shape, eval_size), 0)?;
         Ok(Price {
             bytes: limit.resident + plan.reserved_bytes,
@@ -278,13 +274,13 @@ fn choose_batch(run: &Run, limit: Limit, recompute: Option<bool>) -> CliResult<T
         .map(|n| asked >> n)
         .filter(|&n| n > 0)
         .collect();
-    let fits = |&n: &usize| Ok::<_, CliError>(price(shape, n)?.bytes <= limit.bytes);
+    let fits = |&n: &usize| Ok::<_, RunError>(price(shape, n)?.bytes <= limit.bytes);
     let eval_size = first_that(&halves, fits)?;
     Ok(with(shape, eval_size.copied().unwrap_or(1)))
 }
 
 /// Refuses a run that this machine cannot hold, before its weights are read.
-pub fn refuse_too_much(plan: &RunPlan, config: &TrainConfig, device: &Device) -> CliResult {
+pub fn refuse_too_much(plan: &RunPlan, config: &TrainConfig, device: &Device) -> RunResult {
     let o = &config.optimization;
     let need = Need {
         what: "the run needs",
@@ -301,12 +297,12 @@ pub fn refuse_too_much(plan: &RunPlan, config: &TrainConfig, device: &Device) ->
 }
 
 /// The refusal of a limit.
-pub fn too_little(error: TooLittle, recompute: Option<bool>) -> CliError {
+pub fn too_little(error: TooLittle, recompute: Option<bool>) -> RunError {
     let hint = match recompute {
         Some(false) => "raise --max-memory, lower --max-length, or allow --gradient-checkpointing",
         None | Some(true) => "raise --max-memory, or lower --max-length",
     };
-    CliError::usage(format!(
+    RunError::usage(format!(
         "not even one row at a time fits into `max_memory`, {}: the least is {} ({} bytes)",
         bytes(error.limit),
         bytes(error.least),

@@ -19,11 +19,11 @@ use super::Run;
 use super::planning::RunPlan;
 use super::setup::adapter_table;
 use crate::args::CommonArgs;
-use crate::errors::{CliError, CliResult};
-use crate::notes::AdapterNotes;
 use crate::output::{self, TextTable, bytes, count, duration, percent};
-use crate::session::template_of;
-use crate::{memory, resolve, side_files, yaml};
+use crate::{resolve, yaml};
+use lowrank_run::notes::AdapterNotes;
+use lowrank_run::rows::template_of;
+use lowrank_run::{RunError, RunResult, memory, side_files};
 
 /// Bytes of a shard of a fully trained model.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -37,7 +37,7 @@ pub struct Saved {
 }
 
 /// Writes the adapter, or the whole model after full fine-tuning, as the run's result.
-pub fn save_model(run: &RunDir, resolved: &Run, model: &Model, base: &BaseId) -> CliResult<Saved> {
+pub fn save_model(run: &RunDir, resolved: &Run, model: &Model, base: &BaseId) -> RunResult<Saved> {
     let config = &resolved.config;
     let target = result_dir(run, config);
     let pending = PendingDir::create(&target)?;
@@ -103,7 +103,7 @@ pub fn are_written(run: &RunDir, config: &TrainConfig) -> bool {
 
 /// Points to the results of a run that had nothing left to do. They stay as they are: this process has trained nothing, so
 /// that its own figures would say less.
-pub fn show_written(run: &RunDir, common: &CommonArgs) -> CliResult {
+pub fn show_written(run: &RunDir, common: &CommonArgs) -> RunResult {
     if common.is_json() {
         let value = read_json(&run.join(SUMMARY_FILE))?;
         output::print_json(&value);
@@ -138,9 +138,9 @@ pub struct Results<'a> {
 
 impl Results<'_> {
     /// Writes `summary.json` and `report.html`.
-    pub fn write(&self, run: &RunDir) -> CliResult {
+    pub fn write(&self, run: &RunDir) -> RunResult {
         let json = serde_json::to_vec_pretty(&self.to_json())
-            .map_err(|error| CliError::from_error(&error))?;
+            .map_err(|error| RunError::from_error(&error))?;
         write_atomic(&run.join(SUMMARY_FILE), &json)?;
         let rows = MetricsLog::read(&run.join("metrics.jsonl"))?;
         let report = Report {

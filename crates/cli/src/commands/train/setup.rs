@@ -7,14 +7,14 @@ use lowrank_train::schedule::SchedulerType;
 
 use super::Run;
 use super::planning::RunPlan;
-use crate::errors::CliResult;
-use crate::labels;
 use crate::output::{TextTable, bytes, count, percent};
 use crate::progress::Progress;
-use crate::session::load_notes;
+use lowrank_run::RunResult;
+use lowrank_run::base::load_notes;
+use lowrank_run::labels;
 
 /// Loads the weights and attaches what trains. Returns what a user should know.
-pub fn build_model(run: &Run, device: &Device) -> CliResult<(Model, Vec<String>)> {
+pub fn build_model(run: &Run, device: &Device) -> RunResult<(Model, Vec<String>)> {
     let (mut model, report) = load(run, device)?;
     let mut notes = run.base.head.notes.clone();
     notes.extend(load_notes(&report));
@@ -23,7 +23,7 @@ pub fn build_model(run: &Run, device: &Device) -> CliResult<(Model, Vec<String>)
 }
 
 /// The model with the checkpoint's weights, or with new ones.
-pub(super) fn load(run: &Run, device: &Device) -> CliResult<(Model, LoadReport)> {
+pub(super) fn load(run: &Run, device: &Device) -> RunResult<(Model, LoadReport)> {
     let seed = run.config.optimization.seed;
     if !run.config.from_scratch {
         return run.base.load(&run.head, seed, device);
@@ -34,7 +34,7 @@ pub(super) fn load(run: &Run, device: &Device) -> CliResult<(Model, LoadReport)>
 }
 
 /// Attaches what trains: fresh adapters, an existing one, or everything. Returns what a user should know.
-pub(super) fn attach(run: &Run, model: &mut Model) -> CliResult<Vec<String>> {
+pub(super) fn attach(run: &Run, model: &mut Model) -> RunResult<Vec<String>> {
     let attached = match (&run.adapter, run.config.full) {
         (_, true) => model.train_all()?,
         (Some(adapter), false) => {

@@ -323,7 +323,7 @@ fn gpt3(
 }
 
 /// Every preset, in the order of the paper's tables.
-pub(super) fn all() -> Vec<Preset> {
+pub fn all() -> Vec<Preset> {
     let glue = GLUE_BLOCKS
         .iter()
         .flat_map(|block| (0..GLUE.len()).map(|i| block.preset(i)));

@@ -6,10 +6,11 @@ use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_model::{HeadKind, ModelConfig, StoredHead};
 use lowrank_train::config::TaskKind;
 
-use crate::args::DataArgs;
-use crate::errors::{CliError, CliResult};
+use crate::adapter::AdapterSource;
+use crate::base::{Base, Head};
+use crate::error::{RunError, RunResult};
 use crate::notes::AdapterNotes;
-use crate::session::{AdapterSource, Base, Head};
+use crate::settings::RowSettings;
 
 /// What a checkpoint and its config.json say of the head.
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ pub struct BaseHead {
 
 impl BaseHead {
     /// Reads the names of the checkpoint's tensors. A directory without weights has none.
-    pub fn read(dir: &std::path::Path, config: &ModelConfig) -> CliResult<Self> {
+    pub fn read(dir: &std::path::Path, config: &ModelConfig) -> RunResult<Self> {
         let stored = match Checkpoint::open_dir(dir) {
             Err(FormatError::NothingFound { .. }) => None,
             opened => StoredHead::find(&opened?, &config.model_type)?,
@@ -159,9 +160,9 @@ impl Base {
 /// There is no head, or names and tensors contradict each other.
 pub fn existing_head(
     base: &Base,
-    data: &DataArgs,
+    data: &RowSettings,
     adapter: Option<&AdapterSource>,
-) -> CliResult<Head> {
+) -> RunResult<Head> {
     let notes = adapter.and_then(|a| a.notes.as_ref());
     let of_adapter = adapter.and_then(|a| a.config.task_type);
     let is_causal = match data.task.or(notes.map(|n| n.task)) {
@@ -223,10 +224,10 @@ pub fn existing_head(
 /// One name for each output of a head, or what contradicts.
 fn names_of_outputs(
     base: &Base,
-    data: &DataArgs,
+    data: &RowSettings,
     adapter: Option<&AdapterSource>,
     head: &StoredHead,
-) -> CliResult<Vec<String>> {
+) -> RunResult<Vec<String>> {
     let notes = adapter.and_then(|a| a.notes.as_ref());
     let noted = notes.map(|n| &n.labels).filter(|labels| !labels.is_empty());
     let (names, from) = match (&data.labels, noted) {
@@ -237,7 +238,7 @@ fn names_of_outputs(
     if names.len() == head.width {
         return Ok(names);
     }
-    Err(CliError::usage(format!(
+    Err(RunError::usage(format!(
         "{} label names in {from} for a head with {} outputs (`{}`)",
         names.len(),
         head.width,
@@ -250,14 +251,14 @@ fn names_of_outputs(
 }
 
 /// The outputs of a head that no tensor is known of.
-fn named_outputs(base: &Base, data: &DataArgs, notes: Option<&AdapterNotes>) -> usize {
+fn named_outputs(base: &Base, data: &RowSettings, notes: Option<&AdapterNotes>) -> usize {
     let flags = data.labels.as_ref().map(Vec::len);
     let noted = notes.map(|n| n.labels.len()).filter(|n| *n > 0);
     let named = flags.or(noted).or(base.config.labels.count());
     named.unwrap_or(2).max(1)
 }
 
-fn no_head(base: &Base) -> CliError {
+fn no_head(base: &Base) -> RunError {
     // Where there are no weights at all, that is the cause.
     if let Err(error) = Checkpoint::open_dir(&base.dir) {
         return error.into();
@@ -268,7 +269,7 @@ fn no_head(base: &Base) -> CliError {
         }
         Some(_) | None => String::new(),
     };
-    CliError::usage(format!(
+    RunError::usage(format!(
         "`{}` has no classification head among its tensors{said}, and no adapter is given",
         base.name
     ))

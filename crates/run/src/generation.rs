@@ -8,10 +8,8 @@ use lowrank_formats::{FormatError, read_json};
 use lowrank_model::{Generate, GenerationConfig, GenerationFile, ModelError, Search, SettingFault};
 use serde_json::{Map, Value};
 
-use crate::args::DecodingArgs;
-use crate::commands::eval::LoadedModel;
-use crate::errors::{CliError, CliResult};
-use crate::settings;
+use crate::error::{RunError, RunResult};
+use crate::loaded::LoadedModel;
 
 /// The file beside a model.
 const FILE: &str = "generation_config.json";
@@ -56,18 +54,19 @@ struct Source {
 }
 
 impl Asked {
-    /// The flags.
+    /// The settings of decoding by name, and beside them `generation_config` (a file, or `none`) and `seed`.
     ///
     /// # Errors
-    /// A value is out of range or of the wrong kind, or flags contradict each other.
-    pub fn new(args: &DecodingArgs) -> CliResult<Self> {
-        let mut given = settings::to_map(args);
-        given.retain(|key, value| !value.is_null() && key != "generation_config" && key != "seed");
+    /// A value is out of range or of the wrong kind, or settings contradict each other.
+    pub fn new(mut given: Map<String, Value>) -> RunResult<Self> {
+        given.retain(|_, value| !value.is_null());
+        let file = given.shift_remove("generation_config");
+        let seed = given.shift_remove("seed");
         let value = Value::Object(given.clone());
         let mut config = GenerationConfig::from_value(Path::new("flags"), &value)
             .map_err(|error| flag_fault(&error))?;
-        config.do_sample = draws(args, &given)?;
-        let seed = args.seed.unwrap_or(1);
+        config.do_sample = draws(&given)?;
+        let seed = seed.and_then(|seed| seed.as_u64()).unwrap_or(1);
         // End tokens come later.
         let mut options = config.clone().options(seed);
         options.eos.push(0);
@@ -76,7 +75,7 @@ impl Asked {
             config,
             given,
             seed,
-            file: args.generation_config.clone(),
+            file: file.and_then(|file| file.as_str().map(str::to_owned)),
         })
     }
 
@@ -84,7 +83,7 @@ impl Asked {
     ///
     /// # Errors
     /// A file cannot be read, or a setting is out of range or does not fit the model.
-    pub fn beside(self, loaded: &LoadedModel) -> CliResult<Decoding> {
+    pub fn beside(self, loaded: &LoadedModel) -> RunResult<Decoding> {
         let source = self.source(loaded)?;
         let mut notes = Vec::new();
         let mut config = match &source {
@@ -114,7 +113,7 @@ impl Asked {
         Ok(Decoding { options, notes })
     }
 
-    fn source(&self, loaded: &LoadedModel) -> CliResult<Option<Source>> {
+    fn source(&self, loaded: &LoadedModel) -> RunResult<Option<Source>> {
         let beside = loaded.base.dir.join(FILE);
         let (name, path, bytes) = match self.file.as_deref() {
             Some(NO_FILE) => return Ok(None),
@@ -143,11 +142,11 @@ impl Asked {
     }
 
     /// Who asks for draws by a flag does not mean the 0 of a file.
-    fn check_temperature(&self, source: Option<&Source>) -> CliResult {
+    fn check_temperature(&self, source: Option<&Source>) -> RunResult {
         let asks = self.config.do_sample == Some(true) && self.config.temperature.is_none();
         match source {
             Some(source) if asks && source.file.config.temperature == Some(0.0) => {
-                Err(CliError::usage(format!(
+                Err(RunError::usage(format!(
                     "the flags ask for draws, but `temperature` is 0 in {}, which takes the most probable token",
                     source.name
                 ))
@@ -157,11 +156,11 @@ impl Asked {
         }
     }
 
-    fn check_beams(&self, search: &Search) -> CliResult {
+    fn check_beams(&self, search: &Search) -> RunResult {
         let beams = ["length_penalty", "early_stopping"];
         let asks = beams.iter().any(|name| self.given.contains_key(*name));
         if asks && !self.given.contains_key("num_beams") && !matches!(search, Search::Beam(_)) {
-            return Err(CliError::usage(
+            return Err(RunError::usage(
                 "`length_penalty` and `early_stopping` are settings of beam search",
             )
             .hint("pass --num-beams too"));
@@ -220,15 +219,16 @@ impl Asked {
 }
 
 /// Whether the flags ask for draws; `None` where they say nothing of it.
-fn draws(args: &DecodingArgs, given: &Map<String, Value>) -> CliResult<Option<bool>> {
+fn draws(given: &Map<String, Value>) -> RunResult<Option<bool>> {
     let value = |name: &str| given.get(name).and_then(Value::as_f64);
     let asks = DRAWN.iter().any(|(name, _)| given.contains_key(*name));
     let changes = DRAWN
         .iter()
         .find(|(name, neutral)| value(name).is_some_and(|x| !neutral.contains(&x)));
-    match (args.do_sample, changes) {
+    let said = given.get("do_sample").and_then(Value::as_bool);
+    match (said, changes) {
         _ if value("temperature") == Some(0.0) => Ok(Some(false)),
-        (Some(false), Some((name, _))) => Err(CliError::usage(format!(
+        (Some(false), Some((name, _))) => Err(RunError::usage(format!(
             "`{name}` counts where tokens are drawn, but `do_sample` is false"
         ))
         .hint(format!(
@@ -241,7 +241,7 @@ fn draws(args: &DecodingArgs, given: &Map<String, Value>) -> CliResult<Option<bo
 }
 
 /// Fields of generation that older files hold, where there is no generation_config.json.
-fn legacy(loaded: &LoadedModel) -> CliResult<Source> {
+fn legacy(loaded: &LoadedModel) -> RunResult<Source> {
     let path = loaded.base.dir.join("config.json");
     let file = GenerationFile::from_value(&path, &read_json(&path)?).map_err(way_out)?;
     Ok(Source {
@@ -288,26 +288,26 @@ fn hidden(loaded: &LoadedModel, source: &Source, search: &Search) -> Option<Stri
 }
 
 /// A flag of another kind than its field.
-fn flag_fault(error: &ModelError) -> CliError {
+fn flag_fault(error: &ModelError) -> RunError {
     match error {
         ModelError::Format(FormatError::Config { faults, .. }) => {
             let lines: Vec<String> = faults
                 .iter()
                 .map(|fault| format!("--{}: {}", fault.place.replace('_', "-"), fault.message))
                 .collect();
-            CliError::usage(lines.join("\n  "))
+            RunError::usage(lines.join("\n  "))
         }
-        other => CliError::from_error(other),
+        other => RunError::from_error(other),
     }
 }
 
-fn way_out(error: ModelError) -> CliError {
-    CliError::from(error).maybe_hint(Some(
+fn way_out(error: ModelError) -> RunError {
+    RunError::from(error).maybe_hint(Some(
         "--generation-config none generates without it".to_owned(),
     ))
 }
 
-fn refuse(faults: Vec<SettingFault>, place: impl Fn(&str) -> String) -> CliResult {
+fn refuse(faults: Vec<SettingFault>, place: impl Fn(&str) -> String) -> RunResult {
     if faults.is_empty() {
         return Ok(());
     }
@@ -323,7 +323,7 @@ fn refuse(faults: Vec<SettingFault>, place: impl Fn(&str) -> String) -> CliResul
             )
         })
         .collect();
-    let error = CliError::usage(lines.join("\n  "));
+    let error = RunError::usage(lines.join("\n  "));
     Err(error.maybe_hint(is_in_file.then(|| {
         format!(
             "pass --{}, or --generation-config none to generate without the file",

@@ -6,11 +6,10 @@ use lowrank_engine::{Device, MemoryReport, Purpose};
 use lowrank_model::Model;
 use lowrank_train::plan::{DryRun, heaviest};
 
-use crate::commands::train::BESIDE;
-use crate::errors::{CliError, CliResult};
-use crate::memory;
-use crate::output::{bytes, count};
-use crate::session::{Base, Head};
+use crate::base::{Base, Head};
+use crate::error::{RunError, RunResult};
+use crate::memory::{self, BESIDE};
+use crate::text::{bytes, count};
 
 /// What is about to be laid out.
 pub struct Need<'a> {
@@ -29,7 +28,7 @@ impl Need<'_> {
     ///
     /// # Errors
     /// It does not fit.
-    pub fn check(&self, device: &Device) -> CliResult {
+    pub fn check(&self, device: &Device) -> RunResult {
         let beside = memory::resident_bytes().unwrap_or(0) + BESIDE;
         let whole = self.reserved.saturating_add(beside);
         let machine = memory::machine_bytes().filter(|&limit| whole > limit);
@@ -54,7 +53,7 @@ impl Need<'_> {
             .take(3)
             .map(|(n, purpose)| format!("{}: {}", purpose.name().replace('_', " "), bytes(*n)))
             .collect();
-        Err(CliError::usage(format!(
+        Err(RunError::usage(format!(
             "{} {} ({}), but {limit}",
             self.what,
             bytes(whole),
@@ -65,7 +64,7 @@ impl Need<'_> {
 }
 
 /// Refuses weights that cannot be held.
-pub fn check_weights(base: &Base, head: &Head, device: &Device) -> CliResult {
+pub fn check_weights(base: &Base, head: &Head, device: &Device) -> RunResult {
     check_model(
         &base.shape_in(head, &Device::dry_in(device.precision()))?,
         device,
@@ -73,7 +72,7 @@ pub fn check_weights(base: &Base, head: &Head, device: &Device) -> CliResult {
 }
 
 /// The same for a model of shapes.
-pub fn check_model(dry: &Model, device: &Device) -> CliResult {
+pub fn check_model(dry: &Model, device: &Device) -> RunResult {
     let need = Need {
         what: "the weights need",
         reserved: dry.device().reserved_bytes(),
@@ -89,7 +88,7 @@ pub fn check_pass(
     head: &Head,
     (examples, size): (&[Example], usize),
     device: &Device,
-) -> CliResult {
+) -> RunResult {
     let lengths: Vec<usize> = examples.iter().map(|e| e.input_ids.len()).collect();
     let rows = batches(lengths.len(), size).map(|range| range.map(|row| row as u32).collect());
     let of_rows = |batch: &Vec<u32>| batch.iter().map(|&row| lengths[row as usize]).collect();

@@ -12,8 +12,8 @@ use lowrank_train::seal;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::errors::{CliError, CliResult};
-use crate::session::template_of;
+use crate::error::{RunError, RunResult};
+use crate::rows::template_of;
 
 /// The name of the file.
 const NOTES_FILE: &str = "lowrank.json";
@@ -43,8 +43,8 @@ pub struct AdapterNotes {
 
 impl AdapterNotes {
     /// Writes them into a directory.
-    pub fn write(&self, dir: &Path) -> CliResult {
-        let json = seal::seal(self).map_err(|error| CliError::from_error(&error))?;
+    pub fn write(&self, dir: &Path) -> RunResult {
+        let json = seal::seal(self).map_err(|error| RunError::from_error(&error))?;
         Ok(write_atomic(&dir.join(NOTES_FILE), &json)?)
     }
 
@@ -52,7 +52,7 @@ impl AdapterNotes {
     ///
     /// # Errors
     /// They are damaged, or missing where a run has written them.
-    pub fn read(dir: &Path) -> CliResult<Option<Self>> {
+    pub fn read(dir: &Path) -> RunResult<Option<Self>> {
         let file = dir.join(NOTES_FILE);
         match files::read_if_there(&file, Ceiling::JSON)? {
             Some(bytes) => Self::parse(&bytes)
@@ -86,7 +86,7 @@ impl AdapterNotes {
     }
 
     /// What the state of a checkpoint says, if the folder is one.
-    fn of_state(dir: &Path) -> CliResult<Option<Self>> {
+    fn of_state(dir: &Path) -> RunResult<Option<Self>> {
         let Some(bytes) = files::read_if_there(&dir.join(STATE_FILE), Ceiling::JSON)? else {
             return Ok(None);
         };
@@ -98,9 +98,9 @@ impl AdapterNotes {
         }
         let state = RunState::read(dir).map_err(|error| match error {
             CheckpointError::Invalid { .. } => {
-                CliError::from_error(&error).hint("name another checkpoint of the run")
+                RunError::from_error(&error).hint("name another checkpoint of the run")
             }
-            error => CliError::from_error(&error),
+            error => RunError::from_error(&error),
         })?;
         let template = template_of(&state.config.data);
         Ok(Some(Self {
@@ -115,8 +115,8 @@ impl AdapterNotes {
     }
 }
 
-fn unusable(file: &Path, reason: &str) -> CliError {
-    CliError::failure(format!(
+fn unusable(file: &Path, reason: &str) -> RunError {
+    RunError::failure(format!(
         "the adapter's notes in `{}` cannot be used: {reason}",
         file.display()
     ))

@@ -9,10 +9,12 @@ use lowrank_data::{
 use lowrank_engine::Device;
 use lowrank_train::config::TaskKind;
 
-use crate::args::DataArgs;
-use crate::errors::{CliError, CliResult};
-use crate::output::count;
-use crate::session::{AdapterSource, Base, KnownLabels, load_spec};
+use crate::adapter::AdapterSource;
+use crate::base::Base;
+use crate::error::{RunError, RunResult};
+use crate::rows::{KnownLabels, load_spec};
+use crate::settings::RowSettings;
+use crate::text::count;
 
 /// Names of columns that one line shows.
 const COLUMNS_SHOWN: usize = 12;
@@ -29,10 +31,10 @@ impl TaskChoice {
     /// By the flag, the adapter's notes, the model's head; a model without one leaves it to the rows.
     pub fn new(
         base: &Base,
-        data: &DataArgs,
+        data: &RowSettings,
         adapter: Option<&AdapterSource>,
         table: &Table,
-    ) -> CliResult<Self> {
+    ) -> RunResult<Self> {
         let noted = adapter.and_then(|a| a.notes.as_ref()).map(|n| n.task);
         let said = data.task.or(noted);
         let task = said.unwrap_or_else(|| base.task());
@@ -72,11 +74,11 @@ impl TaskChoice {
 /// The rows of a file, as the task is to be told from them.
 pub fn table_of(
     base: &Base,
-    data: &DataArgs,
+    data: &RowSettings,
     noted: Option<TaskKind>,
     path: &str,
     device: &Device,
-) -> CliResult<Table> {
+) -> RunResult<Table> {
     let task = data.task.or(noted).unwrap_or_else(|| base.task());
     let spec: LoadSpec = load_spec(base, data, task, None, 0)?;
     Ok(device.install(|| read_table(Path::new(path), &spec))?)
@@ -85,7 +87,7 @@ pub fn table_of(
 /// Label names that do not come from the rows: flags, the adapter's notes, a head's real names.
 pub fn known_labels(
     base: &Base,
-    data: &DataArgs,
+    data: &RowSettings,
     adapter: Option<&AdapterSource>,
 ) -> Option<KnownLabels> {
     let of = |origin| move |names: Vec<String>| KnownLabels { names, origin };
@@ -152,7 +154,7 @@ pub fn choose_labels(
 }
 
 /// With a single class there is nothing to learn; the file and column that hold it are named.
-pub fn refuse_single_class(task: TaskKind, known: &KnownLabels, report: &LoadReport) -> CliResult {
+pub fn refuse_single_class(task: TaskKind, known: &KnownLabels, report: &LoadReport) -> RunResult {
     let one_of_several = matches!(task, TaskKind::SingleLabel | TaskKind::TokenClassification);
     let [only] = known.names.as_slice() else {
         return Ok(());
@@ -173,7 +175,7 @@ pub fn refuse_single_class(task: TaskKind, known: &KnownLabels, report: &LoadRep
         Ok(_) => "; --task regression predicts numbers",
         Err(_) => "",
     };
-    Err(CliError::usage(format!(
+    Err(RunError::usage(format!(
         "`{file}`{column}: a single class, `{only}`{left_out}; labels: expected at least two"
     ))
     .hint(format!(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_formats::files;
 
-use crate::errors::CliError;
+use crate::error::RunError;
 
 /// Folders that are looked into, at most.
 const MOST_LOOKED_INTO: usize = 500;
@@ -19,29 +19,29 @@ pub const MODEL_FILE: &str = "config.json";
 pub const ADAPTER_FILE: &str = "adapter_config.json";
 
 /// Why a folder without a model's config.json is no model, and what to pass in its place.
-pub fn no_model_in(dir: &Path) -> CliError {
+pub fn no_model_in(dir: &Path) -> RunError {
     let name = format!("`{}`", dir.display());
     if files::is_file(&dir.join(ADAPTER_FILE)) {
-        return CliError::usage(format!(
+        return RunError::usage(format!(
             "{name} holds an adapter (`{ADAPTER_FILE}`), expected a model with `{MODEL_FILE}`"
         ))
         .hint("pass it as --adapter, and its base as --model");
     }
     let holds_none = format!("{name} holds no `{MODEL_FILE}`");
     elsewhere(dir, MODEL_FILE, "--model", holds_none).unwrap_or_else(|holds_none| {
-        CliError::failure(holds_none)
+        RunError::failure(holds_none)
             .hint("pass --model with a directory that holds config.json and weights")
     })
 }
 
 /// Why a folder without an adapter's configuration is no adapter, and what to pass in its place.
-pub fn no_adapter_in(dir: &Path) -> CliError {
+pub fn no_adapter_in(dir: &Path) -> RunError {
     let name = format!("`{}`", dir.display());
     let holds_none = format!("{name} holds no `{ADAPTER_FILE}`");
     let found = elsewhere(dir, ADAPTER_FILE, "--adapter", holds_none);
     found.unwrap_or_else(|holds_none| {
         if files::is_file(&dir.join(MODEL_FILE)) {
-            return CliError::usage(format!("{holds_none}: it is a model"))
+            return RunError::usage(format!("{holds_none}: it is a model"))
                 .hint("pass it as --model; leave --adapter out, or pass the adapter's directory there");
         }
         let weights = ["adapter_model.safetensors", "adapter_model.bin"];
@@ -51,12 +51,12 @@ pub fn no_adapter_in(dir: &Path) -> CliError {
             ),
             None => "pass --adapter with a directory that holds adapter_config.json, a run, or a loralib .bin file".to_owned(),
         };
-        CliError::failure(holds_none).hint(hint)
+        RunError::failure(holds_none).hint(hint)
     })
 }
 
 /// An error that lists the folders below `dir` that hold `file`; the words back where there is none.
-fn elsewhere(dir: &Path, file: &str, flag: &str, holds_none: String) -> Result<CliError, String> {
+fn elsewhere(dir: &Path, file: &str, flag: &str, holds_none: String) -> Result<RunError, String> {
     let found = folders_with(dir, file);
     let Some(last) = found.last() else {
         return Err(holds_none);
@@ -78,7 +78,7 @@ fn elsewhere(dir: &Path, file: &str, flag: &str, holds_none: String) -> Result<C
         ),
     };
     let message = format!("{holds_none}; found in {}{more}", shown.join(", "));
-    Ok(CliError::usage(message).hint(hint))
+    Ok(RunError::usage(message).hint(hint))
 }
 
 /// Folders one or two levels below `dir` that hold `file`, in the order of names, numbers in them by size.

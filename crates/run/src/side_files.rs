@@ -6,10 +6,13 @@ use std::path::Path;
 use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::write_atomic;
 
-use crate::errors::CliResult;
+use crate::error::RunResult;
 
 /// Files of settings beside a model are small; a tokenizer is the largest.
 const CEILING: Ceiling = Ceiling::TOKENIZER;
+
+/// The list that a merged model holds of its own files.
+pub const MERGED_MANIFEST: &str = "lowrank_merged.json";
 
 /// What was done with the files beside a model.
 #[derive(Debug, Default)]
@@ -35,7 +38,7 @@ enum Kind {
 ///
 /// # Errors
 /// A file cannot be read or written.
-pub fn copy(from: &Path, to: &Path) -> CliResult<Copied> {
+pub fn copy(from: &Path, to: &Path) -> RunResult<Copied> {
     let mut copied = Copied::default();
     for entry in files::list(from)? {
         let name = entry.name.to_string_lossy().into_owned();
@@ -73,7 +76,7 @@ fn kind(name: &str) -> Kind {
         "config.json",
         "adapter_config.json",
         "lowrank.json",
-        crate::targets::MANIFEST,
+        MERGED_MANIFEST,
     ]) || ends(&[".safetensors", ".safetensors.index.json", ".bin.index.json"])
         || starts(&["pytorch_model", "adapter_model"])
     {

@@ -5,8 +5,8 @@ use std::path::Path;
 use lowrank_formats::files;
 use lowrank_model::ModelError;
 
-use crate::errors::CliError;
-use crate::session::Base;
+use crate::base::Base;
+use crate::error::RunError;
 
 impl Base {
     /// Whether a name that an adapter gives its base means this model: the same name, the same folder, or the id of the
@@ -29,7 +29,7 @@ impl Base {
 
     /// An error of attaching the adapter whose tensors are in `tensors` and which names its base so: whose fault it is, and what
     /// can be done about it.
-    pub fn misfit(&self, error: ModelError, named: Option<&str>, tensors: &Path) -> CliError {
+    pub fn misfit(&self, error: ModelError, named: Option<&str>, tensors: &Path) -> RunError {
         let settings = tensors.with_file_name("adapter_config.json");
         let is_of_settings = matches!(
             error,
@@ -48,7 +48,7 @@ impl Base {
             }
             _ => None,
         };
-        let error = CliError::from(error).about(place);
+        let error = RunError::from(error).about(place);
         match hint {
             Some(hint) => error.hint(hint),
             None => error,

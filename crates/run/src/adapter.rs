@@ -1,0 +1,92 @@
+//! An adapter on disk, of this program, of PEFT or of loralib: its configuration, its tensors, and our notes beside it.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_formats::files;
+use lowrank_formats::peft::{AdapterFile, KEY_PREFIX, LoraConfig, Loralib};
+use lowrank_formats::{Checkpoint, FormatError};
+use lowrank_model::{ModelConfig, StoredHead, TokenTables};
+
+use crate::error::{RunError, RunResult};
+use crate::notes::AdapterNotes;
+use crate::places;
+
+/// An adapter on disk.
+pub struct AdapterSource {
+    /// Its configuration.
+    pub config: LoraConfig,
+    /// Its tensors.
+    pub tensors: AdapterFile,
+    /// Our notes, where there are some.
+    pub notes: Option<AdapterNotes>,
+    /// Its folder; none for a loralib file.
+    pub dir: Option<PathBuf>,
+}
+
+impl AdapterSource {
+    /// Opens a PEFT directory, a run, a checkpoint of a run, or a loralib file (whose alpha is `alpha`, as it holds none).
+    pub fn open(path: &str, alpha: Option<f64>) -> RunResult<Self> {
+        let given = Path::new(path);
+        let in_run = given.join("adapter");
+        let dir = if !files::is_file(&given.join("adapter_config.json")) && files::is_dir(&in_run) {
+            in_run
+        } else {
+            given.to_owned()
+        };
+        if files::is_dir(&dir) {
+            let config = LoraConfig::read(&dir).map_err(|error| match error {
+                FormatError::NothingFound { .. } => places::no_adapter_in(given),
+                error => error.into(),
+            })?;
+            return Ok(Self {
+                config,
+                tensors: AdapterFile::read(&dir)?,
+                notes: AdapterNotes::read(&dir)?,
+                dir: Some(dir),
+            });
+        }
+        if !files::is_file(&dir) {
+            return Err(RunError::usage(format!("there is no adapter `{path}`"))
+                .hint("pass --adapter with a directory that holds adapter_config.json, a run, or a loralib .bin file"));
+        }
+        let checkpoint = Checkpoint::open_file(&dir)?;
+        if !Loralib::is_loralib(&checkpoint) {
+            return Err(
+                RunError::usage(format!("`{path}` is not a loralib checkpoint"))
+                    .hint("pass --adapter with the directory that holds adapter_config.json"),
+            );
+        }
+        let loralib = Loralib::read(&dir)?;
+        let alpha = alpha.ok_or_else(|| {
+            RunError::usage(format!(
+                "`{path}` is a loralib checkpoint, which does not hold its alpha"
+            ))
+            .hint("pass --lora-alpha with the value it was trained with")
+        })?;
+        Ok(Self {
+            config: loralib.config(alpha),
+            tensors: loralib.tensors,
+            notes: None,
+            dir: None,
+        })
+    }
+
+    /// Takes the tables of tokens out of the tensors, if the adapter brings some.
+    pub fn take_tables(&mut self, config: &ModelConfig) -> RunResult<Option<TokenTables>> {
+        let tensors = std::mem::take(&mut self.tensors);
+        let place = tensors.path().to_owned();
+        let (tensors, tables) = TokenTables::take(tensors, &self.config, config)
+            .map_err(|error| RunError::from(error).about(&place))?;
+        self.tensors = tensors;
+        Ok(tables)
+    }
+
+    /// The head among the tensors, as one of a model of this type.
+    pub fn head(&self, model_type: &str) -> RunResult<Option<StoredHead>> {
+        let shape = |name: &str| {
+            let tensor = self.tensors.get(&format!("{KEY_PREFIX}{name}"))?;
+            Some(tensor.shape.clone())
+        };
+        Ok(StoredHead::find_among(model_type, &shape)?)
+    }
+}

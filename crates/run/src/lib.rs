@@ -1,0 +1,30 @@
+//! What a run of `lowrank` is: from settings by name to a model that is opened, adapted, planned, trained, evaluated, asked
+//! or merged.
+//!
+//! The command line, a server or another program says what is wanted and shows what comes of it. Nothing here prints, reads
+//! the environment or knows how a setting was given; settings bear the names of the command line's flags, so that the hint
+//! of an error names the same thing for all.
+#![forbid(unsafe_code)]
+
+pub mod adapter;
+pub mod base;
+pub mod device;
+mod error;
+pub mod fits;
+pub mod generation;
+pub mod head;
+pub mod hub;
+pub mod labels;
+pub mod loaded;
+pub mod memory;
+mod misfit;
+pub mod notes;
+mod places;
+pub mod presets;
+pub mod rows;
+pub mod settings;
+pub mod side_files;
+pub mod text;
+pub mod writer;
+
+pub use error::{Kind, RunError, RunResult};

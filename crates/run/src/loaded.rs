@@ -1,0 +1,193 @@
+//! A model that is ready to predict: opened, with its adapter attached and its head known.
+
+use std::path::Path;
+
+use lowrank_data::{
+    ColumnSpec, FileFormat, Header, LabelOrigin, Loaded, Table, examples_from_table,
+};
+use lowrank_engine::Device;
+use lowrank_model::{LoadReport, Model};
+use lowrank_train::config::{LARGEST_BATCH, TaskKind};
+use serde_json::json;
+
+use crate::adapter::AdapterSource;
+use crate::base::{Base, Head, load_notes};
+use crate::error::{RunError, RunResult};
+use crate::head::existing_head;
+use crate::rows::{load_spec, unlabelled};
+use crate::settings::{AdapterSettings, ModelSettings, RowSettings};
+
+/// Rows a batch unless told otherwise.
+pub const BATCH_SIZE: usize = 64;
+
+/// The batch size asked for, or else `default`.
+pub fn batch_size(asked: Option<usize>, default: usize) -> RunResult<usize> {
+    match asked {
+        Some(n) if (1..=LARGEST_BATCH).contains(&n) => Ok(n),
+        Some(n) => Err(RunError::usage(format!(
+            "the batch size is {n}, expected from 1 to {LARGEST_BATCH}"
+        ))),
+        None => Ok(default),
+    }
+}
+
+/// A model that is ready to predict.
+pub struct LoadedModel {
+    /// Its directory.
+    pub base: Base,
+    /// The weights, with the adapter attached.
+    pub model: Model,
+    /// What it predicts.
+    pub head: Head,
+    /// Where the names of its labels come from.
+    pub labels_from: LabelOrigin,
+    /// Tokens a row at most.
+    pub max_length: usize,
+    /// How a language model's prompts are laid out, where the adapter's notes say it.
+    pub template: Option<String>,
+    /// The alpha of the adapter, if there is one.
+    pub adapter_alpha: Option<f64>,
+    /// What a user should know.
+    pub notes: Vec<String>,
+}
+
+impl LoadedModel {
+    /// Opens a model and, if one is named, an adapter. Without a model, the adapter's own note of its base is used.
+    pub fn open(
+        model: &ModelSettings,
+        adapter: &AdapterSettings,
+        data: &RowSettings,
+        device: &Device,
+    ) -> RunResult<Self> {
+        let alpha = adapter.lora_alpha;
+        let source = |path: &String| AdapterSource::open(path, alpha);
+        let mut adapter = adapter.adapter.as_ref().map(source).transpose()?;
+        let adapter_alpha = adapter.as_ref().map(|adapter| adapter.config.lora_alpha);
+        let mut model = model.clone();
+        if model.model.is_none() {
+            let named = adapter
+                .as_ref()
+                .and_then(|a| a.config.base_model_name_or_path.clone());
+            model.model = named.filter(|name| !name.is_empty());
+        }
+        let mut base = Base::open(&model)?;
+        let tables = match &mut adapter {
+            Some(adapter) => base.take_tables(adapter)?,
+            None => Vec::new(),
+        };
+        let head = existing_head(&base, data, adapter.as_ref())?;
+        // An adapter that brings its head takes the place of the checkpoint's; that it brings all of it is checked below.
+        let brings_head = match &adapter {
+            Some(adapter) => adapter.head(&base.config.model_type)?.is_some(),
+            None => false,
+        };
+        let base = match brings_head {
+            true => base.with_head_of_adapter(),
+            false => base,
+        };
+        let noted = adapter
+            .as_ref()
+            .and_then(|a| a.notes.as_ref())
+            .map(|n| n.max_length);
+        let labels_from = match (&data.labels, noted) {
+            (Some(_), _) => LabelOrigin::Flag,
+            (None, Some(_)) => LabelOrigin::Adapter,
+            (None, None) => LabelOrigin::Head,
+        };
+        // What the adapter's notes say is no request: a model of fewer positions has its own limit.
+        let noted = noted.map(|length| length.min(base.config.facts.max_positions));
+        let max_length = base.max_length(data.max_length.or(noted))?;
+        let template = adapter
+            .as_ref()
+            .and_then(|a| a.notes.as_ref())
+            .and_then(|n| n.template.clone());
+        let (mut loaded, report) = base.load(&head, 0, device)?;
+        let mut notes = base.head.notes.clone();
+        notes.extend(tables);
+        notes.extend(load_notes(&report));
+        let is_adapted = adapter.is_some();
+        if let Some(adapter) = adapter {
+            base.check_adapter(&adapter, device)?;
+            let place = adapter.tensors.path().to_owned();
+            let named = adapter.config.base_model_name_or_path.as_deref();
+            let attached = loaded
+                .attach_tensors(&adapter.config, adapter.tensors)
+                .map_err(|error| base.misfit(error, named, &place))?;
+            notes.extend(attached.notes.iter().cloned());
+            // The head that was new without the adapter, or had another shape, is the adapter's.
+            notes.retain(|note| !note.starts_with("new,"));
+            for note in &mut notes {
+                if let Some(rest) = note.strip_prefix("started anew,") {
+                    *note = format!("the adapter's,{rest}");
+                }
+            }
+        }
+        refuse_random(&loaded, &report, is_adapted)?;
+        Ok(Self {
+            base,
+            model: loaded,
+            head,
+            labels_from,
+            max_length,
+            template,
+            adapter_alpha,
+            notes,
+        })
+    }
+
+    /// Rows of texts that are not in a file; for token classification, words are parted by blanks.
+    pub fn examples_of_texts(&self, texts: &[String], data: &RowSettings) -> RunResult<Loaded> {
+        let mut spec = unlabelled(load_spec(
+            &self.base,
+            data,
+            self.head.task,
+            None,
+            self.max_length,
+        )?);
+        let words = self.head.task == TaskKind::TokenClassification;
+        let row = |text: &String| match words {
+            true => json!({ "tokens": text.split_whitespace().collect::<Vec<_>>() }),
+            false => json!({ "text": text }),
+        };
+        let lines: Vec<String> = texts.iter().map(|text| row(text).to_string()).collect();
+        let bytes = lines.join("\n").into_bytes();
+        let table = Table::parse(
+            Path::new("the texts given"),
+            bytes,
+            FileFormat::Jsonl,
+            Header::Present,
+        )?;
+        spec.columns = ColumnSpec::default();
+        let tokenizer = self.base.tokenizer.as_ref();
+        let loaded = examples_from_table(&table, &spec, tokenizer.ok());
+        loaded.map_err(|error| self.base.data_error(error))
+    }
+}
+
+/// Values that neither the checkpoint nor the adapter holds would be random, and so would be every prediction.
+fn refuse_random(model: &Model, report: &LoadReport, is_adapted: bool) -> RunResult {
+    let held = |name: &String| {
+        let key = format!("base_model.model.{name}");
+        model.trainables().iter().any(|(_, t)| t.name == key)
+    };
+    let random: Vec<_> = report.new.iter().filter(|name| !held(name)).collect();
+    let Some(first) = random.first() else {
+        return Ok(());
+    };
+    let more = match random.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more tensors"),
+    };
+    let (holder, hint) = match is_adapted {
+        true => (
+            "neither the checkpoint nor the adapter holds",
+            "train the adapter with these modules in `modules_to_save` (PEFT adds the head for `task_type` SEQ_CLS and TOKEN_CLS)",
+        ),
+        false => (
+            "the checkpoint does not hold",
+            "pass --adapter with an adapter that holds them; `lowrank train` trains one",
+        ),
+    };
+    let message = format!("{holder} `{first}`{more}: predictions would be random");
+    Err(RunError::failure(message).hint(hint))
+}
