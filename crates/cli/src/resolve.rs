@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::Device;
 use lowrank_model::TokenTables;
+use lowrank_model::families::family;
 use lowrank_train::config::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
     MemorySettings, ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
@@ -293,11 +294,8 @@ pub fn resolve_lora_from(
 
 /// Fresh adapters where nothing is asked for: rank 8 on queries and values, the paper's choice.
 pub fn default_lora(model_type: &str) -> LoraSettings {
-    let peft = lowrank_formats::peft::LoraConfig::default_target_modules(model_type);
-    let names = match peft {
-        Some(lowrank_formats::peft::TargetModules::List(names)) => names,
-        Some(_) | None => vec!["query".to_owned(), "value".to_owned()],
-    };
+    let targets = family(model_type).map_or(&["query", "value"][..], |f| f.default_targets);
+    let names = targets.iter().map(|&name| name.to_owned()).collect();
     LoraSettings {
         r: 8,
         lora_alpha: 16.0,

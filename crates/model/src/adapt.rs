@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use lowrank_engine::ops::linear::Adapter;
-use lowrank_engine::param::transpose;
-use lowrank_engine::{Device, Matrix, Param, Trainables};
+use lowrank_engine::{Device, Trainables};
 use lowrank_formats::peft::{Bias, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType};
 
 use crate::config::Task;
@@ -12,7 +11,7 @@ use crate::error::ModelError;
 use crate::loader::{LM_HEAD, name_hash};
 use crate::lora::{HEAD_NAMES, Origin, Resolved, initial_values, resolve};
 use crate::model::Model;
-use crate::modules::{Convolution, Layout, Linear, ModuleMut, ModuleRef, Table};
+use crate::modules::{Kind, Module, Parameter};
 use crate::parts::{Parts, Piece};
 
 /// What a model trains.
@@ -94,12 +93,8 @@ impl Model {
             config.task_type = Some(self.task.peft_type());
         }
         if config.modules_to_save.is_none() {
-            let modules = self.modules();
-            let has = |name: &str| {
-                modules
-                    .iter()
-                    .any(|m| m.path().split('.').any(|p| p == name))
-            };
+            let paths = || self.modules.iter().map(|module| &module.path);
+            let has = |name: &str| paths().any(|path| path.split('.').any(|part| part == name));
             for name in self.family.default_saved.iter().filter(|name| has(name)) {
                 add_name(&mut config.modules_to_save, name);
                 notes.push(format!("`{name}` is trained and saved too"));
@@ -159,7 +154,7 @@ impl Model {
                 "this model is already being trained: load it anew".to_string(),
             ));
         }
-        let Resolved { targets, saved } = resolve(&config, &self.modules(), origin, parts)?;
+        let Resolved { targets, saved } = resolve(&config, &self.modules, origin, parts)?;
         if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
             // As PEFT does: the file names the layers, so that it means the same in any version.
             config.target_modules = Some(TargetModules::List(targets.iter().cloned().collect()));
@@ -178,7 +173,7 @@ impl Model {
                 ..AdapterReport::default()
             },
         };
-        for module in self.network.modules_mut() {
+        for module in self.modules.iter_mut() {
             attach.module(module)?;
         }
         self.report = attach.report;
@@ -193,19 +188,10 @@ impl Model {
                 "this model is already being trained: load it anew".to_string(),
             ));
         }
-        let (device, trainables) = (self.device.clone(), &mut self.trainables);
-        let mut whole = Whole {
-            device: &device,
-            trainables,
-            prefix: "",
-        };
         let mut report = AdapterReport::default();
-        for module in self.network.modules_mut() {
-            let path = module.as_ref().path().to_string();
-            report.saved.push(SavedModule {
-                path,
-                parameters: whole.module(module),
-            });
+        for module in self.modules.iter_mut() {
+            let saved = module.train("", &self.device, &mut self.trainables);
+            report.saved.push(saved);
         }
         self.report = report;
         self.mode = TrainMode::Full;
@@ -234,11 +220,9 @@ impl Model {
     /// Whether the first target's weight is stored as [in, out].
     fn is_conv1d(&self, config: &LoraConfig) -> Result<bool, ModelError> {
         let matcher = Matcher::new(config)?;
-        for module in self.modules() {
-            if let ModuleRef::Linear(linear) = module
-                && matcher.is_target(&linear.path)?
-            {
-                return Ok(linear.layout == Layout::Conv1d);
+        for (linear, _) in self.modules.linears() {
+            if matcher.is_target(&linear.path)? {
+                return Ok(linear.kind == Kind::Conv1d);
             }
         }
         Ok(false)
@@ -251,21 +235,12 @@ impl Model {
             .iter()
             .flatten()
             .any(|name| name.contains("pooler"));
-        let is_new = |module: &ModuleRef<'_>| match module {
-            ModuleRef::Linear(linear) if linear.is_new && linear.path.contains("pooler") => {
-                Some(linear.path.clone())
-            }
-            ModuleRef::Linear(_)
-            | ModuleRef::LayerNorm(_)
-            | ModuleRef::Embedding(_)
-            | ModuleRef::Convolution(_)
-            | ModuleRef::Bias(_) => None,
-        };
         if saved {
-            Vec::new()
-        } else {
-            self.modules().iter().filter_map(is_new).collect()
+            return Vec::new();
         }
+        let is_pooler = |module: &&Module| module.is_new && module.path.contains("pooler");
+        let poolers = self.modules.iter().filter(is_pooler);
+        poolers.map(|module| module.path.clone()).collect()
     }
 }
 
@@ -276,106 +251,17 @@ fn add_name(names: &mut Option<Vec<String>>, name: &str) {
     }
 }
 
-/// Makes values trainable whole.
-struct Whole<'a> {
-    device: &'a Device,
-    trainables: &'a mut Trainables,
-    prefix: &'static str,
-}
-
-impl Whole<'_> {
-    /// Returns the number of values.
-    fn module(&mut self, module: ModuleMut<'_>) -> u64 {
-        let before = self.trainables.count();
-        match module {
-            ModuleMut::Linear(linear) => {
-                let path = linear.path.clone();
-                self.weight(&mut linear.weight, &format!("{path}.weight"), linear.layout);
-                if let Some(bias) = &mut linear.bias {
-                    self.param(bias, &format!("{path}.bias"), false);
-                }
-            }
-            ModuleMut::LayerNorm(norm) => {
-                self.param(&mut norm.weight, &format!("{}.weight", norm.path), false);
-                self.param(&mut norm.bias, &format!("{}.bias", norm.path), false);
-            }
-            ModuleMut::Embedding(embedding) => {
-                let name = format!("{}.weight", embedding.path);
-                match &mut embedding.table {
-                    Table::Rows(param) => self.param(param, &name, true),
-                    Table::Head(matrix) => self.weight(matrix, &name, Layout::Linear),
-                }
-            }
-            ModuleMut::Convolution(conv) => {
-                let path = conv.path.clone();
-                self.convolution(conv, &format!("{path}.weight"));
-                self.param(&mut conv.bias, &format!("{path}.bias"), false);
-            }
-            ModuleMut::Bias(bias) => {
-                let name = bias.path.clone();
-                self.param(&mut bias.value, &name, false);
-            }
+impl Module {
+    /// Trains all of its parameters under their names behind `prefix`.
+    fn train(&mut self, prefix: &str, device: &Device, trainables: &mut Trainables) -> SavedModule {
+        let train = |parameter: &mut Parameter| {
+            let name = format!("{prefix}{}", parameter.name);
+            parameter.train(name, device, trainables)
+        };
+        SavedModule {
+            parameters: self.parameters.iter_mut().map(train).sum(),
+            path: self.path.clone(),
         }
-        self.trainables.count() - before
-    }
-
-    fn convolution(&mut self, conv: &mut Convolution, name: &str) {
-        let Matrix::Frozen(packed) = &conv.weight else {
-            return;
-        };
-        let values = if self.device.is_dry() {
-            Vec::new()
-        } else {
-            packed.to_rows()
-        };
-        let name = format!("{}{name}", self.prefix);
-        let shape = [conv.channels, conv.channels, conv.taps];
-        conv.weight = Matrix::Trainable(self.trainables.add(self.device, name, &shape, &values));
-    }
-
-    fn weight(&mut self, weight: &mut Matrix, name: &str, layout: Layout) {
-        let Matrix::Frozen(packed) = &*weight else {
-            return;
-        };
-        let (out, inp) = (packed.out_features(), packed.in_features());
-        let mut values = if self.device.is_dry() {
-            Vec::new()
-        } else {
-            packed.to_rows()
-        };
-        let name = format!("{}{name}", self.prefix);
-        *weight = match layout {
-            Layout::Linear => {
-                Matrix::Trainable(self.trainables.add(self.device, name, &[out, inp], &values))
-            }
-            Layout::Conv1d => {
-                if !self.device.is_dry() {
-                    values = transpose(&values, out, inp);
-                }
-                let id = self.trainables.add(self.device, name, &[inp, out], &values);
-                Matrix::TrainableConv1d(id)
-            }
-        };
-    }
-
-    fn param(&mut self, param: &mut Param, name: &str, table: bool) {
-        let Param::Frozen(frozen) = &*param else {
-            return;
-        };
-        let [rows, cols] = frozen.shape();
-        let shape = if table { vec![rows, cols] } else { vec![cols] };
-        let values = if self.device.is_dry() {
-            Vec::new()
-        } else {
-            frozen.to_vec()
-        };
-        let id = self.trainables.add(
-            self.device,
-            format!("{}{name}", self.prefix),
-            &shape,
-            &values,
-        );
-        *param = Param::Trainable(id);
     }
 }
 
@@ -393,83 +279,40 @@ struct Attach<'a> {
 }
 
 impl Attach<'_> {
-    fn module(&mut self, module: ModuleMut<'_>) -> Result<(), ModelError> {
-        let path = module.as_ref().path().to_string();
-        if self.saved.contains(&path) {
-            self.check_shared(&module)?;
-            let mut whole = Whole {
-                device: &self.device,
-                trainables: self.trainables,
-                prefix: KEY_PREFIX,
-            };
-            let parameters = whole.module(module);
-            self.report.saved.push(SavedModule { path, parameters });
+    fn module(&mut self, module: &mut Module) -> Result<(), ModelError> {
+        if self.saved.contains(&module.path) {
+            check_shared(module)?;
+            let saved = module.train(KEY_PREFIX, &self.device, self.trainables);
+            self.report.saved.push(saved);
             return Ok(());
         }
-        let all = self.config.bias == Bias::All;
-        match module {
-            ModuleMut::Linear(linear) => {
-                let adapted = self.targets.contains(&path);
-                if adapted {
-                    self.adapt(linear)?;
-                }
-                if all || (adapted && self.config.bias == Bias::LoraOnly) {
-                    let layer = if adapted { ".base_layer" } else { "" };
-                    if let Some(bias) = &mut linear.bias {
-                        self.bias(bias, &format!("{path}{layer}.bias"));
-                    }
-                }
-            }
-            ModuleMut::LayerNorm(norm) if all => self.bias(&mut norm.bias, &format!("{path}.bias")),
-            ModuleMut::Convolution(conv) if all => {
-                self.bias(&mut conv.bias, &format!("{path}.bias"));
-            }
+        let adapted = self.targets.contains(&module.path);
+        if let Some(shape) = module.features().filter(|_| adapted) {
+            self.adapt(module, shape)?;
+        }
+        let trains_biases = match self.config.bias {
+            Bias::None => false,
+            Bias::LoraOnly => adapted,
+            Bias::All => true,
+        };
+        if trains_biases {
+            let layer = if adapted { ".base_layer" } else { "" };
+            let own = format!("{}.bias", module.path);
+            let key = format!("{KEY_PREFIX}{}{layer}.bias", module.path);
             // PEFT trains what is named `bias`; DeBERTa's `q_bias` and `v_bias` are not.
-            ModuleMut::LayerNorm(_)
-            | ModuleMut::Embedding(_)
-            | ModuleMut::Convolution(_)
-            | ModuleMut::Bias(_) => {}
+            if let Some(bias) = module.parameters.iter_mut().find(|p| p.name == own) {
+                self.report.bias_parameters += bias.train(key, &self.device, self.trainables);
+            }
         }
         Ok(())
     }
 
-    /// A table that is input and output at once cannot be trained beside adapters: PEFT would train one of two copies.
-    fn check_shared(&self, module: &ModuleMut<'_>) -> Result<(), ModelError> {
-        let tied = match module.as_ref() {
-            ModuleRef::Embedding(table) => {
-                matches!(table.table, Table::Head(_)) && table.path != LM_HEAD
-            }
-            ModuleRef::Linear(_)
-            | ModuleRef::LayerNorm(_)
-            | ModuleRef::Convolution(_)
-            | ModuleRef::Bias(_) => false,
-        };
-        if !tied {
-            return Ok(());
-        }
-        let path = module.as_ref().path();
-        Err(ModelError::Pattern {
-            field: "modules_to_save",
-            faults: vec![format!(
-                "`{path}` is the output head too (`tie_word_embeddings`); only full fine-tuning trains it"
-            )],
-        })
-    }
-
-    fn bias(&mut self, bias: &mut Param, name: &str) {
-        let before = self.trainables.count();
-        Whole {
-            device: &self.device,
-            trainables: self.trainables,
-            prefix: KEY_PREFIX,
-        }
-        .param(bias, name, false);
-        self.report.bias_parameters += self.trainables.count() - before;
-    }
-
-    fn adapt(&mut self, linear: &mut Linear) -> Result<(), ModelError> {
+    fn adapt(
+        &mut self,
+        linear: &mut Module,
+        shape @ [out, inp]: [usize; 2],
+    ) -> Result<(), ModelError> {
         let path = linear.path.clone();
-        let shape @ [out, inp] = [linear.out_features, linear.in_features];
         let (rank, alpha) = (self.matcher.rank(&path)?, self.matcher.alpha(&path)?);
         let scaling = self.matcher.scaling(&path)?;
         let parts = self.parts.filter(|parts| parts.are_of(&path));
@@ -522,4 +365,18 @@ impl Attach<'_> {
         }
         Ok(())
     }
+}
+
+/// A table that is input and output at once cannot be trained beside adapters: PEFT would train one of two copies.
+fn check_shared(module: &Module) -> Result<(), ModelError> {
+    let path = &module.path;
+    if !module.is_table_of_head() || path == LM_HEAD {
+        return Ok(());
+    }
+    Err(ModelError::Pattern {
+        field: "modules_to_save",
+        faults: vec![format!(
+            "`{path}` is the output head too (`tie_word_embeddings`); only full fine-tuning trains it"
+        )],
+    })
 }

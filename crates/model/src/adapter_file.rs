@@ -16,7 +16,6 @@ use crate::adapt::{AdapterReport, TrainMode};
 use crate::error::ModelError;
 use crate::lora::HEAD_NAMES;
 use crate::model::Model;
-use crate::modules::ModuleRef;
 
 /// A trained value as it stands in an adapter's file.
 struct SavedTensor<'a> {
@@ -57,14 +56,12 @@ impl Model {
             _ => None,
         });
         let Some(adapted) = adapted else { return file };
-        let paths: Vec<String> = (self.modules().iter())
-            .map(|module| module.path().to_owned())
-            .collect();
-        if paths.contains(&adapted) {
+        let is_path = |path: &String| self.modules.iter().any(|module| module.path == *path);
+        if is_path(&adapted) {
             return file;
         }
         let bare = format!("{}{adapted}", self.family.prefix);
-        if paths.contains(&bare) {
+        if is_path(&bare) {
             let prefix = self.family.prefix;
             let is_head = |path: &str| {
                 let first = path.split('.').next().unwrap_or(path);
@@ -77,8 +74,8 @@ impl Model {
                 Some(_) | None => key.to_owned(),
             });
         }
-        let before = paths.iter().find_map(|path| {
-            let before = adapted.strip_suffix(path.as_str())?;
+        let before = self.modules.iter().find_map(|module| {
+            let before = adapted.strip_suffix(module.path.as_str())?;
             before.ends_with('.').then(|| before.to_owned())
         });
         let Some(before) = before else { return file };
@@ -202,14 +199,8 @@ impl Model {
 
     /// Each stored B of parts of a fused layer.
     fn blocks(&self) -> BTreeMap<TrainableId, Blocks> {
-        let of_linear = |module: &ModuleRef<'_>| match module {
-            ModuleRef::Linear(linear) => linear.adapter.and_then(|a| Some((a.b, a.blocks?))),
-            ModuleRef::LayerNorm(_)
-            | ModuleRef::Embedding(_)
-            | ModuleRef::Convolution(_)
-            | ModuleRef::Bias(_) => None,
-        };
-        self.modules().iter().filter_map(of_linear).collect()
+        let adapters = self.modules.iter().filter_map(|module| module.adapter);
+        adapters.filter_map(|a| Some((a.b, a.blocks?))).collect()
     }
 
     /// set(saved) = set(trained), value by value.

@@ -23,9 +23,9 @@ impl Model {
         if rows.is_empty() {
             return (0.0, 0);
         }
-        let hidden = model.hidden(&mut tape, batch, &rows, stretch);
+        let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, stretch);
         let targets = LmTargets {
-            table: model.head(),
+            table: model.head(&self.modules),
             labels: &labels,
             smoothing: options.label_smoothing,
         };
@@ -46,9 +46,9 @@ impl Model {
         if rows.is_empty() {
             return (0.0, 0);
         }
-        let hidden = model.hidden(&mut tape, batch, &rows, stretch);
+        let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, stretch);
         let targets = LmTargets {
-            table: model.head(),
+            table: model.head(&self.modules),
             labels: &labels,
             smoothing: 0.0,
         };
@@ -63,8 +63,10 @@ impl Model {
         batch: &Batch<'_>,
     ) -> Var {
         let rows: Vec<usize> = (0..batch.tokens()).collect();
-        let hidden = model.hidden(&mut tape, batch, &rows, Stretch::whole(false));
-        tape.constant(lm_logits(hidden.tensor(), model.head(), &self.trainables))
+        let (modules, stretch) = (&self.modules, Stretch::whole(false));
+        let hidden = model.hidden(modules, &mut tape, batch, &rows, stretch);
+        let table = model.head(modules);
+        tape.constant(lm_logits(hidden.tensor(), table, &self.trainables))
     }
 }
 

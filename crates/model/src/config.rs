@@ -1,7 +1,8 @@
-//! `config.json`, read strictly: every fault of the file at once. Names are Hugging Face's. It holds what every family
-//! has; the fields of one family are read in its own file.
+//! `config.json`, parsed once and strictly: every fault of the file at once. Names are Hugging Face's. It holds what every
+//! family has; the fields of one family are read in its own file.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use lowrank_engine::Activation;
 use lowrank_formats::peft::TaskType;
@@ -9,7 +10,7 @@ use lowrank_formats::{ConfigReader, read_json};
 use serde_json::Value;
 
 use crate::error::ModelError;
-use crate::families::family;
+use crate::families::{Architecture, family};
 use crate::label_fields::LabelFields;
 
 /// What the head predicts.
@@ -71,6 +72,10 @@ pub struct Facts {
     pub num_hidden_layers: usize,
     /// H.
     pub num_attention_heads: usize,
+    /// Hkv, the heads of keys and values.
+    pub num_key_value_heads: usize,
+    /// Dh.
+    pub head_dim: usize,
     /// F.
     pub intermediate_size: usize,
     /// The longest sequence in tokens.
@@ -81,23 +86,62 @@ pub struct Facts {
     pub pad_token_id: Option<u32>,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
+    /// Whether a language model's output table is its input table.
+    pub tie_word_embeddings: bool,
 }
 
-/// The configuration of a model: what every family has. A family reads its own fields from `raw`.
+/// The probabilities of dropout; absent where the family has none of its own there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dropouts {
+    /// Of what a sublayer adds to the residual stream.
+    pub hidden: f32,
+    /// Of attention's probabilities.
+    pub attention: f32,
+    /// Of the embeddings' sum.
+    pub embedding: Option<f32>,
+    /// Before the pooler's layer.
+    pub pooler: Option<f32>,
+    /// Before the classifier.
+    pub classifier: Option<f32>,
+}
+
+impl Dropouts {
+    /// Before a classifier.
+    pub(crate) fn before_classifier(&self) -> f32 {
+        self.classifier.unwrap_or(self.hidden)
+    }
+}
+
+/// The largest probability of dropout.
+const MOST_DROPOUT: f64 = 0.999;
+
+/// A family's fields of config.json after they were read.
+#[derive(Debug, Clone)]
+pub struct FamilyConfig {
+    /// The model's shape.
+    pub facts: Facts,
+    /// Its dropout.
+    pub dropouts: Dropouts,
+    /// All else, which only the family's network needs.
+    pub architecture: Arc<dyn Architecture>,
+}
+
+/// The configuration of a model, parsed once.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
     /// The family.
     pub model_type: String,
     /// The model's shape.
     pub facts: Facts,
+    /// Its dropout.
+    pub dropouts: Dropouts,
     /// What the file says of labels.
     pub labels: LabelFields,
     /// transformers' `problem_type`, if the file has one.
     pub problem_type: Option<String>,
     /// The classes that the checkpoint was saved from, such as `BertForSequenceClassification`.
     pub architectures: Vec<String>,
-    /// The whole file: to copy through, and for the family's own fields.
-    raw: Value,
+    pub(crate) architecture: Arc<dyn Architecture>,
 }
 
 impl ModelConfig {
@@ -107,62 +151,60 @@ impl ModelConfig {
     }
 
     /// Checks a parsed `config.json`; `path` is for messages.
-    pub fn from_value(path: &Path, raw: Value) -> Result<Self, ModelError> {
-        let reader = ConfigReader::new(path, &raw);
+    pub fn from_value(path: &Path, value: Value) -> Result<Self, ModelError> {
+        let reader = ConfigReader::new(path, &value);
         let model_type = reader.string("model_type");
-        let facts = match family(&model_type) {
-            Ok(family) => (family.facts)(&reader),
+        let own = match family(&model_type) {
+            Ok(family) => (family.read)(&reader),
             Err(unknown) => {
                 reader.finish()?;
                 return Err(unknown);
             }
         };
         let config = ModelConfig {
-            facts,
+            model_type,
+            facts: own.facts,
+            dropouts: own.dropouts,
             labels: LabelFields::read(&reader),
             problem_type: reader.opt_string("problem_type"),
             architectures: architectures(&reader),
-            model_type,
-            raw: Value::Null,
+            architecture: own.architecture,
         };
         reader.finish()?;
-        Ok(ModelConfig { raw, ..config })
+        Ok(config)
     }
 
-    /// A reader of the family's own fields, which were checked when this was made.
-    pub fn reader(&self) -> ConfigReader<'_> {
-        ConfigReader::new(Path::new("config.json"), &self.raw)
-    }
-
-    /// Sets the number of tokens in the vocabulary.
-    pub fn set_vocab_size(&mut self, rows: usize) -> Result<(), ModelError> {
-        self.raw["vocab_size"] = rows.into();
-        let changed = Self::from_value(Path::new("config.json"), self.raw.clone())?;
-        self.facts = changed.facts;
+    /// Sets every dropout probability of the model, from 0 to 0.999.
+    pub fn set_dropout(&mut self, p: f64) -> Result<(), ModelError> {
+        let p = checked_dropout(p)?;
+        let own = &mut self.dropouts;
+        (own.hidden, own.attention) = (p, p);
+        let others = [&mut own.embedding, &mut own.pooler, &mut own.classifier];
+        others.into_iter().flatten().for_each(|other| *other = p);
         Ok(())
     }
 
-    /// Sets every dropout probability of the model, from 0 to below 1.
-    pub fn set_dropout(&mut self, p: f64) -> Result<(), ModelError> {
-        for key in family(&self.model_type)?.dropouts {
-            self.raw[*key] = p.into();
-        }
-        Self::from_value(Path::new("config.json"), self.raw.clone()).map(|_| ())
-    }
-
-    /// Sets the probability of dropout before the classifier, from 0 to below 1.
+    /// Sets the probability of dropout before the classifier, from 0 to 0.999.
     /// Errors where the family has no dropout of its own there.
     pub fn set_classifier_dropout(&mut self, p: f64) -> Result<(), ModelError> {
-        let known = |key: &&&str| ["classifier_dropout", "cls_dropout"].contains(*key);
-        let Some(key) = family(&self.model_type)?.dropouts.iter().find(known) else {
+        let Some(own) = &mut self.dropouts.classifier else {
             return Err(ModelError::UnsupportedConfig(format!(
                 "a `{}` model has no dropout of its own before a classifier",
                 self.model_type
             )));
         };
-        self.raw[*key] = p.into();
-        Self::from_value(Path::new("config.json"), self.raw.clone()).map(|_| ())
+        *own = checked_dropout(p)?;
+        Ok(())
     }
+}
+
+fn checked_dropout(p: f64) -> Result<f32, ModelError> {
+    if (0.0..=MOST_DROPOUT).contains(&p) {
+        return Ok(p as f32);
+    }
+    Err(ModelError::UnsupportedConfig(format!(
+        "dropout is {p}, expected a number from 0 to {MOST_DROPOUT}"
+    )))
 }
 
 /// transformers' names of the functions that the kernels have; several are the same function computed in another way.
@@ -220,7 +262,19 @@ pub(crate) fn read_activation(
 
 /// A probability of dropout.
 pub(crate) fn read_dropout(reader: &ConfigReader<'_>, key: &str, default: f64) -> f32 {
-    reader.f64_or(key, default, 0.0..=0.999) as f32
+    reader.f64_or(key, default, 0.0..=MOST_DROPOUT) as f32
+}
+
+/// A probability of dropout that another one stands for where it is absent.
+pub(crate) fn read_dropout_else(reader: &ConfigReader<'_>, key: &str, other: f32) -> f32 {
+    let own = reader.opt_f64(key, 0.0..=MOST_DROPOUT);
+    own.map_or(other, |p| p as f32)
+}
+
+/// `pad_token_id`, if the file has one.
+pub(crate) fn read_pad_token(reader: &ConfigReader<'_>) -> Option<u32> {
+    let id = reader.opt_usize("pad_token_id", 0..=1 << 24)?;
+    Some(id as u32)
 }
 
 /// The number of heads, which must divide the width, given by name and value.
@@ -244,5 +298,54 @@ fn architectures(reader: &ConfigReader<'_>) -> Vec<String> {
     match reader.raw("architectures") {
         Some(Value::String(name)) => vec![name.clone()],
         Some(_) | None => reader.opt_strings("architectures").unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(value: Value) -> ModelConfig {
+        ModelConfig::from_value(Path::new("config.json"), value).expect("a configuration")
+    }
+
+    #[test]
+    fn dropout_is_set_where_the_family_has_its_own() {
+        let mut gpt2 = config(json!({ "model_type": "gpt2", "embd_pdrop": 0.2 }));
+        assert_eq!(gpt2.dropouts.embedding, Some(0.2));
+        gpt2.set_dropout(0.5).expect("a probability");
+        let own = &gpt2.dropouts;
+        assert_eq!((own.hidden, own.attention), (0.5, 0.5));
+        assert_eq!((own.embedding, own.pooler), (Some(0.5), None));
+        assert!(gpt2.set_classifier_dropout(0.5).is_err());
+        let mut opt = config(json!({ "model_type": "opt" }));
+        opt.set_dropout(0.5).expect("a probability");
+        assert_eq!(opt.dropouts.embedding, None);
+    }
+
+    #[test]
+    fn the_classifiers_dropout_is_its_own_or_that_of_hidden_states() {
+        let fields = |classifier: Value| {
+            json!({
+                "model_type": "bert", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "intermediate_size": 4, "max_position_embeddings": 4,
+                "hidden_dropout_prob": 0.3, "classifier_dropout": classifier,
+            })
+        };
+        assert_eq!(config(fields(json!(0.4))).dropouts.classifier, Some(0.4));
+        let mut bert = config(fields(Value::Null));
+        assert_eq!(bert.dropouts.classifier, Some(0.3));
+        bert.set_classifier_dropout(0.0).expect("a probability");
+        assert_eq!(bert.dropouts.classifier, Some(0.0));
+        assert_eq!(bert.dropouts.hidden, 0.3);
+        for p in [-0.1, 0.9995, f64::NAN] {
+            assert!(bert.set_dropout(p).is_err(), "{p}");
+        }
+        assert_eq!(
+            (bert.facts.num_key_value_heads, bert.facts.head_dim),
+            (2, 2)
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Fills modules from a checkpoint, block by block, or with new values; says what was new, missing and unused.
+//! Fills the list of modules from a checkpoint, block by block, or with new values; says what was new, missing and unused.
+//! A network's order of calls is the order of the list.
 //! It knows no family; names are [`crate::names`]'s business.
 
 use std::collections::BTreeSet;
@@ -11,7 +12,9 @@ use lowrank_kernels as kernels;
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::Family;
-use crate::modules::{Bias, Convolution, Embedding, LayerNorm, Layout, Linear, Table};
+use crate::modules::{
+    Bias, Convolution, Embedding, Kind, LayerNorm, Linear, Module, Modules, Parameter, Value,
+};
 use crate::names::Names;
 use crate::token_tables::TokenTables;
 
@@ -55,15 +58,22 @@ pub enum Presence {
     NewIfAbsent,
 }
 
+/// How a linear layer's weight stands in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// [out, in], as PyTorch's `Linear` has it.
+    Linear,
+    /// [in, out], as GPT-2's `Conv1D` has it; PEFT's `fan_in_fan_out`.
+    Conv1d,
+}
+
 /// A linear layer to load.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearSpec<'n> {
     /// The module's path.
     pub path: &'n str,
-    /// in.
-    pub in_features: usize,
-    /// out.
-    pub out_features: usize,
+    /// [in, out].
+    pub shape: [usize; 2],
     /// Whether it may be absent.
     pub presence: Presence,
     /// Whether it has a bias.
@@ -72,6 +82,16 @@ pub struct LinearSpec<'n> {
     pub layout: Layout,
     /// Standard deviation of new weights.
     pub std: f32,
+}
+
+impl LinearSpec<'_> {
+    /// The same without a bias.
+    pub fn unbiased(self) -> Self {
+        LinearSpec {
+            has_bias: false,
+            ..self
+        }
+    }
 }
 
 /// Fills one model's modules.
@@ -85,6 +105,7 @@ pub struct Loader<'a> {
     used: BTreeSet<String>,
     options: &'a LoadOptions,
     initializer_range: f32,
+    modules: Modules,
     report: LoadReport,
     /// A matrix as a file holds it.
     stored: Vec<f32>,
@@ -100,6 +121,20 @@ struct Wanted<'n> {
     /// Standard deviation of new values around `mean`.
     std: f32,
     mean: f32,
+}
+
+impl Wanted<'_> {
+    fn parameter(&self, value: Value) -> Parameter {
+        Parameter {
+            name: self.name.to_owned(),
+            shape: self.shape.to_vec(),
+            value,
+        }
+    }
+}
+
+fn weight_of(path: &str) -> String {
+    format!("{path}.weight")
 }
 
 impl<'a> Loader<'a> {
@@ -119,6 +154,7 @@ impl<'a> Loader<'a> {
             checkpoint,
             tables: None,
             family,
+            modules: Modules::default(),
             report: LoadReport {
                 left_out: names.left_out(),
                 ..LoadReport::default()
@@ -139,44 +175,57 @@ impl<'a> Loader<'a> {
         self
     }
 
-    /// A linear layer with a bias.
-    pub fn linear(
-        &mut self,
-        path: &str,
-        in_features: usize,
-        out_features: usize,
-        presence: Presence,
-    ) -> Result<Linear, ModelError> {
-        self.linear_of(LinearSpec {
+    /// The head's task.
+    pub fn task(&self) -> Task {
+        self.options.task
+    }
+
+    /// Outputs of the head.
+    pub fn num_labels(&self) -> usize {
+        self.options.num_labels
+    }
+
+    /// A linear layer of the body with a bias, from a weight stored as [out, in]; `shape` is [in, out].
+    pub fn spec<'n>(&self, path: &'n str, shape: [usize; 2]) -> LinearSpec<'n> {
+        LinearSpec {
             path,
-            in_features,
-            out_features,
-            presence,
+            shape,
+            presence: Presence::Required,
             has_bias: true,
             layout: Layout::Linear,
             std: self.initializer_range,
-        })
+        }
+    }
+
+    /// A linear layer with a bias; `shape` is [in, out].
+    pub fn linear(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+        presence: Presence,
+    ) -> Result<Linear, ModelError> {
+        let spec = self.spec(path, shape);
+        self.linear_of(LinearSpec { presence, ..spec })
     }
 
     /// Any linear layer.
     pub fn linear_of(&mut self, spec: LinearSpec<'_>) -> Result<Linear, ModelError> {
-        let (path, presence, layout) = (spec.path, spec.presence, spec.layout);
-        let (inp, out) = (spec.in_features, spec.out_features);
-        let name = format!("{path}.weight");
-        let shape = match layout {
-            Layout::Linear => [out, inp],
-            Layout::Conv1d => [inp, out],
+        let (path, [inp, out]) = (spec.path, spec.shape);
+        let (kind, shape) = match spec.layout {
+            Layout::Linear => (Kind::Linear, [out, inp]),
+            Layout::Conv1d => (Kind::Conv1d, [inp, out]),
         };
+        let name = weight_of(path);
         let wanted = Wanted {
             name: &name,
             shape: &shape,
-            presence,
+            presence: spec.presence,
             std: spec.std,
             mean: 0.0,
         };
         let source = self.locate(&wanted);
         let is_new = source.is_none() && self.checkpoint.is_some();
-        let weight = match layout {
+        let weight = match spec.layout {
             Layout::Linear => self.matrix(&wanted, source.as_deref(), out, inp)?,
             Layout::Conv1d => {
                 // One buffer for all: fresh pages for each matrix cost as much as its values.
@@ -187,37 +236,15 @@ impl<'a> Loader<'a> {
                 }
                 let packed = PackedMatrix::from_transposed(self.device, out, inp, &stored);
                 self.stored = stored;
-                packed
+                Value::Conv1d(Matrix::Frozen(packed))
             }
         };
-        let bias_name = format!("{path}.bias");
-        let bias = spec
-            .has_bias
-            .then(|| self.vector(&bias_name, out, presence, 0.0))
-            .transpose()?;
-        Ok(Linear {
-            path: path.to_string(),
-            in_features: inp,
-            out_features: out,
-            weight: Matrix::Frozen(weight),
-            bias,
-            layout,
-            adapter: None,
-            is_new,
-        })
-    }
-
-    fn matrix(
-        &mut self,
-        wanted: &Wanted<'_>,
-        source: Option<&str>,
-        rows: usize,
-        cols: usize,
-    ) -> Result<PackedMatrix, ModelError> {
-        let packed = PackedMatrix::from_blocks(self.device, rows, cols, |first, block| {
-            self.fill(wanted, source, first * cols, block)
-        })?;
-        Ok(packed)
+        let mut parameters = vec![wanted.parameter(weight)];
+        if spec.has_bias {
+            parameters.push(self.vector(format!("{path}.bias"), out, spec.presence, 0.0)?);
+        }
+        let module = Module::new(path, kind, parameters);
+        Ok(Linear(self.modules.push(Module { is_new, ..module })))
     }
 
     /// The output table of a language model, which may be its input table too.
@@ -227,100 +254,16 @@ impl<'a> Loader<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Embedding, ModelError> {
-        let name = format!("{path}.weight");
+        let name = weight_of(path);
         let shape = [rows, cols];
-        let wanted = Wanted {
-            name: &name,
-            shape: &shape,
-            presence: Presence::Required,
-            std: self.initializer_range,
-            mean: 0.0,
-        };
+        let wanted = self.wanted(&name, &shape);
         let source = self.locate(&wanted);
         let table = self.matrix(&wanted, source.as_deref(), rows, cols)?;
+        let module = Module::new(path, Kind::Embedding, vec![wanted.parameter(table)]);
         Ok(Embedding {
-            path: path.to_string(),
-            num_embeddings: rows,
-            embedding_dim: cols,
-            table: Table::Head(Matrix::Frozen(table)),
+            id: self.modules.push(module),
+            rows,
             padding_idx: None,
-        })
-    }
-
-    /// The classification head of a decoder: no bias.
-    pub fn score(&mut self, width: usize, num_labels: usize) -> Result<Linear, ModelError> {
-        self.linear_of(LinearSpec {
-            path: "score",
-            in_features: width,
-            out_features: num_labels,
-            presence: Presence::NewIfAbsent,
-            has_bias: false,
-            layout: Layout::Linear,
-            std: self.initializer_range,
-        })
-    }
-
-    /// A layer norm without values in the checkpoint: weight 1, bias 0.
-    pub fn plain_layer_norm(&mut self, path: &str, width: usize, eps: f32) -> LayerNorm {
-        let ones = Frozen::new(self.device, 1, width, &vec![1.0; width]);
-        let zeros = Frozen::new(self.device, 1, width, &vec![0.0; width]);
-        LayerNorm {
-            path: path.to_string(),
-            weight: Param::Frozen(ones),
-            bias: Param::Frozen(zeros),
-            eps,
-        }
-    }
-
-    /// A convolution over tokens.
-    pub fn convolution(
-        &mut self,
-        path: &str,
-        channels: usize,
-        taps: usize,
-    ) -> Result<Convolution, ModelError> {
-        let name = format!("{path}.weight");
-        let wanted = Wanted {
-            name: &name,
-            shape: &[channels, channels, taps],
-            presence: Presence::Required,
-            std: self.initializer_range,
-            mean: 0.0,
-        };
-        let source = self.locate(&wanted);
-        let weight = self.matrix(&wanted, source.as_deref(), channels, channels * taps)?;
-        let bias = self.vector(&format!("{path}.bias"), channels, Presence::Required, 0.0)?;
-        Ok(Convolution {
-            path: path.to_string(),
-            channels,
-            taps,
-            weight: Matrix::Frozen(weight),
-            bias,
-        })
-    }
-
-    /// A bias by itself.
-    pub fn bias(&mut self, path: &str, width: usize) -> Result<Bias, ModelError> {
-        Ok(Bias {
-            path: path.to_string(),
-            value: self.vector(path, width, Presence::Required, 0.0)?,
-        })
-    }
-
-    /// A layer norm.
-    pub fn layer_norm(
-        &mut self,
-        path: &str,
-        width: usize,
-        eps: f32,
-    ) -> Result<LayerNorm, ModelError> {
-        let weight = self.vector(&format!("{path}.weight"), width, Presence::Required, 1.0)?;
-        let bias = self.vector(&format!("{path}.bias"), width, Presence::Required, 0.0)?;
-        Ok(LayerNorm {
-            path: path.to_string(),
-            weight,
-            bias,
-            eps,
         })
     }
 
@@ -332,40 +275,121 @@ impl<'a> Loader<'a> {
         cols: usize,
         padding_idx: Option<u32>,
     ) -> Result<Embedding, ModelError> {
-        let name = format!("{path}.weight");
+        let name = weight_of(path);
         let shape = [rows, cols];
-        let std = self.initializer_range;
-        let wanted = Wanted {
-            name: &name,
-            shape: &shape,
-            presence: Presence::Required,
-            std,
-            mean: 0.0,
-        };
+        let wanted = self.wanted(&name, &shape);
         let source = self.locate(&wanted);
         let table = Frozen::table_from_blocks(self.device, rows, cols, |first, block| {
             self.fill(&wanted, source.as_deref(), first * cols, block)
         })?;
-        let path = path.to_string();
-        Ok(Embedding {
+        let module = Module::new(
             path,
-            num_embeddings: rows,
-            embedding_dim: cols,
-            table: Table::Rows(Param::Frozen(table)),
+            Kind::Embedding,
+            vec![wanted.parameter(Value::Rows(Param::Frozen(table)))],
+        );
+        Ok(Embedding {
+            id: self.modules.push(module),
+            rows,
             padding_idx,
         })
     }
 
+    /// A convolution over tokens.
+    pub fn convolution(
+        &mut self,
+        path: &str,
+        channels: usize,
+        taps: usize,
+    ) -> Result<Convolution, ModelError> {
+        let name = weight_of(path);
+        let shape = [channels, channels, taps];
+        let wanted = self.wanted(&name, &shape);
+        let source = self.locate(&wanted);
+        let weight = self.matrix(&wanted, source.as_deref(), channels, channels * taps)?;
+        let bias = self.vector(format!("{path}.bias"), channels, Presence::Required, 0.0)?;
+        let parameters = vec![wanted.parameter(weight), bias];
+        let module = Module::new(path, Kind::Convolution, parameters);
+        let id = self.modules.push(module);
+        Ok(Convolution { id, taps })
+    }
+
+    /// A bias by itself.
+    pub fn bias(&mut self, path: &str, width: usize) -> Result<Bias, ModelError> {
+        let value = self.vector(path.to_owned(), width, Presence::Required, 0.0)?;
+        let module = Module::new(path, Kind::Bias, vec![value]);
+        Ok(Bias(self.modules.push(module)))
+    }
+
+    /// A layer norm.
+    pub fn layer_norm(
+        &mut self,
+        path: &str,
+        width: usize,
+        eps: f32,
+    ) -> Result<LayerNorm, ModelError> {
+        let weight = self.vector(weight_of(path), width, Presence::Required, 1.0)?;
+        let bias = self.vector(format!("{path}.bias"), width, Presence::Required, 0.0)?;
+        let module = Module::new(path, Kind::LayerNorm, vec![weight, bias]);
+        let id = self.modules.push(module);
+        Ok(LayerNorm { id, eps })
+    }
+
+    /// A layer norm without parameters: weight 1, bias 0, in no checkpoint.
+    pub fn plain_layer_norm(&mut self, path: &str, width: usize, eps: f32) -> LayerNorm {
+        let constant = |name: String, value: f32| {
+            let values = Frozen::new(self.device, 1, width, &vec![value; width]);
+            Parameter {
+                name,
+                shape: vec![width],
+                value: Value::Rows(Param::Frozen(values)),
+            }
+        };
+        let parameters = vec![
+            constant(weight_of(path), 1.0),
+            constant(format!("{path}.bias"), 0.0),
+        ];
+        let module = Module::new(path, Kind::LayerNorm, parameters);
+        let id = self.modules.push(Module {
+            is_listed: false,
+            ..module
+        });
+        LayerNorm { id, eps }
+    }
+
+    /// A weight of the body.
+    fn wanted<'n>(&self, name: &'n str, shape: &'n [usize]) -> Wanted<'n> {
+        Wanted {
+            name,
+            shape,
+            presence: Presence::Required,
+            std: self.initializer_range,
+            mean: 0.0,
+        }
+    }
+
+    fn matrix(
+        &mut self,
+        wanted: &Wanted<'_>,
+        source: Option<&str>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Value, ModelError> {
+        let packed = PackedMatrix::from_blocks(self.device, rows, cols, |first, block| {
+            self.fill(wanted, source, first * cols, block)
+        })?;
+        Ok(Value::Matrix(Matrix::Frozen(packed)))
+    }
+
     fn vector(
         &mut self,
-        name: &str,
+        name: String,
         len: usize,
         presence: Presence,
         mean: f32,
-    ) -> Result<Param, ModelError> {
+    ) -> Result<Parameter, ModelError> {
         let shape = [len];
         let wanted = Wanted {
-            name,
+            name: &name,
             shape: &shape,
             presence,
             std: 0.0,
@@ -375,11 +399,11 @@ impl<'a> Loader<'a> {
         let vector = Frozen::from_blocks(self.device, 1, len, |first, block| {
             self.fill(&wanted, source.as_deref(), first * len, block)
         })?;
-        Ok(Param::Frozen(vector))
+        Ok(wanted.parameter(Value::Rows(Param::Frozen(vector))))
     }
 
-    /// The report, or every fault at once.
-    pub fn finish(mut self) -> Result<LoadReport, ModelError> {
+    /// The modules and the report, or every fault at once.
+    pub fn finish(mut self) -> Result<(Modules, LoadReport), ModelError> {
         if !self.faults.is_empty() {
             return Err(ModelError::Weights {
                 faults: self.faults,
@@ -389,7 +413,7 @@ impl<'a> Loader<'a> {
         let unused = self.names.in_file().filter(|n| !self.used.contains(*n));
         let unused = unused.filter(|n| !self.family.ignored.iter().any(|end| n.ends_with(end)));
         self.report.unused = unused.map(str::to_owned).collect();
-        Ok(self.report)
+        Ok((self.modules, self.report))
     }
 
     /// The file's name of a wanted tensor whose shape fits; else notes what that means.

@@ -9,7 +9,7 @@ use lowrank_kernels as kernels;
 
 use crate::error::ModelError;
 use crate::loader::name_hash;
-use crate::modules::{Linear, ModuleRef};
+use crate::modules::{Module, Modules};
 use crate::parts::Parts;
 
 /// Names that PEFT saves with the adapter for classification tasks, whether or not the model has them.
@@ -35,20 +35,17 @@ pub(crate) enum Origin {
 /// Resolves `config` against a model's modules. `config.target_modules` must be set.
 pub(crate) fn resolve(
     config: &LoraConfig,
-    modules: &[ModuleRef<'_>],
+    modules: &Modules,
     origin: Origin,
     parts: Option<Parts>,
 ) -> Result<Resolved, ModelError> {
     let matcher = Matcher::new(config)?;
-    let linears: Vec<&Linear> = modules.iter().filter_map(as_linear).collect();
-    let saved: BTreeSet<String> = modules
-        .iter()
-        .map(|m| m.path())
-        .filter(|path| with_ancestors(path).any(|p| matcher.is_module_to_save(p)))
-        .map(str::to_string)
-        .collect();
+    let linears: Vec<(&Module, [usize; 2])> = modules.linears().collect();
+    let is_saved = |path: &&String| with_ancestors(path).any(|p| matcher.is_module_to_save(p));
+    let paths = modules.iter().map(|module| &module.path);
+    let saved: BTreeSet<String> = paths.filter(is_saved).cloned().collect();
     let mut targets = BTreeSet::new();
-    for linear in &linears {
+    for (linear, _) in &linears {
         // PEFT leaves the classification head out of all-linear: it trains it whole.
         let head = matches!(config.target_modules, Some(TargetModules::AllLinear))
             && HEAD_NAMES.contains(&linear.path.as_str());
@@ -79,16 +76,6 @@ pub(crate) fn resolve(
     Ok(Resolved { targets, saved })
 }
 
-fn as_linear<'a>(module: &ModuleRef<'a>) -> Option<&'a Linear> {
-    match module {
-        ModuleRef::Linear(linear) => Some(linear),
-        ModuleRef::LayerNorm(_)
-        | ModuleRef::Embedding(_)
-        | ModuleRef::Convolution(_)
-        | ModuleRef::Bias(_) => None,
-    }
-}
-
 /// A path and the paths of the modules that it lies in.
 fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.')
@@ -101,19 +88,19 @@ fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
 fn check_kinds(
     config: &LoraConfig,
     matcher: &Matcher,
-    modules: &[ModuleRef<'_>],
+    modules: &Modules,
     saved: &BTreeSet<String>,
 ) -> Result<(), ModelError> {
     if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
         return Ok(());
     }
     let mut faults = Vec::new();
-    for module in modules.iter().filter(|m| as_linear(m).is_none()) {
-        let path = module.path();
+    for module in modules.iter().filter(|m| m.features().is_none()) {
+        let path = &module.path;
         if !saved.contains(path) && matcher.is_target(path)? {
             faults.push(format!(
                 "`{path}` is {}; only linear layers can be adapted",
-                with_article(module.kind())
+                with_article(module.kind.name())
             ));
         }
     }
@@ -131,13 +118,13 @@ fn check_kinds(
 /// Every pattern must mean something.
 fn check_matched(
     matcher: &Matcher,
-    linears: &[&Linear],
-    modules: &[ModuleRef<'_>],
+    linears: &[(&Module, [usize; 2])],
+    modules: &Modules,
 ) -> Result<(), ModelError> {
-    let linear_paths: Vec<&str> = linears.iter().map(|l| l.path.as_str()).collect();
+    let linear_paths: Vec<&str> = linears.iter().map(|(l, _)| l.path.as_str()).collect();
     let all: BTreeSet<&str> = modules
         .iter()
-        .flat_map(|m| with_ancestors(m.path()))
+        .flat_map(|m| with_ancestors(&m.path))
         .collect();
     let all: Vec<&str> = all.into_iter().collect();
     let unmatched = matcher.unmatched(&linear_paths, &all)?;
@@ -153,19 +140,20 @@ fn check_matched(
 
 fn check_ranks(
     matcher: &Matcher,
-    linears: &[&Linear],
+    linears: &[(&Module, [usize; 2])],
     targets: &BTreeSet<String>,
     pieces: &dyn Fn(&str) -> usize,
 ) -> Result<(), ModelError> {
     let mut faults = Vec::new();
-    for linear in linears.iter().filter(|l| targets.contains(&l.path)) {
-        let rank = matcher.rank(&linear.path)?;
-        let limit = linear.in_features.min(linear.out_features) * pieces(&linear.path);
+    for (Module { path, .. }, [out, inp]) in linears {
+        if !targets.contains(path) {
+            continue;
+        }
+        let rank = matcher.rank(path)?;
+        let limit = inp.min(out) * pieces(path);
         if rank == 0 || rank > limit {
-            let (out, inp) = (linear.out_features, linear.in_features);
             faults.push(format!(
-                "`{}`: rank {rank} is outside 1..={limit} (the matrix is {out} x {inp})",
-                linear.path
+                "`{path}`: rank {rank} is outside 1..={limit} (the matrix is {out} x {inp})"
             ));
         }
     }

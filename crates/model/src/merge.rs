@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
-use lowrank_engine::param::{PackedMatrix, transpose};
-use lowrank_engine::{Matrix, Param};
+use lowrank_engine::param::PackedMatrix;
+use lowrank_engine::{Matrix, Trainables};
 use lowrank_formats::{
     Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model,
 };
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::config::{ModelConfig, Task};
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::modules::{Layout, Linear, ModuleMut, ModuleRef, Table};
+use crate::modules::{Module, Parameter};
 use crate::names::Names;
 
 /// How a merged model is written.
@@ -41,20 +41,6 @@ pub struct MergeReport {
     pub bytes: u64,
 }
 
-/// One tensor of the merged model and where its values are.
-struct Piece<'a> {
-    spec: TensorSpec,
-    source: Source<'a>,
-}
-
-#[derive(Clone, Copy)]
-enum Source<'a> {
-    Weight(&'a Linear),
-    Vector(&'a Param),
-    Table(&'a Table),
-    Matrix(&'a Matrix),
-}
-
 impl Model {
     /// Writes the model with adapters merged into `dir`, which must exist: weights and `config.json`. `base` is the
     /// directory it was loaded from: its config is carried through and, unless a type is given, its tensor types are kept.
@@ -74,14 +60,14 @@ impl Model {
             Some(_) => BTreeMap::new(),
             None => self.stored_types(&Checkpoint::open_dir(base)?)?,
         };
-        let pieces = self.pieces(&stored, options);
-        let specs: Vec<TensorSpec> = pieces.iter().map(|p| p.spec.clone()).collect();
+        let spec = |parameter: &Parameter| TensorSpec {
+            name: parameter.name.clone(),
+            dtype: (options.dtype.or(stored.get(&parameter.name).copied())).unwrap_or(DType::F32),
+            shape: parameter.shape.clone(),
+        };
+        let specs: Vec<TensorSpec> = self.modules.parameters().map(spec).collect();
         write_model(dir, &specs, options.max_shard_bytes, &mut |spec, out| {
-            let piece = pieces
-                .iter()
-                .find(|p| p.spec.name == spec.name)
-                .expect("every spec is a piece's");
-            let values = self.merged_values(piece.source);
+            let values = self.merged_values(&spec.name);
             if let Some(value) = values.iter().find(|v| !fits(**v, spec.dtype)) {
                 let message = misfit(&spec.name, *value, spec.dtype);
                 return Err(std::io::Error::new(
@@ -96,13 +82,9 @@ impl Model {
             &dir.join("config.json"),
             format!("{}\n", to_python_json(&config)).as_bytes(),
         )?;
-        let merged = pieces
-            .iter()
-            .filter(|p| matches!(p.source, Source::Weight(l) if l.adapter.is_some()))
-            .count();
         let bytes = specs.iter().filter_map(TensorSpec::byte_len).sum();
         Ok(MergeReport {
-            merged,
+            merged: self.modules.iter().filter(|m| m.adapter.is_some()).count(),
             tensors: specs.len(),
             bytes,
         })
@@ -117,30 +99,20 @@ impl Model {
                 "a dry model has no values to merge".to_string(),
             ));
         }
-        let mut merged = Vec::new();
-        for module in self.modules() {
-            if let ModuleRef::Linear(linear) = module
-                && linear.adapter.is_some()
-            {
-                let rows = self.merged_weight(linear);
-                let width = linear.in_features;
-                let fill = |first: usize, block: &mut [f32]| {
-                    block.copy_from_slice(&rows[first * width..][..block.len()]);
-                    Ok::<(), ModelError>(())
-                };
-                let packed =
-                    PackedMatrix::from_blocks(&self.device, linear.out_features, width, fill)?;
-                merged.push(packed);
-            }
-        }
-        let count = merged.len();
-        let mut merged = merged.into_iter();
-        for module in self.network.modules_mut() {
-            if let ModuleMut::Linear(linear) = module
-                && linear.adapter.take().is_some()
-            {
-                linear.weight = Matrix::Frozen(merged.next().expect("one for each adapter"));
-            }
+        let mut count = 0;
+        for module in self.modules.iter_mut() {
+            let Some([out, inp]) = module.features().filter(|_| module.adapter.is_some()) else {
+                continue;
+            };
+            let rows = merged_weight(module, &self.trainables);
+            let fill = |first: usize, block: &mut [f32]| {
+                block.copy_from_slice(&rows[first * inp..][..block.len()]);
+                Ok::<(), ModelError>(())
+            };
+            let packed = PackedMatrix::from_blocks(&self.device, out, inp, fill)?;
+            module.adapter = None;
+            module.parameters[0].set_matrix(Matrix::Frozen(packed));
+            count += 1;
         }
         Ok(count)
     }
@@ -148,118 +120,26 @@ impl Model {
     /// The types in which a checkpoint stores this model's tensors, where they can be written again.
     fn stored_types(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, DType>, ModelError> {
         let names = Names::read(checkpoint, self.family)?;
-        let pieces = self.pieces(&BTreeMap::new(), &MergeOptions::default());
-        let stored = pieces.into_iter().filter_map(|piece| {
-            let dtype = checkpoint.info(names.get(&piece.spec.name)?)?.dtype;
+        let stored = self.modules.parameters().filter_map(|parameter| {
+            let dtype = checkpoint.info(names.get(&parameter.name)?)?.dtype;
             let is_kept = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-            is_kept.then_some((piece.spec.name, dtype))
+            is_kept.then(|| (parameter.name.clone(), dtype))
         });
         Ok(stored.collect())
     }
 
-    fn pieces(&self, stored: &BTreeMap<String, DType>, options: &MergeOptions) -> Vec<Piece<'_>> {
-        let dtype_of = |name: &str| {
-            let dtype = options.dtype.or(stored.get(name).copied());
-            dtype.unwrap_or(DType::F32)
-        };
-        let mut pieces = Vec::new();
-        let mut add = |name: String, shape: Vec<usize>, source| {
-            let dtype = dtype_of(&name);
-            pieces.push(Piece {
-                spec: TensorSpec { name, dtype, shape },
-                source,
-            });
-        };
-        for module in self.modules() {
-            let path = module.path();
-            match module {
-                ModuleRef::Linear(m) => {
-                    let shape = match m.layout {
-                        Layout::Linear => vec![m.out_features, m.in_features],
-                        Layout::Conv1d => vec![m.in_features, m.out_features],
-                    };
-                    add(format!("{path}.weight"), shape, Source::Weight(m));
-                    if let Some(bias) = &m.bias {
-                        add(
-                            format!("{path}.bias"),
-                            vec![m.out_features],
-                            Source::Vector(bias),
-                        );
-                    }
-                }
-                ModuleRef::LayerNorm(m) => {
-                    let width = m.weight.shape(&self.trainables)[1];
-                    add(
-                        format!("{path}.weight"),
-                        vec![width],
-                        Source::Vector(&m.weight),
-                    );
-                    add(format!("{path}.bias"), vec![width], Source::Vector(&m.bias));
-                }
-                ModuleRef::Embedding(m) => {
-                    let shape = vec![m.num_embeddings, m.embedding_dim];
-                    add(format!("{path}.weight"), shape, Source::Table(&m.table));
-                }
-                ModuleRef::Convolution(m) => {
-                    let shape = vec![m.channels, m.channels, m.taps];
-                    add(format!("{path}.weight"), shape, Source::Matrix(&m.weight));
-                    let bias = Source::Vector(&m.bias);
-                    add(format!("{path}.bias"), vec![m.channels], bias);
-                }
-                ModuleRef::Bias(m) => {
-                    let width = m.value.shape(&self.trainables)[1];
-                    add(path.to_string(), vec![width], Source::Vector(&m.value));
-                }
-            }
+    /// The values of a parameter as they are written.
+    fn merged_values(&self, name: &str) -> Vec<f32> {
+        let has_it = |module: &&Module| module.parameters.iter().any(|p| p.name == name);
+        let module = self.modules.iter().find(has_it);
+        let module = module.expect("every spec is a parameter's");
+        let weight = &module.parameters[0];
+        if module.adapter.is_some() && weight.name == name {
+            return weight.as_stored(merged_weight(module, &self.trainables));
         }
-        pieces
-    }
-
-    fn merged_values(&self, source: Source<'_>) -> Vec<f32> {
-        match source {
-            Source::Vector(param) => param.to_vec(&self.trainables),
-            Source::Table(table) => table.to_rows(&self.trainables),
-            Source::Matrix(matrix) => matrix.to_rows(&self.trainables),
-            Source::Weight(linear) => {
-                let weight = self.merged_weight(linear);
-                match linear.layout {
-                    Layout::Linear => weight,
-                    Layout::Conv1d => transpose(&weight, linear.out_features, linear.in_features),
-                }
-            }
-        }
-    }
-
-    /// W + scaling·B·A [out, in], the product summed in f64.
-    fn merged_weight(&self, linear: &Linear) -> Vec<f32> {
-        let mut weight = linear.weight.to_rows(&self.trainables);
-        let Some(adapter) = linear.adapter else {
-            return weight;
-        };
-        let (a, b) = (
-            &self.trainables.get(adapter.a).value,
-            &self.trainables.get(adapter.b).value,
-        );
-        let b = match adapter.blocks {
-            None => Cow::Borrowed(b.data()),
-            Some(blocks) => Cow::Owned(blocks.expand(b.data(), b.cols())),
-        };
-        let (rank, width) = (a.rows(), linear.in_features);
-        let mut delta = vec![0.0f64; width];
-        for (row, b_row) in weight.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
-            delta.fill(0.0);
-            for (&b, a_row) in b_row.iter().zip(a.data().chunks_exact(width)) {
-                delta
-                    .iter_mut()
-                    .zip(a_row)
-                    .for_each(|(d, &a)| *d += f64::from(b) * f64::from(a));
-            }
-            let scaling = f64::from(adapter.scaling);
-            row.iter_mut()
-                .zip(&delta)
-                .for_each(|(w, d)| *w = (f64::from(*w) + scaling * d) as f32);
-        }
-        weight
+        let parameter = module.parameters.iter().find(|p| p.name == name);
+        let parameter = parameter.expect("the module has it");
+        parameter.to_vec(&self.trainables)
     }
 
     fn merged_config(&self, mut config: Value, options: &MergeOptions) -> Value {
@@ -301,6 +181,38 @@ impl Model {
         set_dtype(object, options.dtype);
         config
     }
+}
+
+/// W + scaling·B·A [out, in] of a linear layer with an adapter, the product summed in f64.
+fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32> {
+    let mut weight = linear.parameters[0].matrix().to_rows(trainables);
+    let Some(adapter) = linear.adapter else {
+        return weight;
+    };
+    let (a, b) = (
+        &trainables.get(adapter.a).value,
+        &trainables.get(adapter.b).value,
+    );
+    let b = match adapter.blocks {
+        None => Cow::Borrowed(b.data()),
+        Some(blocks) => Cow::Owned(blocks.expand(b.data(), b.cols())),
+    };
+    let (rank, width) = (a.rows(), a.cols());
+    let mut delta = vec![0.0f64; width];
+    for (row, b_row) in weight.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
+        delta.fill(0.0);
+        for (&b, a_row) in b_row.iter().zip(a.data().chunks_exact(width)) {
+            delta
+                .iter_mut()
+                .zip(a_row)
+                .for_each(|(d, &a)| *d += f64::from(b) * f64::from(a));
+        }
+        let scaling = f64::from(adapter.scaling);
+        row.iter_mut()
+            .zip(&delta)
+            .for_each(|(w, d)| *w = (f64::from(*w) + scaling * d) as f32);
+    }
+    weight
 }
 
 /// Writes the type of the tensors into a config, under the key that it already has.

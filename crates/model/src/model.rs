@@ -11,7 +11,7 @@ use crate::config::{ModelConfig, Task};
 use crate::error::ModelError;
 use crate::families::{Family, Network, family};
 use crate::loader::{LoadOptions, LoadReport, Loader};
-use crate::modules::ModuleRef;
+use crate::modules::{Module, Modules};
 use crate::prefix::Entry;
 use crate::stretch::Stretch;
 use crate::token_tables::TokenTables;
@@ -68,6 +68,7 @@ pub struct Model {
     pub(crate) task: Task,
     pub(crate) num_labels: usize,
     pub(crate) network: Box<dyn Network>,
+    pub(crate) modules: Modules,
     pub(crate) trainables: Trainables,
     pub(crate) mode: TrainMode,
     pub(crate) report: AdapterReport,
@@ -105,7 +106,7 @@ impl Model {
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
         if let Some(tables) = tables {
-            config.set_vocab_size(tables.rows())?;
+            config.facts.vocab_size = tables.rows();
         }
         let checkpoint = Checkpoint::open_dir(dir)?;
         Self::build(config, Some((&checkpoint, tables)), options, device)
@@ -127,7 +128,7 @@ impl Model {
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
         let family = family(&config.model_type)?;
-        if (family.architecture)(options.task).is_none() {
+        if family.class(options.task).is_none() {
             return Err(ModelError::UnsupportedConfig(format!(
                 "a `{}` model has no head for {}",
                 family.model_type,
@@ -142,9 +143,8 @@ impl Model {
             config.facts.initializer_range,
         )?
         .with_tables(files.and_then(|(_, tables)| tables));
-        let network = device
-            .install(|| (family.build)(&config, options.task, options.num_labels, &mut loader))?;
-        let load_report = loader.finish()?;
+        let network = device.install(|| config.architecture.build(&config, &mut loader))?;
+        let (modules, load_report) = loader.finish()?;
         let model = Model {
             device: device.clone(),
             family,
@@ -155,6 +155,7 @@ impl Model {
             },
             config,
             network,
+            modules,
             trainables: Trainables::default(),
             mode: TrainMode::Frozen,
             report: AdapterReport::default(),
@@ -194,7 +195,9 @@ impl Model {
 
     /// The class name for `architectures` in config.json.
     pub fn architecture(&self) -> &'static str {
-        (self.family.architecture)(self.task).expect("checked when the model was built")
+        self.family
+            .class(self.task)
+            .expect("checked when the model was built")
     }
 
     /// What is trained.
@@ -217,15 +220,14 @@ impl Model {
         &mut self.trainables
     }
 
-    /// Every module in order.
-    pub fn modules(&self) -> Vec<ModuleRef<'_>> {
-        self.network.modules()
+    /// Every module, with its parameters.
+    pub fn modules(&self) -> &Modules {
+        &self.modules
     }
 
     /// Number of values in the model without adapters.
     pub fn base_parameters(&self) -> u64 {
-        let modules = self.modules();
-        modules.iter().map(|m| m.parameters(&self.trainables)).sum()
+        self.modules.iter().map(Module::count).sum()
     }
 
     /// Forward and backward over one micro-batch; gradients are added to `gradients`. Returns the loss's sum over the
@@ -261,7 +263,7 @@ impl Model {
                 let into = (options, gradients);
                 return self.train_on_next_tokens(model, pass, batch, targets, into);
             }
-            let logits = self.network.logits(&mut tape, batch, stretch);
+            let logits = (self.network).logits(&self.modules, &mut tape, batch, stretch);
             let out = loss(&logits, targets, options.grad_scale);
             tape.backward(&logits, out.d_logits, gradients);
             (out.sum, out.count)
@@ -306,7 +308,7 @@ impl Model {
                 let (sum, count) = self.loss_of_next_tokens(model, pass, batch, targets);
                 return (Vec::new(), sum, count);
             }
-            let logits = self.network.logits(&mut tape, batch, stretch);
+            let logits = (self.network).logits(&self.modules, &mut tape, batch, stretch);
             let out = loss(&logits, targets, 1.0);
             (self.to_vec(&logits), out.sum, out.count)
         }))
@@ -316,7 +318,10 @@ impl Model {
         let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
         match self.network.language_model() {
             Some(model) => self.logits_of_all(model, tape, batch),
-            None => (self.network).logits(&mut tape, batch, Stretch::whole(false)),
+            None => {
+                let stretch = Stretch::whole(false);
+                (self.network).logits(&self.modules, &mut tape, batch, stretch)
+            }
         }
     }
 

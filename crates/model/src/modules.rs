@@ -1,5 +1,7 @@
-//! The building blocks of every family: modules that know their path in the checkpoint. It knows no family.
+//! The model's modules with their parameters: one list in the order of PyTorch's `named_modules`, under the names of the
+//! checkpoint. Networks hold ids. It knows no family.
 
+use std::ops::Index;
 use std::sync::Arc;
 
 use lowrank_engine::ops::embedding::{self, Lookup};
@@ -7,137 +9,336 @@ use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear, linear_activation, linear_f32};
 use lowrank_engine::ops::neighbours::neighbours;
 use lowrank_engine::ops::rows::select_rows;
-use lowrank_engine::{Activation, Matrix, Param, Tape, Trainables, Var};
+use lowrank_engine::param::transpose;
+use lowrank_engine::{Activation, Device, Matrix, Param, Tape, TrainableId, Trainables, Var};
 
-/// How a linear layer's weight stands in files.
+/// What a module is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
-    /// [out, in], as PyTorch's `Linear` has it.
+pub enum Kind {
+    /// A linear layer whose weight is stored as [out, in].
     Linear,
-    /// [in, out], as GPT-2's `Conv1D` has it; PEFT's `fan_in_fan_out`.
+    /// A linear layer whose weight is stored as [in, out]: GPT-2's `Conv1D`, PEFT's `fan_in_fan_out`.
     Conv1d,
+    /// A layer norm.
+    LayerNorm,
+    /// An embedding table.
+    Embedding,
+    /// A convolution over tokens, weight [out, in, taps].
+    Convolution,
+    /// A bias that belongs to no linear layer; its path is its own name.
+    Bias,
 }
 
-/// A linear layer, adapted or not. Its weight is stored under `path.weight`, its bias under `path.bias`.
-#[derive(Debug)]
-pub struct Linear {
-    /// The module's path, as PyTorch names it in the full model.
-    pub path: String,
-    /// in.
-    pub in_features: usize,
-    /// out.
-    pub out_features: usize,
-    /// W [out, in].
-    pub weight: Matrix,
-    /// bias `[out]`.
-    pub bias: Option<Param>,
-    /// How the weight is stored.
-    pub layout: Layout,
-    /// The adapter, if one is attached.
-    pub adapter: Option<Adapter>,
-    /// Whether its values are new: in no checkpoint, initialised here.
-    pub is_new: bool,
+impl Kind {
+    /// The kind, in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Linear | Kind::Conv1d => "linear layer",
+            Kind::LayerNorm => "layer norm",
+            Kind::Embedding => "embedding table",
+            Kind::Convolution => "convolution",
+            Kind::Bias => "bias",
+        }
+    }
 }
+
+/// The values of one parameter.
+#[derive(Debug)]
+pub(crate) enum Value {
+    /// A vector, or a table that is looked up only.
+    Rows(Param),
+    /// A factor of products, stored as [out, in]. A language model's output table may be its input table too.
+    Matrix(Matrix),
+    /// The same, stored as [in, out].
+    Conv1d(Matrix),
+}
+
+/// One parameter of the model, frozen or trained.
+#[derive(Debug)]
+pub struct Parameter {
+    /// Its key in the checkpoint.
+    pub name: String,
+    /// Its shape in the checkpoint.
+    pub shape: Vec<usize>,
+    pub(crate) value: Value,
+}
+
+impl Parameter {
+    /// Number of values.
+    pub fn count(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64
+    }
+
+    /// Whether it is a bias, such as `bias` or DeBERTa's `q_bias`.
+    pub fn is_bias(&self) -> bool {
+        self.shape.len() == 1 && self.name.ends_with("bias")
+    }
+
+    /// Its id among the trained parameters, if it is one.
+    pub fn trainable(&self) -> Option<TrainableId> {
+        match &self.value {
+            Value::Rows(param) => param.trainable(),
+            Value::Matrix(matrix) | Value::Conv1d(matrix) => matrix.trainable(),
+        }
+    }
+
+    /// The values as the checkpoint stores them, copied. Panics on the dry device.
+    pub fn to_vec(&self, trainables: &Trainables) -> Vec<f32> {
+        match &self.value {
+            Value::Rows(param) => param.to_vec(trainables),
+            Value::Matrix(matrix) | Value::Conv1d(matrix) => {
+                self.as_stored(matrix.to_rows(trainables))
+            }
+        }
+    }
+
+    /// A matrix [out, in] as the checkpoint stores it.
+    pub(crate) fn as_stored(&self, rows: Vec<f32>) -> Vec<f32> {
+        match &self.value {
+            Value::Conv1d(_) => transpose(&rows, self.shape[1], self.shape[0]),
+            Value::Rows(_) | Value::Matrix(_) => rows,
+        }
+    }
+
+    /// Makes it a trained parameter with this name on disk, unless it is one. Returns the number of its values, if it was not.
+    pub(crate) fn train(
+        &mut self,
+        name: String,
+        device: &Device,
+        trainables: &mut Trainables,
+    ) -> u64 {
+        if self.trainable().is_some() {
+            return 0;
+        }
+        let values = match device.is_dry() {
+            true => Vec::new(),
+            false => self.to_vec(trainables),
+        };
+        let id = trainables.add(device, name, &self.shape, &values);
+        self.value = match self.value {
+            Value::Rows(_) => Value::Rows(Param::Trainable(id)),
+            Value::Matrix(_) => Value::Matrix(Matrix::Trainable(id)),
+            Value::Conv1d(_) => Value::Conv1d(Matrix::TrainableConv1d(id)),
+        };
+        self.count()
+    }
+
+    /// Puts another matrix in the place of this one.
+    pub(crate) fn set_matrix(&mut self, new: Matrix) {
+        match &mut self.value {
+            Value::Matrix(matrix) | Value::Conv1d(matrix) => *matrix = new,
+            Value::Rows(_) => unreachable!("`{}` is no matrix", self.name),
+        }
+    }
+
+    fn param(&self) -> &Param {
+        match &self.value {
+            Value::Rows(param) => param,
+            Value::Matrix(_) | Value::Conv1d(_) => unreachable!("`{}` is a matrix", self.name),
+        }
+    }
+
+    pub(crate) fn matrix(&self) -> &Matrix {
+        match &self.value {
+            Value::Matrix(matrix) | Value::Conv1d(matrix) => matrix,
+            Value::Rows(_) => unreachable!("`{}` is no matrix", self.name),
+        }
+    }
+}
+
+/// One module: its parameters and what is adapted of it.
+#[derive(Debug)]
+pub struct Module {
+    /// Its path, as PyTorch names it in the full model.
+    pub path: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its parameters: the weight, then the bias if it has one.
+    pub parameters: Vec<Parameter>,
+    /// The adapter, if one is attached to this linear layer.
+    pub adapter: Option<Adapter>,
+    /// Whether its weight is in no checkpoint and was initialised here.
+    pub is_new: bool,
+    /// Whether checkpoints hold it; a norm without parameters of its own has constants in their place.
+    pub(crate) is_listed: bool,
+}
+
+impl Module {
+    /// A module without an adapter that stands in the checkpoint.
+    pub(crate) fn new(path: &str, kind: Kind, parameters: Vec<Parameter>) -> Self {
+        Module {
+            path: path.to_owned(),
+            kind,
+            parameters,
+            adapter: None,
+            is_new: false,
+            is_listed: true,
+        }
+    }
+
+    /// Number of its values without adapters.
+    pub fn count(&self) -> u64 {
+        self.parameters.iter().map(Parameter::count).sum()
+    }
+
+    /// The shape of its first parameter, a matrix as [out, in].
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = self.parameters[0].shape.clone();
+        if self.kind == Kind::Conv1d {
+            shape.reverse();
+        }
+        shape
+    }
+
+    /// [out, in] of a linear layer, which alone can be adapted.
+    pub(crate) fn features(&self) -> Option<[usize; 2]> {
+        match (self.kind, &*self.parameters[0].shape) {
+            (Kind::Linear, &[out, inp]) | (Kind::Conv1d, &[inp, out]) => Some([out, inp]),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a table of which products are made too: both ends of a language model that ties them.
+    pub(crate) fn is_table_of_head(&self) -> bool {
+        self.kind == Kind::Embedding && matches!(self.parameters[0].value, Value::Matrix(_))
+    }
+}
+
+/// Names one module in its [`Modules`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModuleId(usize);
+
+/// Every module of a model, in order.
+#[derive(Debug, Default)]
+pub struct Modules(Vec<Module>);
+
+impl Modules {
+    /// Appends a module.
+    pub(crate) fn push(&mut self, module: Module) -> ModuleId {
+        self.0.push(module);
+        ModuleId(self.0.len() - 1)
+    }
+
+    /// The modules that checkpoints hold, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Module> {
+        self.0.iter().filter(|module| module.is_listed)
+    }
+
+    /// The same, to change them.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Module> {
+        self.0.iter_mut().filter(|module| module.is_listed)
+    }
+
+    /// The linear layers with [out, in], in order.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = (&Module, [usize; 2])> {
+        self.iter()
+            .filter_map(|module| Some((module, module.features()?)))
+    }
+
+    /// Every parameter that checkpoints hold, in order.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.iter().flat_map(|module| &module.parameters)
+    }
+}
+
+impl Index<ModuleId> for Modules {
+    type Output = Module;
+
+    fn index(&self, id: ModuleId) -> &Module {
+        &self.0[id.0]
+    }
+}
+
+/// A linear layer, adapted or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear(pub(crate) ModuleId);
 
 impl Linear {
     /// y = x·Wᵀ + bias, plus the adapter's branch where adapters are switched on.
-    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let params = self.params(tape);
+    pub fn forward<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
+        let params = self.params(modules, tape);
         linear(tape, x, params)
     }
 
     /// As [`Linear::forward`] in f32 whatever the precision: the logits.
-    pub fn logits<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let params = self.params(tape);
+    pub fn logits<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
+        let params = self.params(modules, tape);
         linear_f32(tape, x, params)
     }
 
     /// f(y).
-    pub fn forward_activation<'m>(&'m self, tape: &mut Tape<'m>, x: Var, kind: Activation) -> Var {
-        let params = self.params(tape);
+    pub fn forward_activation<'m>(
+        self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        x: Var,
+        kind: Activation,
+    ) -> Var {
+        let params = self.params(modules, tape);
         linear_activation(tape, x, params, kind)
     }
 
-    fn params<'m>(&'m self, tape: &Tape<'m>) -> LinearParams<'m> {
+    fn params<'m>(self, modules: &'m Modules, tape: &Tape<'m>) -> LinearParams<'m> {
+        let module = &modules[self.0];
         LinearParams {
-            weight: &self.weight,
-            bias: self.bias.as_ref(),
-            adapter: self.adapter.as_ref().filter(|_| tape.adapters()),
+            weight: module.parameters[0].matrix(),
+            bias: module.parameters.get(1).map(Parameter::param),
+            adapter: module.adapter.as_ref().filter(|_| tape.adapters()),
         }
     }
 }
 
-/// A layer norm; weight and bias are stored under `path.weight` and `path.bias`.
-#[derive(Debug)]
+/// A layer norm.
+#[derive(Debug, Clone, Copy)]
 pub struct LayerNorm {
-    /// The module's path.
-    pub path: String,
-    /// weight `[D]`.
-    pub weight: Param,
-    /// bias `[D]`.
-    pub bias: Param,
+    pub(crate) id: ModuleId,
     /// Added to the variance.
-    pub eps: f32,
+    pub(crate) eps: f32,
 }
 
 impl LayerNorm {
-    /// Layer norm of dropout(x) + residual; see [`lowrank_engine::ops::layer_norm`].
-    pub fn forward<'m>(
-        &'m self,
+    /// Layer norm of x.
+    pub fn forward<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
+        layer_norm(tape, x, None, self.params(modules), 0.0)
+    }
+
+    /// Layer norm of dropout(x) + residual.
+    pub fn forward_sum<'m>(
+        self,
+        modules: &'m Modules,
         tape: &mut Tape<'m>,
-        x: Var,
-        residual: Option<Var>,
+        [x, residual]: [Var; 2],
         dropout: f32,
     ) -> Var {
-        let params = LayerNormParams {
-            weight: &self.weight,
-            bias: &self.bias,
-            eps: self.eps,
-        };
-        layer_norm(tape, x, residual, params, dropout)
+        layer_norm(tape, x, Some(residual), self.params(modules), dropout)
     }
-}
 
-/// The values of an embedding table.
-#[derive(Debug)]
-pub enum Table {
-    /// Read by lookups only.
-    Rows(Param),
-    /// The output table of a language model, which may be its input table too.
-    Head(Matrix),
-}
-
-impl Table {
-    /// The values, row by row, copied. Panics on the dry device.
-    pub fn to_rows(&self, trainables: &Trainables) -> Vec<f32> {
-        match self {
-            Table::Rows(param) => param.to_vec(trainables),
-            Table::Head(matrix) => matrix.to_rows(trainables),
+    fn params(self, modules: &Modules) -> LayerNormParams<'_> {
+        let module = &modules[self.id];
+        LayerNormParams {
+            weight: module.parameters[0].param(),
+            bias: module.parameters[1].param(),
+            eps: self.eps,
         }
     }
 }
 
-/// An embedding table, stored under `path.weight`.
-#[derive(Debug)]
+/// An embedding table [V, D].
+#[derive(Debug, Clone, Copy)]
 pub struct Embedding {
-    /// The module's path.
-    pub path: String,
-    /// Rows of the table.
-    pub num_embeddings: usize,
-    /// Columns of the table.
-    pub embedding_dim: usize,
-    /// The table [num_embeddings, embedding_dim].
-    pub table: Table,
+    pub(crate) id: ModuleId,
+    /// V.
+    pub(crate) rows: usize,
     /// A row that full training leaves alone.
-    pub padding_idx: Option<u32>,
+    pub(crate) padding_idx: Option<u32>,
 }
 
 impl Embedding {
     /// The rows `ids` of this table.
-    pub fn lookup<'m, 'i>(&'m self, ids: &'i [u32]) -> Lookup<'m, 'i> {
-        let table = match &self.table {
-            Table::Rows(param) => embedding::Table::Rows(param),
-            Table::Head(matrix) => embedding::Table::Matrix(matrix),
+    pub fn lookup<'m, 'i>(self, modules: &'m Modules, ids: &'i [u32]) -> Lookup<'m, 'i> {
+        let table = match &modules[self.id].parameters[0].value {
+            Value::Rows(param) => embedding::Table::Rows(param),
+            Value::Matrix(matrix) | Value::Conv1d(matrix) => embedding::Table::Matrix(matrix),
         };
         Lookup {
             table,
@@ -145,28 +346,26 @@ impl Embedding {
             padding_idx: self.padding_idx,
         }
     }
+
+    /// The table as a language model's output matrix; it must have been loaded as one.
+    pub(crate) fn as_head(self, modules: &Modules) -> &Matrix {
+        modules[self.id].parameters[0].matrix()
+    }
 }
 
-/// A convolution over the tokens of each sequence, zeros beyond its ends. Weight [out, in, taps] and bias are stored under
-/// `path.weight` and `path.bias`.
-#[derive(Debug)]
+/// A convolution over the tokens of each sequence, zeros beyond its ends.
+#[derive(Debug, Clone, Copy)]
 pub struct Convolution {
-    /// The module's path.
-    pub path: String,
-    /// in and out.
-    pub channels: usize,
+    pub(crate) id: ModuleId,
     /// Width of the window in tokens, odd.
-    pub taps: usize,
-    /// The weight as a matrix [out, in·taps].
-    pub weight: Matrix,
-    /// bias `[out]`.
-    pub bias: Param,
+    pub(crate) taps: usize,
 }
 
 impl Convolution {
     /// The convolution of x [M, in], for all rows or for those that are named.
     pub fn forward<'m>(
-        &'m self,
+        self,
+        modules: &'m Modules,
         tape: &mut Tape<'m>,
         x: &Var,
         offsets: &Arc<[usize]>,
@@ -176,113 +375,18 @@ impl Convolution {
         if let Some(rows) = rows {
             around = select_rows(tape, &around, rows);
         }
-        let params = LinearParams {
-            weight: &self.weight,
-            bias: Some(&self.bias),
-            adapter: None,
-        };
+        let params = Linear(self.id).params(modules, tape);
         linear(tape, around, params)
     }
 }
 
-/// A bias that belongs to no linear layer; its path is its own name.
-#[derive(Debug)]
-pub struct Bias {
-    /// The parameter's name.
-    pub path: String,
-    /// The values.
-    pub value: Param,
-}
-
-/// One module, to read.
+/// A bias that belongs to no linear layer.
 #[derive(Debug, Clone, Copy)]
-pub enum ModuleRef<'a> {
-    /// A linear layer.
-    Linear(&'a Linear),
-    /// A layer norm.
-    LayerNorm(&'a LayerNorm),
-    /// An embedding table.
-    Embedding(&'a Embedding),
-    /// A convolution.
-    Convolution(&'a Convolution),
-    /// A bias by itself.
-    Bias(&'a Bias),
-}
+pub struct Bias(pub(crate) ModuleId);
 
-impl<'a> ModuleRef<'a> {
-    /// The module's path.
-    pub fn path(self) -> &'a str {
-        match self {
-            ModuleRef::Linear(m) => &m.path,
-            ModuleRef::LayerNorm(m) => &m.path,
-            ModuleRef::Embedding(m) => &m.path,
-            ModuleRef::Convolution(m) => &m.path,
-            ModuleRef::Bias(m) => &m.path,
-        }
-    }
-
-    /// Number of its values without adapters; `trainables` holds those that train.
-    pub fn parameters(self, trainables: &Trainables) -> u64 {
-        let n = match self {
-            ModuleRef::Linear(m) => {
-                m.out_features * (m.in_features + usize::from(m.bias.is_some()))
-            }
-            ModuleRef::LayerNorm(m) => 2 * m.weight.shape(trainables)[1],
-            ModuleRef::Embedding(m) => m.num_embeddings * m.embedding_dim,
-            ModuleRef::Convolution(m) => m.channels * (m.channels * m.taps + 1),
-            ModuleRef::Bias(m) => m.value.shape(trainables)[1],
-        };
-        n as u64
-    }
-
-    /// Number of its biases.
-    pub fn biases(self, trainables: &Trainables) -> u64 {
-        let n = match self {
-            ModuleRef::Linear(m) if m.bias.is_some() => m.out_features,
-            ModuleRef::LayerNorm(m) => m.bias.shape(trainables)[1],
-            ModuleRef::Convolution(m) => m.channels,
-            ModuleRef::Bias(m) => m.value.shape(trainables)[1],
-            ModuleRef::Linear(_) | ModuleRef::Embedding(_) => 0,
-        };
-        n as u64
-    }
-
-    /// The kind, in words.
-    pub fn kind(self) -> &'static str {
-        match self {
-            ModuleRef::Linear(_) => "linear layer",
-            ModuleRef::LayerNorm(_) => "layer norm",
-            ModuleRef::Embedding(_) => "embedding table",
-            ModuleRef::Convolution(_) => "convolution",
-            ModuleRef::Bias(_) => "bias",
-        }
-    }
-}
-
-/// One module, to change.
-#[derive(Debug)]
-pub enum ModuleMut<'a> {
-    /// A linear layer.
-    Linear(&'a mut Linear),
-    /// A layer norm.
-    LayerNorm(&'a mut LayerNorm),
-    /// An embedding table.
-    Embedding(&'a mut Embedding),
-    /// A convolution.
-    Convolution(&'a mut Convolution),
-    /// A bias by itself.
-    Bias(&'a mut Bias),
-}
-
-impl ModuleMut<'_> {
-    /// The same module, to read.
-    pub fn as_ref(&self) -> ModuleRef<'_> {
-        match self {
-            ModuleMut::Linear(m) => ModuleRef::Linear(m),
-            ModuleMut::LayerNorm(m) => ModuleRef::LayerNorm(m),
-            ModuleMut::Embedding(m) => ModuleRef::Embedding(m),
-            ModuleMut::Convolution(m) => ModuleRef::Convolution(m),
-            ModuleMut::Bias(m) => ModuleRef::Bias(m),
-        }
+impl Bias {
+    /// The values.
+    pub fn value(self, modules: &Modules) -> &Param {
+        modules[self.0].parameters[0].param()
     }
 }

@@ -72,7 +72,7 @@ impl Model {
         };
         let dry = Device::dry_in(self.device.precision());
         let mut tape = Tape::training(&dry, &self.trainables, step);
-        self.network.prefix(&mut tape, &batch, layers);
+        (self.network).prefix(&self.modules, &mut tape, &batch, layers);
         tape
     }
 
@@ -84,7 +84,8 @@ impl Model {
         self.check(batch, None)?;
         let state = self.device.install(|| {
             let mut tape = Tape::inference(&self.device, &self.trainables);
-            let state = self.network.prefix(&mut tape, batch, prefix.layers);
+            let layers = prefix.layers;
+            let state = (self.network).prefix(&self.modules, &mut tape, batch, layers);
             state.into_tensor()
         });
         Ok(Entry { prefix, state })

@@ -39,8 +39,8 @@ impl TokenTables {
             format!("{}.weight", family.tokens),
             format!("{LM_HEAD}.weight"),
         );
-        let has_head = (family.architecture)(crate::Task::CausalLm).is_some();
-        let is_tied = config.reader().bool_or("tie_word_embeddings", true);
+        let has_head = family.classes.causal_lm.is_some();
+        let is_tied = config.facts.tie_word_embeddings;
         for path in [family.tokens, LM_HEAD] {
             refuse_low_rank(&file, path)?;
         }

@@ -110,7 +110,7 @@ impl Base {
             "in the place of the model's {own} tokens, the adapter's {rows}: {}",
             names.join(", ")
         )];
-        self.config.set_vocab_size(rows)?;
+        self.config.facts.vocab_size = rows;
         self.tables = Some(tables);
         let family = TokenizerFamily::from_name(&self.config.model_type);
         let beside = adapter

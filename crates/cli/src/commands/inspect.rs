@@ -6,7 +6,6 @@ use std::path::Path;
 use lowrank_engine::Device;
 use lowrank_formats::peft::{AdapterFile, LoraConfig, parse_key};
 use lowrank_formats::{Checkpoint, RunDir, files, read_json};
-use lowrank_model::modules::ModuleRef;
 use lowrank_model::{LoadOptions, Model, ModelConfig};
 use lowrank_train::checkpoint::{Checkpoints, Newest};
 use lowrank_train::metrics_log::MetricsLog;
@@ -198,20 +197,11 @@ fn model_dir(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
     ));
     let mut modules = TextTable::new(&["module", "kind", "shape"]);
     let mut list = Vec::new();
-    for module in model.modules() {
-        let shape = match module {
-            ModuleRef::Linear(m) => format!("{}x{}", m.out_features, m.in_features),
-            ModuleRef::LayerNorm(m) => m.weight.shape(model.trainables())[1].to_string(),
-            ModuleRef::Embedding(m) => format!("{}x{}", m.num_embeddings, m.embedding_dim),
-            ModuleRef::Convolution(m) => format!("{0}x{0}x{1}", m.channels, m.taps),
-            ModuleRef::Bias(m) => m.value.shape(model.trainables())[1].to_string(),
-        };
-        modules.row([
-            module.path().to_owned(),
-            module.kind().to_owned(),
-            shape.clone(),
-        ]);
-        list.push(json!({ "path": module.path(), "kind": module.kind(), "shape": shape }));
+    for module in model.modules().iter() {
+        let sizes: Vec<String> = module.shape().iter().map(usize::to_string).collect();
+        let (kind, shape) = (module.kind.name(), sizes.join("x"));
+        modules.row([&module.path, kind, &shape]);
+        list.push(json!({ "path": module.path, "kind": kind, "shape": shape }));
     }
     text.push_str(&format!("\n{modules}"));
     json["kind"] = json!("model");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{Checkpoint, files, to_python_json, write_atomic};
+use lowrank_model::modules::Module;
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_run::base::{DEFAULT_MAX_LENGTH, load_error};
 use lowrank_run::device::PrecisionChoice;
@@ -444,8 +445,8 @@ fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> RunResult<W
     let head = model
         .modules()
         .iter()
-        .filter(|m| is_head(m.path()))
-        .map(|m| m.parameters(model.trainables()))
+        .filter(|m| is_head(&m.path))
+        .map(Module::count)
         .sum();
     Ok(Way {
         precision: model.device().precision().name(),
@@ -471,13 +472,13 @@ struct Encoder {
 impl Encoder {
     fn count(model: &Model) -> Self {
         let mut encoder = Self::default();
-        for module in model
-            .modules()
-            .iter()
-            .filter(|m| !is_head(m.path()) && !m.path().contains("pooler"))
-        {
-            encoder.parameters += module.parameters(model.trainables());
-            encoder.biases += module.biases(model.trainables());
+        let is_of_body = |m: &&Module| !is_head(&m.path) && !m.path.contains("pooler");
+        let modules = model.modules().iter().filter(is_of_body);
+        for parameter in modules.flat_map(|module| &module.parameters) {
+            encoder.parameters += parameter.count();
+            if parameter.is_bias() {
+                encoder.biases += parameter.count();
+            }
         }
         encoder
     }

@@ -152,7 +152,7 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Share of the adapter's inputs set to zero in training, 0 to 1.
     pub lora_dropout: f64,
-    /// Which layers are adapted; none leaves it to the model's family ([`LoraConfig::default_target_modules`]).
+    /// Which layers are adapted; none leaves it to the model's family.
     pub target_modules: Option<TargetModules>,
     /// Layers that are not adapted although they match.
     pub exclude_modules: Option<NamePattern>,
@@ -387,11 +387,6 @@ impl LoraConfig {
             })
             .map(|(name, _)| name.as_str())
             .collect()
-    }
-
-    /// The modules that PEFT adapts in a model of this `model_type` when `target_modules` is not given.
-    pub fn default_target_modules(model_type: &str) -> Option<TargetModules> {
-        schema::default_target_modules(model_type)
     }
 
     /// All keys, our fields written over what was there.

@@ -3,8 +3,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::config::TargetModules;
-
 /// The PEFT version whose fields a new configuration has, and which it names.
 pub const PEFT_VERSION: &str = "0.21.2";
 
@@ -170,27 +168,4 @@ pub(super) fn is_off(value: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Bool(true) | Value::Number(_) => false,
     }
-}
-
-/// The modules that PEFT adapts when `target_modules` is not given, by the model's `model_type`.
-pub fn default_target_modules(model_type: &str) -> Option<TargetModules> {
-    let names: &[&str] = match model_type {
-        "bert" | "roberta" | "xlm-roberta" | "electra" | "layoutlm" => &["query", "value"],
-        "deberta-v2" => &["query_proj", "value_proj"],
-        "deberta" => &["in_proj"],
-        "gpt2" | "gpt_bigcode" => &["c_attn"],
-        "llama" | "llama4" | "mistral" | "mixtral" | "gemma" | "gemma2" | "gemma3_text"
-        | "qwen2" | "qwen3" | "opt" | "gptj" | "gpt_neo" | "bart" | "stablelm" => {
-            &["q_proj", "v_proj"]
-        }
-        "gpt_neox" | "bloom" | "falcon" | "chatglm" => &["query_key_value"],
-        "phi" => &["q_proj", "v_proj", "fc1", "fc2"],
-        "t5" | "mt5" => &["q", "v"],
-        "mpt" => &["Wqkv"],
-        "nemotron_h" => &["q_proj", "k_proj", "v_proj", "o_proj"],
-        _ => return None,
-    };
-    Some(TargetModules::List(
-        names.iter().map(|&name| name.to_owned()).collect(),
-    ))
 }

@@ -65,7 +65,7 @@ impl Unmatched {
 }
 
 impl Matcher {
-    /// Compiles the patterns. `target_modules` must be set: see [`LoraConfig::default_target_modules`].
+    /// Compiles the patterns. `target_modules` must be set.
     pub fn new(config: &LoraConfig) -> Result<Matcher> {
         let targets = match &config.target_modules {
             Some(TargetModules::AllLinear) => Names::All,

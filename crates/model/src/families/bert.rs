@@ -10,12 +10,15 @@ use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Tape, Var};
 use lowrank_formats::ConfigReader;
 
-use crate::config::{Facts, Task, read_activation, read_dropout, read_heads};
+use crate::config::{
+    Dropouts, Facts, FamilyConfig, ModelConfig, Task, read_activation, read_dropout,
+    read_dropout_else, read_heads,
+};
 use crate::error::ModelError;
-use crate::families::{Family, Network, first_rows};
+use crate::families::{Architecture, Classes, Family, Network, first_rows};
 use crate::loader::{Loader, Presence};
 use crate::model::Batch;
-use crate::modules::{Embedding, LayerNorm, Linear, ModuleMut, ModuleRef};
+use crate::modules::{Embedding, LayerNorm, Linear, Modules};
 use crate::stored_head::HeadTensors;
 use crate::stretch::Stretch;
 
@@ -28,128 +31,117 @@ pub const FAMILY: Family = Family {
         sequence: &["classifier.weight", "bert.pooler.dense.weight"],
         tokens: Some("classifier.weight"),
     },
+    classes: Classes {
+        sequence: "BertForSequenceClassification",
+        tokens: Some("BertForTokenClassification"),
+        causal_lm: None,
+    },
     default_targets: &["query", "value"],
     default_saved: &[],
-    architecture: |task| match task {
-        Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-            Some("BertForSequenceClassification")
-        }
-        Task::TokenClassification => Some("BertForTokenClassification"),
-        Task::CausalLm => None,
-    },
-    facts: |reader| BertConfig::read(reader, 0, |_| 0).facts(),
     fused: &[],
-    dropouts: DROPOUTS,
-    ignored: IGNORED,
-    build: |config, task, num_labels, loader| {
-        let config = BertConfig::read(&config.reader(), 0, |_| 0);
-        Ok(Box::new(Bert::build(&config, task, num_labels, loader)?))
-    },
+    // Buffers that older versions of transformers stored; they hold 0, 1, 2, …
+    ignored: &["position_ids", "embeddings.token_type_ids"],
+    read: |reader| read(reader, 0, |_| 0, BertConfig),
 };
 
-/// The keys of the dropout probabilities.
-pub(crate) const DROPOUTS: &[&str] = &[
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-];
-
-/// Buffers that older versions of transformers stored; they hold 0, 1, 2, …
-pub(crate) const IGNORED: &[&str] = &["position_ids", "embeddings.token_type_ids"];
-
-/// BERT's own fields of config.json; RoBERTa has the same.
-pub(crate) struct BertConfig {
-    vocab_size: usize,
-    pub(crate) hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
+/// What BERT's and RoBERTa's configurations say beside the facts.
+#[derive(Debug, Clone)]
+pub(crate) struct EncoderConfig {
     hidden_act: Activation,
-    max_position_embeddings: usize,
+    layer_norm_eps: f32,
     /// Rows of the position table that are not for tokens.
     position_offset: usize,
-    type_vocab_size: usize,
-    layer_norm_eps: f32,
     pub(crate) pad_token_id: u32,
-    initializer_range: f32,
-    hidden_dropout_prob: f32,
-    attention_probs_dropout_prob: f32,
-    /// Dropout before the classifier.
-    pub(crate) classifier_dropout: f32,
 }
 
-impl BertConfig {
-    /// Reads the fields and notes every fault. `position_offset` tells how many rows of the position table are not for
-    /// tokens, given the padding token.
-    pub(crate) fn read(
-        reader: &ConfigReader<'_>,
-        default_pad: usize,
-        position_offset: fn(u32) -> usize,
-    ) -> Self {
-        let hidden_size = reader.usize("hidden_size", 1..=1 << 16);
-        let hidden_dropout_prob = read_dropout(reader, "hidden_dropout_prob", 0.1);
-        let config = BertConfig {
-            vocab_size: reader.usize("vocab_size", 1..=1 << 24),
-            hidden_size,
-            num_hidden_layers: reader.usize("num_hidden_layers", 1..=1 << 10),
-            num_attention_heads: read_heads(
-                reader,
-                "num_attention_heads",
-                12,
-                ("hidden_size", hidden_size),
-            ),
-            intermediate_size: reader.usize("intermediate_size", 1..=1 << 20),
-            hidden_act: read_activation(reader, "hidden_act", Activation::Gelu),
-            max_position_embeddings: reader.usize("max_position_embeddings", 1..=1 << 20),
-            position_offset: 0,
-            type_vocab_size: reader.usize_or("type_vocab_size", 2, 1..=1 << 16),
-            layer_norm_eps: reader.f64_or("layer_norm_eps", 1e-12, 0.0..=1.0) as f32,
-            pad_token_id: reader.usize_or("pad_token_id", default_pad, 0..=1 << 24) as u32,
-            initializer_range: reader.f64_or("initializer_range", 0.02, 0.0..=10.0) as f32,
-            hidden_dropout_prob,
-            attention_probs_dropout_prob: read_dropout(reader, "attention_probs_dropout_prob", 0.1),
-            classifier_dropout: reader
-                .opt_f64("classifier_dropout", 0.0..=0.999)
-                .map_or(hidden_dropout_prob, |p| p as f32),
-        };
-        let positions = reader.string_or("position_embedding_type", "absolute");
-        if positions != "absolute" {
-            let message = format!("expected `absolute`, found `{positions}`");
-            reader.fault("position_embedding_type", message);
-        }
-        for key in ["is_decoder", "add_cross_attention"] {
-            if reader.bool_or(key, false) {
-                reader.fault(key, "expected false: this family is trained as an encoder");
-            }
-        }
-        let offset = position_offset(config.pad_token_id);
-        if config.max_position_embeddings <= offset {
-            let message = format!(
-                "expected more than {offset}, found {}",
-                config.max_position_embeddings
-            );
-            reader.fault("max_position_embeddings", message);
-            return config;
-        }
-        BertConfig {
-            position_offset: offset,
-            ..config
+/// Reads the fields, which RoBERTa has too, and notes every fault. `position_offset` tells how many rows of the position
+/// table are not for tokens, given the padding token.
+pub(crate) fn read<A: Architecture + 'static>(
+    reader: &ConfigReader<'_>,
+    default_pad: usize,
+    position_offset: fn(u32) -> usize,
+    architecture: fn(EncoderConfig) -> A,
+) -> FamilyConfig {
+    let width = reader.usize("hidden_size", 1..=1 << 16);
+    let hidden = read_dropout(reader, "hidden_dropout_prob", 0.1);
+    let vocab_size = reader.usize("vocab_size", 1..=1 << 24);
+    let num_hidden_layers = reader.usize("num_hidden_layers", 1..=1 << 10);
+    let heads = read_heads(reader, "num_attention_heads", 12, ("hidden_size", width));
+    let pad_token_id = reader.usize_or("pad_token_id", default_pad, 0..=1 << 24) as u32;
+    let (rows, offset) = (
+        reader.usize("max_position_embeddings", 1..=1 << 20),
+        position_offset(pad_token_id),
+    );
+    if rows <= offset {
+        let message = format!("expected more than {offset}, found {rows}");
+        reader.fault("max_position_embeddings", message);
+    }
+    let facts = Facts {
+        vocab_size,
+        hidden_size: width,
+        num_hidden_layers,
+        num_attention_heads: heads,
+        num_key_value_heads: heads,
+        head_dim: width / heads,
+        intermediate_size: reader.usize("intermediate_size", 1..=1 << 20),
+        max_positions: rows.saturating_sub(offset),
+        type_vocab_size: reader.usize_or("type_vocab_size", 2, 1..=1 << 16),
+        pad_token_id: Some(pad_token_id),
+        initializer_range: reader.f64_or("initializer_range", 0.02, 0.0..=10.0) as f32,
+        tie_word_embeddings: true,
+    };
+    let positions = reader.string_or("position_embedding_type", "absolute");
+    if positions != "absolute" {
+        let message = format!("expected `absolute`, found `{positions}`");
+        reader.fault("position_embedding_type", message);
+    }
+    for key in ["is_decoder", "add_cross_attention"] {
+        if reader.bool_or(key, false) {
+            reader.fault(key, "expected false: this family is trained as an encoder");
         }
     }
+    FamilyConfig {
+        facts,
+        dropouts: Dropouts {
+            hidden,
+            attention: read_dropout(reader, "attention_probs_dropout_prob", 0.1),
+            embedding: None,
+            pooler: None,
+            classifier: Some(read_dropout_else(reader, "classifier_dropout", hidden)),
+        },
+        architecture: Arc::new(architecture(EncoderConfig {
+            hidden_act: read_activation(reader, "hidden_act", Activation::Gelu),
+            layer_norm_eps: reader.f64_or("layer_norm_eps", 1e-12, 0.0..=1.0) as f32,
+            position_offset: offset,
+            pad_token_id,
+        })),
+    }
+}
 
-    /// What the rest of the program needs to know.
-    pub(crate) fn facts(&self) -> Facts {
-        Facts {
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            num_hidden_layers: self.num_hidden_layers,
-            num_attention_heads: self.num_attention_heads,
-            intermediate_size: self.intermediate_size,
-            max_positions: self.max_position_embeddings - self.position_offset,
-            type_vocab_size: self.type_vocab_size,
-            pad_token_id: Some(self.pad_token_id),
-            initializer_range: self.initializer_range,
-        }
+#[derive(Debug)]
+struct BertConfig(EncoderConfig);
+
+impl Architecture for BertConfig {
+    fn build(
+        &self,
+        config: &ModelConfig,
+        loader: &mut Loader<'_>,
+    ) -> Result<Box<dyn Network>, ModelError> {
+        let (width, new) = (config.facts.hidden_size, Presence::NewIfAbsent);
+        let encoder = Encoder::build("bert.", config, &self.0, None, loader)?;
+        let pooler = match loader.task() {
+            Task::TokenClassification | Task::CausalLm => None,
+            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
+                Some(loader.linear("bert.pooler.dense", [width, width], new)?)
+            }
+        };
+        let classifier = loader.linear("classifier", [width, loader.num_labels()], new)?;
+        Ok(Box::new(Bert {
+            encoder,
+            pooler,
+            classifier,
+            classifier_dropout: config.dropouts.before_classifier(),
+        }))
     }
 }
 
@@ -161,73 +153,38 @@ struct Bert {
     classifier_dropout: f32,
 }
 
-impl Bert {
-    fn build(
-        config: &BertConfig,
-        task: Task,
-        num_labels: usize,
-        loader: &mut Loader<'_>,
-    ) -> Result<Self, ModelError> {
-        let encoder = Encoder::build("bert.", config, None, loader)?;
-        let width = config.hidden_size;
-        let pooler = match task {
-            Task::TokenClassification | Task::CausalLm => None,
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-                Some(loader.linear("bert.pooler.dense", width, width, Presence::NewIfAbsent)?)
-            }
-        };
-        let classifier = loader.linear("classifier", width, num_labels, Presence::NewIfAbsent)?;
-        Ok(Bert {
-            encoder,
-            pooler,
-            classifier,
-            classifier_dropout: config.classifier_dropout,
-        })
-    }
-}
-
 impl Network for Bert {
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
+    fn logits<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        stretch: Stretch,
+    ) -> Var {
         let positions = batch.positions();
-        let Some(pooler) = &self.pooler else {
-            let x = self
-                .encoder
-                .forward(tape, batch, &positions, Rows::All, stretch);
-            let x = dropout(tape, x, self.classifier_dropout);
-            return self.classifier.logits(tape, x);
+        let rows = match self.pooler {
+            None => Rows::All,
+            Some(_) => Rows::First,
         };
-        let x = self
-            .encoder
-            .forward(tape, batch, &positions, Rows::First, stretch);
-        let x = pooler.forward_activation(tape, x, Activation::Tanh);
+        let run = self.encoder.on(modules, batch, &positions, rows);
+        let mut x = run.forward(tape, stretch);
+        if let Some(pooler) = self.pooler {
+            x = pooler.forward_activation(modules, tape, x, Activation::Tanh);
+        }
         let x = dropout(tape, x, self.classifier_dropout);
-        self.classifier.logits(tape, x)
+        self.classifier.logits(modules, tape, x)
     }
 
-    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var {
-        self.encoder.prefix(tape, batch, &batch.positions(), layers)
-    }
-
-    fn modules(&self) -> Vec<ModuleRef<'_>> {
-        let mut modules = self.encoder.modules();
-        modules.extend(
-            self.pooler
-                .iter()
-                .chain([&self.classifier])
-                .map(ModuleRef::Linear),
-        );
-        modules
-    }
-
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        let mut modules = self.encoder.modules_mut();
-        modules.extend(
-            self.pooler
-                .iter_mut()
-                .chain([&mut self.classifier])
-                .map(ModuleMut::Linear),
-        );
-        modules
+    fn prefix<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        layers: usize,
+    ) -> Var {
+        let positions = batch.positions();
+        let run = self.encoder.on(modules, batch, &positions, Rows::All);
+        run.forward(tape, Stretch::below(layers))
     }
 }
 
@@ -247,8 +204,15 @@ pub(crate) struct Encoder {
     token_type_embeddings: Embedding,
     layer_norm: LayerNorm,
     layers: Vec<Layer>,
+    form: LayerForm,
+}
+
+/// What a layer does besides its weights.
+#[derive(Debug, Clone, Copy)]
+struct LayerForm {
     num_heads: usize,
     head_dim: usize,
+    activation: Activation,
     hidden_dropout: f32,
     attention_dropout: f32,
 }
@@ -257,154 +221,102 @@ impl Encoder {
     /// `position_padding` is the row of the position table that padding tokens would read, if there is one.
     pub(crate) fn build(
         prefix: &str,
-        config: &BertConfig,
+        config: &ModelConfig,
+        own: &EncoderConfig,
         position_padding: Option<u32>,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
-        let width = config.hidden_size;
-        let at = |name: &str| format!("{prefix}embeddings.{name}");
-        let word_embeddings = loader.embedding(
-            &at("word_embeddings"),
-            config.vocab_size,
-            width,
-            Some(config.pad_token_id),
-        )?;
-        let positions = config.max_position_embeddings;
-        let position_embeddings = loader.embedding(
-            &at("position_embeddings"),
-            positions,
-            width,
-            position_padding,
-        )?;
-        let types = config.type_vocab_size;
-        let token_type_embeddings =
-            loader.embedding(&at("token_type_embeddings"), types, width, None)?;
-        let layer_norm = loader.layer_norm(&at("LayerNorm"), width, config.layer_norm_eps)?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::build(&format!("{prefix}encoder.layer.{i}"), config, loader))
-            .collect::<Result<_, _>>()?;
+        let facts = &config.facts;
+        let (width, eps) = (facts.hidden_size, own.layer_norm_eps);
+        let mut table = |name: &str, rows, padding| {
+            loader.embedding(&format!("{prefix}embeddings.{name}"), rows, width, padding)
+        };
+        let positions = facts.max_positions + own.position_offset;
         Ok(Encoder {
-            word_embeddings,
-            position_embeddings,
-            token_type_embeddings,
-            layer_norm,
-            layers,
-            num_heads: config.num_attention_heads,
-            head_dim: width / config.num_attention_heads,
-            hidden_dropout: config.hidden_dropout_prob,
-            attention_dropout: config.attention_probs_dropout_prob,
+            word_embeddings: table("word_embeddings", facts.vocab_size, Some(own.pad_token_id))?,
+            position_embeddings: table("position_embeddings", positions, position_padding)?,
+            token_type_embeddings: table("token_type_embeddings", facts.type_vocab_size, None)?,
+            layer_norm: loader.layer_norm(&format!("{prefix}embeddings.LayerNorm"), width, eps)?,
+            layers: (0..facts.num_hidden_layers)
+                .map(|i| Layer::build(&format!("{prefix}encoder.layer.{i}"), facts, eps, loader))
+                .collect::<Result<_, _>>()?,
+            form: LayerForm {
+                num_heads: facts.num_attention_heads,
+                head_dim: facts.head_dim,
+                activation: own.hidden_act,
+                hidden_dropout: config.dropouts.hidden,
+                attention_dropout: config.dropouts.attention,
+            },
         })
     }
 
-    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`]. `positions` `[M]` are rows of the
-    /// position table.
-    pub(crate) fn forward<'m>(
+    /// A pass over a batch; `positions` `[M]` are rows of the position table.
+    pub(crate) fn on<'m, 'b>(
         &'m self,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        positions: &[u32],
+        modules: &'m Modules,
+        batch: &'b Batch<'b>,
+        positions: &'b [u32],
         rows: Rows,
-        stretch: Stretch,
-    ) -> Var {
-        let offsets: Arc<[usize]> = batch.offsets.into();
-        let count = self.layers.len();
-        let embed = |tape: &mut Tape<'m>| self.embed(tape, batch, positions);
+    ) -> EncoderRun<'m, 'b> {
+        EncoderRun {
+            encoder: self,
+            modules,
+            batch,
+            positions,
+            rows,
+        }
+    }
+}
+
+/// The encoder over one batch.
+pub(crate) struct EncoderRun<'m, 'b> {
+    encoder: &'m Encoder,
+    modules: &'m Modules,
+    batch: &'b Batch<'b>,
+    positions: &'b [u32],
+    rows: Rows,
+}
+
+impl<'m> EncoderRun<'m, '_> {
+    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`].
+    pub(crate) fn forward(&self, tape: &mut Tape<'m>, stretch: Stretch) -> Var {
+        let offsets: Arc<[usize]> = self.batch.offsets.into();
+        let count = self.encoder.layers.len();
+        let embed = |tape: &mut Tape<'m>| self.embed(tape);
         stretch.run(tape, count, embed, |i| {
             let is_last = i + 1 == count;
             let run = LayerRun {
-                layer: &self.layers[i],
+                modules: self.modules,
+                layer: self.encoder.layers[i],
+                form: self.encoder.form,
                 offsets: offsets.clone(),
-                rows: if is_last { rows } else { Rows::All },
-                num_heads: self.num_heads,
-                head_dim: self.head_dim,
-                hidden_dropout: self.hidden_dropout,
-                attention_dropout: self.attention_dropout,
+                rows: if is_last { self.rows } else { Rows::All },
             };
             move |tape: &mut Tape<'m>, x| run.forward(tape, x)
         })
     }
 
-    /// What the first `layers` give for every token [M, D].
-    pub(crate) fn prefix<'m>(
-        &'m self,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        positions: &[u32],
-        layers: usize,
-    ) -> Var {
-        self.forward(tape, batch, positions, Rows::All, Stretch::below(layers))
-    }
-
     /// The sum of the tables' rows, normalised [M, D].
-    fn embed<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, positions: &[u32]) -> Var {
-        let zeros;
-        let token_types = match batch.token_type_ids {
-            Some(ids) if self.token_type_embeddings.num_embeddings > 1 => ids,
-            _ => {
-                zeros = vec![0; batch.input_ids.len()];
-                &zeros
-            }
-        };
+    fn embed(&self, tape: &mut Tape<'m>) -> Var {
+        let (encoder, modules, ids) = (self.encoder, self.modules, self.batch.input_ids);
+        let types = encoder.token_type_embeddings;
+        let zeros = vec![0; ids.len()];
+        let type_ids = self.batch.token_type_ids.filter(|_| types.rows > 1);
         let x = embedding(
             tape,
             &[
-                self.word_embeddings.lookup(batch.input_ids),
-                self.token_type_embeddings.lookup(token_types),
-                self.position_embeddings.lookup(positions),
+                encoder.word_embeddings.lookup(modules, ids),
+                types.lookup(modules, type_ids.unwrap_or(&zeros)),
+                encoder.position_embeddings.lookup(modules, self.positions),
             ],
         );
-        let x = self.layer_norm.forward(tape, x, None, 0.0);
-        dropout(tape, x, self.hidden_dropout)
-    }
-
-    pub(crate) fn modules(&self) -> Vec<ModuleRef<'_>> {
-        let tables = [
-            &self.word_embeddings,
-            &self.position_embeddings,
-            &self.token_type_embeddings,
-        ];
-        let mut modules: Vec<_> = tables.into_iter().map(ModuleRef::Embedding).collect();
-        modules.push(ModuleRef::LayerNorm(&self.layer_norm));
-        for layer in &self.layers {
-            modules.extend([
-                ModuleRef::Linear(&layer.query),
-                ModuleRef::Linear(&layer.key),
-                ModuleRef::Linear(&layer.value),
-                ModuleRef::Linear(&layer.attention_output),
-                ModuleRef::LayerNorm(&layer.attention_norm),
-                ModuleRef::Linear(&layer.intermediate),
-                ModuleRef::Linear(&layer.output),
-                ModuleRef::LayerNorm(&layer.output_norm),
-            ]);
-        }
-        modules
-    }
-
-    pub(crate) fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        let tables = [
-            &mut self.word_embeddings,
-            &mut self.position_embeddings,
-            &mut self.token_type_embeddings,
-        ];
-        let mut modules: Vec<_> = tables.into_iter().map(ModuleMut::Embedding).collect();
-        modules.push(ModuleMut::LayerNorm(&mut self.layer_norm));
-        for layer in &mut self.layers {
-            modules.extend([
-                ModuleMut::Linear(&mut layer.query),
-                ModuleMut::Linear(&mut layer.key),
-                ModuleMut::Linear(&mut layer.value),
-                ModuleMut::Linear(&mut layer.attention_output),
-                ModuleMut::LayerNorm(&mut layer.attention_norm),
-                ModuleMut::Linear(&mut layer.intermediate),
-                ModuleMut::Linear(&mut layer.output),
-                ModuleMut::LayerNorm(&mut layer.output_norm),
-            ]);
-        }
-        modules
+        let x = encoder.layer_norm.forward(modules, tape, x);
+        dropout(tape, x, encoder.form.hidden_dropout)
     }
 }
 
 /// One encoder layer.
+#[derive(Clone, Copy)]
 struct Layer {
     query: Linear,
     key: Linear,
@@ -412,59 +324,49 @@ struct Layer {
     attention_output: Linear,
     attention_norm: LayerNorm,
     intermediate: Linear,
-    activation: Activation,
     output: Linear,
     output_norm: LayerNorm,
 }
 
 impl Layer {
-    fn build(path: &str, config: &BertConfig, loader: &mut Loader<'_>) -> Result<Self, ModelError> {
-        let (width, inner, eps) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.layer_norm_eps,
-        );
-        let mut linear = |name: &str, from, to| {
-            loader.linear(&format!("{path}.{name}"), from, to, Presence::Required)
+    fn build(
+        path: &str,
+        facts: &Facts,
+        eps: f32,
+        loader: &mut Loader<'_>,
+    ) -> Result<Self, ModelError> {
+        let (width, inner) = (facts.hidden_size, facts.intermediate_size);
+        let linear = |loader: &mut Loader<'_>, name: &str, shape| {
+            loader.linear(&format!("{path}.{name}"), shape, Presence::Required)
         };
-        let query = linear("attention.self.query", width, width)?;
-        let key = linear("attention.self.key", width, width)?;
-        let value = linear("attention.self.value", width, width)?;
-        let attention_output = linear("attention.output.dense", width, width)?;
-        let intermediate = linear("intermediate.dense", width, inner)?;
-        let output = linear("output.dense", inner, width)?;
-        let attention_norm =
-            loader.layer_norm(&format!("{path}.attention.output.LayerNorm"), width, eps)?;
-        let output_norm = loader.layer_norm(&format!("{path}.output.LayerNorm"), width, eps)?;
-        let activation = config.hidden_act;
+        let norm = |loader: &mut Loader<'_>, name: &str| {
+            loader.layer_norm(&format!("{path}.{name}"), width, eps)
+        };
         Ok(Layer {
-            query,
-            key,
-            value,
-            attention_output,
-            attention_norm,
-            intermediate,
-            activation,
-            output,
-            output_norm,
+            query: linear(loader, "attention.self.query", [width, width])?,
+            key: linear(loader, "attention.self.key", [width, width])?,
+            value: linear(loader, "attention.self.value", [width, width])?,
+            attention_output: linear(loader, "attention.output.dense", [width, width])?,
+            attention_norm: norm(loader, "attention.output.LayerNorm")?,
+            intermediate: linear(loader, "intermediate.dense", [width, inner])?,
+            output: linear(loader, "output.dense", [inner, width])?,
+            output_norm: norm(loader, "output.LayerNorm")?,
         })
     }
 }
 
 /// One layer over one batch: what a recomputed block has to remember.
 struct LayerRun<'m> {
-    layer: &'m Layer,
+    modules: &'m Modules,
+    layer: Layer,
+    form: LayerForm,
     offsets: Arc<[usize]>,
     rows: Rows,
-    num_heads: usize,
-    head_dim: usize,
-    hidden_dropout: f32,
-    attention_dropout: f32,
 }
 
 impl<'m> LayerRun<'m> {
     fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let layer = self.layer;
+        let (modules, layer, form) = (self.modules, self.layer, self.form);
         let (x_read, q_offsets) = match self.rows {
             Rows::All => (x.clone(), self.offsets.clone()),
             Rows::First => {
@@ -473,26 +375,23 @@ impl<'m> LayerRun<'m> {
             }
         };
         let spec = AttentionSpec {
-            num_heads: self.num_heads,
-            head_dim: self.head_dim,
+            num_heads: form.num_heads,
+            head_dim: form.head_dim,
             q_offsets,
             kv_offsets: self.offsets.clone(),
-            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            scale: 1.0 / (form.head_dim as f32).sqrt(),
             mask: AttentionMask::Full,
-            dropout: self.attention_dropout,
+            dropout: form.attention_dropout,
         };
-        let q = layer.query.forward(tape, x_read.clone());
-        let k = layer.key.forward(tape, x.clone());
-        let v = layer.value.forward(tape, x);
+        let p = form.hidden_dropout;
+        let q = layer.query.forward(modules, tape, x_read.clone());
+        let k = layer.key.forward(modules, tape, x.clone());
+        let v = layer.value.forward(modules, tape, x);
         let context = attention(tape, q, k, v, spec);
-        let h = layer.attention_output.forward(tape, context);
-        let x = layer
-            .attention_norm
-            .forward(tape, h, Some(x_read), self.hidden_dropout);
-        let h = (layer.intermediate).forward_activation(tape, x.clone(), layer.activation);
-        let h = layer.output.forward(tape, h);
-        layer
-            .output_norm
-            .forward(tape, h, Some(x), self.hidden_dropout)
+        let h = layer.attention_output.forward(modules, tape, context);
+        let x = (layer.attention_norm).forward_sum(modules, tape, [h, x_read], p);
+        let h = (layer.intermediate).forward_activation(modules, tape, x.clone(), form.activation);
+        let h = layer.output.forward(modules, tape, h);
+        (layer.output_norm).forward_sum(modules, tape, [h, x], p)
     }
 }

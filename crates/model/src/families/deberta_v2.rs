@@ -8,13 +8,13 @@ mod positions;
 
 use lowrank_engine::{Tape, Var};
 
-use crate::config::Task;
+use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::families::Family;
+use crate::families::{Architecture, Classes, Family, Network};
 use crate::loader::{Loader, Presence};
-use crate::modules::{Linear, ModuleMut, ModuleRef};
+use crate::modules::{Linear, Modules};
 use crate::stored_head::HeadTensors;
-pub(crate) use config::{DROPOUTS, DebertaConfig};
+pub(crate) use config::{DebertaConfig, Parts};
 pub(crate) use encoder::{Classifier, Projections, rows_of};
 
 /// The registry's line.
@@ -26,29 +26,34 @@ pub const FAMILY: Family = Family {
         sequence: &["classifier.weight", "pooler.dense.weight"],
         tokens: Some("classifier.weight"),
     },
+    classes: Classes {
+        sequence: "DebertaV2ForSequenceClassification",
+        tokens: Some("DebertaV2ForTokenClassification"),
+        causal_lm: None,
+    },
     default_targets: &["query_proj", "value_proj"],
     // Pretrained checkpoints have no pooler, and PEFT forgets the new one.
     default_saved: &["pooler"],
-    architecture: |task| match task {
-        Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-            Some("DebertaV2ForSequenceClassification")
-        }
-        Task::TokenClassification => Some("DebertaV2ForTokenClassification"),
-        Task::CausalLm => None,
-    },
-    facts: |reader| DebertaConfig::read_v2(reader).facts(),
     fused: &[],
-    dropouts: DROPOUTS,
     ignored: &["position_ids"],
-    build: |config, task, num_labels, loader| {
-        let config = DebertaConfig::read_v2(&config.reader());
-        Ok(Box::new(Classifier::<SeparateProjections>::build(
-            &config, task, num_labels, loader,
-        )?))
-    },
+    read: |reader| Parts::read_v2(reader).with(DebertaV2),
 };
 
+#[derive(Debug)]
+struct DebertaV2(DebertaConfig);
+
+impl Architecture for DebertaV2 {
+    fn build(
+        &self,
+        config: &ModelConfig,
+        loader: &mut Loader<'_>,
+    ) -> Result<Box<dyn Network>, ModelError> {
+        Classifier::<SeparateProjections>::build(&self.0, config, loader)
+    }
+}
+
 /// Queries, keys and values from a layer each; positions through the same layers, or through layers of their own.
+#[derive(Clone, Copy)]
 struct SeparateProjections {
     query_proj: Linear,
     key_proj: Linear,
@@ -64,59 +69,59 @@ struct SeparateProjections {
 impl Projections for SeparateProjections {
     fn build(
         path: &str,
-        config: &DebertaConfig,
+        own: &DebertaConfig,
+        config: &ModelConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
-        let width = config.hidden_size;
-        let mut linear =
-            |name: &str| loader.linear(&format!("{path}.{name}"), width, width, Presence::Required);
-        let terms = config.terms();
-        let own = terms.map(|term| term && !config.share_att_key);
+        let width = config.facts.hidden_size;
+        let mut linear = |name: &str| {
+            loader.linear(
+                &format!("{path}.{name}"),
+                [width, width],
+                Presence::Required,
+            )
+        };
+        let terms = own.terms();
+        let apart = terms.map(|term| term && !own.share_att_key);
         Ok(SeparateProjections {
             query_proj: linear("query_proj")?,
             key_proj: linear("key_proj")?,
             value_proj: linear("value_proj")?,
-            pos_key_proj: own[0].then(|| linear("pos_key_proj")).transpose()?,
-            pos_query_proj: own[1].then(|| linear("pos_query_proj")).transpose()?,
+            pos_key_proj: apart[0].then(|| linear("pos_key_proj")).transpose()?,
+            pos_query_proj: apart[1].then(|| linear("pos_query_proj")).transpose()?,
             terms,
         })
     }
 
-    fn content<'m>(&'m self, tape: &mut Tape<'m>, x: Var, read: Option<&[usize]>) -> [Var; 3] {
+    fn content<'m>(
+        &self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        x: Var,
+        read: Option<&[usize]>,
+    ) -> [Var; 3] {
         let x_read = rows_of(tape, &x, read);
         [
-            self.query_proj.forward(tape, x_read),
-            self.key_proj.forward(tape, x.clone()),
-            self.value_proj.forward(tape, x),
+            self.query_proj.forward(modules, tape, x_read),
+            self.key_proj.forward(modules, tape, x.clone()),
+            self.value_proj.forward(modules, tape, x),
         ]
     }
 
-    fn positions<'m>(&'m self, tape: &mut Tape<'m>, table: Var) -> [Option<Var>; 2] {
-        let keys = self.pos_key_proj.as_ref().unwrap_or(&self.key_proj);
-        let queries = self.pos_query_proj.as_ref().unwrap_or(&self.query_proj);
+    fn positions<'m>(
+        &self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        table: Var,
+    ) -> [Option<Var>; 2] {
+        let keys = self.pos_key_proj.unwrap_or(self.key_proj);
+        let queries = self.pos_query_proj.unwrap_or(self.query_proj);
         // Shared layers have just been used for the tokens, with other dropout masks.
         tape.second_use(|tape| {
             [
-                self.terms[0].then(|| keys.forward(tape, table.clone())),
-                self.terms[1].then(|| queries.forward(tape, table)),
+                self.terms[0].then(|| keys.forward(modules, tape, table.clone())),
+                self.terms[1].then(|| queries.forward(modules, tape, table)),
             ]
         })
-    }
-
-    fn modules(&self) -> Vec<ModuleRef<'_>> {
-        let all = [&self.query_proj, &self.key_proj, &self.value_proj].into_iter();
-        let all = all.chain(&self.pos_key_proj).chain(&self.pos_query_proj);
-        all.map(ModuleRef::Linear).collect()
-    }
-
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        let all = [
-            &mut self.query_proj,
-            &mut self.key_proj,
-            &mut self.value_proj,
-        ];
-        let all = all.into_iter().chain(&mut self.pos_key_proj);
-        let all = all.chain(&mut self.pos_query_proj);
-        all.map(ModuleMut::Linear).collect()
     }
 }

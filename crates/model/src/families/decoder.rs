@@ -1,6 +1,8 @@
 //! The decoder that GPT-2, GPT-Neo and OPT share: tables of tokens and positions, causal blocks, a head. Each family's file
-//! says how its parts are named and loaded; this one knows no names. D = hidden size, M = tokens of the batch, N = tokens
-//! that the head reads, B = sequences. Source: transformers `modeling_gpt2.py`, `modeling_gpt_neo.py`, `modeling_opt.py`.
+//! says how its parts are named; this one knows no names. D = hidden size, M = tokens of the batch, N = tokens that the head
+//! reads, B = sequences. Source: transformers `modeling_gpt2.py`, `modeling_gpt_neo.py`, `modeling_opt.py`.
+
+mod assembly;
 
 use std::sync::Arc;
 
@@ -16,77 +18,60 @@ use lowrank_engine::{Activation, Matrix, Tape, Var};
 use crate::families::{LanguageModel, Network};
 use crate::generate::Kept;
 use crate::model::Batch;
-use crate::modules::{Embedding, LayerNorm, Linear, ModuleMut, ModuleRef, Table};
+use crate::modules::{Embedding, LayerNorm, Linear, Modules};
 use crate::stretch::Stretch;
+pub(crate) use assembly::{DecoderConfig, Names, Projections, SCORE, Scores};
 
 /// A decoder with a head.
-pub(crate) struct Decoder {
-    pub(crate) tokens: Embedding,
-    pub(crate) positions: Embedding,
+struct Decoder {
+    tokens: Embedding,
+    positions: Embedding,
     /// The row of the position table of a sequence's first token.
-    pub(crate) first_position: u32,
+    first_position: u32,
     /// From the width of the token table to D, where they differ.
-    pub(crate) project_in: Option<Linear>,
-    pub(crate) embedding_dropout: f32,
-    pub(crate) blocks: Vec<Block>,
-    pub(crate) final_norm: Option<Norm>,
+    project_in: Option<Linear>,
+    embedding_dropout: f32,
+    blocks: Vec<Block>,
+    final_norm: Option<LayerNorm>,
     /// From D to the width of the token table.
-    pub(crate) project_out: Option<Linear>,
-    pub(crate) head: Head,
+    project_out: Option<Linear>,
+    head: Head,
     /// What does not count as a sequence's last token, for the classification head.
-    pub(crate) pad_token_id: Option<u32>,
+    pad_token_id: Option<u32>,
 }
 
 /// What reads the last hidden states.
-pub(crate) enum Head {
-    /// The table of tokens.
-    Tied,
-    /// A table of its own.
-    Table(Box<Embedding>),
+enum Head {
+    /// A table of tokens, which may be that of the input.
+    Table(Embedding),
     /// A classifier of each sequence's last token.
-    Score(Box<Linear>),
-}
-
-/// A layer norm, and whether its values are the checkpoint's; otherwise it has weight 1 and bias 0 and is not listed.
-pub(crate) struct Norm {
-    pub(crate) layer: LayerNorm,
-    pub(crate) is_listed: bool,
+    Score(Linear),
 }
 
 /// One layer.
-pub(crate) struct Block {
-    pub(crate) attention_norm: Norm,
-    pub(crate) projections: Projections,
-    pub(crate) attention_output: Linear,
-    pub(crate) mlp_norm: Norm,
-    pub(crate) mlp_input: Linear,
-    pub(crate) mlp_output: Linear,
-    pub(crate) form: BlockForm,
-}
-
-/// Where queries, keys and values come from.
-pub(crate) enum Projections {
-    /// One layer gives all three side by side.
-    Fused(Box<Linear>),
-    /// A layer each: keys, values, queries, in the order of the checkpoints.
-    Separate(Box<[Linear; 3]>),
+#[derive(Clone, Copy)]
+struct Block {
+    attention_norm: LayerNorm,
+    projections: Projections<Linear>,
+    attention_output: Linear,
+    mlp_norm: LayerNorm,
+    mlp_input: Linear,
+    mlp_output: Linear,
+    form: BlockForm,
 }
 
 /// What a layer does besides its weights.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct BlockForm {
-    pub(crate) num_heads: usize,
-    pub(crate) head_dim: usize,
-    /// Multiplies the scores.
-    pub(crate) scale: f32,
-    /// How many keys a query sees at most; all before it if absent.
-    pub(crate) window: Option<usize>,
-    pub(crate) activation: Activation,
+struct BlockForm {
+    num_heads: usize,
+    head_dim: usize,
+    scores: Scores,
+    activation: Activation,
     /// Whether norms stand before their sublayer, or after the residual sum.
-    pub(crate) norm_first: bool,
-    pub(crate) attention_dropout: f32,
+    norm_first: bool,
+    attention_dropout: f32,
     /// Dropout of a sublayer's output.
-    pub(crate) dropout: f32,
+    dropout: f32,
 }
 
 /// The part of a batch that the wanted rows depend on: what comes after a sequence's last wanted row changes none of them.
@@ -145,6 +130,7 @@ impl Decoder {
     /// what its last layer gives for all tokens up to those.
     fn states<'m>(
         &'m self,
+        modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
@@ -160,13 +146,14 @@ impl Decoder {
             }
         });
         let embed = |tape: &mut Tape<'m>| {
-            let x = self.embed(tape, &needed.input_ids, &needed.positions);
+            let x = self.embed(modules, tape, &needed.input_ids, &needed.positions);
             dropout(tape, x, self.embedding_dropout)
         };
         let mut x = stretch.run(tape, count, embed, |i| {
             let is_part = i + 1 == count && needed.queries.len() < needed.input_ids.len();
             let run = BlockRun {
-                block: &self.blocks[i],
+                modules,
+                block: self.blocks[i],
                 offsets: needed.offsets.clone(),
                 queries: is_part.then(|| (needed.queries.clone(), needed.query_offsets.clone())),
             };
@@ -178,28 +165,35 @@ impl Decoder {
         if needed.wanted.len() < x.rows() {
             x = select_rows(tape, &x, &needed.wanted);
         }
-        self.finish(tape, x)
+        self.finish(modules, tape, x)
     }
 
     /// The sum of the tables' rows [M, D].
-    fn embed<'m>(&'m self, tape: &mut Tape<'m>, ids: &[u32], positions: &[u32]) -> Var {
-        let (tokens, positions) = (self.tokens.lookup(ids), self.positions.lookup(positions));
+    fn embed<'m>(
+        &self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        ids: &[u32],
+        positions: &[u32],
+    ) -> Var {
+        let tokens = self.tokens.lookup(modules, ids);
+        let positions = self.positions.lookup(modules, positions);
         let Some(project) = &self.project_in else {
             return embedding(tape, &[tokens, positions]);
         };
         let x = embedding(tape, &[tokens]);
-        let x = project.forward(tape, x);
+        let x = project.forward(modules, tape, x);
         let positions = embedding(tape, &[positions]);
         add(tape, x, positions, 0.0)
     }
 
-    fn finish<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
+    fn finish<'m>(&self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
         let x = match &self.final_norm {
-            Some(norm) => norm.layer.forward(tape, x, None, 0.0),
+            Some(norm) => norm.forward(modules, tape, x),
             None => x,
         };
         match &self.project_out {
-            Some(project) => project.forward(tape, x),
+            Some(project) => project.forward(modules, tape, x),
             None => x,
         }
     }
@@ -219,19 +213,26 @@ impl Decoder {
 impl LanguageModel for Decoder {
     fn hidden<'m>(
         &'m self,
+        modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
         stretch: Stretch,
     ) -> Var {
-        self.states(tape, batch, rows, stretch)
+        self.states(modules, tape, batch, rows, stretch)
     }
 
     fn num_layers(&self) -> usize {
         self.blocks.len()
     }
 
-    fn extend<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, kept: &mut Kept) -> Var {
+    fn extend<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        kept: &mut Kept,
+    ) -> Var {
         let starts: Vec<usize> = kept.lengths().collect();
         let is_prompt = starts.iter().all(|&n| n == 0);
         let positions: Vec<u32> = (batch.offsets.windows(2).zip(&starts))
@@ -240,160 +241,109 @@ impl LanguageModel for Decoder {
             .collect();
         kept.add_rows(batch.offsets);
         let offsets: Arc<[usize]> = batch.offsets.into();
-        let mut x = self.embed(tape, batch.input_ids, &positions);
+        let mut x = self.embed(modules, tape, batch.input_ids, &positions);
         for (i, block) in self.blocks.iter().enumerate() {
-            let y = block.before_attention(tape, &x);
-            let [q, k, v] = block.project(tape, y, None);
+            let y = block.before_attention(modules, tape, &x);
+            let [q, k, v] = block.project(modules, tape, y, None);
             kept.layer_mut(i).append(&k, &v);
             let context = if is_prompt {
                 attention(tape, q, k, v, block.attention_spec(&offsets, &offsets))
             } else {
-                let rows = kept.rows(block.form.window);
+                let rows = kept.rows(block.form.scores.window);
                 let spec = CachedSpec {
                     num_heads: block.form.num_heads,
                     head_dim: block.form.head_dim,
-                    scale: block.form.scale,
+                    scale: block.form.scores.scale,
                     rows: &rows,
                 };
                 cached_attention(tape, &q, kept.layer(i), spec)
             };
-            x = block.after_attention(tape, context, x);
+            x = block.after_attention(modules, tape, context, x);
         }
         let lasts: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
         if lasts.len() < x.rows() {
             x = select_rows(tape, &x, &lasts);
         }
-        self.finish(tape, x)
+        self.finish(modules, tape, x)
     }
 
-    fn head(&self) -> &Matrix {
-        let table = match &self.head {
-            Head::Table(table) => table,
-            Head::Tied | Head::Score(_) => &self.tokens,
-        };
-        match &table.table {
-            Table::Head(matrix) => matrix,
-            Table::Rows(_) => unreachable!("a language model's output table is a head table"),
+    fn head<'m>(&self, modules: &'m Modules) -> &'m Matrix {
+        match self.head {
+            Head::Table(table) => table.as_head(modules),
+            Head::Score(_) => unreachable!("a classifier is no language model"),
         }
     }
 }
 
 impl Network for Decoder {
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
+    fn logits<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        stretch: Stretch,
+    ) -> Var {
         let Head::Score(score) = &self.head else {
             unreachable!("a language model has no classifier")
         };
-        let x = self.states(tape, batch, &self.last_rows(batch), stretch);
-        score.logits(tape, x)
+        let x = self.states(modules, tape, batch, &self.last_rows(batch), stretch);
+        score.logits(modules, tape, x)
     }
 
-    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var {
+    fn prefix<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        layers: usize,
+    ) -> Var {
         // With every last token wanted, all tokens are needed.
         let lasts: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
-        self.states(tape, batch, &lasts, Stretch::below(layers))
+        self.states(modules, tape, batch, &lasts, Stretch::below(layers))
     }
 
     fn language_model(&self) -> Option<&dyn LanguageModel> {
         match &self.head {
-            Head::Tied | Head::Table(_) => Some(self),
+            Head::Table(_) => Some(self),
             Head::Score(_) => None,
         }
-    }
-
-    fn modules(&self) -> Vec<ModuleRef<'_>> {
-        let mut modules = vec![
-            ModuleRef::Embedding(&self.tokens),
-            ModuleRef::Embedding(&self.positions),
-        ];
-        let projections = self.project_in.iter().chain(&self.project_out);
-        modules.extend(projections.map(ModuleRef::Linear));
-        for block in &self.blocks {
-            modules.extend(block.attention_norm.listed());
-            match &block.projections {
-                Projections::Fused(fused) => modules.push(ModuleRef::Linear(fused)),
-                Projections::Separate(three) => modules.extend(three.iter().map(ModuleRef::Linear)),
-            }
-            modules.push(ModuleRef::Linear(&block.attention_output));
-            modules.extend(block.mlp_norm.listed());
-            modules.extend([&block.mlp_input, &block.mlp_output].map(ModuleRef::Linear));
-        }
-        modules.extend(self.final_norm.iter().filter_map(Norm::listed));
-        match &self.head {
-            Head::Tied => {}
-            Head::Table(table) => modules.push(ModuleRef::Embedding(table)),
-            Head::Score(score) => modules.push(ModuleRef::Linear(score)),
-        }
-        modules
-    }
-
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        let mut modules = vec![
-            ModuleMut::Embedding(&mut self.tokens),
-            ModuleMut::Embedding(&mut self.positions),
-        ];
-        let projections = self.project_in.iter_mut().chain(&mut self.project_out);
-        modules.extend(projections.map(ModuleMut::Linear));
-        for block in &mut self.blocks {
-            modules.extend(block.attention_norm.listed_mut());
-            match &mut block.projections {
-                Projections::Fused(fused) => modules.push(ModuleMut::Linear(fused)),
-                Projections::Separate(three) => {
-                    modules.extend(three.iter_mut().map(ModuleMut::Linear));
-                }
-            }
-            modules.push(ModuleMut::Linear(&mut block.attention_output));
-            modules.extend(block.mlp_norm.listed_mut());
-            modules.extend([&mut block.mlp_input, &mut block.mlp_output].map(ModuleMut::Linear));
-        }
-        modules.extend(self.final_norm.iter_mut().filter_map(Norm::listed_mut));
-        match &mut self.head {
-            Head::Tied => {}
-            Head::Table(table) => modules.push(ModuleMut::Embedding(table)),
-            Head::Score(score) => modules.push(ModuleMut::Linear(score)),
-        }
-        modules
-    }
-}
-
-impl Norm {
-    fn listed(&self) -> Option<ModuleRef<'_>> {
-        self.is_listed.then_some(ModuleRef::LayerNorm(&self.layer))
-    }
-
-    fn listed_mut(&mut self) -> Option<ModuleMut<'_>> {
-        self.is_listed
-            .then_some(ModuleMut::LayerNorm(&mut self.layer))
     }
 }
 
 impl Block {
     /// Queries, keys and values of x, which stands after the norm. Queries are of the rows `queries` alone, if given.
-    fn project<'m>(&'m self, tape: &mut Tape<'m>, x: Var, queries: Option<&[usize]>) -> [Var; 3] {
+    fn project<'m>(
+        &self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        x: Var,
+        queries: Option<&[usize]>,
+    ) -> [Var; 3] {
         let narrowed = |tape: &mut Tape<'m>, x: Var| match queries {
             Some(rows) => select_rows(tape, &x, rows),
             None => x,
         };
-        match &self.projections {
+        match self.projections {
             Projections::Fused(fused) => {
-                let all = fused.forward(tape, x);
+                let all = fused.forward(modules, tape, x);
                 let width = self.form.num_heads * self.form.head_dim;
                 let [q, k, v] =
                     [0, 1, 2].map(|i| select_columns(tape, &all, i * width..(i + 1) * width));
                 [narrowed(tape, q), k, v]
             }
-            Projections::Separate(three) => {
-                let [key, value, query] = three.as_ref();
-                let (k, v) = (key.forward(tape, x.clone()), value.forward(tape, x.clone()));
+            Projections::Separate([key, value, query]) => {
+                let k = key.forward(modules, tape, x.clone());
+                let v = value.forward(modules, tape, x.clone());
                 let x = narrowed(tape, x);
-                [query.forward(tape, x), k, v]
+                [query.forward(modules, tape, x), k, v]
             }
         }
     }
 
     /// What attention reads: x after the norm, where that stands first.
-    fn before_attention<'m>(&'m self, tape: &mut Tape<'m>, x: &Var) -> Var {
+    fn before_attention<'m>(&self, modules: &'m Modules, tape: &mut Tape<'m>, x: &Var) -> Var {
         if self.form.norm_first {
-            (self.attention_norm.layer).forward(tape, x.clone(), None, 0.0)
+            self.attention_norm.forward(modules, tape, x.clone())
         } else {
             x.clone()
         }
@@ -406,39 +356,46 @@ impl Block {
             head_dim: form.head_dim,
             q_offsets: queries.clone(),
             kv_offsets: keys.clone(),
-            scale: form.scale,
+            scale: form.scores.scale,
             mask: AttentionMask::Causal {
-                window: form.window,
+                window: form.scores.window,
             },
             dropout: form.attention_dropout,
         }
     }
 
     /// The second half of a layer, and the end of the first: `context` is what attention gave, `x` the residual stream.
-    fn after_attention<'m>(&'m self, tape: &mut Tape<'m>, context: Var, x: Var) -> Var {
-        let form = &self.form;
-        let h = self.attention_output.forward(tape, context);
+    fn after_attention<'m>(
+        &self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        context: Var,
+        x: Var,
+    ) -> Var {
+        let (form, p) = (&self.form, self.form.dropout);
+        let h = self.attention_output.forward(modules, tape, context);
         let (x, y) = if form.norm_first {
-            let x = add(tape, h, x, form.dropout);
-            let y = self.mlp_norm.layer.forward(tape, x.clone(), None, 0.0);
+            let x = add(tape, h, x, p);
+            let y = self.mlp_norm.forward(modules, tape, x.clone());
             (x, y)
         } else {
-            let x = (self.attention_norm.layer).forward(tape, h, Some(x), form.dropout);
+            let x = (self.attention_norm).forward_sum(modules, tape, [h, x], p);
             (x.clone(), x)
         };
-        let h = (self.mlp_input).forward_activation(tape, y, form.activation);
-        let h = self.mlp_output.forward(tape, h);
+        let h = (self.mlp_input).forward_activation(modules, tape, y, form.activation);
+        let h = self.mlp_output.forward(modules, tape, h);
         if form.norm_first {
-            add(tape, h, x, form.dropout)
+            add(tape, h, x, p)
         } else {
-            (self.mlp_norm.layer).forward(tape, h, Some(x), form.dropout)
+            (self.mlp_norm).forward_sum(modules, tape, [h, x], p)
         }
     }
 }
 
 /// One layer over one batch: what a recomputed block has to remember.
 struct BlockRun<'m> {
-    block: &'m Block,
+    modules: &'m Modules,
+    block: Block,
     offsets: Arc<[usize]>,
     /// The rows that go on, and where each sequence's start; all of them if absent.
     queries: Option<(Vec<usize>, Arc<[usize]>)>,
@@ -446,10 +403,10 @@ struct BlockRun<'m> {
 
 impl<'m> BlockRun<'m> {
     fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let block = self.block;
-        let y = block.before_attention(tape, &x);
+        let (modules, block) = (self.modules, self.block);
+        let y = block.before_attention(modules, tape, &x);
         let rows = self.queries.as_ref().map(|(rows, _)| rows.as_slice());
-        let [q, k, v] = block.project(tape, y, rows);
+        let [q, k, v] = block.project(modules, tape, y, rows);
         let x = match rows {
             Some(rows) => select_rows(tape, &x, rows),
             None => x,
@@ -460,6 +417,6 @@ impl<'m> BlockRun<'m> {
         };
         let spec = block.attention_spec(queries, &self.offsets);
         let context = attention(tape, q, k, v, spec);
-        block.after_attention(tape, context, x)
+        block.after_attention(modules, tape, context, x)
     }
 }

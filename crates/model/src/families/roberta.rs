@@ -3,15 +3,14 @@
 
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::{Activation, Tape, Var};
-use lowrank_formats::ConfigReader;
 
-use crate::config::Task;
+use crate::config::{ModelConfig, Task};
 use crate::error::ModelError;
-use crate::families::bert::{self, BertConfig, Encoder, Rows};
-use crate::families::{Family, Network};
+use crate::families::bert::{self, Encoder, EncoderConfig, Rows};
+use crate::families::{Architecture, Classes, Family, Network};
 use crate::loader::{Loader, Presence};
 use crate::model::Batch;
-use crate::modules::{Linear, ModuleMut, ModuleRef};
+use crate::modules::{Linear, Modules};
 use crate::stored_head::HeadTensors;
 use crate::stretch::Stretch;
 
@@ -24,41 +23,56 @@ pub const FAMILY: Family = Family {
         sequence: &["classifier.out_proj.weight", "classifier.dense.weight"],
         tokens: Some("classifier.weight"),
     },
-    default_targets: &["query", "value"],
-    default_saved: &[],
-    architecture: |task| match task {
-        Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-            Some("RobertaForSequenceClassification")
-        }
-        Task::TokenClassification => Some("RobertaForTokenClassification"),
-        Task::CausalLm => None,
+    classes: Classes {
+        sequence: "RobertaForSequenceClassification",
+        tokens: Some("RobertaForTokenClassification"),
+        causal_lm: None,
     },
-    facts: |reader| read_config(reader).facts(),
-    fused: &[],
-    dropouts: bert::DROPOUTS,
-    ignored: bert::IGNORED,
-    build: |config, task, num_labels, loader| {
-        let config = read_config(&config.reader());
-        Ok(Box::new(Roberta::build(&config, task, num_labels, loader)?))
-    },
+    // Positions start after the padding token's.
+    read: |reader| bert::read(reader, 1, |pad| pad as usize + 1, RobertaConfig),
+    ..bert::FAMILY
 };
 
 /// The registry's line for `xlm-roberta`: the same architecture and names.
 pub const XLM_FAMILY: Family = Family {
     model_type: "xlm-roberta",
-    architecture: |task| match task {
-        Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-            Some("XLMRobertaForSequenceClassification")
-        }
-        Task::TokenClassification => Some("XLMRobertaForTokenClassification"),
-        Task::CausalLm => None,
+    classes: Classes {
+        sequence: "XLMRobertaForSequenceClassification",
+        tokens: Some("XLMRobertaForTokenClassification"),
+        causal_lm: None,
     },
     ..FAMILY
 };
 
-/// Positions start after the padding token's.
-fn read_config(reader: &ConfigReader<'_>) -> BertConfig {
-    BertConfig::read(reader, 1, |pad| pad as usize + 1)
+#[derive(Debug)]
+struct RobertaConfig(EncoderConfig);
+
+impl Architecture for RobertaConfig {
+    fn build(
+        &self,
+        config: &ModelConfig,
+        loader: &mut Loader<'_>,
+    ) -> Result<Box<dyn Network>, ModelError> {
+        let (width, pad_token_id) = (config.facts.hidden_size, self.0.pad_token_id);
+        let encoder = Encoder::build("roberta.", config, &self.0, Some(pad_token_id), loader)?;
+        let (task, labels) = (loader.task(), loader.num_labels());
+        let mut linear = |path: &str, out| loader.linear(path, [width, out], Presence::NewIfAbsent);
+        let head = match task {
+            Task::TokenClassification | Task::CausalLm => {
+                Head::Token(linear("classifier", labels)?)
+            }
+            Task::SingleLabel | Task::MultiLabel | Task::Regression => Head::Sequence {
+                dense: linear("classifier.dense", width)?,
+                out_proj: linear("classifier.out_proj", labels)?,
+            },
+        };
+        Ok(Box::new(Roberta {
+            encoder,
+            head,
+            classifier_dropout: config.dropouts.before_classifier(),
+            pad_token_id,
+        }))
+    }
 }
 
 /// RoBERTa with a classification head.
@@ -69,48 +83,15 @@ struct Roberta {
     pad_token_id: u32,
 }
 
+#[derive(Clone, Copy)]
 enum Head {
     /// One row a sequence: dense, tanh, out_proj.
-    Sequence(Box<SequenceHead>),
+    Sequence { dense: Linear, out_proj: Linear },
     /// One row a token.
-    Token(Box<Linear>),
-}
-
-struct SequenceHead {
-    dense: Linear,
-    out_proj: Linear,
+    Token(Linear),
 }
 
 impl Roberta {
-    fn build(
-        config: &BertConfig,
-        task: Task,
-        num_labels: usize,
-        loader: &mut Loader<'_>,
-    ) -> Result<Self, ModelError> {
-        let encoder = Encoder::build("roberta.", config, Some(config.pad_token_id), loader)?;
-        let width = config.hidden_size;
-        let mut linear = |path: &str, out| loader.linear(path, width, out, Presence::NewIfAbsent);
-        let head = match task {
-            Task::TokenClassification | Task::CausalLm => {
-                Head::Token(Box::new(linear("classifier", num_labels)?))
-            }
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-                Head::Sequence(Box::new(SequenceHead {
-                    dense: linear("classifier.dense", width)?,
-                    out_proj: linear("classifier.out_proj", num_labels)?,
-                }))
-            }
-        };
-        let (classifier_dropout, pad_token_id) = (config.classifier_dropout, config.pad_token_id);
-        Ok(Roberta {
-            encoder,
-            head,
-            classifier_dropout,
-            pad_token_id,
-        })
-    }
-
     /// Counts real tokens from the padding index on; a padding token inside a row has the padding index itself.
     /// Source: transformers `create_position_ids_from_input_ids`.
     fn positions(&self, batch: &Batch<'_>) -> Vec<u32> {
@@ -128,53 +109,40 @@ impl Roberta {
 }
 
 impl Network for Roberta {
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
+    fn logits<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        stretch: Stretch,
+    ) -> Var {
+        let (positions, p) = (self.positions(batch), self.classifier_dropout);
+        let rows = match self.head {
+            Head::Token(_) => Rows::All,
+            Head::Sequence { .. } => Rows::First,
+        };
+        let run = self.encoder.on(modules, batch, &positions, rows);
+        let x = run.forward(tape, stretch);
+        let x = dropout(tape, x, p);
+        match self.head {
+            Head::Token(classifier) => classifier.logits(modules, tape, x),
+            Head::Sequence { dense, out_proj } => {
+                let x = dense.forward_activation(modules, tape, x, Activation::Tanh);
+                let x = dropout(tape, x, p);
+                out_proj.logits(modules, tape, x)
+            }
+        }
+    }
+
+    fn prefix<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        layers: usize,
+    ) -> Var {
         let positions = self.positions(batch);
-        let p = self.classifier_dropout;
-        match &self.head {
-            Head::Token(classifier) => {
-                let x = self
-                    .encoder
-                    .forward(tape, batch, &positions, Rows::All, stretch);
-                let x = dropout(tape, x, p);
-                classifier.logits(tape, x)
-            }
-            Head::Sequence(head) => {
-                let x = self
-                    .encoder
-                    .forward(tape, batch, &positions, Rows::First, stretch);
-                let x = dropout(tape, x, p);
-                let x = head.dense.forward_activation(tape, x, Activation::Tanh);
-                let x = dropout(tape, x, p);
-                head.out_proj.logits(tape, x)
-            }
-        }
-    }
-
-    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var {
-        let positions = self.positions(batch);
-        self.encoder.prefix(tape, batch, &positions, layers)
-    }
-
-    fn modules(&self) -> Vec<ModuleRef<'_>> {
-        let mut modules = self.encoder.modules();
-        match &self.head {
-            Head::Token(classifier) => modules.push(ModuleRef::Linear(classifier)),
-            Head::Sequence(head) => {
-                modules.extend([&head.dense, &head.out_proj].map(ModuleRef::Linear));
-            }
-        }
-        modules
-    }
-
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        let mut modules = self.encoder.modules_mut();
-        match &mut self.head {
-            Head::Token(classifier) => modules.push(ModuleMut::Linear(classifier)),
-            Head::Sequence(head) => {
-                modules.extend([&mut head.dense, &mut head.out_proj].map(ModuleMut::Linear));
-            }
-        }
-        modules
+        let run = self.encoder.on(modules, batch, &positions, Rows::All);
+        run.forward(tape, Stretch::below(layers))
     }
 }

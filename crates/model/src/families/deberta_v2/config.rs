@@ -1,51 +1,33 @@
 //! DeBERTa's own fields of config.json, of both versions. Source: transformers `configuration_deberta_v2.py`,
 //! `configuration_deberta.py` and the `getattr` defaults in the models.
 
+use std::sync::Arc;
+
 use lowrank_engine::Activation;
 use lowrank_formats::ConfigReader;
 
-use crate::config::{Facts, read_activation, read_dropout, read_heads};
+use crate::config::{
+    Dropouts, Facts, FamilyConfig, read_activation, read_dropout, read_dropout_else, read_heads,
+};
+use crate::families::Architecture;
 use crate::families::deberta_v2::positions::RelativeRows;
 
-/// The keys of the dropout probabilities.
-pub(crate) const DROPOUTS: &[&str] = &[
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "pooler_dropout",
-    "cls_dropout",
-];
-
-/// The fields.
+/// What the configuration says beside the facts.
+#[derive(Debug, Clone)]
 pub(crate) struct DebertaConfig {
-    pub(crate) vocab_size: usize,
     /// Width of the token tables.
     pub(crate) embedding_size: usize,
-    pub(crate) hidden_size: usize,
-    pub(crate) num_hidden_layers: usize,
-    pub(crate) num_attention_heads: usize,
-    pub(crate) intermediate_size: usize,
     pub(crate) hidden_act: Activation,
-    pub(crate) max_position_embeddings: usize,
     /// Rows of the table of segments; there is none at 0.
     pub(crate) type_vocab_size: usize,
     /// Whether absolute positions are added to the tokens.
     pub(crate) position_biased_input: bool,
     pub(crate) layer_norm_eps: f32,
-    pub(crate) pad_token_id: u32,
-    pub(crate) initializer_range: f32,
-    pub(crate) hidden_dropout_prob: f32,
-    pub(crate) attention_probs_dropout_prob: f32,
-    /// Where the pooler's dropout stands: before its layer.
-    pub(crate) pooler_dropout: f32,
-    /// Dropout before the classifier of sequences.
-    pub(crate) cls_dropout: f32,
     pub(crate) pooler_hidden_act: Activation,
     /// The rows of the table of relative positions, where there is one.
     pub(crate) relative: Option<RelativeRows>,
     /// Which of c2p and p2c `pos_att_type` lists; they count for the scale even without a table.
     pos_att_type: [bool; 2],
-    /// 1 more than the number of terms that `pos_att_type` lists.
-    pub(crate) scale_factor: usize,
     pub(crate) share_att_key: bool,
     /// Whether the table of relative positions is normalised.
     pub(crate) norm_rel_ebd: bool,
@@ -53,7 +35,14 @@ pub(crate) struct DebertaConfig {
     pub(crate) conv: Option<(usize, Activation)>,
 }
 
-impl DebertaConfig {
+/// A configuration in its parts.
+pub(crate) struct Parts {
+    pub(crate) facts: Facts,
+    pub(crate) dropouts: Dropouts,
+    pub(crate) own: DebertaConfig,
+}
+
+impl Parts {
     /// Reads the fields of `deberta-v2` and notes every fault.
     pub(crate) fn read_v2(reader: &ConfigReader<'_>) -> Self {
         let base = Self::read(reader, 128_100);
@@ -78,13 +67,14 @@ impl DebertaConfig {
             );
         }
         let conv_act = read_activation(reader, "conv_act", Activation::Tanh);
-        let head_size = reader.usize_or("attention_head_size", base.head_dim(), 1..=1 << 16);
-        if head_size != base.head_dim() {
-            let message = format!("expected {}, found {head_size}", base.head_dim());
+        let head_dim = base.facts.head_dim;
+        let head_size = reader.usize_or("attention_head_size", head_dim, 1..=1 << 16);
+        if head_size != head_dim {
+            let message = format!("expected {head_dim}, found {head_size}");
             reader.fault("attention_head_size", message);
         }
         let relative = reader.bool_or("relative_attention", false);
-        DebertaConfig {
+        let own = DebertaConfig {
             relative: relative.then(|| match span {
                 Some(buckets) => RelativeRows::bucketed(buckets, reach),
                 None => RelativeRows::exact(reach),
@@ -92,98 +82,105 @@ impl DebertaConfig {
             share_att_key: reader.bool_or("share_att_key", false),
             norm_rel_ebd: norms.split('|').any(|norm| norm.trim() == "layer_norm"),
             conv: (taps > 0).then_some((taps, conv_act)),
-            ..base
-        }
+            ..base.own
+        };
+        Parts { own, ..base }
     }
 
     /// Reads the fields of `deberta` (v1) and notes every fault.
     pub(crate) fn read_v1(reader: &ConfigReader<'_>) -> Self {
-        let base = Self::read(reader, 50_265);
+        let mut base = Self::read(reader, 50_265);
         if reader.bool_or("talking_head", false) {
             reader.fault("talking_head", "expected false: it is not supported");
         }
-        let relative = reader.bool_or("relative_attention", false);
         let reach = base.reach(reader);
-        DebertaConfig {
-            relative: relative.then(|| RelativeRows::exact(reach)),
-            ..base
-        }
+        let relative = reader.bool_or("relative_attention", false);
+        base.own.relative = relative.then(|| RelativeRows::exact(reach));
+        base
     }
 
     /// What both versions have.
     fn read(reader: &ConfigReader<'_>, vocab_size: usize) -> Self {
-        let hidden_size = reader.usize("hidden_size", 1..=1 << 16);
-        let hidden_dropout_prob = read_dropout(reader, "hidden_dropout_prob", 0.1);
-        let pooler_size = reader.usize_or("pooler_hidden_size", hidden_size, 1..=1 << 16);
-        if pooler_size != hidden_size {
-            let message = format!("expected hidden_size = {hidden_size}, found {pooler_size}");
+        let width = reader.usize("hidden_size", 1..=1 << 16);
+        let hidden = read_dropout(reader, "hidden_dropout_prob", 0.1);
+        let pooler_size = reader.usize_or("pooler_hidden_size", width, 1..=1 << 16);
+        if pooler_size != width {
+            let message = format!("expected hidden_size = {width}, found {pooler_size}");
             reader.fault("pooler_hidden_size", message);
         }
-        let pos_att_type = terms(reader);
-        DebertaConfig {
-            vocab_size: reader.usize_or("vocab_size", vocab_size, 1..=1 << 24),
-            embedding_size: reader.usize_or("embedding_size", hidden_size, 1..=1 << 16),
-            hidden_size,
-            num_hidden_layers: reader.usize("num_hidden_layers", 1..=1 << 10),
-            num_attention_heads: read_heads(
-                reader,
-                "num_attention_heads",
-                12,
-                ("hidden_size", hidden_size),
-            ),
+        let vocab_size = reader.usize_or("vocab_size", vocab_size, 1..=1 << 24);
+        let num_hidden_layers = reader.usize("num_hidden_layers", 1..=1 << 10);
+        let heads = read_heads(reader, "num_attention_heads", 12, ("hidden_size", width));
+        let type_vocab_size = reader.usize_or("type_vocab_size", 0, 0..=1 << 16);
+        let facts = Facts {
+            vocab_size,
+            hidden_size: width,
+            num_hidden_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: heads,
+            head_dim: width / heads,
             intermediate_size: reader.usize("intermediate_size", 1..=1 << 20),
+            max_positions: reader.usize_or("max_position_embeddings", 512, 1..=1 << 20),
+            type_vocab_size: type_vocab_size.max(1),
+            pad_token_id: Some(reader.usize_or("pad_token_id", 0, 0..=1 << 24) as u32),
+            initializer_range: reader.f64_or("initializer_range", 0.02, 0.0..=10.0) as f32,
+            tie_word_embeddings: true,
+        };
+        let dropouts = Dropouts {
+            hidden,
+            attention: read_dropout(reader, "attention_probs_dropout_prob", 0.1),
+            embedding: None,
+            pooler: Some(read_dropout(reader, "pooler_dropout", 0.0)),
+            classifier: Some(read_dropout_else(reader, "cls_dropout", hidden)),
+        };
+        let own = DebertaConfig {
+            embedding_size: reader.usize_or("embedding_size", width, 1..=1 << 16),
             hidden_act: read_activation(reader, "hidden_act", Activation::Gelu),
-            max_position_embeddings: reader.usize_or("max_position_embeddings", 512, 1..=1 << 20),
-            type_vocab_size: reader.usize_or("type_vocab_size", 0, 0..=1 << 16),
+            type_vocab_size,
             position_biased_input: reader.bool_or("position_biased_input", true),
             layer_norm_eps: reader.f64_or("layer_norm_eps", 1e-7, 0.0..=1.0) as f32,
-            pad_token_id: reader.usize_or("pad_token_id", 0, 0..=1 << 24) as u32,
-            initializer_range: reader.f64_or("initializer_range", 0.02, 0.0..=10.0) as f32,
-            hidden_dropout_prob,
-            attention_probs_dropout_prob: read_dropout(reader, "attention_probs_dropout_prob", 0.1),
-            pooler_dropout: read_dropout(reader, "pooler_dropout", 0.0),
-            cls_dropout: reader
-                .opt_f64("cls_dropout", 0.0..=0.999)
-                .map_or(hidden_dropout_prob, |p| p as f32),
             pooler_hidden_act: read_activation(reader, "pooler_hidden_act", Activation::Gelu),
             relative: None,
-            pos_att_type,
-            scale_factor: 1 + pos_att_type.into_iter().filter(|&term| term).count(),
+            pos_att_type: terms(reader),
             share_att_key: false,
             norm_rel_ebd: false,
             conv: None,
+        };
+        Parts {
+            facts,
+            dropouts,
+            own,
         }
     }
 
     /// The largest distance that is told from the next one, plus one.
     fn reach(&self, reader: &ConfigReader<'_>) -> usize {
-        signed(reader, "max_relative_positions").unwrap_or(self.max_position_embeddings)
+        signed(reader, "max_relative_positions").unwrap_or(self.facts.max_positions)
     }
 
-    /// Dh.
-    pub(crate) fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+    /// The family's configuration.
+    pub(crate) fn with<A: Architecture + 'static>(
+        self,
+        architecture: fn(DebertaConfig) -> A,
+    ) -> FamilyConfig {
+        FamilyConfig {
+            facts: self.facts,
+            dropouts: self.dropouts,
+            architecture: Arc::new(architecture(self.own)),
+        }
     }
+}
 
+impl DebertaConfig {
     /// Whether there are scores of content to position, and of position to content.
     pub(crate) fn terms(&self) -> [bool; 2] {
         self.pos_att_type
             .map(|term| term && self.relative.is_some())
     }
 
-    /// What the rest of the program needs to know.
-    pub(crate) fn facts(&self) -> Facts {
-        Facts {
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            num_hidden_layers: self.num_hidden_layers,
-            num_attention_heads: self.num_attention_heads,
-            intermediate_size: self.intermediate_size,
-            max_positions: self.max_position_embeddings,
-            type_vocab_size: self.type_vocab_size.max(1),
-            pad_token_id: Some(self.pad_token_id),
-            initializer_range: self.initializer_range,
-        }
+    /// 1 more than the number of terms that `pos_att_type` lists.
+    pub(crate) fn scale_factor(&self) -> usize {
+        1 + self.pos_att_type.into_iter().filter(|&term| term).count()
     }
 }
 

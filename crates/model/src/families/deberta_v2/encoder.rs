@@ -11,36 +11,42 @@ use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Tape, Var};
 
-use crate::config::Task;
+use crate::config::{ModelConfig, Task};
 use crate::error::ModelError;
 use crate::families::deberta_v2::DebertaConfig;
 use crate::families::deberta_v2::positions::RelativeRows;
 use crate::families::{Network, first_rows};
-use crate::loader::{LinearSpec, Loader, Presence};
+use crate::loader::{Loader, Presence};
 use crate::model::Batch;
-use crate::modules::{Convolution, Embedding, LayerNorm, Layout, Linear, ModuleMut, ModuleRef};
+use crate::modules::{Convolution, Embedding, LayerNorm, Linear, Modules};
 use crate::stretch::Stretch;
 
 /// The projections of one layer's attention.
-pub(crate) trait Projections: Sized + Send + Sync {
+pub(crate) trait Projections: Copy + Send + Sync + 'static {
     /// Loads them; `path` is that of the module that holds them.
     fn build(
         path: &str,
-        config: &DebertaConfig,
+        own: &DebertaConfig,
+        config: &ModelConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError>;
 
     /// Queries of the rows `read` (all if absent), keys and values of x [M, D].
-    fn content<'m>(&'m self, tape: &mut Tape<'m>, x: Var, read: Option<&[usize]>) -> [Var; 3];
+    fn content<'m>(
+        &self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        x: Var,
+        read: Option<&[usize]>,
+    ) -> [Var; 3];
 
     /// Keys and queries of relative positions from their table [R, D], where the model has these terms.
-    fn positions<'m>(&'m self, tape: &mut Tape<'m>, table: Var) -> [Option<Var>; 2];
-
-    /// The modules, in the order of PyTorch's `named_modules`.
-    fn modules(&self) -> Vec<ModuleRef<'_>>;
-
-    /// The modules, to change them; the same order.
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>>;
+    fn positions<'m>(
+        &self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        table: Var,
+    ) -> [Option<Var>; 2];
 }
 
 /// x, or the rows of it that are read.
@@ -55,6 +61,7 @@ pub(crate) fn rows_of(tape: &mut Tape<'_>, x: &Var, read: Option<&[usize]>) -> V
 pub(crate) struct Classifier<P> {
     embeddings: Embeddings,
     layers: Vec<Layer<P>>,
+    form: LayerForm,
     relative: Option<RelativeTable>,
     conv: Option<ConvLayer>,
     pooler: Option<Pooler>,
@@ -64,68 +71,86 @@ pub(crate) struct Classifier<P> {
 
 impl<P: Projections> Classifier<P> {
     pub(crate) fn build(
-        config: &DebertaConfig,
-        task: Task,
-        num_labels: usize,
+        own: &DebertaConfig,
+        config: &ModelConfig,
         loader: &mut Loader<'_>,
-    ) -> Result<Self, ModelError> {
-        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
-        let embeddings = Embeddings::build(config, loader)?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::build(&format!("deberta.encoder.layer.{i}"), config, loader))
+    ) -> Result<Box<dyn Network>, ModelError> {
+        let (facts, dropouts) = (&config.facts, &config.dropouts);
+        let (width, eps) = (facts.hidden_size, own.layer_norm_eps);
+        let embeddings = Embeddings::build(own, config, loader)?;
+        let layers = (0..facts.num_hidden_layers)
+            .map(|i| Layer::build(&format!("deberta.encoder.layer.{i}"), own, config, loader))
             .collect::<Result<_, _>>()?;
-        let relative = config
+        let relative = own
             .relative
-            .map(|rows| RelativeTable::build(rows, config, loader))
+            .map(|rows| RelativeTable::build(rows, own, width, loader))
             .transpose()?;
-        let conv = match config.conv {
+        let conv = match own.conv {
             None => None,
             Some((taps, activation)) => Some(ConvLayer {
                 conv: loader.convolution("deberta.encoder.conv.conv", width, taps)?,
                 activation,
                 norm: loader.layer_norm("deberta.encoder.conv.LayerNorm", width, eps)?,
-                dropout: config.hidden_dropout_prob,
+                dropout: dropouts.hidden,
             }),
         };
-        let mut linear = |path: &str, out| loader.linear(path, width, out, Presence::NewIfAbsent);
+        let (task, labels) = (loader.task(), loader.num_labels());
+        let mut linear = |path: &str, out| loader.linear(path, [width, out], Presence::NewIfAbsent);
         let (pooler, classifier_dropout) = match task {
-            Task::TokenClassification | Task::CausalLm => (None, config.hidden_dropout_prob),
+            Task::TokenClassification | Task::CausalLm => (None, dropouts.hidden),
             Task::SingleLabel | Task::MultiLabel | Task::Regression => {
                 let pooler = Pooler {
                     dense: linear("pooler.dense", width)?,
-                    activation: config.pooler_hidden_act,
-                    dropout: config.pooler_dropout,
+                    activation: own.pooler_hidden_act,
+                    dropout: dropouts.pooler.unwrap_or(0.0),
                 };
-                (Some(pooler), config.cls_dropout)
+                (Some(pooler), dropouts.before_classifier())
             }
         };
-        Ok(Classifier {
+        let head_dim = facts.head_dim;
+        Ok(Box::new(Classifier::<P> {
             embeddings,
             layers,
+            form: LayerForm {
+                num_heads: facts.num_attention_heads,
+                head_dim,
+                scale: 1.0 / ((head_dim * own.scale_factor()) as f32).sqrt(),
+                activation: own.hidden_act,
+                hidden_dropout: dropouts.hidden,
+                attention_dropout: dropouts.attention,
+            },
             relative,
             conv,
             pooler,
-            classifier: linear("classifier", num_labels)?,
+            classifier: linear("classifier", labels)?,
             classifier_dropout,
-        })
+        }))
     }
 
     /// The hidden states that the head reads: [M, D], or [B, D] of the first tokens if there is a pooler.
-    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
+    fn hidden<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        stretch: Stretch,
+    ) -> Var {
         let lengths = batch.offsets.windows(2).map(|range| range[1] - range[0]);
         let longest = lengths.max().unwrap_or(0);
         let relative = self.relative.as_ref().map(|t| t.of_length(longest));
         let offsets: Arc<[usize]> = batch.offsets.into();
         let count = self.layers.len();
-        let embed = |tape: &mut Tape<'m>| self.embeddings.forward(tape, batch);
+        let embed = |tape: &mut Tape<'m>| self.embeddings.forward(modules, tape, batch);
         stretch.run(tape, count, embed, |i| {
             let is_last = i + 1 == count;
             let run = LayerRun {
-                layer: &self.layers[i],
+                modules,
+                layer: self.layers[i],
+                form: self.form,
                 offsets: offsets.clone(),
                 firsts_only: is_last && self.pooler.is_some(),
                 relative: relative.clone(),
-                conv: self.conv.as_ref().filter(|_| i == 0),
+                conv: self.conv.filter(|_| i == 0),
             };
             move |tape: &mut Tape<'m>, x| run.forward(tape, x)
         })
@@ -133,73 +158,35 @@ impl<P: Projections> Classifier<P> {
 }
 
 impl<P: Projections> Network for Classifier<P> {
-    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var {
-        self.hidden(tape, batch, Stretch::below(layers))
+    fn prefix<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        layers: usize,
+    ) -> Var {
+        self.hidden(modules, tape, batch, Stretch::below(layers))
     }
 
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var {
-        let mut x = self.hidden(tape, batch, stretch);
-        if let Some(pooler) = &self.pooler {
+    fn logits<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        stretch: Stretch,
+    ) -> Var {
+        let mut x = self.hidden(modules, tape, batch, stretch);
+        if let Some(pooler) = self.pooler {
             x = dropout(tape, x, pooler.dropout);
-            x = (pooler.dense).forward_activation(tape, x, pooler.activation);
+            x = (pooler.dense).forward_activation(modules, tape, x, pooler.activation);
         }
         let x = dropout(tape, x, self.classifier_dropout);
-        self.classifier.logits(tape, x)
-    }
-
-    fn modules(&self) -> Vec<ModuleRef<'_>> {
-        let mut modules = self.embeddings.modules();
-        for layer in &self.layers {
-            modules.extend(layer.projections.modules());
-            modules.extend([
-                ModuleRef::Linear(&layer.attention_output),
-                ModuleRef::LayerNorm(&layer.attention_norm),
-                ModuleRef::Linear(&layer.intermediate),
-                ModuleRef::Linear(&layer.output),
-                ModuleRef::LayerNorm(&layer.output_norm),
-            ]);
-        }
-        if let Some(relative) = &self.relative {
-            modules.push(ModuleRef::Embedding(&relative.table));
-            modules.extend(relative.norm.as_ref().map(ModuleRef::LayerNorm));
-        }
-        if let Some(conv) = &self.conv {
-            modules.push(ModuleRef::Convolution(&conv.conv));
-            modules.push(ModuleRef::LayerNorm(&conv.norm));
-        }
-        modules.extend(self.pooler.as_ref().map(|p| ModuleRef::Linear(&p.dense)));
-        modules.push(ModuleRef::Linear(&self.classifier));
-        modules
-    }
-
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        let mut modules = self.embeddings.modules_mut();
-        for layer in &mut self.layers {
-            modules.extend(layer.projections.modules_mut());
-            modules.extend([
-                ModuleMut::Linear(&mut layer.attention_output),
-                ModuleMut::LayerNorm(&mut layer.attention_norm),
-                ModuleMut::Linear(&mut layer.intermediate),
-                ModuleMut::Linear(&mut layer.output),
-                ModuleMut::LayerNorm(&mut layer.output_norm),
-            ]);
-        }
-        if let Some(relative) = &mut self.relative {
-            modules.push(ModuleMut::Embedding(&mut relative.table));
-            modules.extend(relative.norm.as_mut().map(ModuleMut::LayerNorm));
-        }
-        if let Some(conv) = &mut self.conv {
-            modules.push(ModuleMut::Convolution(&mut conv.conv));
-            modules.push(ModuleMut::LayerNorm(&mut conv.norm));
-        }
-        let pooler = self.pooler.as_mut();
-        modules.extend(pooler.map(|p| ModuleMut::Linear(&mut p.dense)));
-        modules.push(ModuleMut::Linear(&mut self.classifier));
-        modules
+        self.classifier.logits(modules, tape, x)
     }
 }
 
 /// The first token's hidden state through a layer.
+#[derive(Clone, Copy)]
 struct Pooler {
     dense: Linear,
     activation: Activation,
@@ -218,35 +205,27 @@ struct Embeddings {
 }
 
 impl Embeddings {
-    fn build(config: &DebertaConfig, loader: &mut Loader<'_>) -> Result<Self, ModelError> {
-        let (inner, width) = (config.embedding_size, config.hidden_size);
+    fn build(
+        own: &DebertaConfig,
+        config: &ModelConfig,
+        loader: &mut Loader<'_>,
+    ) -> Result<Self, ModelError> {
+        let (facts, inner) = (&config.facts, own.embedding_size);
+        let width = facts.hidden_size;
         let mut table = |name: &str, rows, padding| {
             let path = format!("deberta.embeddings.{name}");
             loader.embedding(&path, rows, inner, padding)
         };
-        let words = table(
-            "word_embeddings",
-            config.vocab_size,
-            Some(config.pad_token_id),
-        )?;
-        let positions = config
-            .position_biased_input
-            .then(|| table("position_embeddings", config.max_position_embeddings, None))
+        let words = table("word_embeddings", facts.vocab_size, facts.pad_token_id)?;
+        let positions = (own.position_biased_input)
+            .then(|| table("position_embeddings", facts.max_positions, None))
             .transpose()?;
-        let token_types = (config.type_vocab_size > 0)
-            .then(|| table("token_type_embeddings", config.type_vocab_size, None))
+        let token_types = (own.type_vocab_size > 0)
+            .then(|| table("token_type_embeddings", own.type_vocab_size, None))
             .transpose()?;
-        let spec = LinearSpec {
-            path: "deberta.embeddings.embed_proj",
-            in_features: inner,
-            out_features: width,
-            presence: Presence::Required,
-            has_bias: false,
-            layout: Layout::Linear,
-            std: config.initializer_range,
-        };
+        let spec = loader.spec("deberta.embeddings.embed_proj", [inner, width]);
         let projection = (inner != width)
-            .then(|| loader.linear_of(spec))
+            .then(|| loader.linear_of(spec.unbiased()))
             .transpose()?;
         let path = "deberta.embeddings.LayerNorm";
         Ok(Embeddings {
@@ -254,44 +233,26 @@ impl Embeddings {
             positions,
             token_types,
             projection,
-            norm: loader.layer_norm(path, width, config.layer_norm_eps)?,
-            dropout: config.hidden_dropout_prob,
+            norm: loader.layer_norm(path, width, own.layer_norm_eps)?,
+            dropout: config.dropouts.hidden,
         })
     }
 
-    fn forward<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>) -> Var {
+    fn forward<'m>(&self, modules: &'m Modules, tape: &mut Tape<'m>, batch: &Batch<'_>) -> Var {
         let positions = batch.positions();
         let zeros = vec![0; batch.tokens()];
-        let mut tables = vec![self.words.lookup(batch.input_ids)];
-        tables.extend(self.positions.as_ref().map(|t| t.lookup(&positions)));
-        tables.extend(self.token_types.as_ref().map(|table| {
-            let types = batch.token_type_ids.filter(|_| table.num_embeddings > 1);
-            table.lookup(types.unwrap_or(&zeros))
+        let mut tables = vec![self.words.lookup(modules, batch.input_ids)];
+        tables.extend(self.positions.map(|t| t.lookup(modules, &positions)));
+        tables.extend(self.token_types.map(|table| {
+            let types = batch.token_type_ids.filter(|_| table.rows > 1);
+            table.lookup(modules, types.unwrap_or(&zeros))
         }));
         let mut x = embedding(tape, &tables);
-        if let Some(projection) = &self.projection {
-            x = projection.forward(tape, x);
+        if let Some(projection) = self.projection {
+            x = projection.forward(modules, tape, x);
         }
-        let x = self.norm.forward(tape, x, None, 0.0);
+        let x = self.norm.forward(modules, tape, x);
         dropout(tape, x, self.dropout)
-    }
-
-    fn modules(&self) -> Vec<ModuleRef<'_>> {
-        let tables = [&self.words].into_iter().chain(&self.positions);
-        let tables = tables.chain(&self.token_types).map(ModuleRef::Embedding);
-        let mut modules: Vec<_> = tables.collect();
-        modules.extend(self.projection.as_ref().map(ModuleRef::Linear));
-        modules.push(ModuleRef::LayerNorm(&self.norm));
-        modules
-    }
-
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
-        let tables = [&mut self.words].into_iter().chain(&mut self.positions);
-        let tables = tables.chain(&mut self.token_types);
-        let mut modules: Vec<_> = tables.map(ModuleMut::Embedding).collect();
-        modules.extend(self.projection.as_mut().map(ModuleMut::Linear));
-        modules.push(ModuleMut::LayerNorm(&mut self.norm));
-        modules
     }
 }
 
@@ -305,25 +266,25 @@ struct RelativeTable {
 impl RelativeTable {
     fn build(
         rows: RelativeRows,
-        config: &DebertaConfig,
+        own: &DebertaConfig,
+        width: usize,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
-        let (width, path) = (config.hidden_size, "deberta.encoder.rel_embeddings");
+        let path = "deberta.encoder.rel_embeddings";
         let table = loader.embedding(path, rows.table_rows(), width, None)?;
-        let eps = config.layer_norm_eps;
-        let norm = config
-            .norm_rel_ebd
+        let eps = own.layer_norm_eps;
+        let norm = (own.norm_rel_ebd)
             .then(|| loader.layer_norm("deberta.encoder.LayerNorm", width, eps))
             .transpose()?;
         Ok(RelativeTable { table, norm, rows })
     }
 
     /// The part that a batch reads.
-    fn of_length(&self, longest: usize) -> Relative<'_> {
+    fn of_length(&self, longest: usize) -> Relative {
         let (ids, places) = self.rows.of_length(longest);
         Relative {
-            table: &self.table,
-            norm: self.norm.as_ref(),
+            table: self.table,
+            norm: self.norm,
             ids: ids.into(),
             places: places.into(),
         }
@@ -332,27 +293,28 @@ impl RelativeTable {
 
 /// The rows of the table that one batch reads.
 #[derive(Clone)]
-struct Relative<'m> {
-    table: &'m Embedding,
-    norm: Option<&'m LayerNorm>,
+struct Relative {
+    table: Embedding,
+    norm: Option<LayerNorm>,
     ids: Arc<[u32]>,
     /// Of each distance its place among the rows.
     places: Arc<[u32]>,
 }
 
-impl<'m> Relative<'m> {
+impl Relative {
     /// The rows [R, D], normalised. Each layer makes its own: dropout differs, and a layer that is run again has no other
     /// input than x.
-    fn forward(&self, tape: &mut Tape<'m>, p: f32) -> Var {
-        let mut x = embedding(tape, &[self.table.lookup(&self.ids)]);
+    fn forward<'m>(&self, modules: &'m Modules, tape: &mut Tape<'m>, p: f32) -> Var {
+        let mut x = embedding(tape, &[self.table.lookup(modules, &self.ids)]);
         if let Some(norm) = self.norm {
-            x = norm.forward(tape, x, None, 0.0);
+            x = norm.forward(modules, tape, x);
         }
         dropout(tape, x, p)
     }
 }
 
 /// The convolution over the embeddings, added to what the first layer gives.
+#[derive(Clone, Copy)]
 struct ConvLayer {
     conv: Convolution,
     activation: Activation,
@@ -361,6 +323,7 @@ struct ConvLayer {
 }
 
 /// One layer.
+#[derive(Clone, Copy)]
 struct Layer<P> {
     projections: P,
     attention_output: Linear,
@@ -368,7 +331,6 @@ struct Layer<P> {
     intermediate: Linear,
     output: Linear,
     output_norm: LayerNorm,
-    form: LayerForm,
 }
 
 /// What a layer does besides its weights.
@@ -386,55 +348,44 @@ struct LayerForm {
 impl<P: Projections> Layer<P> {
     fn build(
         path: &str,
-        config: &DebertaConfig,
+        own: &DebertaConfig,
+        config: &ModelConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
-        let (width, inner, eps) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.layer_norm_eps,
-        );
-        let projections = P::build(&format!("{path}.attention.self"), config, loader)?;
-        let mut linear = |name: &str, from, to| {
-            loader.linear(&format!("{path}.{name}"), from, to, Presence::Required)
+        let (width, inner) = (config.facts.hidden_size, config.facts.intermediate_size);
+        let projections = P::build(&format!("{path}.attention.self"), own, config, loader)?;
+        let linear = |loader: &mut Loader<'_>, name: &str, shape| {
+            loader.linear(&format!("{path}.{name}"), shape, Presence::Required)
         };
-        let attention_output = linear("attention.output.dense", width, width)?;
-        let intermediate = linear("intermediate.dense", width, inner)?;
-        let output = linear("output.dense", inner, width)?;
-        let mut norm = |name: &str| loader.layer_norm(&format!("{path}.{name}"), width, eps);
-        let head_dim = config.head_dim();
+        let norm = |loader: &mut Loader<'_>, name: &str| {
+            loader.layer_norm(&format!("{path}.{name}"), width, own.layer_norm_eps)
+        };
         Ok(Layer {
             projections,
-            attention_output,
-            attention_norm: norm("attention.output.LayerNorm")?,
-            intermediate,
-            output,
-            output_norm: norm("output.LayerNorm")?,
-            form: LayerForm {
-                num_heads: config.num_attention_heads,
-                head_dim,
-                scale: 1.0 / ((head_dim * config.scale_factor) as f32).sqrt(),
-                activation: config.hidden_act,
-                hidden_dropout: config.hidden_dropout_prob,
-                attention_dropout: config.attention_probs_dropout_prob,
-            },
+            attention_output: linear(loader, "attention.output.dense", [width, width])?,
+            attention_norm: norm(loader, "attention.output.LayerNorm")?,
+            intermediate: linear(loader, "intermediate.dense", [width, inner])?,
+            output: linear(loader, "output.dense", [inner, width])?,
+            output_norm: norm(loader, "output.LayerNorm")?,
         })
     }
 }
 
 /// One layer over one batch: what a recomputed block has to remember.
 struct LayerRun<'m, P> {
-    layer: &'m Layer<P>,
+    modules: &'m Modules,
+    layer: Layer<P>,
+    form: LayerForm,
     offsets: Arc<[usize]>,
     /// Whether only first tokens are read.
     firsts_only: bool,
-    relative: Option<Relative<'m>>,
-    conv: Option<&'m ConvLayer>,
+    relative: Option<Relative>,
+    conv: Option<ConvLayer>,
 }
 
 impl<'m, P: Projections> LayerRun<'m, P> {
     fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let (layer, form) = (self.layer, self.layer.form);
+        let (modules, layer, form) = (self.modules, self.layer, self.form);
         let firsts = self.firsts_only.then(|| first_rows(&self.offsets));
         let (read, q_offsets) = match &firsts {
             Some((rows, single)) => (Some(&rows[..]), single.clone()),
@@ -451,12 +402,12 @@ impl<'m, P: Projections> LayerRun<'m, P> {
         };
         let x_read = rows_of(tape, &x, read);
         let embedded = self.conv.map(|_| x.clone());
-        let [q, k, v] = layer.projections.content(tape, x, read);
+        let [q, k, v] = layer.projections.content(modules, tape, x, read);
         let context = match &self.relative {
             None => attention(tape, q, k, v, spec),
             Some(relative) => {
-                let table = relative.forward(tape, form.hidden_dropout);
-                let [keys, queries] = layer.projections.positions(tape, table);
+                let table = relative.forward(modules, tape, form.hidden_dropout);
+                let [keys, queries] = layer.projections.positions(modules, tape, table);
                 let positions = Positions {
                     rows: relative.places.clone(),
                     keys,
@@ -466,19 +417,17 @@ impl<'m, P: Projections> LayerRun<'m, P> {
             }
         };
         let p = form.hidden_dropout;
-        let h = layer.attention_output.forward(tape, context);
-        let x = layer.attention_norm.forward(tape, h, Some(x_read), p);
-        let h = (layer.intermediate).forward_activation(tape, x.clone(), form.activation);
-        let h = layer.output.forward(tape, h);
-        let x = layer.output_norm.forward(tape, h, Some(x), p);
-        match self.conv.zip(embedded) {
-            None => x,
-            Some((conv, embedded)) => {
-                let h = conv.conv.forward(tape, &embedded, &self.offsets, read);
-                let h = dropout(tape, h, conv.dropout);
-                let h = activation(tape, h, conv.activation);
-                conv.norm.forward(tape, h, Some(x), 0.0)
-            }
-        }
+        let h = layer.attention_output.forward(modules, tape, context);
+        let x = (layer.attention_norm).forward_sum(modules, tape, [h, x_read], p);
+        let h = (layer.intermediate).forward_activation(modules, tape, x.clone(), form.activation);
+        let h = layer.output.forward(modules, tape, h);
+        let x = (layer.output_norm).forward_sum(modules, tape, [h, x], p);
+        let Some((conv, embedded)) = self.conv.zip(embedded) else {
+            return x;
+        };
+        let h = (conv.conv).forward(modules, tape, &embedded, &self.offsets, read);
+        let h = dropout(tape, h, conv.dropout);
+        let h = activation(tape, h, conv.activation);
+        (conv.norm).forward_sum(modules, tape, [h, x], 0.0)
     }
 }

@@ -167,8 +167,10 @@ impl Run<'_> {
         let (model, device): (_, &Device) = (self.model, &self.model.device);
         let mut tape =
             Tape::inference(device, &model.trainables).with_adapters(self.options.adapters);
-        let hidden = self.language.extend(&mut tape, &batch, kept);
-        lm_logits(hidden.tensor(), self.language.head(), &model.trainables)
+        let modules = &model.modules;
+        let hidden = (self.language).extend(modules, &mut tape, &batch, kept);
+        let table = self.language.head(modules);
+        lm_logits(hidden.tensor(), table, &model.trainables)
     }
 
     /// What `choose` gives for each row of the logits, with the row's number; a profile shows it as an op.

@@ -1,5 +1,4 @@
-//! The families, by `model_type`. To add one: write its file, add its line to [`FAMILIES`]; its tokenizer, PEFT's default
-//! targets and presets are known in the crates data, formats and cli.
+//! The families, by `model_type`. To add one: write its file, add its line to [`FAMILIES`].
 
 pub mod bert;
 pub mod deberta;
@@ -10,39 +9,59 @@ pub mod gpt_neo;
 pub mod opt;
 pub mod roberta;
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use lowrank_engine::{Matrix, Tape, Var};
 use lowrank_formats::ConfigReader;
 
-use crate::config::{Facts, ModelConfig, Task};
+use crate::config::{FamilyConfig, ModelConfig, Task};
 use crate::error::ModelError;
 use crate::generate::Kept;
 use crate::loader::Loader;
 use crate::model::Batch;
-use crate::modules::{ModuleMut, ModuleRef};
+use crate::modules::Modules;
 use crate::stored_head::HeadTensors;
 use crate::stretch::Stretch;
 
-/// A network of one family: forward code and a list of its modules.
+/// What a family's configuration says beside [`crate::Facts`] and dropout.
+pub trait Architecture: Debug + Send + Sync {
+    /// Loads a network for the loader's task.
+    ///
+    /// # Errors
+    /// Files that cannot be read; what is wrong with tensors, the loader says at its end.
+    fn build(
+        &self,
+        config: &ModelConfig,
+        loader: &mut Loader<'_>,
+    ) -> Result<Box<dyn Network>, ModelError>;
+}
+
+/// The forward code of one model; its parameters are in the list of modules that it was loaded into.
 pub trait Network: Send + Sync {
     /// The logits [N, num_labels]: one row a sequence, or one row a token for token classification. A language model has
     /// none here: see [`Network::language_model`].
-    fn logits<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, stretch: Stretch) -> Var;
+    fn logits<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        stretch: Stretch,
+    ) -> Var;
 
     /// What the embeddings and the first `layers`, fewer than there are, give for every token [M, D].
-    fn prefix<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, layers: usize) -> Var;
+    fn prefix<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        layers: usize,
+    ) -> Var;
 
     /// What a language model has beside; absent for every other task.
     fn language_model(&self) -> Option<&dyn LanguageModel> {
         None
     }
-
-    /// Every module, in the order of PyTorch's `named_modules`.
-    fn modules(&self) -> Vec<ModuleRef<'_>>;
-
-    /// Every module, to change it; the same order.
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>>;
 }
 
 /// A network whose head is its table of tokens.
@@ -50,6 +69,7 @@ pub trait LanguageModel: Send + Sync {
     /// The hidden states [N, D] of the tokens `rows` of the batch, which rise, ready for [`LanguageModel::head`].
     fn hidden<'m>(
         &'m self,
+        modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
@@ -57,7 +77,7 @@ pub trait LanguageModel: Send + Sync {
     ) -> Var;
 
     /// The output table [V, D]: logits = hidden · tableᵀ.
-    fn head(&self) -> &Matrix;
+    fn head<'m>(&self, modules: &'m Modules) -> &'m Matrix;
 
     /// The number of layers, each with keys and values of its own to keep.
     fn num_layers(&self) -> usize;
@@ -65,12 +85,25 @@ pub trait LanguageModel: Send + Sync {
     /// Goes on with each sequence of `kept` by the tokens of the batch's sequence of the same number, and keeps their keys
     /// and values: prompts of any length into an empty cache, or one token each after that. Gives the hidden states
     /// [B, D] of each sequence's last token, ready for [`LanguageModel::head`].
-    fn extend<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, kept: &mut Kept) -> Var;
+    fn extend<'m>(
+        &'m self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        kept: &mut Kept,
+    ) -> Var;
 }
 
-/// Builds a network of a family for a task with that many outputs.
-pub type Build =
-    fn(&ModelConfig, Task, usize, &mut Loader<'_>) -> Result<Box<dyn Network>, ModelError>;
+/// transformers' class names, by task.
+#[derive(Debug, Clone, Copy)]
+pub struct Classes {
+    /// Of sequences.
+    pub sequence: &'static str,
+    /// Of each token, where the family has that head.
+    pub tokens: Option<&'static str>,
+    /// Of language models, where the family has that head.
+    pub causal_lm: Option<&'static str>,
+}
 
 /// What the rest of the program needs to know of a family.
 pub struct Family {
@@ -82,22 +115,29 @@ pub struct Family {
     pub tokens: &'static str,
     /// The tensors of its classification heads.
     pub heads: HeadTensors,
+    /// Its class names in `architectures`.
+    pub classes: Classes,
     /// Targets where the user names none. Source: PEFT's mapping of default targets.
     pub default_targets: &'static [&'static str],
     /// Modules that are trained and saved with an adapter where the user names none and the model has them.
     pub default_saved: &'static [&'static str],
-    /// The class name for `architectures`, by task; none where the family cannot do the task.
-    pub architecture: fn(Task) -> Option<&'static str>,
-    /// Reads the family's fields, notes every fault, and says what the rest of the program needs.
-    pub facts: fn(&ConfigReader<'_>) -> Facts,
     /// Names of layers that give queries, keys and values one under the other, whose parts can be adapted each by itself.
     pub fused: &'static [&'static str],
-    /// The keys of the dropout probabilities in config.json.
-    pub dropouts: &'static [&'static str],
     /// Ends of names of tensors in checkpoints that hold nothing: buffers.
     pub ignored: &'static [&'static str],
-    /// Builds the network; the config has passed `facts`.
-    pub build: Build,
+    /// Reads the family's fields and notes every fault.
+    pub read: fn(&ConfigReader<'_>) -> FamilyConfig,
+}
+
+impl Family {
+    /// The class name for `architectures`; none where the family cannot do the task.
+    pub fn class(&self, task: Task) -> Option<&'static str> {
+        match task {
+            Task::SingleLabel | Task::MultiLabel | Task::Regression => Some(self.classes.sequence),
+            Task::TokenClassification => self.classes.tokens,
+            Task::CausalLm => self.classes.causal_lm,
+        }
+    }
 }
 
 /// Every family.

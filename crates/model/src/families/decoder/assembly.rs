@@ -1,0 +1,198 @@
+//! How a decoder is put together from a family's names and configuration. It knows no family and computes nothing.
+
+use lowrank_engine::Activation;
+
+use crate::config::{ModelConfig, Task};
+use crate::error::ModelError;
+use crate::families::decoder::{Block, BlockForm, Decoder, Head};
+use crate::families::{Architecture, Network};
+use crate::loader::{LM_HEAD, Layout, LinearSpec, Loader, Presence};
+use crate::modules::LayerNorm;
+use crate::stored_head::HeadTensors;
+
+/// A decoder's classification head.
+pub(crate) const SCORE: HeadTensors = HeadTensors {
+    sequence: &["score.weight"],
+    tokens: None,
+};
+
+/// How a family names its modules.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) tokens: &'static str,
+    pub(crate) positions: &'static str,
+    /// From the width of the token table to D and back, where they differ.
+    pub(crate) projects: Option<[&'static str; 2]>,
+    pub(crate) final_norm: &'static str,
+    /// The list of layers; the names below are those within one.
+    pub(crate) layers: &'static str,
+    pub(crate) attention_norm: &'static str,
+    pub(crate) projections: Projections<&'static str>,
+    pub(crate) attention_output: &'static str,
+    pub(crate) mlp_norm: &'static str,
+    pub(crate) mlp_input: &'static str,
+    pub(crate) mlp_output: &'static str,
+}
+
+/// What gives queries, keys and values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Projections<T> {
+    /// One layer gives all three side by side.
+    Fused(T),
+    /// A layer each: keys, values, queries, in the order of the checkpoints.
+    Separate([T; 3]),
+}
+
+/// What a family's configuration says beside the facts.
+#[derive(Debug)]
+pub(crate) struct DecoderConfig {
+    pub(crate) names: &'static Names,
+    /// How the weights of its layers are stored.
+    pub(crate) layout: Layout,
+    /// Width of the token table.
+    pub(crate) token_width: usize,
+    /// A row of the token table that full training leaves alone, unless the table is the head too.
+    pub(crate) padding_idx: Option<u32>,
+    /// The row of the position table of a sequence's first token.
+    pub(crate) first_position: u32,
+    pub(crate) activation: Activation,
+    /// Whether norms stand before their sublayer, or after the residual sum.
+    pub(crate) norm_first: bool,
+    pub(crate) has_final_norm: bool,
+    pub(crate) layer_norm_eps: f32,
+    /// Whether norms have parameters; otherwise they have weight 1 and bias 0.
+    pub(crate) has_norm_parameters: bool,
+    /// Whether the layers that give queries, keys and values have a bias.
+    pub(crate) has_projection_bias: bool,
+    /// Whether a layer's other linear layers have one.
+    pub(crate) has_bias: bool,
+    /// Standard deviation of new weights of what is summed into the residual stream.
+    pub(crate) residual_std: f32,
+    /// Of each layer.
+    pub(crate) scores: Vec<Scores>,
+}
+
+/// The scores of one layer's attention.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scores {
+    /// Multiplies them.
+    pub(crate) scale: f32,
+    /// How many keys a query sees at most; all before it if absent.
+    pub(crate) window: Option<usize>,
+}
+
+impl Architecture for DecoderConfig {
+    fn build(
+        &self,
+        config: &ModelConfig,
+        loader: &mut Loader<'_>,
+    ) -> Result<Box<dyn Network>, ModelError> {
+        let (names, facts) = (self.names, &config.facts);
+        let (vocab, width, narrow) = (facts.vocab_size, facts.hidden_size, self.token_width);
+        let is_tied = loader.task() == Task::CausalLm && facts.tie_word_embeddings;
+        let tokens = if is_tied {
+            loader.head_table(names.tokens, vocab, narrow)?
+        } else {
+            loader.embedding(names.tokens, vocab, narrow, self.padding_idx)?
+        };
+        let rows = facts.max_positions + self.first_position as usize;
+        let positions = loader.embedding(names.positions, rows, width, None)?;
+        let (mut project_in, mut project_out) = (None, None);
+        if let Some([inward, outward]) = names.projects.filter(|_| narrow != width) {
+            project_in = Some(loader.linear_of(loader.spec(inward, [narrow, width]).unbiased())?);
+            project_out = Some(loader.linear_of(loader.spec(outward, [width, narrow]).unbiased())?);
+        }
+        let blocks = (0..facts.num_hidden_layers)
+            .map(|i| self.block(i, config, loader))
+            .collect::<Result<_, _>>()?;
+        let final_norm = (self.has_final_norm)
+            .then(|| self.norm(names.final_norm, width, loader))
+            .transpose()?;
+        let head = match loader.task() {
+            Task::CausalLm if is_tied => Head::Table(tokens),
+            Task::CausalLm => Head::Table(loader.head_table(LM_HEAD, vocab, narrow)?),
+            _ => {
+                let score = loader.spec("score", [narrow, loader.num_labels()]);
+                Head::Score(loader.linear_of(LinearSpec {
+                    presence: Presence::NewIfAbsent,
+                    ..score.unbiased()
+                })?)
+            }
+        };
+        Ok(Box::new(Decoder {
+            tokens,
+            positions,
+            first_position: self.first_position,
+            project_in,
+            embedding_dropout: config.dropouts.embedding.unwrap_or(0.0),
+            blocks,
+            final_norm,
+            project_out,
+            head,
+            pad_token_id: facts.pad_token_id,
+        }))
+    }
+}
+
+impl DecoderConfig {
+    fn block(
+        &self,
+        i: usize,
+        config: &ModelConfig,
+        loader: &mut Loader<'_>,
+    ) -> Result<Block, ModelError> {
+        let (names, facts) = (self.names, &config.facts);
+        let (width, inner) = (facts.hidden_size, facts.intermediate_size);
+        let at = |name: &str| format!("{}.{i}.{name}", names.layers);
+        let linear = |loader: &mut Loader<'_>, name, shape, (std, has_bias)| {
+            loader.linear_of(LinearSpec {
+                layout: self.layout,
+                has_bias,
+                std,
+                ..loader.spec(&at(name), shape)
+            })
+        };
+        let first = (facts.initializer_range, self.has_bias);
+        let projection = (facts.initializer_range, self.has_projection_bias);
+        let residual = (self.residual_std, self.has_bias);
+        Ok(Block {
+            attention_norm: self.norm(&at(names.attention_norm), width, loader)?,
+            projections: match names.projections {
+                Projections::Fused(name) => {
+                    Projections::Fused(linear(loader, name, [width, 3 * width], projection)?)
+                }
+                Projections::Separate([key, value, query]) => Projections::Separate([
+                    linear(loader, key, [width, width], projection)?,
+                    linear(loader, value, [width, width], projection)?,
+                    linear(loader, query, [width, width], projection)?,
+                ]),
+            },
+            attention_output: linear(loader, names.attention_output, [width, width], residual)?,
+            mlp_norm: self.norm(&at(names.mlp_norm), width, loader)?,
+            mlp_input: linear(loader, names.mlp_input, [width, inner], first)?,
+            mlp_output: linear(loader, names.mlp_output, [inner, width], residual)?,
+            form: BlockForm {
+                num_heads: facts.num_attention_heads,
+                head_dim: facts.head_dim,
+                scores: self.scores[i],
+                activation: self.activation,
+                norm_first: self.norm_first,
+                attention_dropout: config.dropouts.attention,
+                dropout: config.dropouts.hidden,
+            },
+        })
+    }
+
+    fn norm(
+        &self,
+        path: &str,
+        width: usize,
+        loader: &mut Loader<'_>,
+    ) -> Result<LayerNorm, ModelError> {
+        if self.has_norm_parameters {
+            loader.layer_norm(path, width, self.layer_norm_eps)
+        } else {
+            Ok(loader.plain_layer_norm(path, width, self.layer_norm_eps))
+        }
+    }
+}
