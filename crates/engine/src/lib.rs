@@ -10,6 +10,7 @@ pub mod meter;
 pub mod ops;
 pub mod param;
 pub mod profile;
+mod site;
 pub mod tape;
 pub mod tensor;
 
@@ -18,5 +19,6 @@ pub use lowrank_kernels::{Activation, DType, Isa};
 pub use meter::{MemoryReport, Purpose};
 pub use param::{Gradients, Matrix, PackedMatrix, Param, Trainable, TrainableId, Trainables};
 pub use profile::{OpTime, Phase, Profile};
+pub use site::Site;
 pub use tape::{StepKey, Tape, Var};
 pub use tensor::Tensor;

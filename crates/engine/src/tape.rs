@@ -10,6 +10,7 @@ use lowrank_kernels::{Activation, Dropout, DropoutKey};
 use crate::device::Device;
 use crate::param::{Gradients, Trainables};
 use crate::profile::Phase;
+use crate::site::Site;
 use crate::tensor::{Tensor, with_element};
 
 /// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches before it.
@@ -131,9 +132,9 @@ pub struct Tape<'m> {
     adapters: bool,
     touched: bool,
     dropped: bool,
-    next_site: u32,
-    /// Turns the numbers of sites into others for a second use of the same layers.
-    site_salt: u32,
+    next_site: Site,
+    /// Whether the same layers are used for a second input.
+    is_second_use: bool,
     nodes: Vec<Node<'m>>,
 }
 
@@ -163,8 +164,8 @@ impl<'m> Tape<'m> {
             adapters: true,
             touched: false,
             dropped: false,
-            next_site: 0,
-            site_salt: 0,
+            next_site: Site::default(),
+            is_second_use: false,
             nodes: Vec::new(),
         }
     }
@@ -208,13 +209,13 @@ impl<'m> Tape<'m> {
         self.dropped
     }
 
-    /// The number of the next dropout site.
-    pub fn next_site(&self) -> u32 {
+    /// The next dropout site.
+    pub fn next_site(&self) -> Site {
         self.next_site
     }
 
     /// Goes on as if the sites before `site` had been passed: for a pass that starts above layers that are known already.
-    pub fn enter_at(&mut self, site: u32) {
+    pub fn enter_at(&mut self, site: Site) {
         self.next_site = site;
     }
 
@@ -227,30 +228,33 @@ impl<'m> Tape<'m> {
     /// the model's code, whether or not they drop.
     pub(crate) fn dropout(&mut self, p: f32) -> Option<Dropout> {
         let site = self.next_site;
-        self.next_site += 1;
+        self.next_site = site.next();
         self.dropout_at(p, site)
     }
 
-    /// The dropout of a site that has a number of its own.
-    pub(crate) fn dropout_at(&mut self, p: f32, site: u32) -> Option<Dropout> {
+    /// The dropout of a given site.
+    pub(crate) fn dropout_at(&mut self, p: f32, site: Site) -> Option<Dropout> {
         let StepKey { seed, micro_step } = self.step.filter(|_| p > 0.0)?;
         self.dropped = true;
+        let site = match self.is_second_use {
+            true => site.of_second_use(),
+            false => site,
+        };
         Some(Dropout {
             p,
             key: DropoutKey {
                 seed,
                 step: micro_step,
-                site: site ^ self.site_salt,
+                site: site.bits(),
             },
         })
     }
 
     /// Runs `block` with dropout masks of its own: for a layer that a pass uses for a second input.
     pub fn second_use<T>(&mut self, block: impl FnOnce(&mut Self) -> T) -> T {
-        // Named sites have the highest bit, numbered ones never come near this one.
-        self.site_salt = 0x4000_0000;
+        self.is_second_use = true;
         let out = block(self);
-        self.site_salt = 0;
+        self.is_second_use = false;
         out
     }
 
@@ -504,7 +508,7 @@ struct Recompute<'m, F> {
     trainables: &'m Trainables,
     step: Option<StepKey>,
     adapters: bool,
-    first_site: u32,
+    first_site: Site,
     input: Arc<Tensor>,
     input_node: Option<usize>,
     block: F,

@@ -128,7 +128,7 @@ fn pass(precision: DType, above: Above, kind: Activation, values: &[f64]) -> (f6
         blocks: None,
         scaling: 0.25,
         dropout: if above == Above::Dropped { 0.4 } else { 0.0 },
-        site: 9,
+        site: lowrank_engine::Site::named(9 << 32),
     };
     let step = Some(StepKey {
         seed: 3,

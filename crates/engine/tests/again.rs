@@ -46,7 +46,7 @@ impl Model {
                 blocks: None,
                 scaling: 0.5,
                 dropout: 0.3,
-                site: 7,
+                site: lowrank_engine::Site::named(7 << 32),
             };
             (Matrix::Frozen(packed), adapter)
         });

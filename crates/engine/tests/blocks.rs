@@ -46,7 +46,7 @@ fn pass(precision: DType, blocks: Option<Blocks>, a: &[f32], b: (&[f32], [usize;
         blocks,
         scaling: 0.75,
         dropout: 0.3,
-        site: 9,
+        site: lowrank_engine::Site::named(9 << 32),
     };
     let step = StepKey {
         seed: 3,

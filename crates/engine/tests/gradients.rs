@@ -199,7 +199,7 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
             blocks: None,
             scaling: 0.75,
             dropout: 0.4,
-            site: 9,
+            site: lowrank_engine::Site::named(9 << 32),
         };
         let mut tape = Tape::training(&device, &trainables, step);
         let x = leaf(&mut tape, &table);
@@ -603,7 +603,7 @@ fn a_second_use_has_masks_of_its_own() {
         blocks: None,
         scaling: 1.0,
         dropout: 0.5,
-        site: 0x8000_0007,
+        site: lowrank_engine::Site::named(7 << 32),
     };
     let matrix = frozen_matrix(4, 8);
     let values = random.normals_f32(6 * 8);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lowrank_engine::ops::linear::Adapter;
-use lowrank_engine::{Device, Trainables};
+use lowrank_engine::{Device, Site, Trainables};
 use lowrank_formats::peft::{Bias, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType};
 
 use crate::config::Task;
@@ -344,7 +344,7 @@ impl Attach<'_> {
             blocks: parts.map(|parts| parts.blocks),
             scaling: scaling as f32,
             dropout: self.config.lora_dropout as f32,
-            site: (name_hash(&path) >> 32) as u32 | 0x8000_0000,
+            site: Site::named(name_hash(&path)),
         });
         debug_assert!(parts.is_some() || stored_b == [out, rank]);
         for Piece {

@@ -2,7 +2,7 @@
 //! (its values do not depend on its batch), so that it can be computed once and kept. Which layers these are is not read off
 //! names: the layers run dry, and the tape tells whether they met a trained value or dropped something out.
 
-use lowrank_engine::{Device, StepKey, Tape, Tensor};
+use lowrank_engine::{Device, Site, StepKey, Tape, Tensor};
 
 use crate::adapt::TrainMode;
 use crate::error::ModelError;
@@ -15,7 +15,7 @@ pub struct Prefix {
     /// How many they are, the last layer of the network never among them; 0 where there is no prefix.
     pub layers: usize,
     /// The dropout site that follows them: masks above do not depend on whether the prefix is run.
-    pub(crate) next_site: u32,
+    pub(crate) next_site: Site,
 }
 
 /// What a pass starts from in place of token ids.

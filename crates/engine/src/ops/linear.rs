@@ -14,6 +14,7 @@ use crate::ops::blocks::{Blocks, add_to_b, whole_b};
 use crate::ops::dropout::{drop_out, dropped_out};
 use crate::ops::product::{LowRankTerm, Packed, Product, add_outer};
 use crate::param::{Matrix, Param, TrainableId, Trainables};
+use crate::site::Site;
 use crate::tape::{Backprop, Backward, Kept, Output, Tape, Through, Var};
 use crate::tensor::{Tensor, with_element};
 
@@ -31,7 +32,7 @@ pub struct Adapter {
     /// Probability of dropping an element of x, in the adapter's branch only.
     pub dropout: f32,
     /// The site of that dropout: fixed by the layer's name, so that adapting one more layer changes no other's mask.
-    pub site: u32,
+    pub site: Site,
 }
 
 /// The weights of one linear layer.
