@@ -1,17 +1,17 @@
-//! `config.json`, parsed once and strictly: every fault of the file at once. Names are Hugging Face's. It holds what every
-//! family has; the fields of one family are read in its own file.
+//! What `config.json` says, as types that every family shares, and readers of fields that several have. Names are Hugging
+//! Face's. It knows no family.
 
-use std::path::Path;
-use std::sync::Arc;
+mod labels;
+mod sizes;
 
 use lowrank_engine::Activation;
+use lowrank_formats::ConfigReader;
 use lowrank_formats::peft::TaskType;
-use lowrank_formats::{ConfigReader, read_json};
 use serde_json::Value;
 
 use crate::error::ModelError;
-use crate::families::{Architecture, family};
-use crate::label_fields::LabelFields;
+pub use labels::{HeadNames, LabelFields};
+pub use sizes::{builtin_config, builtin_names};
 
 /// What the head predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +106,15 @@ pub struct Dropouts {
 }
 
 impl Dropouts {
+    /// Sets every one that there is, from 0 to 0.999.
+    pub(crate) fn set_all(&mut self, p: f64) -> Result<(), ModelError> {
+        let p = checked_dropout(p)?;
+        (self.hidden, self.attention) = (p, p);
+        let others = [&mut self.embedding, &mut self.pooler, &mut self.classifier];
+        others.into_iter().flatten().for_each(|other| *other = p);
+        Ok(())
+    }
+
     /// Before a classifier.
     pub(crate) fn before_classifier(&self) -> f32 {
         self.classifier.unwrap_or(self.hidden)
@@ -115,90 +124,7 @@ impl Dropouts {
 /// The largest probability of dropout.
 const MOST_DROPOUT: f64 = 0.999;
 
-/// A family's fields of config.json after they were read.
-#[derive(Debug, Clone)]
-pub struct FamilyConfig {
-    /// The model's shape.
-    pub facts: Facts,
-    /// Its dropout.
-    pub dropouts: Dropouts,
-    /// All else, which only the family's network needs.
-    pub architecture: Arc<dyn Architecture>,
-}
-
-/// The configuration of a model, parsed once.
-#[derive(Debug, Clone)]
-pub struct ModelConfig {
-    /// The family.
-    pub model_type: String,
-    /// The model's shape.
-    pub facts: Facts,
-    /// Its dropout.
-    pub dropouts: Dropouts,
-    /// What the file says of labels.
-    pub labels: LabelFields,
-    /// transformers' `problem_type`, if the file has one.
-    pub problem_type: Option<String>,
-    /// The classes that the checkpoint was saved from, such as `BertForSequenceClassification`.
-    pub architectures: Vec<String>,
-    pub(crate) architecture: Arc<dyn Architecture>,
-}
-
-impl ModelConfig {
-    /// Reads and checks a `config.json`.
-    pub fn read(path: &Path) -> Result<Self, ModelError> {
-        Self::from_value(path, read_json(path)?)
-    }
-
-    /// Checks a parsed `config.json`; `path` is for messages.
-    pub fn from_value(path: &Path, value: Value) -> Result<Self, ModelError> {
-        let reader = ConfigReader::new(path, &value);
-        let model_type = reader.string("model_type");
-        let own = match family(&model_type) {
-            Ok(family) => (family.read)(&reader),
-            Err(unknown) => {
-                reader.finish()?;
-                return Err(unknown);
-            }
-        };
-        let config = ModelConfig {
-            model_type,
-            facts: own.facts,
-            dropouts: own.dropouts,
-            labels: LabelFields::read(&reader),
-            problem_type: reader.opt_string("problem_type"),
-            architectures: architectures(&reader),
-            architecture: own.architecture,
-        };
-        reader.finish()?;
-        Ok(config)
-    }
-
-    /// Sets every dropout probability of the model, from 0 to 0.999.
-    pub fn set_dropout(&mut self, p: f64) -> Result<(), ModelError> {
-        let p = checked_dropout(p)?;
-        let own = &mut self.dropouts;
-        (own.hidden, own.attention) = (p, p);
-        let others = [&mut own.embedding, &mut own.pooler, &mut own.classifier];
-        others.into_iter().flatten().for_each(|other| *other = p);
-        Ok(())
-    }
-
-    /// Sets the probability of dropout before the classifier, from 0 to 0.999.
-    /// Errors where the family has no dropout of its own there.
-    pub fn set_classifier_dropout(&mut self, p: f64) -> Result<(), ModelError> {
-        let Some(own) = &mut self.dropouts.classifier else {
-            return Err(ModelError::UnsupportedConfig(format!(
-                "a `{}` model has no dropout of its own before a classifier",
-                self.model_type
-            )));
-        };
-        *own = checked_dropout(p)?;
-        Ok(())
-    }
-}
-
-fn checked_dropout(p: f64) -> Result<f32, ModelError> {
+pub(crate) fn checked_dropout(p: f64) -> Result<f32, ModelError> {
     if (0.0..=MOST_DROPOUT).contains(&p) {
         return Ok(p as f32);
     }
@@ -291,61 +217,4 @@ pub(crate) fn read_heads(
         reader.fault(key, message);
     }
     heads
-}
-
-/// The classes in `architectures`; one by itself is a list of one.
-fn architectures(reader: &ConfigReader<'_>) -> Vec<String> {
-    match reader.raw("architectures") {
-        Some(Value::String(name)) => vec![name.clone()],
-        Some(_) | None => reader.opt_strings("architectures").unwrap_or_default(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn config(value: Value) -> ModelConfig {
-        ModelConfig::from_value(Path::new("config.json"), value).expect("a configuration")
-    }
-
-    #[test]
-    fn dropout_is_set_where_the_family_has_its_own() {
-        let mut gpt2 = config(json!({ "model_type": "gpt2", "embd_pdrop": 0.2 }));
-        assert_eq!(gpt2.dropouts.embedding, Some(0.2));
-        gpt2.set_dropout(0.5).expect("a probability");
-        let own = &gpt2.dropouts;
-        assert_eq!((own.hidden, own.attention), (0.5, 0.5));
-        assert_eq!((own.embedding, own.pooler), (Some(0.5), None));
-        assert!(gpt2.set_classifier_dropout(0.5).is_err());
-        let mut opt = config(json!({ "model_type": "opt" }));
-        opt.set_dropout(0.5).expect("a probability");
-        assert_eq!(opt.dropouts.embedding, None);
-    }
-
-    #[test]
-    fn the_classifiers_dropout_is_its_own_or_that_of_hidden_states() {
-        let fields = |classifier: Value| {
-            json!({
-                "model_type": "bert", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "intermediate_size": 4, "max_position_embeddings": 4,
-                "hidden_dropout_prob": 0.3, "classifier_dropout": classifier,
-            })
-        };
-        assert_eq!(config(fields(json!(0.4))).dropouts.classifier, Some(0.4));
-        let mut bert = config(fields(Value::Null));
-        assert_eq!(bert.dropouts.classifier, Some(0.3));
-        bert.set_classifier_dropout(0.0).expect("a probability");
-        assert_eq!(bert.dropouts.classifier, Some(0.0));
-        assert_eq!(bert.dropouts.hidden, 0.3);
-        for p in [-0.1, 0.9995, f64::NAN] {
-            assert!(bert.set_dropout(p).is_err(), "{p}");
-        }
-        assert_eq!(
-            (bert.facts.num_key_value_heads, bert.facts.head_dim),
-            (2, 2)
-        );
-    }
 }

@@ -8,23 +8,33 @@ pub mod gpt2;
 pub mod gpt_neo;
 pub mod opt;
 pub mod roberta;
+mod stored_head;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use lowrank_engine::{Matrix, Tape, Var};
-use lowrank_formats::ConfigReader;
+use lowrank_formats::{Checkpoint, ConfigReader};
 
-use crate::config::{FamilyConfig, ModelConfig, Task};
+use crate::config::{Dropouts, Facts, Task};
 use crate::error::ModelError;
-use crate::generate::Kept;
-use crate::loader::Loader;
-use crate::model::Batch;
+use crate::load::{Loader, Names, Naming};
 use crate::modules::Modules;
-use crate::stored_head::HeadTensors;
-use crate::stretch::Stretch;
+use crate::pass::{Batch, Kept, LayerRange};
+pub use stored_head::{HeadKind, StoredHead};
 
-/// What a family's configuration says beside [`crate::Facts`] and dropout.
+/// A family's fields of config.json after they were read.
+#[derive(Debug, Clone)]
+pub struct FamilyConfig {
+    /// The model's shape.
+    pub facts: Facts,
+    /// Its dropout.
+    pub dropouts: Dropouts,
+    /// All else, which only the family's network needs.
+    pub architecture: Arc<dyn Architecture>,
+}
+
+/// What a family's configuration says beside [`Facts`] and dropout.
 pub trait Architecture: Debug + Send + Sync {
     /// Loads a network for the loader's task.
     ///
@@ -32,7 +42,7 @@ pub trait Architecture: Debug + Send + Sync {
     /// Files that cannot be read; what is wrong with tensors, the loader says at its end.
     fn build(
         &self,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Box<dyn Network>, ModelError>;
 }
@@ -46,7 +56,7 @@ pub trait Network: Send + Sync {
         modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var;
 
     /// What the embeddings and the first `layers`, fewer than there are, give for every token [M, D].
@@ -73,7 +83,7 @@ pub trait LanguageModel: Send + Sync {
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var;
 
     /// The output table [V, D]: logits = hidden · tableᵀ.
@@ -94,6 +104,18 @@ pub trait LanguageModel: Send + Sync {
     ) -> Var;
 }
 
+/// The output table of a language model that is not tied to the input's, in every family.
+pub(crate) const LM_HEAD: &str = "lm_head";
+
+/// The tensors that make a family's heads, by the model's names.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadTensors {
+    /// Of a sequence's head, its outputs' weight first.
+    pub sequence: &'static [&'static str],
+    /// The outputs' weight of the head for each token, where the family has one.
+    pub tokens: Option<&'static str>,
+}
+
 /// transformers' class names, by task.
 #[derive(Debug, Clone, Copy)]
 pub struct Classes {
@@ -106,13 +128,10 @@ pub struct Classes {
 }
 
 /// What the rest of the program needs to know of a family.
+#[derive(Debug)]
 pub struct Family {
-    /// `model_type` in config.json.
-    pub model_type: &'static str,
-    /// The base model's attribute in the full model, with its dot.
-    pub prefix: &'static str,
-    /// The path of the table of tokens.
-    pub tokens: &'static str,
+    /// What its tensors are called.
+    pub naming: Naming,
     /// The tensors of its classification heads.
     pub heads: HeadTensors,
     /// Its class names in `architectures`.
@@ -130,6 +149,15 @@ pub struct Family {
 }
 
 impl Family {
+    /// The names of a checkpoint of this family.
+    ///
+    /// # Errors
+    /// The file is the state dict of a model with adapters, or holds several models, or one of another family.
+    pub(crate) fn names_in(&self, checkpoint: &Checkpoint) -> Result<Names, ModelError> {
+        let all: Vec<Naming> = FAMILIES.iter().map(|family| family.naming).collect();
+        Names::read(checkpoint, self.naming, &all)
+    }
+
     /// The class name for `architectures`; none where the family cannot do the task.
     pub fn class(&self, task: Task) -> Option<&'static str> {
         match task {
@@ -156,12 +184,12 @@ pub const FAMILIES: &[Family] = &[
 pub fn family(model_type: &str) -> Result<&'static Family, ModelError> {
     FAMILIES
         .iter()
-        .find(|f| f.model_type == model_type)
+        .find(|f| f.naming.model_type == model_type)
         .ok_or_else(|| ModelError::UnknownFamily {
             found: model_type.to_string(),
             supported: FAMILIES
                 .iter()
-                .map(|f| f.model_type)
+                .map(|f| f.naming.model_type)
                 .collect::<Vec<_>>()
                 .join(", "),
         })

@@ -3,7 +3,6 @@
 
 mod beam;
 pub mod config;
-mod kept;
 mod options;
 mod rules;
 mod scores;
@@ -19,8 +18,8 @@ use rayon::prelude::*;
 
 use crate::error::ModelError;
 use crate::families::LanguageModel;
-use crate::model::{Batch, Model};
-pub use kept::Kept;
+use crate::model::Model;
+use crate::pass::{Batch, Kept};
 pub use options::{BeamSearch, EarlyStopping, Generate, Sampling, Search, SettingFault};
 use rules::{At, Rules};
 use scores::NoChoice;

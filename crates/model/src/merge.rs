@@ -1,23 +1,22 @@
 //! Merging: W + scaling·B·A written back as an ordinary Hugging Face directory, so that serving pays nothing for the
 //! adapter (LoRA paper, section 4.1). Also how a fully trained model is saved.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
+use lowrank_engine::Matrix;
 use lowrank_engine::param::PackedMatrix;
-use lowrank_engine::{Matrix, Trainables};
 use lowrank_formats::{
     Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model,
 };
 use serde_json::{Value, json};
 
-use crate::config::{ModelConfig, Task};
+use crate::adapters::merged_weight;
+use crate::config::Task;
 use crate::error::ModelError;
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::modules::{Module, Parameter};
-use crate::names::Names;
 
 /// How a merged model is written.
 #[derive(Debug, Clone, Default)]
@@ -119,7 +118,7 @@ impl Model {
 
     /// The types in which a checkpoint stores this model's tensors, where they can be written again.
     fn stored_types(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, DType>, ModelError> {
-        let names = Names::read(checkpoint, self.family)?;
+        let names = self.config.family.names_in(checkpoint)?;
         let stored = self.modules.parameters().filter_map(|parameter| {
             let dtype = checkpoint.info(names.get(&parameter.name)?)?.dtype;
             let is_kept = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
@@ -181,38 +180,6 @@ impl Model {
         set_dtype(object, options.dtype);
         config
     }
-}
-
-/// W + scaling·B·A [out, in] of a linear layer with an adapter, the product summed in f64.
-fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32> {
-    let mut weight = linear.parameters[0].matrix().to_rows(trainables);
-    let Some(adapter) = linear.adapter else {
-        return weight;
-    };
-    let (a, b) = (
-        &trainables.get(adapter.a).value,
-        &trainables.get(adapter.b).value,
-    );
-    let b = match adapter.blocks {
-        None => Cow::Borrowed(b.data()),
-        Some(blocks) => Cow::Owned(blocks.expand(b.data(), b.cols())),
-    };
-    let (rank, width) = (a.rows(), a.cols());
-    let mut delta = vec![0.0f64; width];
-    for (row, b_row) in weight.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
-        delta.fill(0.0);
-        for (&b, a_row) in b_row.iter().zip(a.data().chunks_exact(width)) {
-            delta
-                .iter_mut()
-                .zip(a_row)
-                .for_each(|(d, &a)| *d += f64::from(b) * f64::from(a));
-        }
-        let scaling = f64::from(adapter.scaling);
-        row.iter_mut()
-            .zip(&delta)
-            .for_each(|(w, d)| *w = (f64::from(*w) + scaling * d) as f32);
-    }
-    weight
 }
 
 /// Writes the type of the tensors into a config, under the key that it already has.

@@ -1,51 +1,25 @@
 //! A model that can be run and trained: a network on a device, its trained values, and the checks of what goes in.
 
+mod causal;
+mod config;
+mod prefix;
+mod token_tables;
+
 use std::path::Path;
 
 use lowrank_engine::ops::loss::{Targets, loss};
 use lowrank_engine::{Device, Gradients, StepKey, Tape, Trainables, Var};
 use lowrank_formats::Checkpoint;
 
-use crate::adapt::{AdapterReport, TrainMode};
-use crate::config::{ModelConfig, Task};
+use crate::config::Task;
 use crate::error::ModelError;
-use crate::families::{Family, Network, family};
-use crate::loader::{LoadOptions, LoadReport, Loader};
+use crate::families::Network;
+use crate::load::{LoadOptions, LoadReport, Loader, Source};
 use crate::modules::{Module, Modules};
-use crate::prefix::Entry;
-use crate::stretch::Stretch;
-use crate::token_tables::TokenTables;
-
-/// Sequences laid end to end: no padding.
-#[derive(Debug, Clone, Copy)]
-pub struct Batch<'a> {
-    /// Token ids of all sequences `[M]`.
-    pub input_ids: &'a [u32],
-    /// Token types `[M]`; zeros if absent.
-    pub token_type_ids: Option<&'a [u32]>,
-    /// Where each sequence starts, and the end: B + 1 numbers from 0 to M.
-    pub offsets: &'a [usize],
-}
-
-impl Batch<'_> {
-    /// Number of sequences B.
-    pub fn sequences(&self) -> usize {
-        self.offsets.len().saturating_sub(1)
-    }
-
-    /// Number of tokens M.
-    pub fn tokens(&self) -> usize {
-        self.input_ids.len()
-    }
-
-    /// 0, 1, 2, … in each sequence.
-    pub(crate) fn positions(&self) -> Vec<u32> {
-        self.offsets
-            .windows(2)
-            .flat_map(|range| 0..(range[1] - range[0]) as u32)
-            .collect()
-    }
-}
+use crate::pass::{Batch, Entry, LayerRange};
+use crate::trained::{AdapterReport, TrainMode};
+pub use config::ModelConfig;
+pub use token_tables::TokenTables;
 
 /// How a training pass is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -63,7 +37,6 @@ pub struct PassOptions {
 /// A model on a device.
 pub struct Model {
     pub(crate) device: Device,
-    pub(crate) family: &'static Family,
     pub(crate) config: ModelConfig,
     pub(crate) task: Task,
     pub(crate) num_labels: usize,
@@ -121,33 +94,35 @@ impl Model {
         Ok(Self::build(config, None, options, device)?.0)
     }
 
-    fn build(
+    fn build<'a>(
         config: ModelConfig,
-        files: Option<(&Checkpoint, Option<&TokenTables>)>,
+        files: Option<(&'a Checkpoint, Option<&'a TokenTables>)>,
         options: &LoadOptions,
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
-        let family = family(&config.model_type)?;
+        let family = config.family;
         if family.class(options.task).is_none() {
             return Err(ModelError::UnsupportedConfig(format!(
                 "a `{}` model has no head for {}",
-                family.model_type,
+                config.model_type,
                 options.task.name()
             )));
         }
-        let mut loader = Loader::new(
-            device,
-            files.map(|(checkpoint, _)| checkpoint),
-            family,
-            options,
-            config.facts.initializer_range,
-        )?
-        .with_tables(files.and_then(|(_, tables)| tables));
-        let network = device.install(|| config.architecture.build(&config, &mut loader))?;
+        let source = |(checkpoint, tables): (_, Option<&'a TokenTables>)| {
+            Ok::<_, ModelError>(Source {
+                checkpoint,
+                names: family.names_in(checkpoint)?,
+                ignored: family.ignored,
+                tables: tables.map(TokenTables::tensors),
+            })
+        };
+        let source = files.map(source).transpose()?;
+        let own = config.of_family();
+        let mut loader = Loader::new(device, source, options, own.facts.initializer_range);
+        let network = device.install(|| own.architecture.build(&own, &mut loader))?;
         let (modules, load_report) = loader.finish()?;
         let model = Model {
             device: device.clone(),
-            family,
             task: options.task,
             num_labels: match options.task {
                 Task::CausalLm => config.facts.vocab_size,
@@ -190,12 +165,13 @@ impl Model {
 
     /// Where PEFT would put adapters if none were named.
     pub fn default_targets(&self) -> &'static [&'static str] {
-        self.family.default_targets
+        self.config.family.default_targets
     }
 
     /// The class name for `architectures` in config.json.
     pub fn architecture(&self) -> &'static str {
-        self.family
+        self.config
+            .family
             .class(self.task)
             .expect("checked when the model was built")
     }
@@ -257,13 +233,13 @@ impl Model {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
             let mut tape = Tape::training(&self.device, &self.trainables, options.dropout);
-            let stretch = stretch(&tape, entry, options.recompute);
+            let range = range(&tape, entry, options.recompute);
             if let Some(model) = self.network.language_model() {
-                let pass = (tape, stretch);
+                let pass = (tape, range);
                 let into = (options, gradients);
                 return self.train_on_next_tokens(model, pass, batch, targets, into);
             }
-            let logits = (self.network).logits(&self.modules, &mut tape, batch, stretch);
+            let logits = (self.network).logits(&self.modules, &mut tape, batch, range);
             let out = loss(&logits, targets, options.grad_scale);
             tape.backward(&logits, out.d_logits, gradients);
             (out.sum, out.count)
@@ -302,13 +278,13 @@ impl Model {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
             let mut tape = Tape::inference(&self.device, &self.trainables);
-            let stretch = stretch(&tape, entry, false);
+            let range = range(&tape, entry, false);
             if let Some(model) = self.network.language_model() {
-                let pass = (tape, stretch);
+                let pass = (tape, range);
                 let (sum, count) = self.loss_of_next_tokens(model, pass, batch, targets);
                 return (Vec::new(), sum, count);
             }
-            let logits = (self.network).logits(&self.modules, &mut tape, batch, stretch);
+            let logits = (self.network).logits(&self.modules, &mut tape, batch, range);
             let out = loss(&logits, targets, 1.0);
             (self.to_vec(&logits), out.sum, out.count)
         }))
@@ -319,8 +295,8 @@ impl Model {
         match self.network.language_model() {
             Some(model) => self.logits_of_all(model, tape, batch),
             None => {
-                let stretch = Stretch::whole(false);
-                (self.network).logits(&self.modules, &mut tape, batch, stretch)
+                let range = LayerRange::whole(false);
+                (self.network).logits(&self.modules, &mut tape, batch, range)
             }
         }
     }
@@ -435,9 +411,9 @@ impl Model {
     }
 }
 
-fn stretch(tape: &Tape<'_>, entry: Option<Entry>, recompute: bool) -> Stretch {
+fn range(tape: &Tape<'_>, entry: Option<Entry>, recompute: bool) -> LayerRange {
     match entry {
-        Some(entry) => entry.stretch(tape, recompute),
-        None => Stretch::whole(recompute),
+        Some(entry) => entry.range(tape, recompute),
+        None => LayerRange::whole(recompute),
     }
 }

@@ -11,22 +11,23 @@ use lowrank_engine::{Activation, Tape, Var};
 use lowrank_formats::ConfigReader;
 
 use crate::config::{
-    Dropouts, Facts, FamilyConfig, ModelConfig, Task, read_activation, read_dropout,
-    read_dropout_else, read_heads,
+    Dropouts, Facts, Task, read_activation, read_dropout, read_dropout_else, read_heads,
 };
 use crate::error::ModelError;
-use crate::families::{Architecture, Classes, Family, Network, first_rows};
-use crate::loader::{Loader, Presence};
-use crate::model::Batch;
+use crate::families::{
+    Architecture, Classes, Family, FamilyConfig, HeadTensors, Network, first_rows,
+};
+use crate::load::{Loader, Naming, Presence};
 use crate::modules::{Embedding, LayerNorm, Linear, Modules};
-use crate::stored_head::HeadTensors;
-use crate::stretch::Stretch;
+use crate::pass::{Batch, LayerRange};
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
-    model_type: "bert",
-    prefix: "bert.",
-    tokens: "bert.embeddings.word_embeddings",
+    naming: Naming {
+        model_type: "bert",
+        prefix: "bert.",
+        tokens: "bert.embeddings.word_embeddings",
+    },
     heads: HeadTensors {
         sequence: &["classifier.weight", "bert.pooler.dense.weight"],
         tokens: Some("classifier.weight"),
@@ -124,7 +125,7 @@ struct BertConfig(EncoderConfig);
 impl Architecture for BertConfig {
     fn build(
         &self,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Box<dyn Network>, ModelError> {
         let (width, new) = (config.facts.hidden_size, Presence::NewIfAbsent);
@@ -159,7 +160,7 @@ impl Network for Bert {
         modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var {
         let positions = batch.positions();
         let rows = match self.pooler {
@@ -167,7 +168,7 @@ impl Network for Bert {
             Some(_) => Rows::First,
         };
         let run = self.encoder.on(modules, batch, &positions, rows);
-        let mut x = run.forward(tape, stretch);
+        let mut x = run.forward(tape, range);
         if let Some(pooler) = self.pooler {
             x = pooler.forward_activation(modules, tape, x, Activation::Tanh);
         }
@@ -184,7 +185,7 @@ impl Network for Bert {
     ) -> Var {
         let positions = batch.positions();
         let run = self.encoder.on(modules, batch, &positions, Rows::All);
-        run.forward(tape, Stretch::below(layers))
+        run.forward(tape, LayerRange::below(layers))
     }
 }
 
@@ -221,7 +222,7 @@ impl Encoder {
     /// `position_padding` is the row of the position table that padding tokens would read, if there is one.
     pub(crate) fn build(
         prefix: &str,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         own: &EncoderConfig,
         position_padding: Option<u32>,
         loader: &mut Loader<'_>,
@@ -279,11 +280,11 @@ pub(crate) struct EncoderRun<'m, 'b> {
 
 impl<'m> EncoderRun<'m, '_> {
     /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`].
-    pub(crate) fn forward(&self, tape: &mut Tape<'m>, stretch: Stretch) -> Var {
+    pub(crate) fn forward(&self, tape: &mut Tape<'m>, range: LayerRange) -> Var {
         let offsets: Arc<[usize]> = self.batch.offsets.into();
         let count = self.encoder.layers.len();
         let embed = |tape: &mut Tape<'m>| self.embed(tape);
-        stretch.run(tape, count, embed, |i| {
+        range.run(tape, count, embed, |i| {
             let is_last = i + 1 == count;
             let run = LayerRun {
                 modules: self.modules,

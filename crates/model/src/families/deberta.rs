@@ -4,16 +4,18 @@
 use lowrank_engine::ops::head_part::{HeadPart, head_part};
 use lowrank_engine::{Tape, Var};
 
-use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::families::deberta_v2::{self, Classifier, DebertaConfig, Parts, Projections, rows_of};
-use crate::families::{Architecture, Classes, Family, Network};
-use crate::loader::{LinearSpec, Loader};
+use crate::families::{Architecture, Classes, Family, FamilyConfig, Network};
+use crate::load::{LinearSpec, Loader, Naming};
 use crate::modules::{Bias, Linear, Modules};
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
-    model_type: "deberta",
+    naming: Naming {
+        model_type: "deberta",
+        ..deberta_v2::FAMILY.naming
+    },
     classes: Classes {
         sequence: "DebertaForSequenceClassification",
         tokens: Some("DebertaForTokenClassification"),
@@ -30,7 +32,7 @@ struct Deberta(DebertaConfig);
 impl Architecture for Deberta {
     fn build(
         &self,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Box<dyn Network>, ModelError> {
         Classifier::<FusedProjections>::build(&self.0, config, loader)
@@ -66,7 +68,7 @@ impl Projections for FusedProjections {
     fn build(
         path: &str,
         own: &DebertaConfig,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         let (width, head_dim) = (config.facts.hidden_size, config.facts.head_dim);

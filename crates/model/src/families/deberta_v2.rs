@@ -8,20 +8,20 @@ mod positions;
 
 use lowrank_engine::{Tape, Var};
 
-use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::families::{Architecture, Classes, Family, Network};
-use crate::loader::{Loader, Presence};
+use crate::families::{Architecture, Classes, Family, FamilyConfig, HeadTensors, Network};
+use crate::load::{Loader, Naming, Presence};
 use crate::modules::{Linear, Modules};
-use crate::stored_head::HeadTensors;
 pub(crate) use config::{DebertaConfig, Parts};
 pub(crate) use encoder::{Classifier, Projections, rows_of};
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
-    model_type: "deberta-v2",
-    prefix: "deberta.",
-    tokens: "deberta.embeddings.word_embeddings",
+    naming: Naming {
+        model_type: "deberta-v2",
+        prefix: "deberta.",
+        tokens: "deberta.embeddings.word_embeddings",
+    },
     heads: HeadTensors {
         sequence: &["classifier.weight", "pooler.dense.weight"],
         tokens: Some("classifier.weight"),
@@ -45,7 +45,7 @@ struct DebertaV2(DebertaConfig);
 impl Architecture for DebertaV2 {
     fn build(
         &self,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Box<dyn Network>, ModelError> {
         Classifier::<SeparateProjections>::build(&self.0, config, loader)
@@ -70,7 +70,7 @@ impl Projections for SeparateProjections {
     fn build(
         path: &str,
         own: &DebertaConfig,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         let width = config.facts.hidden_size;

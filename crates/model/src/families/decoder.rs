@@ -16,10 +16,8 @@ use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Matrix, Tape, Var};
 
 use crate::families::{LanguageModel, Network};
-use crate::generate::Kept;
-use crate::model::Batch;
 use crate::modules::{Embedding, LayerNorm, Linear, Modules};
-use crate::stretch::Stretch;
+use crate::pass::{Batch, Kept, LayerRange};
 pub(crate) use assembly::{DecoderConfig, Names, Projections, SCORE, Scores};
 
 /// A decoder with a head.
@@ -126,7 +124,7 @@ impl Needed {
 }
 
 impl Decoder {
-    /// The states [N, D] of the tokens `rows` of the batch, after the last norm and projection; where the stretch ends below,
+    /// The states [N, D] of the tokens `rows` of the batch, after the last norm and projection; where the range ends below,
     /// what its last layer gives for all tokens up to those.
     fn states<'m>(
         &'m self,
@@ -134,11 +132,11 @@ impl Decoder {
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var {
         let needed = Needed::new(batch, rows, self.first_position);
-        let (count, ends_below) = (self.blocks.len(), stretch.ends_below());
-        let stretch = stretch.map_entry(|state| {
+        let (count, ends_below) = (self.blocks.len(), range.ends_below());
+        let range = range.map_entry(|state| {
             if needed.rows.len() < state.rows() {
                 select_rows(tape, &state, &needed.rows)
             } else {
@@ -149,7 +147,7 @@ impl Decoder {
             let x = self.embed(modules, tape, &needed.input_ids, &needed.positions);
             dropout(tape, x, self.embedding_dropout)
         };
-        let mut x = stretch.run(tape, count, embed, |i| {
+        let mut x = range.run(tape, count, embed, |i| {
             let is_part = i + 1 == count && needed.queries.len() < needed.input_ids.len();
             let run = BlockRun {
                 modules,
@@ -217,9 +215,9 @@ impl LanguageModel for Decoder {
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
         rows: &[usize],
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var {
-        self.states(modules, tape, batch, rows, stretch)
+        self.states(modules, tape, batch, rows, range)
     }
 
     fn num_layers(&self) -> usize {
@@ -281,12 +279,12 @@ impl Network for Decoder {
         modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var {
         let Head::Score(score) = &self.head else {
             unreachable!("a language model has no classifier")
         };
-        let x = self.states(modules, tape, batch, &self.last_rows(batch), stretch);
+        let x = self.states(modules, tape, batch, &self.last_rows(batch), range);
         score.logits(modules, tape, x)
     }
 
@@ -299,7 +297,7 @@ impl Network for Decoder {
     ) -> Var {
         // With every last token wanted, all tokens are needed.
         let lasts: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
-        self.states(modules, tape, batch, &lasts, Stretch::below(layers))
+        self.states(modules, tape, batch, &lasts, LayerRange::below(layers))
     }
 
     fn language_model(&self) -> Option<&dyn LanguageModel> {

@@ -7,18 +7,18 @@ use lowrank_engine::Activation;
 use lowrank_formats::ConfigReader;
 use serde_json::Value;
 
-use crate::config::{
-    Dropouts, Facts, FamilyConfig, read_activation, read_dropout, read_heads, read_pad_token,
-};
+use crate::config::{Dropouts, Facts, read_activation, read_dropout, read_heads, read_pad_token};
 use crate::families::decoder::{DecoderConfig, Names, Projections, SCORE, Scores};
-use crate::families::{Classes, Family};
-use crate::loader::Layout;
+use crate::families::{Classes, Family, FamilyConfig};
+use crate::load::{Layout, Naming};
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
-    model_type: "gpt_neo",
-    prefix: "transformer.",
-    tokens: NAMES.tokens,
+    naming: Naming {
+        model_type: "gpt_neo",
+        prefix: "transformer.",
+        tokens: NAMES.tokens,
+    },
     heads: SCORE,
     classes: Classes {
         sequence: "GPTNeoForSequenceClassification",

@@ -6,16 +6,18 @@ use std::sync::Arc;
 use lowrank_engine::Activation;
 use lowrank_formats::ConfigReader;
 
-use crate::config::{Dropouts, Facts, FamilyConfig, read_activation, read_dropout, read_heads};
+use crate::config::{Dropouts, Facts, read_activation, read_dropout, read_heads};
 use crate::families::decoder::{DecoderConfig, Names, Projections, SCORE, Scores};
-use crate::families::{Classes, Family};
-use crate::loader::Layout;
+use crate::families::{Classes, Family, FamilyConfig};
+use crate::load::{Layout, Naming};
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
-    model_type: "opt",
-    prefix: "model.",
-    tokens: NAMES.tokens,
+    naming: Naming {
+        model_type: "opt",
+        prefix: "model.",
+        tokens: NAMES.tokens,
+    },
     heads: SCORE,
     classes: Classes {
         sequence: "OPTForSequenceClassification",

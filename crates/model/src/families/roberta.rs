@@ -4,21 +4,21 @@
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::{Activation, Tape, Var};
 
-use crate::config::{ModelConfig, Task};
+use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::bert::{self, Encoder, EncoderConfig, Rows};
-use crate::families::{Architecture, Classes, Family, Network};
-use crate::loader::{Loader, Presence};
-use crate::model::Batch;
+use crate::families::{Architecture, Classes, Family, FamilyConfig, HeadTensors, Network};
+use crate::load::{Loader, Naming, Presence};
 use crate::modules::{Linear, Modules};
-use crate::stored_head::HeadTensors;
-use crate::stretch::Stretch;
+use crate::pass::{Batch, LayerRange};
 
 /// The registry's line for `roberta`.
 pub const FAMILY: Family = Family {
-    model_type: "roberta",
-    prefix: "roberta.",
-    tokens: "roberta.embeddings.word_embeddings",
+    naming: Naming {
+        model_type: "roberta",
+        prefix: "roberta.",
+        tokens: "roberta.embeddings.word_embeddings",
+    },
     heads: HeadTensors {
         sequence: &["classifier.out_proj.weight", "classifier.dense.weight"],
         tokens: Some("classifier.weight"),
@@ -35,7 +35,10 @@ pub const FAMILY: Family = Family {
 
 /// The registry's line for `xlm-roberta`: the same architecture and names.
 pub const XLM_FAMILY: Family = Family {
-    model_type: "xlm-roberta",
+    naming: Naming {
+        model_type: "xlm-roberta",
+        ..FAMILY.naming
+    },
     classes: Classes {
         sequence: "XLMRobertaForSequenceClassification",
         tokens: Some("XLMRobertaForTokenClassification"),
@@ -50,7 +53,7 @@ struct RobertaConfig(EncoderConfig);
 impl Architecture for RobertaConfig {
     fn build(
         &self,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Box<dyn Network>, ModelError> {
         let (width, pad_token_id) = (config.facts.hidden_size, self.0.pad_token_id);
@@ -114,7 +117,7 @@ impl Network for Roberta {
         modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var {
         let (positions, p) = (self.positions(batch), self.classifier_dropout);
         let rows = match self.head {
@@ -122,7 +125,7 @@ impl Network for Roberta {
             Head::Sequence { .. } => Rows::First,
         };
         let run = self.encoder.on(modules, batch, &positions, rows);
-        let x = run.forward(tape, stretch);
+        let x = run.forward(tape, range);
         let x = dropout(tape, x, p);
         match self.head {
             Head::Token(classifier) => classifier.logits(modules, tape, x),
@@ -143,6 +146,6 @@ impl Network for Roberta {
     ) -> Var {
         let positions = self.positions(batch);
         let run = self.encoder.on(modules, batch, &positions, Rows::All);
-        run.forward(tape, Stretch::below(layers))
+        run.forward(tape, LayerRange::below(layers))
     }
 }

@@ -14,7 +14,7 @@ use super::options::{Generate, Search};
 use super::rules::{At, Rules};
 use super::warp::warp;
 use crate::config::Task;
-use crate::loader::LoadOptions;
+use crate::load::LoadOptions;
 use crate::model::Model;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden");

@@ -7,10 +7,10 @@ use lowrank_engine::Activation;
 use lowrank_formats::ConfigReader;
 
 use crate::config::{
-    Dropouts, Facts, FamilyConfig, read_activation, read_dropout, read_dropout_else, read_heads,
+    Dropouts, Facts, read_activation, read_dropout, read_dropout_else, read_heads,
 };
-use crate::families::Architecture;
 use crate::families::deberta_v2::positions::RelativeRows;
+use crate::families::{Architecture, FamilyConfig};
 
 /// What the configuration says beside the facts.
 #[derive(Debug, Clone)]

@@ -11,15 +11,14 @@ use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Tape, Var};
 
-use crate::config::{ModelConfig, Task};
+use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::deberta_v2::DebertaConfig;
 use crate::families::deberta_v2::positions::RelativeRows;
-use crate::families::{Network, first_rows};
-use crate::loader::{Loader, Presence};
-use crate::model::Batch;
+use crate::families::{FamilyConfig, Network, first_rows};
+use crate::load::{Loader, Presence};
 use crate::modules::{Convolution, Embedding, LayerNorm, Linear, Modules};
-use crate::stretch::Stretch;
+use crate::pass::{Batch, LayerRange};
 
 /// The projections of one layer's attention.
 pub(crate) trait Projections: Copy + Send + Sync + 'static {
@@ -27,7 +26,7 @@ pub(crate) trait Projections: Copy + Send + Sync + 'static {
     fn build(
         path: &str,
         own: &DebertaConfig,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError>;
 
@@ -72,7 +71,7 @@ pub(crate) struct Classifier<P> {
 impl<P: Projections> Classifier<P> {
     pub(crate) fn build(
         own: &DebertaConfig,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Box<dyn Network>, ModelError> {
         let (facts, dropouts) = (&config.facts, &config.dropouts);
@@ -133,7 +132,7 @@ impl<P: Projections> Classifier<P> {
         modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var {
         let lengths = batch.offsets.windows(2).map(|range| range[1] - range[0]);
         let longest = lengths.max().unwrap_or(0);
@@ -141,7 +140,7 @@ impl<P: Projections> Classifier<P> {
         let offsets: Arc<[usize]> = batch.offsets.into();
         let count = self.layers.len();
         let embed = |tape: &mut Tape<'m>| self.embeddings.forward(modules, tape, batch);
-        stretch.run(tape, count, embed, |i| {
+        range.run(tape, count, embed, |i| {
             let is_last = i + 1 == count;
             let run = LayerRun {
                 modules,
@@ -165,7 +164,7 @@ impl<P: Projections> Network for Classifier<P> {
         batch: &Batch<'_>,
         layers: usize,
     ) -> Var {
-        self.hidden(modules, tape, batch, Stretch::below(layers))
+        self.hidden(modules, tape, batch, LayerRange::below(layers))
     }
 
     fn logits<'m>(
@@ -173,9 +172,9 @@ impl<P: Projections> Network for Classifier<P> {
         modules: &'m Modules,
         tape: &mut Tape<'m>,
         batch: &Batch<'_>,
-        stretch: Stretch,
+        range: LayerRange,
     ) -> Var {
-        let mut x = self.hidden(modules, tape, batch, stretch);
+        let mut x = self.hidden(modules, tape, batch, range);
         if let Some(pooler) = self.pooler {
             x = dropout(tape, x, pooler.dropout);
             x = (pooler.dense).forward_activation(modules, tape, x, pooler.activation);
@@ -207,7 +206,7 @@ struct Embeddings {
 impl Embeddings {
     fn build(
         own: &DebertaConfig,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         let (facts, inner) = (&config.facts, own.embedding_size);
@@ -349,7 +348,7 @@ impl<P: Projections> Layer<P> {
     fn build(
         path: &str,
         own: &DebertaConfig,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         let (width, inner) = (config.facts.hidden_size, config.facts.intermediate_size);

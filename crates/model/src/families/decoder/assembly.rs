@@ -2,13 +2,12 @@
 
 use lowrank_engine::Activation;
 
-use crate::config::{ModelConfig, Task};
+use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::decoder::{Block, BlockForm, Decoder, Head};
-use crate::families::{Architecture, Network};
-use crate::loader::{LM_HEAD, Layout, LinearSpec, Loader, Presence};
+use crate::families::{Architecture, FamilyConfig, HeadTensors, LM_HEAD, Network};
+use crate::load::{Layout, LinearSpec, Loader, Presence};
 use crate::modules::LayerNorm;
-use crate::stored_head::HeadTensors;
 
 /// A decoder's classification head.
 pub(crate) const SCORE: HeadTensors = HeadTensors {
@@ -84,7 +83,7 @@ pub(crate) struct Scores {
 impl Architecture for DecoderConfig {
     fn build(
         &self,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Box<dyn Network>, ModelError> {
         let (names, facts) = (self.names, &config.facts);
@@ -138,7 +137,7 @@ impl DecoderConfig {
     fn block(
         &self,
         i: usize,
-        config: &ModelConfig,
+        config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Block, ModelError> {
         let (names, facts) = (self.names, &config.facts);

@@ -2,36 +2,12 @@
 //! (its values do not depend on its batch), so that it can be computed once and kept. Which layers these are is not read off
 //! names: the layers run dry, and the tape tells whether they met a trained value or dropped something out.
 
-use lowrank_engine::{Device, Site, StepKey, Tape, Tensor};
+use lowrank_engine::{Device, StepKey, Tape};
 
-use crate::adapt::TrainMode;
 use crate::error::ModelError;
-use crate::model::{Batch, Model};
-use crate::stretch::Stretch;
-
-/// Layers from the bottom whose output depends on nothing but the row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Prefix {
-    /// How many they are, the last layer of the network never among them; 0 where there is no prefix.
-    pub layers: usize,
-    /// The dropout site that follows them: masks above do not depend on whether the prefix is run.
-    pub(crate) next_site: Site,
-}
-
-/// What a pass starts from in place of token ids.
-#[derive(Debug)]
-pub struct Entry {
-    /// The layers that are not run.
-    pub prefix: Prefix,
-    /// What they give for every token of the batch [M, D].
-    pub state: Tensor,
-}
-
-impl Entry {
-    pub(crate) fn stretch(self, tape: &Tape<'_>, recompute: bool) -> Stretch {
-        Stretch::above(self.prefix, tape.constant(self.state), recompute)
-    }
-}
+use crate::model::Model;
+use crate::pass::{Batch, Entry, Prefix};
+use crate::trained::TrainMode;
 
 impl Model {
     /// The frozen prefix of passes with the model's own dropout, or of those without.

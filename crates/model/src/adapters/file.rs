@@ -12,10 +12,10 @@ use lowrank_formats::peft::{
     write_adapter,
 };
 
-use crate::adapt::{AdapterReport, TrainMode};
+use crate::adapters::lora::HEAD_NAMES;
 use crate::error::ModelError;
-use crate::lora::HEAD_NAMES;
 use crate::model::Model;
+use crate::trained::{AdapterReport, TrainMode};
 
 /// A trained value as it stands in an adapter's file.
 struct SavedTensor<'a> {
@@ -60,9 +60,9 @@ impl Model {
         if is_path(&adapted) {
             return file;
         }
-        let bare = format!("{}{adapted}", self.family.prefix);
+        let bare = format!("{}{adapted}", self.config.family.naming.prefix);
         if is_path(&bare) {
-            let prefix = self.family.prefix;
+            let prefix = self.config.family.naming.prefix;
             let is_head = |path: &str| {
                 let first = path.split('.').next().unwrap_or(path);
                 HEAD_NAMES.contains(&first)

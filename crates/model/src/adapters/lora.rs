@@ -1,16 +1,17 @@
 //! Which modules a LoRA configuration means, strictly: every pattern must match something. Also the initial values.
 //! Source: PEFT `check_target_module_exists`, `_set_trainable`, `LoraLayer.reset_lora_parameters`.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use lowrank_engine::Trainables;
 use lowrank_engine::ops::blocks::PARTS;
 use lowrank_formats::peft::{InitLoraWeights, LoraConfig, Matcher, TargetModules};
 use lowrank_kernels as kernels;
 
+use crate::adapters::parts::Parts;
 use crate::error::ModelError;
-use crate::loader::name_hash;
-use crate::modules::{Module, Modules};
-use crate::parts::Parts;
+use crate::modules::{Module, Modules, name_hash};
 
 /// Names that PEFT saves with the adapter for classification tasks, whether or not the model has them.
 pub(crate) const HEAD_NAMES: [&str; 2] = ["classifier", "score"];
@@ -227,4 +228,36 @@ pub(crate) fn initial_values(
         }
     }
     Ok((a, b))
+}
+
+/// W + scaling·B·A [out, in] of a linear layer with an adapter, the product summed in f64.
+pub(crate) fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32> {
+    let mut weight = linear.parameters[0].matrix().to_rows(trainables);
+    let Some(adapter) = linear.adapter else {
+        return weight;
+    };
+    let (a, b) = (
+        &trainables.get(adapter.a).value,
+        &trainables.get(adapter.b).value,
+    );
+    let b = match adapter.blocks {
+        None => Cow::Borrowed(b.data()),
+        Some(blocks) => Cow::Owned(blocks.expand(b.data(), b.cols())),
+    };
+    let (rank, width) = (a.rows(), a.cols());
+    let mut delta = vec![0.0f64; width];
+    for (row, b_row) in weight.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
+        delta.fill(0.0);
+        for (&b, a_row) in b_row.iter().zip(a.data().chunks_exact(width)) {
+            delta
+                .iter_mut()
+                .zip(a_row)
+                .for_each(|(d, &a)| *d += f64::from(b) * f64::from(a));
+        }
+        let scaling = f64::from(adapter.scaling);
+        row.iter_mut()
+            .zip(&delta)
+            .for_each(|(w, d)| *w = (f64::from(*w) + scaling * d) as f32);
+    }
+    weight
 }

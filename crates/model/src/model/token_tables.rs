@@ -8,10 +8,9 @@ use lowrank_formats::peft::{
     AdapterFile, AdapterTensor, KEY_PREFIX, LoraConfig, Matcher, ParameterKind, parse_key,
 };
 
-use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::families::family;
-use crate::loader::LM_HEAD;
+use crate::families::LM_HEAD;
+use crate::model::ModelConfig;
 
 /// An adapter's tables of tokens, by the names of the model's tensors.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,14 +33,11 @@ impl TokenTables {
         lora: &LoraConfig,
         config: &ModelConfig,
     ) -> Result<(AdapterFile, Option<Self>), ModelError> {
-        let family = family(&config.model_type)?;
-        let (tokens, head) = (
-            format!("{}.weight", family.tokens),
-            format!("{LM_HEAD}.weight"),
-        );
-        let has_head = family.classes.causal_lm.is_some();
+        let path = config.family.naming.tokens;
+        let (tokens, head) = (format!("{path}.weight"), format!("{LM_HEAD}.weight"));
+        let has_head = config.family.classes.causal_lm.is_some();
         let is_tied = config.facts.tie_word_embeddings;
-        for path in [family.tokens, LM_HEAD] {
+        for path in [path, LM_HEAD] {
             refuse_low_rank(&file, path)?;
         }
         let mut tensors = BTreeMap::new();
@@ -79,10 +75,10 @@ impl TokenTables {
             Ok(Matcher::new(lora)?.is_module_to_save(path))
         };
         if has_head && is_tied {
-            refuse_one_of_two(family.tokens, &trained)?;
+            refuse_one_of_two(path, &trained)?;
         }
         let (mut kept, mut is_trained) = (file, true);
-        for (name, path) in [(&tokens, family.tokens), (&head, LM_HEAD)] {
+        for (name, path) in [(&tokens, path), (&head, LM_HEAD)] {
             let key = format!("{KEY_PREFIX}{name}");
             if kept.get(&key).is_some() && !trained(path)? {
                 kept = kept.without(&key);
@@ -112,9 +108,9 @@ impl TokenTables {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The table that stands for one of the model's tensors.
-    pub(crate) fn get(&self, name: &str) -> Option<&AdapterTensor> {
-        self.tensors.get(name)
+    /// The tables by the names of the model's tensors.
+    pub(crate) fn tensors(&self) -> &BTreeMap<String, AdapterTensor> {
+        &self.tensors
     }
 }
 

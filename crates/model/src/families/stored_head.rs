@@ -3,8 +3,7 @@
 use lowrank_formats::Checkpoint;
 
 use crate::error::ModelError;
-use crate::families::family;
-use crate::names::Names;
+use crate::families::{HeadTensors, family};
 
 /// What a head's tensors are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,15 +29,6 @@ pub struct StoredHead {
     pub tensor: &'static str,
 }
 
-/// The tensors that make a family's heads, by the model's names.
-#[derive(Debug, Clone, Copy)]
-pub struct HeadTensors {
-    /// Of a sequence's head, its outputs' weight first.
-    pub sequence: &'static [&'static str],
-    /// The outputs' weight of the head for each token, where the family has one.
-    pub tokens: Option<&'static str>,
-}
-
 impl StoredHead {
     /// The head in a checkpoint of this family.
     ///
@@ -46,7 +36,7 @@ impl StoredHead {
     /// The family is not known, or the checkpoint's names are not those of one plain model.
     pub fn find(checkpoint: &Checkpoint, model_type: &str) -> Result<Option<Self>, ModelError> {
         let family = family(model_type)?;
-        let names = Names::read(checkpoint, family)?;
+        let names = family.names_in(checkpoint)?;
         let shape = |name: &str| Some(checkpoint.info(names.get(name)?)?.shape.clone());
         Ok(Self::among(family.heads, &shape))
     }

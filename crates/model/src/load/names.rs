@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use lowrank_formats::Checkpoint;
 
 use crate::error::ModelError;
-use crate::families::{FAMILIES, Family};
 
 /// Parts of a path that wrappers put anywhere in it and that no module is called: `torch.compile`, FSDP, its checkpointing.
 const WRAPPERS: [&str; 3] = [
@@ -14,6 +13,17 @@ const WRAPPERS: [&str; 3] = [
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
 ];
+
+/// What a family's tensors are called.
+#[derive(Debug, Clone, Copy)]
+pub struct Naming {
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    /// The base model's attribute in the full model, with its dot.
+    pub prefix: &'static str,
+    /// The path of the table of tokens.
+    pub tokens: &'static str,
+}
 
 /// The names that a model asks for, and those that they have in a checkpoint.
 #[derive(Debug, Default)]
@@ -34,7 +44,8 @@ impl Names {
     /// The file is the state dict of a model with adapters, or holds several models, or one of another family.
     pub(crate) fn read(
         checkpoint: &Checkpoint,
-        family: &'static Family,
+        family: Naming,
+        others: &[Naming],
     ) -> Result<Self, ModelError> {
         let mut names = Names::default();
         for info in checkpoint.infos() {
@@ -55,7 +66,7 @@ impl Names {
             if prefix.is_some() || !names.in_file.keys().any(has_prefix) {
                 names.bare_prefix = Some(family.prefix);
             }
-            refuse_other_family(prefix.as_deref(), family)?;
+            refuse_other_family(prefix.as_deref(), family, others)?;
         }
         if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) {
             names = names.without_prefix(&prefix)?;
@@ -152,9 +163,13 @@ fn is_of_adapter(name: &str) -> bool {
 }
 
 /// The body of a BERT under the name of RoBERTa's is no RoBERTa.
-fn refuse_other_family(prefix: Option<&str>, family: &Family) -> Result<(), ModelError> {
+fn refuse_other_family(
+    prefix: Option<&str>,
+    family: Naming,
+    others: &[Naming],
+) -> Result<(), ModelError> {
     let Some(prefix) = prefix else { return Ok(()) };
-    let other = FAMILIES.iter().find(|other| {
+    let other = others.iter().find(|other| {
         other.prefix != family.prefix && other.prefix != "model." && prefix.ends_with(other.prefix)
     });
     match other {

@@ -6,75 +6,14 @@ use lowrank_engine::ops::linear::Adapter;
 use lowrank_engine::{Device, Site, Trainables};
 use lowrank_formats::peft::{Bias, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType};
 
+use crate::adapters::lora::{HEAD_NAMES, Origin, Resolved, initial_values, resolve};
+use crate::adapters::parts::{Parts, Piece};
 use crate::config::Task;
 use crate::error::ModelError;
-use crate::loader::{LM_HEAD, name_hash};
-use crate::lora::{HEAD_NAMES, Origin, Resolved, initial_values, resolve};
+use crate::families::LM_HEAD;
 use crate::model::Model;
-use crate::modules::{Kind, Module, Parameter};
-use crate::parts::{Parts, Piece};
-
-/// What a model trains.
-#[derive(Debug, Clone)]
-pub enum TrainMode {
-    /// Nothing.
-    Frozen,
-    /// Adapters and what goes with them, under this configuration.
-    Lora(Box<LoraConfig>),
-    /// Every value: full fine-tuning.
-    Full,
-}
-
-/// One adapted layer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdaptedModule {
-    /// The layer's path.
-    pub path: String,
-    /// [out, in].
-    pub shape: [usize; 2],
-    /// r.
-    pub rank: usize,
-    /// alpha.
-    pub alpha: f64,
-    /// alpha / r, or alpha / √r.
-    pub scaling: f64,
-    /// Values of A and B.
-    pub parameters: u64,
-}
-
-/// One module that is trained whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SavedModule {
-    /// The module's path.
-    pub path: String,
-    /// Its values.
-    pub parameters: u64,
-}
-
-/// What is trained, layer by layer.
-#[derive(Debug, Clone, Default)]
-pub struct AdapterReport {
-    /// Adapted layers.
-    pub modules: Vec<AdaptedModule>,
-    /// Modules trained whole (`modules_to_save`, or all of them in full fine-tuning).
-    pub saved: Vec<SavedModule>,
-    /// Biases trained beside (`bias` all or lora_only).
-    pub bias_parameters: u64,
-    /// What a user should know: choices made for them.
-    pub notes: Vec<String>,
-}
-
-impl AdapterReport {
-    /// Values of all A and B.
-    pub fn adapter_parameters(&self) -> u64 {
-        self.modules.iter().map(|m| m.parameters).sum()
-    }
-
-    /// Values of modules trained whole.
-    pub fn saved_parameters(&self) -> u64 {
-        self.saved.iter().map(|m| m.parameters).sum()
-    }
-}
+use crate::modules::{Kind, Module, Parameter, name_hash};
+use crate::trained::{AdaptedModule, AdapterReport, SavedModule, TrainMode};
 
 impl Model {
     /// Attaches fresh adapters. Each A is drawn from `seed` and its own name, so that adapting one more layer changes no
@@ -88,14 +27,20 @@ impl Model {
         let mut config = config.clone();
         let mut notes = Vec::new();
         self.complete(&mut config)?;
-        let parts = Parts::take(&mut config, self.family)?;
+        let parts = Parts::take(&mut config, self.config.family)?;
         if config.task_type.is_none() {
             config.task_type = Some(self.task.peft_type());
         }
         if config.modules_to_save.is_none() {
             let paths = || self.modules.iter().map(|module| &module.path);
             let has = |name: &str| paths().any(|path| path.split('.').any(|part| part == name));
-            for name in self.family.default_saved.iter().filter(|name| has(name)) {
+            for name in self
+                .config
+                .family
+                .default_saved
+                .iter()
+                .filter(|name| has(name))
+            {
                 add_name(&mut config.modules_to_save, name);
                 notes.push(format!("`{name}` is trained and saved too"));
             }

@@ -13,7 +13,7 @@ pub struct Kept {
 
 impl Kept {
     /// Nothing yet, of `sequences` sequences.
-    pub(super) fn new(layers: usize, sequences: usize) -> Self {
+    pub(crate) fn new(layers: usize, sequences: usize) -> Self {
         Kept {
             layers: (0..layers).map(|_| KeptRows::default()).collect(),
             sequences: vec![Vec::new(); sequences],
@@ -59,7 +59,7 @@ impl Kept {
     }
 
     /// Goes on with the sequences of these numbers: some may end, some may be followed several times.
-    pub(super) fn select(&mut self, parents: &[usize]) {
+    pub(crate) fn select(&mut self, parents: &[usize]) {
         let of = |&parent: &usize| self.sequences[parent].clone();
         self.sequences = parents.iter().map(of).collect();
     }

@@ -6,15 +6,15 @@ use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
 use lowrank_engine::{Gradients, Tape, Var};
 
 use crate::families::LanguageModel;
-use crate::model::{Batch, Model, PassOptions};
-use crate::stretch::Stretch;
+use crate::model::{Model, PassOptions};
+use crate::pass::{Batch, LayerRange};
 
 impl Model {
     /// Forward and backward; the loss's sum and the number of counted tokens.
     pub(crate) fn train_on_next_tokens<'m>(
         &'m self,
         model: &'m dyn LanguageModel,
-        (mut tape, stretch): (Tape<'m>, Stretch),
+        (mut tape, range): (Tape<'m>, LayerRange),
         batch: &Batch<'_>,
         targets: Targets<'_>,
         (options, gradients): (&PassOptions, &mut Gradients),
@@ -23,7 +23,7 @@ impl Model {
         if rows.is_empty() {
             return (0.0, 0);
         }
-        let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, stretch);
+        let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, range);
         let targets = LmTargets {
             table: model.head(&self.modules),
             labels: &labels,
@@ -38,7 +38,7 @@ impl Model {
     pub(crate) fn loss_of_next_tokens<'m>(
         &'m self,
         model: &'m dyn LanguageModel,
-        (mut tape, stretch): (Tape<'m>, Stretch),
+        (mut tape, range): (Tape<'m>, LayerRange),
         batch: &Batch<'_>,
         targets: Targets<'_>,
     ) -> (f64, usize) {
@@ -46,7 +46,7 @@ impl Model {
         if rows.is_empty() {
             return (0.0, 0);
         }
-        let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, stretch);
+        let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, range);
         let targets = LmTargets {
             table: model.head(&self.modules),
             labels: &labels,
@@ -63,8 +63,8 @@ impl Model {
         batch: &Batch<'_>,
     ) -> Var {
         let rows: Vec<usize> = (0..batch.tokens()).collect();
-        let (modules, stretch) = (&self.modules, Stretch::whole(false));
-        let hidden = model.hidden(modules, &mut tape, batch, &rows, stretch);
+        let (modules, range) = (&self.modules, LayerRange::whole(false));
+        let hidden = model.hidden(modules, &mut tape, batch, &rows, range);
         let table = model.head(modules);
         tape.constant(lm_logits(hidden.tensor(), table, &self.trainables))
     }

@@ -1,11 +1,33 @@
 //! Which of a network's layers a pass runs, and how: the one loop that every family runs its layers in. It knows no family.
 
-use lowrank_engine::{Tape, Var};
+use lowrank_engine::{Site, Tape, Tensor, Var};
 
-use crate::prefix::Prefix;
+/// Layers from the bottom whose output depends on nothing but the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Prefix {
+    /// How many they are, the last layer of the network never among them; 0 where there is no prefix.
+    pub layers: usize,
+    /// The dropout site that follows them: masks above do not depend on whether the prefix is run.
+    pub(crate) next_site: Site,
+}
+
+/// What a pass starts from in place of token ids.
+#[derive(Debug)]
+pub struct Entry {
+    /// The layers that are not run.
+    pub prefix: Prefix,
+    /// What they give for every token of the batch [M, D].
+    pub state: Tensor,
+}
+
+impl Entry {
+    pub(crate) fn range(self, tape: &Tape<'_>, recompute: bool) -> LayerRange {
+        LayerRange::above(self.prefix, tape.constant(self.state), recompute)
+    }
+}
 
 /// The layers that a pass runs.
-pub struct Stretch {
+pub struct LayerRange {
     /// What stands below the first of them, where that has been computed already.
     entry: Option<(Prefix, Var)>,
     /// The layer before which the pass ends; absent where it goes through to the head.
@@ -14,10 +36,10 @@ pub struct Stretch {
     recompute: bool,
 }
 
-impl Stretch {
+impl LayerRange {
     /// All of them.
     pub fn whole(recompute: bool) -> Self {
-        Stretch {
+        LayerRange {
             entry: None,
             end: None,
             recompute,
@@ -26,7 +48,7 @@ impl Stretch {
 
     /// Those above a prefix, whose state [M, D] is known: neither the embeddings nor the layers of the prefix are run.
     pub fn above(prefix: Prefix, state: Var, recompute: bool) -> Self {
-        Stretch {
+        LayerRange {
             entry: Some((prefix, state)),
             end: None,
             recompute,
@@ -35,7 +57,7 @@ impl Stretch {
 
     /// The embeddings and the first `layers`; the pass ends there.
     pub fn below(layers: usize) -> Self {
-        Stretch {
+        LayerRange {
             entry: None,
             end: Some(layers),
             recompute: false,
@@ -53,7 +75,7 @@ impl Stretch {
         self
     }
 
-    /// Runs the stretch of a network of `count` layers: `embed` gives what enters the lowest, `layer(i)` is the i-th.
+    /// Runs the range of a network of `count` layers: `embed` gives what enters the lowest, `layer(i)` is the i-th.
     pub(crate) fn run<'m, L>(
         self,
         tape: &mut Tape<'m>,

@@ -1,25 +1,25 @@
 //! Fills the list of modules from a checkpoint, block by block, or with new values; says what was new, missing and unused.
 //! A network's order of calls is the order of the list.
-//! It knows no family; names are [`crate::names`]'s business.
+//! It knows no family.
 
-use std::collections::BTreeSet;
+mod names;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{Device, Matrix, Param};
+use lowrank_formats::peft::AdapterTensor;
 use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_kernels as kernels;
 
 use crate::config::Task;
 use crate::error::ModelError;
-use crate::families::Family;
 use crate::modules::{
     Bias, Convolution, Embedding, Kind, LayerNorm, Linear, Module, Modules, Parameter, Value,
+    name_hash,
 };
-use crate::names::Names;
-use crate::token_tables::TokenTables;
-
-/// The output table of a language model that is not tied to the input's, in every family.
-pub(crate) const LM_HEAD: &str = "lm_head";
+pub(crate) use names::Names;
+pub use names::Naming;
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -94,14 +94,20 @@ impl LinearSpec<'_> {
     }
 }
 
+/// Where values come from.
+pub(crate) struct Source<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) names: Names,
+    /// Ends of names of tensors that hold nothing: buffers.
+    pub(crate) ignored: &'static [&'static str],
+    /// Tensors that stand for the checkpoint's own, by the model's names: what an adapter brings.
+    pub(crate) tables: Option<&'a BTreeMap<String, AdapterTensor>>,
+}
+
 /// Fills one model's modules.
 pub struct Loader<'a> {
     device: &'a Device,
-    checkpoint: Option<&'a Checkpoint>,
-    /// What an adapter brings in the place of the checkpoint's own.
-    tables: Option<&'a TokenTables>,
-    family: &'static Family,
-    names: Names,
+    source: Option<Source<'a>>,
     used: BTreeSet<String>,
     options: &'a LoadOptions,
     initializer_range: f32,
@@ -111,6 +117,12 @@ pub struct Loader<'a> {
     stored: Vec<f32>,
     faults: Vec<String>,
     body_faults: usize,
+}
+
+impl Source<'_> {
+    fn table(&self, name: &str) -> Option<&AdapterTensor> {
+        self.tables?.get(name)
+    }
 }
 
 /// A tensor's place in the model.
@@ -138,41 +150,29 @@ fn weight_of(path: &str) -> String {
 }
 
 impl<'a> Loader<'a> {
-    /// A loader of `checkpoint`; without one, every value is new (on the dry device: only shapes).
-    /// Errors: the names of the checkpoint are not those of one plain model.
-    pub fn new(
+    /// A loader from files; without them, every value is new (on the dry device: only shapes).
+    pub(crate) fn new(
         device: &'a Device,
-        checkpoint: Option<&'a Checkpoint>,
-        family: &'static Family,
+        source: Option<Source<'a>>,
         options: &'a LoadOptions,
         initializer_range: f32,
-    ) -> Result<Self, ModelError> {
-        let names = checkpoint.map(|checkpoint| Names::read(checkpoint, family));
-        let names = names.transpose()?.unwrap_or_default();
-        Ok(Loader {
+    ) -> Self {
+        let left_out = source.as_ref().map(|source| source.names.left_out());
+        Loader {
             device,
-            checkpoint,
-            tables: None,
-            family,
+            source,
             modules: Modules::default(),
             report: LoadReport {
-                left_out: names.left_out(),
+                left_out: left_out.unwrap_or_default(),
                 ..LoadReport::default()
             },
-            names,
             used: BTreeSet::new(),
             options,
             initializer_range,
             stored: Vec::new(),
             faults: Vec::new(),
             body_faults: 0,
-        })
-    }
-
-    /// The same with tables of tokens that stand for the checkpoint's own.
-    pub fn with_tables(mut self, tables: Option<&'a TokenTables>) -> Self {
-        self.tables = tables;
-        self
+        }
     }
 
     /// The head's task.
@@ -224,7 +224,7 @@ impl<'a> Loader<'a> {
             mean: 0.0,
         };
         let source = self.locate(&wanted);
-        let is_new = source.is_none() && self.checkpoint.is_some();
+        let is_new = source.is_none() && self.source.is_some();
         let weight = match spec.layout {
             Layout::Linear => self.matrix(&wanted, source.as_deref(), out, inp)?,
             Layout::Conv1d => {
@@ -410,18 +410,20 @@ impl<'a> Loader<'a> {
                 head_only: self.body_faults == 0,
             });
         }
-        let unused = self.names.in_file().filter(|n| !self.used.contains(*n));
-        let unused = unused.filter(|n| !self.family.ignored.iter().any(|end| n.ends_with(end)));
-        self.report.unused = unused.map(str::to_owned).collect();
+        if let Some(Source { names, ignored, .. }) = &self.source {
+            let unused = names.in_file().filter(|n| !self.used.contains(*n));
+            let unused = unused.filter(|n| !ignored.iter().any(|end| n.ends_with(end)));
+            self.report.unused = unused.map(str::to_owned).collect();
+        }
         Ok((self.modules, self.report))
     }
 
     /// The file's name of a wanted tensor whose shape fits; else notes what that means.
     fn locate(&mut self, wanted: &Wanted<'_>) -> Option<String> {
-        let checkpoint = self.checkpoint?;
-        if let Some(table) = self.tables.and_then(|tables| tables.get(wanted.name)) {
-            let of_checkpoint = self.names.get(wanted.name).map(str::to_owned);
-            self.used.extend(of_checkpoint);
+        let source = self.source.as_ref()?;
+        let found = source.names.get(wanted.name);
+        if let Some(table) = source.table(wanted.name) {
+            self.used.extend(found.map(str::to_owned));
             if table.shape != wanted.shape {
                 self.body_faults += 1;
                 self.faults.push(format!(
@@ -433,8 +435,7 @@ impl<'a> Loader<'a> {
             self.report.loaded += 1;
             return Some(wanted.name.to_owned());
         }
-        let found = self.names.get(wanted.name);
-        let found = found.and_then(|n| Some((n.to_owned(), checkpoint.info(n)?)));
+        let found = found.and_then(|n| Some((n.to_owned(), source.checkpoint.info(n)?)));
         let Some((file_name, info)) = found else {
             match wanted.presence {
                 Presence::Required => {
@@ -470,21 +471,19 @@ impl<'a> Loader<'a> {
     fn fill(
         &mut self,
         wanted: &Wanted<'_>,
-        source: Option<&str>,
+        file_name: Option<&str>,
         start: usize,
         block: &mut [f32],
     ) -> Result<(), FormatError> {
-        if source.is_some()
-            && let Some(table) = self.tables.and_then(|tables| tables.get(wanted.name))
-        {
-            block.copy_from_slice(&table.data[start..start + block.len()]);
-            return Ok(());
-        }
-        let Some((checkpoint, file_name)) = self.checkpoint.zip(source) else {
+        let Some((source, file_name)) = self.source.as_ref().zip(file_name) else {
             new_values(self.options.seed, wanted, start, block);
             return Ok(());
         };
-        checkpoint.read_f32_range(file_name, start, block)?;
+        if let Some(table) = source.table(wanted.name) {
+            block.copy_from_slice(&table.data[start..start + block.len()]);
+            return Ok(());
+        }
+        (source.checkpoint).read_f32_range(file_name, start, block)?;
         if !kernels::all_finite(self.device.isa(), block) {
             let at = block.iter().position(|v| !v.is_finite()).unwrap_or(0);
             let line = format!(
@@ -508,11 +507,4 @@ fn new_values(seed: u64, wanted: &Wanted<'_>, start: usize, block: &mut [f32]) {
     // Each block is a stream of its own, so that a tensor's values do not depend on how it is read.
     let stream = name_hash(wanted.name) ^ (start as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     kernels::fill_normal(seed, stream, wanted.mean, wanted.std, block);
-}
-
-/// A fixed 64-bit hash of a name (FNV-1a): seeds and dropout sites hang on it, so it never changes.
-pub(crate) fn name_hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
-        (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }

@@ -1,0 +1,155 @@
+//! What networks hold: ids of modules, with the forward code of each kind. A layer is copied freely; its parameters stay in
+//! the list.
+
+use std::sync::Arc;
+
+use lowrank_engine::ops::embedding::{self, Lookup};
+use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
+use lowrank_engine::ops::linear::{LinearParams, linear, linear_activation, linear_f32};
+use lowrank_engine::ops::neighbours::neighbours;
+use lowrank_engine::ops::rows::select_rows;
+use lowrank_engine::{Activation, Matrix, Param, Tape, Var};
+
+use crate::modules::{ModuleId, Modules, Parameter, Value};
+
+/// A linear layer, adapted or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear(pub(crate) ModuleId);
+
+impl Linear {
+    /// y = x·Wᵀ + bias, plus the adapter's branch where adapters are switched on.
+    pub fn forward<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
+        let params = self.params(modules, tape);
+        linear(tape, x, params)
+    }
+
+    /// As [`Linear::forward`] in f32 whatever the precision: the logits.
+    pub fn logits<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
+        let params = self.params(modules, tape);
+        linear_f32(tape, x, params)
+    }
+
+    /// f(y).
+    pub fn forward_activation<'m>(
+        self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        x: Var,
+        kind: Activation,
+    ) -> Var {
+        let params = self.params(modules, tape);
+        linear_activation(tape, x, params, kind)
+    }
+
+    fn params<'m>(self, modules: &'m Modules, tape: &Tape<'m>) -> LinearParams<'m> {
+        let module = &modules[self.0];
+        LinearParams {
+            weight: module.parameters[0].matrix(),
+            bias: module.parameters.get(1).map(Parameter::param),
+            adapter: module.adapter.as_ref().filter(|_| tape.adapters()),
+        }
+    }
+}
+
+/// A layer norm.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNorm {
+    pub(crate) id: ModuleId,
+    /// Added to the variance.
+    pub(crate) eps: f32,
+}
+
+impl LayerNorm {
+    /// Layer norm of x.
+    pub fn forward<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
+        layer_norm(tape, x, None, self.params(modules), 0.0)
+    }
+
+    /// Layer norm of dropout(x) + residual.
+    pub fn forward_sum<'m>(
+        self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        [x, residual]: [Var; 2],
+        dropout: f32,
+    ) -> Var {
+        layer_norm(tape, x, Some(residual), self.params(modules), dropout)
+    }
+
+    fn params(self, modules: &Modules) -> LayerNormParams<'_> {
+        let module = &modules[self.id];
+        LayerNormParams {
+            weight: module.parameters[0].param(),
+            bias: module.parameters[1].param(),
+            eps: self.eps,
+        }
+    }
+}
+
+/// An embedding table [V, D].
+#[derive(Debug, Clone, Copy)]
+pub struct Embedding {
+    pub(crate) id: ModuleId,
+    /// V.
+    pub(crate) rows: usize,
+    /// A row that full training leaves alone.
+    pub(crate) padding_idx: Option<u32>,
+}
+
+impl Embedding {
+    /// The rows `ids` of this table.
+    pub fn lookup<'m, 'i>(self, modules: &'m Modules, ids: &'i [u32]) -> Lookup<'m, 'i> {
+        let table = match &modules[self.id].parameters[0].value {
+            Value::Rows(param) => embedding::Table::Rows(param),
+            Value::Matrix(matrix) | Value::Conv1d(matrix) => embedding::Table::Matrix(matrix),
+        };
+        Lookup {
+            table,
+            ids,
+            padding_idx: self.padding_idx,
+        }
+    }
+
+    /// The table as a language model's output matrix; it must have been loaded as one.
+    pub(crate) fn as_head(self, modules: &Modules) -> &Matrix {
+        modules[self.id].parameters[0].matrix()
+    }
+}
+
+/// A convolution over the tokens of each sequence, zeros beyond its ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Convolution {
+    pub(crate) id: ModuleId,
+    /// Width of the window in tokens, odd.
+    pub(crate) taps: usize,
+}
+
+impl Convolution {
+    /// The convolution of x [M, in], for all rows or for those that are named.
+    pub fn forward<'m>(
+        self,
+        modules: &'m Modules,
+        tape: &mut Tape<'m>,
+        x: &Var,
+        offsets: &Arc<[usize]>,
+        rows: Option<&[usize]>,
+    ) -> Var {
+        let mut around = neighbours(tape, x, offsets, self.taps);
+        if let Some(rows) = rows {
+            around = select_rows(tape, &around, rows);
+        }
+        let params = Linear(self.id).params(modules, tape);
+        linear(tape, around, params)
+    }
+}
+
+/// A bias that belongs to no linear layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Bias(pub(crate) ModuleId);
+
+impl Bias {
+    /// The values.
+    pub fn value(self, modules: &Modules) -> &Param {
+        modules[self.0].parameters[0].param()
+    }
+}
