@@ -1,14 +1,14 @@
 //! A model that can be run and trained: a network on a device, its trained values, and the checks of what goes in.
 
-mod causal;
 mod config;
+mod passes;
 mod prefix;
 mod token_tables;
 
 use std::path::Path;
 
-use lowrank_engine::ops::loss::{Targets, loss};
-use lowrank_engine::{Device, Gradients, StepKey, Tape, Trainables, Var};
+use lowrank_engine::ops::loss::Targets;
+use lowrank_engine::{Device, Trainables};
 use lowrank_formats::Checkpoint;
 
 use crate::config::Task;
@@ -16,23 +16,11 @@ use crate::error::ModelError;
 use crate::families::Network;
 use crate::load::{LoadOptions, LoadReport, Loader, Source};
 use crate::modules::{Module, Modules};
-use crate::pass::{Batch, Entry, LayerRange};
+use crate::pass::Batch;
 use crate::trained::{AdapterReport, TrainMode};
 pub use config::ModelConfig;
+pub use passes::PassOptions;
 pub use token_tables::TokenTables;
-
-/// How a training pass is run.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PassOptions {
-    /// With a key, dropout is on and its masks come from it.
-    pub dropout: Option<StepKey>,
-    /// Multiplies the gradient of the loss's sum: 1 / (counted targets of the whole optimizer step).
-    pub grad_scale: f32,
-    /// ε of label smoothing, of a language model only.
-    pub label_smoothing: f32,
-    /// Keep each block's input only and run the block again in backward.
-    pub recompute: bool,
-}
 
 /// A model on a device.
 pub struct Model {
@@ -206,109 +194,6 @@ impl Model {
         self.modules.iter().map(Module::count).sum()
     }
 
-    /// Forward and backward over one micro-batch; gradients are added to `gradients`. Returns the loss's sum over the
-    /// counted targets and their number. Errors if the batch or its targets do not fit.
-    pub fn forward_backward(
-        &self,
-        batch: &Batch<'_>,
-        targets: Targets<'_>,
-        options: &PassOptions,
-        gradients: &mut Gradients,
-    ) -> Result<(f64, usize), ModelError> {
-        self.forward_backward_from(None, batch, targets, options, gradients)
-    }
-
-    /// As [`Model::forward_backward`] from what a frozen prefix gave for the same batch, if there is that: the same bits.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn forward_backward_from(
-        &self,
-        entry: Option<Entry>,
-        batch: &Batch<'_>,
-        targets: Targets<'_>,
-        options: &PassOptions,
-        gradients: &mut Gradients,
-    ) -> Result<(f64, usize), ModelError> {
-        self.check(batch, Some(targets))?;
-        Ok(self.device.install(|| {
-            let mut tape = Tape::training(&self.device, &self.trainables, options.dropout);
-            let range = range(&tape, entry, options.recompute);
-            if let Some(model) = self.network.language_model() {
-                let pass = (tape, range);
-                let into = (options, gradients);
-                return self.train_on_next_tokens(model, pass, batch, targets, into);
-            }
-            let logits = (self.network).logits(&self.modules, &mut tape, batch, range);
-            let out = loss(&logits, targets, options.grad_scale);
-            tape.backward(&logits, out.d_logits, gradients);
-            (out.sum, out.count)
-        }))
-    }
-
-    /// The logits without dropout [N, num_labels], row by row; one row a sequence, or one a token for token
-    /// classification and for a language model. With `adapters` false, adapters are switched off. Empty on the dry device.
-    pub fn logits(&self, batch: &Batch<'_>, adapters: bool) -> Result<Vec<f32>, ModelError> {
-        self.check(batch, None)?;
-        Ok(self
-            .device
-            .install(|| self.to_vec(&self.infer(batch, adapters))))
-    }
-
-    /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their number. A language model's
-    /// logits are not kept: that part is empty.
-    pub fn evaluate(
-        &self,
-        batch: &Batch<'_>,
-        targets: Targets<'_>,
-    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
-        self.evaluate_from(None, batch, targets)
-    }
-
-    /// As [`Model::evaluate`] from what a frozen prefix gave for the same batch, if there is that: the same bits.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn evaluate_from(
-        &self,
-        entry: Option<Entry>,
-        batch: &Batch<'_>,
-        targets: Targets<'_>,
-    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
-        self.check(batch, Some(targets))?;
-        Ok(self.device.install(|| {
-            let mut tape = Tape::inference(&self.device, &self.trainables);
-            let range = range(&tape, entry, false);
-            if let Some(model) = self.network.language_model() {
-                let pass = (tape, range);
-                let (sum, count) = self.loss_of_next_tokens(model, pass, batch, targets);
-                return (Vec::new(), sum, count);
-            }
-            let logits = (self.network).logits(&self.modules, &mut tape, batch, range);
-            let out = loss(&logits, targets, 1.0);
-            (self.to_vec(&logits), out.sum, out.count)
-        }))
-    }
-
-    fn infer(&self, batch: &Batch<'_>, adapters: bool) -> Var {
-        let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
-        match self.network.language_model() {
-            Some(model) => self.logits_of_all(model, tape, batch),
-            None => {
-                let range = LayerRange::whole(false);
-                (self.network).logits(&self.modules, &mut tape, batch, range)
-            }
-        }
-    }
-
-    fn to_vec(&self, logits: &Var) -> Vec<f32> {
-        if self.device.is_dry() {
-            Vec::new()
-        } else {
-            logits.tensor().data().to_vec()
-        }
-    }
-
     /// Everything about a batch that could be out of range comes from outside: checked before any op.
     pub(crate) fn check(
         &self,
@@ -408,12 +293,5 @@ impl Model {
             (task, _) => Some(format!("the targets are not those of {}", task.name())),
         };
         fault.map_or(Ok(()), |message| Err(ModelError::Batch(message)))
-    }
-}
-
-fn range(tape: &Tape<'_>, entry: Option<Entry>, recompute: bool) -> LayerRange {
-    match entry {
-        Some(entry) => entry.range(tape, recompute),
-        None => LayerRange::whole(recompute),
     }
 }

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_engine::ops::blocks::Blocks;
 use lowrank_engine::{Trainable, TrainableId};
 use lowrank_formats::files;
 use lowrank_formats::peft::{
@@ -12,7 +11,8 @@ use lowrank_formats::peft::{
     write_adapter,
 };
 
-use crate::adapters::lora::HEAD_NAMES;
+use crate::adapters::HEAD_NAMES;
+use crate::adapters::lora::stored_blocks;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::trained::{AdapterReport, TrainMode};
@@ -171,7 +171,7 @@ impl Model {
     /// The names and shapes of an adapter's tensors in its file, in the order of the trained values. They are the trained
     /// values' own, but that of parts of a fused layer: PEFT's form has the zeros between the blocks too.
     pub fn saved_shapes(&self) -> Vec<(&str, Vec<usize>)> {
-        let blocks = self.blocks();
+        let blocks = stored_blocks(&self.modules);
         let shape = |id: &TrainableId, t: &Trainable| match blocks.get(id) {
             None => t.shape.clone(),
             Some(blocks) => blocks.whole_shape([t.shape[0], t.shape[1]]).to_vec(),
@@ -183,7 +183,7 @@ impl Model {
     }
 
     fn saved_tensors(&self) -> Vec<SavedTensor<'_>> {
-        let blocks = self.blocks();
+        let blocks = stored_blocks(&self.modules);
         let shapes = self.saved_shapes().into_iter();
         let all = shapes.zip(self.trainables.iter());
         all.map(|((name, shape), (id, t))| SavedTensor {
@@ -195,12 +195,6 @@ impl Model {
             },
         })
         .collect()
-    }
-
-    /// Each stored B of parts of a fused layer.
-    fn blocks(&self) -> BTreeMap<TrainableId, Blocks> {
-        let adapters = self.modules.iter().filter_map(|module| module.adapter);
-        adapters.filter_map(|a| Some((a.b, a.blocks?))).collect()
     }
 
     /// set(saved) = set(trained), value by value.

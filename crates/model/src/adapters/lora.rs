@@ -1,202 +1,297 @@
-//! Which modules a LoRA configuration means, strictly: every pattern must match something. Also the initial values.
-//! Source: PEFT `check_target_module_exists`, `_set_trainable`, `LoraLayer.reset_lora_parameters`.
+//! LoRA (Hu et al. 2021) as PEFT means it: what is attached, with which values, what is merged, and the form of its
+//! parameters in files. A product's low-rank term is the engine's. Source: PEFT `LoraModel`, `LoraLayer`.
+
+mod parts;
+mod targets;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lowrank_engine::Trainables;
-use lowrank_engine::ops::blocks::PARTS;
-use lowrank_formats::peft::{InitLoraWeights, LoraConfig, Matcher, TargetModules};
+use lowrank_engine::ops::blocks::Blocks;
+use lowrank_engine::ops::linear::Adapter;
+use lowrank_engine::{Device, Site, TrainableId, Trainables};
+use lowrank_formats::peft::{
+    Bias, InitLoraWeights, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType,
+};
 use lowrank_kernels as kernels;
 
-use crate::adapters::parts::Parts;
+use crate::adapters::{HEAD_NAMES, check_shared, train_whole};
+use crate::config::Task;
 use crate::error::ModelError;
-use crate::modules::{Module, Modules, name_hash};
+use crate::model::Model;
+use crate::modules::{Kind, Module, Modules, name_hash};
+use crate::trained::{AdaptedModule, AdapterReport, TrainMode};
+use parts::{Parts, Piece};
+use targets::{Origin, Resolved, resolve};
 
-/// Names that PEFT saves with the adapter for classification tasks, whether or not the model has them.
-pub(crate) const HEAD_NAMES: [&str; 2] = ["classifier", "score"];
+impl Model {
+    /// Attaches fresh adapters. Each A is drawn from `seed` and its own name, so that adapting one more layer changes no
+    /// other. Completes the configuration as PEFT would (default targets, the head in `modules_to_save`) and keeps it.
+    /// Errors: a pattern that matches nothing, a rank above the matrix's size, an option that is not supported.
+    pub fn attach_lora(
+        &mut self,
+        config: &LoraConfig,
+        seed: u64,
+    ) -> Result<&AdapterReport, ModelError> {
+        let mut config = config.clone();
+        let mut notes = Vec::new();
+        self.complete(&mut config)?;
+        let parts = Parts::take(&mut config, self.config.family)?;
+        if config.task_type.is_none() {
+            config.task_type = Some(self.task.peft_type());
+        }
+        if config.modules_to_save.is_none() {
+            let paths = || self.modules.iter().map(|module| &module.path);
+            let has = |name: &str| paths().any(|path| path.split('.').any(|part| part == name));
+            for name in self
+                .config
+                .family
+                .default_saved
+                .iter()
+                .filter(|name| has(name))
+            {
+                add_name(&mut config.modules_to_save, name);
+                notes.push(format!("`{name}` is trained and saved too"));
+            }
+        }
+        for path in self.new_poolers(&config) {
+            // A new pooler that were neither trained nor saved would be another one at each load.
+            add_name(&mut config.modules_to_save, "pooler");
+            notes.push(format!(
+                "`{path}` is new, so `pooler` is trained and saved too"
+            ));
+        }
+        if self.task != Task::CausalLm {
+            HEAD_NAMES
+                .iter()
+                .for_each(|name| add_name(&mut config.modules_to_save, name));
+        }
+        // As PEFT does, with a warning: the file says how the adapted weights stand in theirs.
+        config.fan_in_fan_out = self.is_conv1d(&config)?;
+        self.attach(config, parts, Origin::New { seed }, notes)?;
+        Ok(&self.report)
+    }
 
-/// What a configuration means for one model.
-pub(crate) struct Resolved {
-    /// Paths of the linear layers to adapt.
-    pub(crate) targets: BTreeSet<String>,
-    /// Paths of the modules to train whole.
-    pub(crate) saved: BTreeSet<String>,
+    /// Attaches the modules that an existing adapter's configuration names; their values are still to be set.
+    pub(crate) fn attach_existing(&mut self, config: &LoraConfig) -> Result<(), ModelError> {
+        let mut config = config.clone();
+        self.complete(&mut config).map_err(|error| match error {
+            ModelError::AdapterConfig(faults) => ModelError::AdapterUnsupported(faults),
+            other => other,
+        })?;
+        if matches!(
+            config.task_type,
+            Some(TaskType::SequenceClassification | TaskType::TokenClassification)
+        ) {
+            HEAD_NAMES
+                .iter()
+                .for_each(|name| add_name(&mut config.modules_to_save, name));
+        }
+        let note = |path: String| {
+            format!(
+                "`{path}` is neither in the checkpoint nor in the adapter: its values are new, results will differ"
+            )
+        };
+        let notes = self.new_poolers(&config).into_iter().map(note).collect();
+        self.attach(config, None, Origin::File, notes)
+    }
+
+    fn attach(
+        &mut self,
+        mut config: LoraConfig,
+        parts: Option<Parts>,
+        origin: Origin,
+        notes: Vec<String>,
+    ) -> Result<(), ModelError> {
+        self.check_frozen()?;
+        let Resolved { targets, saved } = resolve(&config, &self.modules, origin, parts)?;
+        if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
+            // As PEFT does: the file names the layers, so that it means the same in any version.
+            config.target_modules = Some(TargetModules::List(targets.iter().cloned().collect()));
+        }
+        let mut attach = Attach {
+            device: self.device.clone(),
+            config: &config,
+            matcher: Matcher::new(&config)?,
+            parts,
+            seed: match origin {
+                Origin::New { seed } => seed,
+                Origin::File => 0,
+            },
+            targets: &targets,
+            saved: &saved,
+            trainables: &mut self.trainables,
+            report: AdapterReport {
+                notes,
+                ..AdapterReport::default()
+            },
+        };
+        for module in self.modules.iter_mut() {
+            attach.module(module)?;
+        }
+        self.report = attach.report;
+        self.mode = TrainMode::Lora(Box::new(config));
+        Ok(())
+    }
+
+    /// Refuses what is not supported and fills in the targets.
+    fn complete(&self, config: &mut LoraConfig) -> Result<(), ModelError> {
+        let unsupported = config.unsupported_fields();
+        if !unsupported.is_empty() {
+            return Err(ModelError::AdapterConfig(
+                unsupported.iter().map(ToString::to_string).collect(),
+            ));
+        }
+        if config.target_modules.is_none() {
+            let names: Vec<String> = self
+                .default_targets()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            config.target_modules = Some(TargetModules::List(names));
+        }
+        Ok(())
+    }
+
+    /// Whether the first target's weight is stored as [in, out].
+    fn is_conv1d(&self, config: &LoraConfig) -> Result<bool, ModelError> {
+        let matcher = Matcher::new(config)?;
+        for (linear, _) in self.modules.linears() {
+            if matcher.is_target(&linear.path)? {
+                return Ok(linear.kind == Kind::Conv1d);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Poolers that the checkpoint lacks and the configuration does not save.
+    fn new_poolers(&self, config: &LoraConfig) -> Vec<String> {
+        let saved = config
+            .modules_to_save
+            .iter()
+            .flatten()
+            .any(|name| name.contains("pooler"));
+        if saved {
+            return Vec::new();
+        }
+        let is_pooler = |module: &&Module| module.is_new && module.path.contains("pooler");
+        let poolers = self.modules.iter().filter(is_pooler);
+        poolers.map(|module| module.path.clone()).collect()
+    }
 }
 
-/// Where a configuration comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// A user's wish: every pattern must match something.
-    New,
-    /// An adapter's file: PEFT may list modules there that it does not adapt. The adapter's tensors decide what fits.
-    File,
+fn add_name(names: &mut Option<Vec<String>>, name: &str) {
+    let names = names.get_or_insert_default();
+    if !names.iter().any(|n| n == name) {
+        names.push(name.to_string());
+    }
 }
 
-/// Resolves `config` against a model's modules. `config.target_modules` must be set.
-pub(crate) fn resolve(
-    config: &LoraConfig,
-    modules: &Modules,
-    origin: Origin,
+/// Attaches one configuration, module by module.
+struct Attach<'a> {
+    device: Device,
+    config: &'a LoraConfig,
+    matcher: Matcher,
     parts: Option<Parts>,
-) -> Result<Resolved, ModelError> {
-    let matcher = Matcher::new(config)?;
-    let linears: Vec<(&Module, [usize; 2])> = modules.linears().collect();
-    let is_saved = |path: &&String| with_ancestors(path).any(|p| matcher.is_module_to_save(p));
-    let paths = modules.iter().map(|module| &module.path);
-    let saved: BTreeSet<String> = paths.filter(is_saved).cloned().collect();
-    let mut targets = BTreeSet::new();
-    for (linear, _) in &linears {
-        // PEFT leaves the classification head out of all-linear: it trains it whole.
-        let head = matches!(config.target_modules, Some(TargetModules::AllLinear))
-            && HEAD_NAMES.contains(&linear.path.as_str());
-        if !head && !saved.contains(&linear.path) && matcher.is_target(&linear.path)? {
-            targets.insert(linear.path.clone());
+    /// Of fresh values; a file's are set afterwards.
+    seed: u64,
+    targets: &'a BTreeSet<String>,
+    saved: &'a BTreeSet<String>,
+    trainables: &'a mut Trainables,
+    report: AdapterReport,
+}
+
+impl Attach<'_> {
+    fn module(&mut self, module: &mut Module) -> Result<(), ModelError> {
+        if self.saved.contains(&module.path) {
+            check_shared(module)?;
+            let saved = train_whole(module, KEY_PREFIX, &self.device, self.trainables);
+            self.report.saved.push(saved);
+            return Ok(());
         }
+        let adapted = self.targets.contains(&module.path);
+        if let Some(shape) = module.features().filter(|_| adapted) {
+            self.adapt(module, shape)?;
+        }
+        let trains_biases = match self.config.bias {
+            Bias::None => false,
+            Bias::LoraOnly => adapted,
+            Bias::All => true,
+        };
+        if trains_biases {
+            let layer = if adapted { ".base_layer" } else { "" };
+            let own = format!("{}.bias", module.path);
+            let key = format!("{KEY_PREFIX}{}{layer}.bias", module.path);
+            // PEFT trains what is named `bias`; DeBERTa's `q_bias` and `v_bias` are not.
+            if let Some(bias) = module.parameters.iter_mut().find(|p| p.name == own) {
+                self.report.bias_parameters += bias.train(key, &self.device, self.trainables);
+            }
+        }
+        Ok(())
     }
-    check_kinds(config, &matcher, modules, &saved)?;
-    if origin == Origin::New {
-        check_matched(&matcher, &linears, modules)?;
-    }
-    if targets.is_empty() {
-        let faults = vec!["no linear layer is left to adapt".to_string()];
-        return Err(ModelError::Pattern {
-            field: "target_modules",
-            faults,
+
+    fn adapt(
+        &mut self,
+        linear: &mut Module,
+        shape @ [out, inp]: [usize; 2],
+    ) -> Result<(), ModelError> {
+        let path = linear.path.clone();
+        let (rank, alpha) = (self.matcher.rank(&path)?, self.matcher.alpha(&path)?);
+        let scaling = self.matcher.scaling(&path)?;
+        let parts = self.parts.filter(|parts| parts.are_of(&path));
+        let pieces = match parts {
+            None => vec![Piece {
+                path: path.clone(),
+                shape,
+                rank,
+                alpha,
+            }],
+            Some(parts) => parts.pieces(&path, shape, rank, alpha),
+        };
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        if !self.device.is_dry() {
+            for piece in &pieces {
+                let init = &self.config.init_lora_weights;
+                let (its_a, its_b) =
+                    initial_values(init, self.seed, &piece.path, piece.shape, piece.rank)?;
+                a.extend(its_a);
+                b.extend(its_b);
+            }
+        }
+        let stored_b = [pieces.iter().map(|p| p.shape[0]).sum(), pieces[0].rank];
+        let key = |which: &str| format!("{KEY_PREFIX}{path}.lora_{which}.weight");
+        let (device, trainables) = (&self.device, &mut *self.trainables);
+        linear.adapter = Some(Adapter {
+            a: trainables.add(device, key("A"), &[rank, inp], &a),
+            b: trainables.add(device, key("B"), &stored_b, &b),
+            blocks: parts.map(|parts| parts.blocks),
+            scaling: scaling as f32,
+            dropout: self.config.lora_dropout as f32,
+            site: Site::named(name_hash(&path)),
         });
-    }
-    // A file may hold the parts of a fused layer as one adapter, whose rank is the sum of theirs.
-    let pieces = |path: &str| match origin {
-        Origin::File => PARTS,
-        Origin::New => parts
-            .filter(|p| p.are_of(path))
-            .map_or(1, |p| p.blocks.count()),
-    };
-    check_ranks(&matcher, &linears, &targets, &pieces)?;
-    check_scalings(&matcher, &targets)?;
-    Ok(Resolved { targets, saved })
-}
-
-/// A path and the paths of the modules that it lies in.
-fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
-    path.match_indices('.')
-        .map(|(i, _)| i)
-        .chain([path.len()])
-        .map(|end| &path[..end])
-}
-
-/// A target that is no linear layer cannot be adapted; PEFT refuses it too, for most kinds.
-fn check_kinds(
-    config: &LoraConfig,
-    matcher: &Matcher,
-    modules: &Modules,
-    saved: &BTreeSet<String>,
-) -> Result<(), ModelError> {
-    if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
-        return Ok(());
-    }
-    let mut faults = Vec::new();
-    for module in modules.iter().filter(|m| m.features().is_none()) {
-        let path = &module.path;
-        if !saved.contains(path) && matcher.is_target(path)? {
-            faults.push(format!(
-                "`{path}` is {}; only linear layers can be adapted",
-                with_article(module.kind.name())
-            ));
+        debug_assert!(parts.is_some() || stored_b == [out, rank]);
+        for Piece {
+            path,
+            shape,
+            rank,
+            alpha,
+        } in pieces
+        {
+            self.report.modules.push(AdaptedModule {
+                path,
+                shape,
+                rank,
+                alpha,
+                scaling,
+                parameters: (rank * (shape[0] + shape[1])) as u64,
+            });
         }
-    }
-    faults.truncate(4);
-    if faults.is_empty() {
         Ok(())
-    } else {
-        Err(ModelError::Pattern {
-            field: "target_modules",
-            faults,
-        })
     }
-}
-
-/// Every pattern must mean something.
-fn check_matched(
-    matcher: &Matcher,
-    linears: &[(&Module, [usize; 2])],
-    modules: &Modules,
-) -> Result<(), ModelError> {
-    let linear_paths: Vec<&str> = linears.iter().map(|(l, _)| l.path.as_str()).collect();
-    let all: BTreeSet<&str> = modules
-        .iter()
-        .flat_map(|m| with_ancestors(&m.path))
-        .collect();
-    let all: Vec<&str> = all.into_iter().collect();
-    let unmatched = matcher.unmatched(&linear_paths, &all)?;
-    let Some(field) = unmatched.first().map(|u| u.field) else {
-        return Ok(());
-    };
-    let of_field = unmatched.iter().filter(|u| u.field == field);
-    Err(ModelError::Pattern {
-        field,
-        faults: of_field.map(|u| u.to_fault().message).collect(),
-    })
-}
-
-fn check_ranks(
-    matcher: &Matcher,
-    linears: &[(&Module, [usize; 2])],
-    targets: &BTreeSet<String>,
-    pieces: &dyn Fn(&str) -> usize,
-) -> Result<(), ModelError> {
-    let mut faults = Vec::new();
-    for (Module { path, .. }, [out, inp]) in linears {
-        if !targets.contains(path) {
-            continue;
-        }
-        let rank = matcher.rank(path)?;
-        let limit = inp.min(out) * pieces(path);
-        if rank == 0 || rank > limit {
-            faults.push(format!(
-                "`{path}`: rank {rank} is outside 1..={limit} (the matrix is {out} x {inp})"
-            ));
-        }
-    }
-    let more = faults.len().saturating_sub(4);
-    faults.truncate(4);
-    if more > 0 {
-        faults.push(format!("and {more} more"));
-    }
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        Err(ModelError::Pattern { field: "r", faults })
-    }
-}
-
-/// The scaling is stored in f32: one that is infinite there makes every logit a NaN.
-fn check_scalings(matcher: &Matcher, targets: &BTreeSet<String>) -> Result<(), ModelError> {
-    for path in targets {
-        let scaling = matcher.scaling(path)?;
-        if !(scaling as f32).is_finite() {
-            let alpha = matcher.alpha(path)?;
-            let message = format!(
-                "lora_alpha: `{path}`: {alpha:e} at rank {} is no scaling that f32 holds",
-                matcher.rank(path)?
-            );
-            return Err(ModelError::AdapterConfig(vec![message]));
-        }
-    }
-    Ok(())
-}
-
-fn with_article(kind: &str) -> String {
-    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) {
-        "an"
-    } else {
-        "a"
-    };
-    format!("{article} {kind}")
 }
 
 /// Initial A [r, in] and B [out, r] of one layer, from its own name and the seed.
-pub(crate) fn initial_values(
+fn initial_values(
     init: &InitLoraWeights,
     seed: u64,
     path: &str,
@@ -260,4 +355,10 @@ pub(crate) fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32
             .for_each(|(w, d)| *w = (f64::from(*w) + scaling * d) as f32);
     }
     weight
+}
+
+/// Each stored B of parts of a fused layer: files hold PEFT's form, with the zeros between the blocks.
+pub(super) fn stored_blocks(modules: &Modules) -> BTreeMap<TrainableId, Blocks> {
+    let adapters = modules.iter().filter_map(|module| module.adapter);
+    adapters.filter_map(|a| Some((a.b, a.blocks?))).collect()
 }

@@ -13,24 +13,24 @@ const NAMES: [&str; PARTS] = ["q", "k", "v"];
 
 /// The parts of one kind of fused layer that are adapted.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Parts {
+pub(super) struct Parts {
     layer: &'static str,
-    pub(crate) blocks: Blocks,
+    pub(super) blocks: Blocks,
 }
 
 /// What is adapted by itself: a layer, or a part of one.
-pub(crate) struct Piece {
-    pub(crate) path: String,
+pub(super) struct Piece {
+    pub(super) path: String,
     /// [out, in].
-    pub(crate) shape: [usize; 2],
-    pub(crate) rank: usize,
-    pub(crate) alpha: f64,
+    pub(super) shape: [usize; 2],
+    pub(super) rank: usize,
+    pub(super) alpha: f64,
 }
 
 impl Parts {
     /// Takes parts out of a configuration's targets and puts their layer in, with the rank and alpha of PEFT's form.
     /// Errors: a part that is named with more than its layer, the layer beside its parts, settings that do not go with parts.
-    pub(crate) fn take(
+    pub(super) fn take(
         config: &mut LoraConfig,
         family: &Family,
     ) -> Result<Option<Self>, ModelError> {
@@ -72,12 +72,12 @@ impl Parts {
     }
 
     /// Whether a path is that of such a layer.
-    pub(crate) fn are_of(self, path: &str) -> bool {
+    pub(super) fn are_of(self, path: &str) -> bool {
         path.rsplit('.').next() == Some(self.layer)
     }
 
     /// The adapted parts of the layer at `path` [out, in], from the rank and alpha of PEFT's form.
-    pub(crate) fn pieces(
+    pub(super) fn pieces(
         self,
         path: &str,
         [out, inp]: [usize; 2],

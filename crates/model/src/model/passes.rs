@@ -1,0 +1,167 @@
+//! Passes of a model over batches: training, evaluation, logits. Of a language model it knows which rows predict which tokens:
+//! a token's label stands at its own place, as in transformers, and is predicted by the row before it.
+
+use lowrank_engine::ops::lm_head::{LmTargets, lm_logits, lm_loss, lm_loss_backward};
+use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets, loss};
+use lowrank_engine::{Gradients, StepKey, Tape, Var};
+
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::pass::{Batch, Entry, LayerRange};
+
+/// How a training pass is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PassOptions {
+    /// With a key, dropout is on and its masks come from it.
+    pub dropout: Option<StepKey>,
+    /// Multiplies the gradient of the loss's sum: 1 / (counted targets of the whole optimizer step).
+    pub grad_scale: f32,
+    /// ε of label smoothing, of a language model only.
+    pub label_smoothing: f32,
+    /// Keep each block's input only and run the block again in backward.
+    pub recompute: bool,
+}
+
+impl Model {
+    /// Forward and backward over one micro-batch; gradients are added to `gradients`. Returns the loss's sum over the
+    /// counted targets and their number. Errors if the batch or its targets do not fit.
+    pub fn forward_backward(
+        &self,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+        options: &PassOptions,
+        gradients: &mut Gradients,
+    ) -> Result<(f64, usize), ModelError> {
+        self.forward_backward_from(None, batch, targets, options, gradients)
+    }
+
+    /// As [`Model::forward_backward`] from what a frozen prefix gave for the same batch, if there is that: the same bits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_backward_from(
+        &self,
+        entry: Option<Entry>,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+        options: &PassOptions,
+        gradients: &mut Gradients,
+    ) -> Result<(f64, usize), ModelError> {
+        self.check(batch, Some(targets))?;
+        Ok(self.device.install(|| {
+            let mut tape = Tape::training(&self.device, &self.trainables, options.dropout);
+            let range = range(&tape, entry, options.recompute);
+            if let Some(model) = self.network.language_model() {
+                let (rows, labels) = next_tokens(targets);
+                if rows.is_empty() {
+                    return (0.0, 0);
+                }
+                let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, range);
+                let targets = LmTargets {
+                    table: model.head(&self.modules),
+                    labels: &labels,
+                    smoothing: options.label_smoothing,
+                };
+                let scale = options.grad_scale;
+                let sum = lm_loss_backward(tape, hidden, targets, scale, gradients);
+                return (sum, rows.len());
+            }
+            let logits = (self.network).logits(&self.modules, &mut tape, batch, range);
+            let out = loss(&logits, targets, options.grad_scale);
+            tape.backward(&logits, out.d_logits, gradients);
+            (out.sum, out.count)
+        }))
+    }
+
+    /// The logits without dropout [N, num_labels], row by row; one row a sequence, or one a token for token
+    /// classification and for a language model. With `adapters` false, adapters are switched off. Empty on the dry device.
+    pub fn logits(&self, batch: &Batch<'_>, adapters: bool) -> Result<Vec<f32>, ModelError> {
+        self.check(batch, None)?;
+        Ok(self
+            .device
+            .install(|| self.to_vec(&self.infer(batch, adapters))))
+    }
+
+    /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their number. A language model's
+    /// logits are not kept: that part is empty.
+    pub fn evaluate(
+        &self,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
+        self.evaluate_from(None, batch, targets)
+    }
+
+    /// As [`Model::evaluate`] from what a frozen prefix gave for the same batch, if there is that: the same bits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn evaluate_from(
+        &self,
+        entry: Option<Entry>,
+        batch: &Batch<'_>,
+        targets: Targets<'_>,
+    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
+        self.check(batch, Some(targets))?;
+        Ok(self.device.install(|| {
+            let mut tape = Tape::inference(&self.device, &self.trainables);
+            let range = range(&tape, entry, false);
+            if let Some(model) = self.network.language_model() {
+                let (rows, labels) = next_tokens(targets);
+                if rows.is_empty() {
+                    return (Vec::new(), 0.0, 0);
+                }
+                let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, range);
+                let targets = LmTargets {
+                    table: model.head(&self.modules),
+                    labels: &labels,
+                    smoothing: 0.0,
+                };
+                let sum = lm_loss(&hidden, targets, &self.trainables);
+                return (Vec::new(), sum, rows.len());
+            }
+            let logits = (self.network).logits(&self.modules, &mut tape, batch, range);
+            let out = loss(&logits, targets, 1.0);
+            (self.to_vec(&logits), out.sum, out.count)
+        }))
+    }
+
+    fn infer(&self, batch: &Batch<'_>, adapters: bool) -> Var {
+        let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
+        let (modules, range) = (&self.modules, LayerRange::whole(false));
+        let Some(model) = self.network.language_model() else {
+            return (self.network).logits(modules, &mut tape, batch, range);
+        };
+        let rows: Vec<usize> = (0..batch.tokens()).collect();
+        let hidden = model.hidden(modules, &mut tape, batch, &rows, range);
+        let logits = lm_logits(hidden.tensor(), model.head(modules), &self.trainables);
+        tape.constant(logits)
+    }
+
+    fn to_vec(&self, logits: &Var) -> Vec<f32> {
+        if self.device.is_dry() {
+            Vec::new()
+        } else {
+            logits.tensor().data().to_vec()
+        }
+    }
+}
+
+fn range(tape: &Tape<'_>, entry: Option<Entry>, recompute: bool) -> LayerRange {
+    match entry {
+        Some(entry) => entry.range(tape, recompute),
+        None => LayerRange::whole(recompute),
+    }
+}
+
+/// The rows that predict a counted token, and those tokens. A sequence's first token is never counted: see the checks.
+fn next_tokens(targets: Targets<'_>) -> (Vec<usize>, Vec<i64>) {
+    let Targets::Class(labels) = targets else {
+        return (Vec::new(), Vec::new());
+    };
+    let counted = labels.iter().enumerate();
+    counted
+        .filter(|&(_, &label)| label != IGNORE_INDEX)
+        .map(|(i, &label)| (i - 1, label))
+        .unzip()
+}
