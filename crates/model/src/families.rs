@@ -13,14 +13,14 @@ mod stored_head;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use lowrank_engine::{Matrix, Tape, Var};
+use lowrank_engine::{Matrix, Var};
 use lowrank_formats::{Checkpoint, ConfigReader};
 
 use crate::config::{Dropouts, Facts, Task};
 use crate::error::ModelError;
 use crate::load::{Loader, Names, Naming};
 use crate::modules::Modules;
-use crate::pass::{Batch, Kept, LayerRange};
+use crate::pass::{Batch, Kept, LayerRange, Pass};
 pub use stored_head::{HeadKind, StoredHead};
 
 /// A family's fields of config.json after they were read.
@@ -49,24 +49,12 @@ pub trait Architecture: Debug + Send + Sync {
 
 /// The forward code of one model; its parameters are in the list of modules that it was loaded into.
 pub trait Network: Send + Sync {
-    /// The logits [N, num_labels]: one row a sequence, or one row a token for token classification. A language model has
-    /// none here: see [`Network::language_model`].
-    fn logits<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        range: LayerRange,
-    ) -> Var;
+    /// The hidden states [N, D] that the classifier reads, one a sequence or one a token; where the range ends below the
+    /// head, what its last layer gives for every token [M, D].
+    fn hidden(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, range: LayerRange) -> Var;
 
-    /// What the embeddings and the first `layers`, fewer than there are, give for every token [M, D].
-    fn prefix<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        layers: usize,
-    ) -> Var;
+    /// The logits [N, num_labels] of hidden states. A language model has none here.
+    fn classify(&self, pass: &mut Pass<'_, '_>, hidden: Var) -> Var;
 
     /// What a language model has beside; absent for every other task.
     fn language_model(&self) -> Option<&dyn LanguageModel> {
@@ -77,10 +65,9 @@ pub trait Network: Send + Sync {
 /// A network whose head is its table of tokens.
 pub trait LanguageModel: Send + Sync {
     /// The hidden states [N, D] of the tokens `rows` of the batch, which rise, ready for [`LanguageModel::head`].
-    fn hidden<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
+    fn hidden_of(
+        &self,
+        pass: &mut Pass<'_, '_>,
         batch: &Batch<'_>,
         rows: &[usize],
         range: LayerRange,
@@ -95,13 +82,7 @@ pub trait LanguageModel: Send + Sync {
     /// Goes on with each sequence of `kept` by the tokens of the batch's sequence of the same number, and keeps their keys
     /// and values: prompts of any length into an empty cache, or one token each after that. Gives the hidden states
     /// [B, D] of each sequence's last token, ready for [`LanguageModel::head`].
-    fn extend<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        kept: &mut Kept,
-    ) -> Var;
+    fn extend(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, kept: &mut Kept) -> Var;
 }
 
 /// The output table of a language model that is not tied to the input's, in every family.

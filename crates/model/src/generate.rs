@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use crate::error::ModelError;
 use crate::families::LanguageModel;
 use crate::model::Model;
-use crate::pass::{Batch, Kept};
+use crate::pass::{Batch, Kept, Pass};
 pub use options::{BeamSearch, EarlyStopping, Generate, Sampling, Search, SettingFault};
 use rules::{At, Rules};
 use scores::NoChoice;
@@ -167,7 +167,11 @@ impl Run<'_> {
         let mut tape =
             Tape::inference(device, &model.trainables).with_adapters(self.options.adapters);
         let modules = &model.modules;
-        let hidden = (self.language).extend(modules, &mut tape, &batch, kept);
+        let mut pass = Pass {
+            modules,
+            tape: &mut tape,
+        };
+        let hidden = self.language.extend(&mut pass, &batch, kept);
         let table = self.language.head(modules);
         lm_logits(hidden.tensor(), table, &model.trainables)
     }

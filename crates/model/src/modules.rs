@@ -2,6 +2,7 @@
 //! checkpoint. Networks hold ids; merging, training and listing are loops over it. It knows no family and no file.
 
 mod layers;
+mod pass;
 
 use std::ops::Index;
 
@@ -10,6 +11,7 @@ use lowrank_engine::param::transpose;
 use lowrank_engine::{Device, Matrix, Param, TrainableId, Trainables};
 
 pub use layers::{Bias, Convolution, Embedding, LayerNorm, Linear};
+pub use pass::Pass;
 
 /// What a module is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

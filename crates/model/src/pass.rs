@@ -4,6 +4,7 @@
 mod kept;
 mod layer_range;
 
+pub use crate::modules::Pass;
 pub use kept::Kept;
 pub use layer_range::{Entry, LayerRange, Prefix};
 

@@ -7,7 +7,7 @@ use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
-use lowrank_engine::{Activation, Tape, Var};
+use lowrank_engine::{Activation, Var};
 use lowrank_formats::ConfigReader;
 
 use crate::config::{
@@ -18,8 +18,8 @@ use crate::families::{
     Architecture, Classes, Family, FamilyConfig, HeadTensors, Network, first_rows,
 };
 use crate::load::{Loader, Naming, Presence};
-use crate::modules::{Embedding, LayerNorm, Linear, Modules};
-use crate::pass::{Batch, LayerRange};
+use crate::modules::{Embedding, LayerNorm, Linear};
+use crate::pass::{Batch, LayerRange, Pass};
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
@@ -155,37 +155,20 @@ struct Bert {
 }
 
 impl Network for Bert {
-    fn logits<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        range: LayerRange,
-    ) -> Var {
-        let positions = batch.positions();
+    fn hidden(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, range: LayerRange) -> Var {
         let rows = match self.pooler {
             None => Rows::All,
             Some(_) => Rows::First,
         };
-        let run = self.encoder.on(modules, batch, &positions, rows);
-        let mut x = run.forward(tape, range);
-        if let Some(pooler) = self.pooler {
-            x = pooler.forward_activation(modules, tape, x, Activation::Tanh);
-        }
-        let x = dropout(tape, x, self.classifier_dropout);
-        self.classifier.logits(modules, tape, x)
+        (self.encoder).forward(pass, batch, &batch.positions(), rows, range)
     }
 
-    fn prefix<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        layers: usize,
-    ) -> Var {
-        let positions = batch.positions();
-        let run = self.encoder.on(modules, batch, &positions, Rows::All);
-        run.forward(tape, LayerRange::below(layers))
+    fn classify(&self, pass: &mut Pass<'_, '_>, mut x: Var) -> Var {
+        if let Some(pooler) = self.pooler {
+            x = pooler.forward_activation(pass, x, Activation::Tanh);
+        }
+        let x = dropout(pass, x, self.classifier_dropout);
+        self.classifier.logits(pass, x)
     }
 }
 
@@ -251,68 +234,44 @@ impl Encoder {
         })
     }
 
-    /// A pass over a batch; `positions` `[M]` are rows of the position table.
-    pub(crate) fn on<'m, 'b>(
-        &'m self,
-        modules: &'m Modules,
-        batch: &'b Batch<'b>,
-        positions: &'b [u32],
+    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`]. `positions` `[M]` are rows of the
+    /// position table.
+    pub(crate) fn forward<'m>(
+        &self,
+        pass: &mut Pass<'_, 'm>,
+        batch: &Batch<'_>,
+        positions: &[u32],
         rows: Rows,
-    ) -> EncoderRun<'m, 'b> {
-        EncoderRun {
-            encoder: self,
-            modules,
-            batch,
-            positions,
-            rows,
-        }
-    }
-}
-
-/// The encoder over one batch.
-pub(crate) struct EncoderRun<'m, 'b> {
-    encoder: &'m Encoder,
-    modules: &'m Modules,
-    batch: &'b Batch<'b>,
-    positions: &'b [u32],
-    rows: Rows,
-}
-
-impl<'m> EncoderRun<'m, '_> {
-    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`].
-    pub(crate) fn forward(&self, tape: &mut Tape<'m>, range: LayerRange) -> Var {
-        let offsets: Arc<[usize]> = self.batch.offsets.into();
-        let count = self.encoder.layers.len();
-        let embed = |tape: &mut Tape<'m>| self.embed(tape);
-        range.run(tape, count, embed, |i| {
+        range: LayerRange,
+    ) -> Var {
+        let offsets: Arc<[usize]> = batch.offsets.into();
+        let count = self.layers.len();
+        let embed = |pass: &mut Pass<'_, 'm>| self.embed(pass, batch, positions);
+        range.run(pass, count, embed, |i| {
             let is_last = i + 1 == count;
             let run = LayerRun {
-                modules: self.modules,
-                layer: self.encoder.layers[i],
-                form: self.encoder.form,
+                layer: self.layers[i],
+                form: self.form,
                 offsets: offsets.clone(),
-                rows: if is_last { self.rows } else { Rows::All },
+                rows: if is_last { rows } else { Rows::All },
             };
-            move |tape: &mut Tape<'m>, x| run.forward(tape, x)
+            move |pass: &mut Pass<'_, 'm>, x| run.forward(pass, x)
         })
     }
 
     /// The sum of the tables' rows, normalised [M, D].
-    fn embed(&self, tape: &mut Tape<'m>) -> Var {
-        let (encoder, modules, ids) = (self.encoder, self.modules, self.batch.input_ids);
-        let types = encoder.token_type_embeddings;
-        let zeros = vec![0; ids.len()];
-        let type_ids = self.batch.token_type_ids.filter(|_| types.rows > 1);
-        let x = embedding(
-            tape,
-            &[
-                encoder.word_embeddings.lookup(modules, ids),
-                types.lookup(modules, type_ids.unwrap_or(&zeros)),
-                encoder.position_embeddings.lookup(modules, self.positions),
-            ],
-        );
-        let x = encoder.layer_norm.forward(modules, tape, x);
-        dropout(tape, x, encoder.form.hidden_dropout)
+    fn embed(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, positions: &[u32]) -> Var {
+        let (modules, types) = (pass.modules, self.token_type_embeddings);
+        let zeros = vec![0; batch.tokens()];
+        let type_ids = batch.token_type_ids.filter(|_| types.rows > 1);
+        let tables = [
+            self.word_embeddings.lookup(modules, batch.input_ids),
+            types.lookup(modules, type_ids.unwrap_or(&zeros)),
+            self.position_embeddings.lookup(modules, positions),
+        ];
+        let x = embedding(pass, &tables);
+        let x = self.layer_norm.forward(pass, x);
+        dropout(pass, x, self.form.hidden_dropout)
     }
 }
 
@@ -357,22 +316,21 @@ impl Layer {
 }
 
 /// One layer over one batch: what a recomputed block has to remember.
-struct LayerRun<'m> {
-    modules: &'m Modules,
+struct LayerRun {
     layer: Layer,
     form: LayerForm,
     offsets: Arc<[usize]>,
     rows: Rows,
 }
 
-impl<'m> LayerRun<'m> {
-    fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let (modules, layer, form) = (self.modules, self.layer, self.form);
+impl LayerRun {
+    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
+        let (layer, form) = (self.layer, self.form);
         let (x_read, q_offsets) = match self.rows {
             Rows::All => (x.clone(), self.offsets.clone()),
             Rows::First => {
                 let (firsts, single) = first_rows(&self.offsets);
-                (select_rows(tape, &x, &firsts), single)
+                (select_rows(pass, &x, &firsts), single)
             }
         };
         let spec = AttentionSpec {
@@ -385,14 +343,14 @@ impl<'m> LayerRun<'m> {
             dropout: form.attention_dropout,
         };
         let p = form.hidden_dropout;
-        let q = layer.query.forward(modules, tape, x_read.clone());
-        let k = layer.key.forward(modules, tape, x.clone());
-        let v = layer.value.forward(modules, tape, x);
-        let context = attention(tape, q, k, v, spec);
-        let h = layer.attention_output.forward(modules, tape, context);
-        let x = (layer.attention_norm).forward_sum(modules, tape, [h, x_read], p);
-        let h = (layer.intermediate).forward_activation(modules, tape, x.clone(), form.activation);
-        let h = layer.output.forward(modules, tape, h);
-        (layer.output_norm).forward_sum(modules, tape, [h, x], p)
+        let q = layer.query.forward(pass, x_read.clone());
+        let k = layer.key.forward(pass, x.clone());
+        let v = layer.value.forward(pass, x);
+        let context = attention(pass, q, k, v, spec);
+        let h = layer.attention_output.forward(pass, context);
+        let x = (layer.attention_norm).forward_sum(pass, [h, x_read], p);
+        let h = (layer.intermediate).forward_activation(pass, x.clone(), form.activation);
+        let h = layer.output.forward(pass, h);
+        (layer.output_norm).forward_sum(pass, [h, x], p)
     }
 }

@@ -1,14 +1,15 @@
 //! DeBERTa v1 (He et al. 2020): one projection for queries, keys and values, fused head by head, with biases of its own, and
 //! layers for relative positions. All else is as in `deberta_v2`. Source: transformers `modeling_deberta.py`.
 
+use lowrank_engine::Var;
 use lowrank_engine::ops::head_part::{HeadPart, head_part};
-use lowrank_engine::{Tape, Var};
 
 use crate::error::ModelError;
 use crate::families::deberta_v2::{self, Classifier, DebertaConfig, Parts, Projections, rows_of};
 use crate::families::{Architecture, Classes, Family, FamilyConfig, Network};
 use crate::load::{LinearSpec, Loader, Naming};
-use crate::modules::{Bias, Linear, Modules};
+use crate::modules::{Bias, Linear};
+use crate::pass::Pass;
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
@@ -93,29 +94,18 @@ impl Projections for FusedProjections {
         })
     }
 
-    fn content<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        x: Var,
-        read: Option<&[usize]>,
-    ) -> [Var; 3] {
-        let fused = self.in_proj.forward(modules, tape, x);
-        let k = head_part(tape, &fused, self.part(1), None);
-        let v = head_part(tape, &fused, self.part(2), Some(self.v_bias.value(modules)));
-        let read = rows_of(tape, &fused, read);
+    fn content(&self, pass: &mut Pass<'_, '_>, x: Var, read: Option<&[usize]>) -> [Var; 3] {
+        let fused = self.in_proj.forward(pass, x);
+        let k = head_part(pass, &fused, self.part(1), None);
+        let [q_bias, v_bias] = [self.q_bias, self.v_bias].map(|bias| bias.value(pass.modules));
+        let v = head_part(pass, &fused, self.part(2), Some(v_bias));
+        let read = rows_of(pass, &fused, read);
         drop(fused);
-        let q = head_part(tape, &read, self.part(0), Some(self.q_bias.value(modules)));
+        let q = head_part(pass, &read, self.part(0), Some(q_bias));
         [q, k, v]
     }
 
-    fn positions<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        table: Var,
-    ) -> [Option<Var>; 2] {
-        [self.pos_proj, self.pos_q_proj]
-            .map(|linear| Some(linear?.forward(modules, tape, table.clone())))
+    fn positions(&self, pass: &mut Pass<'_, '_>, table: Var) -> [Option<Var>; 2] {
+        [self.pos_proj, self.pos_q_proj].map(|linear| Some(linear?.forward(pass, table.clone())))
     }
 }

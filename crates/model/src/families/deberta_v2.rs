@@ -6,12 +6,13 @@ mod config;
 mod encoder;
 mod positions;
 
-use lowrank_engine::{Tape, Var};
+use lowrank_engine::Var;
 
 use crate::error::ModelError;
 use crate::families::{Architecture, Classes, Family, FamilyConfig, HeadTensors, Network};
 use crate::load::{Loader, Naming, Presence};
-use crate::modules::{Linear, Modules};
+use crate::modules::Linear;
+use crate::pass::Pass;
 pub(crate) use config::{DebertaConfig, Parts};
 pub(crate) use encoder::{Classifier, Projections, rows_of};
 
@@ -93,34 +94,23 @@ impl Projections for SeparateProjections {
         })
     }
 
-    fn content<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        x: Var,
-        read: Option<&[usize]>,
-    ) -> [Var; 3] {
-        let x_read = rows_of(tape, &x, read);
+    fn content(&self, pass: &mut Pass<'_, '_>, x: Var, read: Option<&[usize]>) -> [Var; 3] {
+        let x_read = rows_of(pass, &x, read);
         [
-            self.query_proj.forward(modules, tape, x_read),
-            self.key_proj.forward(modules, tape, x.clone()),
-            self.value_proj.forward(modules, tape, x),
+            self.query_proj.forward(pass, x_read),
+            self.key_proj.forward(pass, x.clone()),
+            self.value_proj.forward(pass, x),
         ]
     }
 
-    fn positions<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        table: Var,
-    ) -> [Option<Var>; 2] {
+    fn positions(&self, pass: &mut Pass<'_, '_>, table: Var) -> [Option<Var>; 2] {
         let keys = self.pos_key_proj.unwrap_or(self.key_proj);
         let queries = self.pos_query_proj.unwrap_or(self.query_proj);
         // Shared layers have just been used for the tokens, with other dropout masks.
-        tape.second_use(|tape| {
+        pass.second_use(|pass| {
             [
-                self.terms[0].then(|| keys.forward(modules, tape, table.clone())),
-                self.terms[1].then(|| queries.forward(modules, tape, table)),
+                self.terms[0].then(|| keys.forward(pass, table.clone())),
+                self.terms[1].then(|| queries.forward(pass, table)),
             ]
         })
     }

@@ -13,11 +13,11 @@ use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
-use lowrank_engine::{Activation, Matrix, Tape, Var};
+use lowrank_engine::{Activation, Matrix, Var};
 
 use crate::families::{LanguageModel, Network};
 use crate::modules::{Embedding, LayerNorm, Linear, Modules};
-use crate::pass::{Batch, Kept, LayerRange};
+use crate::pass::{Batch, Kept, LayerRange, Pass};
 pub(crate) use assembly::{DecoderConfig, Names, Projections, SCORE, Scores};
 
 /// A decoder with a head.
@@ -124,74 +124,26 @@ impl Needed {
 }
 
 impl Decoder {
-    /// The states [N, D] of the tokens `rows` of the batch, after the last norm and projection; where the range ends below,
-    /// what its last layer gives for all tokens up to those.
-    fn states<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        rows: &[usize],
-        range: LayerRange,
-    ) -> Var {
-        let needed = Needed::new(batch, rows, self.first_position);
-        let (count, ends_below) = (self.blocks.len(), range.ends_below());
-        let range = range.map_entry(|state| {
-            if needed.rows.len() < state.rows() {
-                select_rows(tape, &state, &needed.rows)
-            } else {
-                state
-            }
-        });
-        let embed = |tape: &mut Tape<'m>| {
-            let x = self.embed(modules, tape, &needed.input_ids, &needed.positions);
-            dropout(tape, x, self.embedding_dropout)
-        };
-        let mut x = range.run(tape, count, embed, |i| {
-            let is_part = i + 1 == count && needed.queries.len() < needed.input_ids.len();
-            let run = BlockRun {
-                modules,
-                block: self.blocks[i],
-                offsets: needed.offsets.clone(),
-                queries: is_part.then(|| (needed.queries.clone(), needed.query_offsets.clone())),
-            };
-            move |tape: &mut Tape<'m>, x| run.forward(tape, x)
-        });
-        if ends_below {
-            return x;
-        }
-        if needed.wanted.len() < x.rows() {
-            x = select_rows(tape, &x, &needed.wanted);
-        }
-        self.finish(modules, tape, x)
-    }
-
     /// The sum of the tables' rows [M, D].
-    fn embed<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        ids: &[u32],
-        positions: &[u32],
-    ) -> Var {
-        let tokens = self.tokens.lookup(modules, ids);
-        let positions = self.positions.lookup(modules, positions);
+    fn embed(&self, pass: &mut Pass<'_, '_>, ids: &[u32], positions: &[u32]) -> Var {
+        let tokens = self.tokens.lookup(pass.modules, ids);
+        let positions = self.positions.lookup(pass.modules, positions);
         let Some(project) = &self.project_in else {
-            return embedding(tape, &[tokens, positions]);
+            return embedding(pass, &[tokens, positions]);
         };
-        let x = embedding(tape, &[tokens]);
-        let x = project.forward(modules, tape, x);
-        let positions = embedding(tape, &[positions]);
-        add(tape, x, positions, 0.0)
+        let x = embedding(pass, &[tokens]);
+        let x = project.forward(pass, x);
+        let positions = embedding(pass, &[positions]);
+        add(pass, x, positions, 0.0)
     }
 
-    fn finish<'m>(&self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
+    fn finish(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
         let x = match &self.final_norm {
-            Some(norm) => norm.forward(modules, tape, x),
+            Some(norm) => norm.forward(pass, x),
             None => x,
         };
         match &self.project_out {
-            Some(project) => project.forward(modules, tape, x),
+            Some(project) => project.forward(pass, x),
             None => x,
         }
     }
@@ -209,28 +161,49 @@ impl Decoder {
 }
 
 impl LanguageModel for Decoder {
-    fn hidden<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
+    fn hidden_of<'m>(
+        &self,
+        pass: &mut Pass<'_, 'm>,
         batch: &Batch<'_>,
         rows: &[usize],
         range: LayerRange,
     ) -> Var {
-        self.states(modules, tape, batch, rows, range)
+        let needed = Needed::new(batch, rows, self.first_position);
+        let (count, ends_below) = (self.blocks.len(), range.ends_below());
+        let range = range.map_entry(|state| {
+            if needed.rows.len() < state.rows() {
+                select_rows(pass, &state, &needed.rows)
+            } else {
+                state
+            }
+        });
+        let embed = |pass: &mut Pass<'_, 'm>| {
+            let x = self.embed(pass, &needed.input_ids, &needed.positions);
+            dropout(pass, x, self.embedding_dropout)
+        };
+        let mut x = range.run(pass, count, embed, |i| {
+            let is_part = i + 1 == count && needed.queries.len() < needed.input_ids.len();
+            let run = BlockRun {
+                block: self.blocks[i],
+                offsets: needed.offsets.clone(),
+                queries: is_part.then(|| (needed.queries.clone(), needed.query_offsets.clone())),
+            };
+            move |pass: &mut Pass<'_, 'm>, x| run.forward(pass, x)
+        });
+        if ends_below {
+            return x;
+        }
+        if needed.wanted.len() < x.rows() {
+            x = select_rows(pass, &x, &needed.wanted);
+        }
+        self.finish(pass, x)
     }
 
     fn num_layers(&self) -> usize {
         self.blocks.len()
     }
 
-    fn extend<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        kept: &mut Kept,
-    ) -> Var {
+    fn extend(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, kept: &mut Kept) -> Var {
         let starts: Vec<usize> = kept.lengths().collect();
         let is_prompt = starts.iter().all(|&n| n == 0);
         let positions: Vec<u32> = (batch.offsets.windows(2).zip(&starts))
@@ -239,13 +212,13 @@ impl LanguageModel for Decoder {
             .collect();
         kept.add_rows(batch.offsets);
         let offsets: Arc<[usize]> = batch.offsets.into();
-        let mut x = self.embed(modules, tape, batch.input_ids, &positions);
+        let mut x = self.embed(pass, batch.input_ids, &positions);
         for (i, block) in self.blocks.iter().enumerate() {
-            let y = block.before_attention(modules, tape, &x);
-            let [q, k, v] = block.project(modules, tape, y, None);
+            let y = block.before_attention(pass, &x);
+            let [q, k, v] = block.project(pass, y, None);
             kept.layer_mut(i).append(&k, &v);
             let context = if is_prompt {
-                attention(tape, q, k, v, block.attention_spec(&offsets, &offsets))
+                attention(pass, q, k, v, block.attention_spec(&offsets, &offsets))
             } else {
                 let rows = kept.rows(block.form.scores.window);
                 let spec = CachedSpec {
@@ -254,15 +227,15 @@ impl LanguageModel for Decoder {
                     scale: block.form.scores.scale,
                     rows: &rows,
                 };
-                cached_attention(tape, &q, kept.layer(i), spec)
+                cached_attention(pass, &q, kept.layer(i), spec)
             };
-            x = block.after_attention(modules, tape, context, x);
+            x = block.after_attention(pass, context, x);
         }
         let lasts: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
         if lasts.len() < x.rows() {
-            x = select_rows(tape, &x, &lasts);
+            x = select_rows(pass, &x, &lasts);
         }
-        self.finish(modules, tape, x)
+        self.finish(pass, x)
     }
 
     fn head<'m>(&self, modules: &'m Modules) -> &'m Matrix {
@@ -274,30 +247,21 @@ impl LanguageModel for Decoder {
 }
 
 impl Network for Decoder {
-    fn logits<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        range: LayerRange,
-    ) -> Var {
-        let Head::Score(score) = &self.head else {
-            unreachable!("a language model has no classifier")
+    fn hidden(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, range: LayerRange) -> Var {
+        let rows = if range.ends_below() {
+            // With every last token wanted, all tokens are needed.
+            batch.offsets[1..].iter().map(|end| end - 1).collect()
+        } else {
+            self.last_rows(batch)
         };
-        let x = self.states(modules, tape, batch, &self.last_rows(batch), range);
-        score.logits(modules, tape, x)
+        self.hidden_of(pass, batch, &rows, range)
     }
 
-    fn prefix<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        layers: usize,
-    ) -> Var {
-        // With every last token wanted, all tokens are needed.
-        let lasts: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
-        self.states(modules, tape, batch, &lasts, LayerRange::below(layers))
+    fn classify(&self, pass: &mut Pass<'_, '_>, hidden: Var) -> Var {
+        match self.head {
+            Head::Score(score) => score.logits(pass, hidden),
+            Head::Table(_) => unreachable!("a language model has no classifier"),
+        }
     }
 
     fn language_model(&self) -> Option<&dyn LanguageModel> {
@@ -310,38 +274,32 @@ impl Network for Decoder {
 
 impl Block {
     /// Queries, keys and values of x, which stands after the norm. Queries are of the rows `queries` alone, if given.
-    fn project<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        x: Var,
-        queries: Option<&[usize]>,
-    ) -> [Var; 3] {
-        let narrowed = |tape: &mut Tape<'m>, x: Var| match queries {
-            Some(rows) => select_rows(tape, &x, rows),
+    fn project(&self, pass: &mut Pass<'_, '_>, x: Var, queries: Option<&[usize]>) -> [Var; 3] {
+        let narrowed = |pass: &mut Pass<'_, '_>, x: Var| match queries {
+            Some(rows) => select_rows(pass, &x, rows),
             None => x,
         };
         match self.projections {
             Projections::Fused(fused) => {
-                let all = fused.forward(modules, tape, x);
+                let all = fused.forward(pass, x);
                 let width = self.form.num_heads * self.form.head_dim;
                 let [q, k, v] =
-                    [0, 1, 2].map(|i| select_columns(tape, &all, i * width..(i + 1) * width));
-                [narrowed(tape, q), k, v]
+                    [0, 1, 2].map(|i| select_columns(pass, &all, i * width..(i + 1) * width));
+                [narrowed(pass, q), k, v]
             }
             Projections::Separate([key, value, query]) => {
-                let k = key.forward(modules, tape, x.clone());
-                let v = value.forward(modules, tape, x.clone());
-                let x = narrowed(tape, x);
-                [query.forward(modules, tape, x), k, v]
+                let k = key.forward(pass, x.clone());
+                let v = value.forward(pass, x.clone());
+                let x = narrowed(pass, x);
+                [query.forward(pass, x), k, v]
             }
         }
     }
 
     /// What attention reads: x after the norm, where that stands first.
-    fn before_attention<'m>(&self, modules: &'m Modules, tape: &mut Tape<'m>, x: &Var) -> Var {
+    fn before_attention(&self, pass: &mut Pass<'_, '_>, x: &Var) -> Var {
         if self.form.norm_first {
-            self.attention_norm.forward(modules, tape, x.clone())
+            self.attention_norm.forward(pass, x.clone())
         } else {
             x.clone()
         }
@@ -363,50 +321,43 @@ impl Block {
     }
 
     /// The second half of a layer, and the end of the first: `context` is what attention gave, `x` the residual stream.
-    fn after_attention<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        context: Var,
-        x: Var,
-    ) -> Var {
+    fn after_attention(&self, pass: &mut Pass<'_, '_>, context: Var, x: Var) -> Var {
         let (form, p) = (&self.form, self.form.dropout);
-        let h = self.attention_output.forward(modules, tape, context);
+        let h = self.attention_output.forward(pass, context);
         let (x, y) = if form.norm_first {
-            let x = add(tape, h, x, p);
-            let y = self.mlp_norm.forward(modules, tape, x.clone());
+            let x = add(pass, h, x, p);
+            let y = self.mlp_norm.forward(pass, x.clone());
             (x, y)
         } else {
-            let x = (self.attention_norm).forward_sum(modules, tape, [h, x], p);
+            let x = (self.attention_norm).forward_sum(pass, [h, x], p);
             (x.clone(), x)
         };
-        let h = (self.mlp_input).forward_activation(modules, tape, y, form.activation);
-        let h = self.mlp_output.forward(modules, tape, h);
+        let h = (self.mlp_input).forward_activation(pass, y, form.activation);
+        let h = self.mlp_output.forward(pass, h);
         if form.norm_first {
-            add(tape, h, x, p)
+            add(pass, h, x, p)
         } else {
-            (self.mlp_norm).forward_sum(modules, tape, [h, x], p)
+            (self.mlp_norm).forward_sum(pass, [h, x], p)
         }
     }
 }
 
 /// One layer over one batch: what a recomputed block has to remember.
-struct BlockRun<'m> {
-    modules: &'m Modules,
+struct BlockRun {
     block: Block,
     offsets: Arc<[usize]>,
     /// The rows that go on, and where each sequence's start; all of them if absent.
     queries: Option<(Vec<usize>, Arc<[usize]>)>,
 }
 
-impl<'m> BlockRun<'m> {
-    fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let (modules, block) = (self.modules, self.block);
-        let y = block.before_attention(modules, tape, &x);
+impl BlockRun {
+    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
+        let block = self.block;
+        let y = block.before_attention(pass, &x);
         let rows = self.queries.as_ref().map(|(rows, _)| rows.as_slice());
-        let [q, k, v] = block.project(modules, tape, y, rows);
+        let [q, k, v] = block.project(pass, y, rows);
         let x = match rows {
-            Some(rows) => select_rows(tape, &x, rows),
+            Some(rows) => select_rows(pass, &x, rows),
             None => x,
         };
         let queries = match &self.queries {
@@ -414,7 +365,7 @@ impl<'m> BlockRun<'m> {
             None => &self.offsets,
         };
         let spec = block.attention_spec(queries, &self.offsets);
-        let context = attention(tape, q, k, v, spec);
-        block.after_attention(modules, tape, context, x)
+        let context = attention(pass, q, k, v, spec);
+        block.after_attention(pass, context, x)
     }
 }

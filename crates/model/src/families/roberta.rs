@@ -2,15 +2,15 @@
 //! a two-layer head. Source: transformers `modeling_roberta.py`.
 
 use lowrank_engine::ops::dropout::dropout;
-use lowrank_engine::{Activation, Tape, Var};
+use lowrank_engine::{Activation, Var};
 
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::bert::{self, Encoder, EncoderConfig, Rows};
 use crate::families::{Architecture, Classes, Family, FamilyConfig, HeadTensors, Network};
 use crate::load::{Loader, Naming, Presence};
-use crate::modules::{Linear, Modules};
-use crate::pass::{Batch, LayerRange};
+use crate::modules::Linear;
+use crate::pass::{Batch, LayerRange, Pass};
 
 /// The registry's line for `roberta`.
 pub const FAMILY: Family = Family {
@@ -112,40 +112,24 @@ impl Roberta {
 }
 
 impl Network for Roberta {
-    fn logits<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        range: LayerRange,
-    ) -> Var {
-        let (positions, p) = (self.positions(batch), self.classifier_dropout);
+    fn hidden(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, range: LayerRange) -> Var {
         let rows = match self.head {
             Head::Token(_) => Rows::All,
             Head::Sequence { .. } => Rows::First,
         };
-        let run = self.encoder.on(modules, batch, &positions, rows);
-        let x = run.forward(tape, range);
-        let x = dropout(tape, x, p);
-        match self.head {
-            Head::Token(classifier) => classifier.logits(modules, tape, x),
-            Head::Sequence { dense, out_proj } => {
-                let x = dense.forward_activation(modules, tape, x, Activation::Tanh);
-                let x = dropout(tape, x, p);
-                out_proj.logits(modules, tape, x)
-            }
-        }
+        (self.encoder).forward(pass, batch, &self.positions(batch), rows, range)
     }
 
-    fn prefix<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        layers: usize,
-    ) -> Var {
-        let positions = self.positions(batch);
-        let run = self.encoder.on(modules, batch, &positions, Rows::All);
-        run.forward(tape, LayerRange::below(layers))
+    fn classify(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
+        let p = self.classifier_dropout;
+        let x = dropout(pass, x, p);
+        match self.head {
+            Head::Token(classifier) => classifier.logits(pass, x),
+            Head::Sequence { dense, out_proj } => {
+                let x = dense.forward_activation(pass, x, Activation::Tanh);
+                let x = dropout(pass, x, p);
+                out_proj.logits(pass, x)
+            }
+        }
     }
 }

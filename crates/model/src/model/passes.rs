@@ -7,7 +7,7 @@ use lowrank_engine::{Gradients, StepKey, Tape, Var};
 
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::pass::{Batch, Entry, LayerRange};
+use crate::pass::{Batch, Entry, LayerRange, Pass};
 
 /// How a training pass is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,7 +56,8 @@ impl Model {
                 if rows.is_empty() {
                     return (0.0, 0);
                 }
-                let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, range);
+                let pass = &mut self.pass(&mut tape);
+                let hidden = model.hidden_of(pass, batch, &rows, range);
                 let targets = LmTargets {
                     table: model.head(&self.modules),
                     labels: &labels,
@@ -66,7 +67,7 @@ impl Model {
                 let sum = lm_loss_backward(tape, hidden, targets, scale, gradients);
                 return (sum, rows.len());
             }
-            let logits = (self.network).logits(&self.modules, &mut tape, batch, range);
+            let logits = self.classify(&mut tape, batch, range);
             let out = loss(&logits, targets, options.grad_scale);
             tape.backward(&logits, out.d_logits, gradients);
             (out.sum, out.count)
@@ -111,7 +112,8 @@ impl Model {
                 if rows.is_empty() {
                     return (Vec::new(), 0.0, 0);
                 }
-                let hidden = model.hidden(&self.modules, &mut tape, batch, &rows, range);
+                let pass = &mut self.pass(&mut tape);
+                let hidden = model.hidden_of(pass, batch, &rows, range);
                 let targets = LmTargets {
                     table: model.head(&self.modules),
                     labels: &labels,
@@ -120,7 +122,7 @@ impl Model {
                 let sum = lm_loss(&hidden, targets, &self.trainables);
                 return (Vec::new(), sum, rows.len());
             }
-            let logits = (self.network).logits(&self.modules, &mut tape, batch, range);
+            let logits = self.classify(&mut tape, batch, range);
             let out = loss(&logits, targets, 1.0);
             (self.to_vec(&logits), out.sum, out.count)
         }))
@@ -128,14 +130,35 @@ impl Model {
 
     fn infer(&self, batch: &Batch<'_>, adapters: bool) -> Var {
         let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
-        let (modules, range) = (&self.modules, LayerRange::whole(false));
+        let range = LayerRange::whole(false);
         let Some(model) = self.network.language_model() else {
-            return (self.network).logits(modules, &mut tape, batch, range);
+            return self.classify(&mut tape, batch, range);
         };
         let rows: Vec<usize> = (0..batch.tokens()).collect();
-        let hidden = model.hidden(modules, &mut tape, batch, &rows, range);
-        let logits = lm_logits(hidden.tensor(), model.head(modules), &self.trainables);
+        let hidden = model.hidden_of(&mut self.pass(&mut tape), batch, &rows, range);
+        let table = model.head(&self.modules);
+        let logits = lm_logits(hidden.tensor(), table, &self.trainables);
         tape.constant(logits)
+    }
+
+    fn pass<'t, 'm>(&'m self, tape: &'t mut Tape<'m>) -> Pass<'t, 'm> {
+        let modules = &self.modules;
+        Pass { modules, tape }
+    }
+
+    /// What a classifier reads, or the range's last layer gives.
+    pub(super) fn hidden<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        range: LayerRange,
+    ) -> Var {
+        (self.network).hidden(&mut self.pass(tape), batch, range)
+    }
+
+    fn classify<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch<'_>, range: LayerRange) -> Var {
+        let hidden = self.hidden(tape, batch, range);
+        self.network.classify(&mut self.pass(tape), hidden)
     }
 
     fn to_vec(&self, logits: &Var) -> Vec<f32> {

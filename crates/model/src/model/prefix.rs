@@ -6,7 +6,7 @@ use lowrank_engine::{Device, StepKey, Tape};
 
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::pass::{Batch, Entry, Prefix};
+use crate::pass::{Batch, Entry, LayerRange, Prefix};
 use crate::trained::TrainMode;
 
 impl Model {
@@ -48,7 +48,8 @@ impl Model {
         };
         let dry = Device::dry_in(self.device.precision());
         let mut tape = Tape::training(&dry, &self.trainables, step);
-        (self.network).prefix(&self.modules, &mut tape, &batch, layers);
+        let range = LayerRange::below(layers);
+        self.hidden(&mut tape, &batch, range);
         tape
     }
 
@@ -60,8 +61,8 @@ impl Model {
         self.check(batch, None)?;
         let state = self.device.install(|| {
             let mut tape = Tape::inference(&self.device, &self.trainables);
-            let layers = prefix.layers;
-            let state = (self.network).prefix(&self.modules, &mut tape, batch, layers);
+            let range = LayerRange::below(prefix.layers);
+            let state = self.hidden(&mut tape, batch, range);
             state.into_tensor()
         });
         Ok(Entry { prefix, state })

@@ -8,9 +8,9 @@ use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{LinearParams, linear, linear_activation, linear_f32};
 use lowrank_engine::ops::neighbours::neighbours;
 use lowrank_engine::ops::rows::select_rows;
-use lowrank_engine::{Activation, Matrix, Param, Tape, Var};
+use lowrank_engine::{Activation, Matrix, Param, Var};
 
-use crate::modules::{ModuleId, Modules, Parameter, Value};
+use crate::modules::{ModuleId, Modules, Parameter, Pass, Value};
 
 /// A linear layer, adapted or not.
 #[derive(Debug, Clone, Copy)]
@@ -18,35 +18,29 @@ pub struct Linear(pub(crate) ModuleId);
 
 impl Linear {
     /// y = x·Wᵀ + bias, plus the adapter's branch where adapters are switched on.
-    pub fn forward<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
-        let params = self.params(modules, tape);
-        linear(tape, x, params)
+    pub fn forward(self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
+        let params = self.params(pass);
+        linear(pass, x, params)
     }
 
     /// As [`Linear::forward`] in f32 whatever the precision: the logits.
-    pub fn logits<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
-        let params = self.params(modules, tape);
-        linear_f32(tape, x, params)
+    pub fn logits(self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
+        let params = self.params(pass);
+        linear_f32(pass, x, params)
     }
 
     /// f(y).
-    pub fn forward_activation<'m>(
-        self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        x: Var,
-        kind: Activation,
-    ) -> Var {
-        let params = self.params(modules, tape);
-        linear_activation(tape, x, params, kind)
+    pub fn forward_activation(self, pass: &mut Pass<'_, '_>, x: Var, kind: Activation) -> Var {
+        let params = self.params(pass);
+        linear_activation(pass, x, params, kind)
     }
 
-    fn params<'m>(self, modules: &'m Modules, tape: &Tape<'m>) -> LinearParams<'m> {
-        let module = &modules[self.0];
+    fn params<'m>(self, pass: &Pass<'_, 'm>) -> LinearParams<'m> {
+        let module = &pass.modules[self.0];
         LinearParams {
             weight: module.parameters[0].matrix(),
             bias: module.parameters.get(1).map(Parameter::param),
-            adapter: module.adapter.as_ref().filter(|_| tape.adapters()),
+            adapter: module.adapter.as_ref().filter(|_| pass.adapters()),
         }
     }
 }
@@ -61,19 +55,20 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// Layer norm of x.
-    pub fn forward<'m>(self, modules: &'m Modules, tape: &mut Tape<'m>, x: Var) -> Var {
-        layer_norm(tape, x, None, self.params(modules), 0.0)
+    pub fn forward(self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
+        let params = self.params(pass.modules);
+        layer_norm(pass, x, None, params, 0.0)
     }
 
     /// Layer norm of dropout(x) + residual.
-    pub fn forward_sum<'m>(
+    pub fn forward_sum(
         self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
+        pass: &mut Pass<'_, '_>,
         [x, residual]: [Var; 2],
         dropout: f32,
     ) -> Var {
-        layer_norm(tape, x, Some(residual), self.params(modules), dropout)
+        let params = self.params(pass.modules);
+        layer_norm(pass, x, Some(residual), params, dropout)
     }
 
     fn params(self, modules: &Modules) -> LayerNormParams<'_> {
@@ -126,20 +121,19 @@ pub struct Convolution {
 
 impl Convolution {
     /// The convolution of x [M, in], for all rows or for those that are named.
-    pub fn forward<'m>(
+    pub fn forward(
         self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
+        pass: &mut Pass<'_, '_>,
         x: &Var,
         offsets: &Arc<[usize]>,
         rows: Option<&[usize]>,
     ) -> Var {
-        let mut around = neighbours(tape, x, offsets, self.taps);
+        let mut around = neighbours(pass, x, offsets, self.taps);
         if let Some(rows) = rows {
-            around = select_rows(tape, &around, rows);
+            around = select_rows(pass, &around, rows);
         }
-        let params = Linear(self.id).params(modules, tape);
-        linear(tape, around, params)
+        let params = Linear(self.id).params(pass);
+        linear(pass, around, params)
     }
 }
 

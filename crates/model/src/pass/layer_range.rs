@@ -2,6 +2,8 @@
 
 use lowrank_engine::{Site, Tape, Tensor, Var};
 
+use crate::modules::Pass;
+
 /// Layers from the bottom whose output depends on nothing but the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Prefix {
@@ -78,27 +80,27 @@ impl LayerRange {
     /// Runs the range of a network of `count` layers: `embed` gives what enters the lowest, `layer(i)` is the i-th.
     pub(crate) fn run<'m, L>(
         self,
-        tape: &mut Tape<'m>,
+        pass: &mut Pass<'_, 'm>,
         count: usize,
-        embed: impl FnOnce(&mut Tape<'m>) -> Var,
+        embed: impl FnOnce(&mut Pass<'_, 'm>) -> Var,
         layer: impl Fn(usize) -> L,
     ) -> Var
     where
-        L: Fn(&mut Tape<'m>, Var) -> Var + 'm,
+        L: Fn(&mut Pass<'_, 'm>, Var) -> Var + 'm,
     {
         let (first, mut x) = match self.entry {
-            None => (0, embed(tape)),
+            None => (0, embed(pass)),
             Some((prefix, state)) => {
-                tape.enter_at(prefix.next_site);
+                pass.enter_at(prefix.next_site);
                 (prefix.layers, state)
             }
         };
         for i in first..self.end.unwrap_or(count) {
             let run = layer(i);
             x = if self.recompute {
-                tape.recompute(x, run)
+                pass.recompute(x, run)
             } else {
-                run(tape, x)
+                run(pass, x)
             };
         }
         x

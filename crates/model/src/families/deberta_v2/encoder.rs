@@ -9,7 +9,7 @@ use lowrank_engine::ops::disentangled_attention::{Positions, disentangled_attent
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
-use lowrank_engine::{Activation, Tape, Var};
+use lowrank_engine::{Activation, Var};
 
 use crate::config::Task;
 use crate::error::ModelError;
@@ -17,8 +17,8 @@ use crate::families::deberta_v2::DebertaConfig;
 use crate::families::deberta_v2::positions::RelativeRows;
 use crate::families::{FamilyConfig, Network, first_rows};
 use crate::load::{Loader, Presence};
-use crate::modules::{Convolution, Embedding, LayerNorm, Linear, Modules};
-use crate::pass::{Batch, LayerRange};
+use crate::modules::{Convolution, Embedding, LayerNorm, Linear};
+use crate::pass::{Batch, LayerRange, Pass};
 
 /// The projections of one layer's attention.
 pub(crate) trait Projections: Copy + Send + Sync + 'static {
@@ -31,28 +31,17 @@ pub(crate) trait Projections: Copy + Send + Sync + 'static {
     ) -> Result<Self, ModelError>;
 
     /// Queries of the rows `read` (all if absent), keys and values of x [M, D].
-    fn content<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        x: Var,
-        read: Option<&[usize]>,
-    ) -> [Var; 3];
+    fn content(&self, pass: &mut Pass<'_, '_>, x: Var, read: Option<&[usize]>) -> [Var; 3];
 
     /// Keys and queries of relative positions from their table [R, D], where the model has these terms.
-    fn positions<'m>(
-        &self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        table: Var,
-    ) -> [Option<Var>; 2];
+    fn positions(&self, pass: &mut Pass<'_, '_>, table: Var) -> [Option<Var>; 2];
 }
 
 /// x, or the rows of it that are read.
-pub(crate) fn rows_of(tape: &mut Tape<'_>, x: &Var, read: Option<&[usize]>) -> Var {
+pub(crate) fn rows_of(pass: &mut Pass<'_, '_>, x: &Var, read: Option<&[usize]>) -> Var {
     match read {
         None => x.clone(),
-        Some(rows) => select_rows(tape, x, rows),
+        Some(rows) => select_rows(pass, x, rows),
     }
 }
 
@@ -125,25 +114,19 @@ impl<P: Projections> Classifier<P> {
             classifier_dropout,
         }))
     }
+}
 
-    /// The hidden states that the head reads: [M, D], or [B, D] of the first tokens if there is a pooler.
-    fn hidden<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        range: LayerRange,
-    ) -> Var {
+impl<P: Projections> Network for Classifier<P> {
+    fn hidden<'m>(&self, pass: &mut Pass<'_, 'm>, batch: &Batch<'_>, range: LayerRange) -> Var {
         let lengths = batch.offsets.windows(2).map(|range| range[1] - range[0]);
         let longest = lengths.max().unwrap_or(0);
         let relative = self.relative.as_ref().map(|t| t.of_length(longest));
         let offsets: Arc<[usize]> = batch.offsets.into();
         let count = self.layers.len();
-        let embed = |tape: &mut Tape<'m>| self.embeddings.forward(modules, tape, batch);
-        range.run(tape, count, embed, |i| {
+        let embed = |pass: &mut Pass<'_, 'm>| self.embeddings.forward(pass, batch);
+        range.run(pass, count, embed, |i| {
             let is_last = i + 1 == count;
             let run = LayerRun {
-                modules,
                 layer: self.layers[i],
                 form: self.form,
                 offsets: offsets.clone(),
@@ -151,36 +134,17 @@ impl<P: Projections> Classifier<P> {
                 relative: relative.clone(),
                 conv: self.conv.filter(|_| i == 0),
             };
-            move |tape: &mut Tape<'m>, x| run.forward(tape, x)
+            move |pass: &mut Pass<'_, 'm>, x| run.forward(pass, x)
         })
     }
-}
 
-impl<P: Projections> Network for Classifier<P> {
-    fn prefix<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        layers: usize,
-    ) -> Var {
-        self.hidden(modules, tape, batch, LayerRange::below(layers))
-    }
-
-    fn logits<'m>(
-        &'m self,
-        modules: &'m Modules,
-        tape: &mut Tape<'m>,
-        batch: &Batch<'_>,
-        range: LayerRange,
-    ) -> Var {
-        let mut x = self.hidden(modules, tape, batch, range);
+    fn classify(&self, pass: &mut Pass<'_, '_>, mut x: Var) -> Var {
         if let Some(pooler) = self.pooler {
-            x = dropout(tape, x, pooler.dropout);
-            x = (pooler.dense).forward_activation(modules, tape, x, pooler.activation);
+            x = dropout(pass, x, pooler.dropout);
+            x = (pooler.dense).forward_activation(pass, x, pooler.activation);
         }
-        let x = dropout(tape, x, self.classifier_dropout);
-        self.classifier.logits(modules, tape, x)
+        let x = dropout(pass, x, self.classifier_dropout);
+        self.classifier.logits(pass, x)
     }
 }
 
@@ -237,21 +201,22 @@ impl Embeddings {
         })
     }
 
-    fn forward<'m>(&self, modules: &'m Modules, tape: &mut Tape<'m>, batch: &Batch<'_>) -> Var {
+    fn forward(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>) -> Var {
         let positions = batch.positions();
         let zeros = vec![0; batch.tokens()];
+        let modules = pass.modules;
         let mut tables = vec![self.words.lookup(modules, batch.input_ids)];
         tables.extend(self.positions.map(|t| t.lookup(modules, &positions)));
         tables.extend(self.token_types.map(|table| {
             let types = batch.token_type_ids.filter(|_| table.rows > 1);
             table.lookup(modules, types.unwrap_or(&zeros))
         }));
-        let mut x = embedding(tape, &tables);
+        let mut x = embedding(pass, &tables);
         if let Some(projection) = self.projection {
-            x = projection.forward(modules, tape, x);
+            x = projection.forward(pass, x);
         }
-        let x = self.norm.forward(modules, tape, x);
-        dropout(tape, x, self.dropout)
+        let x = self.norm.forward(pass, x);
+        dropout(pass, x, self.dropout)
     }
 }
 
@@ -303,12 +268,13 @@ struct Relative {
 impl Relative {
     /// The rows [R, D], normalised. Each layer makes its own: dropout differs, and a layer that is run again has no other
     /// input than x.
-    fn forward<'m>(&self, modules: &'m Modules, tape: &mut Tape<'m>, p: f32) -> Var {
-        let mut x = embedding(tape, &[self.table.lookup(modules, &self.ids)]);
+    fn forward(&self, pass: &mut Pass<'_, '_>, p: f32) -> Var {
+        let table = self.table.lookup(pass.modules, &self.ids);
+        let mut x = embedding(pass, &[table]);
         if let Some(norm) = self.norm {
-            x = norm.forward(modules, tape, x);
+            x = norm.forward(pass, x);
         }
-        dropout(tape, x, p)
+        dropout(pass, x, p)
     }
 }
 
@@ -371,8 +337,7 @@ impl<P: Projections> Layer<P> {
 }
 
 /// One layer over one batch: what a recomputed block has to remember.
-struct LayerRun<'m, P> {
-    modules: &'m Modules,
+struct LayerRun<P> {
     layer: Layer<P>,
     form: LayerForm,
     offsets: Arc<[usize]>,
@@ -382,9 +347,9 @@ struct LayerRun<'m, P> {
     conv: Option<ConvLayer>,
 }
 
-impl<'m, P: Projections> LayerRun<'m, P> {
-    fn forward(&self, tape: &mut Tape<'m>, x: Var) -> Var {
-        let (modules, layer, form) = (self.modules, self.layer, self.form);
+impl<P: Projections> LayerRun<P> {
+    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
+        let (layer, form) = (self.layer, self.form);
         let firsts = self.firsts_only.then(|| first_rows(&self.offsets));
         let (read, q_offsets) = match &firsts {
             Some((rows, single)) => (Some(&rows[..]), single.clone()),
@@ -399,34 +364,34 @@ impl<'m, P: Projections> LayerRun<'m, P> {
             mask: AttentionMask::Full,
             dropout: form.attention_dropout,
         };
-        let x_read = rows_of(tape, &x, read);
+        let x_read = rows_of(pass, &x, read);
         let embedded = self.conv.map(|_| x.clone());
-        let [q, k, v] = layer.projections.content(modules, tape, x, read);
+        let [q, k, v] = layer.projections.content(pass, x, read);
         let context = match &self.relative {
-            None => attention(tape, q, k, v, spec),
+            None => attention(pass, q, k, v, spec),
             Some(relative) => {
-                let table = relative.forward(modules, tape, form.hidden_dropout);
-                let [keys, queries] = layer.projections.positions(modules, tape, table);
+                let table = relative.forward(pass, form.hidden_dropout);
+                let [keys, queries] = layer.projections.positions(pass, table);
                 let positions = Positions {
                     rows: relative.places.clone(),
                     keys,
                     queries,
                 };
-                disentangled_attention(tape, [q, k, v], positions, spec)
+                disentangled_attention(pass, [q, k, v], positions, spec)
             }
         };
         let p = form.hidden_dropout;
-        let h = layer.attention_output.forward(modules, tape, context);
-        let x = (layer.attention_norm).forward_sum(modules, tape, [h, x_read], p);
-        let h = (layer.intermediate).forward_activation(modules, tape, x.clone(), form.activation);
-        let h = layer.output.forward(modules, tape, h);
-        let x = (layer.output_norm).forward_sum(modules, tape, [h, x], p);
+        let h = layer.attention_output.forward(pass, context);
+        let x = (layer.attention_norm).forward_sum(pass, [h, x_read], p);
+        let h = (layer.intermediate).forward_activation(pass, x.clone(), form.activation);
+        let h = layer.output.forward(pass, h);
+        let x = (layer.output_norm).forward_sum(pass, [h, x], p);
         let Some((conv, embedded)) = self.conv.zip(embedded) else {
             return x;
         };
-        let h = (conv.conv).forward(modules, tape, &embedded, &self.offsets, read);
-        let h = dropout(tape, h, conv.dropout);
-        let h = activation(tape, h, conv.activation);
-        (conv.norm).forward_sum(modules, tape, [h, x], 0.0)
+        let h = (conv.conv).forward(pass, &embedded, &self.offsets, read);
+        let h = dropout(pass, h, conv.dropout);
+        let h = activation(pass, h, conv.activation);
+        (conv.norm).forward_sum(pass, [h, x], 0.0)
     }
 }
