@@ -1,6 +1,6 @@
 //! Times the kernels and prints GFLOP/s with the share of the machine's measured FMA peak.
 //!
-//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- gemm | attention | disentangled | elementwise] [threads]`
+//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- gemm | attention | disentangled | elementwise | decoder] [threads]`
 
 use lowrank_kernels::*;
 use std::time::Instant;
@@ -443,11 +443,88 @@ fn bench_elementwise(isa: Isa) {
     bandwidth("column_sum", n * d, || column_sum(isa, &x, d, &mut sum));
 }
 
+/// What decoders add, at the shapes of a model of 2048 columns, 64 a head, and 8192 columns of a gate.
+fn bench_decoder<E: Element>(isa: Isa) {
+    println!("decoder, 512 tokens, {}", E::DTYPE.name());
+    let (n, d, width) = (512, 2048, 8192);
+    let values = |len: usize, stream: u64| -> Vec<E> {
+        let x = random(len, stream);
+        x.iter().map(|&v| E::narrow(v)).collect()
+    };
+    let (x, mut y) = (values(n * d, 1), values(n * d, 2));
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let (mut cos, mut sin) = (vec![0.0; n * 32], vec![0.0; n * 32]);
+    rope_table(&rope_inverse_frequencies(1e4, 64), 1.0, &mut cos, &mut sin);
+    for layout in [RopeLayout::HalfSplit, RopeLayout::Interleaved] {
+        let rope = Rope {
+            head_dim: 64,
+            rotary_dim: 64,
+            layout,
+            cos: &cos,
+            sin: &sin,
+            positions: &positions,
+        };
+        bandwidth(&format!("rope {layout:?}"), n * d, || {
+            rope_forward(isa, &rope, &mut y)
+        });
+    }
+    let weight = random(d, 3);
+    let norm = RmsNorm {
+        weight: &weight,
+        factor: RmsFactor::Weight,
+        eps: 1e-6,
+    };
+    let mut rstd = vec![0.0; n];
+    bandwidth("RMS norm", n * d, || {
+        rms_norm(isa, &norm, &x, &mut y, &mut rstd)
+    });
+    let mut z = values(n * d, 4);
+    bandwidth("RMS norm of a sum", n * d, || {
+        let (x, residual, dropout) = (&mut z, &x[..], None);
+        let sum = ResidualSum {
+            x,
+            residual,
+            dropout,
+        };
+        rms_norm_of_sum(isa, &norm, sum, &mut y, &mut rstd)
+    });
+    bandwidth("RMS norm backward", n * d, || {
+        rms_norm_backward(isa, &norm, &x, &rstd, &mut y)
+    });
+    let mut d_weight = vec![0.0; d];
+    bandwidth("RMS norm weight", n * d, || {
+        rms_norm_weight_grad(isa, &x, &rstd, &y, &mut d_weight)
+    });
+    let (both, mut d_x) = (values(2 * n * width, 5), values(2 * n * width, 6));
+    let (x, d_y) = (GateUp::Halves(&both), values(n * width, 7));
+    let mut y = d_y.clone();
+    for kind in [Activation::Silu, Activation::GeluTanh] {
+        bandwidth(&format!("gated {kind:?} forward"), n * width, || {
+            gated_forward(isa, kind, x, width, &mut y)
+        });
+        let args = GatedBackward {
+            kind,
+            x,
+            width,
+            d_y: &d_y,
+        };
+        bandwidth(&format!("gated {kind:?} backward"), n * width, || {
+            gated_backward(isa, &args, GateUpGradients::Halves(&mut d_x))
+        });
+    }
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |name: &str| {
-        let named =
-            |a: &String| ["gemm", "attention", "disentangled", "elementwise"].contains(&a.as_str());
+        const PARTS: [&str; 5] = [
+            "gemm",
+            "attention",
+            "disentangled",
+            "elementwise",
+            "decoder",
+        ];
+        let named = |a: &String| PARTS.contains(&a.as_str());
         !arguments.iter().any(named) || arguments.iter().any(|a| a == name)
     };
     let threads: Option<usize> = arguments.iter().find_map(|a| a.parse().ok());
@@ -480,6 +557,10 @@ fn main() {
             }
             if wanted("elementwise") {
                 bench_elementwise(isa);
+            }
+            if wanted("decoder") {
+                bench_decoder::<f32>(isa);
+                bench_decoder::<bf16>(isa);
             }
         });
     }

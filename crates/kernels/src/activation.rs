@@ -161,6 +161,21 @@ pub(crate) fn derivative_for<E: Element, S: Simd>(s: S, kind: Activation, x: S::
     s.add(s.splat(0.5), odd(s, x, slope))
 }
 
+/// Calls a method with the kind as its last argument, a constant: a loop for each kind, not a choice
+/// for each vector.
+macro_rules! for_each_kind {
+    ($kind:expr, $this:ident.$method:ident($s:expr)) => {
+        match $kind {
+            Activation::Gelu => $this.$method($s, Activation::Gelu),
+            Activation::GeluTanh => $this.$method($s, Activation::GeluTanh),
+            Activation::Relu => $this.$method($s, Activation::Relu),
+            Activation::Silu => $this.$method($s, Activation::Silu),
+            Activation::Tanh => $this.$method($s, Activation::Tanh),
+        }
+    };
+}
+pub(crate) use for_each_kind;
+
 /// y = f(x), or y = f(y) without x.
 struct Forward<'a, E> {
     kind: Activation,
@@ -172,14 +187,7 @@ impl<E: Element> SimdOp for Forward<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // A loop for each kind, not a choice for each vector.
-        match self.kind {
-            Activation::Gelu => self.map(s, Activation::Gelu),
-            Activation::GeluTanh => self.map(s, Activation::GeluTanh),
-            Activation::Relu => self.map(s, Activation::Relu),
-            Activation::Silu => self.map(s, Activation::Silu),
-            Activation::Tanh => self.map(s, Activation::Tanh),
-        }
+        for_each_kind!(self.kind, self.map(s));
     }
 }
 
@@ -218,13 +226,7 @@ impl<E: Element> SimdOp for Backward<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.kind {
-            Activation::Gelu => self.map(s, Activation::Gelu),
-            Activation::GeluTanh => self.map(s, Activation::GeluTanh),
-            Activation::Relu => self.map(s, Activation::Relu),
-            Activation::Silu => self.map(s, Activation::Silu),
-            Activation::Tanh => self.map(s, Activation::Tanh),
-        }
+        for_each_kind!(self.kind, self.map(s));
     }
 }
 

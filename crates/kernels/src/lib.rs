@@ -12,6 +12,7 @@ mod dropout;
 mod element;
 mod elementwise;
 mod embedding;
+mod gated;
 mod gemm;
 mod gemm_bf16;
 mod isa;
@@ -25,6 +26,8 @@ mod outer;
 mod parallel;
 mod philox;
 pub mod reference;
+mod rms_norm;
+mod rope;
 #[allow(dead_code, reason = "products and attention take it in the next steps")]
 mod scratch;
 mod simd;
@@ -46,6 +49,7 @@ pub use dropout::{Dropout, DropoutKey, dropout_apply, dropout_into};
 pub use element::{DType, Element, Values};
 pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
 pub use embedding::{Table, TableRows, embedding_gather, embedding_scatter_add};
+pub use gated::{GateUp, GateUpGradients, GatedBackward, gated_backward, gated_forward};
 pub use gemm::{
     Finish, Gemm, PANEL, PackedF32, gemm, gemm_then, gemm_transposed_a, pack, packed_len,
     repack_transposed, unpack,
@@ -65,5 +69,12 @@ pub use norm::{
 pub use optimizer::{AdamW, adamw_step};
 pub use outer::{OuterLayout, outer_add};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};
+pub use rms_norm::{
+    ResidualSum, RmsFactor, RmsNorm, rms_norm, rms_norm_again, rms_norm_backward, rms_norm_of_sum,
+    rms_norm_weight_grad,
+};
+pub use rope::{
+    Rope, RopeLayout, rope_backward, rope_forward, rope_inverse_frequencies, rope_table,
+};
 pub use scratch::{Scratch, ScratchBuffer, ScratchNeed};
 pub use vocabulary::{argmax, log_softmax};

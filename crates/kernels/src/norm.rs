@@ -9,7 +9,7 @@ use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use rayon::prelude::*;
 
 /// Independent sums over a row: one alone would wait for the addition before it.
-const CHAINS: usize = 4;
+pub(crate) const CHAINS: usize = 4;
 
 /// Arguments of [`layer_norm_forward`]. Shapes: x, residual, y [n, d]; weight, bias `[d]`; mean, rstd `[n]`.
 pub struct LayerNormForward<'a, E> {
@@ -282,7 +282,7 @@ fn row_sum<S: Simd, E: Element>(s: S, x: &[E]) -> f32 {
 
 /// The sum of the chains' sums.
 #[inline(always)]
-fn joined<S: Simd>(s: S, [a, b, c, d]: [S::V; CHAINS]) -> S::V {
+pub(crate) fn joined<S: Simd>(s: S, [a, b, c, d]: [S::V; CHAINS]) -> S::V {
     s.add(s.add(a, b), s.add(c, d))
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Gradients are written from the formulas, not from the kernels, and are themselves checked against finite differences.
 
+mod decoder;
 mod disentangled;
 
 use crate::dropout::{Dropout, Mask};
 use crate::{Activation, AdamW, AttentionMask};
+pub use decoder::{gated, gated_backward, rms_norm, rms_norm_backward, rope, rope_backward};
 pub use disentangled::{
     Disentangled, DisentangledGradients, disentangled_attention, disentangled_attention_backward,
 };

@@ -200,3 +200,64 @@ fn a_sequence_does_not_know_its_batch() {
         }
     }
 }
+
+#[test]
+fn threads_change_nothing_in_what_decoders_add() {
+    let (n, width) = (300, 512);
+    let (x, up, d_y) = (
+        random(n * width, 1),
+        random(n * width, 2),
+        random(n * width, 3),
+    );
+    let (cos, sin) = (random(n * 16, 4), random(n * 16, 5));
+    let positions: Vec<u32> = (0..n as u32).collect();
+    for isa in isas() {
+        for layout in [RopeLayout::HalfSplit, RopeLayout::Interleaved] {
+            let rope = Rope {
+                head_dim: 64,
+                rotary_dim: 32,
+                layout,
+                cos: &cos,
+                sin: &sin,
+                positions: &positions,
+            };
+            check_threads("rope", || {
+                let mut y = x.clone();
+                rope_forward(isa, &rope, &mut y);
+                y
+            });
+        }
+        let norm = RmsNorm {
+            weight: &up[..width],
+            factor: RmsFactor::OnePlusWeight,
+            eps: 1e-6,
+        };
+        check_threads("RMS norm", || {
+            let (mut z, mut y, mut rstd) = (x.clone(), vec![0.0; n * width], vec![0.0; n]);
+            let sum = ResidualSum {
+                x: &mut z,
+                residual: &up,
+                dropout: Some(DROPOUT),
+            };
+            rms_norm_of_sum(isa, &norm, sum, &mut y, &mut rstd);
+            let (mut d_weight, mut d_z) = (vec![0.0; width], d_y.clone());
+            rms_norm_weight_grad(isa, &z, &rstd, &d_y, &mut d_weight);
+            rms_norm_backward(isa, &norm, &z, &rstd, &mut d_z);
+            [z, y, rstd, d_weight, d_z].concat()
+        });
+        check_threads("gated activations", || {
+            let gates = GateUp::Separate { gate: &x, up: &up };
+            let mut y = vec![0.0; n * width];
+            gated_forward(isa, Activation::Silu, gates, width, &mut y);
+            let args = GatedBackward {
+                kind: Activation::Silu,
+                x: gates,
+                width,
+                d_y: &d_y,
+            };
+            let mut d_x = vec![0.0; 2 * n * width];
+            gated_backward(isa, &args, GateUpGradients::Halves(&mut d_x));
+            [y, d_x].concat()
+        });
+    }
+}

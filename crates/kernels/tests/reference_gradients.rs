@@ -157,3 +157,63 @@ fn embedding() {
         reference::embedding(table, d, &ids)
     });
 }
+
+#[test]
+fn rotations() {
+    let (head_dim, rotary_dim, positions) = (7, 4, [3u32, 0, 5]);
+    let (mut cos, mut sin) = ([0.0; 12], [0.0; 12]);
+    let frequencies = rope_inverse_frequencies(10.0, rotary_dim);
+    rope_table(&frequencies, 1.25, &mut cos, &mut sin);
+    for layout in [RopeLayout::HalfSplit, RopeLayout::Interleaved] {
+        let rope = Rope {
+            head_dim,
+            rotary_dim,
+            layout,
+            cos: &cos,
+            sin: &sin,
+            positions: &positions,
+        };
+        let (x, d_y) = (values(3 * 2 * head_dim, 1), values(3 * 2 * head_dim, 2));
+        let d_x = reference::rope_backward(&rope, &d_y);
+        let what = format!("{layout:?}");
+        check_gradient(&what, &x, &d_y, &d_x, |x| reference::rope(&rope, x));
+    }
+}
+
+#[test]
+fn rms_norm() {
+    let (n, d) = (4, 9);
+    let (z, factor, d_y) = (values(n * d, 1), values(d, 2), values(n * d, 3));
+    let (_, rstd) = reference::rms_norm(&z, &factor, 1e-5);
+    let (d_z, d_factor) = reference::rms_norm_backward(&z, &factor, &rstd, &d_y);
+    let y = |z: &[f64], factor: &[f64]| reference::rms_norm(z, factor, 1e-5).0;
+    check_gradient("z", &z, &d_y, &d_z, |z| y(z, &factor));
+    check_gradient("factor", &factor, &d_y, &d_factor, |f| y(&z, f));
+}
+
+#[test]
+fn gated_activations() {
+    for kind in [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Tanh,
+    ] {
+        let gate: Vec<f64> = values(50, 1).iter().map(|v| v * 4.0).collect();
+        let (up, d_y) = (values(50, 2), values(50, 3));
+        let (d_gate, d_up): (Vec<f64>, Vec<f64>) = (0..50)
+            .map(|i| reference::gated_backward(kind, gate[i], up[i], d_y[i]))
+            .unzip();
+        let y = |gate: &[f64], up: &[f64]| -> Vec<f64> {
+            let pairs = gate.iter().zip(up);
+            pairs.map(|(g, u)| reference::gated(kind, *g, *u)).collect()
+        };
+        check_gradient(&format!("gate of {kind:?}"), &gate, &d_y, &d_gate, |g| {
+            y(g, &up)
+        });
+        check_gradient(&format!("up of {kind:?}"), &up, &d_y, &d_up, |u| {
+            y(&gate, u)
+        });
+    }
+}

@@ -1,6 +1,7 @@
-//! What people and scripts read, word for word: help, `plan`, `check`, `inspect`, and error messages. Each test compares what
-//! commands print with a file in `snapshots/`; CONTRIBUTING says how a new text is accepted. What differs between machines is
-//! kept out: commands run in the folder of their files, and where a test says so, all figures are replaced.
+//! What people and scripts read, word for word: help, `plan`, `check`, `inspect`, and error
+//! messages. Each test compares what commands print with a file in `snapshots/`; CONTRIBUTING says
+//! how a new text is accepted. What differs between machines is kept out: commands run in the
+//! folder of their files, and where a test says so, all figures are replaced.
 
 use std::fs;
 use std::path::Path;
