@@ -9,6 +9,8 @@ pub mod others;
 pub mod scoring;
 pub mod train;
 
+use std::any::TypeId;
+
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -61,10 +63,22 @@ pub fn parse() -> Command {
 fn command_line() -> clap::Command {
     Cli::command().mut_subcommands(|command| {
         command.mut_args(|arg| match arg.get_action().takes_values() {
+            // A setting that is no number would be as one that was not given.
+            true if arg.get_value_parser().type_id() == TypeId::of::<f64>() => {
+                arg.allow_negative_numbers(true).value_parser(finite)
+            }
             true => arg.allow_negative_numbers(true),
             false => arg,
         })
     })
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(_) => Err("expected a finite number".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The commands.

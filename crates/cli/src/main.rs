@@ -4,6 +4,7 @@
 
 mod allocator;
 mod args;
+mod assets;
 mod commands;
 mod errors;
 mod faults;
@@ -13,14 +14,13 @@ mod panics;
 mod presets;
 mod printable;
 mod progress;
-mod resolve;
 mod session;
 mod settings;
 mod sink;
 mod source;
+mod tables;
 mod targets;
 mod unused;
-mod yaml;
 
 use std::process::ExitCode;
 

@@ -21,7 +21,8 @@ pub fn dry_device(precision: PrecisionChoice) -> RunResult<Device> {
     Ok(Device::dry_in(precision.on(instruction_set()?).into()))
 }
 
-fn instruction_set() -> RunResult<Isa> {
+/// The instruction set to compute with.
+pub fn instruction_set() -> RunResult<Isa> {
     match std::env::var("LOWRANK_ISA") {
         Err(_) => Ok(Isa::best()),
         Ok(name) => {

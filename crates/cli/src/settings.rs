@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::yaml::{self, Entry};
+use lowrank_run::yaml::{self, Entry};
 use lowrank_run::{RunError, RunResult};
 
 /// The flags laid over the file they name; the flags alone where they name none.
@@ -154,6 +154,12 @@ fn fitting_value<T: DeserializeOwned>(id: &str, entry: &Entry) -> Result<Value, 
 
 #[cfg(test)]
 mod tests {
+    use lowrank_run::settings::laid_over;
+    use lowrank_run::spec::to_settings;
+    use lowrank_train::config::{
+        ByteSize, InitLora, Precision, PrefixCacheLimit, TaskKind, TrainConfig,
+    };
+
     use super::*;
     use crate::args::TrainArgs;
 
@@ -179,6 +185,26 @@ mod tests {
         );
         assert_eq!(merged.lora.rank_pattern.unwrap()[0].1, 2);
         assert_eq!(merged.lora.target_modules.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_printed_configuration_reads_back_equal() {
+        let mut config = TrainConfig::of("some/model", "bert", TaskKind::SingleLabel, "train.tsv");
+        config.data.labels = ["no", "yes", "0"].map(str::to_owned).to_vec();
+        config.data.text_column = Some("a b".to_owned());
+        config.lora.rank_pattern.insert("layer.0".to_owned(), 4);
+        config.lora.init_lora_weights = InitLora::Random;
+        config.optimization.learning_rate = 3e-4;
+        config.memory.max_memory = Some(ByteSize(2_000_000_000));
+        config.memory.prefix_cache = PrefixCacheLimit::Off;
+        config.precision = Precision::Bf16;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, yaml::to_yaml(&to_settings(&config))).unwrap();
+        let map = read_file::<TrainArgs>(&file).unwrap();
+        let back = to_map(&overlay(map, &TrainArgs::default()).unwrap());
+        let defaults = TrainConfig::of("", "gpt2", TaskKind::CausalLm, "");
+        assert_eq!(laid_over(&defaults, &back).unwrap(), config);
     }
 
     #[test]

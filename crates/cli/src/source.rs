@@ -1,10 +1,11 @@
-//! What the environment says of models: the cache of Hugging Face's tools, the network where it is asked for (in a build with the
-//! feature `hub`), and this program's own model and data.
+//! What the environment says of models: the cache of Hugging Face's tools, and the network where it is asked for (in a build with the
+//! feature `hub`).
 
 use std::env;
-use std::path::{Path, PathBuf};
+#[cfg(feature = "hub")]
+use std::path::Path;
+use std::path::PathBuf;
 
-use lowrank_formats::files;
 use lowrank_run::hub::Hub;
 use lowrank_run::{RunError, RunResult};
 
@@ -78,16 +79,4 @@ fn download(id: &str, revision: &str) -> RunResult<PathBuf> {
     }
     let config = repo.get("config.json").map_err(failed)?;
     Ok(config.parent().map(Path::to_owned).unwrap_or_default())
-}
-
-/// A file or folder of the repository that holds this program's default model and data: looked for from the current directory
-/// upward, then from the program's own folder upward.
-pub fn find_asset(relative: &str) -> Option<PathBuf> {
-    let here = env::current_dir().ok();
-    let program = env::current_exe().ok();
-    let starts = [here.as_deref(), program.as_deref()];
-    let folders = starts.into_iter().flatten().flat_map(Path::ancestors);
-    folders
-        .map(|folder| folder.join("assets").join(relative))
-        .find(|path| files::exists(path))
 }

@@ -8,7 +8,7 @@ use lowrank_engine::Device;
 use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError, TokenTables};
 use lowrank_train::base::BaseId;
-use lowrank_train::config::{OptimizationSettings, TaskKind};
+use lowrank_train::config::{DEFAULT_MAX_LENGTH, OptimizationSettings, TaskKind};
 use lowrank_train::fingerprint;
 use lowrank_train::trainer::OtherBase;
 
@@ -27,9 +27,6 @@ pub fn load_error(error: ModelError, dir: &Path) -> RunError {
     };
     RunError::from(error).about(&place.unwrap_or_else(|_| dir.to_owned()))
 }
-
-/// Rows are cut to this many tokens unless told otherwise.
-pub const DEFAULT_MAX_LENGTH: usize = 128;
 
 /// A model directory with its configuration and tokenizer.
 pub struct Base {

@@ -8,6 +8,7 @@
 
 pub mod adapter;
 pub mod base;
+pub mod build;
 pub mod device;
 mod error;
 pub mod fits;
@@ -20,11 +21,16 @@ pub mod memory;
 mod misfit;
 pub mod notes;
 mod places;
+pub mod plan;
 pub mod presets;
+pub mod result;
 pub mod rows;
 pub mod settings;
 pub mod side_files;
+pub mod spec;
 pub mod text;
+pub mod unused;
 pub mod writer;
+pub mod yaml;
 
 pub use error::{Kind, RunError, RunResult};

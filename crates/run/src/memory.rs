@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::files::{Ceiling, read_text};
+use serde_json::{Value, json};
 
 /// What a process takes while it trains beside program, rows and tensors: stacks, a block of weights that is being read, the
 /// log. Measured from 2 to 3 MB.
@@ -81,4 +83,10 @@ fn field_in_kib(file: &str, name: &str) -> Option<u64> {
 /// A file of the system's own; nothing where there is none.
 fn text(file: &str) -> Option<String> {
     read_text(Path::new(file), Ceiling::SETTINGS).ok()
+}
+
+/// Bytes by purpose, under the purposes' names.
+pub fn by_purpose(report: &MemoryReport) -> Value {
+    let of = |purpose: &Purpose| (purpose.name().to_owned(), json!(report.of(*purpose)));
+    Value::Object(Purpose::ALL.iter().map(of).collect())
 }

@@ -2,9 +2,53 @@
 
 use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
 use lowrank_train::config::TaskKind;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use crate::error::{RunError, RunResult};
 use crate::hub::Hub;
+
+/// Settings by name, as a file, flags or a request give them. Null is as absent.
+pub type Settings = Map<String, Value>;
+
+/// The settings that a struct has fields for.
+///
+/// # Errors
+/// A value is of another kind than its setting.
+pub fn typed<T: DeserializeOwned>(settings: &Settings) -> RunResult<T> {
+    serde_json::from_value(Value::Object(settings.clone())).map_err(|error| misfit(&error))
+}
+
+/// Defaults with the settings that are given in their place.
+///
+/// # Errors
+/// As [`typed`]; the message names the setting.
+pub fn laid_over<T: Serialize + DeserializeOwned>(defaults: &T, given: &Settings) -> RunResult<T> {
+    let defaults = serde_json::to_value(defaults).map_err(|error| misfit(&error))?;
+    let with = |named: &dyn Fn(&str) -> bool| {
+        let mut all = defaults.clone();
+        for (name, value) in all.as_object_mut().into_iter().flatten() {
+            let given = given.get(name).filter(|given| !given.is_null());
+            if let Some(given) = given.filter(|_| named(name)) {
+                *value = given.clone();
+            }
+        }
+        serde_json::from_value::<T>(all)
+    };
+    with(&|_| true).map_err(|error| {
+        for name in given.keys() {
+            if let Err(error) = with(&|other| other == name) {
+                return RunError::usage(format!("`{name}`: {error}"));
+            }
+        }
+        misfit(&error)
+    })
+}
+
+fn misfit(error: &serde_json::Error) -> RunError {
+    RunError::usage(format!("the settings do not fit together: {error}"))
+}
 
 /// Which pretrained model.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -74,5 +118,30 @@ impl RowSettings {
             task: Some(TaskKind::CausalLm),
             ..Self::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lowrank_train::config::LoraSettings;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_given_wins_and_what_cannot_be_is_named() {
+        let defaults = LoraSettings::of("bert");
+        let given = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let asked = given(json!({ "r": 2, "lora_alpha": 1, "bias": null, "seed": 7 }));
+        let laid = laid_over(&defaults, &asked).unwrap();
+        let wanted = LoraSettings {
+            r: 2,
+            lora_alpha: 1.0,
+            ..defaults.clone()
+        };
+        assert_eq!(laid, wanted);
+        let error = laid_over(&defaults, &given(json!({ "r": 2, "use_rslora": "maybe" })));
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("`use_rslora`: invalid type"), "{error}");
     }
 }

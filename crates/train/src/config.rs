@@ -4,16 +4,20 @@
 //! can be fed back. Where values come from (flags, a file, defaults) is the command line's business, not this file's.
 
 mod bytes;
+mod defaults;
 mod validate;
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
 use lowrank_engine::DType;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::metrics::Metric;
 pub use bytes::{ByteSize, PrefixCacheLimit};
+pub use defaults::{DEFAULT_MAX_LENGTH, DEFAULT_RUN};
 pub use validate::{ConfigError, Fault, LARGEST_BATCH, LARGEST_THREADS};
 
 use crate::schedule::{
@@ -121,9 +125,8 @@ pub enum BiasMode {
     LoraOnly,
 }
 
-/// How fresh adapters start, as PEFT's `init_lora_weights`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// How fresh adapters start, written as PEFT's `init_lora_weights`: `true`, `"gaussian"` or `false`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitLora {
     /// PEFT's default: A Kaiming-uniform with a = √5, B zero.
     Default,
@@ -131,6 +134,48 @@ pub enum InitLora {
     Gaussian,
     /// PEFT's `False`: A as the default, B not zero either, so that the adapter does something from the start (for tests).
     Random,
+}
+
+impl FromStr for InitLora {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "true" | "True" | "default" => Ok(Self::Default),
+            "false" | "False" | "random" => Ok(Self::Random),
+            "gaussian" => Ok(Self::Gaussian),
+            other => Err(format!("`{other}`, expected true, false or gaussian")),
+        }
+    }
+}
+
+impl Serialize for InitLora {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Default => to.serialize_bool(true),
+            Self::Gaussian => to.serialize_str("gaussian"),
+            Self::Random => to.serialize_bool(false),
+        }
+    }
+}
+
+/// What a file can hold: a switch, or a name (older versions wrote `default` and `random`).
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum InitWritten {
+    Switch(bool),
+    Name(String),
+}
+
+impl<'de> Deserialize<'de> for InitLora {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let expected = "expected true, false or gaussian";
+        match InitWritten::deserialize(from).map_err(|_| D::Error::custom(expected))? {
+            InitWritten::Switch(true) => Ok(Self::Default),
+            InitWritten::Switch(false) => Ok(Self::Random),
+            InitWritten::Name(name) => name.parse().map_err(D::Error::custom),
+        }
+    }
 }
 
 /// How frozen weights and activations are stored and multiplied; what trains is f32 in either.
@@ -313,36 +358,6 @@ pub struct OptimizationSettings {
     /// The dropout before the classifier; that of the configuration, or `dropout`, where absent.
     #[serde(default)]
     pub classifier_dropout: Option<f64>,
-}
-
-impl Default for OptimizationSettings {
-    /// The program's defaults.
-    fn default() -> Self {
-        Self {
-            learning_rate: 1e-3,
-            weight_decay: 0.01,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
-            adam_epsilon: 1e-8,
-            lr_scheduler_type: SchedulerType::Linear,
-            warmup_steps: None,
-            warmup_ratio: 0.06,
-            lr_num_cycles: 0.5,
-            lr_end: 1e-7,
-            lr_power: 1.0,
-            max_grad_norm: 1.0,
-            per_device_batch_size: 32,
-            gradient_accumulation_steps: 1,
-            num_train_epochs: 1.0,
-            max_steps: None,
-            seed: 1,
-            shuffle: true,
-            gradient_checkpointing: false,
-            label_smoothing_factor: 0.0,
-            dropout: None,
-            classifier_dropout: None,
-        }
-    }
 }
 
 /// Evaluation, checkpoints and when to stop.
@@ -535,89 +550,14 @@ pub(crate) mod tests {
 
     /// A configuration that is valid, for the tests of this crate.
     pub(crate) fn example() -> TrainConfig {
-        TrainConfig {
-            model: "models/tiny".to_owned(),
-            revision: None,
-            ignore_mismatched_sizes: false,
-            adapter: None,
-            full: false,
-            from_scratch: false,
-            data: DataSettings {
-                train_file: "train.tsv".to_owned(),
-                validation_file: Some("validation.tsv".to_owned()),
-                test_file: None,
-                task: TaskKind::SingleLabel,
-                labels: vec!["negative".to_owned(), "positive".to_owned()],
-                text_column: None,
-                text_pair_column: None,
-                label_column: None,
-                label_columns: None,
-                unlabelled: UnlabelledRows::Error,
-                context_column: None,
-                no_header: None,
-                long_rows: None,
-                bad_rows: None,
-                max_bad_rows: None,
-                max_length: 128,
-                data_format: None,
-                template: None,
-            },
-            lora: LoraSettings {
-                r: 8,
-                lora_alpha: 16.0,
-                lora_dropout: 0.0,
-                target_modules: ModulePattern::Names(vec!["query".to_owned(), "value".to_owned()]),
-                exclude_modules: None,
-                layers_to_transform: None,
-                layers_pattern: None,
-                rank_pattern: BTreeMap::new(),
-                alpha_pattern: BTreeMap::new(),
-                bias: BiasMode::None,
-                use_rslora: false,
-                init_lora_weights: InitLora::Default,
-                modules_to_save: vec!["classifier".to_owned()],
-            },
-            optimization: OptimizationSettings {
-                learning_rate: 1e-3,
-                weight_decay: 0.01,
-                adam_beta1: 0.9,
-                adam_beta2: 0.999,
-                adam_epsilon: 1e-8,
-                lr_scheduler_type: SchedulerType::Linear,
-                warmup_steps: None,
-                warmup_ratio: 0.06,
-                lr_num_cycles: 0.5,
-                lr_end: 1e-7,
-                lr_power: 1.0,
-                max_grad_norm: 1.0,
-                per_device_batch_size: 32,
-                gradient_accumulation_steps: 1,
-                num_train_epochs: 2.0,
-                max_steps: None,
-                seed: 1,
-                shuffle: true,
-                gradient_checkpointing: false,
-                label_smoothing_factor: 0.0,
-                dropout: None,
-                classifier_dropout: None,
-            },
-            evaluation: EvaluationSettings {
-                eval_strategy: IntervalStrategy::Epoch,
-                eval_steps: None,
-                per_device_eval_batch_size: 64,
-                save_strategy: IntervalStrategy::Epoch,
-                save_steps: None,
-                save_total_limit: 2,
-                metric_for_best_model: Metric::Accuracy,
-                load_best_model_at_end: true,
-                early_stopping_patience: None,
-                early_stopping_threshold: 0.0,
-            },
-            memory: MemorySettings::default(),
-            output_dir: "runs/default".to_owned(),
-            precision: Precision::F32,
-            threads: None,
-        }
+        let task = TaskKind::SingleLabel;
+        let mut config = TrainConfig::of("models/tiny", "bert", task, "train.tsv");
+        config.data.validation_file = Some("validation.tsv".to_owned());
+        config.data.labels = vec!["negative".to_owned(), "positive".to_owned()];
+        config.lora.modules_to_save = vec!["classifier".to_owned()];
+        config.optimization.num_train_epochs = 2.0;
+        config.evaluation = EvaluationSettings::of(task, IntervalStrategy::Epoch);
+        config
     }
 
     #[test]
@@ -653,6 +593,13 @@ pub(crate) mod tests {
         let text = serde_json::to_string(&config).unwrap();
         let back: TrainConfig = serde_json::from_str(&text).unwrap();
         assert_eq!(back, config);
+        // As older versions wrote it.
+        let old = text.replace(
+            "\"init_lora_weights\":true",
+            "\"init_lora_weights\":\"default\"",
+        );
+        assert!(old != text);
+        assert_eq!(serde_json::from_str::<TrainConfig>(&old).unwrap(), config);
         let mut asked = config.clone();
         asked.threads = Some(1);
         asked.optimization.gradient_checkpointing = true;

@@ -271,17 +271,35 @@ impl<'de> Deserialize<'de> for Modules {
     }
 }
 
-/// Several values of a flag joined into one pattern: `--target-modules query value`.
-pub fn join_modules(values: &Option<Vec<Modules>>) -> Option<ModulePattern> {
-    let values = values.as_ref()?;
-    if let [Modules(single)] = values.as_slice() {
-        return Some(single.clone());
+/// Several values of a flag as one pattern, for serde: `--target-modules query value`.
+pub mod one_pattern {
+    use super::{Deserializer, ModulePattern, Modules, Serialize, Serializer, one_or_many};
+
+    /// Writes the values as one pattern.
+    pub fn serialize<S: Serializer>(
+        values: &Option<Vec<Modules>>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let joined = |values: &Vec<Modules>| match values.as_slice() {
+            [Modules(single)] => single.clone(),
+            values => {
+                let names = values.iter().flat_map(|Modules(pattern)| match pattern {
+                    ModulePattern::Text(text) => vec![text.clone()],
+                    ModulePattern::Names(names) => names.clone(),
+                });
+                ModulePattern::Names(names.collect())
+            }
+        };
+        values.as_ref().map(joined).serialize(to)
     }
-    let names = values.iter().flat_map(|Modules(pattern)| match pattern {
-        ModulePattern::Text(text) => vec![text.clone()],
-        ModulePattern::Names(names) => names.clone(),
-    });
-    Some(ModulePattern::Names(names.collect()))
+
+    /// Reads a list or one value.
+    pub fn deserialize<'de, D>(from: D) -> Result<Option<Vec<Modules>>, D::Error>
+    where
+        D: Deserializer<'de>,
+    {
+        one_or_many::deserialize(from)
+    }
 }
 
 /// One `KEY=VALUE` of a pattern flag; in files a map.

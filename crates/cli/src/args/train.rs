@@ -2,13 +2,14 @@
 
 use clap::Args;
 use lowrank_run::device::PrecisionChoice;
-use lowrank_train::config::{BiasMode, ByteSize, IntervalStrategy, PrefixCacheLimit};
+use lowrank_train::config::{BiasMode, ByteSize, InitLora, IntervalStrategy, PrefixCacheLimit};
 use lowrank_train::metrics::Metric;
 use lowrank_train::schedule::SchedulerType;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, NewHeadArgs, named, one_or_many, pairs,
+    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, NewHeadArgs, named, one_or_many,
+    one_pattern, pairs,
 };
 use crate::presets::PresetArgs;
 
@@ -28,11 +29,11 @@ pub struct LoraArgs {
     /// Modules to adapt: names, one regular expression over whole paths, or all-linear; c_attn.q, .k and .v are the parts of
     /// GPT-2's fused layer, each at its own rank, as in the paper [default: query value, as PEFT for the model]
     #[arg(long, num_args = 1.., value_name = "NAME|REGEX", help_heading = "LoRA")]
-    #[serde(with = "one_or_many")]
+    #[serde(with = "one_pattern")]
     pub target_modules: Option<Vec<Modules>>,
     /// Modules not to adapt, written as the targets
     #[arg(long, num_args = 1.., value_name = "NAME|REGEX", help_heading = "LoRA")]
-    #[serde(with = "one_or_many")]
+    #[serde(with = "one_pattern")]
     pub exclude_modules: Option<Vec<Modules>>,
     /// Layers to adapt, counted from 0 [default: all]
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "LAYER", help_heading = "LoRA")]
@@ -58,7 +59,7 @@ pub struct LoraArgs {
     pub use_rslora: Option<bool>,
     /// How fresh adapters start: true (A uniform, B zero), gaussian, or false (neither zero) [default: true]
     #[arg(long, value_name = "HOW", help_heading = "LoRA")]
-    pub init_lora_weights: Option<InitArg>,
+    pub init_lora_weights: Option<InitLora>,
     /// Modules trained and saved whole, the head always among them
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "NAME", help_heading = "LoRA")]
     #[serde(with = "one_or_many")]
@@ -303,26 +304,4 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonArgs,
-}
-
-/// `init_lora_weights` as PEFT writes it: a boolean or a name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum InitArg {
-    /// `true` or `false`.
-    Switch(bool),
-    /// `gaussian`.
-    Named(String),
-}
-
-impl std::str::FromStr for InitArg {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text {
-            "true" | "True" => InitArg::Switch(true),
-            "false" | "False" => InitArg::Switch(false),
-            name => InitArg::Named(name.to_owned()),
-        })
-    }
 }

@@ -9,15 +9,18 @@ use lowrank_run::device::PrecisionChoice;
 use lowrank_run::labels::{self, TaskChoice};
 use lowrank_run::loaded::batch_size;
 use lowrank_run::rows::{KnownLabels, load_spec, rows_of};
+use lowrank_run::settings::laid_over;
 use lowrank_run::{RunError, RunResult};
+use lowrank_train::config::LoraSettings;
 use serde_json::{Value, json};
 
-use super::train::adapter_table;
 use crate::args::CheckArgs;
+use crate::assets::check_with_default_assets;
 use crate::output::{self, count};
 use crate::presets::{check_family, with_preset};
-use crate::resolve::{check_with_default_assets, default_lora, resolve_lora};
 use crate::session::device;
+use crate::settings;
+use crate::tables::adapter_table;
 
 /// Runs the command.
 pub fn run(flags: CheckArgs) -> RunResult {
@@ -135,7 +138,8 @@ fn to_json(report: &CheckReport, head: &Head, choice: &TaskChoice, model: &Model
 
 /// The model as shapes, with the adapters that would be trained: every pattern that matches nothing is an error here.
 fn dry_model(args: &CheckArgs, base: &Base, head: &Head) -> RunResult<Model> {
-    let lora = resolve_lora(&args.lora, default_lora(&base.config.model_type))?;
+    let fresh = LoraSettings::of(&base.config.model_type);
+    let lora = laid_over(&fresh, &settings::to_map(&args.lora))?;
     lora.validate()?;
     let mut model = base.shape(head)?;
     model.attach_lora(&lora.to_peft(&base.name, None), 0)?;

@@ -14,16 +14,15 @@ use lowrank_train::metrics::Metric;
 
 use crate::args::EvalArgs;
 use crate::output::{self, TextTable, count};
-use crate::presets;
 use crate::session::{device, open_model, say_notes};
-use crate::unused::Unused;
+use crate::{presets, unused};
 
 /// Runs the command.
 pub fn run(flags: EvalArgs) -> RunResult {
     let file = flags.common.config.clone();
     let given = flags.clone();
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
-    Unused::of(&given, file.as_deref())?.check_eval(&args)?;
+    unused::check_eval(unused::given(&given, file.as_deref())?, &args)?;
     if args.scoring.outputs.is_some() || args.scoring.references.is_some() {
         return generated::score_files(&args);
     }
@@ -40,7 +39,7 @@ pub fn run(flags: EvalArgs) -> RunResult {
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let settings = args.data.settings();
     let loaded = open_model(&args.model, &args.adapter, &settings, &device)?;
-    Unused::of(&given, file.as_deref())?.check_rows(&loaded)?;
+    unused::check_rows(unused::given(&given, file.as_deref())?, &loaded)?;
     let spec = load_spec(
         &loaded.base,
         &settings,

@@ -16,13 +16,12 @@ use serde_json::{Value, json};
 use crate::args::GenerateArgs;
 use crate::session::{device, open_model};
 use crate::sink::Sink;
-use crate::unused::Unused;
-use crate::{errors, output, presets, settings, targets};
+use crate::{errors, output, presets, settings, targets, unused};
 
 /// Runs the command.
 pub fn run(flags: GenerateArgs) -> RunResult {
     let file = flags.common.config.clone();
-    let given = Unused::of(&flags, file.as_deref())?;
+    let given = unused::given(&flags, file.as_deref())?;
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     let asked = Asked::new(settings::to_map(&args.decoding))?;
     targets::check_file(
@@ -36,7 +35,7 @@ pub fn run(flags: GenerateArgs) -> RunResult {
     let rows = RowSettings::of_language();
     let mut loaded = open_model(&args.model, &args.adapter, &rows, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;
-    given.check_generate(&args, &loaded)?;
+    unused::check_generate(given, &args, &loaded)?;
     if args.merge_adapter.unwrap_or(false) {
         loaded.model.merge_adapters()?;
     }

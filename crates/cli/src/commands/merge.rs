@@ -10,14 +10,13 @@ use lowrank_train::evaluate::model_batch;
 use lowrank_train::metrics::argmax;
 use serde_json::json;
 
-use super::train::MAX_SHARD_BYTES;
 use crate::args::{MergeArgs, MergeDType};
 use crate::output::{self, TextTable, bytes, count};
 use crate::session::{device, open_model};
-use crate::unused::Unused;
-use crate::{settings, targets};
+use crate::{settings, targets, unused};
 use lowrank_run::device::PrecisionChoice;
 use lowrank_run::loaded::{BATCH_SIZE, LoadedModel};
+use lowrank_run::result::MAX_SHARD_BYTES;
 use lowrank_run::rows::{load_rows, load_spec, unlabelled};
 use lowrank_run::side_files::{self, Copied};
 use lowrank_run::{RunError, RunResult};
@@ -41,7 +40,7 @@ const PROBES: [&str; 6] = [
 pub fn run(flags: MergeArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
-    Unused::of_args(&args).check_merge(&args)?;
+    unused::check_merge(unused::given_args(&args), &args)?;
     if let Some(tolerance) = args.tolerance.filter(|t| !(t.is_finite() && *t >= 0.0)) {
         let fault = format!("`tolerance` is {tolerance}, expected 0 or more");
         return Err(RunError::usage(fault));
@@ -62,7 +61,7 @@ pub fn run(flags: MergeArgs) -> RunResult {
     targets::check_folder(target, args.overwrite, &inputs)?;
     let device = device(&args.common, PrecisionChoice::F32)?;
     let loaded = open_model(&args.model, &args.adapter, &args.data.settings(), &device)?;
-    Unused::of_args(&args).check_merged(&loaded)?;
+    unused::check_merged(unused::given_args(&args), &loaded)?;
     // The base may be the one that the adapter names, or stand in the cache.
     let base = [("the base, which --model", loaded.base.dir.to_str())];
     targets::check_folder(target, args.overwrite, &base)?;

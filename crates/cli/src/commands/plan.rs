@@ -8,28 +8,31 @@ use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::{Checkpoint, files, to_python_json, write_atomic};
 use lowrank_model::modules::Module;
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
-use lowrank_run::base::{DEFAULT_MAX_LENGTH, load_error};
+use lowrank_run::base::load_error;
 use lowrank_run::device::PrecisionChoice;
 use lowrank_run::head::BaseHead;
 use lowrank_run::hub::find_model;
+use lowrank_run::memory::by_purpose;
+use lowrank_run::settings::laid_over;
 use lowrank_run::{RunError, RunResult};
-use lowrank_train::config::{LARGEST_BATCH, TaskKind};
+use lowrank_train::config::{
+    DEFAULT_MAX_LENGTH, LARGEST_BATCH, LoraSettings, OptimizationSettings, TaskKind,
+};
 use lowrank_train::plan::{DryRun, Needs};
 use lowrank_train::prefix_cache::token_bytes;
 use serde_json::{Value, json};
 
 use crate::args::PlanArgs;
-use crate::args::train::OptimizationArgs;
 use crate::output::{self, TextTable, bytes, count, percent};
-use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
-use crate::unused::Unused;
-use crate::{presets, session, targets};
+use crate::unused::check_plan;
+use crate::{presets, session, settings, targets, unused};
 use choices::Choices;
+use lowrank_run::unused::Unused;
 
 /// Runs the command.
 pub fn run(flags: PlanArgs) -> RunResult {
     let file = flags.common.config.clone();
-    let unused = Unused::of(&flags, file.as_deref())?;
+    let unused = unused::given(&flags, file.as_deref())?;
     let args = presets::with_preset(flags, file.as_deref(), |args| &args.preset)?;
     if let Some(dir) = &args.write_config {
         write_config(&args, dir)?;
@@ -119,7 +122,7 @@ struct Plan {
     adapter_file: u64,
     /// Bytes of what the frozen layers give for a token.
     kept_bytes: u64,
-    lora_settings: lowrank_train::config::LoraSettings,
+    lora_settings: LoraSettings,
     preset: Option<String>,
     recompute: bool,
     choices: Option<Choices>,
@@ -142,7 +145,7 @@ impl Plan {
                 TaskKind::Regression | TaskKind::CausalLm => 1,
                 TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => 2,
             });
-        unused.check_plan(args, task)?;
+        check_plan(unused, args, task)?;
         if !(1..=LARGEST_HEAD).contains(&num_labels) {
             return Err(RunError::usage(format!(
                 "`num_labels` is {num_labels}, expected from 1 to {LARGEST_HEAD}"
@@ -159,8 +162,9 @@ impl Plan {
         let length = args.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(most));
         check_batch(&config, rows, length)?;
         let mut recompute = args.gradient_checkpointing.unwrap_or(false);
-        let optimizer = resolve_optimization(&OptimizationArgs::default(), false);
-        let lora_settings = resolve_lora(&args.lora, default_lora(&config.model_type))?;
+        let optimizer = OptimizationSettings::default();
+        let fresh = LoraSettings::of(&config.model_type);
+        let lora_settings = laid_over(&fresh, &settings::to_map(&args.lora))?;
         lora_settings.validate()?;
         let peft = lora_settings.to_peft("base", None);
         // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
@@ -219,13 +223,6 @@ impl Plan {
     }
 
     fn to_json(&self) -> Value {
-        let by_purpose = |report: &MemoryReport| -> Value {
-            Purpose::ALL
-                .iter()
-                .map(|&p| (p.name().to_owned(), json!(report.of(p))))
-                .collect::<serde_json::Map<_, _>>()
-                .into()
-        };
         let way = |way: &Way| {
             json!({
                 "precision": way.precision,

@@ -18,8 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::args::PredictArgs;
 use crate::session::{device, open_model, say_notes};
 use crate::sink::Sink;
-use crate::unused::Unused;
-use crate::{output, settings, targets};
+use crate::{output, settings, targets, unused};
 use tokens::TokenRows;
 
 /// Runs the command.
@@ -52,7 +51,7 @@ pub fn run(flags: PredictArgs) -> RunResult {
                 .hint("leave --aggregation-strategy out"),
         );
     }
-    Unused::of_args(&args).check_predict(&args, &loaded)?;
+    unused::check_predict(unused::given_args(&args), &args, &loaded)?;
     let rows = match is_of_tokens {
         true => Rows::Tokens(TokenRows::read(&args, &loaded, &device)?),
         false => Rows::Whole(read_rows(&args, &loaded, &device)?),

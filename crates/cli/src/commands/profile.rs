@@ -14,18 +14,16 @@ use lowrank_run::device::PrecisionChoice;
 use lowrank_run::fits::check_model;
 use lowrank_run::head::task_of;
 use lowrank_run::rows::{load_rows, load_spec};
+use lowrank_run::settings::laid_over;
 use lowrank_run::{RunError, RunResult, labels, memory};
-use lowrank_train::config::LARGEST_BATCH;
+use lowrank_train::config::{LARGEST_BATCH, LoraSettings, OptimizationSettings};
 use lowrank_train::evaluate::{model_batch, model_targets};
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
 use serde_json::json;
 
 use crate::args::ProfileArgs;
-use crate::args::train::OptimizationArgs;
 use crate::output::{self, TextTable, bytes, count};
-use crate::resolve::{default_lora, resolve_lora, resolve_optimization};
-use crate::unused::Unused;
-use crate::{session, settings};
+use crate::{session, settings, unused};
 
 mod generation;
 mod peak;
@@ -35,7 +33,7 @@ pub fn run(flags: ProfileArgs) -> RunResult {
     let begin = Instant::now();
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
-    Unused::of_args(&args).check_profile(&args)?;
+    unused::check_profile(unused::given_args(&args), &args)?;
     let device = session::device(
         &args.common,
         PrecisionChoice::of(args.precision, args.full != Some(true)),
@@ -129,7 +127,8 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Vec<
     } else if args.full.unwrap_or(false) {
         model.train_all()?;
     } else {
-        let lora = resolve_lora(&args.lora, default_lora(&model.config().model_type))?;
+        let fresh = LoraSettings::of(&model.config().model_type);
+        let lora = laid_over(&fresh, &settings::to_map(&args.lora))?;
         lora.validate()?;
         model.attach_lora(&lora.to_peft("profile", None), 1)?;
     }
@@ -232,7 +231,10 @@ fn time_steps(
     begin: Instant,
 ) -> RunResult<Timing> {
     let device = model.device().clone();
-    let settings = resolve_optimization(&OptimizationArgs::default(), args.full.unwrap_or(false));
+    let settings = match args.full {
+        Some(true) => OptimizationSettings::of_full_training(),
+        Some(false) | None => OptimizationSettings::default(),
+    };
     let mut optimizer = Optimizer::new(&device, model.trainables(), &settings);
     let mut gradients = Gradients::zeros(&device, model.trainables());
     let (mut seconds, mut speeds) = (Vec::new(), Vec::new());

@@ -1,34 +1,33 @@
 //! `lowrank train`: from settings to an adapter, with a log, checkpoints, a report, and a table at the end.
 
-mod planning;
-pub use planning::too_little;
+mod announce;
 mod results;
-pub use results::MAX_SHARD_BYTES;
-mod setup;
-pub use setup::adapter_table;
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use lowrank_engine::Device;
 use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::{FormatError, RunDir};
 use lowrank_model::Model;
 use lowrank_train::base::BaseId;
-use lowrank_train::config::TrainConfig;
+use lowrank_train::config::{DEFAULT_RUN, TrainConfig};
 use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Evaluation;
 use lowrank_train::trainer::{
     Event, Outcome, RunSetup, Summary, TrainData, Trainer, headline_metric,
 };
 
+use lowrank_run::build::{Built, build};
+use lowrank_run::plan::{plan_run, refuse_too_much};
+use lowrank_run::result::{Results, are_written, result_name, save_model};
+use lowrank_run::spec::{Host, Request, RunSpec, is_known, to_settings};
+use lowrank_run::{RunError, RunResult, memory, yaml};
+
 use crate::args::TrainArgs;
+use crate::assets::with_default_assets;
 use crate::progress::Progress;
-use crate::resolve::{self, Asked, Resolved};
-use crate::{interrupt, output, presets, session, settings, targets, yaml};
-use lowrank_run::device::PrecisionChoice;
-use lowrank_run::{RunError, RunResult, memory};
-use results::Results;
+use crate::{interrupt, output, presets, session, settings, source, targets};
+use results::Shown;
 
 /// The resolved configuration in the run's folder.
 const CONFIG_FILE: &str = "config.yaml";
@@ -50,42 +49,46 @@ pub fn run(flags: TrainArgs) -> RunResult {
     let run_path = args
         .output_dir
         .clone()
-        .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
-    let device = session::device(
-        &args.common,
-        PrecisionChoice::of(args.precision, args.full != Some(true)),
-    )?;
+        .unwrap_or_else(|| DEFAULT_RUN.to_owned());
+    let host = Host {
+        isa: session::instruction_set()?,
+        hub: source::hub(args.model.online),
+    };
     // A resumed run keeps the batch that was chosen for it.
     let resume = args.resume == Some(true);
     let choose = !(resume && files::is_file(&Path::new(&run_path).join(CONFIG_FILE)));
     let recompute = args.optimization.gradient_checkpointing;
     if args.dry_run == Some(true) {
-        let mut resolved = resolve::resolve_train(&asked, &device)?;
+        let mut resolved = RunSpec::resolve(&asked.request, &host)?;
         if resolved.config.memory.max_memory.is_some() {
-            planning::plan_run(&mut resolved, choose, recompute)?;
+            plan_run(&mut resolved, choose, recompute)?;
         }
-        output::print(yaml::to_yaml(&resolve::to_settings(&resolved.config)));
+        output::print(yaml::to_yaml(&to_settings(&resolved.config)));
         return Ok(());
     }
     let stop = interrupt::listen()?;
     refuse_existing(&run_path, args)?;
-    let mut resolved = resolve::resolve_train(&asked, &device)?;
+    let mut resolved = RunSpec::resolve(&asked.request, &host)?;
     let progress = Progress::new(args.common.is_quiet(), headline_metric(&resolved.config));
-    let plan = planning::plan_run(&mut resolved, choose, recompute)?;
-    planning::refuse_too_much(&plan, &resolved.config, &device)?;
+    let plan = plan_run(&mut resolved, choose, recompute)?;
+    refuse_too_much(&plan, &resolved)?;
     // Program, tokenizer and rows: everything but the tensors that the plan counts.
     let fixed_bytes = memory::resident_bytes();
-    let (mut model, notes, base_id) = load_and_identify(&resolved, &device)?;
+    let Built {
+        mut model,
+        notes,
+        base_id,
+    } = build(&resolved)?;
     // Only now: a request that fails before here leaves no folder that would be in the way of the next try.
     let run_dir = take_run_dir(&run_path, args)?;
     if let Some(preset) = presets::describe(&args.preset)? {
         progress.line(preset);
     }
-    setup::announce(&progress, &resolved, &model, &notes, &plan);
+    announce::announce(&progress, &resolved, &model, &notes, &plan);
     if !(resume && files::is_file(&run_dir.join(CONFIG_FILE))) {
         write_config(&run_dir, &resolved.config)?;
     }
-    let reported = resolved.test.as_ref().or(resolved.validation.as_ref());
+    let reported = resolved.reported();
     let before = match reported {
         Some(rows) => {
             let found =
@@ -106,17 +109,17 @@ pub fn run(flags: TrainArgs) -> RunResult {
     let outcome = train(&mut model, &job);
     progress.finish();
     let summary = finished(outcome?, &run_path)?;
-    if summary.new_steps == 0 && results::are_written(&run_dir, &resolved.config) {
+    if summary.new_steps == 0 && are_written(&run_dir, &resolved.config) {
         return results::show_written(&run_dir, &args.common);
     }
-    let saved = results::save_model(&run_dir, &resolved, &model, &base_id)?;
+    let saved = save_model(&run_dir, &resolved, &model, &base_id)?;
     // The rest is small: it is done even when told to stop.
     let after = match reported {
         Some(rows) => evaluate_quietly(&model, &resolved.config, &rows.examples, None)?,
         None => None,
     };
     let results = Results {
-        resolved: &resolved,
+        run: &resolved,
         model: &model,
         plan: &plan,
         summary: &summary,
@@ -125,38 +128,19 @@ pub fn run(flags: TrainArgs) -> RunResult {
         saved: &saved,
         fixed_bytes,
     };
-    results.write(&run_dir)?;
+    let shown = Shown { results };
+    shown.write(&run_dir)?;
     if args.common.is_json() {
-        output::print_json(&results.to_json());
+        output::print_json(&shown.results.to_json());
     } else if !args.common.is_quiet() {
-        output::print(results.to_text(&run_dir));
+        output::print(shown.to_text(&run_dir));
     }
     Ok(())
 }
 
-/// The model, what a user should know of it, and what it stands on: the weights are hashed while they are read.
-fn load_and_identify(
-    resolved: &Resolved,
-    device: &Device,
-) -> RunResult<(Model, Vec<String>, BaseId)> {
-    let dir = &resolved.base.dir;
-    if resolved.config.from_scratch {
-        let (model, notes) = setup::build_model(resolved, device)?;
-        return Ok((model, notes, BaseId::without_weights(dir)?));
-    }
-    std::thread::scope(|scope| {
-        let id = scope.spawn(|| BaseId::of(dir, device.threads()));
-        let (model, notes) = setup::build_model(resolved, device)?;
-        match id.join() {
-            Ok(id) => Ok((model, notes, id?)),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
 /// What is trained, and how.
 struct Job<'a> {
-    resolved: &'a Resolved,
+    resolved: &'a RunSpec,
     base_id: &'a BaseId,
     prefix_cache_bytes: u64,
     run_dir: &'a RunDir,
@@ -219,7 +203,7 @@ fn gather(flags: TrainArgs) -> RunResult<Asked> {
         let run = flags
             .output_dir
             .clone()
-            .unwrap_or_else(|| resolve::DEFAULT_RUN.to_owned());
+            .unwrap_or_else(|| DEFAULT_RUN.to_owned());
         if !RunDir::is_run(Path::new(&run)) {
             return Err(
                 RunError::usage(format!("there is no run to resume in `{run}`"))
@@ -229,10 +213,29 @@ fn gather(flags: TrainArgs) -> RunResult<Asked> {
         flags = with_settings_of(&run, flags)?;
         flags.output_dir = Some(run);
     }
-    Ok(Asked {
-        args: resolve::with_default_assets(flags)?,
-        given,
-    })
+    let args = with_default_assets(flags)?;
+    let of_run = |args: &TrainArgs| {
+        let mut settings = settings::to_map(args);
+        settings.retain(|name, _| is_known(name));
+        settings
+    };
+    let request = Request {
+        settings: of_run(&args),
+        // A run that goes on keeps the settings that it was started with.
+        given: match args.resume {
+            Some(true) => Default::default(),
+            Some(false) | None => of_run(&given),
+        },
+    };
+    Ok(Asked { args, request })
+}
+
+/// What is asked of the command.
+struct Asked {
+    /// Flags over the file they name, over a preset, the run that is resumed, and the repository's own model and data.
+    args: TrainArgs,
+    /// The same for the run.
+    request: Request,
 }
 
 /// The flags laid over the settings of the run that they go on with.
@@ -250,7 +253,7 @@ fn with_settings_of(run: &str, flags: TrainArgs) -> RunResult<TrainArgs> {
         return settings::overlay(of_run, &flags);
     }
     // A run that was killed before it wrote its configuration has nothing to go on from but the flags.
-    if flags.train_file.is_none() && run != resolve::DEFAULT_RUN {
+    if flags.train_file.is_none() && run != DEFAULT_RUN {
         return Err(RunError::usage(format!(
             "the run in `{run}` has no `{CONFIG_FILE}`: it was stopped before it had settings, or lost the file"
         ))
@@ -265,7 +268,7 @@ fn refuse_existing(path: &str, args: &TrainArgs) -> RunResult {
         return Ok(());
     }
     if !RunDir::is_run(path) {
-        return targets::check_run_folder(path, results::result_name(args.full == Some(true)));
+        return targets::check_run_folder(path, result_name(args.full == Some(true)));
     }
     Err(run_exists(&FormatError::RunExists {
         path: path.to_owned(),
@@ -290,7 +293,7 @@ fn take_run_dir(path: &str, args: &TrainArgs) -> RunResult<RunDir> {
         }
         return Ok(run);
     }
-    targets::check_run_folder(path, results::result_name(args.full == Some(true)))?;
+    targets::check_run_folder(path, result_name(args.full == Some(true)))?;
     RunDir::create(path).map_err(|error| match &error {
         FormatError::RunExists { .. } => run_exists(&error),
         _ => RunError::from(error),
@@ -298,7 +301,7 @@ fn take_run_dir(path: &str, args: &TrainArgs) -> RunResult<RunDir> {
 }
 
 fn write_config(run: &RunDir, config: &TrainConfig) -> RunResult {
-    let text = yaml::to_yaml(&resolve::to_settings(config));
+    let text = yaml::to_yaml(&to_settings(config));
     Ok(lowrank_formats::write_atomic(
         &run.join(CONFIG_FILE),
         text.as_bytes(),
@@ -355,11 +358,3 @@ fn evaluate_quietly(
     };
     Ok(evaluate(model, rows, &settings)?)
 }
-
-/// The device's memory is what the plan predicts; said once, here.
-pub(crate) fn counted_peak(device: &Device) -> lowrank_engine::MemoryReport {
-    device.peak_memory()
-}
-
-/// What `resolve` gives, for the parts of this command.
-pub(crate) type Run = Resolved;

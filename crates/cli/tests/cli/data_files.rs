@@ -159,7 +159,7 @@ fn rows_that_cannot_be_used_are_left_out_and_keep_their_place_in_predictions() {
     check(
         &lab,
         "rows.jsonl",
-        &["--bad-rows", "skip", "--max-bad-rows", "nan"],
+        &["--bad-rows", "skip", "--max-bad-rows", "1.5"],
     )
     .fails(2, &["from 0 to 1"]);
     check(&lab, "rows.jsonl", &["--bad-rows", "ignore"]).fails(2, &["error", "skip"]);

@@ -195,18 +195,14 @@ fn numbers_have_ranges_before_they_are_used() {
     let lab = Lab::new();
     let huge = u64::MAX.to_string();
     let cases = [
-        ("--lr-end", "nan", "lr_end"),
-        ("--lr-end", "inf", "lr_end"),
-        ("--lr", "inf", "learning_rate"),
-        ("--weight-decay", "nan", "weight_decay"),
+        ("--lr-end", "nan", "a finite number"),
+        ("--lr-end", "inf", "a finite number"),
+        ("--lr", "inf", "a finite number"),
+        ("--weight-decay", "nan", "a finite number"),
         ("--lora-alpha", "1e308", "lora_alpha"),
-        ("--lora-alpha", "nan", "lora_alpha"),
-        (
-            "--early-stopping-threshold",
-            "inf",
-            "early_stopping_threshold",
-        ),
-        ("--epochs", "inf", "num_train_epochs"),
+        ("--lora-alpha", "nan", "a finite number"),
+        ("--early-stopping-threshold", "inf", "a finite number"),
+        ("--epochs", "inf", "a finite number"),
         ("--warmup-ratio", "1", "warmup_ratio"),
         ("--warmup-steps", "2", "warmup_steps"),
         ("--warmup-steps", &huge, "warmup_steps"),

@@ -11,8 +11,8 @@ use lowrank_model::{LoadOptions, Model};
 use lowrank_testkit::Golden;
 use lowrank_train::base::BaseId;
 use lowrank_train::config::{
-    BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    MemorySettings, ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
+    DataSettings, EvaluationSettings, IntervalStrategy, LoraSettings, OptimizationSettings,
+    TaskKind, TrainConfig,
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
@@ -23,88 +23,40 @@ use lowrank_train::trainer::{
 
 /// Settings under which everything that has state has some.
 pub fn config() -> TrainConfig {
+    let task = TaskKind::SingleLabel;
     TrainConfig {
-        model: "tiny".to_owned(),
-        revision: None,
-        ignore_mismatched_sizes: false,
-        adapter: None,
-        full: false,
-        from_scratch: false,
         data: DataSettings {
-            train_file: "train".to_owned(),
             validation_file: Some("validation".to_owned()),
-            test_file: None,
-            task: TaskKind::SingleLabel,
             labels: vec!["a".to_owned(), "b".to_owned()],
-            text_column: None,
-            text_pair_column: None,
-            label_column: None,
-            label_columns: None,
-            unlabelled: Default::default(),
-            context_column: None,
-            no_header: None,
-            long_rows: None,
-            bad_rows: None,
-            max_bad_rows: None,
             max_length: 32,
-            data_format: None,
-            template: None,
+            ..DataSettings::of(task, "train")
         },
         lora: LoraSettings {
             r: 4,
             lora_alpha: 8.0,
             lora_dropout: 0.1,
-            target_modules: ModulePattern::Names(vec!["query".to_owned(), "value".to_owned()]),
-            exclude_modules: None,
-            layers_to_transform: None,
-            layers_pattern: None,
-            rank_pattern: Default::default(),
-            alpha_pattern: Default::default(),
-            bias: BiasMode::None,
-            use_rslora: false,
-            init_lora_weights: InitLora::Default,
-            modules_to_save: Vec::new(),
+            ..LoraSettings::of("bert")
         },
         optimization: OptimizationSettings {
             learning_rate: 0.02,
-            weight_decay: 0.01,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
-            adam_epsilon: 1e-8,
             lr_scheduler_type: SchedulerType::Cosine,
             warmup_steps: Some(2),
-            warmup_ratio: 0.0,
-            lr_num_cycles: 0.5,
-            lr_end: 0.0,
-            lr_power: 1.0,
             max_grad_norm: 0.5,
             per_device_batch_size: 3,
             gradient_accumulation_steps: 2,
-            num_train_epochs: 1.0,
             max_steps: Some(12),
             seed: 3,
-            shuffle: true,
-            gradient_checkpointing: false,
-            label_smoothing_factor: 0.0,
-            dropout: None,
-            classifier_dropout: None,
+            ..OptimizationSettings::default()
         },
         evaluation: EvaluationSettings {
-            eval_strategy: IntervalStrategy::Steps,
             eval_steps: Some(2),
             per_device_eval_batch_size: 4,
             save_strategy: IntervalStrategy::Steps,
             save_steps: Some(5),
-            save_total_limit: 2,
             metric_for_best_model: Metric::Loss,
-            load_best_model_at_end: true,
-            early_stopping_patience: None,
-            early_stopping_threshold: 0.0,
+            ..EvaluationSettings::of(task, IntervalStrategy::Steps)
         },
-        memory: MemorySettings::default(),
-        output_dir: "run".to_owned(),
-        precision: Precision::F32,
-        threads: None,
+        ..TrainConfig::of("tiny", "bert", task, "train")
     }
 }
 

@@ -5,9 +5,9 @@ use lowrank_train::fit::{BatchShape, Price, largest_batch};
 use lowrank_train::plan::DryRun;
 use serde_json::{Value, json};
 
-use crate::commands::train::too_little;
 use crate::output::{TextTable, bytes};
 use lowrank_run::memory::{self, BESIDE};
+use lowrank_run::plan::too_little;
 use lowrank_run::{RunError, RunResult};
 
 /// All ways, without recomputation first and large batches first, with their prices.

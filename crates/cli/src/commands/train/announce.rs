@@ -1,60 +1,23 @@
-//! Before the first step: the model with what trains on it, and what is said about it and its plan.
+//! Before the first step: what is said about the model, what trains on it, the rows and the plan.
 
-use lowrank_engine::Device;
-use lowrank_model::{LoadReport, Model};
+use lowrank_model::Model;
+use lowrank_run::labels;
+use lowrank_run::plan::RunPlan;
+use lowrank_run::spec::RunSpec;
 use lowrank_train::config::{IntervalStrategy, TrainConfig};
 use lowrank_train::schedule::SchedulerType;
 
-use super::Run;
-use super::planning::RunPlan;
-use crate::output::{TextTable, bytes, count, percent};
+use crate::output::{bytes, count, percent};
 use crate::progress::Progress;
-use lowrank_run::RunResult;
-use lowrank_run::base::load_notes;
-use lowrank_run::labels;
-
-/// Loads the weights and attaches what trains. Returns what a user should know.
-pub fn build_model(run: &Run, device: &Device) -> RunResult<(Model, Vec<String>)> {
-    let (mut model, report) = load(run, device)?;
-    let mut notes = run.base.head.notes.clone();
-    notes.extend(load_notes(&report));
-    notes.extend(attach(run, &mut model)?);
-    Ok((model, notes))
-}
-
-/// The model with the checkpoint's weights, or with new ones.
-pub(super) fn load(run: &Run, device: &Device) -> RunResult<(Model, LoadReport)> {
-    let seed = run.config.optimization.seed;
-    if !run.config.from_scratch {
-        return run.base.load(&run.head, seed, device);
-    }
-    let options = run.base.load_options(&run.head, seed);
-    let model = Model::from_config(run.base.config.clone(), &options, device)?;
-    Ok((model, LoadReport::default()))
-}
-
-/// Attaches what trains: fresh adapters, an existing one, or everything. Returns what a user should know.
-pub(super) fn attach(run: &Run, model: &mut Model) -> RunResult<Vec<String>> {
-    let attached = match (&run.adapter, run.config.full) {
-        (_, true) => model.train_all()?,
-        (Some(adapter), false) => {
-            let attached = model.attach_tensors(&adapter.config, adapter.tensors.clone());
-            let named = adapter.config.base_model_name_or_path.as_deref();
-            attached.map_err(|error| run.base.misfit(error, named, adapter.tensors.path()))?
-        }
-        (None, false) => {
-            let lora = run
-                .config
-                .lora
-                .to_peft(&run.config.model, run.config.revision.as_deref());
-            model.attach_lora(&lora, run.config.optimization.seed)?
-        }
-    };
-    Ok(attached.notes.clone())
-}
 
 /// Says what was loaded, what trains and what it will need.
-pub fn announce(progress: &Progress, run: &Run, model: &Model, notes: &[String], plan: &RunPlan) {
+pub fn announce(
+    progress: &Progress,
+    run: &RunSpec,
+    model: &Model,
+    notes: &[String],
+    plan: &RunPlan,
+) {
     let config = &run.config;
     progress.line(format!(
         "{}: {} parameters in {} on {} ({} threads)",
@@ -107,7 +70,7 @@ pub fn announce(progress: &Progress, run: &Run, model: &Model, notes: &[String],
 }
 
 /// Says what the labels are, which columns were taken, and what is odd about files and labels.
-fn announce_rows(progress: &Progress, run: &Run) {
+fn announce_rows(progress: &Progress, run: &RunSpec) {
     progress.line(format!("  {}", labels::line(&run.train.report)));
     if let Some(line) = run.choice.line() {
         progress.line(format!("  {line}"));
@@ -157,30 +120,4 @@ fn schedule_notes(config: &TrainConfig, total: u64) -> Vec<String> {
         }
     }
     notes
-}
-
-/// The adapted layers as a table.
-pub fn adapter_table(model: &Model) -> TextTable {
-    let mut table = TextTable::new(&["layer", "shape", "rank", "alpha", "scaling", "parameters"]);
-    for m in &model.adapter_report().modules {
-        table.row([
-            m.path.clone(),
-            format!("{}x{}", m.shape[0], m.shape[1]),
-            m.rank.to_string(),
-            m.alpha.to_string(),
-            m.scaling.to_string(),
-            count(m.parameters),
-        ]);
-    }
-    for m in &model.adapter_report().saved {
-        table.row([
-            m.path.clone(),
-            "whole".into(),
-            "-".into(),
-            "-".into(),
-            "-".into(),
-            count(m.parameters),
-        ]);
-    }
-    table
 }

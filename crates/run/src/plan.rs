@@ -8,11 +8,12 @@ use lowrank_train::fit::{BatchShape, Price, TooLittle, first_that, largest_batch
 use lowrank_train::plan::{DryRun, Needs, heaviest};
 use lowrank_train::prefix_cache::RowLengths;
 
-use super::{Run, setup};
-use crate::output::{bytes, count};
-use lowrank_run::fits::Need;
-use lowrank_run::memory::{self, BESIDE};
-use lowrank_run::{RunError, RunResult};
+use crate::build::{attach, load};
+use crate::error::{RunError, RunResult};
+use crate::fits::Need;
+use crate::memory::{self, BESIDE};
+use crate::spec::RunSpec;
+use crate::text::{bytes, count};
 
 /// Batches planned at most; beyond, only the heaviest are.
 const PLANNED_BATCHES: usize = 512;
@@ -86,7 +87,7 @@ impl RunPlan {
 
 /// The plan of a run; takes the batch from the limit of memory first, where there is one and `choose` allows it.
 /// `recompute` is what was asked for in that matter.
-pub fn plan_run(run: &mut Run, choose: bool, recompute: Option<bool>) -> RunResult<RunPlan> {
+pub fn plan_run(run: &mut RunSpec, choose: bool, recompute: Option<bool>) -> RunResult<RunPlan> {
     let limit = run.config.memory.max_memory.map(|ByteSize(limit)| Limit {
         bytes: limit,
         resident: memory::resident_bytes().unwrap_or(0) + BESIDE,
@@ -155,7 +156,7 @@ fn cache_budget(config: &TrainConfig, limit: Option<Limit>, plain: &RunPlan) -> 
 const UNKNOWN_SPARE: u64 = 1 << 30;
 
 /// The run dry under a configuration: over its heaviest batches, and those of its evaluations.
-fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> RunResult<RunPlan> {
+fn dry_plan(run: &RunSpec, config: &TrainConfig, prefix_cache_bytes: u64) -> RunResult<RunPlan> {
     let mut dry = dry_run(run, config)?;
     let of = |rows: &Loaded| rows.lengths();
     let lengths = RowLengths {
@@ -213,9 +214,9 @@ fn dry_plan(run: &Run, config: &TrainConfig, prefix_cache_bytes: u64) -> RunResu
     })
 }
 
-fn dry_run(run: &Run, config: &TrainConfig) -> RunResult<DryRun> {
-    let (mut model, _) = setup::load(run, &Device::dry_in(config.precision.into()))?;
-    setup::attach(run, &mut model)?;
+fn dry_run(run: &RunSpec, config: &TrainConfig) -> RunResult<DryRun> {
+    let (mut model, _) = load(run, &Device::dry_in(config.precision.into()))?;
+    attach(run, &mut model)?;
     Ok(DryRun::of_model(model, &config.optimization))
 }
 
@@ -251,7 +252,7 @@ fn in_order(lengths: &[usize], size: usize) -> Vec<Vec<u32>> {
 
 /// The configuration with the largest batch that fits, with as many of them a step as give the rows that were asked for; then
 /// with the largest evaluation batch.
-fn choose_batch(run: &Run, limit: Limit, recompute: Option<bool>) -> RunResult<TrainConfig> {
+fn choose_batch(run: &RunSpec, limit: Limit, recompute: Option<bool>) -> RunResult<TrainConfig> {
     let with = |shape: BatchShape, eval_size: usize| {
         let mut config = run.config.clone();
         shape.apply(&mut config);
@@ -280,7 +281,8 @@ fn choose_batch(run: &Run, limit: Limit, recompute: Option<bool>) -> RunResult<T
 }
 
 /// Refuses a run that this machine cannot hold, before its weights are read.
-pub fn refuse_too_much(plan: &RunPlan, config: &TrainConfig, device: &Device) -> RunResult {
+pub fn refuse_too_much(plan: &RunPlan, run: &RunSpec) -> RunResult {
+    let config = &run.config;
     let o = &config.optimization;
     let need = Need {
         what: "the run needs",
@@ -293,7 +295,7 @@ pub fn refuse_too_much(plan: &RunPlan, config: &TrainConfig, device: &Device) ->
             config.data.max_length
         ),
     };
-    need.check(device)
+    need.check(&run.device)
 }
 
 /// The refusal of a limit.

@@ -1,0 +1,327 @@
+//! From settings to a run in which nothing is open: the configuration with its defaults, the model, the adapter, the task, the
+//! labels and the rows, all read and checked before the weights are.
+
+use lowrank_data::{LabelMap, Loaded};
+use lowrank_engine::{Device, Isa};
+use lowrank_model::TokenTables;
+use lowrank_train::config::{
+    EvaluationSettings, IntervalStrategy, LoraSettings, OptimizationSettings, Precision, TaskKind,
+    TrainConfig,
+};
+use serde::Deserialize;
+
+use crate::adapter::AdapterSource;
+use crate::base::{Base, Head};
+use crate::device::{PrecisionChoice, device};
+use crate::error::{RunError, RunResult};
+use crate::hub::Hub;
+use crate::labels::{self, TaskChoice};
+use crate::presets::Preset;
+use crate::rows::{KnownLabels, load_rows, load_spec, rows_of};
+use crate::settings::{ModelSettings, RowSettings, Settings, laid_over, typed};
+use crate::unused::Unused;
+
+/// What the process lends to a run.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The instruction set to compute with.
+    pub isa: Isa,
+    /// Where ids of models are looked up.
+    pub hub: Hub,
+}
+
+impl Default for Host {
+    /// The processor's best instruction set; ids of models are not looked up.
+    fn default() -> Self {
+        Self {
+            isa: Isa::best(),
+            hub: Hub::default(),
+        }
+    }
+}
+
+/// What is asked of a training run.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Settings by name, with those of a preset, or of the run that is resumed, below them.
+    pub settings: Settings,
+    /// Those of them that must have an effect: what was given for this run.
+    pub given: Settings,
+}
+
+impl Request {
+    /// Settings as they are given, over those of the preset that they name, if any.
+    ///
+    /// # Errors
+    /// A name is not known, or there is no such preset.
+    pub fn new(given: Settings) -> RunResult<Self> {
+        check_names(&given)?;
+        let mut settings = match given.get("preset").and_then(|name| name.as_str()) {
+            None => Settings::new(),
+            Some(name) => Preset::find(name)?.below(&given),
+        };
+        settings.retain(|name, _| is_known(name));
+        settings.extend(given.clone());
+        Ok(Self { settings, given })
+    }
+}
+
+/// Settings beside those of a configuration.
+const BESIDE: [&str; 2] = ["allow_other_base", "preset"];
+
+/// Whether a training run has a setting of this name.
+pub fn is_known(name: &str) -> bool {
+    BESIDE.contains(&name)
+        || TrainConfig::of("", "", TaskKind::SingleLabel, "")
+            .to_map()
+            .contains_key(name)
+}
+
+fn check_names(settings: &Settings) -> RunResult {
+    let Some(name) = settings.keys().find(|name| !is_known(name)) else {
+        return Ok(());
+    };
+    let known = TrainConfig::of("", "", TaskKind::SingleLabel, "").to_map();
+    let names = known.keys().map(String::as_str).chain(BESIDE);
+    let near = lowrank_formats::nearest(name, names);
+    Err(RunError::usage(format!("unknown setting `{name}`"))
+        .maybe_hint(near.map(|near| format!("did you mean `{near}`?"))))
+}
+
+/// The settings that decide which defaults the others have.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    preset: Option<String>,
+    ignore_mismatched_sizes: Option<bool>,
+    adapter: Option<String>,
+    lora_alpha: Option<f64>,
+    full: Option<bool>,
+    train_file: Option<String>,
+    validation_file: Option<String>,
+    test_file: Option<String>,
+    eval_strategy: Option<IntervalStrategy>,
+    eval_steps: Option<u64>,
+    save_strategy: Option<IntervalStrategy>,
+    save_steps: Option<u64>,
+    precision: Option<PrecisionChoice>,
+    threads: Option<usize>,
+}
+
+/// A training run in which nothing is open.
+pub struct RunSpec {
+    /// The configuration.
+    pub config: TrainConfig,
+    /// The processor, as the configuration asks for it.
+    pub device: Device,
+    /// The model directory.
+    pub base: Base,
+    /// The adapter to start from.
+    pub adapter: Option<AdapterSource>,
+    /// The head.
+    pub head: Head,
+    /// Training rows.
+    pub train: Loaded,
+    /// Validation rows.
+    pub validation: Option<Loaded>,
+    /// Test rows.
+    pub test: Option<Loaded>,
+    /// Why this is the task.
+    pub choice: TaskChoice,
+}
+
+impl RunSpec {
+    /// Decides what is left open, and reads the rows.
+    ///
+    /// # Errors
+    /// A file cannot be read, rows or labels do not fit, or a setting cannot be or has no effect.
+    pub fn resolve(request: &Request, host: &Host) -> RunResult<Self> {
+        let Request { settings, given } = request;
+        let asked: Asked = typed(settings)?;
+        let rows: RowSettings = typed(settings)?;
+        let choice = PrecisionChoice::of(asked.precision, asked.full != Some(true));
+        let precision = choice.on(host.isa);
+        let device = device(host.isa, precision, asked.threads)?;
+        let model = ModelSettings {
+            hub: host.hub.clone(),
+            ..typed(settings)?
+        };
+        let mut base = Base::open(&model)?.with_new_head(asked.ignore_mismatched_sizes);
+        if let Some(name) = &asked.preset {
+            Preset::find(name)?.check_family(&base.config.model_type)?;
+        }
+        let adapter = open_adapter(&asked, &base, &device)?;
+        let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
+        let train_file = asked.train_file.as_deref().unwrap_or_default();
+        let noted = notes.map(|n| n.task);
+        let table = labels::table_of(&base, &rows, noted, train_file, &device)?;
+        let choice = TaskChoice::new(&base, &rows, adapter.as_ref(), &table)?;
+        let task = choice.task;
+        let max_length = base.max_length(rows.max_length.or(notes.map(|n| n.max_length)))?;
+        let known = labels::known_labels(&base, &rows, adapter.as_ref());
+        let mut config = configuration(settings, &asked, &base, (task, precision))?;
+        config.data.max_length = max_length;
+        config.lora = lora_of(settings, &base, adapter.as_ref())?;
+        config.validate()?;
+        base.set_dropouts(&config.optimization)?;
+        Unused::of(given).check_train(&config)?;
+
+        let spec = load_spec(&base, &rows, task, known.as_ref(), max_length)?;
+        let mut train = rows_of(&table, &spec, &base, &device)?;
+        let labels = labels::choose_labels(&base, task, known, train.label_map.as_ref());
+        let spec = load_spec(&base, &rows, task, Some(&labels), max_length)?;
+        // Where the names learned from the rows gave way to the checkpoint's own, the rows are read by those.
+        let is_other = |map: &LabelMap| map.names() != labels.names;
+        if train.label_map.as_ref().is_some_and(is_other) {
+            train = rows_of(&table, &spec, &base, &device)?;
+        }
+        drop(table);
+        labels::refuse_single_class(task, &labels, &train.report)?;
+        let read = |file: &Option<String>| {
+            let read = |file: &str| load_rows(file, &spec, &base, &device);
+            file.as_deref().map(read).transpose()
+        };
+        let (validation, test) = (read(&asked.validation_file)?, read(&asked.test_file)?);
+        config.data.labels = labels.names.clone();
+        config.validate()?;
+        config.validate_for(train.examples.len())?;
+        Ok(Self {
+            head: head_of(task, labels),
+            config,
+            device,
+            base,
+            adapter,
+            train,
+            validation,
+            test,
+            choice,
+        })
+    }
+
+    /// The rows by which the result is told: test rows, else validation rows.
+    pub fn reported(&self) -> Option<&Loaded> {
+        self.test.as_ref().or(self.validation.as_ref())
+    }
+}
+
+fn open_adapter(asked: &Asked, base: &Base, device: &Device) -> RunResult<Option<AdapterSource>> {
+    let open = |path: &str| AdapterSource::open(path, asked.lora_alpha);
+    let adapter = asked.adapter.as_deref().map(open).transpose()?;
+    if let Some(adapter) = &adapter {
+        base.check_adapter(adapter, device)?;
+        refuse_token_tables(base, adapter)?;
+    }
+    Ok(adapter)
+}
+
+fn head_of(task: TaskKind, labels: KnownLabels) -> Head {
+    let num_labels = match task {
+        TaskKind::Regression => 1,
+        TaskKind::SingleLabel
+        | TaskKind::MultiLabel
+        | TaskKind::TokenClassification
+        | TaskKind::CausalLm => labels.names.len(),
+    };
+    Head {
+        task,
+        num_labels,
+        labels: labels.names,
+    }
+}
+
+/// Tables of tokens that an adapter brings are run and merged, but nothing trains beside them.
+fn refuse_token_tables(base: &Base, adapter: &AdapterSource) -> RunResult {
+    let (_, tables) = TokenTables::take(adapter.tensors.clone(), &adapter.config, &base.config)?;
+    let own = base.config.facts.vocab_size;
+    let Some(tables) = tables.filter(|t| !t.is_trained() || t.rows() != own) else {
+        return Ok(());
+    };
+    let names: Vec<String> = tables.names().map(|name| format!("`{name}`")).collect();
+    Err(RunError::usage(format!(
+        "the adapter brings a token table ({}), and no training goes on from that",
+        names.join(", ")
+    ))
+    .hint("fold it in with `lowrank merge`, and pass --model with the merged model in the place of --adapter"))
+}
+
+/// The defaults with what is asked for in their place; the labels are filled in when the rows are read.
+fn configuration(
+    settings: &Settings,
+    asked: &Asked,
+    base: &Base,
+    (task, precision): (TaskKind, Precision),
+) -> RunResult<TrainConfig> {
+    let implied = |steps: Option<u64>, otherwise| match steps {
+        Some(_) => IntervalStrategy::Steps,
+        None => otherwise,
+    };
+    let without_steps = match asked.validation_file {
+        Some(_) => IntervalStrategy::Epoch,
+        None => IntervalStrategy::No,
+    };
+    let eval_strategy = asked.eval_strategy;
+    let eval_strategy = eval_strategy.unwrap_or(implied(asked.eval_steps, without_steps));
+    let evaluation = EvaluationSettings::of(task, eval_strategy);
+    let save_strategy = implied(asked.save_steps, evaluation.save_strategy);
+    let defaults = TrainConfig {
+        optimization: match asked.full {
+            Some(true) => OptimizationSettings::of_full_training(),
+            Some(false) | None => OptimizationSettings::default(),
+        },
+        evaluation: EvaluationSettings {
+            save_strategy: asked.save_strategy.unwrap_or(save_strategy),
+            ..evaluation
+        },
+        precision,
+        ..TrainConfig::of(&base.name, &base.config.model_type, task, "")
+    };
+    // These are decided together with the model and the rows.
+    let decided = ["model", "task", "labels", "max_length", "precision"];
+    let mut settings = settings.clone();
+    settings.retain(|name, _| !decided.contains(&name.as_str()));
+    laid_over(&defaults, &settings)
+}
+
+/// The adapter settings: an existing adapter's own, or fresh ones with defaults.
+fn lora_of(
+    settings: &Settings,
+    base: &Base,
+    adapter: Option<&AdapterSource>,
+) -> RunResult<LoraSettings> {
+    let Some(adapter) = adapter else {
+        return laid_over(&LoraSettings::of(&base.config.model_type), settings);
+    };
+    let own = LoraSettings::from_peft(&adapter.config);
+    let asked = laid_over(&own, settings)?;
+    let (asked_map, own_map) = (serde_json::to_value(&asked), serde_json::to_value(&own));
+    if let (Ok(asked), Ok(own)) = (asked_map, own_map) {
+        let fields = own.as_object().into_iter().flatten();
+        let differing: Vec<_> = fields
+            .filter(|(k, v)| asked.get(k) != Some(v))
+            .map(|(k, v)| format!("`{k}` is {v} there"))
+            .collect();
+        if !differing.is_empty() {
+            return Err(RunError::usage(format!(
+                "an existing adapter keeps its shape, but other values were asked for: {}",
+                differing.join(", ")
+            ))
+            .hint("leave these settings out, or leave out --adapter to start fresh"));
+        }
+    }
+    Ok(own)
+}
+
+/// The configuration as the settings that read back as it: flags' names, flags' values.
+pub fn to_settings(config: &TrainConfig) -> serde_json::Map<String, serde_json::Value> {
+    let mut map = config.to_map();
+    for empty in ["labels", "modules_to_save", "rank_pattern", "alpha_pattern"] {
+        let is_empty = |v: &serde_json::Value| {
+            v.as_array().is_some_and(Vec::is_empty)
+                || v.as_object().is_some_and(serde_json::Map::is_empty)
+        };
+        if map.get(empty).is_some_and(is_empty) {
+            map.shift_remove(empty);
+        }
+    }
+    map
+}
