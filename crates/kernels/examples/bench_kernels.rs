@@ -212,6 +212,8 @@ fn bench_attention(isa: Isa, peak: f64) {
         ] {
             let shape = AttentionShape {
                 num_heads,
+                num_key_value_heads: num_heads,
+                soft_cap: None,
                 head_dim,
                 q_offsets: &offsets,
                 kv_offsets: &offsets,
@@ -268,6 +270,8 @@ fn bench_disentangled(isa: Isa, peak: f64) {
         let offsets: Vec<usize> = (0..=count).map(|i| i * len).collect();
         let shape = AttentionShape {
             num_heads,
+            num_key_value_heads: num_heads,
+            soft_cap: None,
             head_dim,
             q_offsets: &offsets,
             kv_offsets: &offsets,

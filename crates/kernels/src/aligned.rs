@@ -11,7 +11,7 @@ pub(crate) const LINE_BYTES: usize = 64;
 ///
 /// # Safety
 /// Every bit pattern is a value, and none asks for more than a line's alignment.
-pub(crate) unsafe trait Plain: Copy {}
+pub unsafe trait Plain: Copy {}
 
 // SAFETY: numbers of 2 and 4 bytes.
 unsafe impl Plain for bf16 {}

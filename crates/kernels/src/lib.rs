@@ -28,7 +28,6 @@ mod philox;
 pub mod reference;
 mod rms_norm;
 mod rope;
-#[allow(dead_code, reason = "products and attention take it in the next steps")]
 mod scratch;
 mod simd;
 mod vocabulary;
@@ -37,10 +36,11 @@ pub use activation::{
     Activation, activation_backward, activation_forward, activation_forward_in_place,
 };
 pub use attention::{
-    AttentionMask, AttentionSaved, AttentionShape, CachedAttention, DisentangledGradients,
-    DisentangledInputs, DisentangledSaved, PairWorkspace, RelativePositions, attention_backward,
-    attention_backward_bf16, attention_cached, attention_forward, attention_forward_bf16,
-    disentangled_attention_backward, disentangled_attention_backward_bf16,
+    Attended, AttentionGradients, AttentionMask, AttentionOperands, AttentionSaved, AttentionShape,
+    CachedAttention, DisentangledGradients, DisentangledInputs, DisentangledSaved, PairWorkspace,
+    RelativePositions, attend, attend_backward, attend_backward_scratch, attend_scratch,
+    attention_backward, attention_backward_bf16, attention_cached, attention_forward,
+    attention_forward_bf16, disentangled_attention_backward, disentangled_attention_backward_bf16,
     disentangled_attention_forward, disentangled_attention_forward_bf16,
     disentangled_backward_workspace, disentangled_backward_workspace_bf16,
     disentangled_forward_workspace, disentangled_forward_workspace_bf16,
@@ -60,7 +60,7 @@ pub use gemm_bf16::{
 pub use half::bf16;
 pub use isa::Isa;
 pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, cross_entropy_into, mse};
-pub use matrix::MatRef;
+pub use matrix::{MatMut, MatRef};
 pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{
     LayerNorm, LayerNormForward, layer_norm, layer_norm_again, layer_norm_backward,

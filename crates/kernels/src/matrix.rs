@@ -1,5 +1,7 @@
-//! A strided view of a matrix inside a slice of f32 or bf16 values.
+//! Views of matrices inside slices of f32 or bf16 values: strided to read, of contiguous rows to write.
 
+use crate::parallel::SharedMut;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// A matrix view: element (i, j) lies at `data[i * row_stride + j * col_stride]`. Bounds are asserted at construction.
@@ -106,6 +108,66 @@ impl<'a, T: Copy> MatRef<'a, T> {
 
     pub(crate) fn as_ptr(self) -> *const T {
         self.data.as_ptr()
+    }
+}
+
+/// A matrix that is written: row i starts at `i * row_stride` and is contiguous. Several may be columns of one buffer.
+#[derive(Debug)]
+pub struct MatMut<'a, T = f32> {
+    start: *mut T,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    buffer: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it stands for a mutable borrow of its elements, which nobody else has.
+unsafe impl<T: Send> Send for MatMut<'_, T> {}
+// SAFETY: as above; a shared reference to it reads nothing.
+unsafe impl<T: Sync> Sync for MatMut<'_, T> {}
+
+impl<'a, T> MatMut<'a, T> {
+    /// Rows end to end. Panics if `data` is not `rows * cols` long.
+    pub fn new(data: &'a mut [T], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "a [{rows}, {cols}] matrix");
+        Self {
+            start: data.as_mut_ptr(),
+            rows,
+            cols,
+            row_stride: cols,
+            buffer: PhantomData,
+        }
+    }
+
+    /// The columns before `at` and those from there on. Panics if there are fewer than `at`.
+    pub fn split_columns(self, at: usize) -> [Self; 2] {
+        assert!(at <= self.cols, "column {at} of {}", self.cols);
+        let part = |first: usize, cols: usize| Self {
+            start: self.start.wrapping_add(first),
+            cols,
+            ..self
+        };
+        [part(0, at), part(at, self.cols - at)]
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Distance between rows.
+    pub(crate) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// The first element, for tasks that write disjoint parts.
+    pub(crate) fn shared(&mut self) -> SharedMut<T> {
+        SharedMut::of(self.start)
     }
 }
 

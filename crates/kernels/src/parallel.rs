@@ -82,6 +82,11 @@ impl<T> SharedMut<T> {
         Self(x.as_mut_ptr())
     }
 
+    /// Of memory that the caller has for itself as long as it is used.
+    pub(crate) fn of(start: *mut T) -> Self {
+        Self(start)
+    }
+
     pub(crate) fn get(self) -> *mut T {
         self.0
     }

@@ -236,35 +236,60 @@ impl Attention<'_> {
         }
     }
 
-    /// Position of element c of head h of a row.
+    /// Position of element c of head h of a row of queries.
     fn at(&self, row: usize, h: usize, c: usize) -> usize {
         (row * self.shape.num_heads + h) * self.shape.head_dim + c
     }
 
-    /// Probabilities of a row, their dropout factors, and the logarithm of the sum of exponentials.
-    fn probabilities(
-        &self,
-        h: usize,
-        i: usize,
-        first: usize,
-        keys: std::ops::Range<usize>,
-    ) -> (Vec<f64>, Vec<f64>, f64) {
+    /// Position of element c, for query head h, of a row of keys.
+    fn at_kv(&self, row: usize, h: usize, c: usize) -> usize {
+        let heads = self.shape.num_key_value_heads;
+        let of_kv = h * heads / self.shape.num_heads;
+        (row * heads + of_kv) * self.shape.head_dim + c
+    }
+
+    /// What a row's keys are to it.
+    fn row(&self, h: usize, i: usize, first: usize, keys: std::ops::Range<usize>) -> AttentionRow {
         let d = self.shape.head_dim;
-        let scores: Vec<f64> = (keys.clone())
+        let scores: Vec<(f64, f64)> = (keys.clone())
             .map(|j| {
-                let dot = (0..d).map(|c| self.q[self.at(i, h, c)] * self.k[self.at(j, h, c)]);
-                f64::from(self.shape.scale) * dot.sum::<f64>()
+                let dot = (0..d).map(|c| self.q[self.at(i, h, c)] * self.k[self.at_kv(j, h, c)]);
+                score(&self.shape, dot.sum::<f64>())
             })
             .collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-        let p = scores.iter().map(|x| (x - max).exp() / sum).collect();
+        let max = (scores.iter()).fold(f64::NEG_INFINITY, |max, (score, _)| max.max(*score));
+        let sum: f64 = scores.iter().map(|(score, _)| (score - max).exp()).sum();
         let row = ((i * self.shape.num_heads + h) as u64) << 32;
-        let factors = keys
-            .map(|j| row + (j - first) as u64)
-            .map(|at| (self.shape.dropout).map_or(1.0, |dropout| dropout_factor(dropout, at)))
-            .collect();
-        (p, factors, max + sum.ln())
+        AttentionRow {
+            p: scores.iter().map(|(x, _)| (x - max).exp() / sum).collect(),
+            slopes: scores.iter().map(|(_, slope)| *slope).collect(),
+            factors: keys
+                .map(|j| row + (j - first) as u64)
+                .map(|at| (self.shape.dropout).map_or(1.0, |dropout| dropout_factor(dropout, at)))
+                .collect(),
+            lse: max + sum.ln(),
+        }
+    }
+}
+
+/// Of each key of a row its probability, the slope of its score over the product of query and key, and its dropout factor.
+struct AttentionRow {
+    p: Vec<f64>,
+    slopes: Vec<f64>,
+    factors: Vec<f64>,
+    /// The logarithm of the sum of exponentials.
+    lse: f64,
+}
+
+/// The score of a product of query and key, and its slope.
+fn score(shape: &crate::AttentionShape, product: f64) -> (f64, f64) {
+    let scale = f64::from(shape.scale);
+    match shape.soft_cap.map(f64::from) {
+        None => (scale * product, scale),
+        Some(cap) => {
+            let t = (scale * product / cap).tanh();
+            (cap * t, scale * (1.0 - t * t))
+        }
     }
 }
 
@@ -274,11 +299,11 @@ pub fn attention(x: &Attention) -> (Vec<f64>, Vec<f64>) {
     let d = x.shape.head_dim;
     let mut lse = vec![0.0; x.q.len() / d.max(1)];
     x.for_each_row(|h, i, first, keys| {
-        let (p, factors, row_lse) = x.probabilities(h, i, first, keys.clone());
-        lse[i * x.shape.num_heads + h] = row_lse;
+        let row = x.row(h, i, first, keys.clone());
+        lse[i * x.shape.num_heads + h] = row.lse;
         for (n, j) in keys.enumerate() {
             for c in 0..d {
-                out[x.at(i, h, c)] += p[n] * factors[n] * x.v[x.at(j, h, c)];
+                out[x.at(i, h, c)] += row.p[n] * row.factors[n] * x.v[x.at_kv(j, h, c)];
             }
         }
     });
@@ -294,21 +319,21 @@ pub fn attention_backward(x: &Attention, d_out: &[f64]) -> (Vec<f64>, Vec<f64>, 
         vec![0.0; x.v.len()],
     );
     x.for_each_row(|h, i, first, keys| {
-        let (p, factors, _) = x.probabilities(h, i, first, keys.clone());
+        let row = x.row(h, i, first, keys.clone());
         let d_p: Vec<f64> = (keys.clone())
-            .zip(&factors)
+            .zip(&row.factors)
             .map(|(j, factor)| {
-                let dot = (0..d).map(|c| d_out[x.at(i, h, c)] * x.v[x.at(j, h, c)]);
+                let dot = (0..d).map(|c| d_out[x.at(i, h, c)] * x.v[x.at_kv(j, h, c)]);
                 dot.sum::<f64>() * factor
             })
             .collect();
-        let delta: f64 = p.iter().zip(&d_p).map(|(p, d_p)| p * d_p).sum();
+        let delta: f64 = row.p.iter().zip(&d_p).map(|(p, d_p)| p * d_p).sum();
         for (n, j) in keys.enumerate() {
-            let d_score = p[n] * (d_p[n] - delta) * f64::from(x.shape.scale);
+            let d_score = row.p[n] * (d_p[n] - delta) * row.slopes[n];
             for c in 0..d {
-                d_v[x.at(j, h, c)] += p[n] * factors[n] * d_out[x.at(i, h, c)];
-                d_q[x.at(i, h, c)] += d_score * x.k[x.at(j, h, c)];
-                d_k[x.at(j, h, c)] += d_score * x.q[x.at(i, h, c)];
+                d_v[x.at_kv(j, h, c)] += row.p[n] * row.factors[n] * d_out[x.at(i, h, c)];
+                d_q[x.at(i, h, c)] += d_score * x.k[x.at_kv(j, h, c)];
+                d_k[x.at_kv(j, h, c)] += d_score * x.q[x.at(i, h, c)];
             }
         }
     });

@@ -442,6 +442,16 @@ fn attention_cases() -> Vec<AttentionCase> {
         AttentionCase::new(2, 20, &[(150, 150), (3, 290), (1, 7)]).causal(Some(70)),
     ];
     cases.extend([
+        AttentionCase::new(6, 16, &lengths).grouped(2),
+        AttentionCase::new(4, 20, &[(150, 150), (3, 290), (0, 5)])
+            .grouped(1)
+            .causal(Some(70)),
+        AttentionCase::new(2, 32, &lengths).capped(1.5),
+        AttentionCase::new(4, 16, &[(100, 100)])
+            .grouped(2)
+            .capped(50.0)
+            .causal(None)
+            .with_dropout(),
         AttentionCase::new(2, 32, &lengths).with_dropout(),
         AttentionCase::new(1, 8, &[(130, 130)])
             .causal(Some(9))

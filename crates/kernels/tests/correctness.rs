@@ -319,6 +319,23 @@ fn attention_agrees() {
             .causal(Some(90))
             .with_dropout(),
     ]);
+    // Heads that share keys: of a few and of all, with every mask; capped scores, near the cap and far below it.
+    cases.extend([
+        AttentionCase::new(6, 16, &[(24, 24), (7, 9), (0, 3), (3, 0), (130, 130)]).grouped(2),
+        AttentionCase::new(4, 24, &[(140, 140), (1, 33)])
+            .grouped(1)
+            .causal(None),
+        AttentionCase::new(6, 8, &[(300, 300), (49, 600)])
+            .grouped(3)
+            .causal(Some(90))
+            .with_dropout(),
+        AttentionCase::new(2, 32, &[(70, 70), (5, 1100)]).capped(1.5),
+        AttentionCase::new(4, 16, &[(100, 100)])
+            .grouped(2)
+            .capped(50.0)
+            .causal(Some(40))
+            .with_dropout(),
+    ]);
     let with_dropout: Vec<AttentionCase> = [
         AttentionCase::new(2, 32, &[(24, 24), (70, 70)]),
         AttentionCase::new(1, 8, &[(97, 600)]),
@@ -342,8 +359,9 @@ fn attention_agrees() {
             let (want_out, want_lse) = reference::attention(&x);
             let (want_d_q, want_d_k, want_d_v) = reference::attention_backward(&x, &d_out);
             let what = format!(
-                "attention {} x {} {:?} {:?} on {}",
+                "attention {} over {} x {} {:?} {:?} on {}",
                 case.num_heads,
+                case.num_key_value_heads,
                 case.head_dim,
                 case.q_offsets,
                 case.mask,

@@ -36,10 +36,12 @@ impl AttentionSpec {
     pub(crate) fn shape(&self, dropout: Option<Dropout>) -> AttentionShape<'_> {
         AttentionShape {
             num_heads: self.num_heads,
+            num_key_value_heads: self.num_heads,
             head_dim: self.head_dim,
             q_offsets: &self.q_offsets,
             kv_offsets: &self.kv_offsets,
             scale: self.scale,
+            soft_cap: None,
             mask: self.mask,
             dropout,
         }

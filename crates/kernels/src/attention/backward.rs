@@ -1,279 +1,158 @@
-//! The backward task: one head of one sequence.
+//! The backward of one key-value head of one sequence, over the query heads that read it. Scores are computed again.
 
-use super::{
-    AttentionMask, AttentionSaved, Head, KV_BLOCK, Q_BLOCK, Run, Scratch, TILE_STRIDE, Tile,
-    pack_panels, prefetch_rows,
-};
-use crate::dropout::{GROUP, Mask};
-use crate::element::Element;
-use crate::gemm::{Block, PANEL, multiply_block};
-use crate::math::exp;
-use crate::parallel::SharedMut;
-use crate::simd::{Simd, SimdOp, lanes_at, load_at, store_at};
+use super::arithmetic::{Arithmetic, At, HeadGradients, Pass, Product, ScoreSource};
+use super::forward::prefetch_row_of;
+use super::head::{Head, MOST_ROWS, Tile};
+use super::rows::dots;
+use super::{AttentionMask, prefetch_row, prefetch_rows};
+use crate::dropout::Mask;
+use crate::simd::{Simd, SimdOp};
 
-pub(super) struct Backward<'a> {
+/// One query head.
+#[derive(Clone, Copy)]
+pub(super) struct Backward<'a, E, Z> {
     pub head: Head,
-    pub mask: Option<Mask>,
-    pub saved: AttentionSaved<'a>,
-    pub d_out: &'a [f32],
-    pub d_q: SharedMut,
-    pub d_k: SharedMut,
-    pub d_v: SharedMut,
-    pub scratch: &'a mut Scratch,
+    pub source: Z,
+    pub mask: Option<&'a Mask>,
+    /// Of all queries [q rows, H].
+    pub lse: &'a [f32],
+    pub x: HeadGradients<'a, E>,
+    /// Operands and gradients of the piece that follows.
+    pub next: Option<HeadGradients<'a, E>>,
 }
 
-impl SimdOp for Backward<'_> {
+/// A [`Backward`] with a thread's buffers, and where it stands among the heads that share keys.
+pub(super) struct BackwardTask<'a, 't, 'w, E: Arithmetic, Z> {
+    pub task: &'t Backward<'a, E, Z>,
+    pub is_first: bool,
+    pub is_last: bool,
+    pub work: &'t mut E::Work<'w>,
+}
+
+impl<E: Arithmetic, Z: ScoreSource<E>> SimdOp for BackwardTask<'_, '_, '_, E, Z> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let head = self.head;
+        let Self { task, work, .. } = self;
+        let (head, x) = (&task.head, &task.x);
         if head.q_len == 0 || head.kv_len == 0 {
-            clear_gradients(head, self.d_q, self.d_k, self.d_v);
+            task.clear();
             return;
         }
-        prefetch_rows(s, self.saved.k, head.kv_at(0), head.kv_len, &head);
-        prefetch_rows(s, self.saved.v, head.kv_at(0), head.kv_len, &head);
-        for of_q in [self.saved.q, self.d_out, self.saved.out] {
-            prefetch_rows(s, of_q, head.q_at(0), head.q_len.min(Q_BLOCK), &head);
+        for of_q in [x.x.q, x.d_out, x.out] {
+            let rows = head.q_len.min(Z::LAYOUT.blocks[0]);
+            prefetch_rows(s, of_q.rows_range(0..rows));
         }
-        pack_panels(s, head.kv_rows(self.saved.k), &mut self.scratch.keys);
-        pack_panels(s, head.kv_rows(self.saved.v), &mut self.scratch.values);
-        let scores = self
-            .scratch
-            .scores
-            .at_least(Q_BLOCK * TILE_STRIDE)
-            .as_mut_ptr();
-        let d_scores = self
-            .scratch
-            .d_scores
-            .at_least(Q_BLOCK * TILE_STRIDE)
-            .as_mut_ptr();
-        if head.attends != AttentionMask::Full {
-            // A key's first tile is not the same for all keys of a tile, and some keys may have none.
-            clear_gradients(head, self.d_q, self.d_k, self.d_v);
+        if self.is_first {
+            for of_kv in [x.x.k, x.x.v] {
+                prefetch_rows(s, of_kv);
+            }
+            E::prepare(s, work, &x.x, Pass::Backward);
+            task.source.prepare(s, work, x.x.k);
+            // SAFETY: as in `BackwardTile`.
+            unsafe { E::begin_keys(work, head, x) };
         }
-        head.for_each_tile([Q_BLOCK, KV_BLOCK], |tile| {
+        let mut deltas = [0.0; MOST_ROWS];
+        head.for_each_tile(Z::LAYOUT.blocks, |tile| {
             s.call(BackwardTile {
-                task: &self,
+                task,
                 tile,
-                scores,
-                d_scores,
+                adds_to_keys: !self.is_first || tile.i > 0 || head.mask != AttentionMask::Full,
+                deltas: &mut deltas,
+                work: &mut *work,
             });
         });
-    }
-}
-
-/// Zero gradients: without queries or without keys, those of the other side are.
-pub(super) fn clear_gradients<E: Element>(
-    head: Head,
-    d_q: SharedMut<E>,
-    d_k: SharedMut<E>,
-    d_v: SharedMut<E>,
-) {
-    // SAFETY: the rows lie inside the buffers, whose lengths the entry asserted, and no other task writes this
-    // head's columns of this sequence's rows.
-    unsafe {
-        for i in 0..head.q_len {
-            let row = d_q.get().add(head.q_at(i));
-            std::slice::from_raw_parts_mut(row, head.head_dim).fill(E::default());
-        }
-        for j in 0..head.kv_len {
-            for d in [d_k, d_v] {
-                let row = d.get().add(head.kv_at(j));
-                std::slice::from_raw_parts_mut(row, head.head_dim).fill(E::default());
-            }
+        if self.is_last {
+            // SAFETY: as in `BackwardTile`.
+            unsafe { E::store_keys(s, work, head, x) };
         }
     }
 }
 
-struct BackwardTile<'a, 't> {
-    task: &'a Backward<'t>,
+struct BackwardTile<'a, 't, 'w, E: Arithmetic, Z> {
+    task: &'t Backward<'a, E, Z>,
     tile: Tile,
-    scores: *mut f32,
-    d_scores: *mut f32,
+    adds_to_keys: bool,
+    /// Of each query of the block its result times the gradient of it.
+    deltas: &'t mut [f32],
+    work: &'t mut E::Work<'w>,
 }
 
-impl SimdOp for BackwardTile<'_, '_> {
+impl<E: Arithmetic, Z: ScoreSource<E>> SimdOp for BackwardTile<'_, '_, '_, E, Z> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (task, tile, head) = (self.task, self.tile, self.task.head);
-        let (p, d_s) = (self.scores, self.d_scores);
-        let q = task.saved.q[head.q_at(tile.i)..].as_ptr();
-        let d_out = task.d_out[head.q_at(tile.i)..].as_ptr();
-        let rows = Block {
-            a: q,
-            a_row: head.width,
-            a_col: 1,
-            b: task.scratch.keys[tile.j * head.head_dim..].as_ptr(),
-            b_row: PANEL,
-            b_panel: head.head_dim * PANEL,
-            b_padded: true,
-            c: p,
-            c_row: TILE_STRIDE,
-            bias: std::ptr::null(),
-            m: tile.m,
-            n: tile.n,
-            k: head.head_dim,
-            alpha: head.scale,
-            accumulate: false,
+        let Self {
+            task,
+            tile,
+            deltas,
+            work,
+            ..
+        } = self;
+        let at = At {
+            head: &task.head,
+            tile,
+            layout: Z::LAYOUT,
+            mask: task.mask,
         };
-        // Gradients of keys and values: the transposed tile times rows of queries or of d_out.
-        let columns = Block {
-            a: p,
-            a_row: 1,
-            a_col: TILE_STRIDE,
-            b: d_out,
-            b_row: head.width,
-            b_panel: PANEL,
-            b_padded: false,
-            c_row: head.width,
-            m: tile.n,
-            n: head.head_dim,
-            k: tile.m,
-            alpha: 1.0,
-            accumulate: tile.i > 0 || head.attends != AttentionMask::Full,
-            ..rows
+        let x = HeadGradients {
+            adds_to_keys: self.adds_to_keys,
+            ..task.x
         };
-        // SAFETY: the entry asserted the lengths of all operands; tile rows and columns lie inside the sequence; the
-        // two score buffers hold Q_BLOCK rows of TILE_STRIDE, of which this thread is the only user; no other task
-        // writes this head's columns of this sequence's rows of d_q, d_k and d_v.
+        let d_out = at.queries(x.d_out);
+        if tile.is_first {
+            E::take_rows(s, work, at.queries(x.x.q), Some(d_out));
+            dots(s, at.queries(x.out), d_out, deltas);
+        }
+        // SAFETY: the entry asserted the operands' shapes and took buffers for its longest sequence; `run` prepared them; no
+        // other task writes this head's columns of this sequence's rows of d_q, nor its key-value head's of d_k and d_v.
         unsafe {
-            multiply_block(s, &rows);
-            let values = task.scratch.values[tile.j * head.head_dim..].as_ptr();
-            multiply_block(
-                s,
-                &Block {
-                    a: d_out,
-                    b: values,
-                    c: d_s,
-                    alpha: 1.0,
-                    ..rows
-                },
-            );
+            task.source.scores(s, work, &at, &x.x);
+            E::multiply(s, work, &at, Product::Gradients, d_out, false);
             for row in 0..tile.m {
-                let p = std::slice::from_raw_parts_mut(p.add(row * TILE_STRIDE), tile.n);
-                let d_s = std::slice::from_raw_parts_mut(d_s.add(row * TILE_STRIDE), tile.n);
-                let at = head.q_at(tile.i + row);
-                let (out, d_out) = (&task.saved.out[at..], &task.d_out[at..]);
-                let context = RowContext {
-                    head,
-                    mask: task.mask.as_ref(),
-                    tile,
-                    row,
-                    lse: task.saved.lse[head.lse_at(tile.i + row)],
-                    delta: dot(s, &out[..head.head_dim], &d_out[..head.head_dim]),
-                    score_factor: 1.0,
-                };
-                row_gradient(s, context, p, d_s);
+                if E::ASKS_AHEAD && tile.is_first {
+                    task.prefetch(s, tile.i + row);
+                }
+                E::gradients(s, work, &at, row, task.lse, deltas);
             }
-            let d_v = task.d_v.get().add(head.kv_at(tile.j));
-            multiply_block(s, &Block { c: d_v, ..columns });
-            let d_k = task.d_k.get().add(head.kv_at(tile.j));
-            multiply_block(
-                s,
-                &Block {
-                    a: d_s,
-                    b: q,
-                    c: d_k,
-                    ..columns
-                },
-            );
-            multiply_block(
-                s,
-                &Block {
-                    a: d_s,
-                    a_row: TILE_STRIDE,
-                    a_col: 1,
-                    b: task.saved.k[head.kv_at(tile.j)..].as_ptr(),
-                    c: task.d_q.get().add(head.q_at(tile.i)),
-                    m: tile.m,
-                    k: tile.n,
-                    accumulate: !tile.is_first,
-                    ..columns
-                },
-            );
+            E::add_gradients(s, work, &at, &x);
+            task.source.add_gradients(s, work, &at, &x);
+            if tile.is_last {
+                E::store_queries(s, work, &at, x.d_q);
+            }
         }
     }
 }
 
-/// What the gradient of a row of scores depends on.
-#[derive(Clone, Copy)]
-pub(super) struct RowContext<'a> {
-    pub head: Head,
-    pub mask: Option<&'a Mask>,
-    pub tile: Tile,
-    /// The row of the tile.
-    pub row: usize,
-    pub lse: f32,
-    /// The row of out times that of d_out.
-    pub delta: f32,
-    /// What the scores are still to be multiplied with.
-    pub score_factor: f32,
-}
-
-/// Scores p become dropped-out probabilities, and d_p becomes d_s = p (d_p mask - delta) scale; zero outside the row's columns.
-#[inline(always)]
-pub(super) fn row_gradient<S: Simd>(s: S, row: RowContext, p: &mut [f32], d_s: &mut [f32]) {
-    let (head, tile) = (row.head, row.tile);
-    let (delta, lse, scale) = (s.splat(row.delta), s.splat(row.lse), s.splat(head.scale));
-    let score_factor = s.splat(row.score_factor);
-    let mut factors = [1.0; GROUP];
-    let columns = head.tile_columns(tile, row.row);
-    let mut start = columns.start;
-    while start < columns.end {
-        let run = Run::new(tile, start, columns.end);
-        if let Some(mask) = row.mask {
-            factors = mask.group(s, run.group(&head, tile.i + row.row));
+impl<E: Arithmetic, Z> Backward<'_, E, Z> {
+    /// Asks for row `i` of what this task will write and of what the next one will read.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, i: usize) {
+        let (x, d) = (&self.x, self.head.head_dim);
+        prefetch_row(s, x.d_q.at(i), d);
+        if i < self.head.kv_len {
+            prefetch_row(s, x.d_k.at(i), d);
+            prefetch_row(s, x.d_v.at(i), d);
         }
-        let mut at = 0;
-        while at < run.len {
-            let n = lanes_at::<S>(at, run.len);
-            let factor = load_at(s, &factors, run.within + at, n);
-            let at_column = start + at;
-            let score = s.mul(load_at(s, p, at_column, n), score_factor);
-            let probability = exp(s, s.sub(score, lse));
-            let d_p = s.mul(load_at(s, d_s, at_column, n), factor);
-            let d_score = s.mul(s.mul(probability, s.sub(d_p, delta)), scale);
-            store_at(s, p, at_column, s.mul(probability, factor), n);
-            store_at(s, d_s, at_column, d_score, n);
-            at += S::LANES;
+        if let Some(next) = &self.next {
+            for x in [next.x.q, next.d_out, next.out, next.x.k, next.x.v] {
+                prefetch_row_of(s, x, i);
+            }
         }
-        start += run.len;
     }
-    for x in [p, d_s] {
-        x[..columns.start].fill(0.0);
-        x[columns.end..].fill(0.0);
-    }
-}
 
-/// Of each query of a tile its row of out times that of d_out. Beside the stores of the rows' gradients these loads would wait
-/// for them: a tenth of a whole backward.
-#[inline(always)]
-pub(super) fn dots<S: Simd, E: Element>(
-    s: S,
-    (head, tile): (&Head, Tile),
-    [out, d_out]: [&[E]; 2],
-    deltas: &mut [f32],
-) {
-    for (row, delta) in deltas[..tile.m].iter_mut().enumerate() {
-        let at = head.q_at(tile.i + row);
-        *delta = dot(
-            s,
-            &out[at..][..head.head_dim],
-            &d_out[at..][..head.head_dim],
-        );
+    /// Zero gradients: without queries or without keys, those of the other side are.
+    fn clear(&self) {
+        for i in 0..self.head.q_len {
+            // SAFETY: the rows lie inside the buffers, whose shapes the entry asserted, and no other task writes this head's
+            // columns of this sequence's rows.
+            unsafe { self.x.d_q.row(i) }.fill(E::default());
+        }
+        for j in 0..self.head.kv_len {
+            for d in [self.x.d_k, self.x.d_v] {
+                // SAFETY: as above.
+                unsafe { d.row(j) }.fill(E::default());
+            }
+        }
     }
-}
-
-#[inline(always)]
-pub(super) fn dot<S: Simd, E: Element>(s: S, a: &[E], b: &[E]) -> f32 {
-    let mut sum = s.splat(0.0);
-    let mut at = 0;
-    while at < a.len() {
-        let n = lanes_at::<S>(at, a.len());
-        sum = s.mul_add(load_at(s, a, at, n), load_at(s, b, at, n), sum);
-        at += S::LANES;
-    }
-    s.reduce_add(sum)
 }

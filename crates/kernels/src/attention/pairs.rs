@@ -1,137 +1,323 @@
-//! What attention on bf16 pairs shares: small products of pairs, and operands brought into the form that they want.
+//! Attention's products on bf16: pairs of values along the depth, summed in f32. Operands are brought into forms of their
+//! own, keys and values once a sequence, queries once a block; sums are rounded once.
 
-use super::{Head, Tile};
-use crate::aligned::Aligned;
+use super::arithmetic::{
+    Arithmetic, At, Carver, HeadGradients, HeadOperands, Pass, Product, WorkNeed,
+};
+use super::head::{Head, Layout, MOST_ROWS, RowsMut};
+use super::pair_positions::{SkewWork, skew_work};
+use super::rows::{PairGradient, PairRows, RowGradient, RowState, narrow_softmax_row, store_pairs};
 use crate::elementwise::convert_in;
 use crate::gemm::PANEL;
-use crate::gemm_bf16::{Ahead, Product, pack_columns, pack_rows_of, pairs_of, product_tile};
+use crate::gemm_bf16::{Ahead, pack_columns, pack_rows_of, pairs_of, product_tile};
 use crate::matrix::MatRef;
 use crate::simd::{Simd, lanes_at, load_at, store_at};
 use half::bf16;
 
-/// Query rows and key rows of a tile: with both score buffers and their bf16 forms they stay in the L2 cache.
-pub(super) const BLOCKS: [usize; 2] = [96, 256];
-
-/// Distance between rows of a tile: room for whole panels, and rows fall into different cache sets.
-pub(super) const STRIDE: usize = BLOCKS[1] + 16;
-
-/// Values of a tile.
-pub(super) const TILE: usize = BLOCKS[0] * STRIDE;
-
-/// Where the rows of a tile's buffers are, in values.
-pub(super) struct Layout {
-    /// Distance between rows of scores and of their gradients.
-    pub stride: usize,
-    /// Columns before the first of each such row.
-    pub margin: usize,
-    /// Distance between rows of the bf16 forms, and of the pairs of rows.
-    pub narrow: usize,
-}
-
-/// The layout of attention without position scores.
-pub(super) const PLAIN: Layout = Layout {
-    stride: STRIDE,
-    margin: 0,
-    narrow: STRIDE,
-};
-
-/// Buffers that a thread keeps between tasks. Shapes: m queries and n keys of a tile, T keys of the sequence.
-#[derive(Default)]
-pub(super) struct PairScratch {
+/// A thread's buffers. Shapes: m queries and n keys of a tile, S keys of the sequence.
+pub struct PairWork<'w> {
     /// Queries, and d_out, of a tile [m, Dh], rows of whole pairs.
-    pub rows: [Aligned<bf16>; 2],
+    pub rows: [&'w mut [bf16]; 2],
     /// The same as operands whose depth is the query: panels over Dh, pairs of rows.
-    pub turned: [Aligned<bf16>; 2],
-    /// Keys and values as operands whose depth is Dh: panels over T.
-    pub panels: [Aligned<bf16>; 2],
+    pub turned: [&'w mut [bf16]; 2],
+    /// Keys and values as operands whose depth is Dh: panels over S.
+    pub panels: [&'w mut [bf16]; 2],
     /// Keys (values in forward) as operands whose depth is the key: panels over Dh, pairs of rows.
-    pub keys_turned: Aligned<bf16>,
+    pub keys_turned: &'w mut [bf16],
     /// Scores and their gradients [m, n].
-    pub scores: [Aligned<f32>; 2],
+    pub scores: [&'w mut [f32]; 2],
     /// Probabilities, then the gradients of scores, in bf16 [m, n].
-    pub narrow: Aligned<bf16>,
+    pub narrow: &'w mut [bf16],
     /// Both in pairs of rows [m / 2, n].
-    pub row_pairs: [Aligned<u32>; 2],
-    /// Sums of out or d_q [m, Dh], of d_k and of d_v [T, Dh], rows of whole panels.
-    pub sums: [Aligned<f32>; 3],
+    pub row_pairs: [&'w mut [u32]; 2],
+    /// Sums of out or d_q [m, Dh], of d_k and of d_v [S, Dh], rows of whole panels.
+    pub sums: [&'w mut [f32]; 3],
+    pub skew: SkewWork<'w>,
 }
 
-impl PairScratch {
-    /// Row `row` of the gradients of a tile's scores in bf16, up to whole pairs.
-    #[inline(always)]
-    pub fn narrow_row<S: Simd>(&mut self, s: S, row: usize, n: usize, at: &Layout) {
-        let values = &self.scores[1][row * at.stride + at.margin..][..n];
-        let narrow = &mut self.narrow[row * at.narrow..][..2 * pairs_of(n)];
-        convert_in(s, &mut narrow[..n], values);
-        narrow[n..].fill(bf16::ZERO);
+impl Arithmetic for bf16 {
+    type Work<'w> = PairWork<'w>;
+    /// With both score buffers and their bf16 forms they stay in the L2 cache.
+    const PLAIN: Layout = Layout {
+        blocks: [96, 256],
+        stride: 256 + 16,
+        margin: 0,
+        narrow: 256 + 16,
+    };
+    const MARGINED: Layout = Layout {
+        blocks: [MOST_ROWS, 192],
+        stride: 192 + 2 * PANEL + 16,
+        margin: PANEL,
+        narrow: 192 + 16,
+    };
+    const ASKS_AHEAD: bool = true;
+
+    fn work<'w>(carver: &mut Carver<'w>, need: &WorkNeed) -> PairWork<'w> {
+        let (d, keys, layout) = (need.head_dim, need.kv_len, need.layout);
+        let is_backward = need.pass == Pass::Backward;
+        let backward = usize::from(is_backward);
+        let m = layout.blocks[0];
+        let rows = m * 2 * pairs_of(d);
+        let turned = backward * turned_len(m, d);
+        let panels = keys.div_ceil(PANEL) * 2 * PANEL * pairs_of(d);
+        let row_pairs = backward * m / 2 * layout.narrow;
+        let sums = backward * keys * padded(d);
+        PairWork {
+            rows: [carver.take(rows), carver.take(backward * rows)],
+            turned: [carver.take(turned), carver.take(turned)],
+            panels: [carver.take(panels), carver.take(backward * panels)],
+            keys_turned: carver.take(turned_len(keys, d)),
+            scores: [
+                carver.take(layout.tile_len()),
+                carver.take(backward * layout.tile_len()),
+            ],
+            narrow: carver.take(m * layout.narrow),
+            row_pairs: [carver.take(row_pairs), carver.take(row_pairs)],
+            sums: [
+                carver.take(m * padded(d)),
+                carver.take(sums),
+                carver.take(sums),
+            ],
+            skew: skew_work(carver, need),
+        }
     }
 
-    /// Row `row` of a tile's scores and of their gradients meets the row before it, or the tile's end; the first of two waits.
     #[inline(always)]
-    pub fn pair_up<S: Simd>(&mut self, s: S, tile: Tile, row: usize, at: &Layout) {
-        let is_second = row % 2 == 1;
-        if !is_second && row + 1 < tile.m {
-            return;
-        }
-        let first = row - row % 2;
-        for (values, pairs) in self.scores.iter().zip(&mut self.row_pairs) {
-            let row_at = |row: usize| &values[row * at.stride + at.margin..][..tile.n];
-            let second = is_second.then(|| row_at(row));
-            let pairs = &mut pairs[first / 2 * at.narrow..][..tile.n];
-            pair_rows(s, row_at(first), second, pairs);
+    fn prepare<S: Simd>(s: S, w: &mut PairWork, x: &HeadOperands<bf16>, pass: Pass) {
+        pack_by_rows(s, x.k, w.panels[0]);
+        if pass == Pass::Backward {
+            pack_by_rows(s, x.v, w.panels[1]);
+            pack_by_columns(s, x.k, w.keys_turned);
+        } else {
+            pack_by_columns(s, x.v, w.keys_turned);
         }
     }
 
-    /// `sums[0]` (=|+=) what the narrow rows of a tile give with the turned keys; the first tile of its queries overwrites.
-    ///
-    /// # Safety
-    /// The narrow rows are those of the tile, the turned keys those of the sequence, `sums[0]` has room for m rows.
     #[inline(always)]
-    pub unsafe fn meet_keys<S: Simd>(&mut self, s: S, head: &Head, tile: Tile, at: &Layout) {
+    fn take_rows<S: Simd>(s: S, w: &mut PairWork, q: MatRef<bf16>, d_out: Option<MatRef<bf16>>) {
+        copy_rows(s, q, w.rows[0]);
+        if let Some(d_out) = d_out {
+            copy_rows(s, d_out, w.rows[1]);
+            pack_by_columns(s, q, w.turned[0]);
+            pack_by_columns(s, d_out, w.turned[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(
+        s: S,
+        w: &mut PairWork,
+        at: &At,
+        which: Product,
+        _: MatRef<bf16>,
+        accumulate: bool,
+    ) {
+        let depth = pairs_of(at.head.head_dim);
         let block = PairBlock {
-            a: self.narrow.as_ptr().cast(),
-            a_row: at.narrow / 2,
+            a: w.rows[which as usize].as_ptr().cast(),
+            a_row: depth,
             a_pair: 1,
-            b: self.keys_turned[tile.j * PANEL..].as_ptr().cast(),
-            b_panel: PANEL * pairs_of(head.kv_len),
-            shape: [tile.m, head.head_dim, pairs_of(tile.n)],
-            c: self.sums[0].as_mut_ptr(),
-            c_row: padded(head.head_dim),
-            accumulate: !tile.is_first,
+            b: w.panels[which as usize][2 * at.tile.j * depth..]
+                .as_ptr()
+                .cast(),
+            b_panel: PANEL * depth,
+            shape: [at.tile.m, at.tile.n, depth],
+            c: w.scores[which as usize][at.layout.margin..].as_mut_ptr(),
+            c_row: at.layout.stride,
+            accumulate,
         };
-        // SAFETY: the narrow buffer holds m rows of whole pairs, the turned keys panels of pairs_of(T) pairs (j is even), the
-        // sums rows of whole panels.
+        // SAFETY: rows hold m rows of whole pairs, panels S rows up to whole panels (j is a multiple of PANEL), the scores m
+        // rows of whole panels.
         unsafe { multiply_pairs(s, &block) };
     }
 
-    /// d_v += pᵀ d_out, d_k += d_sᵀ q, d_q (=|+=) d_s k: `sums[2]`, `sums[1]` and `sums[0]`.
-    ///
-    /// # Safety
-    /// As [`PairScratch::meet_keys`]; the pairs of rows and the turned rows are those of the tile, `sums[1]` and `sums[2]`
-    /// have T rows.
     #[inline(always)]
-    pub unsafe fn add_gradients<S: Simd>(&mut self, s: S, head: &Head, tile: Tile, at: &Layout) {
-        let width = padded(head.head_dim);
-        let depth = pairs_of(tile.m);
+    unsafe fn softmax<S: Simd>(
+        s: S,
+        w: &mut PairWork,
+        at: &At,
+        row: usize,
+        state: &mut RowState,
+        _: RowsMut<bf16>,
+    ) {
+        let (layout, n) = (at.layout, at.tile.n);
+        let width = padded(at.head.head_dim);
+        let scores = &mut w.scores[0][row * layout.stride + layout.margin..][..n];
+        let narrow = &mut w.narrow[row * layout.narrow..][..2 * pairs_of(n)];
+        let sums = &mut w.sums[0][row * width..][..width];
+        narrow_softmax_row(s, at, row, (scores, narrow), state, sums);
+    }
+
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(s: S, w: &mut PairWork, at: &At, _: MatRef<bf16>, _: RowsMut<bf16>) {
+        // SAFETY: the caller's contract.
+        unsafe { w.meet_keys(s, at) };
+    }
+
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(s: S, w: &PairWork, row: usize, factor: f32, out: &mut [bf16]) {
+        store_row(s, &w.sums[0][row * padded(out.len())..], factor, out);
+    }
+
+    #[inline(always)]
+    unsafe fn begin_keys(w: &mut PairWork, head: &Head, _: &HeadGradients<bf16>) {
+        for sums in &mut w.sums[1..] {
+            sums[..head.kv_len * padded(head.head_dim)].fill(0.0);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gradients<S: Simd>(
+        s: S,
+        w: &mut PairWork,
+        at: &At,
+        row: usize,
+        lse: &[f32],
+        deltas: &[f32],
+    ) {
+        let lse_of = |row: usize| lse[at.head.lse_at(at.tile.i + row)];
+        if at.layout.margin > 0 {
+            w.margined_gradients(s, at, row, [lse_of(row), deltas[row]]);
+        } else if row.is_multiple_of(2) {
+            // Behind an odd tile's end any row will do for the second.
+            let second = (row + 1).min(at.tile.m - 1);
+            let gradient = PairGradient {
+                row,
+                lse: [lse_of(row), lse_of(second)],
+                delta: [deltas[row], deltas[second]],
+            };
+            gradient.apply(s, at, w.pair_of_rows(at, row));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_gradients<S: Simd>(s: S, w: &mut PairWork, at: &At, _: &HeadGradients<bf16>) {
+        let (tile, d) = (at.tile, at.head.head_dim);
+        let (width, depth) = (padded(d), pairs_of(tile.m));
         // (pairs of rows, other operand, sums): gradients of scores meet queries, probabilities meet d_out.
         for (which, other, sums) in [(1, 0, 1), (0, 1, 2)] {
             let block = PairBlock {
-                a: self.row_pairs[which].as_ptr(),
+                a: w.row_pairs[which].as_ptr(),
                 a_row: 1,
-                a_pair: at.narrow,
-                b: self.turned[other].as_ptr().cast(),
+                a_pair: at.layout.narrow,
+                b: w.turned[other].as_ptr().cast(),
                 b_panel: PANEL * depth,
-                shape: [tile.n, head.head_dim, depth],
-                c: self.sums[sums][tile.j * width..].as_mut_ptr(),
+                shape: [tile.n, d, depth],
+                c: w.sums[sums][tile.j * width..].as_mut_ptr(),
                 c_row: width,
                 accumulate: true,
             };
-            // SAFETY: row pairs hold pairs_of(m) rows, the turned operand panels of as many pairs, the sums T rows of whole
+            // SAFETY: row pairs hold pairs_of(m) rows, the turned operand panels of as many pairs, the sums S rows of whole
             // panels.
             unsafe { multiply_pairs(s, &block) };
         }
         // SAFETY: the caller's contract.
-        unsafe { self.meet_keys(s, head, tile, at) };
+        unsafe { w.meet_keys(s, at) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_queries<S: Simd>(s: S, w: &PairWork, at: &At, d_q: RowsMut<bf16>) {
+        let width = padded(at.head.head_dim);
+        for row in 0..at.tile.m {
+            // SAFETY: the caller's contract.
+            let d_q = unsafe { d_q.row(at.tile.i + row) };
+            store_row(s, &w.sums[0][row * width..], 1.0, d_q);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_keys<S: Simd>(s: S, w: &PairWork, head: &Head, x: &HeadGradients<bf16>) {
+        let width = padded(head.head_dim);
+        for j in 0..head.kv_len {
+            for (d, sums) in [(x.d_k, &w.sums[1]), (x.d_v, &w.sums[2])] {
+                // SAFETY: the caller's contract.
+                let d = unsafe { d.row(j) };
+                store_row(s, &sums[j * width..], 1.0, d);
+            }
+        }
+    }
+}
+
+impl PairWork<'_> {
+    /// `sums[0]` (=|+=) what the narrow rows of a tile give with the turned keys; the first tile of its queries overwrites.
+    ///
+    /// # Safety
+    /// The narrow rows are those of the tile, the turned keys those of the sequence.
+    #[inline(always)]
+    unsafe fn meet_keys<S: Simd>(&mut self, s: S, at: &At) {
+        let (tile, d) = (at.tile, at.head.head_dim);
+        let block = PairBlock {
+            a: self.narrow.as_ptr().cast(),
+            a_row: at.layout.narrow / 2,
+            a_pair: 1,
+            b: self.keys_turned[tile.j * PANEL..].as_ptr().cast(),
+            b_panel: PANEL * pairs_of(at.head.kv_len),
+            shape: [tile.m, d, pairs_of(tile.n)],
+            c: self.sums[0].as_mut_ptr(),
+            c_row: padded(d),
+            accumulate: !tile.is_first,
+        };
+        // SAFETY: the narrow buffer holds m rows of whole pairs, the turned keys panels of pairs_of(S) pairs (j is even), the
+        // sums m rows of whole panels.
+        unsafe { multiply_pairs(s, &block) };
+    }
+
+    /// Rows `row` and `row + 1` of a tile without margins.
+    #[inline(always)]
+    fn pair_of_rows(&mut self, at: &At, row: usize) -> PairRows<'_> {
+        let (Layout { stride, narrow, .. }, n) = (at.layout, at.tile.n);
+        let [scores, d_p] = &self.scores;
+        let [p_pairs, d_pairs] = &mut self.row_pairs;
+        let at_pair = row / 2 * narrow;
+        let (first, second) = self.narrow[row * narrow..].split_at_mut(narrow);
+        let narrow_len = 2 * pairs_of(n);
+        PairRows {
+            scores: [
+                &scores[row * stride..][..n],
+                &scores[(row + 1) * stride..][..n],
+            ],
+            d_p: [&d_p[row * stride..][..n], &d_p[(row + 1) * stride..][..n]],
+            pairs: [&mut p_pairs[at_pair..][..n], &mut d_pairs[at_pair..][..n]],
+            narrow: [&mut first[..narrow_len], &mut second[..narrow_len]],
+        }
+    }
+
+    /// The gradients of a row between margins, which become zeros; with every second row the pairs of both.
+    #[inline(always)]
+    fn margined_gradients<S: Simd>(&mut self, s: S, at: &At, row: usize, [lse, delta]: [f32; 2]) {
+        let (Layout { stride, margin, .. }, n) = (at.layout, at.tile.n);
+        let gradient = RowGradient {
+            row,
+            lse,
+            delta,
+            score_factor: at.head.scale,
+        };
+        let [p, d_s] = &mut self.scores;
+        let p = &mut p[row * stride + margin..][..n];
+        let d_s = &mut d_s[row * stride..][..n + 2 * margin];
+        gradient.apply(s, at, p, &mut d_s[margin..][..n]);
+        d_s[..margin].fill(0.0);
+        d_s[margin + n..].fill(0.0);
+        let narrow = &mut self.narrow[row * at.layout.narrow..][..2 * pairs_of(n)];
+        convert_in(s, &mut narrow[..n], &d_s[margin..][..n]);
+        narrow[n..].fill(bf16::ZERO);
+        self.pair_up(s, at, row);
+    }
+
+    /// Row `row` of a tile's scores and of their gradients meets the row before it, or the tile's end; the first of two waits.
+    #[inline(always)]
+    fn pair_up<S: Simd>(&mut self, s: S, at: &At, row: usize) {
+        let is_second = row % 2 == 1;
+        if !is_second && row + 1 < at.tile.m {
+            return;
+        }
+        let (layout, first) = (at.layout, row - row % 2);
+        for (values, pairs) in self.scores.iter().zip(&mut self.row_pairs) {
+            let row_at = |row: usize| &values[row * layout.stride + layout.margin..][..at.tile.n];
+            let second = is_second.then(|| row_at(row));
+            let pairs = &mut pairs[first / 2 * layout.narrow..][..at.tile.n];
+            pair_rows(s, row_at(first), second, pairs);
+        }
     }
 }
 
@@ -165,7 +351,7 @@ pub(super) unsafe fn multiply_pairs<S: Simd>(s: S, block: &PairBlock) {
             unsafe {
                 product_tile(
                     s,
-                    &Product {
+                    &crate::gemm_bf16::Product {
                         a: block.a.add(i * block.a_row),
                         a_row: block.a_row,
                         a_pair: block.a_pair,
@@ -189,12 +375,16 @@ pub(super) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(PANEL)
 }
 
+/// Values of rows [n, Dh] as panels of Dh, pairs of rows.
+fn turned_len(n: usize, d: usize) -> usize {
+    d.div_ceil(PANEL) * 2 * PANEL * pairs_of(n)
+}
+
 /// Copies rows [m, Dh] end to end, each of whole pairs.
 #[inline(always)]
-pub(super) fn copy_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Aligned<bf16>) {
+pub(super) fn copy_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut [bf16]) {
     let (m, d) = (rows.rows(), rows.cols());
     let stride = 2 * pairs_of(d);
-    let buffer = buffer.at_least(m * stride);
     for i in 0..m {
         let dst = &mut buffer[i * stride..][..stride];
         convert_in(s, &mut dst[..d], &rows.data()[i * rows.row_stride()..][..d]);
@@ -204,9 +394,9 @@ pub(super) fn copy_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Aligned<
 
 /// Packs rows [n, Dh] as an operand whose depth is Dh: panels of PANEL rows.
 #[inline(always)]
-pub(super) fn pack_by_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Aligned<bf16>) {
+fn pack_by_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut [bf16]) {
     let (n, len) = (rows.rows(), 2 * PANEL * pairs_of(rows.cols()));
-    let packed = buffer.at_least(n.div_ceil(PANEL) * len);
+    let packed = &mut buffer[..n.div_ceil(PANEL) * len];
     for (p, panel) in packed.chunks_exact_mut(len).enumerate() {
         let range = p * PANEL..((p + 1) * PANEL).min(n);
         pack_rows_of(s, rows.rows_range(range), panel);
@@ -215,10 +405,10 @@ pub(super) fn pack_by_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Align
 
 /// Packs rows [n, Dh] as an operand whose depth is the row: panels of PANEL columns of Dh.
 #[inline(always)]
-pub(super) fn pack_by_columns<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut Aligned<bf16>) {
+fn pack_by_columns<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut [bf16]) {
     let (n, d) = (rows.rows(), rows.cols());
     let len = 2 * PANEL * pairs_of(n);
-    let packed = buffer.at_least(d.div_ceil(PANEL) * len);
+    let packed = &mut buffer[..turned_len(n, d)];
     let columns = rows.transposed();
     for (p, panel) in packed.chunks_exact_mut(len).enumerate() {
         let range = p * PANEL..((p + 1) * PANEL).min(d);
@@ -243,35 +433,9 @@ pub(super) fn pair_rows<S: Simd>(s: S, first: &[f32], second: Option<&[f32]>, pa
     }
 }
 
-/// Stores the first `n` lanes to a slice at `at`. Bounds are asserted.
+/// row = sums * factor, rounded.
 #[inline(always)]
-pub(super) fn store_pairs<S: Simd>(s: S, pairs: &mut [u32], at: usize, v: S::U, n: usize) {
-    assert!(n <= S::LANES && at + n <= pairs.len());
-    if n == S::LANES {
-        // SAFETY: a whole vector from `at` lies inside `pairs`.
-        unsafe { s.store_u(pairs.as_mut_ptr().add(at), v) };
-    } else {
-        let mut lanes = [0u32; 16];
-        // SAFETY: LANES <= 16.
-        unsafe { s.store_u(lanes.as_mut_ptr(), v) };
-        pairs[at..at + n].copy_from_slice(&lanes[..n]);
-    }
-}
-
-/// Rounds a row of sums to where it belongs: `x[at ..]`, times `factor`.
-///
-/// # Safety
-/// Dh values at `p` may be written, and nobody else uses them meanwhile.
-#[inline(always)]
-pub(super) unsafe fn store_row<S: Simd>(
-    s: S,
-    sums: &[f32],
-    factor: f32,
-    p: *mut bf16,
-    head: &Head,
-) {
-    // SAFETY: the caller's contract.
-    let row = unsafe { std::slice::from_raw_parts_mut(p, head.head_dim) };
+fn store_row<S: Simd>(s: S, sums: &[f32], factor: f32, row: &mut [bf16]) {
     let factor = s.splat(factor);
     let mut at = 0;
     while at < row.len() {

@@ -1,6 +1,6 @@
 //! The definition of disentangled attention in `f64`, forward and backward.
 
-use super::dropout_factor;
+use super::{dropout_factor, score};
 
 /// Operands; the shapes are those of [`crate::DisentangledInputs`].
 #[derive(Clone, Copy)]
@@ -40,11 +40,23 @@ pub struct DisentangledGradients {
 struct Row {
     /// Position of the query in q.
     q: usize,
-    /// Of each key: its position in k, its row's position in the tables, its probability and dropout factor.
-    keys: Vec<(usize, usize, f64, f64)>,
+    keys: Vec<Key>,
     lse: f64,
     /// Position in lse.
     lse_at: usize,
+}
+
+/// What a key is to a query.
+struct Key {
+    /// Position in k.
+    k: usize,
+    /// Its row's position in the tables.
+    table: usize,
+    p: f64,
+    /// Of dropout.
+    factor: f64,
+    /// Of the score over the sum of products.
+    slope: f64,
 }
 
 impl Disentangled<'_> {
@@ -74,22 +86,28 @@ impl Disentangled<'_> {
         for (j, row) in kv.enumerate() {
             let distance = i as isize - j as isize + (self.rows.len() / 2) as isize;
             let (k, r) = (at(row), at(self.rows[distance as usize] as usize));
-            let score = dot(self.q, q, self.k, k)
+            let sum = dot(self.q, q, self.k, k)
                 + self.keys.map_or(0.0, |keys| dot(self.q, q, keys, r))
                 + self
                     .queries
                     .map_or(0.0, |queries| dot(self.k, k, queries, r));
-            scores.push(f64::from(shape.scale) * score);
+            scores.push(score(shape, sum));
             places.push((k, r));
         }
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+        let max = (scores.iter()).fold(f64::NEG_INFINITY, |max, (score, _)| max.max(*score));
+        let sum: f64 = scores.iter().map(|(score, _)| (score - max).exp()).sum();
         let factor = |j: usize| {
             let index = ((lse_at as u64) << 32) + j as u64;
             (shape.dropout).map_or(1.0, |dropout| dropout_factor(dropout, index))
         };
         let keys = places.iter().zip(&scores).enumerate();
-        let keys = keys.map(|(j, (&(k, r), score))| (k, r, (score - max).exp() / sum, factor(j)));
+        let keys = keys.map(|(j, (&(k, table), (score, slope)))| Key {
+            k,
+            table,
+            p: (score - max).exp() / sum,
+            factor: factor(j),
+            slope: *slope,
+        });
         Row {
             q,
             keys: keys.collect(),
@@ -105,7 +123,7 @@ pub fn disentangled_attention(x: &Disentangled) -> (Vec<f64>, Vec<f64>) {
     let (mut out, mut lse) = (vec![0.0; x.q.len()], vec![0.0; x.q.len() / d.max(1)]);
     x.for_each_row(|row| {
         lse[row.lse_at] = row.lse;
-        for (k, _, p, factor) in row.keys {
+        for Key { k, p, factor, .. } in row.keys {
             (0..d).for_each(|c| out[row.q + c] += p * factor * x.v[k + c]);
         }
     });
@@ -130,9 +148,10 @@ pub fn disentangled_attention_backward(x: &Disentangled, d_out: &[f64]) -> Disen
             dot * factor
         };
         let keys = row.keys.iter();
-        let delta: f64 = keys.map(|&(k, _, p, factor)| p * d_p(k, factor)).sum();
-        for &(k, r, p, factor) in &row.keys {
-            let d_score = p * (d_p(k, factor) - delta) * f64::from(x.shape.scale);
+        let delta: f64 = keys.map(|key| key.p * d_p(key.k, key.factor)).sum();
+        for key in &row.keys {
+            let (k, r, p, factor) = (key.k, key.table, key.p, key.factor);
+            let d_score = p * (d_p(k, factor) - delta) * key.slope;
             for c in 0..d {
                 g.d_v[k + c] += p * factor * d_out[q + c];
                 g.d_q[q + c] += d_score * x.k[k + c];

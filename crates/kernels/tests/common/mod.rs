@@ -81,7 +81,9 @@ pub const DROPOUT: Dropout = Dropout {
 /// Attention over some sequences, for every test that wants one.
 pub struct AttentionCase {
     pub num_heads: usize,
+    pub num_key_value_heads: usize,
     pub head_dim: usize,
+    pub soft_cap: Option<f32>,
     pub q_offsets: Vec<usize>,
     pub kv_offsets: Vec<usize>,
     pub mask: AttentionMask,
@@ -100,11 +102,28 @@ impl AttentionCase {
         };
         Self {
             num_heads,
+            num_key_value_heads: num_heads,
             head_dim,
+            soft_cap: None,
             q_offsets: offsets(|pair| pair.0),
             kv_offsets: offsets(|pair| pair.1),
             mask: AttentionMask::Full,
             dropout: None,
+        }
+    }
+
+    /// With fewer heads of keys and values.
+    pub fn grouped(self, num_key_value_heads: usize) -> Self {
+        Self {
+            num_key_value_heads,
+            ..self
+        }
+    }
+
+    pub fn capped(self, cap: f32) -> Self {
+        Self {
+            soft_cap: Some(cap),
+            ..self
         }
     }
 
@@ -123,7 +142,9 @@ impl AttentionCase {
     pub fn shape(&self) -> AttentionShape<'_> {
         AttentionShape {
             num_heads: self.num_heads,
+            num_key_value_heads: self.num_key_value_heads,
             head_dim: self.head_dim,
+            soft_cap: self.soft_cap,
             q_offsets: &self.q_offsets,
             kv_offsets: &self.kv_offsets,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
@@ -134,9 +155,9 @@ impl AttentionCase {
 
     /// Elements of q and of k.
     pub fn sizes(&self) -> (usize, usize) {
-        let width = self.num_heads * self.head_dim;
-        let last = |offsets: &[usize]| offsets[offsets.len() - 1] * width;
-        (last(&self.q_offsets), last(&self.kv_offsets))
+        let last = |offsets: &[usize], heads| offsets[offsets.len() - 1] * heads * self.head_dim;
+        let of_q = last(&self.q_offsets, self.num_heads);
+        (of_q, last(&self.kv_offsets, self.num_key_value_heads))
     }
 }
 

@@ -1,0 +1,247 @@
+//! One head of one sequence: which rows and columns are its own, which keys its queries see, and the tiles of its scores.
+//! It knows shapes, no values.
+
+use super::{AttentionMask, AttentionShape};
+use crate::dropout::GROUP;
+use crate::gemm::PANEL;
+use crate::matrix::MatRef;
+use crate::parallel::SharedMut;
+use std::ops::Range;
+
+/// Query rows of the largest tile of any kind.
+pub(super) const MOST_ROWS: usize = 128;
+
+/// Query rows of a tile under a causal mask: the fewer, the less work is done above the diagonal.
+pub(super) const CAUSAL_ROWS: usize = 48;
+
+/// Where the tiles of one kind of scores lie in their buffers.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    /// Query rows of a tile without a causal mask, and its key columns: a multiple of the panel.
+    pub blocks: [usize; 2],
+    /// Distance between rows of scores and of their gradients: room for whole panels, and rows fall into
+    /// different cache sets.
+    pub stride: usize,
+    /// Columns beside each such row, on both sides.
+    pub margin: usize,
+    /// Distance between rows of rounded scores, and of pairs of rows.
+    pub narrow: usize,
+}
+
+impl Layout {
+    /// Values of a tile of scores.
+    pub(super) const fn tile_len(&self) -> usize {
+        self.blocks[0] * self.stride
+    }
+}
+
+/// A query head of a sequence with the key-value head that it reads.
+#[derive(Clone, Copy)]
+pub struct Head {
+    pub num_heads: usize,
+    /// The query head.
+    pub head: usize,
+    pub kv_head: usize,
+    pub head_dim: usize,
+    pub q_start: usize,
+    pub q_len: usize,
+    pub kv_start: usize,
+    pub kv_len: usize,
+    pub scale: f32,
+    pub soft_cap: Option<f32>,
+    pub mask: AttentionMask,
+}
+
+impl Head {
+    /// Head `head` of sequence `b`.
+    #[inline]
+    pub(super) fn new(shape: &AttentionShape, b: usize, head: usize) -> Self {
+        // Two divisions would show beside a head of a few rows.
+        let kv_head = if shape.num_heads == shape.num_key_value_heads {
+            head
+        } else {
+            head / shape.group()
+        };
+        Head {
+            num_heads: shape.num_heads,
+            head,
+            kv_head,
+            head_dim: shape.head_dim,
+            q_start: shape.q_offsets[b],
+            q_len: shape.q_len(b),
+            kv_start: shape.kv_offsets[b],
+            kv_len: shape.kv_len(b),
+            scale: shape.scale,
+            soft_cap: shape.soft_cap,
+            mask: shape.mask,
+        }
+    }
+
+    /// This head's part of [q rows, H * Dh].
+    #[inline]
+    pub(super) fn of_q<'a, T: Copy>(&self, x: MatRef<'a, T>) -> MatRef<'a, T> {
+        let rows = x.rows_range(self.q_start..self.q_start + self.q_len);
+        rows.cols_range(self.head * self.head_dim..(self.head + 1) * self.head_dim)
+    }
+
+    /// This head's part of [kv rows, Hkv * Dh].
+    #[inline]
+    pub(super) fn of_kv<'a, T: Copy>(&self, x: MatRef<'a, T>) -> MatRef<'a, T> {
+        let rows = x.rows_range(self.kv_start..self.kv_start + self.kv_len);
+        rows.cols_range(self.kv_head * self.head_dim..(self.kv_head + 1) * self.head_dim)
+    }
+
+    /// As [`Head::of_q`], to write.
+    pub(super) fn of_q_mut<T>(&self, x: RowsMut<T>) -> RowsMut<T> {
+        x.part(self.q_start, self.head * self.head_dim, self.head_dim)
+    }
+
+    /// As [`Head::of_kv`], to write.
+    pub(super) fn of_kv_mut<T>(&self, x: RowsMut<T>) -> RowsMut<T> {
+        x.part(self.kv_start, self.kv_head * self.head_dim, self.head_dim)
+    }
+
+    /// Position of query `i` in a [q rows, H] buffer.
+    pub(super) fn lse_at(&self, i: usize) -> usize {
+        (self.q_start + i) * self.num_heads + self.head
+    }
+
+    /// Dropout index of the first key of query `i`: a row owns 2^32 indices.
+    pub(super) fn dropout_index(&self, i: usize) -> u64 {
+        (self.lse_at(i) as u64) << 32
+    }
+
+    /// The keys that query `i` attends to.
+    fn columns(&self, i: usize) -> Range<usize> {
+        match self.mask {
+            AttentionMask::Full => 0..self.kv_len,
+            AttentionMask::Causal { window } => {
+                let end = self.kv_len - self.q_len + i + 1;
+                window.map_or(0, |keys| end.saturating_sub(keys))..end
+            }
+        }
+    }
+
+    /// Calls `tile` for every tile that holds a score, block of queries by block of queries, keys rising.
+    #[inline(always)]
+    pub(super) fn for_each_tile(&self, [rows, columns]: [usize; 2], mut tile: impl FnMut(Tile)) {
+        let rows = match self.mask {
+            AttentionMask::Full => rows,
+            AttentionMask::Causal { .. } => CAUSAL_ROWS,
+        };
+        for i in (0..self.q_len).step_by(rows) {
+            let m = (self.q_len - i).min(rows);
+            let start = self.columns(i).start / PANEL * PANEL;
+            let end = self.columns(i + m - 1).end;
+            for j in (start..end).step_by(columns) {
+                let n = (end - j).min(columns);
+                let (is_first, is_last) = (j == start, j + n == end);
+                tile(Tile {
+                    i,
+                    m,
+                    j,
+                    n,
+                    is_first,
+                    is_last,
+                });
+            }
+        }
+    }
+
+    /// The columns within a tile that row `row` of it attends to.
+    pub(super) fn tile_columns(&self, tile: Tile, row: usize) -> Range<usize> {
+        let columns = self.columns(tile.i + row);
+        let within = |j: usize| j.saturating_sub(tile.j).min(tile.n);
+        within(columns.start)..within(columns.end)
+    }
+}
+
+/// One tile: queries i .. i + m against keys j .. j + n; j is a multiple of the panel.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    pub i: usize,
+    pub m: usize,
+    pub j: usize,
+    pub n: usize,
+    /// The first tile of these queries.
+    pub is_first: bool,
+    /// The last tile of these queries.
+    pub is_last: bool,
+}
+
+/// Columns of a row whose dropout factors are of one group.
+pub struct Run {
+    /// Place of the first column's key in its sequence.
+    key: usize,
+    /// Place of the first column in the group.
+    pub within: usize,
+    pub len: usize,
+}
+
+impl Run {
+    /// The one that begins at column `start` of a tile.
+    #[inline(always)]
+    pub(super) fn new(tile: Tile, start: usize, end: usize) -> Self {
+        // A row's first key begins a group.
+        let key = tile.j + start;
+        let within = key % GROUP;
+        let len = (end - start).min(GROUP - within);
+        Self { key, within, len }
+    }
+
+    /// The group, for query `i` of the sequence.
+    #[inline(always)]
+    pub(super) fn group(&self, head: &Head, i: usize) -> u64 {
+        (head.dropout_index(i) + self.key as u64) / GROUP as u64
+    }
+}
+
+/// Rows that a task writes: [.., cols], a distance apart.
+pub struct RowsMut<T = f32> {
+    start: SharedMut<T>,
+    stride: usize,
+    cols: usize,
+}
+
+impl<T> Clone for RowsMut<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for RowsMut<T> {}
+
+impl<T> RowsMut<T> {
+    pub(super) fn new(start: SharedMut<T>, stride: usize, cols: usize) -> Self {
+        Self {
+            start,
+            stride,
+            cols,
+        }
+    }
+
+    fn part(&self, row: usize, column: usize, cols: usize) -> Self {
+        let start = self.at(row).wrapping_add(column);
+        Self::new(SharedMut::of(start), self.stride, cols)
+    }
+
+    /// Distance between rows.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The first value of row `i`.
+    pub(super) fn at(&self, i: usize) -> *mut T {
+        self.start.get().wrapping_add(i * self.stride)
+    }
+
+    /// Row `i`.
+    ///
+    /// # Safety
+    /// The row lies inside the buffer, which outlives the use, and nothing else uses the row meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn row<'a>(&self, i: usize) -> &'a mut [T] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.at(i), self.cols) }
+    }
+}
