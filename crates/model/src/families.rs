@@ -7,6 +7,7 @@ mod decoder;
 pub mod gpt2;
 pub mod gpt_neo;
 pub mod opt;
+mod post_norm;
 pub mod roberta;
 mod stored_head;
 

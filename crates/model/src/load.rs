@@ -15,8 +15,8 @@ use lowrank_kernels as kernels;
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::modules::{
-    Bias, Convolution, Embedding, Kind, LayerNorm, Linear, Module, Modules, Parameter, Value,
-    name_hash,
+    Bias, Convolution, Embedding, Kind, LayerNorm, Linear, Module, ModuleId, Modules, Parameter,
+    Value, name_hash,
 };
 pub(crate) use names::Names;
 pub use names::Naming;
@@ -126,27 +126,27 @@ impl Source<'_> {
 }
 
 /// A tensor's place in the model.
-struct Wanted<'n> {
-    name: &'n str,
-    shape: &'n [usize],
+struct Wanted {
+    name: String,
+    shape: Vec<usize>,
+    store: Store,
     presence: Presence,
     /// Standard deviation of new values around `mean`.
     std: f32,
     mean: f32,
 }
 
-impl Wanted<'_> {
-    fn parameter(&self, value: Value) -> Parameter {
-        Parameter {
-            name: self.name.to_owned(),
-            shape: self.shape.to_vec(),
-            value,
-        }
-    }
-}
-
-fn weight_of(path: &str) -> String {
-    format!("{path}.weight")
+/// What a parameter is kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Store {
+    /// A vector.
+    Vector,
+    /// Lookups.
+    Table,
+    /// Products, from [out, in].
+    Matrix,
+    /// Products, from [in, out].
+    Conv1d,
 }
 
 impl<'a> Loader<'a> {
@@ -211,86 +211,51 @@ impl<'a> Loader<'a> {
     /// Any linear layer.
     pub fn linear_of(&mut self, spec: LinearSpec<'_>) -> Result<Linear, ModelError> {
         let (path, [inp, out]) = (spec.path, spec.shape);
-        let (kind, shape) = match spec.layout {
-            Layout::Linear => (Kind::Linear, [out, inp]),
-            Layout::Conv1d => (Kind::Conv1d, [inp, out]),
+        let (kind, store, shape) = match spec.layout {
+            Layout::Linear => (Kind::Linear, Store::Matrix, [out, inp]),
+            Layout::Conv1d => (Kind::Conv1d, Store::Conv1d, [inp, out]),
         };
-        let name = weight_of(path);
-        let wanted = Wanted {
-            name: &name,
-            shape: &shape,
+        let weight = self.parameter(Wanted {
             presence: spec.presence,
             std: spec.std,
-            mean: 0.0,
-        };
-        let source = self.locate(&wanted);
-        let is_new = source.is_none() && self.source.is_some();
-        let weight = match spec.layout {
-            Layout::Linear => self.matrix(&wanted, source.as_deref(), out, inp)?,
-            Layout::Conv1d => {
-                // One buffer for all: fresh pages for each matrix cost as much as its values.
-                let mut stored = std::mem::take(&mut self.stored);
-                if !self.device.is_dry() {
-                    stored.resize(inp * out, 0.0);
-                    self.fill(&wanted, source.as_deref(), 0, &mut stored)?;
-                }
-                let packed = PackedMatrix::from_transposed(self.device, out, inp, &stored);
-                self.stored = stored;
-                Value::Conv1d(Matrix::Frozen(packed))
-            }
-        };
-        let mut parameters = vec![wanted.parameter(weight)];
+            ..self.weight(path, &shape, store)
+        })?;
+        let mut parameters = vec![weight];
         if spec.has_bias {
-            parameters.push(self.vector(format!("{path}.bias"), out, spec.presence, 0.0)?);
+            parameters.push(self.vector(format!("{path}.bias"), out, spec.presence)?);
         }
-        let module = Module::new(path, kind, parameters);
-        Ok(Linear(self.modules.push(Module { is_new, ..module })))
+        Ok(Linear(self.push(path, kind, parameters)))
     }
 
     /// The output table of a language model, which may be its input table too.
-    pub fn head_table(
-        &mut self,
-        path: &str,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Embedding, ModelError> {
-        let name = weight_of(path);
-        let shape = [rows, cols];
-        let wanted = self.wanted(&name, &shape);
-        let source = self.locate(&wanted);
-        let table = self.matrix(&wanted, source.as_deref(), rows, cols)?;
-        let module = Module::new(path, Kind::Embedding, vec![wanted.parameter(table)]);
-        Ok(Embedding {
-            id: self.modules.push(module),
-            rows,
-            padding_idx: None,
-        })
+    pub fn head_table(&mut self, path: &str, shape: [usize; 2]) -> Result<Embedding, ModelError> {
+        self.table(path, shape, Store::Matrix)
     }
 
-    /// An embedding table; full training leaves the row `padding_idx` alone.
+    /// An embedding table [V, D]; full training leaves the row `padding_idx` alone.
     pub fn embedding(
         &mut self,
         path: &str,
-        rows: usize,
-        cols: usize,
+        shape: [usize; 2],
         padding_idx: Option<u32>,
     ) -> Result<Embedding, ModelError> {
-        let name = weight_of(path);
-        let shape = [rows, cols];
-        let wanted = self.wanted(&name, &shape);
-        let source = self.locate(&wanted);
-        let table = Frozen::table_from_blocks(self.device, rows, cols, |first, block| {
-            self.fill(&wanted, source.as_deref(), first * cols, block)
-        })?;
-        let module = Module::new(
-            path,
-            Kind::Embedding,
-            vec![wanted.parameter(Value::Rows(Param::Frozen(table)))],
-        );
         Ok(Embedding {
-            id: self.modules.push(module),
-            rows,
             padding_idx,
+            ..self.table(path, shape, Store::Table)?
+        })
+    }
+
+    fn table(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+        store: Store,
+    ) -> Result<Embedding, ModelError> {
+        let table = self.parameter(self.weight(path, &shape, store))?;
+        Ok(Embedding {
+            id: self.push(path, Kind::Embedding, vec![table]),
+            rows: shape[0],
+            padding_idx: None,
         })
     }
 
@@ -301,23 +266,17 @@ impl<'a> Loader<'a> {
         channels: usize,
         taps: usize,
     ) -> Result<Convolution, ModelError> {
-        let name = weight_of(path);
         let shape = [channels, channels, taps];
-        let wanted = self.wanted(&name, &shape);
-        let source = self.locate(&wanted);
-        let weight = self.matrix(&wanted, source.as_deref(), channels, channels * taps)?;
-        let bias = self.vector(format!("{path}.bias"), channels, Presence::Required, 0.0)?;
-        let parameters = vec![wanted.parameter(weight), bias];
-        let module = Module::new(path, Kind::Convolution, parameters);
-        let id = self.modules.push(module);
+        let weight = self.parameter(self.weight(path, &shape, Store::Matrix))?;
+        let bias = self.vector(format!("{path}.bias"), channels, Presence::Required)?;
+        let id = self.push(path, Kind::Convolution, vec![weight, bias]);
         Ok(Convolution { id, taps })
     }
 
     /// A bias by itself.
     pub fn bias(&mut self, path: &str, width: usize) -> Result<Bias, ModelError> {
-        let value = self.vector(path.to_owned(), width, Presence::Required, 0.0)?;
-        let module = Module::new(path, Kind::Bias, vec![value]);
-        Ok(Bias(self.modules.push(module)))
+        let value = self.vector(path.to_owned(), width, Presence::Required)?;
+        Ok(Bias(self.push(path, Kind::Bias, vec![value])))
     }
 
     /// A layer norm.
@@ -327,27 +286,28 @@ impl<'a> Loader<'a> {
         width: usize,
         eps: f32,
     ) -> Result<LayerNorm, ModelError> {
-        let weight = self.vector(weight_of(path), width, Presence::Required, 1.0)?;
-        let bias = self.vector(format!("{path}.bias"), width, Presence::Required, 0.0)?;
-        let module = Module::new(path, Kind::LayerNorm, vec![weight, bias]);
-        let id = self.modules.push(module);
+        let weight = self.parameter(Wanted {
+            std: 0.0,
+            mean: 1.0,
+            ..self.weight(path, &[width], Store::Vector)
+        })?;
+        let bias = self.vector(format!("{path}.bias"), width, Presence::Required)?;
+        let id = self.push(path, Kind::LayerNorm, vec![weight, bias]);
         Ok(LayerNorm { id, eps })
     }
 
     /// A layer norm without parameters: weight 1, bias 0, in no checkpoint.
     pub fn plain_layer_norm(&mut self, path: &str, width: usize, eps: f32) -> LayerNorm {
-        let constant = |name: String, value: f32| {
+        let constant = |name: &str, value: f32| {
             let values = Frozen::new(self.device, 1, width, &vec![value; width]);
             Parameter {
-                name,
+                name: format!("{path}.{name}"),
                 shape: vec![width],
                 value: Value::Rows(Param::Frozen(values)),
+                is_new: false,
             }
         };
-        let parameters = vec![
-            constant(weight_of(path), 1.0),
-            constant(format!("{path}.bias"), 0.0),
-        ];
+        let parameters = vec![constant("weight", 1.0), constant("bias", 0.0)];
         let module = Module::new(path, Kind::LayerNorm, parameters);
         let id = self.modules.push(Module {
             is_listed: false,
@@ -356,50 +316,76 @@ impl<'a> Loader<'a> {
         LayerNorm { id, eps }
     }
 
-    /// A weight of the body.
-    fn wanted<'n>(&self, name: &'n str, shape: &'n [usize]) -> Wanted<'n> {
+    fn push(&mut self, path: &str, kind: Kind, parameters: Vec<Parameter>) -> ModuleId {
+        self.modules.push(Module::new(path, kind, parameters))
+    }
+
+    /// A module's weight, in the body.
+    fn weight(&self, path: &str, shape: &[usize], store: Store) -> Wanted {
         Wanted {
-            name,
-            shape,
+            name: format!("{path}.weight"),
+            shape: shape.to_vec(),
+            store,
             presence: Presence::Required,
             std: self.initializer_range,
             mean: 0.0,
         }
     }
 
-    fn matrix(
-        &mut self,
-        wanted: &Wanted<'_>,
-        source: Option<&str>,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Value, ModelError> {
-        let packed = PackedMatrix::from_blocks(self.device, rows, cols, |first, block| {
-            self.fill(wanted, source, first * cols, block)
-        })?;
-        Ok(Value::Matrix(Matrix::Frozen(packed)))
-    }
-
+    /// A vector that is zero where it is new.
     fn vector(
         &mut self,
         name: String,
         len: usize,
         presence: Presence,
-        mean: f32,
     ) -> Result<Parameter, ModelError> {
-        let shape = [len];
-        let wanted = Wanted {
-            name: &name,
-            shape: &shape,
+        self.parameter(Wanted {
+            name,
+            shape: vec![len],
+            store: Store::Vector,
             presence,
             std: 0.0,
-            mean,
+            mean: 0.0,
+        })
+    }
+
+    fn parameter(&mut self, wanted: Wanted) -> Result<Parameter, ModelError> {
+        let (device, source) = (self.device, self.locate(&wanted));
+        let file_name = source.as_deref();
+        let rows = wanted.shape[0];
+        let cols: usize = wanted.shape[1..].iter().product();
+        let fill =
+            |first: usize, block: &mut [f32]| self.fill(&wanted, file_name, first * cols, block);
+        let value = match wanted.store {
+            Store::Vector => {
+                Value::Rows(Param::Frozen(Frozen::from_blocks(device, 1, rows, fill)?))
+            }
+            Store::Table => {
+                let table = Frozen::table_from_blocks(device, rows, cols, fill)?;
+                Value::Rows(Param::Frozen(table))
+            }
+            Store::Matrix => {
+                let packed = PackedMatrix::from_blocks(device, rows, cols, fill)?;
+                Value::Matrix(Matrix::Frozen(packed))
+            }
+            Store::Conv1d => {
+                // One buffer for all: fresh pages for each matrix cost as much as its values.
+                let mut stored = std::mem::take(&mut self.stored);
+                if !device.is_dry() {
+                    stored.resize(rows * cols, 0.0);
+                    self.fill(&wanted, file_name, 0, &mut stored)?;
+                }
+                let packed = PackedMatrix::from_transposed(device, cols, rows, &stored);
+                self.stored = stored;
+                Value::Conv1d(Matrix::Frozen(packed))
+            }
         };
-        let source = self.locate(&wanted);
-        let vector = Frozen::from_blocks(self.device, 1, len, |first, block| {
-            self.fill(&wanted, source.as_deref(), first * len, block)
-        })?;
-        Ok(wanted.parameter(Value::Rows(Param::Frozen(vector))))
+        Ok(Parameter {
+            is_new: source.is_none() && self.source.is_some(),
+            name: wanted.name,
+            shape: wanted.shape,
+            value,
+        })
     }
 
     /// The modules and the report, or every fault at once.
@@ -419,10 +405,10 @@ impl<'a> Loader<'a> {
     }
 
     /// The file's name of a wanted tensor whose shape fits; else notes what that means.
-    fn locate(&mut self, wanted: &Wanted<'_>) -> Option<String> {
+    fn locate(&mut self, wanted: &Wanted) -> Option<String> {
         let source = self.source.as_ref()?;
-        let found = source.names.get(wanted.name);
-        if let Some(table) = source.table(wanted.name) {
+        let found = source.names.get(&wanted.name);
+        if let Some(table) = source.table(&wanted.name) {
             self.used.extend(found.map(str::to_owned));
             if table.shape != wanted.shape {
                 self.body_faults += 1;
@@ -433,7 +419,7 @@ impl<'a> Loader<'a> {
                 return None;
             }
             self.report.loaded += 1;
-            return Some(wanted.name.to_owned());
+            return Some(wanted.name.clone());
         }
         let found = found.and_then(|n| Some((n.to_owned(), source.checkpoint.info(n)?)));
         let Some((file_name, info)) = found else {
@@ -445,15 +431,15 @@ impl<'a> Loader<'a> {
                         wanted.name, wanted.shape
                     ));
                 }
-                Presence::NewIfAbsent => self.report.new.push(wanted.name.to_string()),
+                Presence::NewIfAbsent => self.report.new.push(wanted.name.clone()),
             }
             return None;
         };
         self.used.insert(file_name.clone());
         if info.shape != wanted.shape {
             if wanted.presence == Presence::NewIfAbsent && self.options.ignore_mismatched_sizes {
-                self.report.mismatched.push(wanted.name.to_string());
-                self.report.new.push(wanted.name.to_string());
+                self.report.mismatched.push(wanted.name.clone());
+                self.report.new.push(wanted.name.clone());
                 return None;
             }
             self.body_faults += usize::from(wanted.presence == Presence::Required);
@@ -470,7 +456,7 @@ impl<'a> Loader<'a> {
     /// Writes the values of `wanted` from element `start` on.
     fn fill(
         &mut self,
-        wanted: &Wanted<'_>,
+        wanted: &Wanted,
         file_name: Option<&str>,
         start: usize,
         block: &mut [f32],
@@ -479,7 +465,7 @@ impl<'a> Loader<'a> {
             new_values(self.options.seed, wanted, start, block);
             return Ok(());
         };
-        if let Some(table) = source.table(wanted.name) {
+        if let Some(table) = source.table(&wanted.name) {
             block.copy_from_slice(&table.data[start..start + block.len()]);
             return Ok(());
         }
@@ -499,12 +485,12 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn new_values(seed: u64, wanted: &Wanted<'_>, start: usize, block: &mut [f32]) {
+fn new_values(seed: u64, wanted: &Wanted, start: usize, block: &mut [f32]) {
     if wanted.std == 0.0 {
         block.fill(wanted.mean);
         return;
     }
     // Each block is a stream of its own, so that a tensor's values do not depend on how it is read.
-    let stream = name_hash(wanted.name) ^ (start as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let stream = name_hash(&wanted.name) ^ (start as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     kernels::fill_normal(seed, stream, wanted.mean, wanted.std, block);
 }

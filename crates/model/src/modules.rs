@@ -61,6 +61,8 @@ pub struct Parameter {
     pub name: String,
     /// Its shape in the checkpoint.
     pub shape: Vec<usize>,
+    /// Whether it is in no checkpoint and was initialised here.
+    pub is_new: bool,
     pub(crate) value: Value,
 }
 
@@ -158,8 +160,6 @@ pub struct Module {
     pub parameters: Vec<Parameter>,
     /// The adapter, if one is attached to this linear layer.
     pub adapter: Option<Adapter>,
-    /// Whether its weight is in no checkpoint and was initialised here.
-    pub is_new: bool,
     /// Whether checkpoints hold it; a norm without parameters of its own has constants in their place.
     pub(crate) is_listed: bool,
 }
@@ -172,7 +172,6 @@ impl Module {
             kind,
             parameters,
             adapter: None,
-            is_new: false,
             is_listed: true,
         }
     }

@@ -174,7 +174,8 @@ impl Model {
         if saved {
             return Vec::new();
         }
-        let is_pooler = |module: &&Module| module.is_new && module.path.contains("pooler");
+        let is_pooler =
+            |module: &&Module| module.parameters[0].is_new && module.path.contains("pooler");
         let poolers = self.modules.iter().filter(is_pooler);
         poolers.map(|module| module.path.clone()).collect()
     }

@@ -14,6 +14,7 @@ use crate::config::{
     Dropouts, Facts, Task, read_activation, read_dropout, read_dropout_else, read_heads,
 };
 use crate::error::ModelError;
+use crate::families::post_norm::PostNorm;
 use crate::families::{
     Architecture, Classes, Family, FamilyConfig, HeadTensors, Network, first_rows,
 };
@@ -213,7 +214,11 @@ impl Encoder {
         let facts = &config.facts;
         let (width, eps) = (facts.hidden_size, own.layer_norm_eps);
         let mut table = |name: &str, rows, padding| {
-            loader.embedding(&format!("{prefix}embeddings.{name}"), rows, width, padding)
+            loader.embedding(
+                &format!("{prefix}embeddings.{name}"),
+                [rows, width],
+                padding,
+            )
         };
         let positions = facts.max_positions + own.position_offset;
         Ok(Encoder {
@@ -281,11 +286,7 @@ struct Layer {
     query: Linear,
     key: Linear,
     value: Linear,
-    attention_output: Linear,
-    attention_norm: LayerNorm,
-    intermediate: Linear,
-    output: Linear,
-    output_norm: LayerNorm,
+    rest: PostNorm,
 }
 
 impl Layer {
@@ -295,22 +296,16 @@ impl Layer {
         eps: f32,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
-        let (width, inner) = (facts.hidden_size, facts.intermediate_size);
-        let linear = |loader: &mut Loader<'_>, name: &str, shape| {
-            loader.linear(&format!("{path}.{name}"), shape, Presence::Required)
-        };
-        let norm = |loader: &mut Loader<'_>, name: &str| {
-            loader.layer_norm(&format!("{path}.{name}"), width, eps)
+        let width = facts.hidden_size;
+        let mut linear = |name: &str| {
+            let path = format!("{path}.attention.self.{name}");
+            loader.linear(&path, [width, width], Presence::Required)
         };
         Ok(Layer {
-            query: linear(loader, "attention.self.query", [width, width])?,
-            key: linear(loader, "attention.self.key", [width, width])?,
-            value: linear(loader, "attention.self.value", [width, width])?,
-            attention_output: linear(loader, "attention.output.dense", [width, width])?,
-            attention_norm: norm(loader, "attention.output.LayerNorm")?,
-            intermediate: linear(loader, "intermediate.dense", [width, inner])?,
-            output: linear(loader, "output.dense", [inner, width])?,
-            output_norm: norm(loader, "output.LayerNorm")?,
+            query: linear("query")?,
+            key: linear("key")?,
+            value: linear("value")?,
+            rest: PostNorm::build(path, facts, eps, loader)?,
         })
     }
 }
@@ -342,15 +337,11 @@ impl LayerRun {
             mask: AttentionMask::Full,
             dropout: form.attention_dropout,
         };
-        let p = form.hidden_dropout;
         let q = layer.query.forward(pass, x_read.clone());
         let k = layer.key.forward(pass, x.clone());
         let v = layer.value.forward(pass, x);
         let context = attention(pass, q, k, v, spec);
-        let h = layer.attention_output.forward(pass, context);
-        let x = (layer.attention_norm).forward_sum(pass, [h, x_read], p);
-        let h = (layer.intermediate).forward_activation(pass, x.clone(), form.activation);
-        let h = layer.output.forward(pass, h);
-        (layer.output_norm).forward_sum(pass, [h, x], p)
+        let p = form.hidden_dropout;
+        (layer.rest).forward(pass, [context, x_read], form.activation, p)
     }
 }

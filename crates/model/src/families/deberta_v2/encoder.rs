@@ -15,6 +15,7 @@ use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::deberta_v2::DebertaConfig;
 use crate::families::deberta_v2::positions::RelativeRows;
+use crate::families::post_norm::PostNorm;
 use crate::families::{FamilyConfig, Network, first_rows};
 use crate::load::{Loader, Presence};
 use crate::modules::{Convolution, Embedding, LayerNorm, Linear};
@@ -177,7 +178,7 @@ impl Embeddings {
         let width = facts.hidden_size;
         let mut table = |name: &str, rows, padding| {
             let path = format!("deberta.embeddings.{name}");
-            loader.embedding(&path, rows, inner, padding)
+            loader.embedding(&path, [rows, inner], padding)
         };
         let words = table("word_embeddings", facts.vocab_size, facts.pad_token_id)?;
         let positions = (own.position_biased_input)
@@ -235,7 +236,7 @@ impl RelativeTable {
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         let path = "deberta.encoder.rel_embeddings";
-        let table = loader.embedding(path, rows.table_rows(), width, None)?;
+        let table = loader.embedding(path, [rows.table_rows(), width], None)?;
         let eps = own.layer_norm_eps;
         let norm = (own.norm_rel_ebd)
             .then(|| loader.layer_norm("deberta.encoder.LayerNorm", width, eps))
@@ -291,11 +292,7 @@ struct ConvLayer {
 #[derive(Clone, Copy)]
 struct Layer<P> {
     projections: P,
-    attention_output: Linear,
-    attention_norm: LayerNorm,
-    intermediate: Linear,
-    output: Linear,
-    output_norm: LayerNorm,
+    rest: PostNorm,
 }
 
 /// What a layer does besides its weights.
@@ -317,21 +314,10 @@ impl<P: Projections> Layer<P> {
         config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
-        let (width, inner) = (config.facts.hidden_size, config.facts.intermediate_size);
-        let projections = P::build(&format!("{path}.attention.self"), own, config, loader)?;
-        let linear = |loader: &mut Loader<'_>, name: &str, shape| {
-            loader.linear(&format!("{path}.{name}"), shape, Presence::Required)
-        };
-        let norm = |loader: &mut Loader<'_>, name: &str| {
-            loader.layer_norm(&format!("{path}.{name}"), width, own.layer_norm_eps)
-        };
+        let (facts, eps) = (&config.facts, own.layer_norm_eps);
         Ok(Layer {
-            projections,
-            attention_output: linear(loader, "attention.output.dense", [width, width])?,
-            attention_norm: norm(loader, "attention.output.LayerNorm")?,
-            intermediate: linear(loader, "intermediate.dense", [width, inner])?,
-            output: linear(loader, "output.dense", [inner, width])?,
-            output_norm: norm(loader, "output.LayerNorm")?,
+            projections: P::build(&format!("{path}.attention.self"), own, config, loader)?,
+            rest: PostNorm::build(path, facts, eps, loader)?,
         })
     }
 }
@@ -381,11 +367,7 @@ impl<P: Projections> LayerRun<P> {
             }
         };
         let p = form.hidden_dropout;
-        let h = layer.attention_output.forward(pass, context);
-        let x = (layer.attention_norm).forward_sum(pass, [h, x_read], p);
-        let h = (layer.intermediate).forward_activation(pass, x.clone(), form.activation);
-        let h = layer.output.forward(pass, h);
-        let x = (layer.output_norm).forward_sum(pass, [h, x], p);
+        let x = (layer.rest).forward(pass, [context, x_read], form.activation, p);
         let Some((conv, embedded)) = self.conv.zip(embedded) else {
             return x;
         };

@@ -90,12 +90,12 @@ impl Architecture for DecoderConfig {
         let (vocab, width, narrow) = (facts.vocab_size, facts.hidden_size, self.token_width);
         let is_tied = loader.task() == Task::CausalLm && facts.tie_word_embeddings;
         let tokens = if is_tied {
-            loader.head_table(names.tokens, vocab, narrow)?
+            loader.head_table(names.tokens, [vocab, narrow])?
         } else {
-            loader.embedding(names.tokens, vocab, narrow, self.padding_idx)?
+            loader.embedding(names.tokens, [vocab, narrow], self.padding_idx)?
         };
         let rows = facts.max_positions + self.first_position as usize;
-        let positions = loader.embedding(names.positions, rows, width, None)?;
+        let positions = loader.embedding(names.positions, [rows, width], None)?;
         let (mut project_in, mut project_out) = (None, None);
         if let Some([inward, outward]) = names.projects.filter(|_| narrow != width) {
             project_in = Some(loader.linear_of(loader.spec(inward, [narrow, width]).unbiased())?);
@@ -109,7 +109,7 @@ impl Architecture for DecoderConfig {
             .transpose()?;
         let head = match loader.task() {
             Task::CausalLm if is_tied => Head::Table(tokens),
-            Task::CausalLm => Head::Table(loader.head_table(LM_HEAD, vocab, narrow)?),
+            Task::CausalLm => Head::Table(loader.head_table(LM_HEAD, [vocab, narrow])?),
             _ => {
                 let score = loader.spec("score", [narrow, loader.num_labels()]);
                 Head::Score(loader.linear_of(LinearSpec {
