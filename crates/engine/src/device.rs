@@ -1,16 +1,18 @@
-//! Where tensors live and ops run. `cpu` computes; `dry` runs the same code with shapes only. Both count with the same
-//! meter, which is why a plan and a run agree. Work is a closure over host slices: a device with memory of its own needs
-//! another seam than [`Device::exec`].
+//! Where tensors live and calls run. A device counts memory, layout, operations and time, and has a backend that does the
+//! rest. Both a device that computes and one that only plans count with the same code, which is why a plan is the run.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lowrank_kernels::{DType, Isa};
 
-use crate::buffer::{Buffer, Layout, Space};
+use crate::backend::{Backend, Cpu, CpuSizes, Dry, Reference, Sizes};
+use crate::call::Call;
+use crate::host::Host;
 use crate::meter::{MemoryReport, Meter, Purpose};
 use crate::profile::{Phase, Profile};
+use crate::space::Place;
+use crate::storage::Storage;
 
 /// What a device unwinds with where tensors do not fit into its address space. A plan tells before it: see
 /// [`Device::reserved_bytes`] of a dry device and [`Device::address_space_bytes`].
@@ -45,7 +47,7 @@ impl std::error::Error for OutOfAddressSpace {}
 pub struct Device(Arc<Inner>);
 
 struct Inner {
-    kind: Kind,
+    backend: Box<dyn Backend>,
     precision: DType,
     counts: Mutex<Counts>,
 }
@@ -53,45 +55,38 @@ struct Inner {
 #[derive(Default)]
 struct Counts {
     meter: Meter,
-    layout: Layout,
     profile: Option<Profile>,
 }
 
-enum Kind {
-    Cpu {
-        isa: Isa,
-        threads: rayon::ThreadPool,
-        space: Space,
-    },
-    Dry,
-}
-
 impl Device {
-    /// [`Device::cpu_in`] in f32, the reference.
+    /// A device of any backend. Activations and frozen weights are stored in `precision`.
+    pub fn new(backend: impl Backend + 'static, precision: DType) -> Self {
+        Device(Arc::new(Inner {
+            backend: Box::new(backend),
+            precision,
+            counts: Mutex::default(),
+        }))
+    }
+
+    /// [`Device::cpu_in`] in f32.
     pub fn cpu(isa: Isa, threads: usize) -> Result<Self, std::io::Error> {
         Self::cpu_in(DType::F32, isa, threads)
     }
 
     /// The processor. Frozen weights and activations are stored in `precision`, and products take operands of it; sums,
-    /// norms, softmax, losses and everything trained are f32 in either. `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means one per core.
-    /// Panics if `isa` is not available; errors if threads or address space cannot be had.
+    /// norms, softmax, losses and everything trained are f32 in either. `isa` must be available here (see
+    /// [`Isa::is_available`]); `threads` 0 means one per core. Panics if `isa` is not available; errors if threads or
+    /// address space cannot be had.
     pub fn cpu_in(precision: DType, isa: Isa, threads: usize) -> Result<Self, std::io::Error> {
-        assert!(isa.is_available(), "this processor has no {}", isa.name());
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("lowrank-{i}"))
-            .build()
-            .map_err(std::io::Error::other)?;
-        let kind = Kind::Cpu {
-            isa,
-            threads,
-            space: Space::reserve()?,
-        };
-        Ok(Device(Arc::new(Inner {
-            kind,
-            precision,
-            counts: Mutex::default(),
-        })))
+        Ok(Self::new(Cpu::new(isa, threads)?, precision))
+    }
+
+    /// The definition of every call, in f64 and on one thread: slow, to compare others with.
+    ///
+    /// # Errors
+    /// Address space cannot be had.
+    pub fn reference() -> Result<Self, std::io::Error> {
+        Ok(Self::new(Reference::new()?, DType::F32))
     }
 
     /// [`Device::dry_in`] in f32.
@@ -99,13 +94,20 @@ impl Device {
         Self::dry_in(DType::F32)
     }
 
-    /// Shapes only: allocates nothing, computes nothing, counts everything, as a device of this precision would.
+    /// Shapes only: computes nothing, counts everything, as this machine's processor in this precision would with all
+    /// its cores.
     pub fn dry_in(precision: DType) -> Self {
-        Device(Arc::new(Inner {
-            kind: Kind::Dry,
-            precision,
-            counts: Mutex::default(),
-        }))
+        let sizes = CpuSizes::new(Isa::best(), 0);
+        Self::dry_of(Arc::new(sizes), precision)
+    }
+
+    /// As [`Device::dry_in`], planning for another device.
+    pub fn dry_like(device: &Device) -> Self {
+        Self::dry_of(device.backend().sizes(), device.precision())
+    }
+
+    fn dry_of(sizes: Arc<dyn Sizes>, precision: DType) -> Self {
+        Self::new(Dry::new(sizes), precision)
     }
 
     /// How frozen weights and activations are stored.
@@ -115,51 +117,87 @@ impl Device {
 
     /// Whether this device computes nothing.
     pub fn is_dry(&self) -> bool {
-        matches!(self.0.kind, Kind::Dry)
+        !self.backend().computes()
     }
 
-    /// The instruction set in use; the dry device names the scalar one.
-    pub fn isa(&self) -> Isa {
-        match &self.0.kind {
-            Kind::Cpu { isa, .. } => *isa,
-            Kind::Dry => Isa::Scalar,
-        }
+    /// What the backend computes with, as it is called in tables and records: `avx512_bf16`, for example.
+    pub fn arithmetic(&self) -> &'static str {
+        self.backend().arithmetic()
     }
 
-    /// Number of threads that compute.
+    /// Number of threads that compute, or that are planned for.
     pub fn threads(&self) -> usize {
-        match &self.0.kind {
-            Kind::Cpu { threads, .. } => threads.current_num_threads(),
-            Kind::Dry => 0,
-        }
+        self.backend().sizes().threads()
     }
 
-    /// Runs `work` on this device's threads. A forward or backward pass is wrapped in one such call.
+    /// Arithmetic on host slices, with this device's instructions where it is the processor.
+    pub fn host(&self) -> Host {
+        self.backend().host()
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.0.backend
+    }
+
+    /// Columns with which a gradient against `depth` rows of a weight is stored, the last ones zeros, so that its product
+    /// with the weight runs fast.
+    pub(crate) fn padded_depth(&self, depth: usize) -> usize {
+        let sizes = self.backend().sizes();
+        depth.next_multiple_of(sizes.depth_multiple(self.precision()))
+    }
+
+    /// Runs `work` where this device's calls cost least, on its threads. A forward or backward pass is wrapped in one
+    /// such call.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.0.kind {
-            Kind::Cpu { threads, .. } => threads.install(work),
-            Kind::Dry => work(),
-        }
+        let (mut work, mut result) = (Some(work), None);
+        self.backend().install(&mut || {
+            result = work.take().map(|work| work());
+        });
+        result.expect("a backend runs what it is given, once")
     }
 
-    /// Counts `flops` and, on a device that computes, runs `work`. `op` is what a profile calls it.
-    pub fn exec(&self, op: &'static str, flops: u64, work: impl FnOnce(Isa)) {
-        let profiling = {
+    /// Counts a call and has the backend run it. Panics where a shape does not fit or, on a device that computes, a
+    /// tensor lives on another device.
+    pub fn run(&self, call: Call<'_>) {
+        call.check();
+        let (op, flops) = (call.name(), call.flops());
+        let scratch_bytes = self.backend().sizes().scratch_bytes(&call);
+        let is_profiling = {
             let mut counts = self.counts();
             counts.meter.add_flops(flops);
             counts.profile.is_some()
         };
-        let Kind::Cpu { isa, .. } = &self.0.kind else {
+        let mut scratch =
+            (scratch_bytes > 0).then(|| Storage::new(self, scratch_bytes, Purpose::Workspace));
+        if self.is_dry() {
             return;
-        };
-        if !profiling {
-            return work(*isa);
+        }
+        call.for_each_storage(&mut |storage| {
+            let is_own = Arc::ptr_eq(&storage.device().0, &self.0);
+            assert!(is_own, "{op}: a tensor lives on another device");
+        });
+        let scratch = scratch.as_mut().map(|scratch| scratch.place_mut());
+        let started = is_profiling.then(Instant::now);
+        self.backend().run(call, scratch.into());
+        if let Some(started) = started {
+            self.add_time(op, started.elapsed(), flops);
+        }
+    }
+
+    /// What `work` on the host gives; a profile shows it as an op. On the dry device it does not run.
+    pub fn run_on_host<R>(&self, op: &'static str, work: impl FnOnce() -> R) -> Option<R> {
+        if self.is_dry() {
+            return None;
         }
         let started = Instant::now();
-        work(*isa);
-        let elapsed = started.elapsed();
+        let result = work();
+        self.add_time(op, started.elapsed(), 0);
+        Some(result)
+    }
+
+    fn add_time(&self, op: &'static str, time: Duration, flops: u64) {
         if let Some(profile) = &mut self.counts().profile {
-            profile.add(op, elapsed, flops);
+            profile.add(op, time, flops);
         }
     }
 
@@ -203,46 +241,31 @@ impl Device {
     /// Bytes from the first to the last that tensors have occupied so far: the memory in use at the peak, and the holes
     /// between. On a device that computes, this is what they keep resident.
     pub fn reserved_bytes(&self) -> u64 {
-        self.counts().layout.highest_top() as u64
+        self.backend().space().highest_top() as u64
     }
 
-    /// Bytes of address space for tensors; nothing on the dry device, which lays out none.
+    /// Bytes of address space for tensors; nothing on the dry device, which has no end.
     pub fn address_space_bytes(&self) -> Option<u64> {
-        match &self.0.kind {
-            Kind::Cpu { space, .. } => Some(space.len() as u64),
-            Kind::Dry => None,
-        }
+        self.backend().space().len().map(|len| len as u64)
     }
 
-    /// A place for `bytes`, and on a device that computes the values there. Where there is none, unwinds with
-    /// [`OutOfAddressSpace`].
-    pub(crate) fn take(&self, bytes: usize, purpose: Purpose) -> (Range<usize>, Option<Buffer>) {
-        let block = {
-            let mut counts = self.counts();
-            counts.meter.allocate(purpose, bytes as u64);
-            counts.layout.take(bytes)
-        };
-        match &self.0.kind {
-            Kind::Cpu { space, .. } => {
-                let Some(buffer) = space.buffer(&block) else {
-                    let error = OutOfAddressSpace {
-                        asked: bytes as u64,
-                        in_use: self.memory().total(),
-                        limit: space.len() as u64,
-                    };
-                    // A pass has no way to fail between two ops, so whoever began it is told. Nothing is printed here.
-                    std::panic::resume_unwind(Box::new(error));
-                };
-                (block, Some(buffer))
-            }
-            Kind::Dry => (block, None),
-        }
+    /// A place for `bytes`. Where there is none, unwinds with [`OutOfAddressSpace`].
+    pub(crate) fn take(&self, bytes: usize, purpose: Purpose) -> Place {
+        self.counts().meter.allocate(purpose, bytes as u64);
+        let space = self.backend().space();
+        space.take(bytes).unwrap_or_else(|| {
+            let error = OutOfAddressSpace {
+                asked: bytes as u64,
+                in_use: self.memory().total(),
+                limit: space.len().unwrap_or(usize::MAX) as u64,
+            };
+            // A pass has no way to fail between two ops, so whoever began it is told. Nothing is printed here.
+            std::panic::resume_unwind(Box::new(error))
+        })
     }
 
-    pub(crate) fn give(&self, block: Range<usize>, bytes: usize, purpose: Purpose) {
-        let mut counts = self.counts();
-        counts.meter.release(purpose, bytes as u64);
-        counts.layout.give(block);
+    pub(crate) fn release(&self, bytes: usize, purpose: Purpose) {
+        self.counts().meter.release(purpose, bytes as u64);
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -252,16 +275,7 @@ impl Device {
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.0.kind {
-            Kind::Cpu { isa, threads, .. } => {
-                write!(
-                    f,
-                    "Device::cpu({}, {} threads)",
-                    isa.name(),
-                    threads.current_num_threads()
-                )
-            }
-            Kind::Dry => write!(f, "Device::dry"),
-        }
+        let threads = self.threads();
+        write!(f, "Device({}, {threads} threads)", self.arithmetic())
     }
 }

@@ -1,14 +1,15 @@
 //! Weights. Frozen is a type: a frozen weight has no place where a gradient could be stored. Trainable values live in one
 //! store, [`Trainables`], so that the optimizer, checkpoints and adapter files all see the same list.
 
-use std::ops::Range;
+use lowrank_kernels::DType;
 
-use lowrank_kernels as kernels;
-use lowrank_kernels::{DType, Isa, MatRef, PANEL, Values};
-
+use crate::backend::BlockOfRows;
+use crate::call::{Call, Operand, Transpose};
 use crate::device::Device;
 use crate::meter::Purpose;
-use crate::tensor::{Tensor, with_element};
+use crate::space::Plain;
+use crate::storage::Storage;
+use crate::tensor::Tensor;
 
 /// A frozen vector or table [rows, cols], row-major.
 #[derive(Debug)]
@@ -17,16 +18,11 @@ pub struct Frozen(Tensor);
 impl Frozen {
     /// Freezes values of shape [rows, cols]; on the dry device only the shape.
     pub fn new(device: &Device, rows: usize, cols: usize, values: &[f32]) -> Self {
-        if device.is_dry() {
-            return Frozen(Tensor::uninit(device, rows, cols, Purpose::FrozenWeights));
+        let mut tensor = Tensor::uninit(device, rows, cols, Purpose::FrozenWeights);
+        if !device.is_dry() {
+            tensor.write(values);
         }
-        Frozen(Tensor::from_slice(
-            device,
-            rows,
-            cols,
-            Purpose::FrozenWeights,
-            values,
-        ))
+        Frozen(tensor)
     }
 
     /// Freezes a table [rows, cols] in f32 that `fill` writes, block of rows by block of rows: `fill(first_row, block)`.
@@ -35,13 +31,12 @@ impl Frozen {
         device: &Device,
         rows: usize,
         cols: usize,
-        mut fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+        fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let mut tensor = Tensor::uninit(device, rows, cols, Purpose::FrozenWeights);
-        if !device.is_dry() {
-            fill(0, tensor.data_mut())?;
-        }
-        Ok(Frozen(tensor))
+        Self::filled(
+            Tensor::uninit(device, rows, cols, Purpose::FrozenWeights),
+            fill,
+        )
     }
 
     /// As [`Frozen::from_blocks`] in the device's precision, for a table that is looked up and not computed with.
@@ -49,43 +44,37 @@ impl Frozen {
         device: &Device,
         rows: usize,
         cols: usize,
-        mut fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+        fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
         let precision = device.precision();
-        if precision == DType::F32 {
-            return Self::from_blocks(device, rows, cols, fill);
-        }
-        let mut tensor = Tensor::uninit_as(precision, device, rows, cols, Purpose::FrozenWeights);
-        if !device.is_dry() {
-            let mut block = vec![0.0f32; BLOCK_ROWS.min(rows) * cols];
-            for first in (0..rows).step_by(BLOCK_ROWS) {
-                let block = &mut block[..BLOCK_ROWS.min(rows - first) * cols];
-                fill(first, block)?;
-                with_element!(precision, T => {
-                    let dst = &mut tensor.values_mut::<T>()[first * cols..][..block.len()];
-                    kernels::convert(device.isa(), dst, block);
-                });
-            }
+        let purpose = Purpose::FrozenWeights;
+        Self::filled(
+            Tensor::uninit_as(precision, device, rows, cols, purpose),
+            fill,
+        )
+    }
+
+    fn filled<E>(
+        mut tensor: Tensor,
+        fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let shape = [tensor.rows(), tensor.cols()];
+        if !tensor.device().is_dry() {
+            for_each_block(shape, fill, |block| {
+                tensor.write_rows(block.first, block.values);
+            })?;
         }
         Ok(Frozen(tensor))
     }
 
-    /// The values. Panics on the dry device, or if they are not f32.
-    pub fn data(&self) -> &[f32] {
-        self.0.data()
-    }
-
-    /// The values in whichever storage. Panics on the dry device.
-    pub fn values(&self) -> Values<'_> {
-        self.0.any_values()
+    /// The values where they lie.
+    pub fn tensor(&self) -> &Tensor {
+        &self.0
     }
 
     /// The values, copied. Panics on the dry device.
     pub fn to_vec(&self) -> Vec<f32> {
-        match self.values() {
-            Values::F32(x) => x.to_vec(),
-            Values::Bf16(x) => x.iter().map(|v| v.to_f32()).collect(),
-        }
+        self.0.read()
     }
 
     /// [rows, cols].
@@ -94,87 +83,99 @@ impl Frozen {
     }
 }
 
-/// Rows of a block that is read and converted at once: large enough to read files at full speed, small beside any model.
-const BLOCK_ROWS: usize = 8 * PANEL;
-
-/// Values of the packed form of a matrix [rows, depth].
-pub(crate) fn packed_len(precision: DType, rows: usize, depth: usize) -> usize {
-    match precision {
-        DType::F32 => kernels::packed_len(rows, depth),
-        DType::Bf16 => kernels::packed_bf16_len(rows, depth),
+/// Calls `fill` for each block of rows of a matrix [rows, cols] and hands it on.
+fn for_each_block<E>(
+    [rows, cols]: [usize; 2],
+    mut fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+    mut take: impl FnMut(BlockOfRows<'_>),
+) -> Result<(), E> {
+    let mut values = vec![0.0f32; PackedMatrix::BLOCK_ROWS.min(rows) * cols];
+    for first in (0..rows).step_by(PackedMatrix::BLOCK_ROWS) {
+        let block = PackedMatrix::BLOCK_ROWS.min(rows - first);
+        let values = &mut values[..block * cols];
+        fill(first, values)?;
+        take(BlockOfRows { first, values });
     }
+    Ok(())
 }
 
-/// Packs a matrix into a part of a tensor, in the tensor's storage. Panics on the dry device, or if the part is not as long
-/// as [`packed_len`] says.
-pub(crate) fn pack_into(isa: Isa, view: MatRef<'_>, packed: &mut Tensor, part: Range<usize>) {
-    match packed.dtype() {
-        DType::F32 => kernels::pack(isa, view, &mut packed.data_mut()[part]),
-        DType::Bf16 => kernels::pack_bf16(isa, view, &mut packed.values_mut()[part]),
-    }
-}
-
-/// A frozen weight [out, in], packed once into the panels that the GEMM reads. One packing serves y = x·Wᵀ and dx = dy·W.
+/// A matrix [out, in] as the second operand of products, laid out once as the backend wants it. One layout serves
+/// y = x·Wᵀ and dx = dy·W.
 #[derive(Debug)]
 pub struct PackedMatrix {
     out_features: usize,
     in_features: usize,
-    packed: Tensor,
+    format: DType,
+    storage: Storage,
 }
 
 impl PackedMatrix {
+    /// Rows of a block that is read and laid out at once: large enough to read files at full speed, small beside any
+    /// model, and whole panels of every backend.
+    pub const BLOCK_ROWS: usize = 256;
+
+    /// A matrix in the device's precision, values unspecified.
+    pub(crate) fn uninit(device: &Device, [out, inp]: [usize; 2], purpose: Purpose) -> Self {
+        let format = device.precision();
+        let bytes = device.backend().sizes().packed_bytes(format, out, inp);
+        PackedMatrix {
+            out_features: out,
+            in_features: inp,
+            format,
+            storage: Storage::new(device, bytes, purpose),
+        }
+    }
+
     /// Packs a weight [out, in] that `fill` writes, block of rows by block of rows: `fill(first_row, block)`, so that the
     /// matrix never stands in memory twice. Not called on the dry device. Errors are those of `fill`.
     pub fn from_blocks<E>(
         device: &Device,
         out_features: usize,
         in_features: usize,
-        mut fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+        fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let precision = device.precision();
-        let len = |rows: usize| packed_len(precision, rows, in_features);
-        let purpose = Purpose::FrozenWeights;
-        let mut packed = Tensor::uninit_as(precision, device, 1, len(out_features), purpose);
+        let shape = [out_features, in_features];
+        let mut matrix = Self::uninit(device, shape, Purpose::FrozenWeights);
         if !device.is_dry() {
-            let mut block = vec![0.0f32; BLOCK_ROWS.min(out_features) * in_features];
-            for first in (0..out_features).step_by(BLOCK_ROWS) {
-                let rows = BLOCK_ROWS.min(out_features - first);
-                let block = &mut block[..rows * in_features];
-                fill(first, block)?;
-                // Blocks are whole panels, so that the packed form of the rows before ends where this one begins.
-                let range = len(first)..len(first) + len(rows);
-                let view = MatRef::new(block, rows, in_features);
-                pack_into(device.isa(), view, &mut packed, range);
-            }
+            for_each_block(shape, fill, |block| {
+                device.backend().write_packed(&mut matrix, block);
+            })?;
         }
-        Ok(PackedMatrix {
-            out_features,
-            in_features,
-            packed,
-        })
+        Ok(matrix)
     }
 
-    /// Packs a weight whose transpose [in, out] is given, as GPT-2's `Conv1D` stores it; panels are made straight from it. On
-    /// the dry device only the shape counts. Panics elsewhere if the length does not fit.
+    /// Packs a weight whose transpose [in, out] is given, as GPT-2's `Conv1D` stores it. On the dry device only the shape
+    /// counts. Panics elsewhere if the length does not fit.
     pub fn from_transposed(
         device: &Device,
         out_features: usize,
         in_features: usize,
         stored: &[f32],
     ) -> Self {
-        let precision = device.precision();
-        let len = packed_len(precision, out_features, in_features);
-        let purpose = Purpose::FrozenWeights;
-        let mut packed = Tensor::uninit_as(precision, device, 1, len, purpose);
+        let shape = [out_features, in_features];
+        let mut matrix = Self::uninit(device, shape, Purpose::FrozenWeights);
         if !device.is_dry() {
-            let view = MatRef::new(stored, in_features, out_features).transposed();
-            pack_into(device.isa(), view, &mut packed, 0..len);
+            assert_eq!(stored.len(), out_features * in_features, "{shape:?}");
+            device
+                .backend()
+                .write_packed_transposed(&mut matrix, stored);
         }
-        PackedMatrix {
-            out_features,
-            in_features,
-            packed,
-        }
+        matrix
+    }
+
+    /// A trained value, or its transpose, in scratch.
+    pub(crate) fn trained(device: &Device, x: &Tensor, transpose: Transpose) -> Self {
+        let shape = match transpose {
+            Transpose::No => [x.rows(), x.cols()],
+            Transpose::Yes => [x.cols(), x.rows()],
+        };
+        let mut out = Self::uninit(device, shape, Purpose::Workspace);
+        device.run(Call::Pack {
+            x,
+            transpose,
+            out: &mut out,
+        });
+        out
     }
 
     /// Rows of W.
@@ -187,23 +188,30 @@ impl PackedMatrix {
         self.in_features
     }
 
-    pub(crate) fn tensor(&self) -> &Tensor {
-        &self.packed
+    /// How values are stored.
+    pub fn format(&self) -> DType {
+        self.format
     }
 
-    /// The panels. Panics on the dry device.
-    pub fn packed(&self) -> Values<'_> {
-        self.packed.any_values()
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The layout where a backend in host memory keeps it. The backend answers for T.
+    pub(crate) fn host<T: Plain>(&self) -> &[T] {
+        self.storage.place().slice()
+    }
+
+    /// As [`PackedMatrix::host`], to change it.
+    pub(crate) fn host_mut<T: Plain>(&mut self) -> &mut [T] {
+        self.storage.place_mut().slice_mut()
     }
 
     /// W [out, in], row-major. Panics on the dry device.
     pub fn to_rows(&self) -> Vec<f32> {
-        let (n, k) = (self.out_features, self.in_features);
-        let mut rows = vec![0.0; n * k];
-        match self.packed() {
-            Values::F32(packed) => kernels::unpack(packed, n, k, &mut rows),
-            Values::Bf16(packed) => kernels::unpack_bf16(packed, n, k, &mut rows),
-        }
+        let mut rows = vec![0.0; self.out_features * self.in_features];
+        let device = self.storage.device();
+        device.backend().read_packed(self, &mut rows);
         rows
     }
 }
@@ -231,37 +239,21 @@ pub enum Param {
 impl Param {
     /// The values, copied. Panics on the dry device.
     pub fn to_vec(&self, trainables: &Trainables) -> Vec<f32> {
-        match self {
-            Param::Frozen(frozen) => frozen.to_vec(),
-            Param::Trainable(id) => trainables.get(*id).value.data().to_vec(),
-        }
+        self.tensor(trainables).read()
     }
 
-    /// The values. Panics on the dry device, or if they are not f32, as only a frozen table is.
-    pub fn data<'a>(&'a self, trainables: &'a Trainables) -> &'a [f32] {
+    /// The values where they lie.
+    pub fn tensor<'a>(&'a self, trainables: &'a Trainables) -> &'a Tensor {
         match self {
-            Param::Frozen(frozen) => frozen.data(),
-            Param::Trainable(id) => trainables.get(*id).value.data(),
-        }
-    }
-
-    /// The values in whichever storage. Panics on the dry device.
-    pub fn values<'a>(&'a self, trainables: &'a Trainables) -> Values<'a> {
-        match self {
-            Param::Frozen(frozen) => frozen.values(),
-            Param::Trainable(id) => trainables.get(*id).value.any_values(),
+            Param::Frozen(frozen) => frozen.tensor(),
+            Param::Trainable(id) => &trainables.get(*id).value,
         }
     }
 
     /// [rows, cols].
     pub fn shape(&self, trainables: &Trainables) -> [usize; 2] {
-        match self {
-            Param::Frozen(frozen) => frozen.shape(),
-            Param::Trainable(id) => {
-                let value = &trainables.get(*id).value;
-                [value.rows(), value.cols()]
-            }
-        }
+        let tensor = self.tensor(trainables);
+        [tensor.rows(), tensor.cols()]
     }
 
     /// The trainable's id, if it is one.
@@ -304,11 +296,29 @@ impl Matrix {
     pub fn to_rows(&self, trainables: &Trainables) -> Vec<f32> {
         match self {
             Matrix::Frozen(packed) => packed.to_rows(),
-            Matrix::Trainable(id) => trainables.get(*id).value.data().to_vec(),
+            Matrix::Trainable(id) => trainables.get(*id).value.read(),
             Matrix::TrainableConv1d(id) => {
                 let value = &trainables.get(*id).value;
-                transpose(value.data(), value.rows(), value.cols())
+                transpose(&value.read(), value.rows(), value.cols())
             }
+        }
+    }
+
+    /// W [out, in] as the second operand of a product, or its transpose, which d_y·W needs.
+    pub(crate) fn operand(
+        &self,
+        device: &Device,
+        trainables: &Trainables,
+        transpose: Transpose,
+    ) -> WeightOperand<'_> {
+        let trained = |id: TrainableId, transpose| {
+            let value = &trainables.get(id).value;
+            WeightOperand::Scratch(PackedMatrix::trained(device, value, transpose))
+        };
+        match self {
+            Matrix::Frozen(matrix) => WeightOperand::Stored(Operand { matrix, transpose }),
+            Matrix::Trainable(id) => trained(*id, transpose),
+            Matrix::TrainableConv1d(id) => trained(*id, transpose.flipped()),
         }
     }
 
@@ -318,6 +328,28 @@ impl Matrix {
             Matrix::Frozen(_) => None,
             Matrix::Trainable(id) | Matrix::TrainableConv1d(id) => Some(*id),
         }
+    }
+}
+
+/// A layer's weight as the second operand of a product.
+pub(crate) enum WeightOperand<'a> {
+    Stored(Operand<'a>),
+    Scratch(PackedMatrix),
+}
+
+impl WeightOperand<'_> {
+    pub(crate) fn get(&self) -> Operand<'_> {
+        match self {
+            WeightOperand::Stored(operand) => *operand,
+            WeightOperand::Scratch(matrix) => Operand::straight(matrix),
+        }
+    }
+
+    /// Its transpose: d·b, where d is the gradient of a product with b. Panics for what is a transpose already.
+    pub(crate) fn transposed(&self) -> Operand<'_> {
+        let Operand { matrix, transpose } = self.get();
+        assert_eq!(transpose, Transpose::No, "an operand transposed twice");
+        Operand::transposed(matrix)
     }
 }
 
@@ -375,11 +407,7 @@ impl Trainables {
             _ => panic!("`{name}` has {} dimensions", shape.len()),
         };
         let purpose = Purpose::TrainableWeights;
-        let value = if device.is_dry() {
-            Tensor::uninit(device, rows, cols, purpose)
-        } else {
-            Tensor::from_slice(device, rows, cols, purpose, values)
-        };
+        let value = Tensor::from_slice(device, rows, cols, purpose, values);
         self.0.push(Trainable {
             name,
             shape: shape.to_vec(),

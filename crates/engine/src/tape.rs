@@ -4,14 +4,14 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
 use lowrank_kernels::{Activation, Dropout, DropoutKey};
 
+use crate::call::{Call, Write};
 use crate::device::Device;
 use crate::param::{Gradients, Trainables};
 use crate::profile::Phase;
 use crate::site::Site;
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -416,6 +416,22 @@ pub(crate) struct Backprop<'a> {
 }
 
 impl Backprop<'_> {
+    /// Adds to the gradient of a value [rows, cols] what `add` adds to a matrix.
+    pub(crate) fn accumulate(
+        &mut self,
+        node: Option<usize>,
+        rows: usize,
+        cols: usize,
+        add: impl FnOnce(&Device, &mut Tensor),
+    ) {
+        self.write(node, rows, cols, |device, d, write| {
+            if write == Write::Store {
+                d.fill(0.0);
+            }
+            add(device, d);
+        });
+    }
+
     /// Adds `d` to the gradient of a value.
     pub(crate) fn add(&mut self, node: Option<usize>, d: Tensor) {
         self.add_shared(node, Arc::new(d));
@@ -452,21 +468,19 @@ impl Backprop<'_> {
                 Err(d) => (old.duplicate(), d),
             },
         };
-        let dtype = sum.dtype();
-        self.device.exec("sum of gradients", 0, |isa| {
-            with_element!(dtype, E => kernels::add_assign(isa, sum.values_mut::<E>(), other.values::<E>()))
-        });
+        let (x, out) = (&*other, &mut sum);
+        self.device.run(Call::Add { x, out });
         *slot = Some(Arc::new(sum));
     }
 
-    /// Lets a kernel write the gradient of a value directly: `write(d, accumulate)` gets a matrix [rows, cols] and is
-    /// told whether to add to it (true) or to overwrite it.
+    /// Lets a call write the gradient of a value directly: `write` gets a matrix [rows, cols] and is told whether to add to
+    /// what it holds or to overwrite it.
     pub(crate) fn write(
         &mut self,
         node: Option<usize>,
         rows: usize,
         cols: usize,
-        write: impl FnOnce(&Device, &mut Tensor, bool),
+        write: impl FnOnce(&Device, &mut Tensor, Write),
     ) {
         let Some(node) = node else { return };
         let slot = &mut self.slots[node];
@@ -475,7 +489,7 @@ impl Backprop<'_> {
         {
             match Arc::try_unwrap(old) {
                 Ok(mut d) => {
-                    write(&self.device, &mut d, true);
+                    write(&self.device, &mut d, Write::Add);
                     slot.gradient = Some(Arc::new(d));
                     return;
                 }
@@ -483,7 +497,7 @@ impl Backprop<'_> {
             }
         }
         let mut d = Tensor::activations(&self.device, rows, cols);
-        write(&self.device, &mut d, false);
+        write(&self.device, &mut d, Write::Store);
         self.add(Some(node), d);
     }
 }
@@ -492,12 +506,11 @@ impl Through {
     /// f'(pre) d_y, in the place of d_y unless others hold it.
     fn backward(&self, d_y: Arc<Tensor>) -> Tensor {
         let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-        let (device, dtype) = (d_x.device().clone(), d_x.dtype());
-        device.exec("activation", 0, |isa| {
-            with_element!(dtype, E => {
-                let pre = self.pre.values::<E>();
-                kernels::activation_backward(isa, self.kind, pre, d_x.values_mut::<E>());
-            });
+        let device = d_x.device().clone();
+        device.run(Call::ActivationBackward {
+            kind: self.kind,
+            pre: &self.pre,
+            d: &mut d_x,
         });
         d_x
     }

@@ -1,40 +1,23 @@
-//! A dense matrix on a device, f32 or bf16, counted while it lives. A vector is a matrix of one row.
+//! A dense matrix on a device, f32 or bf16, counted while it lives. A vector is a matrix of one row. What it holds is
+//! read and written by copies; only a backend sees the values where they lie.
 
 use std::ops::Range;
 
-use lowrank_kernels as kernels;
-use lowrank_kernels::{DType, Element, MatRef, Values};
+use lowrank_kernels::DType;
 
-use crate::buffer::Buffer;
+use crate::backend::BlockOfRows;
+use crate::call::{Call, Rows, RowsMut};
 use crate::device::Device;
 use crate::meter::Purpose;
-
-/// Evaluates an expression in which the given name stands for the element type of a storage.
-macro_rules! with_element {
-    ($dtype:expr, $E:ident => $body:expr) => {
-        match $dtype {
-            lowrank_kernels::DType::F32 => {
-                type $E = f32;
-                $body
-            }
-            lowrank_kernels::DType::Bf16 => {
-                type $E = lowrank_kernels::bf16;
-                $body
-            }
-        }
-    };
-}
-pub(crate) use with_element;
+use crate::space::Plain;
+use crate::storage::Storage;
 
 /// A row-major matrix [rows, cols]. On the dry device it has a shape and no values.
 pub struct Tensor {
     rows: usize,
     cols: usize,
     dtype: DType,
-    purpose: Purpose,
-    block: Range<usize>,
-    buffer: Option<Buffer>,
-    device: Device,
+    storage: Storage,
 }
 
 impl Tensor {
@@ -51,21 +34,22 @@ impl Tensor {
         cols: usize,
         purpose: Purpose,
     ) -> Self {
-        let (block, buffer) = device.take(rows * cols * dtype.bytes(), purpose);
         Tensor {
             rows,
             cols,
             dtype,
-            purpose,
-            block,
-            buffer,
-            device: device.clone(),
+            storage: Storage::new(device, rows * cols * dtype.bytes(), purpose),
         }
     }
 
     /// Activations, or their gradient, in the device's precision; values unspecified.
     pub fn activations(device: &Device, rows: usize, cols: usize) -> Self {
         Self::uninit_as(device.precision(), device, rows, cols, Purpose::Activations)
+    }
+
+    /// A matrix of the same shape, storage and device, values unspecified.
+    pub(crate) fn uninit_like(&self, purpose: Purpose) -> Self {
+        Self::uninit_as(self.dtype, self.device(), self.rows, self.cols, purpose)
     }
 
     /// A matrix of f32 zeros.
@@ -83,82 +67,78 @@ impl Tensor {
         purpose: Purpose,
         values: &[f32],
     ) -> Self {
-        assert_eq!(
-            values.len(),
-            rows * cols,
-            "a [{rows}, {cols}] tensor has {} values",
-            rows * cols
-        );
         let mut tensor = Self::uninit(device, rows, cols, purpose);
-        if !device.is_dry() {
-            tensor.data_mut().copy_from_slice(values);
-        }
+        tensor.write(values);
         tensor
-    }
-
-    /// What its memory is counted as.
-    pub(crate) fn purpose(&self) -> Purpose {
-        self.purpose
     }
 
     /// A copy with the same shape, storage and purpose.
     pub fn duplicate(&self) -> Self {
-        self.duplicate_rows(0..self.rows, self.purpose)
-    }
-
-    /// A copy of some of the rows, in the same storage. Panics if the range exceeds the rows.
-    pub fn duplicate_rows(&self, rows: Range<usize>, purpose: Purpose) -> Self {
-        let mut copy = Self::uninit_as(self.dtype, &self.device, rows.len(), self.cols, purpose);
-        let range = rows.start * self.cols..rows.end * self.cols;
-        self.device.exec("copy", 0, |_| {
-            with_element!(self.dtype, E => {
-                copy.values_mut::<E>().copy_from_slice(&self.values::<E>()[range]);
-            });
-        });
+        let mut copy = self.uninit_like(self.storage.purpose());
+        copy.copy_rows(0, self, 0..self.rows);
         copy
     }
 
-    /// Writes some rows of `from` over the rows from `at` on. Panics if a range exceeds its rows, or if the tensors differ in
-    /// width or storage.
+    /// Writes some rows of `from` over the rows from `at` on. Panics if a range exceeds its rows, or if the tensors differ
+    /// in width or storage.
     pub fn copy_rows(&mut self, at: usize, from: &Tensor, rows: Range<usize>) {
-        assert!(
-            rows.end <= from.rows && at + rows.len() <= self.rows,
-            "copy_rows: a row is past the end"
-        );
-        assert_eq!(
-            (self.cols, self.dtype),
-            (from.cols, from.dtype),
-            "copy_rows: the tensors differ in kind"
-        );
-        let device = self.device.clone();
-        let (cols, dtype) = (self.cols, self.dtype);
-        let (into, range) = (
-            at * cols..(at + rows.len()) * cols,
-            rows.start * cols..rows.end * cols,
-        );
-        device.exec("copy", 0, |_| {
-            with_element!(dtype, E => {
-                self.values_mut::<E>()[into].copy_from_slice(&from.values::<E>()[range]);
-            });
+        let device = self.device().clone();
+        let into = at..at + rows.len();
+        device.run(Call::Copy {
+            x: Rows::of(from, rows),
+            out: RowsMut::of(self, into),
         });
     }
 
     /// A copy in f32 with the same shape.
     pub fn to_f32(&self, purpose: Purpose) -> Self {
-        let mut copy = Self::uninit(&self.device, self.rows, self.cols, purpose);
-        self.device.exec("copy", 0, |isa| {
-            with_element!(self.dtype, E => {
-                kernels::convert(isa, copy.data_mut(), self.values::<E>());
-            });
+        let mut copy = Self::uninit(self.device(), self.rows, self.cols, purpose);
+        self.device().run(Call::Convert {
+            x: self,
+            out: &mut copy,
         });
         copy
     }
 
     /// Sets every value.
     pub fn fill(&mut self, value: f32) {
-        if !self.device.is_dry() {
-            with_element!(self.dtype, E => self.values_mut::<E>().fill(E::narrow(value)));
+        let device = self.device().clone();
+        device.run(Call::Fill { out: self, value });
+    }
+
+    /// All values, row by row, as f32. Panics on the dry device.
+    pub fn read(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.len()];
+        self.read_into(&mut values);
+        values
+    }
+
+    /// As [`Tensor::read`] into memory that is there. Panics if the length does not fit.
+    pub fn read_into(&self, values: &mut [f32]) {
+        assert_eq!(values.len(), self.len(), "{self:?} is read whole");
+        self.device().backend().read(self, values);
+    }
+
+    /// Sets all values, row by row, rounded to the storage; nothing on the dry device. Panics if the length does not fit.
+    pub fn write(&mut self, values: &[f32]) {
+        self.write_rows(0, values);
+    }
+
+    /// Sets whole rows from `first` on, rounded to the storage; nothing on the dry device. Panics if they are not whole or
+    /// exceed the rows.
+    pub fn write_rows(&mut self, first: usize, values: &[f32]) {
+        let device = self.device().clone();
+        if device.is_dry() {
+            return;
         }
+        let (rows, width) = (values.len() / self.cols.max(1), self.cols);
+        assert!(
+            values.len() == rows * width && first + rows <= self.rows,
+            "{} values from row {first} of {self:?}",
+            values.len()
+        );
+        let block = BlockOfRows { first, values };
+        device.backend().write(self, block);
     }
 
     /// Number of rows.
@@ -186,66 +166,34 @@ impl Tensor {
         self.dtype
     }
 
+    /// Bytes of all values.
+    pub fn bytes(&self) -> usize {
+        self.storage.bytes()
+    }
+
     /// The device it lives on.
     pub fn device(&self) -> &Device {
-        &self.device
+        self.storage.device()
     }
 
-    /// The values, row by row. Panics on the dry device, or if they are not f32.
-    pub fn data(&self) -> &[f32] {
-        self.values()
+    /// What its memory is counted as.
+    pub(crate) fn purpose(&self) -> Purpose {
+        self.storage.purpose()
     }
 
-    /// The values, row by row. Panics on the dry device, or if they are not f32.
-    pub fn data_mut(&mut self) -> &mut [f32] {
-        self.values_mut()
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
     }
 
-    /// The values, row by row. Panics on the dry device, or if they are stored otherwise.
-    pub fn values<E: Element>(&self) -> &[E] {
-        assert_eq!(E::DTYPE, self.dtype, "the tensor's storage");
-        &self
-            .buffer
-            .as_ref()
-            .expect("a dry tensor has no values")
-            .as_slice()[..self.rows * self.cols]
+    /// The values where a backend in host memory keeps them, row by row. Panics where they have no memory. The backend
+    /// answers for T.
+    pub(crate) fn host<T: Plain>(&self) -> &[T] {
+        &self.storage.place().slice()[..self.rows * self.cols]
     }
 
-    /// The values, row by row. Panics on the dry device, or if they are stored otherwise.
-    pub fn values_mut<E: Element>(&mut self) -> &mut [E] {
-        assert_eq!(E::DTYPE, self.dtype, "the tensor's storage");
-        &mut self
-            .buffer
-            .as_mut()
-            .expect("a dry tensor has no values")
-            .as_mut_slice()[..self.rows * self.cols]
-    }
-
-    /// The values in whichever storage. Panics on the dry device.
-    pub fn any_values(&self) -> Values<'_> {
-        match self.dtype {
-            DType::F32 => Values::F32(self.values()),
-            DType::Bf16 => Values::Bf16(self.values()),
-        }
-    }
-
-    /// A view for the kernels. Panics on the dry device, or if the values are not f32.
-    pub fn view(&self) -> MatRef<'_> {
-        self.view_as()
-    }
-
-    /// A view for the kernels. Panics on the dry device, or if the values are stored otherwise.
-    pub fn view_as<E: Element>(&self) -> MatRef<'_, E> {
-        MatRef::new(self.values(), self.rows, self.cols)
-    }
-}
-
-impl Drop for Tensor {
-    fn drop(&mut self) {
-        // The buffer goes first: from then on the block may be another's.
-        self.buffer = None;
-        let bytes = self.len() * self.dtype.bytes();
-        self.device.give(self.block.clone(), bytes, self.purpose);
+    /// As [`Tensor::host`], to change them.
+    pub(crate) fn host_mut<T: Plain>(&mut self) -> &mut [T] {
+        &mut self.storage.place_mut().slice_mut()[..self.rows * self.cols]
     }
 }
 
@@ -258,5 +206,35 @@ impl std::fmt::Debug for Tensor {
             self.cols,
             self.dtype.name()
         )
+    }
+}
+
+/// One f64 on a device: a sum that ops add to and that is read once. Counted as workspace.
+#[derive(Debug)]
+pub struct Scalar(Storage);
+
+impl Scalar {
+    /// Zero.
+    pub fn zero(device: &Device) -> Self {
+        let mut scalar = Scalar(Storage::new(device, size_of::<f64>(), Purpose::Workspace));
+        device.run(Call::ClearScalar { out: &mut scalar });
+        scalar
+    }
+
+    /// The value; 0 on the dry device. On a device that runs behind the host, waits for it.
+    pub fn read(&self) -> f64 {
+        self.0.device().backend().read_scalar(self)
+    }
+
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.0
+    }
+
+    pub(crate) fn host(&self) -> f64 {
+        self.0.place().slice()[0]
+    }
+
+    pub(crate) fn host_mut(&mut self) -> &mut f64 {
+        &mut self.0.place_mut().slice_mut()[0]
     }
 }

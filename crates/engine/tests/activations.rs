@@ -10,7 +10,6 @@ use lowrank_engine::{
     Activation, DType, Device, Gradients, Isa, Matrix, Param, Purpose, StepKey, Tape, Tensor,
     Trainables, Var,
 };
-use lowrank_kernels::bf16;
 use lowrank_testkit::{GradientCheck, Random, check_gradient, relative_error};
 
 const ROWS: usize = 37;
@@ -152,22 +151,15 @@ fn pass(precision: DType, above: Above, kind: Activation, values: &[f64]) -> (f6
     let y = layers.forward(&mut tape, input, above);
     let cotangent = Random::new(6).normals_f32(y.rows() * y.cols());
     let found = y.tensor().to_f32(Purpose::Activations);
-    let sum = (found.data().iter().zip(&cotangent))
+    let sum = (found.read().iter().zip(&cotangent))
         .map(|(y, c)| f64::from(*y) * f64::from(*c))
         .sum();
     let mut d_y = Tensor::activations(&device, y.rows(), y.cols());
-    match precision {
-        DType::F32 => d_y.data_mut().copy_from_slice(&cotangent),
-        DType::Bf16 => {
-            for (to, &from) in d_y.values_mut::<bf16>().iter_mut().zip(&cotangent) {
-                *to = bf16::from_f32(from);
-            }
-        }
-    }
+    d_y.write(&cotangent);
     let mut gradients = Gradients::zeros(&device, &trainables);
     tape.backward(&y, d_y, &mut gradients);
-    let gradients = gradients.iter().flat_map(|g| g.data());
-    (sum, gradients.map(|&g| f64::from(g)).collect())
+    let gradients = gradients.iter().flat_map(|g| g.read());
+    (sum, gradients.map(f64::from).collect())
 }
 
 /// f32 forward passes and a finite step: rounding ÷ eps and curvature · eps². Measured worst 6e-4.

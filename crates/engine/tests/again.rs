@@ -107,7 +107,7 @@ fn adapter_gradients(device: &Device, held: bool) -> (Vec<Vec<f32>>, u64) {
     if held {
         let mut tape = model.tape(device);
         let x = model.input(&mut tape);
-        let y = model.norm(&mut tape, x).tensor().data().to_vec();
+        let y = model.norm(&mut tape, x).tensor().read();
         drop(tape);
         model = Model::new(device, &y);
     }
@@ -128,7 +128,7 @@ fn adapter_gradients(device: &Device, held: bool) -> (Vec<Vec<f32>>, u64) {
         .filter(|op| op.op == "layer_norm" && op.phase == Phase::Backward)
         .map(|op| op.calls);
     let adapters = model.layers.iter().flat_map(|(_, a)| [a.a, a.b]);
-    let of = |id| gradients.get(id).data().to_vec();
+    let of = |id| gradients.get(id).read();
     (adapters.map(of).collect(), norms.sum())
 }
 

@@ -70,11 +70,11 @@ fn pass(precision: DType, blocks: Option<Blocks>, a: &[f32], b: (&[f32], [usize;
     let mut gradients = Gradients::zeros(&device, &trainables);
     let cotangent = random.normals_f32(ROWS * OUT);
     let d_y = Tensor::from_slice(&device, ROWS, OUT, Purpose::Activations, &cotangent);
-    let found = y.tensor().to_f32(Purpose::Activations).data().to_vec();
+    let found = y.tensor().to_f32(Purpose::Activations).read();
     tape.backward(&y, d_y, &mut gradients);
     Found {
         y: found,
-        gradients: gradients.iter().map(|g| g.data().to_vec()).collect(),
+        gradients: gradients.iter().map(|g| g.read()).collect(),
         trained: trainables.count() - (ROWS * IN) as u64,
     }
 }

@@ -2,13 +2,14 @@
 //! derivatives are proved in f64 beside them; this proves what the tape does with them: which gradients are formed,
 //! scaled, masked and summed.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::add::add;
-use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
+use lowrank_engine::ops::attention::{
+    AttentionMask, AttentionSpec, Positions, attention, disentangled_attention,
+};
 use lowrank_engine::ops::columns::select_columns;
-use lowrank_engine::ops::disentangled_attention::{Positions, disentangled_attention};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
 use lowrank_engine::ops::head_part::{HeadPart, head_part};
@@ -61,8 +62,11 @@ struct Extra {
     vectors: Vec<Param>,
 }
 
+/// One for all: tensors of another device are refused.
 fn device() -> Device {
-    Device::cpu(Isa::best(), 2).expect("threads start")
+    static DEVICE: LazyLock<Device> =
+        LazyLock::new(|| Device::cpu(Isa::best(), 2).expect("threads start"));
+    DEVICE.clone()
 }
 
 impl Case<'_> {
@@ -83,7 +87,7 @@ impl Case<'_> {
             let mut tape = Tape::training(&device, &trainables, self.step);
             let y = (self.build)(&mut tape, &params, &self.extra);
             y.tensor()
-                .data()
+                .read()
                 .iter()
                 .zip(&cotangent)
                 .map(|(y, c)| f64::from(*y) * f64::from(*c))
@@ -103,8 +107,8 @@ impl Case<'_> {
         tape.backward(&y, d_y, &mut gradients);
         let gradient: Vec<f64> = gradients
             .iter()
-            .flat_map(|g| g.data())
-            .map(|&g| f64::from(g))
+            .flat_map(|g| g.read())
+            .map(f64::from)
             .collect();
         assert!(
             gradient.iter().any(|&g| g != 0.0),
@@ -211,7 +215,7 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
         let y = linear(&mut tape, x, params);
         let sum = y
             .tensor()
-            .data()
+            .read()
             .iter()
             .zip(&cotangent)
             .map(|(y, c)| f64::from(*y) * f64::from(*c))
@@ -226,9 +230,9 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
             sum,
             gradients
                 .get(ids[moved])
-                .data()
-                .iter()
-                .map(|&g| f64::from(g))
+                .read()
+                .into_iter()
+                .map(f64::from)
                 .collect(),
         )
     };
@@ -289,14 +293,14 @@ fn a_trained_linear_gives_gradients_of_weight_and_bias() {
     for o in 0..out {
         let expected: f64 = (0..rows).map(|r| f64::from(d_y[r * out + o])).sum();
         assert!(
-            (f64::from(gradients.get(bias).data()[o]) - expected).abs() < 1e-5,
+            (f64::from(gradients.get(bias).read()[o]) - expected).abs() < 1e-5,
             "bias {o}"
         );
         for i in 0..inp {
             let expected: f64 = (0..rows)
                 .map(|r| f64::from(d_y[r * out + o]) * f64::from(x[r * inp + i]))
                 .sum();
-            let found = f64::from(gradients.get(weight).data()[o * inp + i]);
+            let found = f64::from(gradients.get(weight).read()[o * inp + i]);
             assert!(
                 (found - expected).abs() < 2e-5,
                 "weight {o},{i}: {found} against {expected}"
@@ -584,7 +588,7 @@ fn adapted<'m>(
         bias: None,
         adapter: Some(adapter),
     };
-    linear(tape, x, params).tensor().data().to_vec()
+    linear(tape, x, params).tensor().read()
 }
 
 /// A layer that is used twice in a pass drops other elements the second time, and the same ones in every pass.
@@ -665,14 +669,14 @@ fn losses_are_sums_and_their_gradients_are_scaled() {
     let expected = row(0.3f32.into(), (-1.2f32).into()) + row((-0.4f32).into(), 0.1f32.into());
     assert!((out.sum - expected).abs() < 1e-6 && out.count == 2);
     assert_eq!(
-        &out.d_logits.data()[2..4],
+        &out.d_logits.read()[2..4],
         &[0.0, 0.0],
         "a masked row has no gradient"
     );
     let p = 1.0 / (1.0 + (-1.5f64).exp());
-    assert!((f64::from(out.d_logits.data()[0]) - 0.5 * (p - 1.0)).abs() < 1e-7);
+    assert!((f64::from(out.d_logits.read()[0]) - 0.5 * (p - 1.0)).abs() < 1e-7);
     let out = loss(&var, Targets::Value(&[0.0; 6]), 1.0);
-    assert!((f64::from(out.d_logits.data()[3]) - 4.0).abs() < 1e-6 && out.count == 6);
+    assert!((f64::from(out.d_logits.read()[3]) - 4.0).abs() < 1e-6 && out.count == 6);
     let out = loss(&var, Targets::Multi(&[1.0; 6]), 1.0);
     let sum: f64 = logits
         .iter()

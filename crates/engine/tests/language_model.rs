@@ -74,7 +74,7 @@ fn the_loss_over_several_chunks_gives_the_gradient_of_the_hidden_states() {
             let sum = lm_loss(&h, targets, &trainables);
             let same = lm_loss_backward(tape, h, targets, 0.5, &mut gradients);
             assert_eq!(sum, same);
-            (0.5 * sum, wide(gradients.get(id).data()))
+            (0.5 * sum, wide(&gradients.get(id).read()))
         };
         let gradient = run(&start).1;
         check_gradient("hidden states", |x| run(x).0, &start, &gradient, CURVED);
@@ -100,7 +100,7 @@ fn a_tied_table_gets_both_gradients_once() {
         };
         let mut gradients = Gradients::zeros(&device, &trainables);
         let sum = lm_loss_backward(tape, h, targets, 1.0, &mut gradients);
-        (sum, wide(gradients.get(id).data()))
+        (sum, wide(&gradients.get(id).read()))
     };
     let gradient = run(&start).1;
     check_gradient("tied table", |x| run(x).0, &start, &gradient, CURVED);
@@ -116,13 +116,14 @@ fn a_frozen_table_is_read_from_its_panels() {
     let mut tape = Tape::inference(&device, &trainables);
     let ids = [69, 0, 33, 31, 32];
     let h = embedding(&mut tape, &[lookup(Table::Matrix(&matrix), &ids)]);
-    for (row, &id) in h.tensor().data().chunks_exact(cols).zip(&ids) {
+    for (row, &id) in h.tensor().read().chunks_exact(cols).zip(&ids) {
         assert_eq!(row, &values[id as usize * cols..][..cols]);
     }
     let logits = lm_logits(h.tensor(), &matrix, &trainables);
-    for (i, row) in logits.data().chunks_exact(vocab).enumerate() {
+    let h = h.tensor().read();
+    for (i, row) in logits.read().chunks_exact(vocab).enumerate() {
         for (v, logit) in row.iter().enumerate() {
-            let pairs = h.tensor().data()[i * cols..][..cols].iter();
+            let pairs = h[i * cols..][..cols].iter();
             let want: f64 = pairs
                 .zip(&values[v * cols..])
                 .map(|(a, b)| f64::from(*a) * f64::from(*b))
@@ -164,15 +165,15 @@ fn a_trained_conv1d_is_a_trained_linear_transposed() {
             adapter: None,
         };
         let y = linear(&mut tape, h, params);
-        let values = y.tensor().data().to_vec();
+        let values = y.tensor().read();
         let mut gradients = Gradients::zeros(&device, &trainables);
         let d = Tensor::from_slice(&device, rows, out, Purpose::Activations, &d_y);
         tape.backward(&y, d, &mut gradients);
-        let mut d_weight = gradients.get(id).data().to_vec();
+        let mut d_weight = gradients.get(id).read();
         if transposed {
             d_weight = transpose(&d_weight, inp, out);
         }
-        (values, d_weight, gradients.get(input).data().to_vec())
+        (values, d_weight, gradients.get(input).read())
     };
     let ((y, d_w, d_x), (other_y, other_d_w, other_d_x)) = (run(false), run(true));
     assert_eq!((y, d_x), (other_y, other_d_x));
@@ -215,7 +216,7 @@ fn loss_in(
     let h = embedding(&mut tape, &[lookup(Table::Rows(&param), &ids)]);
     let mut gradients = Gradients::zeros(&device, &trainables);
     let sum = lm_loss_backward(tape, h, targets, 1.0, &mut gradients);
-    let [d_h, d_table] = [h_id, table_id].map(|id| gradients.get(id).data().to_vec());
+    let [d_h, d_table] = [h_id, table_id].map(|id| gradients.get(id).read());
     (sum, d_h, d_table)
 }
 

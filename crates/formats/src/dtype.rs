@@ -185,7 +185,7 @@ fn chunks<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> i64) -> Vec<
 }
 
 /// f32 values as the little-endian bytes of a file; a view where the machine stores them so.
-pub(crate) fn f32_bytes(values: &[f32]) -> std::borrow::Cow<'_, [u8]> {
+pub fn f32_bytes(values: &[f32]) -> std::borrow::Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
         bytemuck::cast_slice(values).into()
     } else {

@@ -23,7 +23,7 @@ pub mod torch;
 
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use config::ConfigReader;
-pub use dtype::DType;
+pub use dtype::{DType, f32_bytes};
 pub use error::{Fault, FormatError};
 pub use files::{PendingDir, PendingFile, write_atomic};
 pub use pyjson::{python_float_repr, read_json, to_python_json};

@@ -12,8 +12,7 @@ mod warp;
 mod golden;
 
 use lowrank_engine::ops::lm_head::lm_logits;
-use lowrank_engine::{Device, Tape, Tensor};
-use lowrank_kernels::{Isa, log_softmax};
+use lowrank_engine::{Device, Host, Tape};
 use rayon::prelude::*;
 
 use crate::error::ModelError;
@@ -143,7 +142,7 @@ impl Model {
 
 impl Run<'_> {
     /// The logits [n, V] after the tokens of each sequence.
-    fn logits(&mut self, sequences: &[&[u32]]) -> Tensor {
+    fn logits(&mut self, sequences: &[&[u32]]) -> Vec<f32> {
         let mut kept = std::mem::take(&mut self.kept);
         let logits = self.extend(sequences, &mut kept);
         self.kept = kept;
@@ -151,7 +150,7 @@ impl Run<'_> {
     }
 
     /// The same of the sequences that something was kept of.
-    fn extend(&self, sequences: &[&[u32]], kept: &mut Kept) -> Tensor {
+    fn extend(&self, sequences: &[&[u32]], kept: &mut Kept) -> Vec<f32> {
         let mut offsets = vec![0];
         let mut input_ids = Vec::new();
         for tokens in sequences {
@@ -173,22 +172,28 @@ impl Run<'_> {
         };
         let hidden = self.language.extend(&mut pass, &batch, kept);
         let table = self.language.head(modules);
-        lm_logits(hidden.tensor(), table, &model.trainables)
+        lm_logits(hidden.tensor(), table, &model.trainables).read()
     }
 
     /// What `choose` gives for each row of the logits, with the row's number; a profile shows it as an op.
     fn choose<T: Send>(
         &self,
-        logits: &mut Tensor,
-        choose: impl Fn(Isa, usize, &mut [f32]) -> T + Sync + Send,
+        logits: &mut [f32],
+        choose: impl Fn(Host, usize, &mut [f32]) -> T + Sync + Send,
     ) -> Vec<T> {
-        let (mut chosen, vocab) = (Vec::new(), logits.cols());
-        self.model.device.exec("choice of tokens", 0, |isa| {
-            let rows = logits.data_mut().par_chunks_exact_mut(vocab).enumerate();
+        let (device, vocab) = (&self.model.device, self.vocab());
+        let host = device.host();
+        let chosen = device.run_on_host("choice of tokens", || {
+            let rows = logits.par_chunks_exact_mut(vocab).enumerate();
             let rows = rows.with_max_len(1);
-            chosen = rows.map(|(i, row)| choose(isa, i, row)).collect();
+            rows.map(|(i, row)| choose(host, i, row)).collect()
         });
-        chosen
+        chosen.unwrap_or_default()
+    }
+
+    fn vocab(&self) -> usize {
+        let table = self.language.head(&self.model.modules);
+        table.shape(&self.model.trainables)[0]
     }
 
     /// How many tokens may follow a prompt.
@@ -199,27 +204,27 @@ impl Run<'_> {
 
     /// Moves the logits away from what the model says of the sequences without their prompts. Source: transformers
     /// `UnbatchedClassifierFreeGuidanceLogitsProcessor`.
-    fn guide(&mut self, last: &[&[u32]], logits: &mut Tensor) {
+    fn guide(&mut self, last: &[&[u32]], logits: &mut [f32]) {
         let Some(mut kept) = self.without_prompts.take() else {
             return;
         };
-        let other = self.extend(last, &mut kept);
+        let mut other = self.extend(last, &mut kept);
         self.without_prompts = Some(kept);
-        let (scale, vocab) = (self.options.guidance_scale, logits.cols());
-        self.model.device.exec("guidance", 0, |isa| {
-            let rows = logits.data_mut().par_chunks_exact_mut(vocab);
-            let others = other.data().par_chunks_exact(vocab);
+        let (scale, vocab) = (self.options.guidance_scale, self.vocab());
+        let host = self.model.device.host();
+        self.model.device.run_on_host("guidance", || {
+            let rows = logits.par_chunks_exact_mut(vocab);
+            let others = other.par_chunks_exact_mut(vocab);
             rows.zip(others).for_each(|(row, other)| {
-                let mut other = other.to_vec();
                 // What is not finite is found later in the row itself.
-                let is_finite = |x: &[f32]| scores::check_finite(isa, x).is_ok();
-                if !is_finite(row) || !is_finite(&other) {
+                let is_finite = |x: &[f32]| scores::check_finite(host, x).is_ok();
+                if !is_finite(row) || !is_finite(other) {
                     return;
                 }
-                log_softmax(isa, row);
-                log_softmax(isa, &mut other);
+                host.log_softmax(row);
+                host.log_softmax(other);
                 for (x, without) in row.iter_mut().zip(other) {
-                    *x = scale * (*x - without) + without;
+                    *x = scale * (*x - *without) + *without;
                 }
             });
         });
@@ -244,9 +249,9 @@ impl Run<'_> {
                 _ => self.logits(&last),
             };
             self.guide(&last, &mut logits);
-            let chosen = self.choose(&mut logits, |isa, place, row| {
+            let chosen = self.choose(&mut logits, |host, place, row| {
                 let i = live[place];
-                self.next_token(isa, &sequences[i], (&prompts[i], i, step), row)
+                self.next_token(host, &sequences[i], (&prompts[i], i, step), row)
             });
             drop(logits);
             let mut going_on = Vec::new();
@@ -278,13 +283,13 @@ impl Run<'_> {
     /// The token that follows, by the logits `[V]`.
     fn next_token(
         &self,
-        isa: Isa,
+        host: Host,
         tokens: &[u32],
         (prompt, i, step): (&[u32], usize, usize),
         logits: &mut [f32],
     ) -> Result<u32, NoChoice> {
         if !self.options.remove_invalid_values {
-            scores::check_finite(isa, logits)?;
+            scores::check_finite(host, logits)?;
         }
         let at = At {
             tokens,
@@ -293,6 +298,6 @@ impl Run<'_> {
         };
         self.rules.apply(at, logits);
         let at = (self.options.first_prompt + i, step);
-        scores::choose(isa, logits, &self.options.search, at)
+        scores::choose(host, logits, &self.options.search, at)
     }
 }

@@ -6,11 +6,11 @@ mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lowrank_engine::host;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{Device, Matrix, Param};
 use lowrank_formats::peft::AdapterTensor;
 use lowrank_formats::{Checkpoint, FormatError};
-use lowrank_kernels as kernels;
 
 use crate::config::Task;
 use crate::error::ModelError;
@@ -470,7 +470,7 @@ impl<'a> Loader<'a> {
             return Ok(());
         }
         (source.checkpoint).read_f32_range(file_name, start, block)?;
-        if !kernels::all_finite(self.device.isa(), block) {
+        if !self.device.host().all_finite(block) {
             let at = block.iter().position(|v| !v.is_finite()).unwrap_or(0);
             let line = format!(
                 "{}: value {} is {}, expected a finite number",
@@ -492,5 +492,5 @@ fn new_values(seed: u64, wanted: &Wanted, start: usize, block: &mut [f32]) {
     }
     // Each block is a stream of its own, so that a tensor's values do not depend on how it is read.
     let stream = name_hash(&wanted.name) ^ (start as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    kernels::fill_normal(seed, stream, wanted.mean, wanted.std, block);
+    host::fill_normal(seed, stream, wanted.mean, wanted.std, block);
 }

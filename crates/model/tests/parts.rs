@@ -201,7 +201,7 @@ fn a_part_starts_the_same_whatever_else_is_adapted() {
                 .trainables()
                 .find(&format!("{key}{which}.weight"))
                 .unwrap();
-            model.trainables().get(id).value.data().to_vec()
+            model.trainables().get(id).value.read()
         })
     };
     let ([q_a, q_b], [both_a, both_b]) = (values(&["c_attn.q"]), values(&["c_attn.q", "c_attn.v"]));

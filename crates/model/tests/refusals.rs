@@ -308,15 +308,15 @@ fn adding_a_target_changes_no_other_initial_value() {
     {
         let id = many.trainables().find(&t.name).expect("the same adapter");
         assert_eq!(
-            many.trainables().get(id).value.data(),
-            t.value.data(),
+            many.trainables().get(id).value.read(),
+            t.value.read(),
             "{}",
             t.name
         );
         let bound = 1.0 / 32f32.sqrt();
         assert!(
-            t.value.data().iter().all(|v| v.abs() <= bound)
-                && t.value.data().iter().any(|v| v.abs() > 0.5 * bound)
+            t.value.read().iter().all(|v| v.abs() <= bound)
+                && t.value.read().iter().any(|v| v.abs() > 0.5 * bound)
         );
         compared += 1;
     }

@@ -5,12 +5,14 @@
 //! and renamed when complete, so a folder with the final name is a whole one; its tensor file's hash stands in `state.json`
 //! all the same, and a checkpoint that does not match is passed over.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::Trainables;
+use lowrank_engine::{Tensor, Trainables};
 use lowrank_formats::files::{self, shown};
 use lowrank_formats::{
-    Checkpoint as TensorFile, FormatError, OutTensor, PendingDir, write_safetensors,
+    Checkpoint as TensorFile, DType, FormatError, PendingDir, TensorSpec, f32_bytes,
+    write_safetensors_streaming,
 };
 
 use crate::fingerprint;
@@ -224,10 +226,16 @@ pub fn restore(
     for (i, id) in ids.into_iter().enumerate() {
         let trainable = trainables.get_mut(id);
         let name = trainable.name.clone();
-        file.read_f32(&format!("value/{name}"), trainable.value.data_mut())?;
+        let read = |kind: &str, into: &mut Tensor| {
+            let mut values = vec![0.0; into.len()];
+            file.read_f32(&format!("{kind}/{name}"), &mut values)?;
+            into.write(&values);
+            Ok::<(), FormatError>(())
+        };
+        read("value", &mut trainable.value)?;
         if let Some(moments) = optimizer.as_deref_mut().map(|o| &mut o.moments_mut()[i]) {
-            file.read_f32(&format!("adam_m/{name}"), moments.m.data_mut())?;
-            file.read_f32(&format!("adam_v/{name}"), moments.v.data_mut())?;
+            read("adam_m", &mut moments.m)?;
+            read("adam_v", &mut moments.v)?;
         }
     }
     Ok(())
@@ -238,21 +246,26 @@ fn write_tensors(
     trainables: &Trainables,
     optimizer: &Optimizer,
 ) -> Result<(), CheckpointError> {
-    let mut named = Vec::with_capacity(3 * trainables.len());
+    let (mut specs, mut tensors) = (Vec::new(), BTreeMap::new());
     for ((_, t), moments) in trainables.iter().zip(optimizer.moments()) {
-        for (kind, tensor) in [
+        let of_value = [
             ("value", &t.value),
             ("adam_m", &moments.m),
             ("adam_v", &moments.v),
-        ] {
-            named.push((format!("{kind}/{}", t.name), &t.shape, tensor.data()));
+        ];
+        for (kind, tensor) in of_value {
+            let name = format!("{kind}/{}", t.name);
+            tensors.insert(name.clone(), tensor);
+            specs.push(TensorSpec {
+                name,
+                dtype: DType::F32,
+                shape: t.shape.clone(),
+            });
         }
     }
-    let tensors: Vec<_> = named
-        .iter()
-        .map(|(name, shape, data)| OutTensor::f32(name, shape, data))
-        .collect();
-    write_safetensors(path, &tensors, &[])?;
+    write_safetensors_streaming(path, &specs, &[], &mut |spec, writer| {
+        writer.write_all(&f32_bytes(&tensors[&spec.name].read()))
+    })?;
     Ok(())
 }
 
@@ -303,10 +316,7 @@ mod tests {
     fn values_and_moments_come_back_bit_for_bit() {
         let dir = tempfile::tempdir().unwrap();
         let (trainables, mut optimizer) = parts(&[1.0, -0.0, f32::MIN_POSITIVE]);
-        optimizer.moments_mut()[0]
-            .m
-            .data_mut()
-            .copy_from_slice(&[0.1, 0.2, 0.3]);
+        optimizer.moments_mut()[0].m.write(&[0.1, 0.2, 0.3]);
         let all = Checkpoints::new(dir.path(), 2);
         let path = all
             .write(&state(7, &trainables), &trainables, &optimizer, &nothing)
@@ -315,12 +325,12 @@ mod tests {
         restore(&path, &mut back, Some(&mut other)).unwrap();
         let bits = |t: &Trainables| {
             t.iter()
-                .flat_map(|(_, t)| t.value.data().to_vec())
+                .flat_map(|(_, t)| t.value.read())
                 .map(f32::to_bits)
                 .collect::<Vec<_>>()
         };
         assert_eq!(bits(&back), bits(&trainables));
-        assert_eq!(other.moments()[0].m.data(), &[0.1, 0.2, 0.3]);
+        assert_eq!(other.moments()[0].m.read(), &[0.1, 0.2, 0.3]);
         let newest = all.newest(&|_| Ok(()));
         assert_eq!(newest.found.unwrap().state.step, 7);
         assert!(newest.passed_over.is_empty());

@@ -1,7 +1,7 @@
 //! AdamW with PyTorch's semantics over the trained values, and clipping by the global norm.
 
-use lowrank_engine::{Device, Gradients, Purpose, Tensor, Trainables};
-use lowrank_kernels as kernels;
+use lowrank_engine::call::Call;
+use lowrank_engine::{AdamW, Device, Gradients, Purpose, Scalar, Tensor, Trainables};
 
 use crate::config::OptimizationSettings;
 
@@ -9,7 +9,7 @@ use crate::config::OptimizationSettings;
 #[derive(Debug)]
 pub struct Optimizer {
     device: Device,
-    settings: kernels::AdamW,
+    settings: AdamW,
     moments: Vec<Moments>,
 }
 
@@ -35,7 +35,7 @@ impl Optimizer {
         });
         Self {
             device: device.clone(),
-            settings: kernels::AdamW {
+            settings: AdamW {
                 lr: settings.learning_rate,
                 beta1: settings.adam_beta1,
                 beta2: settings.adam_beta2,
@@ -49,7 +49,7 @@ impl Optimizer {
 
     /// One update of every value; `step` counts from 1.
     pub fn step(&mut self, trainables: &mut Trainables, gradients: &Gradients, lr: f64, step: u64) {
-        let settings = kernels::AdamW {
+        let settings = AdamW {
             lr,
             step,
             ..self.settings
@@ -59,17 +59,12 @@ impl Optimizer {
         let moments = &mut self.moments;
         device.install(|| {
             for (id, Moments { m, v }) in ids.into_iter().zip(moments) {
-                let value = &mut trainables.get_mut(id).value;
-                device.exec("optimizer", 0, |isa| {
-                    let gradient = gradients.get(id).data();
-                    kernels::adamw_step(
-                        isa,
-                        &settings,
-                        value.data_mut(),
-                        gradient,
-                        m.data_mut(),
-                        v.data_mut(),
-                    );
+                device.run(Call::AdamW {
+                    settings,
+                    gradient: gradients.get(id),
+                    value: &mut trainables.get_mut(id).value,
+                    m,
+                    v,
                 });
             }
         });
@@ -90,22 +85,19 @@ impl Optimizer {
 ///
 /// Source: `torch.nn.utils.clip_grad_norm_`: the factor is `max_norm / (norm + 1e-6)`, at most 1. The norm is summed in f64.
 pub fn clip_grad_norm(device: &Device, gradients: &mut Gradients, max_norm: f64) -> f64 {
-    let mut squares = 0.0;
-    let all = &mut *gradients;
     device.install(|| {
-        device.exec("optimizer", 0, |isa| {
-            squares = all
-                .iter()
-                .map(|g| kernels::sum_of_squares(isa, g.data()))
-                .sum();
-        });
-        let norm: f64 = squares.sqrt();
+        let mut squares = Scalar::zero(device);
+        for x in gradients.iter() {
+            let out = &mut squares;
+            device.run(Call::SumOfSquares { x, out });
+        }
+        let norm = squares.read().sqrt();
         let factor = max_norm / (norm + 1e-6);
         if max_norm > 0.0 && factor < 1.0 {
-            device.exec("optimizer", 0, |isa| {
-                all.iter_mut()
-                    .for_each(|g| kernels::scale(isa, g.data_mut(), factor as f32));
-            });
+            for x in gradients.iter_mut() {
+                let factor = factor as f32;
+                device.run(Call::Scale { x, factor });
+            }
         }
         norm
     })

@@ -69,8 +69,8 @@ impl Proof {
             }
         };
         let value = |t: &lowrank_engine::Trainable| {
-            let data = t.value.data();
-            let now = format!("{:016x}", fingerprint::of_values(data));
+            let data = t.value.read();
+            let now = format!("{:016x}", fingerprint::of_values(&data));
             let before = state.proof.get(&t.name);
             let had_gradient = before.is_some_and(|p| p.had_gradient);
             let moved = before.is_none_or(|p| p.start != now);
@@ -103,7 +103,7 @@ pub fn note_gradients(state: &mut RunState, trainables: &Trainables, gradients: 
         if let Some(proof) = state.proof.get_mut(&t.name)
             && !proof.had_gradient
         {
-            proof.had_gradient = gradients.get(id).data().iter().any(|&g| g != 0.0);
+            proof.had_gradient = gradients.get(id).read().iter().any(|&g| g != 0.0);
         }
     }
 }

@@ -81,7 +81,7 @@ impl RunState {
         trainables: &Trainables,
     ) -> Self {
         let proof = trainables.iter().map(|(_, t)| {
-            let start = format!("{:016x}", fingerprint::of_values(t.value.data()));
+            let start = format!("{:016x}", fingerprint::of_values(&t.value.read()));
             (
                 t.name.clone(),
                 ProofState {

@@ -466,7 +466,11 @@ impl<'a> Trainer<'a> {
         let model = &*self.model;
         // The loss tells it a step later only; what is written must be of use.
         let odd = |values: &[f32]| values.iter().any(|value| !value.is_finite());
-        if let Some((_, t)) = model.trainables().iter().find(|(_, t)| odd(t.value.data())) {
+        if let Some((_, t)) = model
+            .trainables()
+            .iter()
+            .find(|(_, t)| odd(&t.value.read()))
+        {
             return Err(TrainError::NotFinite {
                 step: self.state.step,
                 name: t.name.clone(),

@@ -149,7 +149,7 @@ fn check_trajectory(name: &str, threads: usize, recompute: bool) {
         let id = model.trainables().find(key).expect("the same keys");
         check_close(
             &format!("{name} {key}"),
-            model.trainables().get(id).value.data(),
+            &model.trainables().get(id).value.read(),
             &expected.data,
             VALUES,
         );

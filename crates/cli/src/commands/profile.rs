@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use lowrank_data::{Example, Label, PackedBatch};
+use lowrank_engine::host::fill_uniform;
 use lowrank_engine::{Device, Gradients, OpTime, Profile, StepKey};
-use lowrank_kernels::fill_uniform;
 use lowrank_model::{IGNORE_INDEX, LoadOptions, Model, ModelConfig, PassOptions, Task};
 use lowrank_run::base::{Base, Head};
 use lowrank_run::device::PrecisionChoice;
@@ -314,7 +314,7 @@ fn as_json(timing: &Timing, peak: f64, device: &Device) -> serde_json::Value {
         "peak_rss_bytes": timing.peak_rss_bytes,
         "counted_peak_bytes": device.peak_memory().total(),
         "precision": device.precision().name(),
-        "isa": device.isa().name(),
+        "isa": device.arithmetic(),
         "threads": device.threads(),
         "seconds": timing.seconds,
         "ops": timing.profile.longest_first().into_iter().map(op_json).collect::<Vec<_>>(),
@@ -388,7 +388,7 @@ fn print_tables(timing: &Timing, peak: f64, device: &Device) {
         &format!(
             "{}, {}, {} threads",
             device.precision().name(),
-            device.isa().name(),
+            device.arithmetic(),
             device.threads()
         ),
     ]);

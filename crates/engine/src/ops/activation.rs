@@ -2,31 +2,24 @@
 
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
 use lowrank_kernels::Activation;
 
+use crate::call::Call;
 use crate::meter::Purpose;
 use crate::tape::{Backprop, Backward, Output, Tape, Through, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// Forward of an activation; overwrites x where nothing needs it any more.
 pub fn activation(tape: &mut Tape<'_>, x: Var, kind: Activation) -> Var {
-    let (device, dtype) = (tape.device().clone(), x.tensor().dtype());
+    let device = tape.device().clone();
+    let run = |x, y: &mut Tensor| device.run(Call::Activation { kind, x, y });
     if !(tape.recording() && x.requires_grad()) {
         let mut y = x.into_owned();
-        device.exec("activation", 0, |isa| {
-            with_element!(dtype, E => {
-                kernels::activation_forward_in_place(isa, kind, y.values_mut::<E>());
-            });
-        });
+        run(None, &mut y);
         return tape.constant(y);
     }
-    let mut y = Tensor::uninit_as(dtype, &device, x.rows(), x.cols(), Purpose::Activations);
-    device.exec("activation", 0, |isa| {
-        with_element!(dtype, E => {
-            kernels::activation_forward(isa, kind, x.tensor().values::<E>(), y.values_mut::<E>());
-        });
-    });
+    let mut y = x.tensor().uninit_like(Purpose::Activations);
+    run(Some(x.tensor()), &mut y);
     let x_node = x.node();
     tape.push_output(y, true, || {
         let pre = x.shared();

@@ -2,32 +2,25 @@
 
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
 use lowrank_kernels::Dropout;
 
+use crate::call::Call;
 use crate::ops::dropout::{drop_out, dropped_out};
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// Forward of dropout with probability `p` and the residual sum. Panics if the shapes disagree.
 pub fn add(tape: &mut Tape<'_>, x: Var, residual: Var, p: f32) -> Var {
     let device = tape.device().clone();
     let dropout = tape.dropout(p);
-    assert_eq!(
-        (x.rows(), x.cols()),
-        (residual.rows(), residual.cols()),
-        "add: the residual does not fit x"
-    );
     let (x_node, residual_node) = (x.node(), residual.node());
     let mut z = x.into_owned();
-    let dtype = z.dtype();
     if let Some(dropout) = dropout {
         drop_out(&mut z, dropout);
     }
-    device.exec("add", 0, |isa| {
-        with_element!(dtype, E => {
-            kernels::add_assign(isa, z.values_mut::<E>(), residual.tensor().values::<E>());
-        });
+    device.run(Call::Add {
+        x: residual.tensor(),
+        out: &mut z,
     });
     drop(residual);
     let needed = x_node.is_some() || residual_node.is_some();

@@ -1,14 +1,17 @@
-//! out = softmax(q·kᵀ·scale)·v per head and sequence, block-diagonal by offsets, causal if asked; no T×T matrix is stored.
-//! Shapes: q [Mq, H·Dh], k, v [M, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b are
-//! `q_offsets[b]..q_offsets[b+1]` and `kv_offsets[b]..kv_offsets[b+1]`, so that a query may be one row of its sequence.
-//! Saved: q, k, v, out, lse. Source: Vaswani et al. 2017; the tiling of Dao et al. 2022.
+//! out = softmax(scores)·v per head and sequence, block-diagonal by offsets, causal if asked; no T×T matrix is stored.
+//! The scores are q·kᵀ·scale or, with relative positions, scale·(q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r]), where r is the row
+//! of the distance i - j; each table of relative positions may be absent.
+//! Shapes: q [Mq, H·Dh], k, v [M, H·Dh], pos_k, pos_q [R, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b
+//! are `q_offsets[b]..q_offsets[b+1]` and `kv_offsets[b]..kv_offsets[b+1]`, so that a query may be one row of its sequence.
+//! Saved: q, k, v, the tables, out, lse. Source: Vaswani et al. 2017; the tiling of Dao et al. 2022; He et al. 2020,
+//! "DeBERTa", equations 2 to 4.
 
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
 pub use lowrank_kernels::AttentionMask;
-use lowrank_kernels::{AttentionSaved, AttentionShape, DType, Dropout, Element};
+use lowrank_kernels::Dropout;
 
+use crate::call::{AttentionGradients, AttentionInputs, Call, PositionTables};
 use crate::meter::Purpose;
 use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::Tensor;
@@ -32,143 +35,164 @@ pub struct AttentionSpec {
     pub dropout: f32,
 }
 
-impl AttentionSpec {
-    pub(crate) fn shape(&self, dropout: Option<Dropout>) -> AttentionShape<'_> {
-        AttentionShape {
-            num_heads: self.num_heads,
-            num_key_value_heads: self.num_heads,
-            head_dim: self.head_dim,
-            q_offsets: &self.q_offsets,
-            kv_offsets: &self.kv_offsets,
-            scale: self.scale,
-            soft_cap: None,
-            mask: self.mask,
-            dropout,
-        }
-    }
-
-    /// Pairs of query and key that are not masked, over all sequences.
-    fn pairs(&self) -> u64 {
-        let sequences = self.q_offsets.windows(2).zip(self.kv_offsets.windows(2));
-        let pairs = sequences.map(|(q, kv)| {
-            let (queries, keys) = ((q[1] - q[0]) as u64, (kv[1] - kv[0]) as u64);
-            match self.mask {
-                AttentionMask::Full => queries * keys,
-                AttentionMask::Causal { window } => {
-                    let most = window.map_or(u64::MAX, |keys| keys as u64);
-                    (keys - queries..keys).map(|i| (i + 1).min(most)).sum()
-                }
-            }
-        });
-        pairs.sum()
-    }
-
-    pub(crate) fn flops(&self, matmuls: u64) -> u64 {
-        2 * matmuls * self.pairs() * (self.num_heads * self.head_dim) as u64
-    }
-
-    /// Panics if the offsets do not cover the rows.
-    pub(crate) fn check(&self, q: &Var, k: &Var) {
-        assert_eq!(
-            self.q_offsets.len(),
-            self.kv_offsets.len(),
-            "attention: one range a sequence"
-        );
-        assert_eq!(
-            self.q_offsets.last(),
-            Some(&q.rows()),
-            "attention: the offsets cover the queries"
-        );
-        assert_eq!(
-            self.kv_offsets.last(),
-            Some(&k.rows()),
-            "attention: the offsets cover the keys"
-        );
-    }
+/// The projected relative positions of one layer, shared by all sequences.
+pub struct Positions {
+    /// The tables' row for each distance i - j, from -(reach - 1) to reach - 1. No sequence is longer than reach.
+    pub rows: Arc<[u32]>,
+    /// pos_k: content to position.
+    pub keys: Option<Var>,
+    /// pos_q: position to content.
+    pub queries: Option<Var>,
 }
 
 /// Forward of attention. Panics if the offsets do not cover the rows.
 pub fn attention(tape: &mut Tape<'_>, q: Var, k: Var, v: Var, spec: AttentionSpec) -> Var {
+    run(tape, [q, k, v], None, spec)
+}
+
+/// Forward of attention with relative positions. Query i of a sequence stands at its position i. Panics if the offsets do not
+/// cover the rows or if a sequence is longer than the reach.
+pub fn disentangled_attention(
+    tape: &mut Tape<'_>,
+    qkv: [Var; 3],
+    positions: Positions,
+    spec: AttentionSpec,
+) -> Var {
+    run(tape, qkv, Some(positions), spec)
+}
+
+fn run(
+    tape: &mut Tape<'_>,
+    qkv: [Var; 3],
+    positions: Option<Positions>,
+    spec: AttentionSpec,
+) -> Var {
     let device = tape.device().clone();
     let dropout = tape.dropout(spec.dropout);
-    spec.check(&q, &k);
+    let [q, ..] = &qkv;
     let mut out = Tensor::activations(&device, q.rows(), q.cols());
     let mut lse = Tensor::uninit(&device, q.rows(), spec.num_heads, Purpose::Activations);
-    device.exec("attention", spec.flops(2), |isa| {
-        let (shape, lse) = (spec.shape(dropout), lse.data_mut());
-        let (q, k, v) = (q.tensor(), k.tensor(), v.tensor());
-        match out.dtype() {
-            DType::F32 => {
-                let (q, k, v) = (q.data(), k.data(), v.data());
-                kernels::attention_forward(isa, &shape, q, k, v, out.data_mut(), lse);
-            }
-            DType::Bf16 => {
-                let inputs = [q.values(), k.values(), v.values()];
-                kernels::attention_forward_bf16(isa, &shape, inputs, out.values_mut(), lse);
-            }
-        }
-    });
-    let out = Arc::new(out);
-    let needed = q.requires_grad() || k.requires_grad() || v.requires_grad();
-    tape.push_shared(out.clone(), needed, || AttentionBackward {
-        nodes: [q.node(), k.node(), v.node()],
-        q: q.shared(),
-        k: k.shared(),
-        v: v.shared(),
-        out,
-        lse,
+    let input = |var: &Var| Input {
+        node: var.node(),
+        value: var.shared(),
+    };
+    let operands = Operands {
+        qkv: [0, 1, 2].map(|i| input(&qkv[i])),
+        tables: positions.map(|positions| Tables {
+            keys: positions.keys.as_ref().map(input),
+            queries: positions.queries.as_ref().map(input),
+            rows: positions.rows,
+        }),
         spec,
         dropout,
+    };
+    drop(qkv);
+    device.run(Call::Attention {
+        inputs: operands.inputs(),
+        out: &mut out,
+        lse: &mut lse,
+    });
+    let out = Arc::new(out);
+    tape.push_shared(out.clone(), operands.requires_grad(), || {
+        AttentionBackward { operands, out, lse }
     })
 }
 
-struct AttentionBackward {
-    nodes: [Option<usize>; 3],
-    q: Arc<Tensor>,
-    k: Arc<Tensor>,
-    v: Arc<Tensor>,
-    out: Arc<Tensor>,
-    lse: Tensor,
+struct Input {
+    node: Option<usize>,
+    value: Arc<Tensor>,
+}
+
+struct Tables {
+    rows: Arc<[u32]>,
+    keys: Option<Input>,
+    queries: Option<Input>,
+}
+
+struct Operands {
+    qkv: [Input; 3],
+    tables: Option<Tables>,
     spec: AttentionSpec,
     dropout: Option<Dropout>,
 }
 
-impl AttentionBackward {
-    fn saved<E: Element>(&self) -> AttentionSaved<'_, E> {
-        AttentionSaved {
-            q: self.q.values(),
-            k: self.k.values(),
-            v: self.v.values(),
-            out: self.out.values(),
-            lse: self.lse.data(),
+impl Operands {
+    fn inputs(&self) -> AttentionInputs<'_> {
+        fn tensor(input: &Input) -> &Tensor {
+            &input.value
+        }
+        let [q, k, v] = &self.qkv;
+        AttentionInputs {
+            spec: &self.spec,
+            dropout: self.dropout,
+            q: tensor(q),
+            k: tensor(k),
+            v: tensor(v),
+            positions: self.tables.as_ref().map(|tables| PositionTables {
+                rows: &tables.rows,
+                keys: tables.keys.as_ref().map(tensor),
+                queries: tables.queries.as_ref().map(tensor),
+            }),
         }
     }
+
+    /// pos_k and pos_q.
+    fn tables(&self) -> [Option<&Input>; 2] {
+        let tables = self.tables.as_ref();
+        [
+            tables.and_then(|tables| tables.keys.as_ref()),
+            tables.and_then(|tables| tables.queries.as_ref()),
+        ]
+    }
+
+    fn requires_grad(&self) -> bool {
+        let tables = self.tables().into_iter().flatten();
+        self.qkv
+            .iter()
+            .chain(tables)
+            .any(|input| input.node.is_some())
+    }
+}
+
+struct AttentionBackward {
+    operands: Operands,
+    out: Arc<Tensor>,
+    lse: Tensor,
 }
 
 impl Backward for AttentionBackward {
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let like = |t: &Tensor| Tensor::activations(&cx.device, t.rows(), t.cols());
-        let (mut d_q, mut d_k, mut d_v) = (like(&self.q), like(&self.k), like(&self.v));
-        cx.device.exec("attention", self.spec.flops(5), |isa| {
-            let shape = self.spec.shape(self.dropout);
-            match d_q.dtype() {
-                DType::F32 => {
-                    let saved = self.saved();
-                    let (d_q, d_k, d_v) = (d_q.data_mut(), d_k.data_mut(), d_v.data_mut());
-                    kernels::attention_backward(isa, &shape, &saved, d_out.data(), d_q, d_k, d_v);
-                }
-                DType::Bf16 => {
-                    let saved = self.saved();
-                    let gradients = [d_q.values_mut(), d_k.values_mut(), d_v.values_mut()];
-                    let d_out = d_out.values();
-                    kernels::attention_backward_bf16(isa, &shape, &saved, d_out, gradients);
-                }
-            }
+        let Self { operands, .. } = &*self;
+        let like = |input: &Input| input.value.uninit_like(Purpose::Activations);
+        let [mut d_q, mut d_k, mut d_v] = [0, 1, 2].map(|i| like(&operands.qkv[i]));
+        let wanted = |table: Option<&Input>| table.filter(|table| table.node.is_some()).map(like);
+        let [mut d_keys, mut d_queries] = operands.tables().map(wanted);
+        cx.device.run(Call::AttentionBackward {
+            inputs: operands.inputs(),
+            out: &self.out,
+            lse: &self.lse,
+            d_out: &d_out,
+            gradients: AttentionGradients {
+                d_q: &mut d_q,
+                d_k: &mut d_k,
+                d_v: &mut d_v,
+                d_keys: d_keys.as_mut(),
+                d_queries: d_queries.as_mut(),
+            },
         });
-        let nodes = self.nodes;
+        drop(d_out);
+        let nodes = [0, 1, 2].map(|i| operands.qkv[i].node);
+        let table_nodes = operands
+            .tables()
+            .map(|table| table.and_then(|table| table.node));
         drop(self);
         for (node, d) in nodes.into_iter().zip([d_q, d_k, d_v]) {
             cx.add(node, d);
+        }
+        for (node, d) in table_nodes.into_iter().zip([d_keys, d_queries]) {
+            if let Some(d) = d {
+                cx.add(node, d);
+            }
         }
     }
 }

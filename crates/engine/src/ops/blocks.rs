@@ -3,11 +3,13 @@
 //! A product takes the one B [out, n·r] that says the same: each part's own in its rows and columns, zero elsewhere. Those
 //! zeros are never stored among the trained values, so that nothing can move them.
 
-use std::ops::Deref;
+use std::ops::AddAssign;
 
+use crate::call::{Call, Transpose};
+use crate::device::Device;
 use crate::meter::Purpose;
 use crate::ops::linear::Adapter;
-use crate::param::Trainables;
+use crate::param::{PackedMatrix, Trainables};
 use crate::tensor::Tensor;
 
 /// Parts of a fused layer: queries, keys and values.
@@ -55,51 +57,41 @@ impl Blocks {
         whole
     }
 
-    fn write(self, stored: &[f32], rank: usize, whole: &mut [f32]) {
-        whole.fill(0.0);
+    pub(crate) fn write<T: Copy + Default>(self, stored: &[T], rank: usize, whole: &mut [T]) {
+        whole.fill(T::default());
         for (row, at) in self.rows(stored.len(), rank) {
             whole[at..at + rank].copy_from_slice(&stored[row * rank..][..rank]);
         }
     }
 
     /// stored += the blocks of whole [out, n·r].
-    fn gather(self, whole: &[f32], rank: usize, stored: &mut [f32]) {
+    pub(crate) fn gather<T: Copy + AddAssign>(self, whole: &[T], rank: usize, stored: &mut [T]) {
         for (row, at) in self.rows(stored.len(), rank) {
             let into = stored[row * rank..][..rank].iter_mut();
-            into.zip(&whole[at..at + rank]).for_each(|(s, w)| *s += w);
+            into.zip(&whole[at..at + rank]).for_each(|(s, w)| *s += *w);
         }
     }
 }
 
-/// The B that a product takes.
-pub(crate) enum WholeB<'a> {
-    Stored(&'a Tensor),
-    Made(Tensor),
-}
-
-impl Deref for WholeB<'_> {
-    type Target = Tensor;
-
-    fn deref(&self) -> &Tensor {
-        match self {
-            WholeB::Stored(tensor) => tensor,
-            WholeB::Made(tensor) => tensor,
-        }
-    }
-}
-
-/// B [out, n·r] of an adapter.
-pub(crate) fn whole_b<'a>(adapter: &Adapter, trainables: &'a Trainables) -> WholeB<'a> {
+/// The B [out, n·r] of an adapter as a product takes it, or its transpose.
+pub(crate) fn packed_b(
+    device: &Device,
+    adapter: &Adapter,
+    trainables: &Trainables,
+    transpose: Transpose,
+) -> PackedMatrix {
     let stored = &trainables.get(adapter.b).value;
     let Some(blocks) = adapter.blocks else {
-        return WholeB::Stored(stored);
+        return PackedMatrix::trained(device, stored, transpose);
     };
     let [out, rank] = blocks.whole_shape([stored.rows(), stored.cols()]);
-    let mut whole = Tensor::uninit(stored.device(), out, rank, Purpose::Workspace);
-    stored.device().exec("blocks", 0, |_| {
-        blocks.write(stored.data(), stored.cols(), whole.data_mut());
+    let mut whole = Tensor::uninit(device, out, rank, Purpose::Workspace);
+    device.run(Call::ExpandBlocks {
+        blocks,
+        stored,
+        out: &mut whole,
     });
-    WholeB::Made(whole)
+    PackedMatrix::trained(device, &whole, transpose)
 }
 
 /// Adds to a stored B's gradient what `add` adds to that of the B [out, n·r].
@@ -111,9 +103,10 @@ pub(crate) fn add_to_b(blocks: Option<Blocks>, d_b: &mut Tensor, add: impl FnOnc
     let [out, rank] = blocks.whole_shape([d_b.rows(), d_b.cols()]);
     let mut whole = Tensor::zeros(&device, out, rank, Purpose::Workspace);
     add(&mut whole);
-    let rank = d_b.cols();
-    device.exec("blocks", 0, |_| {
-        blocks.gather(whole.data(), rank, d_b.data_mut())
+    device.run(Call::GatherBlocks {
+        blocks,
+        whole: &whole,
+        out: d_b,
     });
 }
 

@@ -1,11 +1,9 @@
 //! Attention with kept keys and values, for generation: no backward. Shapes: q, k, v, out [M, H·Dh].
 
-use lowrank_kernels as kernels;
-use lowrank_kernels::CachedAttention;
-
+use crate::call::{CachedAttention, Call};
 use crate::meter::Purpose;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// Rows that a pool has room for at first.
 const FIRST_ROWS: usize = 64;
@@ -57,24 +55,17 @@ pub struct CachedSpec<'a> {
 
 /// Forward of the attention of each row of `q` over its own kept rows. Panics if the shapes disagree, or if nothing is kept.
 pub fn cached_attention(tape: &Tape<'_>, q: &Var, kept: &KeptRows, spec: CachedSpec<'_>) -> Var {
-    let device = tape.device();
-    let pairs: usize = spec.rows.iter().map(|rows| rows.len()).sum();
-    let mut out = Tensor::activations(device, q.rows(), q.cols());
-    let dtype = out.dtype();
+    let mut out = Tensor::activations(tape.device(), q.rows(), q.cols());
     let [k, v] = kept.pools.as_ref().expect("attention has keys");
-    device.exec("cached_attention", (4 * pairs * q.cols()) as u64, |isa| {
-        with_element!(dtype, E => {
-            let args = CachedAttention {
-                num_heads: spec.num_heads,
-                head_dim: spec.head_dim,
-                scale: spec.scale,
-                q: q.tensor().values::<E>(),
-                k: k.values(),
-                v: v.values(),
-                rows: spec.rows,
-            };
-            kernels::attention_cached(isa, &args, out.values_mut());
-        });
-    });
+    tape.device().run(Call::CachedAttention(CachedAttention {
+        num_heads: spec.num_heads,
+        head_dim: spec.head_dim,
+        scale: spec.scale,
+        q: q.tensor(),
+        k,
+        v,
+        rows: spec.rows,
+        out: &mut out,
+    }));
     tape.constant(out)
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
 use lowrank_kernels::Dropout;
 
+use crate::call::Call;
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// Forward of dropout with probability `p` of zero; the identity in inference.
 pub fn dropout(tape: &mut Tape<'_>, x: Var, p: f32) -> Var {
@@ -21,24 +21,17 @@ pub fn dropout(tape: &mut Tape<'_>, x: Var, p: f32) -> Var {
 
 /// x = mask(x) / (1 - p), whatever its storage; on a gradient it is the backward.
 pub(crate) fn drop_out(x: &mut Tensor, dropout: Dropout) {
-    let (device, dtype) = (x.device().clone(), x.dtype());
-    device.exec(
-        "dropout",
-        0,
-        |isa| with_element!(dtype, E => kernels::dropout_apply(isa, dropout, x.values_mut::<E>())),
-    );
+    let device = x.device().clone();
+    let (x, y) = (None, x);
+    device.run(Call::Dropout { dropout, x, y });
 }
 
 /// As [`drop_out`] where `x` is still needed: mask(x) / (1 - p) in the same storage, for the same purpose.
 pub(crate) fn dropped_out(x: &Tensor, dropout: Dropout) -> Tensor {
-    let (device, dtype) = (x.device(), x.dtype());
-    let mut y = Tensor::uninit_as(dtype, device, x.rows(), x.cols(), x.purpose());
-    device.exec("dropout", 0, |isa| {
-        with_element!(dtype, E => {
-            kernels::dropout_into(isa, dropout, x.values::<E>(), y.values_mut::<E>());
-        });
-    });
-    y
+    let mut out = x.uninit_like(x.purpose());
+    let (x, y) = (Some(x), &mut out);
+    y.device().clone().run(Call::Dropout { dropout, x, y });
+    out
 }
 
 struct DropoutBackward {

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
-use lowrank_kernels::TableRows;
-
+use crate::call::{Call, TableRef, TableRows};
 use crate::param::{Matrix, Param, TrainableId, Trainables};
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// A table [V, D] as a lookup reads it.
 #[derive(Debug, Clone, Copy)]
@@ -34,17 +32,15 @@ impl Table<'_> {
         }
     }
 
-    /// The table as the kernel reads it. Panics on the dry device.
-    fn stored<'a>(&'a self, trainables: &'a Trainables) -> kernels::Table<'a> {
+    /// The table as a call reads it.
+    fn stored<'a>(&'a self, trainables: &'a Trainables) -> TableRef<'a> {
         match self {
-            Table::Rows(param) => kernels::Table::Rows(param.values(trainables)),
-            Table::Matrix(Matrix::Trainable(id)) => {
-                kernels::Table::Rows(trainables.get(*id).value.any_values())
-            }
+            Table::Rows(param) => TableRef::Rows(param.tensor(trainables)),
+            Table::Matrix(Matrix::Trainable(id)) => TableRef::Rows(&trainables.get(*id).value),
             Table::Matrix(Matrix::TrainableConv1d(_)) => {
                 unreachable!("no table is stored as [D, V]")
             }
-            Table::Matrix(Matrix::Frozen(packed)) => kernels::Table::Packed(packed.packed()),
+            Table::Matrix(Matrix::Frozen(packed)) => TableRef::Packed(packed),
         }
     }
 }
@@ -75,16 +71,14 @@ pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
             "embedding: table {i} does not fit the first"
         );
     }
-    let dtype = y.dtype();
-    device.exec("embedding", 0, |isa| {
-        let stored = tables.iter().map(|l| TableRows {
-            table: l.table.stored(trainables),
-            ids: l.ids,
-        });
-        let stored: Vec<_> = stored.collect();
-        with_element!(dtype, E => {
-            kernels::embedding_gather(isa, &stored, cols, y.values_mut::<E>());
-        });
+    let stored = tables.iter().map(|l| TableRows {
+        table: l.table.stored(trainables),
+        ids: l.ids,
+    });
+    let stored: Vec<_> = stored.collect();
+    device.run(Call::Embedding {
+        tables: &stored,
+        y: &mut y,
     });
     let trained = |l: &Lookup<'_, '_>| {
         l.table.trainable().map(|id| Trained {
@@ -111,26 +105,12 @@ struct EmbeddingBackward {
 
 impl Backward for EmbeddingBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let cols = d_y.cols();
-        for Trained {
-            id,
-            ids,
-            padding_idx,
-        } in &self.trained
-        {
-            let d_table = cx.gradients.get_mut(*id);
-            cx.device.exec("embedding", 0, |_| {
-                let d_table = d_table.data_mut();
-                // Runs of real tokens: a padding token inside a row is rare, one at its end does not exist here.
-                let mut start = 0;
-                for run in ids.split(|id| Some(*id) == *padding_idx) {
-                    let range = start * cols..(start + run.len()) * cols;
-                    with_element!(d_y.dtype(), E => {
-                        let d = &d_y.values::<E>()[range];
-                        kernels::embedding_scatter_add(cols, run, d, d_table);
-                    });
-                    start += run.len() + 1;
-                }
+        for trained in &self.trained {
+            cx.device.run(Call::EmbeddingBackward {
+                d_y: &d_y,
+                ids: &trained.ids,
+                padding_idx: trained.padding_idx,
+                d_table: cx.gradients.get_mut(trained.id),
             });
         }
     }

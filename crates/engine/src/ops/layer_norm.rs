@@ -7,14 +7,14 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
-use lowrank_kernels::{Dropout, LayerNormForward};
+use lowrank_kernels::Dropout;
 
+use crate::call::{Call, LayerNorm, NormInput, NormSaved};
 use crate::meter::Purpose;
 use crate::ops::dropout::{drop_out, dropped_out};
 use crate::param::{Param, Trainables};
 use crate::tape::{Again, Backprop, Backward, Output, Tape, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// The weights of a layer norm.
 #[derive(Debug, Clone, Copy)]
@@ -39,53 +39,32 @@ pub fn layer_norm<'m>(
     let trainables = tape.trainables();
     let dropout = tape.dropout(p);
     let (x_node, residual_node) = (x.node(), residual.as_ref().and_then(Var::node));
-    let (rows, cols) = (x.rows(), x.cols());
-    let dtype = x.tensor().dtype();
-    let mut y = Tensor::uninit_as(dtype, &device, rows, cols, Purpose::Activations);
+    let rows = x.rows();
+    let mut y = x.tensor().uninit_like(Purpose::Activations);
     let mut mean = Tensor::uninit(&device, 1, rows, Purpose::Activations);
     let mut rstd = Tensor::uninit(&device, 1, rows, Purpose::Activations);
+    let mut run = |input| {
+        device.run(Call::LayerNorm(LayerNorm {
+            input,
+            weight: params.weight.tensor(trainables),
+            bias: params.bias.tensor(trainables),
+            eps: params.eps,
+            y: &mut y,
+            mean: &mut mean,
+            rstd: &mut rstd,
+        }));
+    };
     let z = if residual.is_none() && dropout.is_none() {
         // z is x itself: others may go on reading it, as a pre-norm residual stream is.
         let z = x.shared();
-        device.exec("layer_norm", 0, |isa| {
-            with_element!(dtype, E => {
-                let norm = kernels::LayerNorm {
-                    z: z.values::<E>(),
-                    weight: params.weight.data(trainables),
-                    bias: params.bias.data(trainables),
-                    eps: params.eps,
-                    y: y.values_mut(),
-                    mean: mean.data_mut(),
-                    rstd: rstd.data_mut(),
-                };
-                kernels::layer_norm(isa, norm);
-            });
-        });
+        run(NormInput::Plain(&z));
         z
     } else {
         let mut z = x.into_owned();
-        if let Some(residual) = &residual {
-            assert_eq!(
-                (residual.rows(), residual.cols()),
-                (rows, cols),
-                "layer_norm: the residual does not fit x"
-            );
-        }
-        device.exec("layer_norm", 0, |isa| {
-            with_element!(dtype, E => {
-                let norm = LayerNormForward {
-                    x: z.values_mut::<E>(),
-                    residual: residual.as_ref().map(|r| r.tensor().values()),
-                    dropout,
-                    weight: params.weight.data(trainables),
-                    bias: params.bias.data(trainables),
-                    eps: params.eps,
-                    y: y.values_mut(),
-                    mean: mean.data_mut(),
-                    rstd: rstd.data_mut(),
-                };
-                kernels::layer_norm_forward(isa, norm);
-            });
+        run(NormInput::Residual {
+            x: &mut z,
+            residual: residual.as_ref().map(Var::tensor),
+            dropout,
         });
         Arc::new(z)
     };
@@ -124,19 +103,22 @@ struct Saved<'m> {
     y: RefCell<Option<Arc<Tensor>>>,
 }
 
+impl Saved<'_> {
+    fn tensors(&self) -> NormSaved<'_> {
+        let (z, mean, rstd) = (&*self.z, &self.mean, &self.rstd);
+        NormSaved { z, mean, rstd }
+    }
+}
+
 impl Again for Saved<'_> {
     fn again(&self, trainables: &Trainables) -> Arc<Tensor> {
         let make = || {
-            let (z, params) = (&self.z, &self.params);
-            let (device, dtype) = (z.device(), z.dtype());
-            let mut y = Tensor::uninit_as(dtype, device, z.rows(), z.cols(), Purpose::Activations);
-            device.exec("layer_norm", 0, |isa| {
-                let (mean, rstd) = (self.mean.data(), self.rstd.data());
-                let (weight, bias) = (params.weight.data(trainables), params.bias.data(trainables));
-                with_element!(dtype, E => {
-                    let (z, y) = (z.values::<E>(), y.values_mut());
-                    kernels::layer_norm_again(isa, z, [mean, rstd], [weight, bias], y);
-                });
+            let mut y = self.z.uninit_like(Purpose::Activations);
+            self.z.device().run(Call::LayerNormAgain {
+                saved: self.tensors(),
+                weight: self.params.weight.tensor(trainables),
+                bias: self.params.bias.tensor(trainables),
+                y: &mut y,
             });
             Arc::new(y)
         };
@@ -163,21 +145,16 @@ impl LayerNormBackward<'_> {
         let cols = d_y.cols();
         let mut d_weight = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
         let mut d_bias = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
-        let dtype = d_y.dtype();
-        cx.device.exec("layer_norm", 0, |isa| {
-            let (mean, rstd) = (saved.mean.data(), saved.rstd.data());
-            let (d_weight, d_bias) = (d_weight.data_mut(), d_bias.data_mut());
-            with_element!(dtype, E => {
-                let (z, d_y) = (saved.z.values::<E>(), d_y.values());
-                kernels::layer_norm_param_grads(isa, z, mean, rstd, d_y, d_weight, d_bias);
-            });
+        cx.device.run(Call::LayerNormParamGrads {
+            saved: saved.tensors(),
+            d_y,
+            d_weight: &mut d_weight,
+            d_bias: &mut d_bias,
         });
-        for (id, d) in [(weight, &d_weight), (bias, &d_bias)] {
+        for (id, x) in [(weight, &d_weight), (bias, &d_bias)] {
             let Some(id) = id else { continue };
-            let slot = cx.gradients.get_mut(id);
-            cx.device.exec("layer_norm", 0, |isa| {
-                kernels::add_assign(isa, slot.data_mut(), d.data())
-            });
+            let out = cx.gradients.get_mut(id);
+            cx.device.run(Call::Add { x, out });
         }
     }
 }
@@ -196,15 +173,10 @@ impl Backward for LayerNormBackward<'_> {
             residual_node,
             dropout,
         } = *self;
-        let trainables = cx.trainables;
-        let dtype = d_z.dtype();
-        cx.device.exec("layer_norm", 0, |isa| {
-            let weight = saved.params.weight.data(trainables);
-            let (mean, rstd) = (saved.mean.data(), saved.rstd.data());
-            with_element!(dtype, E => {
-                let (z, d_z) = (saved.z.values::<E>(), d_z.values_mut());
-                kernels::layer_norm_backward(isa, z, mean, rstd, weight, d_z);
-            });
+        cx.device.run(Call::LayerNormBackward {
+            saved: saved.tensors(),
+            weight: saved.params.weight.tensor(cx.trainables),
+            d: &mut d_z,
         });
         drop(saved);
         let Some(dropout) = dropout else {

@@ -6,17 +6,17 @@
 
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
 use lowrank_kernels::{Activation, DType, Dropout};
 
+use crate::call::{Call, Epilogue, LowRankTerm, Operand, Product, Transpose, Write};
+use crate::device::Device;
 use crate::meter::Purpose;
-use crate::ops::blocks::{Blocks, add_to_b, whole_b};
+use crate::ops::blocks::{Blocks, add_to_b, packed_b};
 use crate::ops::dropout::{drop_out, dropped_out};
-use crate::ops::product::{LowRankTerm, Packed, Product, add_outer};
-use crate::param::{Matrix, Param, TrainableId, Trainables};
+use crate::param::{Matrix, PackedMatrix, Param, TrainableId, Trainables};
 use crate::site::Site;
 use crate::tape::{Backprop, Backward, Kept, Output, Tape, Through, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// A low-rank adapter of one linear layer.
 #[derive(Debug, Clone, Copy)]
@@ -100,33 +100,30 @@ fn forward<'m>(
         .and_then(|adapter| tape.dropout_at(adapter.dropout, adapter.site));
     let h = params
         .adapter
-        .map(|adapter| adapter_h(trainables, x.tensor(), adapter, dropout));
+        .map(|adapter| adapter_h(&device, trainables, x.tensor(), adapter, dropout));
     let g = params
         .adapter
-        .map(|adapter| Packed::trained(&whole_b(adapter, trainables), false));
+        .map(|adapter| packed_b(&device, adapter, trainables, Transpose::No));
+    let b = params.weight.operand(&device, trainables, Transpose::No);
+    let needed = x.requires_grad() || params.trained();
+    let mut pre = (activation.is_some() && needed && tape.recording()).then(new_y);
     let adapted = params.adapter.zip(h.as_ref()).zip(g.as_ref());
-    let b = Packed::weight(trainables, params.weight);
-    let product = Product {
+    device.run(Call::Product(Product {
         low_rank: adapted.map(|((adapter, h), g)| LowRankTerm {
             h,
-            g,
+            g: Operand::straight(g),
             scale: adapter.scaling,
         }),
-        bias: params
-            .bias
-            .filter(|_| !device.is_dry())
-            .map(|b| b.data(trainables)),
-        ..Product::new(x.tensor(), &b)
-    };
-    let needed = x.requires_grad() || params.trained();
-    let mut pre = None;
-    match activation {
-        None => product.store(&mut y),
-        Some(kind) => {
-            pre = (needed && tape.recording()).then(new_y);
-            product.activate(kind, pre.as_mut(), &mut y);
-        }
-    }
+        bias: params.bias.map(|bias| bias.tensor(trainables)),
+        epilogue: match activation {
+            None => Epilogue::Write(Write::Store),
+            Some(kind) => Epilogue::Activate {
+                kind,
+                pre: pre.as_mut(),
+            },
+        },
+        ..Product::new(x.tensor(), b.get(), &mut y)
+    }));
     drop((b, g));
     let needs_x = params.adapter.is_some() || params.weight.trainable().is_some();
     let kept = needs_x.then(|| tape.keep(&x));
@@ -157,17 +154,29 @@ fn dropped(x: &Tensor, dropout: Option<Dropout>) -> Option<Tensor> {
 
 /// h = dropout(x)·Aᵀ, in f32.
 fn adapter_h(
+    device: &Device,
     trainables: &Trainables,
     x: &Tensor,
     adapter: &Adapter,
     dropout: Option<Dropout>,
 ) -> Tensor {
     let a = &trainables.get(adapter.a).value;
-    let mut h = Tensor::uninit(x.device(), x.rows(), a.rows(), Purpose::Activations);
+    let mut h = Tensor::uninit(device, x.rows(), a.rows(), Purpose::Activations);
     let dropped = dropped(x, dropout);
     let x = dropped.as_ref().unwrap_or(x);
-    Product::new(x, &Packed::trained(a, false)).store(&mut h);
+    let a = PackedMatrix::trained(device, a, Transpose::No);
+    device.run(Call::Product(Product::new(
+        x,
+        Operand::straight(&a),
+        &mut h,
+    )));
     h
+}
+
+/// into += alpha · aᵀ·b.
+fn add_outer(device: &Device, a: &Tensor, b: &Tensor, alpha: f32, out: &mut Tensor) {
+    let b = b.into();
+    device.run(Call::Outer { a, b, alpha, out });
 }
 
 struct LinearBackward<'m> {
@@ -187,23 +196,19 @@ impl Backward for LinearBackward<'_> {
             params,
             dropout,
         } = *self;
-        let dtype = d_y.dtype();
         if let Some(id) = params.bias.and_then(Param::trainable) {
-            let d_bias = cx.gradients.get_mut(id);
-            let cols = d_y.cols();
-            cx.device.exec("bias gradient", 0, |isa| {
-                with_element!(dtype, E => {
-                    kernels::column_sum(isa, d_y.values::<E>(), cols, d_bias.data_mut());
-                });
-            });
+            let (x, out) = (&*d_y, cx.gradients.get_mut(id));
+            cx.device.run(Call::ColumnSum { x, out });
         }
         let x = x.map(|x| x.tensor(cx.trainables));
         if let Some(id) = params.weight.trainable() {
             let x = x.as_ref().expect("x is kept where W is trained");
             let d_weight = cx.gradients.get_mut(id);
             match params.weight {
-                Matrix::TrainableConv1d(_) => add_outer(x, &d_y, 1.0, d_weight),
-                Matrix::Frozen(_) | Matrix::Trainable(_) => add_outer(&d_y, x, 1.0, d_weight),
+                Matrix::TrainableConv1d(_) => add_outer(&cx.device, x, &d_y, 1.0, d_weight),
+                Matrix::Frozen(_) | Matrix::Trainable(_) => {
+                    add_outer(&cx.device, &d_y, x, 1.0, d_weight);
+                }
             }
         }
         let d_h = params.adapter.zip(h).map(|(adapter, h)| {
@@ -226,16 +231,22 @@ fn adapter_backward(
     dropout: Option<Dropout>,
     d_y: &Tensor,
 ) -> Tensor {
-    let (scaling, trainables) = (adapter.scaling, cx.trainables);
-    let b = whole_b(adapter, trainables);
+    let (scaling, device) = (adapter.scaling, &cx.device);
+    let b = packed_b(device, adapter, cx.trainables, Transpose::Yes);
     let d_b = cx.gradients.get_mut(adapter.b);
-    add_to_b(adapter.blocks, d_b, |d_b| add_outer(d_y, h, scaling, d_b));
-    let mut d_h = Tensor::uninit(&cx.device, d_y.rows(), h.cols(), Purpose::Activations);
-    Product::new(d_y, &Packed::trained(&b, true)).store(&mut d_h);
+    add_to_b(adapter.blocks, d_b, |d_b| {
+        add_outer(device, d_y, h, scaling, d_b);
+    });
+    let mut d_h = Tensor::uninit(device, d_y.rows(), h.cols(), Purpose::Activations);
+    device.run(Call::Product(Product::new(
+        d_y,
+        Operand::straight(&b),
+        &mut d_h,
+    )));
     drop(b);
     let dropped = dropped(x, dropout);
     let x = dropped.as_ref().unwrap_or(x);
-    add_outer(&d_h, x, scaling, cx.gradients.get_mut(adapter.a));
+    add_outer(device, &d_h, x, scaling, cx.gradients.get_mut(adapter.a));
     d_h
 }
 
@@ -248,46 +259,51 @@ fn input_backward(
     dropout: Option<Dropout>,
     d_y: &Tensor,
 ) {
-    let trainables = cx.trainables;
-    let rows = d_y.rows();
-    let inp = params.weight.shape(trainables)[1];
+    let (device, trainables) = (cx.device.clone(), cx.trainables);
+    let (rows, inp) = (d_y.rows(), params.weight.shape(trainables)[1]);
     let adapted = params.adapter.zip(d_h);
-    let a = adapted.map(|(adapter, _)| Packed::trained(&trainables.get(adapter.a).value, true));
+    let a = adapted.map(|(adapter, _)| {
+        let a = &trainables.get(adapter.a).value;
+        PackedMatrix::trained(&device, a, Transpose::Yes)
+    });
     let term = adapted
         .zip(a.as_ref())
         .map(|((adapter, h), g)| LowRankTerm {
             h,
-            g,
+            g: Operand::straight(g),
             scale: adapter.scaling,
         });
     // With dropout the term's columns are dropped on their own; else it rides in the base product.
-    let (riding, dropped) = match (term, dropout) {
+    let (low_rank, dropped) = match (term, dropout) {
         (Some(term), Some(dropout)) => (None, Some((term, dropout))),
         (term, _) => (term, None),
     };
-    let b = Packed::weight_transposed(trainables, params.weight);
-    let product = Product {
-        low_rank: riding,
-        ..Product::new(d_y, &b)
+    let b = params.weight.operand(&device, trainables, Transpose::Yes);
+    let run = |d_x: &mut Tensor, epilogue: Epilogue<'_>| {
+        device.run(Call::Product(Product {
+            low_rank,
+            epilogue,
+            ..Product::new(d_y, b.get(), d_x)
+        }));
     };
     match cx.through(x_node) {
-        None => cx.write(x_node, rows, inp, |_, d_x, accumulate| {
-            product.write(d_x, accumulate)
+        None => cx.write(x_node, rows, inp, |_, d_x, write| {
+            run(d_x, Epilogue::Write(write));
         }),
         Some((node, Through { kind, pre })) => {
-            let mut d_pre = Tensor::activations(&cx.device, rows, inp);
-            product.activate_backward(kind, &pre, &mut d_pre);
+            let mut d_pre = Tensor::activations(&device, rows, inp);
+            let pre = &*pre;
+            run(&mut d_pre, Epilogue::ActivateBackward { kind, pre });
             cx.add_below(node, Arc::new(d_pre));
         }
     }
     drop(b);
     if let Some((term, dropout)) = dropped {
-        let mut d_x = Tensor::activations(&cx.device, rows, inp);
-        Product {
+        let mut d_x = Tensor::activations(&device, rows, inp);
+        device.run(Call::Product(Product {
             alpha: term.scale,
-            ..Product::new(term.h, term.g)
-        }
-        .store(&mut d_x);
+            ..Product::new(term.h, term.g, &mut d_x)
+        }));
         drop_out(&mut d_x, dropout);
         cx.add(x_node, d_x);
     }

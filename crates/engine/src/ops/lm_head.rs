@@ -4,14 +4,14 @@
 
 use std::ops::Range;
 
-use lowrank_kernels as kernels;
-use lowrank_kernels::{CrossEntropyForm, DType, PANEL, bf16};
+use lowrank_kernels::{CrossEntropyForm, DType};
 
+use crate::call::{Call, CrossEntropy, Operand, Product, Rows, RowsMut, Transpose};
+use crate::device::Device;
 use crate::meter::Purpose;
-use crate::ops::product::{Packed, Product, add_outer};
-use crate::param::{Gradients, Matrix, Trainables};
+use crate::param::{Gradients, Matrix, Trainables, WeightOperand};
 use crate::tape::{Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Scalar, Tensor};
 
 /// Rows whose logits stand in memory at once, in f32: few, for the cache, and enough for the product to run at full speed.
 const LOGIT_ROWS: usize = 128;
@@ -43,23 +43,30 @@ pub struct LmTargets<'a> {
 pub fn lm_logits(h: &Tensor, table: &Matrix, trainables: &Trainables) -> Tensor {
     let vocab = table.shape(trainables)[0];
     let mut logits = Tensor::uninit(h.device(), h.rows(), vocab, Purpose::Workspace);
-    let table = Packed::weight(trainables, table);
-    Product {
-        label: LABEL,
-        ..Product::new(h, &table)
-    }
-    .store(&mut logits);
+    let table = table.operand(h.device(), trainables, Transpose::No);
+    product(h.into(), table.get(), &mut logits);
     logits
+}
+
+/// c = a·bᵀ, where b or its transpose is the vocabulary's table.
+fn product<'a>(a: Rows<'a>, b: Operand<'a>, c: impl Into<RowsMut<'a>>) {
+    let device = a.tensor.device().clone();
+    device.run(Call::Product(Product {
+        label: LABEL,
+        ..Product::new(a, b, c)
+    }));
 }
 
 /// The loss's sum over all rows; 0 on the dry device. Panics if the numbers disagree or a label is outside the vocabulary.
 pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> f64 {
-    let head = Head::new(targets, 0.0, trainables);
-    let mut sum = 0.0;
+    let device = h.tensor().device();
+    let head = Head::new(device, targets, 0.0, trainables);
+    let mut sum = Scalar::zero(device);
     for rows in parts(0..h.tensor().rows(), LOGIT_ROWS) {
-        sum += head.loss(&mut head.logits(h.tensor(), rows.clone()), rows, None);
+        let mut logits = head.logits(h.tensor(), rows.clone());
+        head.loss(&mut logits, rows, None, &mut sum);
     }
-    sum
+    sum.read()
 }
 
 /// As [`lm_loss`], and the backward of the tape that gave h: d(sum · grad_scale) is added to `gradients`, also that of a
@@ -71,34 +78,29 @@ pub fn lm_loss_backward(
     grad_scale: f32,
     gradients: &mut Gradients,
 ) -> f64 {
-    let head = Head::new(targets, grad_scale, tape.trainables());
+    let device = tape.device().clone();
+    let head = Head::new(&device, targets, grad_scale, tape.trainables());
     let (node, trained) = (h.node(), targets.table.trainable());
-    let table = node.map(|_| head.table.turned());
     let mut h = h.into_owned();
-    let (device, cols) = (h.device().clone(), h.cols());
-    let mut sum = 0.0;
+    let mut sum = Scalar::zero(&device);
     for rows in parts(0..h.rows(), gradient_rows(device.precision())) {
-        let (part_sum, d) = head.gradient(&h, rows.clone());
-        sum += part_sum;
+        let d = head.gradient(&h, rows.clone(), &mut sum);
         if let Some(id) = trained {
-            let h = h.duplicate_rows(rows.clone(), Purpose::Workspace);
-            add_outer(&d, &h, 1.0, gradients.get_mut(id));
+            device.run(Call::Outer {
+                a: &d,
+                b: Rows::of(&h, rows.clone()),
+                alpha: 1.0,
+                out: gradients.get_mut(id),
+            });
         }
-        if let Some(table) = &table {
-            let purpose = Purpose::Workspace;
-            let mut d_h = Tensor::uninit_as(h.dtype(), &device, rows.len(), cols, purpose);
-            Product {
-                label: LABEL,
-                ..Product::new(&d, table)
-            }
-            .store(&mut d_h);
-            h.copy_rows(rows.start, &d_h, 0..rows.len());
+        if node.is_some() {
+            let d_h = RowsMut::of(&mut h, rows);
+            product((&d).into(), head.table.transposed(), d_h);
         }
     }
-    drop(table);
     drop(head);
     tape.backward_from(node, h, gradients);
-    sum
+    sum.read()
 }
 
 /// `rows` in parts of `len` at most.
@@ -110,16 +112,21 @@ fn parts(rows: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// The table as the products want it, and what the loss asks of the logits.
 struct Head<'a> {
-    table: Packed<'a>,
+    table: WeightOperand<'a>,
     vocab: usize,
     labels: &'a [i64],
     form: CrossEntropyForm,
 }
 
 impl<'a> Head<'a> {
-    fn new(targets: LmTargets<'a>, grad_scale: f32, trainables: &Trainables) -> Self {
+    fn new(
+        device: &Device,
+        targets: LmTargets<'a>,
+        grad_scale: f32,
+        trainables: &Trainables,
+    ) -> Self {
         Head {
-            table: Packed::weight(trainables, targets.table),
+            table: targets.table.operand(device, trainables, Transpose::No),
             vocab: targets.table.shape(trainables)[0],
             labels: targets.labels,
             form: CrossEntropyForm {
@@ -129,67 +136,47 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The loss's sum of some rows, and their logits' gradient [C, V] in the device's precision: in bf16 zeros fill its columns
-    /// up to the panels of the table that it is multiplied by.
-    fn gradient(&self, h: &Tensor, rows: Range<usize>) -> (f64, Tensor) {
-        let device = h.device();
-        match device.precision() {
-            DType::F32 => {
-                let mut logits = self.logits(h, rows.clone());
-                let sum = self.loss(&mut logits, rows, None);
-                (sum, logits)
-            }
-            DType::Bf16 => {
-                let width = self.vocab.next_multiple_of(PANEL);
-                let purpose = Purpose::Workspace;
-                let mut d = Tensor::uninit_as(DType::Bf16, device, rows.len(), width, purpose);
-                let mut sum = 0.0;
-                for part in parts(rows.clone(), LOGIT_ROWS) {
-                    let at = part.start - rows.start;
-                    let mut logits = self.logits(h, part.clone());
-                    sum += self.loss(&mut logits, part, Some((&mut d, at)));
-                }
-                (sum, d)
-            }
+    /// Adds the loss's sum of some rows; their logits' gradient [C, V] in the device's precision, with as many columns of
+    /// zeros behind as make the product with the table fast.
+    fn gradient(&self, h: &Tensor, rows: Range<usize>, sum: &mut Scalar) -> Tensor {
+        let (device, purpose) = (h.device(), Purpose::Workspace);
+        let width = device.padded_depth(self.vocab);
+        if device.precision() == DType::F32 && width == self.vocab {
+            let mut logits = self.logits(h, rows.clone());
+            self.loss(&mut logits, rows, None, sum);
+            return logits;
         }
+        let mut d = Tensor::uninit_as(device.precision(), device, rows.len(), width, purpose);
+        for part in parts(rows.clone(), LOGIT_ROWS) {
+            let into = part.start - rows.start..part.end - rows.start;
+            let mut logits = self.logits(h, part.clone());
+            self.loss(&mut logits, part, Some(RowsMut::of(&mut d, into)), sum);
+        }
+        d
     }
 
     /// The logits [C, V] of some rows.
     fn logits(&self, h: &Tensor, rows: Range<usize>) -> Tensor {
-        let h = h.duplicate_rows(rows, Purpose::Workspace);
-        let mut logits = Tensor::uninit(h.device(), h.rows(), self.vocab, Purpose::Workspace);
-        Product {
-            label: LABEL,
-            ..Product::new(&h, &self.table)
-        }
-        .store(&mut logits);
+        let mut logits = Tensor::uninit(h.device(), rows.len(), self.vocab, Purpose::Workspace);
+        product(Rows::of(h, rows), self.table.get(), &mut logits);
         logits
     }
 
-    /// The loss's sum of some rows. Their logits' gradient takes the logits' place, or is written to the rows of a bf16 tensor
-    /// that begin at a number.
+    /// Adds the loss's sum of some rows. Their logits' gradient takes the logits' place, or goes to a place of its own.
     fn loss(
         &self,
         logits: &mut Tensor,
         rows: Range<usize>,
-        gradient: Option<(&mut Tensor, usize)>,
-    ) -> f64 {
-        let (device, labels) = (logits.device().clone(), &self.labels[rows.clone()]);
-        let mut losses = Tensor::uninit(&device, 1, rows.len(), Purpose::Workspace);
-        let (mut sum, form, vocab) = (0.0, self.form, self.vocab);
-        device.exec("cross_entropy", 0, |isa| {
-            let logits = logits.data_mut();
-            let losses: &mut [f32] = losses.data_mut();
-            match gradient {
-                None => kernels::cross_entropy(isa, logits, vocab, labels, form, losses),
-                Some((d, at)) => {
-                    let width = d.cols();
-                    let d = &mut d.values_mut::<bf16>()[at * width..][..rows.len() * width];
-                    kernels::cross_entropy_into(isa, (logits, vocab), labels, form, losses, d);
-                }
-            }
-            sum = losses.iter().map(|&l| f64::from(l)).sum();
-        });
-        sum
+        gradient: Option<RowsMut<'_>>,
+        sum: &mut Scalar,
+    ) {
+        let device = logits.device().clone();
+        device.run(Call::CrossEntropy(CrossEntropy {
+            logits,
+            labels: &self.labels[rows],
+            form: self.form,
+            gradient,
+            sum,
+        }));
     }
 }

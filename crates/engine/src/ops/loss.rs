@@ -1,12 +1,12 @@
 //! The losses: the end of the tape. Each gives the sum over counted targets and turns the logits into their gradient.
 //! Shapes: logits, d_logits [N, C]. Losses are summed in f64.
 
-use lowrank_kernels as kernels;
-use lowrank_kernels::{CrossEntropyForm, Isa};
+use lowrank_kernels::CrossEntropyForm;
 
+use crate::call::{Call, CrossEntropy, ElementLoss};
 use crate::meter::Purpose;
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Scalar, Tensor};
 
 /// What the logits are compared with.
 #[derive(Debug, Clone, Copy)]
@@ -48,34 +48,34 @@ pub struct LossOutput {
 /// The loss of `logits` against `targets`. With `grad_scale` = 1 / (targets of the whole optimizer step), gradients
 /// summed over micro-batches are those of the mean over the step. Panics if the numbers disagree.
 pub fn loss(logits: &Var, targets: Targets<'_>, grad_scale: f32) -> LossOutput {
-    let logits = logits.tensor();
-    let device = logits.device();
-    let (rows, cols) = (logits.rows(), logits.cols());
-    let mut d_logits = logits.to_f32(Purpose::Activations);
-    let (expected, found) = match targets {
-        Targets::Class(labels) => (rows, labels.len()),
-        Targets::Value(values) | Targets::Multi(values) => (rows * cols, values.len()),
+    let device = logits.tensor().device();
+    let mut d_logits = logits.tensor().to_f32(Purpose::Activations);
+    let mut sum = Scalar::zero(device);
+    let mut of_elements = |kind, targets| {
+        device.run(Call::ElementLoss {
+            kind,
+            logits: &mut d_logits,
+            targets,
+            grad_scale,
+            sum: &mut sum,
+        });
     };
-    assert_eq!(found, expected, "loss: the logits are [{rows}, {cols}]");
-    let mut losses = Tensor::uninit(device, 1, expected, Purpose::Workspace);
-    let mut sum = 0.0;
-    device.exec("loss", 0, |isa: Isa| {
-        let (d, losses) = (d_logits.data_mut(), losses.data_mut());
-        match targets {
-            Targets::Class(labels) => {
-                let form = CrossEntropyForm {
-                    grad_scale,
-                    smoothing: 0.0,
-                };
-                kernels::cross_entropy(isa, d, cols, labels, form, losses)
-            }
-            Targets::Value(values) => kernels::mse(d, values, grad_scale, losses),
-            Targets::Multi(values) => kernels::bce_with_logits(d, values, grad_scale, losses),
-        }
-        sum = losses.iter().map(|&l| f64::from(l)).sum();
-    });
+    match targets {
+        Targets::Value(values) => of_elements(ElementLoss::Mse, values),
+        Targets::Multi(values) => of_elements(ElementLoss::BceWithLogits, values),
+        Targets::Class(labels) => device.run(Call::CrossEntropy(CrossEntropy {
+            logits: &mut d_logits,
+            labels,
+            form: CrossEntropyForm {
+                grad_scale,
+                smoothing: 0.0,
+            },
+            gradient: None,
+            sum: &mut sum,
+        })),
+    }
     LossOutput {
-        sum,
+        sum: sum.read(),
         count: targets.count(),
         d_logits,
     }

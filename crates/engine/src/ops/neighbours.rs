@@ -3,28 +3,22 @@
 
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
-
+use crate::call::Call;
 use crate::meter::Purpose;
 use crate::tape::{Backprop, Backward, Tape, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// Forward. Panics if the offsets do not cover the rows or the number of taps is even.
 pub fn neighbours(tape: &mut Tape<'_>, x: &Var, offsets: &Arc<[usize]>, taps: usize) -> Var {
     let device = tape.device().clone();
     let (rows, cols) = (x.rows(), x.cols());
-    assert_eq!(
-        offsets.last(),
-        Some(&rows),
-        "neighbours: the offsets cover the rows"
-    );
     let dtype = x.tensor().dtype();
     let mut y = Tensor::uninit_as(dtype, &device, rows, cols * taps, Purpose::Activations);
-    device.exec("neighbours", 0, |_| {
-        with_element!(dtype, E => {
-            let x = x.tensor().values::<E>();
-            kernels::neighbours(offsets, taps, cols, x, y.values_mut());
-        });
+    device.run(Call::Unfold {
+        x: x.tensor(),
+        offsets,
+        taps,
+        y: &mut y,
     });
     let x_node = x.node();
     tape.push(y, x_node.is_some(), || NeighboursBackward {
@@ -47,12 +41,11 @@ impl Backward for NeighboursBackward {
         let dtype = d_y.dtype();
         let (rows, cols, purpose) = (d_y.rows(), self.cols, Purpose::Activations);
         let mut d_x = Tensor::uninit_as(dtype, &cx.device, rows, cols, purpose);
-        cx.device.exec("neighbours", 0, |_| {
-            with_element!(dtype, E => {
-                let d_y = d_y.values::<E>();
-                let d_x = d_x.values_mut();
-                kernels::neighbours_backward(&self.offsets, self.taps, cols, d_y, d_x);
-            });
+        cx.device.run(Call::UnfoldBackward {
+            d_y: &d_y,
+            offsets: &self.offsets,
+            taps: self.taps,
+            d_x: &mut d_x,
         });
         drop(d_y);
         cx.add(self.x_node, d_x);

@@ -1,6 +1,5 @@
 //! Adapters on disk: what is saved is exactly what is trained, checked by reading it back.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,7 +20,7 @@ use crate::trained::{AdapterReport, TrainMode};
 struct SavedTensor<'a> {
     name: &'a str,
     shape: Vec<usize>,
-    values: Cow<'a, [f32]>,
+    values: Vec<f32>,
 }
 
 impl Model {
@@ -120,8 +119,8 @@ impl Model {
                     "{name}: value {at} is {}, expected a finite number",
                     tensor.data[at]
                 ));
-            } else if !self.device.is_dry() {
-                trainable.value.data_mut().copy_from_slice(&tensor.data);
+            } else {
+                trainable.value.write(&tensor.data);
             }
         }
         let unexpected = |(key, tensor): (&String, &AdapterTensor)| {
@@ -190,8 +189,8 @@ impl Model {
             name,
             shape,
             values: match blocks.get(&id) {
-                None => Cow::Borrowed(t.value.data()),
-                Some(blocks) => Cow::Owned(blocks.expand(t.value.data(), t.value.cols())),
+                None => t.value.read(),
+                Some(blocks) => blocks.expand(&t.value.read(), t.value.cols()),
             },
         })
         .collect()

@@ -4,16 +4,15 @@
 mod parts;
 mod targets;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use lowrank_engine::host;
 use lowrank_engine::ops::blocks::Blocks;
 use lowrank_engine::ops::linear::Adapter;
 use lowrank_engine::{Device, Site, TrainableId, Trainables};
 use lowrank_formats::peft::{
     Bias, InitLoraWeights, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType,
 };
-use lowrank_kernels as kernels;
 
 use crate::adapters::{HEAD_NAMES, check_shared, train_whole};
 use crate::config::Task;
@@ -305,12 +304,12 @@ fn initial_values(
     // Kaiming uniform with a = √5, PyTorch's default for a linear layer: U(-1/√fan_in, 1/√fan_in).
     let uniform = |values: &mut [f32], fan_in: usize, stream: u64| {
         let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
-        kernels::fill_uniform(seed, stream, -bound, bound, values);
+        host::fill_uniform(seed, stream, -bound, bound, values);
     };
     match init {
         InitLoraWeights::Default => uniform(&mut a, in_features, stream),
         InitLoraWeights::Gaussian => {
-            kernels::fill_normal(seed, stream, 0.0, (1.0 / rank as f64) as f32, &mut a)
+            host::fill_normal(seed, stream, 0.0, (1.0 / rank as f64) as f32, &mut a)
         }
         InitLoraWeights::Random => {
             uniform(&mut a, in_features, stream);
@@ -337,14 +336,14 @@ pub(crate) fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32
         &trainables.get(adapter.b).value,
     );
     let b = match adapter.blocks {
-        None => Cow::Borrowed(b.data()),
-        Some(blocks) => Cow::Owned(blocks.expand(b.data(), b.cols())),
+        None => b.read(),
+        Some(blocks) => blocks.expand(&b.read(), b.cols()),
     };
-    let (rank, width) = (a.rows(), a.cols());
+    let (rank, width, a) = (a.rows(), a.cols(), a.read());
     let mut delta = vec![0.0f64; width];
     for (row, b_row) in weight.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
         delta.fill(0.0);
-        for (&b, a_row) in b_row.iter().zip(a.data().chunks_exact(width)) {
+        for (&b, a_row) in b_row.iter().zip(a.chunks_exact(width)) {
             delta
                 .iter_mut()
                 .zip(a_row)

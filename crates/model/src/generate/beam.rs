@@ -1,7 +1,7 @@
 //! Beam search: of each prompt the best continuations are followed together. Source: transformers
 //! `GenerationMixin._beam_search`, whose rules of what is finished, kept and given up are followed one by one.
 
-use lowrank_kernels::{Isa, fill_uniform, log_softmax};
+use lowrank_engine::host::{Host, fill_uniform};
 
 use super::options::{BeamSearch, EarlyStopping, Sampling};
 use super::rules::{At, Rules};
@@ -69,9 +69,9 @@ impl Run<'_> {
             let beams: Vec<(&Row, usize)> = live()
                 .flat_map(|row| (0..row.running.len()).map(move |number| (row, number)))
                 .collect();
-            let found = self.choose(&mut logits, |isa, place, scores| {
+            let found = self.choose(&mut logits, |host, place, scores| {
                 let (row, number) = beams[place];
-                row.continuations(number, (isa, &self.rules, form.sampling), scores, keep)
+                row.continuations(number, (host, &self.rules, form.sampling), scores, keep)
             });
             drop(logits);
             let mut found = found.into_iter();
@@ -130,7 +130,7 @@ impl Row {
     fn continuations(
         &self,
         number: usize,
-        (isa, rules, sampling): (Isa, &Rules, Option<Sampling>),
+        (host, rules, sampling): (Host, &Rules, Option<Sampling>),
         scores: &mut [f32],
         keep: usize,
     ) -> Result<Vec<Candidate>, NoChoice> {
@@ -140,7 +140,7 @@ impl Row {
             prompt_len: self.prompt_len,
             room: self.room,
         };
-        process(isa, (rules, sampling), at, scores)?;
+        process(host, (rules, sampling), at, scores)?;
         let noise = sampling.map(|sampling| {
             let step = (self.new_tokens() as u64) << 20;
             let stream = ((self.number as u64) << 40) | step | number as u64;
@@ -227,13 +227,13 @@ impl Row {
 
 /// From the logits `[V]` to what is added to a beam's score: the logarithms of the tokens' probabilities, changed by the rules.
 pub(super) fn process(
-    isa: Isa,
+    host: Host,
     (rules, sampling): (&Rules, Option<Sampling>),
     at: At,
     scores: &mut [f32],
 ) -> Result<(), NoChoice> {
-    match check_finite(isa, scores) {
-        Ok(()) => log_softmax(isa, scores),
+    match check_finite(host, scores) {
+        Ok(()) => host.log_softmax(scores),
         // No probability is a number then.
         Err(_) if rules.remove_invalid_values() => scores.fill(f32::NAN),
         Err(fault) => return Err(fault),
@@ -244,7 +244,7 @@ pub(super) fn process(
         warp(&sampling, (rules.num_ends() + 1).max(2), scores);
     }
     if rules.renormalize_logits() && has_any(scores) {
-        log_softmax(isa, scores);
+        host.log_softmax(scores);
     }
     Ok(())
 }

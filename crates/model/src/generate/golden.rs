@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use lowrank_engine::{Device, Isa};
+use lowrank_engine::{Device, Host, Isa};
 use lowrank_formats::read_json;
 use serde_json::Value;
 
@@ -93,7 +93,7 @@ fn scores_of(options: &Generate, at: At, logits: &[f32]) -> Vec<f32> {
     let rules = Rules::of(options, scores.len());
     match options.search {
         Search::Beam(form) => {
-            process(Isa::best(), (&rules, form.sampling), at, &mut scores).expect("numbers");
+            process(Host::default(), (&rules, form.sampling), at, &mut scores).expect("numbers");
         }
         Search::Sample(sampling) => {
             rules.apply(at, &mut scores);

@@ -1,6 +1,6 @@
 //! The choice of one sequence's next token, and what makes a choice impossible.
 
-use lowrank_kernels::{Isa, all_finite, argmax, fill_uniform};
+use lowrank_engine::host::{Host, fill_uniform};
 
 use super::options::{Sampling, Search};
 use super::warp::{Falling, Weights, warp};
@@ -37,8 +37,8 @@ impl NoChoice {
 }
 
 /// Finds the first logit that is no finite number.
-pub(super) fn check_finite(isa: Isa, logits: &[f32]) -> Result<(), NoChoice> {
-    if all_finite(isa, logits) {
+pub(super) fn check_finite(host: Host, logits: &[f32]) -> Result<(), NoChoice> {
+    if host.all_finite(logits) {
         return Ok(());
     }
     match logits.iter().position(|x| !x.is_finite()) {
@@ -52,12 +52,12 @@ pub(super) fn check_finite(isa: Isa, logits: &[f32]) -> Result<(), NoChoice> {
 
 /// The next token by scores `[V]` that the rules have changed; `at` is the prompt's number and the step, which a draw hangs on.
 pub(super) fn choose(
-    isa: Isa,
+    host: Host,
     scores: &mut [f32],
     search: &Search,
     at: (usize, usize),
 ) -> Result<u32, NoChoice> {
-    let best = argmax(isa, scores);
+    let best = host.argmax(scores);
     if scores[best] == f32::NEG_INFINITY {
         return Err(NoChoice::NothingLeft);
     }
@@ -121,14 +121,14 @@ mod tests {
     #[test]
     fn what_is_no_number_is_named_and_nothing_left_too() {
         let mut logits = vec![0.5f32; 200];
-        assert_eq!(check_finite(Isa::best(), &logits), Ok(()));
+        assert_eq!(check_finite(Host::default(), &logits), Ok(()));
         logits[130] = f32::NAN;
-        let fault = check_finite(Isa::best(), &logits).expect_err("NaN is refused");
+        let fault = check_finite(Host::default(), &logits).expect_err("NaN is refused");
         let message = fault.message(3, 0);
         assert!(message.contains("prompt 3, new token 1"), "{message}");
         assert!(message.contains("token id 130 is NaN"), "{message}");
         let mut none = [f32::NEG_INFINITY; 3];
-        let chosen = choose(Isa::best(), &mut none, &Search::Greedy, (0, 0));
+        let chosen = choose(Host::default(), &mut none, &Search::Greedy, (0, 0));
         assert_eq!(chosen, Err(NoChoice::NothingLeft));
     }
 }

@@ -220,7 +220,7 @@ fn by_score(scores: &[f32]) -> impl Fn(&u32, &u32) -> Ordering {
 
 #[cfg(test)]
 mod tests {
-    use lowrank_kernels::fill_uniform;
+    use lowrank_engine::host::fill_uniform;
 
     use super::*;
 

@@ -165,7 +165,7 @@ impl Model {
         if self.device.is_dry() {
             Vec::new()
         } else {
-            logits.tensor().data().to_vec()
+            logits.tensor().read()
         }
     }
 }

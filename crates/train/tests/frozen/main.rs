@@ -103,9 +103,9 @@ fn train(network: &Network, training: Training, device: &Device) -> Bits {
     }
     gradients
         .iter()
-        .for_each(|gradient| bits.values(gradient.data()));
+        .for_each(|gradient| bits.values(&gradient.read()));
     for (_, trainable) in model.trainables().iter() {
-        bits.values(trainable.value.data());
+        bits.values(&trainable.value.read());
     }
     bits
 }

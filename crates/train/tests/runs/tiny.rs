@@ -190,10 +190,7 @@ pub fn run_at(
         let mut trainer = Trainer::new(&mut model, setup)?;
         trainer.resume()?;
         if let Outcome::Finished(summary) = trainer.run()? {
-            let values = model
-                .trainables()
-                .iter()
-                .flat_map(|(_, t)| t.value.data().to_vec());
+            let values = model.trainables().iter().flat_map(|(_, t)| t.value.read());
             let values = values.map(f32::to_bits).collect();
             let mut log = MetricsLog::read(&dir.join("metrics.jsonl"))?;
             // The clock is not part of the result.

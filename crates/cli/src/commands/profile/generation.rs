@@ -133,7 +133,7 @@ fn as_json(timing: &Timing, device: &Device) -> serde_json::Value {
         "rounds": timing.rounds,
         "peak_rss_bytes": memory::peak_resident_bytes(),
         "precision": device.precision().name(),
-        "isa": device.isa().name(),
+        "isa": device.arithmetic(),
         "threads": device.threads(),
         "seconds": timing.seconds,
         "tokens": timing.tokens,
@@ -172,7 +172,7 @@ fn print_tables(timing: &Timing, device: &Device) {
     if let Some(resident) = memory::peak_resident_bytes() {
         whole.row(["resident memory at the peak", &bytes(resident)]);
     }
-    let (precision, isa) = (device.precision().name(), device.isa().name());
+    let (precision, isa) = (device.precision().name(), device.arithmetic());
     let threads = device.threads();
     whole.row(["on", &format!("{precision}, {isa}, {threads} threads")]);
     output::print(whole);

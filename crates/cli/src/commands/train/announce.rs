@@ -24,7 +24,7 @@ pub fn announce(
         config.model,
         count(model.base_parameters()),
         model.device().precision().name(),
-        model.device().isa().name(),
+        model.device().arithmetic(),
         model.device().threads()
     ));
     for note in notes {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
-use lowrank_engine::ops::disentangled_attention::{Positions, disentangled_attention};
+use lowrank_engine::ops::attention::{Positions, disentangled_attention};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;

@@ -1,0 +1,591 @@
+//! The definition of every call: in f64 whatever the nominal storage, so that no rounding hides anything, plain, and on one
+//! thread. What other backends are compared with.
+
+use std::sync::Arc;
+
+use lowrank_kernels::DType;
+use lowrank_kernels::reference::{self as definition, Attention, Disentangled};
+
+use super::{Backend, BlockOfRows, Scratch, Sizes};
+use crate::call::{
+    AttentionGradients, AttentionInputs, CachedAttention, Call, CrossEntropy, ElementLoss,
+    Epilogue, LayerNorm, NormInput, NormSaved, Operand, Product, Rows, TableRef, TableRows,
+    Transpose, Write,
+};
+use crate::param::PackedMatrix;
+use crate::space::Space;
+use crate::tensor::{Scalar, Tensor};
+
+/// Bytes of memory for a nominal byte: a bf16 becomes an f64.
+const SCALE: usize = size_of::<f64>() / 2;
+
+/// The f64 backend.
+pub struct Reference {
+    space: Space,
+}
+
+impl Reference {
+    /// With address space of its own.
+    ///
+    /// # Errors
+    /// Address space cannot be had.
+    pub fn new() -> Result<Self, std::io::Error> {
+        let space = Space::reserve_wide(SCALE)?;
+        Ok(Reference { space })
+    }
+}
+
+struct ReferenceSizes;
+
+impl Sizes for ReferenceSizes {
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn packed_bytes(&self, _: DType, rows: usize, depth: usize) -> usize {
+        rows * depth * size_of::<f64>() / SCALE
+    }
+
+    fn depth_multiple(&self, _: DType) -> usize {
+        1
+    }
+
+    fn scratch_bytes(&self, _: &Call<'_>) -> usize {
+        0
+    }
+}
+
+/// Row-major.
+fn values(matrix: &PackedMatrix) -> &[f64] {
+    &matrix.host()[..matrix.out_features() * matrix.in_features()]
+}
+
+/// Row-major.
+fn values_mut(matrix: &mut PackedMatrix) -> &mut [f64] {
+    let len = matrix.out_features() * matrix.in_features();
+    &mut matrix.host_mut()[..len]
+}
+
+fn rows_of<'a>(rows: &Rows<'a>) -> &'a [f64] {
+    let cols = rows.tensor.cols();
+    &rows.tensor.host()[rows.rows.start * cols..rows.rows.end * cols]
+}
+
+fn transposed(x: &[f64], rows: usize, cols: usize, transpose: Transpose) -> Vec<f64> {
+    match transpose {
+        Transpose::No => x.to_vec(),
+        Transpose::Yes => definition::transpose(x, rows, cols),
+    }
+}
+
+fn operand(b: &Operand<'_>) -> Vec<f64> {
+    let (rows, cols) = (b.matrix.out_features(), b.matrix.in_features());
+    transposed(values(b.matrix), rows, cols, b.transpose)
+}
+
+/// into += from.
+fn add(into: &mut [f64], from: &[f64]) {
+    assert_eq!(into.len(), from.len());
+    into.iter_mut().zip(from).for_each(|(a, b)| *a += b);
+}
+
+fn product(product: Product<'_>) {
+    let [n, k] = product.b.shape();
+    let m = product.a.rows.len();
+    let width = product.a.tensor.cols();
+    let a = rows_of(&product.a).chunks_exact(width.max(1));
+    let a: Vec<f64> = a.flat_map(|row| row[..k].to_vec()).collect();
+    let bias = product.bias.map(|bias| bias.host());
+    let alpha = f64::from(product.alpha);
+    let zeros = vec![0.0; m * n];
+    let mut v = definition::gemm([m, n, k], &a, &operand(&product.b), alpha, bias, &zeros);
+    if let Some(term) = &product.low_rank {
+        let (h, scale) = (term.h.host(), f64::from(term.scale));
+        let shape = [m, n, term.h.cols()];
+        v = definition::gemm(shape, h, &operand(&term.g), scale, None, &v);
+    }
+    let c = &mut product.c.tensor.host_mut::<f64>()[product.c.rows.start * n..][..m * n];
+    match product.epilogue {
+        Epilogue::Write(Write::Store) => c.copy_from_slice(&v),
+        Epilogue::Write(Write::Add) => add(c, &v),
+        Epilogue::Activate { kind, pre } => {
+            for (c, v) in c.iter_mut().zip(&v) {
+                *c = definition::activation(kind, *v);
+            }
+            if let Some(pre) = pre {
+                pre.host_mut().copy_from_slice(&v);
+            }
+        }
+        Epilogue::ActivateBackward { kind, pre } => {
+            for ((c, v), pre) in c.iter_mut().zip(v).zip(pre.host::<f64>()) {
+                *c = v * definition::activation_derivative(kind, *pre);
+            }
+        }
+    }
+}
+
+fn outer(a: &Tensor, b: &Rows<'_>, alpha: f32, out: &mut Tensor) {
+    let (m, n) = (a.cols(), b.tensor.cols());
+    let (a_values, b, alpha) = (a.host::<f64>(), rows_of(b), f64::from(alpha));
+    let out_rows = out.rows();
+    let out = out.host_mut::<f64>();
+    for row in 0..a.rows() {
+        for i in 0..out_rows {
+            for j in 0..n {
+                out[i * n + j] += alpha * a_values[row * m + i] * b[row * n + j];
+            }
+        }
+    }
+}
+
+fn plain<'a>(inputs: &AttentionInputs<'a>) -> Attention<'a> {
+    let AttentionInputs { q, k, v, .. } = inputs;
+    let (q, k, v) = (q.host(), k.host(), v.host());
+    let shape = inputs.shape();
+    Attention { shape, q, k, v }
+}
+
+fn disentangled<'a>(inputs: &AttentionInputs<'a>) -> Option<Disentangled<'a>> {
+    let positions = inputs.positions?;
+    Some(Disentangled {
+        shape: inputs.shape(),
+        rows: positions.rows,
+        q: inputs.q.host(),
+        k: inputs.k.host(),
+        v: inputs.v.host(),
+        keys: positions.keys.map(Tensor::host),
+        queries: positions.queries.map(Tensor::host),
+    })
+}
+
+fn attention(inputs: &AttentionInputs<'_>, out: &mut Tensor, lse: &mut Tensor) {
+    let (values, sums) = match disentangled(inputs) {
+        None => definition::attention(&plain(inputs)),
+        Some(inputs) => definition::disentangled_attention(&inputs),
+    };
+    out.host_mut().copy_from_slice(&values);
+    lse.host_mut().copy_from_slice(&sums);
+}
+
+fn attention_backward(
+    inputs: &AttentionInputs<'_>,
+    d_out: &Tensor,
+    gradients: AttentionGradients<'_>,
+) {
+    let AttentionGradients { d_q, d_k, d_v, .. } = gradients;
+    let write = |into: &mut Tensor, d: &[f64]| into.host_mut().copy_from_slice(d);
+    let Some(inputs) = disentangled(inputs) else {
+        let (q, k, v) = definition::attention_backward(&plain(inputs), d_out.host());
+        write(d_q, &q);
+        write(d_k, &k);
+        write(d_v, &v);
+        return;
+    };
+    let d = definition::disentangled_attention_backward(&inputs, d_out.host());
+    write(d_q, &d.d_q);
+    write(d_k, &d.d_k);
+    write(d_v, &d.d_v);
+    let tables = [
+        (gradients.d_keys, &d.d_keys),
+        (gradients.d_queries, &d.d_queries),
+    ];
+    for (into, d) in tables {
+        if let Some(into) = into {
+            write(into, d);
+        }
+    }
+}
+
+fn cached_attention(call: CachedAttention<'_>) {
+    let (heads, d) = (call.num_heads, call.head_dim);
+    let (q, k, v) = (
+        call.q.host::<f64>(),
+        call.k.host::<f64>(),
+        call.v.host::<f64>(),
+    );
+    let out = call.out.host_mut::<f64>();
+    for (i, rows) in call.rows.iter().enumerate() {
+        for h in 0..heads {
+            let at = |row: usize| (row * heads + h) * d..(row * heads + h + 1) * d;
+            let query = &q[at(i)];
+            let score = |&row: &u32| -> f64 {
+                let dot = query.iter().zip(&k[at(row as usize)]).map(|(a, b)| a * b);
+                f64::from(call.scale) * dot.sum::<f64>()
+            };
+            let scores: Vec<f64> = rows.iter().map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+            let into = &mut out[at(i)];
+            into.fill(0.0);
+            for (&row, score) in rows.iter().zip(&scores) {
+                let p = (score - max).exp() / sum;
+                let value = &v[at(row as usize)];
+                into.iter_mut().zip(value).for_each(|(o, v)| *o += p * v);
+            }
+        }
+    }
+}
+
+fn dropout(dropout: lowrank_kernels::Dropout, y: &mut [f64]) {
+    for (i, y) in y.iter_mut().enumerate() {
+        *y *= definition::dropout_factor(dropout, i as u64);
+    }
+}
+
+fn layer_norm(norm: LayerNorm<'_>) {
+    let z = match norm.input {
+        NormInput::Plain(z) => z.host::<f64>(),
+        NormInput::Residual {
+            x,
+            residual,
+            dropout: mask,
+        } => {
+            let z = x.host_mut();
+            mask.into_iter().for_each(|mask| dropout(mask, z));
+            residual.into_iter().for_each(|r| add(z, r.host()));
+            z
+        }
+    };
+    let eps = f64::from(norm.eps);
+    let result = definition::layer_norm(z, norm.weight.host(), norm.bias.host(), eps);
+    norm.y.host_mut().copy_from_slice(&result.y);
+    norm.mean.host_mut().copy_from_slice(&result.mean);
+    norm.rstd.host_mut().copy_from_slice(&result.rstd);
+}
+
+fn saved_norm(saved: &NormSaved<'_>) -> definition::LayerNorm {
+    definition::LayerNorm {
+        z: saved.z.host().to_vec(),
+        y: Vec::new(),
+        mean: saved.mean.host().to_vec(),
+        rstd: saved.rstd.host().to_vec(),
+    }
+}
+
+fn layer_norm_again(saved: &NormSaved<'_>, weight: &[f64], bias: &[f64], y: &mut [f64]) {
+    let (mean, rstd) = (saved.mean.host::<f64>(), saved.rstd.host::<f64>());
+    let (z, d) = (saved.z.host::<f64>(), weight.len());
+    for (i, y) in y.iter_mut().enumerate() {
+        let (row, j) = (i / d, i % d);
+        *y = (z[i] - mean[row]) * rstd[row] * weight[j] + bias[j];
+    }
+}
+
+fn embedding(tables: &[TableRows<'_>], y: &mut Tensor) {
+    let cols = y.cols();
+    let y = y.host_mut::<f64>();
+    y.fill(0.0);
+    for TableRows { table, ids } in tables {
+        let table = match table {
+            TableRef::Rows(table) => table.host(),
+            TableRef::Packed(matrix) => values(matrix),
+        };
+        add(y, &definition::embedding(table, cols, ids));
+    }
+}
+
+fn embedding_backward(d_y: &Tensor, ids: &[u32], padding_idx: Option<u32>, d_table: &mut Tensor) {
+    let d_y = d_y.host::<f64>();
+    let (cols, into) = (d_table.cols(), d_table.host_mut::<f64>());
+    for (row, &id) in ids.iter().enumerate() {
+        if Some(id) != padding_idx {
+            let d = &d_y[row * cols..][..cols];
+            add(&mut into[id as usize * cols..][..cols], d);
+        }
+    }
+}
+
+/// For each row of two tensors with as many rows.
+fn for_each_row(x: &Tensor, y: &mut Tensor, mut each: impl FnMut(usize, &[f64], &mut [f64])) {
+    let (x_cols, y_cols) = (x.cols(), y.cols());
+    let rows = x.host::<f64>().chunks_exact(x_cols.max(1));
+    let rows = rows.zip(y.host_mut().chunks_exact_mut(y_cols.max(1)));
+    rows.enumerate().for_each(|(i, (x, y))| each(i, x, y));
+}
+
+/// Calls `each(row, column of the unfolded row, row of the neighbour)` for each tap inside a sequence.
+fn for_each_tap(offsets: &[usize], taps: usize, mut each: impl FnMut(usize, usize, usize)) {
+    for range in offsets.windows(2) {
+        for row in range[0]..range[1] {
+            for tap in 0..taps {
+                let neighbour = (row + tap).checked_sub(taps / 2);
+                if let Some(neighbour) = neighbour.filter(|n| (range[0]..range[1]).contains(n)) {
+                    each(row, tap, neighbour);
+                }
+            }
+        }
+    }
+}
+
+fn cross_entropy(call: CrossEntropy<'_>) {
+    let CrossEntropy {
+        logits,
+        labels,
+        form,
+        gradient,
+        sum,
+    } = call;
+    let classes = logits.cols();
+    let (scale, smoothing) = (f64::from(form.grad_scale), f64::from(form.smoothing));
+    let logits = logits.host_mut::<f64>();
+    let (losses, d) = definition::cross_entropy(logits, classes, labels, scale, smoothing);
+    *sum.host_mut() += losses.iter().sum::<f64>();
+    let Some(into) = gradient else {
+        logits.copy_from_slice(&d);
+        return;
+    };
+    let width = into.tensor.cols();
+    let rows = into.tensor.host_mut::<f64>()[into.rows.start * width..].chunks_exact_mut(width);
+    for (row, d) in rows.zip(d.chunks_exact(classes)) {
+        row[..classes].copy_from_slice(d);
+        row[classes..].fill(0.0);
+    }
+}
+
+impl Backend for Reference {
+    fn arithmetic(&self) -> &'static str {
+        "reference"
+    }
+
+    fn space(&self) -> &Space {
+        &self.space
+    }
+
+    fn sizes(&self) -> Arc<dyn Sizes> {
+        Arc::new(ReferenceSizes)
+    }
+
+    fn run(&self, call: Call<'_>, _: Scratch<'_>) {
+        match call {
+            Call::Fill { out, value } => out.host_mut().fill(f64::from(value)),
+            Call::Copy { x, out } => {
+                let start = out.rows.start * out.tensor.cols();
+                let from = rows_of(&x);
+                out.tensor.host_mut()[start..start + from.len()].copy_from_slice(from);
+            }
+            Call::Convert { x, out } => out.host_mut().copy_from_slice(x.host::<f64>()),
+            Call::Add { x, out } => add(out.host_mut(), x.host()),
+            Call::Scale { x, factor } => {
+                (x.host_mut::<f64>().iter_mut()).for_each(|x| *x *= f64::from(factor));
+            }
+            Call::Pack { x, transpose, out } => {
+                let x = transposed(x.host(), x.rows(), x.cols(), transpose);
+                values_mut(out).copy_from_slice(&x);
+            }
+            Call::Product(call) => product(call),
+            Call::Outer { a, b, alpha, out } => outer(a, &b, alpha, out),
+            Call::ExpandBlocks {
+                blocks,
+                stored,
+                out,
+            } => blocks.write(stored.host::<f64>(), stored.cols(), out.host_mut()),
+            Call::GatherBlocks { blocks, whole, out } => {
+                let rank = out.cols();
+                blocks.gather(whole.host::<f64>(), rank, out.host_mut());
+            }
+            Call::Attention { inputs, out, lse } => attention(&inputs, out, lse),
+            Call::AttentionBackward {
+                inputs,
+                d_out,
+                gradients,
+                ..
+            } => attention_backward(&inputs, d_out, gradients),
+            Call::CachedAttention(call) => cached_attention(call),
+            Call::LayerNorm(norm) => layer_norm(norm),
+            Call::LayerNormAgain {
+                saved,
+                weight,
+                bias,
+                y,
+            } => layer_norm_again(&saved, weight.host(), bias.host(), y.host_mut()),
+            Call::LayerNormBackward { saved, weight, d } => {
+                let d_y = d.host::<f64>();
+                let (d_z, ..) =
+                    definition::layer_norm_backward(&saved_norm(&saved), weight.host(), d_y);
+                d.host_mut().copy_from_slice(&d_z);
+            }
+            Call::LayerNormParamGrads {
+                saved,
+                d_y,
+                d_weight,
+                d_bias,
+            } => {
+                let (norm, ones) = (saved_norm(&saved), vec![1.0; d_weight.len()]);
+                let (_, weight, bias) = definition::layer_norm_backward(&norm, &ones, d_y.host());
+                add(d_weight.host_mut(), &weight);
+                add(d_bias.host_mut(), &bias);
+            }
+            Call::Activation { kind, x, y } => {
+                let y = y.host_mut::<f64>();
+                x.into_iter().for_each(|x| y.copy_from_slice(x.host()));
+                y.iter_mut()
+                    .for_each(|y| *y = definition::activation(kind, *y));
+            }
+            Call::ActivationBackward { kind, pre, d } => {
+                for (d, pre) in d.host_mut::<f64>().iter_mut().zip(pre.host()) {
+                    *d *= definition::activation_derivative(kind, *pre);
+                }
+            }
+            Call::Dropout {
+                dropout: mask,
+                x,
+                y,
+            } => {
+                let y = y.host_mut();
+                x.into_iter().for_each(|x| y.copy_from_slice(x.host()));
+                dropout(mask, y);
+            }
+            Call::ColumnSum { x, out } => {
+                add(out.host_mut(), &definition::column_sum(x.host(), x.cols()));
+            }
+            Call::Embedding { tables, y } => embedding(tables, y),
+            Call::EmbeddingBackward {
+                d_y,
+                ids,
+                padding_idx,
+                d_table,
+            } => embedding_backward(d_y, ids, padding_idx, d_table),
+            Call::Gather { x, rows, y } => {
+                let (cols, x) = (x.cols(), x.host::<f64>());
+                let rows = rows.iter().map(|row| &x[row * cols..][..cols]);
+                (y.host_mut().chunks_exact_mut(cols).zip(rows))
+                    .for_each(|(y, x)| y.copy_from_slice(x));
+            }
+            Call::ScatterAdd { d_y, rows, d_x } => {
+                let (cols, d_x) = (d_y.cols(), d_x.host_mut());
+                for (d, row) in d_y.host().chunks_exact(cols).zip(rows) {
+                    add(&mut d_x[row * cols..][..cols], d);
+                }
+            }
+            Call::Slice { x, first, y } => for_each_row(x, y, |_, x, y| {
+                y.copy_from_slice(&x[first..first + y.len()]);
+            }),
+            Call::SliceBackward { d_y, first, d_x } => for_each_row(d_y, d_x, |_, d_y, d_x| {
+                add(&mut d_x[first..first + d_y.len()], d_y);
+            }),
+            Call::HeadPart { x, form, bias, y } => {
+                let bias = bias.map(Tensor::host::<f64>);
+                for_each_row(x, y, |_, x, y| {
+                    for (i, y) in y.iter_mut().enumerate() {
+                        *y = x[form.column(i)] + bias.map_or(0.0, |bias| bias[i]);
+                    }
+                });
+            }
+            Call::HeadPartBackward { d_y, form, d_x } => for_each_row(d_y, d_x, |_, d_y, d_x| {
+                d_y.iter()
+                    .enumerate()
+                    .for_each(|(i, d)| d_x[form.column(i)] += d);
+            }),
+            Call::Unfold {
+                x,
+                offsets,
+                taps,
+                y,
+            } => {
+                let (cols, x) = (x.cols(), x.host::<f64>());
+                let y = y.host_mut::<f64>();
+                y.fill(0.0);
+                for_each_tap(offsets, taps, |row, tap, neighbour| {
+                    for c in 0..cols {
+                        y[(row * cols + c) * taps + tap] = x[neighbour * cols + c];
+                    }
+                });
+            }
+            Call::UnfoldBackward {
+                d_y,
+                offsets,
+                taps,
+                d_x,
+            } => {
+                let (cols, d_y) = (d_x.cols(), d_y.host::<f64>());
+                let d_x = d_x.host_mut::<f64>();
+                d_x.fill(0.0);
+                for_each_tap(offsets, taps, |row, tap, neighbour| {
+                    for c in 0..cols {
+                        d_x[neighbour * cols + c] += d_y[(row * cols + c) * taps + tap];
+                    }
+                });
+            }
+            Call::CrossEntropy(call) => cross_entropy(call),
+            Call::ElementLoss {
+                kind,
+                logits,
+                targets,
+                grad_scale,
+                sum,
+            } => {
+                let (mut all, scale) = (0.0, f64::from(grad_scale));
+                for (x, &target) in logits.host_mut::<f64>().iter_mut().zip(targets) {
+                    let (loss, d) = match kind {
+                        ElementLoss::Mse => definition::mse(*x, f64::from(target), scale),
+                        ElementLoss::BceWithLogits => {
+                            definition::bce_with_logits(*x, f64::from(target), scale)
+                        }
+                    };
+                    all += loss;
+                    *x = d;
+                }
+                *sum.host_mut() += all;
+            }
+            Call::AdamW {
+                settings,
+                gradient,
+                value,
+                m,
+                v,
+            } => {
+                let (gradient, value) = (gradient.host::<f64>(), value.host_mut::<f64>());
+                let (m, v) = (m.host_mut::<f64>(), v.host_mut::<f64>());
+                for (i, g) in gradient.iter().enumerate() {
+                    let (new, new_m, new_v) =
+                        definition::adamw(&settings, value[i], *g, m[i], v[i]);
+                    (value[i], m[i], v[i]) = (new, new_m, new_v);
+                }
+            }
+            Call::ClearScalar { out } => *out.host_mut() = 0.0,
+            Call::SumOfSquares { x, out } => {
+                *out.host_mut() += x.host::<f64>().iter().map(|x| x * x).sum::<f64>();
+            }
+        }
+    }
+
+    fn read(&self, tensor: &Tensor, values: &mut [f32]) {
+        let from = tensor.host::<f64>();
+        values
+            .iter_mut()
+            .zip(from)
+            .for_each(|(to, from)| *to = *from as f32);
+    }
+
+    fn write(&self, tensor: &mut Tensor, BlockOfRows { first, values }: BlockOfRows<'_>) {
+        let start = first * tensor.cols();
+        let into = tensor.host_mut::<f64>()[start..].iter_mut();
+        into.zip(values)
+            .for_each(|(to, from)| *to = f64::from(*from));
+    }
+
+    fn read_scalar(&self, scalar: &Scalar) -> f64 {
+        scalar.host()
+    }
+
+    fn write_packed(&self, matrix: &mut PackedMatrix, block: BlockOfRows<'_>) {
+        let start = block.first * matrix.in_features();
+        let into = values_mut(matrix)[start..].iter_mut();
+        into.zip(block.values)
+            .for_each(|(to, from)| *to = f64::from(*from));
+    }
+
+    fn write_packed_transposed(&self, matrix: &mut PackedMatrix, stored: &[f32]) {
+        let (rows, cols) = (matrix.in_features(), matrix.out_features());
+        let stored: Vec<f64> = stored.iter().copied().map(f64::from).collect();
+        let transposed = definition::transpose(&stored, rows, cols);
+        values_mut(matrix).copy_from_slice(&transposed);
+    }
+
+    fn read_packed(&self, matrix: &PackedMatrix, into: &mut [f32]) {
+        let from = values(matrix);
+        into.iter_mut()
+            .zip(from)
+            .for_each(|(to, from)| *to = *from as f32);
+    }
+}

@@ -1,0 +1,444 @@
+//! What a backend is asked for: every primitive as data over tensors. A call knows its name, its operations, what it
+//! touches and whether its shapes fit; how it is computed is the backend's matter.
+//! Shapes: M rows, of which ranges may be named; D or C columns; [n, k] a weight with n outputs.
+
+mod attention;
+mod check;
+mod product;
+mod touched;
+
+use std::ops::Range;
+
+use lowrank_kernels::{Activation, AdamW, CrossEntropyForm, Dropout};
+
+use crate::ops::blocks::Blocks;
+use crate::ops::head_part::HeadPart;
+use crate::param::PackedMatrix;
+use crate::tensor::{Scalar, Tensor};
+
+pub use attention::{AttentionGradients, AttentionInputs, CachedAttention, PositionTables};
+pub use product::{Epilogue, LowRankTerm, Operand, Product};
+
+/// Some rows of a tensor, to read.
+#[derive(Clone, Debug)]
+pub struct Rows<'a> {
+    /// The tensor.
+    pub tensor: &'a Tensor,
+    /// Which of its rows.
+    pub rows: Range<usize>,
+}
+
+impl<'a> Rows<'a> {
+    /// Some rows.
+    pub fn of(tensor: &'a Tensor, rows: Range<usize>) -> Self {
+        Rows { tensor, rows }
+    }
+}
+
+impl<'a> From<&'a Tensor> for Rows<'a> {
+    /// All rows.
+    fn from(tensor: &'a Tensor) -> Self {
+        let rows = 0..tensor.rows();
+        Rows { tensor, rows }
+    }
+}
+
+/// Some rows of a tensor, to overwrite.
+#[derive(Debug)]
+pub struct RowsMut<'a> {
+    /// The tensor.
+    pub tensor: &'a mut Tensor,
+    /// Which of its rows.
+    pub rows: Range<usize>,
+}
+
+impl<'a> RowsMut<'a> {
+    /// Some rows.
+    pub fn of(tensor: &'a mut Tensor, rows: Range<usize>) -> Self {
+        RowsMut { tensor, rows }
+    }
+}
+
+impl<'a> From<&'a mut Tensor> for RowsMut<'a> {
+    /// All rows.
+    fn from(tensor: &'a mut Tensor) -> Self {
+        let rows = 0..tensor.rows();
+        RowsMut { tensor, rows }
+    }
+}
+
+/// What happens to what an output holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// It is overwritten.
+    Store,
+    /// It is added to.
+    Add,
+}
+
+/// Whether a matrix is taken as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transpose {
+    /// As it is stored.
+    No,
+    /// Rows as columns.
+    Yes,
+}
+
+impl Transpose {
+    /// The transpose of the transpose.
+    pub fn flipped(self) -> Self {
+        match self {
+            Transpose::No => Transpose::Yes,
+            Transpose::Yes => Transpose::No,
+        }
+    }
+}
+
+/// What a layer norm reads.
+#[derive(Debug)]
+pub enum NormInput<'a> {
+    /// z, left as it is.
+    Plain(&'a Tensor),
+    /// x, which becomes z = dropout(x) + residual.
+    Residual {
+        /// x, then z.
+        x: &'a mut Tensor,
+        /// Added after the dropout.
+        residual: Option<&'a Tensor>,
+        /// Of x.
+        dropout: Option<Dropout>,
+    },
+}
+
+impl NormInput<'_> {
+    fn tensor(&self) -> &Tensor {
+        match self {
+            NormInput::Plain(z) => z,
+            NormInput::Residual { x, .. } => x,
+        }
+    }
+}
+
+/// y = (z - mean)·rstd·weight + bias over each row. Shapes: z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`.
+#[derive(Debug)]
+pub struct LayerNorm<'a> {
+    /// z, or what it is made of.
+    pub input: NormInput<'a>,
+    /// weight.
+    pub weight: &'a Tensor,
+    /// bias.
+    pub bias: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f32,
+    /// y.
+    pub y: &'a mut Tensor,
+    /// Mean of each row.
+    pub mean: &'a mut Tensor,
+    /// 1 / √(variance + eps) of each row.
+    pub rstd: &'a mut Tensor,
+}
+
+/// What a layer norm's backward and recomputation read.
+#[derive(Clone, Copy, Debug)]
+pub struct NormSaved<'a> {
+    /// z [M, D].
+    pub z: &'a Tensor,
+    /// Mean of each row.
+    pub mean: &'a Tensor,
+    /// 1 / √(variance + eps) of each row.
+    pub rstd: &'a Tensor,
+}
+
+/// A table [V, D].
+#[derive(Clone, Copy, Debug)]
+pub enum TableRef<'a> {
+    /// Rows one after the other.
+    Rows(&'a Tensor),
+    /// A matrix that a head multiplies with too.
+    Packed(&'a PackedMatrix),
+}
+
+/// A table and the rows to read from it, `[M]`.
+#[derive(Clone, Copy, Debug)]
+pub struct TableRows<'a> {
+    /// The table.
+    pub table: TableRef<'a>,
+    /// Row numbers.
+    pub ids: &'a [u32],
+}
+
+/// Cross entropy of logits [N, C] against labels `[N]`, -100 of which count for nothing. The logits become what they
+/// have as a gradient, or are used up where the gradient has a place of its own.
+#[derive(Debug)]
+pub struct CrossEntropy<'a> {
+    /// [N, C] in f32.
+    pub logits: &'a mut Tensor,
+    /// Classes.
+    pub labels: &'a [i64],
+    /// Factor of the gradient, and label smoothing.
+    pub form: CrossEntropyForm,
+    /// Where the gradient goes: rows of at least C columns, of which those behind C become zero.
+    pub gradient: Option<RowsMut<'a>>,
+    /// Added to: the losses' sum in f64.
+    pub sum: &'a mut Scalar,
+}
+
+/// A loss of each element, whose logits become their gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementLoss {
+    /// The squared error.
+    Mse,
+    /// Binary cross entropy with logits.
+    BceWithLogits,
+}
+
+/// One primitive. Its line says what becomes of its fields.
+#[allow(missing_docs)]
+#[derive(Debug)]
+pub enum Call<'a> {
+    /// Sets every value.
+    Fill { out: &'a mut Tensor, value: f32 },
+    /// Copies rows in the same storage.
+    Copy { x: Rows<'a>, out: RowsMut<'a> },
+    /// Copies into another storage.
+    Convert { x: &'a Tensor, out: &'a mut Tensor },
+    /// out += x.
+    Add { x: &'a Tensor, out: &'a mut Tensor },
+    /// x *= factor.
+    Scale { x: &'a mut Tensor, factor: f32 },
+    /// Lays out a trained matrix [rows, cols], or its transpose, as a product's operand.
+    Pack {
+        x: &'a Tensor,
+        transpose: Transpose,
+        out: &'a mut PackedMatrix,
+    },
+    /// A product.
+    Product(Product<'a>),
+    /// out += alpha · aᵀ·b, the gradient of a weight or a factor: a [M, out or wider], b [M, in], out [out, in] in f32.
+    /// Columns of `a` behind `out` are padding.
+    Outer {
+        a: &'a Tensor,
+        b: Rows<'a>,
+        alpha: f32,
+        out: &'a mut Tensor,
+    },
+    /// The B [out, n·r] of a stored one of some parts.
+    ExpandBlocks {
+        blocks: Blocks,
+        stored: &'a Tensor,
+        out: &'a mut Tensor,
+    },
+    /// out += the blocks of a whole B, into the stored form.
+    GatherBlocks {
+        blocks: Blocks,
+        whole: &'a Tensor,
+        out: &'a mut Tensor,
+    },
+    /// out [Mq, H·Dh] = softmax(scores)·v, and the logarithm of each row's sum of exponentials, lse [Mq, H].
+    Attention {
+        inputs: AttentionInputs<'a>,
+        out: &'a mut Tensor,
+        lse: &'a mut Tensor,
+    },
+    /// The gradients of attention.
+    AttentionBackward {
+        inputs: AttentionInputs<'a>,
+        out: &'a Tensor,
+        lse: &'a Tensor,
+        d_out: &'a Tensor,
+        gradients: AttentionGradients<'a>,
+    },
+    /// Attention over rows of a pool.
+    CachedAttention(CachedAttention<'a>),
+    /// A layer norm.
+    LayerNorm(LayerNorm<'a>),
+    /// y once more, with the bits of the first time.
+    LayerNormAgain {
+        saved: NormSaved<'a>,
+        weight: &'a Tensor,
+        bias: &'a Tensor,
+        y: &'a mut Tensor,
+    },
+    /// d_y becomes d_z.
+    LayerNormBackward {
+        saved: NormSaved<'a>,
+        weight: &'a Tensor,
+        d: &'a mut Tensor,
+    },
+    /// d_weight += and d_bias +=.
+    LayerNormParamGrads {
+        saved: NormSaved<'a>,
+        d_y: &'a Tensor,
+        d_weight: &'a mut Tensor,
+        d_bias: &'a mut Tensor,
+    },
+    /// y = f(x), or f of itself.
+    Activation {
+        kind: Activation,
+        x: Option<&'a Tensor>,
+        y: &'a mut Tensor,
+    },
+    /// d *= f'(pre).
+    ActivationBackward {
+        kind: Activation,
+        pre: &'a Tensor,
+        d: &'a mut Tensor,
+    },
+    /// y = mask(x) / (1 - p), or of itself.
+    Dropout {
+        dropout: Dropout,
+        x: Option<&'a Tensor>,
+        y: &'a mut Tensor,
+    },
+    /// out += the sums of x's columns.
+    ColumnSum { x: &'a Tensor, out: &'a mut Tensor },
+    /// y = Σ `tables[ids]`.
+    Embedding {
+        tables: &'a [TableRows<'a>],
+        y: &'a mut Tensor,
+    },
+    /// `d_table[ids]` += d_y, but for the rows of one id.
+    EmbeddingBackward {
+        d_y: &'a Tensor,
+        ids: &'a [u32],
+        padding_idx: Option<u32>,
+        d_table: &'a mut Tensor,
+    },
+    /// y = `x[rows]`.
+    Gather {
+        x: &'a Tensor,
+        rows: &'a [usize],
+        y: &'a mut Tensor,
+    },
+    /// `d_x[rows]` += d_y.
+    ScatterAdd {
+        d_y: &'a Tensor,
+        rows: &'a [usize],
+        d_x: &'a mut Tensor,
+    },
+    /// y = x[:, first..].
+    Slice {
+        x: &'a Tensor,
+        first: usize,
+        y: &'a mut Tensor,
+    },
+    /// d_x[:, first..] += d_y.
+    SliceBackward {
+        d_y: &'a Tensor,
+        first: usize,
+        d_x: &'a mut Tensor,
+    },
+    /// One part of a projection that is fused head by head.
+    HeadPart {
+        x: &'a Tensor,
+        form: HeadPart,
+        bias: Option<&'a Tensor>,
+        y: &'a mut Tensor,
+    },
+    /// Its part of d_x += d_y.
+    HeadPartBackward {
+        d_y: &'a Tensor,
+        form: HeadPart,
+        d_x: &'a mut Tensor,
+    },
+    /// The rows around each row of its sequence, side by side.
+    Unfold {
+        x: &'a Tensor,
+        offsets: &'a [usize],
+        taps: usize,
+        y: &'a mut Tensor,
+    },
+    /// d_x = what d_y gives to each row.
+    UnfoldBackward {
+        d_y: &'a Tensor,
+        offsets: &'a [usize],
+        taps: usize,
+        d_x: &'a mut Tensor,
+    },
+    /// A classifier's or language model's loss.
+    CrossEntropy(CrossEntropy<'a>),
+    /// A loss of each element.
+    ElementLoss {
+        kind: ElementLoss,
+        logits: &'a mut Tensor,
+        targets: &'a [f32],
+        grad_scale: f32,
+        sum: &'a mut Scalar,
+    },
+    /// One step of AdamW.
+    AdamW {
+        settings: AdamW,
+        gradient: &'a Tensor,
+        value: &'a mut Tensor,
+        m: &'a mut Tensor,
+        v: &'a mut Tensor,
+    },
+    /// out = 0.
+    ClearScalar { out: &'a mut Scalar },
+    /// out += Σ x².
+    SumOfSquares { x: &'a Tensor, out: &'a mut Scalar },
+}
+
+impl Call<'_> {
+    /// What a profile calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Call::Fill { .. } | Call::ClearScalar { .. } => "fill",
+            Call::Copy { .. } | Call::Convert { .. } => "copy",
+            Call::Add { .. } => "add",
+            Call::Pack { .. } => "pack",
+            Call::Product(product) => product.label,
+            Call::Outer { .. } => "outer product",
+            Call::ExpandBlocks { .. } | Call::GatherBlocks { .. } => "blocks",
+            Call::Attention { inputs, .. } | Call::AttentionBackward { inputs, .. } => {
+                inputs.name()
+            }
+            Call::CachedAttention(_) => "cached_attention",
+            Call::LayerNorm(_)
+            | Call::LayerNormAgain { .. }
+            | Call::LayerNormBackward { .. }
+            | Call::LayerNormParamGrads { .. } => "layer_norm",
+            Call::Activation { .. } | Call::ActivationBackward { .. } => "activation",
+            Call::Dropout { .. } => "dropout",
+            Call::ColumnSum { .. } => "bias gradient",
+            Call::Embedding { .. } | Call::EmbeddingBackward { .. } => "embedding",
+            Call::Gather { .. } | Call::ScatterAdd { .. } => "rows",
+            Call::Slice { .. } | Call::SliceBackward { .. } => "columns",
+            Call::HeadPart { .. } | Call::HeadPartBackward { .. } => "head_part",
+            Call::Unfold { .. } | Call::UnfoldBackward { .. } => "neighbours",
+            Call::CrossEntropy(_) => "cross_entropy",
+            Call::ElementLoss { .. } => "loss",
+            Call::AdamW { .. } | Call::SumOfSquares { .. } | Call::Scale { .. } => "optimizer",
+        }
+    }
+
+    /// Floating-point operations of its products (a multiply-add is two); what else it does counts for nothing.
+    pub fn flops(&self) -> u64 {
+        match self {
+            Call::Product(product) => {
+                let [n, k] = product.b.shape();
+                let rank = product.low_rank.as_ref().map_or(0, |term| term.h.cols());
+                2 * (product.a.rows.len() * n * (k + rank)) as u64
+            }
+            Call::Outer { a, b, .. } => 2 * (a.rows() * a.cols() * b.tensor.cols()) as u64,
+            Call::Attention { inputs, .. } => inputs.flops(2 + inputs.tables()),
+            // Of each table: its scores again, what they give to the content, and to the table.
+            Call::AttentionBackward {
+                inputs, gradients, ..
+            } => inputs.flops(5 + 2 * inputs.tables() + gradients.tables()),
+            Call::CachedAttention(call) => {
+                let pairs: usize = call.rows.iter().map(|rows| rows.len()).sum();
+                (4 * pairs * call.q.cols()) as u64
+            }
+            _ => 0,
+        }
+    }
+
+    /// Bytes of all that it reads and writes, each counted once.
+    pub fn bytes(&self) -> u64 {
+        let mut bytes = 0;
+        self.for_each_storage(&mut |storage| bytes += storage.bytes() as u64);
+        bytes
+    }
+}

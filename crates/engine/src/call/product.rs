@@ -1,0 +1,139 @@
+//! A product and what becomes of it.
+
+use lowrank_kernels::Activation;
+
+use super::check::check_range;
+use super::{Rows, RowsMut, Transpose, Write};
+use crate::param::PackedMatrix;
+use crate::tensor::Tensor;
+
+/// The second operand [n, k] of a product.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    /// What is stored.
+    pub matrix: &'a PackedMatrix,
+    /// Whether [n, k] is its transpose.
+    pub transpose: Transpose,
+}
+
+impl<'a> Operand<'a> {
+    /// A matrix [n, k] as it is.
+    pub fn straight(matrix: &'a PackedMatrix) -> Self {
+        let transpose = Transpose::No;
+        Operand { matrix, transpose }
+    }
+
+    /// The transpose [n, k] of a matrix [k, n].
+    pub fn transposed(matrix: &'a PackedMatrix) -> Self {
+        let transpose = Transpose::Yes;
+        Operand { matrix, transpose }
+    }
+
+    /// [n, k].
+    pub fn shape(&self) -> [usize; 2] {
+        let (rows, cols) = (self.matrix.out_features(), self.matrix.in_features());
+        match self.transpose {
+            Transpose::No => [rows, cols],
+            Transpose::Yes => [cols, rows],
+        }
+    }
+}
+
+/// The low-rank term of an adapter: scale · h·gᵀ, h [m, r] in f32, g [n, r].
+#[derive(Clone, Copy, Debug)]
+pub struct LowRankTerm<'a> {
+    /// h.
+    pub h: &'a Tensor,
+    /// g.
+    pub g: Operand<'a>,
+    /// Factor of the term.
+    pub scale: f32,
+}
+
+/// What becomes of v, the value of a product, on its way to c.
+#[derive(Debug)]
+pub enum Epilogue<'a> {
+    /// c = v, or c += v.
+    Write(Write),
+    /// c = f(v), and pre = v for the backward if it is wanted.
+    Activate {
+        /// f.
+        kind: Activation,
+        /// [m, n] in the storage of c.
+        pre: Option<&'a mut Tensor>,
+    },
+    /// c = v f'(pre): the backward of an activation between two layers.
+    ActivateBackward {
+        /// f.
+        kind: Activation,
+        /// [m, n] in the storage of c.
+        pre: &'a Tensor,
+    },
+}
+
+/// v = alpha · a·bᵀ + scale · h·gᵀ + bias. Sums are f32.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// [m, k], or wider, where the columns behind k are zeros: see [`crate::backend::Sizes::depth_multiple`].
+    pub a: Rows<'a>,
+    /// [n, k].
+    pub b: Operand<'a>,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// The adapter's term.
+    pub low_rank: Option<LowRankTerm<'a>>,
+    /// `[n]`, f32.
+    pub bias: Option<&'a Tensor>,
+    /// c [m, n].
+    pub c: RowsMut<'a>,
+    /// From v to c.
+    pub epilogue: Epilogue<'a>,
+    /// What a profile calls it.
+    pub label: &'static str,
+}
+
+/// Columns up to which one side counts as a factor's.
+const THIN: usize = 32;
+
+impl<'a> Product<'a> {
+    /// c = a·bᵀ.
+    pub fn new(a: impl Into<Rows<'a>>, b: Operand<'a>, c: impl Into<RowsMut<'a>>) -> Self {
+        let [n, k] = b.shape();
+        Product {
+            a: a.into(),
+            b,
+            alpha: 1.0,
+            low_rank: None,
+            bias: None,
+            c: c.into(),
+            epilogue: Epilogue::Write(Write::Store),
+            label: match n.min(k) <= THIN {
+                true => "product with a factor",
+                false => "product",
+            },
+        }
+    }
+
+    pub(super) fn check(&self) {
+        let ([n, k], m) = (self.b.shape(), self.a.rows.len());
+        assert!(self.a.tensor.cols() >= k, "the product's depth");
+        let c = (self.c.rows.len(), self.c.tensor.cols());
+        assert_eq!(c, (m, n), "the product's shape");
+        check_range(&self.a.rows, self.a.tensor);
+        check_range(&self.c.rows, self.c.tensor);
+        if let Some(LowRankTerm { h, g, .. }) = &self.low_rank {
+            assert_eq!(h.rows(), m, "rows of the low-rank term");
+            assert_eq!(g.shape(), [n, h.cols()], "the low-rank term's factor");
+        }
+        if let Some(bias) = self.bias {
+            assert_eq!(bias.len(), n, "the bias");
+        }
+        let pre = match &self.epilogue {
+            Epilogue::Write(_) | Epilogue::Activate { pre: None, .. } => return,
+            Epilogue::Activate { pre: Some(pre), .. } => &**pre,
+            Epilogue::ActivateBackward { pre, .. } => pre,
+        };
+        assert_eq!((pre.rows(), pre.cols()), (m, n), "the activation's input");
+        assert_eq!(pre.dtype(), self.c.tensor.dtype(), "its storage");
+    }
+}
