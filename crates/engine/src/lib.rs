@@ -22,7 +22,7 @@ pub use device::{Device, OutOfAddressSpace};
 pub use host::Host;
 pub use lowrank_kernels::{Activation, AdamW, DType, Dropout, Isa};
 pub use meter::{MemoryReport, Purpose};
-pub use param::{Gradients, Matrix, PackedMatrix, Param, Trainable, TrainableId, Trainables};
+pub use param::{Gradients, Matrix, PackedMatrix, Param, Role, Trainable, TrainableId, Trainables};
 pub use profile::{OpTime, Phase, Profile};
 pub use site::Site;
 pub use space::Space;

@@ -371,6 +371,17 @@ pub fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     out
 }
 
+/// What a trained value is to the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The A of a low-rank adapter.
+    LoraA,
+    /// The B of a low-rank adapter.
+    LoraB,
+    /// A parameter of the model itself.
+    Parameter,
+}
+
 /// One trained value and its name.
 #[derive(Debug)]
 pub struct Trainable {
@@ -378,6 +389,8 @@ pub struct Trainable {
     pub name: String,
     /// The shape on disk; the product of its dimensions is the number of values.
     pub shape: Vec<usize>,
+    /// What it is; optimizers may treat roles apart.
+    pub role: Role,
     /// The values, [rows, cols] (a vector is one row).
     pub value: Tensor,
 }
@@ -387,10 +400,22 @@ pub struct Trainable {
 pub struct Trainables(Vec<Trainable>);
 
 impl Trainables {
-    /// Adds a value. `shape` has one to three dimensions; the last two are a matrix's columns. On the dry device `values` may be empty.
-    /// Panics if the name is taken or the length does not fit.
+    /// Adds a parameter of the model itself; see [`Trainables::add_as`].
     pub fn add(
         &mut self,
+        device: &Device,
+        name: String,
+        shape: &[usize],
+        values: &[f32],
+    ) -> TrainableId {
+        self.add_as(Role::Parameter, device, name, shape, values)
+    }
+
+    /// Adds a value. `shape` has one to three dimensions; the last two are a matrix's columns. On the dry device `values` may be empty.
+    /// Panics if the name is taken or the length does not fit.
+    pub fn add_as(
+        &mut self,
+        role: Role,
         device: &Device,
         name: String,
         shape: &[usize],
@@ -411,6 +436,7 @@ impl Trainables {
         self.0.push(Trainable {
             name,
             shape: shape.to_vec(),
+            role,
             value,
         });
         TrainableId(self.0.len() - 1)

@@ -103,7 +103,9 @@ impl Unused {
             let mut defaults = defaults.to_map();
             defaults.insert("target_modules".to_owned(), target.unwrap_or_default());
             let defaults = LORA.map(|key| (key, defaults[key].clone()));
-            self.note_unless(defaults, "with --full no adapter is trained");
+            let why = "with --full no adapter is trained";
+            self.note_unless(defaults, why);
+            self.note(&["loraplus_lr_ratio"], why);
         }
         self.data(config.data.task);
         self.finish()

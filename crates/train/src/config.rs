@@ -321,6 +321,9 @@ pub struct OptimizationSettings {
     pub adam_beta2: f64,
     /// AdamW's ε.
     pub adam_epsilon: f64,
+    /// LoRA+: how many times the learning rate of A that of B is; one rate for both where absent.
+    #[serde(default)]
+    pub loraplus_lr_ratio: Option<f64>,
     /// Shape of the learning rate over the run.
     pub lr_scheduler_type: SchedulerType,
     /// Warm-up steps; wins over the ratio.

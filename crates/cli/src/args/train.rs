@@ -90,6 +90,9 @@ pub struct OptimizationArgs {
     /// AdamW's epsilon [default: 1e-8]
     #[arg(long, value_name = "EPS", help_heading = "Optimization")]
     pub adam_epsilon: Option<f64>,
+    /// LoRA+: learning rate of each B (and of biases) as a multiple of that of A, such as 16 [default: 1]
+    #[arg(long, value_name = "RATIO", help_heading = "Optimization")]
+    pub loraplus_lr_ratio: Option<f64>,
     /// linear, cosine, constant, constant_with_warmup or polynomial [default: linear]
     #[arg(long, value_parser = named::<SchedulerType>, value_name = "TYPE", help_heading = "Optimization")]
     pub lr_scheduler_type: Option<SchedulerType>,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lowrank_engine::host;
 use lowrank_engine::ops::blocks::Blocks;
 use lowrank_engine::ops::linear::Adapter;
-use lowrank_engine::{Device, Site, TrainableId, Trainables};
+use lowrank_engine::{Device, Role, Site, TrainableId, Trainables};
 use lowrank_formats::peft::{
     Bias, InitLoraWeights, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType,
 };
@@ -262,8 +262,8 @@ impl Attach<'_> {
         let key = |which: &str| format!("{KEY_PREFIX}{path}.lora_{which}.weight");
         let (device, trainables) = (&self.device, &mut *self.trainables);
         linear.adapter = Some(Adapter {
-            a: trainables.add(device, key("A"), &[rank, inp], &a),
-            b: trainables.add(device, key("B"), &stored_b, &b),
+            a: trainables.add_as(Role::LoraA, device, key("A"), &[rank, inp], &a),
+            b: trainables.add_as(Role::LoraB, device, key("B"), &stored_b, &b),
             blocks: parts.map(|parts| parts.blocks),
             scaling: scaling as f32,
             dropout: self.config.lora_dropout as f32,

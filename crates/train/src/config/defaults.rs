@@ -99,6 +99,7 @@ impl Default for OptimizationSettings {
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
+            loraplus_lr_ratio: None,
             lr_scheduler_type: SchedulerType::Linear,
             warmup_steps: None,
             warmup_ratio: 0.06,

@@ -130,6 +130,13 @@ impl TrainConfig {
             "0 or more",
             o.adam_epsilon,
         );
+        let ratio = o.loraplus_lr_ratio.unwrap_or(1.0);
+        faults.require(
+            ratio.is_finite() && ratio > 0.0,
+            "loraplus_lr_ratio",
+            "above 0",
+            ratio,
+        );
         faults.require(
             at_least_0(o.max_grad_norm),
             "max_grad_norm",
