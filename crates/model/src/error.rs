@@ -78,6 +78,14 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// What is wrong with the patterns of a field, if something is.
+    pub(crate) fn of_patterns(field: &'static str, faults: Vec<String>) -> Result<(), Self> {
+        match faults.is_empty() {
+            true => Ok(()),
+            false => Err(ModelError::Pattern { field, faults }),
+        }
+    }
+
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -46,8 +46,6 @@ pub struct AdapterReport {
     pub modules: Vec<AdaptedModule>,
     /// Modules trained whole (`modules_to_save`, or all of them in full fine-tuning).
     pub saved: Vec<SavedModule>,
-    /// Biases trained beside (`bias` all or lora_only).
-    pub bias_parameters: u64,
     /// What a user should know: choices made for them.
     pub notes: Vec<String>,
 }
@@ -56,10 +54,5 @@ impl AdapterReport {
     /// Values of all A and B.
     pub fn adapter_parameters(&self) -> u64 {
         self.modules.iter().map(|m| m.parameters).sum()
-    }
-
-    /// Values of modules trained whole.
-    pub fn saved_parameters(&self) -> u64 {
-        self.saved.iter().map(|m| m.parameters).sum()
     }
 }

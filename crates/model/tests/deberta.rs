@@ -45,7 +45,10 @@ fn xxlarge_has_the_paper_s_counts() {
     assert_eq!(report.adapter_parameters(), 4_718_592);
     assert_eq!(report.modules.len(), 96);
     // The pooler and the classifier.
-    assert_eq!(report.saved_parameters(), 2_360_832 + 4_611);
+    assert_eq!(
+        report.saved.iter().map(|m| m.parameters).sum::<u64>(),
+        2_360_832 + 4_611
+    );
 }
 
 #[test]

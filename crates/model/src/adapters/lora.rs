@@ -224,7 +224,7 @@ impl Attach<'_> {
             let key = format!("{KEY_PREFIX}{}{layer}.bias", module.path);
             // PEFT trains what is named `bias`; DeBERTa's `q_bias` and `v_bias` are not.
             if let Some(bias) = module.parameters.iter_mut().find(|p| p.name == own) {
-                self.report.bias_parameters += bias.train(key, &self.device, self.trainables);
+                bias.train(key, &self.device, self.trainables);
             }
         }
         Ok(())

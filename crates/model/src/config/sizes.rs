@@ -14,55 +14,24 @@ struct Size {
 /// The printed XL row has 24 heads of 128 for a width of 2048, and the printed 13B row a width of 5140: neither fits its own
 /// numbers, so that XL has 16 heads of 128 here and 13B a width of 40 x 128.
 const SIZES: [Size; 8] = [
-    Size {
-        name: "gpt3-small",
-        layers: 12,
-        width: 768,
-        heads: 12,
-    },
-    Size {
-        name: "gpt3-medium",
-        layers: 24,
-        width: 1024,
-        heads: 16,
-    },
-    Size {
-        name: "gpt3-large",
-        layers: 24,
-        width: 1536,
-        heads: 16,
-    },
-    Size {
-        name: "gpt3-xl",
-        layers: 24,
-        width: 2048,
-        heads: 16,
-    },
-    Size {
-        name: "gpt3-2.7b",
-        layers: 32,
-        width: 2560,
-        heads: 32,
-    },
-    Size {
-        name: "gpt3-6.7b",
-        layers: 32,
-        width: 4096,
-        heads: 32,
-    },
-    Size {
-        name: "gpt3-13b",
-        layers: 40,
-        width: 5120,
-        heads: 40,
-    },
-    Size {
-        name: "gpt3-175b",
-        layers: 96,
-        width: 12288,
-        heads: 96,
-    },
+    size("gpt3-small", 12, 768, 12),
+    size("gpt3-medium", 24, 1024, 16),
+    size("gpt3-large", 24, 1536, 16),
+    size("gpt3-xl", 24, 2048, 16),
+    size("gpt3-2.7b", 32, 2560, 32),
+    size("gpt3-6.7b", 32, 4096, 32),
+    size("gpt3-13b", 40, 5120, 40),
+    size("gpt3-175b", 96, 12288, 96),
 ];
+
+const fn size(name: &'static str, layers: usize, width: usize, heads: usize) -> Size {
+    Size {
+        name,
+        layers,
+        width,
+        heads,
+    }
+}
 
 /// The names of the built-in configurations, from the smallest to the largest.
 pub fn builtin_names() -> impl Iterator<Item = &'static str> {

@@ -42,12 +42,7 @@ impl Parts {
             return Ok(None);
         };
         let faults = faults(config, names, &parsed);
-        if !faults.is_empty() {
-            return Err(ModelError::Pattern {
-                field: "target_modules",
-                faults,
-            });
-        }
+        ModelError::of_patterns("target_modules", faults)?;
         let mut adapted = [false; PARTS];
         parsed
             .iter()

@@ -58,10 +58,7 @@ pub(super) fn resolve(
     }
     if targets.is_empty() {
         let faults = vec!["no linear layer is left to adapt".to_string()];
-        return Err(ModelError::Pattern {
-            field: "target_modules",
-            faults,
-        });
+        ModelError::of_patterns("target_modules", faults)?;
     }
     // A file may hold the parts of a fused layer as one adapter, whose rank is the sum of theirs.
     let pieces = |path: &str| match origin {
@@ -104,14 +101,7 @@ fn check_kinds(
         }
     }
     faults.truncate(4);
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        Err(ModelError::Pattern {
-            field: "target_modules",
-            faults,
-        })
-    }
+    ModelError::of_patterns("target_modules", faults)
 }
 
 /// Every pattern must mean something.
@@ -161,11 +151,7 @@ fn check_ranks(
     if more > 0 {
         faults.push(format!("and {more} more"));
     }
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        Err(ModelError::Pattern { field: "r", faults })
-    }
+    ModelError::of_patterns("r", faults)
 }
 
 /// The scaling is stored in f32: one that is infinite there makes every logit a NaN.
