@@ -9,10 +9,11 @@ mod touched;
 
 use std::ops::Range;
 
-use lowrank_kernels::{Activation, AdamW, CrossEntropyForm, Dropout};
+use lowrank_kernels::{Activation, AdamW, CrossEntropyForm, Dropout, RmsFactor};
 
 use crate::ops::blocks::Blocks;
 use crate::ops::head_part::HeadPart;
+use crate::ops::rope::RopeForm;
 use crate::param::PackedMatrix;
 use crate::tensor::{Scalar, Tensor};
 
@@ -95,7 +96,7 @@ impl Transpose {
     }
 }
 
-/// What a layer norm reads.
+/// What a norm reads.
 #[derive(Debug)]
 pub enum NormInput<'a> {
     /// z, left as it is.
@@ -120,34 +121,96 @@ impl NormInput<'_> {
     }
 }
 
-/// y = (z - mean)·rstd·weight + bias over each row. Shapes: z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`.
+/// What kind of norm, beside its weight.
+#[derive(Clone, Copy, Debug)]
+pub enum NormKind<'a> {
+    /// (z - mean)·rstd·weight + bias, rstd = 1 / √(variance + eps).
+    Layer {
+        /// bias `[D]`.
+        bias: &'a Tensor,
+    },
+    /// z·rstd·factor, rstd = 1 / √(mean of squares + eps).
+    Rms {
+        /// What the weight means.
+        factor: RmsFactor,
+    },
+}
+
+/// A norm over each row of z [M, D].
+#[derive(Clone, Copy, Debug)]
+pub struct NormForm<'a> {
+    /// weight `[D]`.
+    pub weight: &'a Tensor,
+    /// What else there is.
+    pub kind: NormKind<'a>,
+    /// Added below the root.
+    pub eps: f32,
+}
+
+/// The forward of a norm. Shapes: z, y [M, D]; mean, rstd `[M]`.
 #[derive(Debug)]
-pub struct LayerNorm<'a> {
+pub struct Norm<'a> {
     /// z, or what it is made of.
     pub input: NormInput<'a>,
-    /// weight.
-    pub weight: &'a Tensor,
-    /// bias.
-    pub bias: &'a Tensor,
-    /// Added to the variance.
-    pub eps: f32,
+    /// The norm.
+    pub form: NormForm<'a>,
     /// y.
     pub y: &'a mut Tensor,
-    /// Mean of each row.
-    pub mean: &'a mut Tensor,
-    /// 1 / √(variance + eps) of each row.
+    /// Mean of each row, of a layer norm.
+    pub mean: Option<&'a mut Tensor>,
+    /// Factor of each row.
     pub rstd: &'a mut Tensor,
 }
 
-/// What a layer norm's backward and recomputation read.
+/// What a norm's backward and recomputation read.
 #[derive(Clone, Copy, Debug)]
 pub struct NormSaved<'a> {
     /// z [M, D].
     pub z: &'a Tensor,
-    /// Mean of each row.
-    pub mean: &'a Tensor,
-    /// 1 / √(variance + eps) of each row.
+    /// Mean of each row, of a layer norm.
+    pub mean: Option<&'a Tensor>,
+    /// Factor of each row.
     pub rstd: &'a Tensor,
+}
+
+/// The rotation of pairs of each head's elements by the position of the token. Shapes: cos, sin [positions, rotary_dim / 2].
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a> {
+    /// Dh, rotary_dim and the pairs.
+    pub form: RopeForm,
+    /// Cosines.
+    pub cos: &'a Tensor,
+    /// Sines.
+    pub sin: &'a Tensor,
+    /// The position of each token `[M]`.
+    pub positions: &'a [u32],
+}
+
+/// Which way a rotation goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotationSense {
+    /// Forward's.
+    Forward,
+    /// The inverse, a gradient's.
+    Backward,
+}
+
+/// The input of a gated activation f(gate)·up.
+#[derive(Clone, Copy, Debug)]
+pub enum GateUp<'a> {
+    /// gate and up, [M, F] each.
+    Separate(&'a Tensor, &'a Tensor),
+    /// [M, 2F], gate before up.
+    Halves(&'a Tensor),
+}
+
+/// Gradients of [`GateUp`], of its shapes, overwritten.
+#[derive(Debug)]
+pub enum GateUpGradients<'a> {
+    /// Of gate and up.
+    Separate(&'a mut Tensor, &'a mut Tensor),
+    /// Of both in one row.
+    Halves(&'a mut Tensor),
 }
 
 /// A table [V, D].
@@ -251,27 +314,45 @@ pub enum Call<'a> {
     },
     /// Attention over rows of a pool.
     CachedAttention(CachedAttention<'a>),
-    /// A layer norm.
-    LayerNorm(LayerNorm<'a>),
+    /// A norm.
+    Norm(Norm<'a>),
     /// y once more, with the bits of the first time.
-    LayerNormAgain {
+    NormAgain {
         saved: NormSaved<'a>,
-        weight: &'a Tensor,
-        bias: &'a Tensor,
+        form: NormForm<'a>,
         y: &'a mut Tensor,
     },
     /// d_y becomes d_z.
-    LayerNormBackward {
+    NormBackward {
         saved: NormSaved<'a>,
-        weight: &'a Tensor,
+        form: NormForm<'a>,
         d: &'a mut Tensor,
     },
-    /// d_weight += and d_bias +=.
-    LayerNormParamGrads {
+    /// d_weight += and, of a layer norm, d_bias +=.
+    NormParamGrads {
         saved: NormSaved<'a>,
         d_y: &'a Tensor,
         d_weight: &'a mut Tensor,
-        d_bias: &'a mut Tensor,
+        d_bias: Option<&'a mut Tensor>,
+    },
+    /// Rotates x [M, H·Dh] in place.
+    Rotate {
+        rotation: Rotation<'a>,
+        sense: RotationSense,
+        x: &'a mut Tensor,
+    },
+    /// y [M, F] = f(gate)·up.
+    Gated {
+        kind: Activation,
+        x: GateUp<'a>,
+        y: &'a mut Tensor,
+    },
+    /// The gradients of gate and up.
+    GatedBackward {
+        kind: Activation,
+        x: GateUp<'a>,
+        d_y: &'a Tensor,
+        d_x: GateUpGradients<'a>,
     },
     /// y = f(x), or f of itself.
     Activation {
@@ -395,10 +476,18 @@ impl Call<'_> {
                 inputs.name()
             }
             Call::CachedAttention(_) => "cached_attention",
-            Call::LayerNorm(_)
-            | Call::LayerNormAgain { .. }
-            | Call::LayerNormBackward { .. }
-            | Call::LayerNormParamGrads { .. } => "layer_norm",
+            Call::Norm(Norm { form, .. })
+            | Call::NormAgain { form, .. }
+            | Call::NormBackward { form, .. } => match form.kind {
+                NormKind::Layer { .. } => "layer_norm",
+                NormKind::Rms { .. } => "rms_norm",
+            },
+            Call::NormParamGrads { d_bias, .. } => match d_bias {
+                Some(_) => "layer_norm",
+                None => "rms_norm",
+            },
+            Call::Rotate { .. } => "rope",
+            Call::Gated { .. } | Call::GatedBackward { .. } => "gated activation",
             Call::Activation { .. } | Call::ActivationBackward { .. } => "activation",
             Call::Dropout { .. } => "dropout",
             Call::ColumnSum { .. } => "bias gradient",

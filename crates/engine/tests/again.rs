@@ -2,8 +2,8 @@
 
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
-use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
+use lowrank_engine::ops::norm::{LayerNormParams, layer_norm};
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{
     DType, Device, Gradients, Isa, Matrix, Param, Phase, Purpose, StepKey, Tape, Tensor,

@@ -12,19 +12,21 @@ use lowrank_engine::ops::attention::{
 use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
+use lowrank_engine::ops::gated::{gated, gated_halves};
 use lowrank_engine::ops::head_part::{HeadPart, head_part};
-use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
 use lowrank_engine::ops::loss::{Targets, loss};
 use lowrank_engine::ops::neighbours::neighbours;
+use lowrank_engine::ops::norm::{LayerNormParams, RmsFactor, RmsNormParams, layer_norm, rms_norm};
+use lowrank_engine::ops::rope::{RopeForm, RopeLayout, RopeTable, rope};
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{
-    Activation, Device, Gradients, Isa, Matrix, Param, Purpose, StepKey, Tape, Tensor, Trainables,
-    Var,
+    Activation, DType, Device, Gradients, Isa, Matrix, Param, Purpose, StepKey, Tape, Tensor,
+    Trainables, Var,
 };
 use lowrank_testkit::Random;
-use lowrank_testkit::{GradientCheck, check_gradient};
+use lowrank_testkit::{GradientCheck, Tolerance, check_close, check_gradient};
 
 /// f32 forward passes and a step of 1: exact but for rounding. Measured worst 2e-6.
 const LINEAR: GradientCheck = GradientCheck {
@@ -48,18 +50,28 @@ const STEP: StepKey = StepKey {
     micro_step: 11,
 };
 
+/// Against f64: rounding of f32 and of sums over a few dozen elements. Measured worst 6.3e-7 · (1 + |x|).
+const OF_F32: Tolerance = Tolerance::new(2e-6, 2e-6);
+/// Values and products in bf16, of which each rounding is 2^-9. Measured worst 0.025 · (1 + |x|).
+const OF_BF16: Tolerance = Tolerance::new(0.04, 0.04);
+
 /// Trained values by shape, and a function of them on the tape.
 struct Case<'c> {
     shapes: Vec<[usize; 2]>,
     step: Option<StepKey>,
     build: &'c dyn for<'m> Fn(&mut Tape<'m>, &'m [Param], &'m Extra) -> Var,
-    extra: Extra,
+    extra: &'c dyn Fn(&Device) -> Extra,
 }
 
-/// Vectors that are not trained.
+/// What is not trained.
 #[derive(Default)]
 struct Extra {
     vectors: Vec<Param>,
+    table: Option<RopeTable>,
+}
+
+fn nothing(_: &Device) -> Extra {
+    Extra::default()
 }
 
 /// One for all: tensors of another device are refused.
@@ -69,52 +81,80 @@ fn device() -> Device {
     DEVICE.clone()
 }
 
+/// The definition of every call.
+fn reference() -> Device {
+    static DEVICE: LazyLock<Device> = LazyLock::new(|| Device::reference().expect("address space"));
+    DEVICE.clone()
+}
+
+/// Every instruction set of this machine in each precision.
+fn processors() -> &'static [Device] {
+    static DEVICES: LazyLock<Vec<Device>> = LazyLock::new(|| {
+        let of = |isa| {
+            [DType::F32, DType::Bf16]
+                .map(|precision| Device::cpu_in(precision, isa, 2).expect("threads start"))
+        };
+        Isa::available().into_iter().flat_map(of).collect()
+    });
+    &DEVICES
+}
+
+/// What a pass gives: y, and the gradient of Σ y·cotangent by the trained values.
+struct Pass {
+    y: Vec<f32>,
+    gradient: Vec<f32>,
+}
+
 impl Case<'_> {
+    /// The gradient against finite differences, and every instruction set against the reference.
     fn check(&self, what: &str, check: GradientCheck) {
-        let device = device();
         let mut random = Random::new(17);
         let total: usize = self.shapes.iter().map(|[r, c]| r * c).sum();
         let x = random.normals(total);
-        let rows_cols = {
-            let (trainables, params) = self.values(&device, &x);
-            let mut tape = Tape::training(&device, &trainables, self.step);
-            let y = (self.build)(&mut tape, &params, &self.extra);
-            (y.rows(), y.cols())
-        };
-        let cotangent = random.normals_f32(rows_cols.0 * rows_cols.1);
+        let wanted = self.pass(&reference(), &x, None);
+        let cotangent = random.normals_f32(wanted.y.len());
         let f = |x: &[f64]| {
-            let (trainables, params) = self.values(&device, x);
-            let mut tape = Tape::training(&device, &trainables, self.step);
-            let y = (self.build)(&mut tape, &params, &self.extra);
-            y.tensor()
-                .read()
-                .iter()
-                .zip(&cotangent)
-                .map(|(y, c)| f64::from(*y) * f64::from(*c))
-                .sum()
+            let y = self.pass(&device(), x, None).y;
+            let terms = y.iter().zip(&cotangent);
+            terms.map(|(y, c)| f64::from(*y) * f64::from(*c)).sum()
         };
-        let (trainables, params) = self.values(&device, &x);
-        let mut gradients = Gradients::zeros(&device, &trainables);
-        let mut tape = Tape::training(&device, &trainables, self.step);
-        let y = (self.build)(&mut tape, &params, &self.extra);
-        let d_y = Tensor::from_slice(
-            &device,
-            y.rows(),
-            y.cols(),
-            Purpose::Activations,
-            &cotangent,
-        );
-        tape.backward(&y, d_y, &mut gradients);
-        let gradient: Vec<f64> = gradients
-            .iter()
-            .flat_map(|g| g.read())
-            .map(f64::from)
-            .collect();
+        let gradient = self.pass(&device(), &x, Some(&cotangent)).gradient;
         assert!(
             gradient.iter().any(|&g| g != 0.0),
             "{what}: some gradient flows"
         );
+        let gradient: Vec<f64> = gradient.into_iter().map(f64::from).collect();
         check_gradient(what, f, &x, &gradient, check);
+        let wanted = self.pass(&reference(), &x, Some(&cotangent));
+        for device in processors() {
+            let tolerance = match device.precision() {
+                DType::F32 => OF_F32,
+                DType::Bf16 => OF_BF16,
+            };
+            let found = self.pass(device, &x, Some(&cotangent));
+            let what = format!("{what}, {device:?} in {}", device.precision().name());
+            check_close(&format!("{what}: y"), &found.y, &wanted.y, tolerance);
+            let gradients = (&found.gradient, &wanted.gradient);
+            check_close(&format!("{what}: d"), gradients.0, gradients.1, tolerance);
+        }
+    }
+
+    fn pass(&self, device: &Device, x: &[f64], cotangent: Option<&[f32]>) -> Pass {
+        let (trainables, params) = self.values(device, x);
+        let extra = (self.extra)(device);
+        let mut tape = Tape::training(device, &trainables, self.step);
+        let y = (self.build)(&mut tape, &params, &extra);
+        let values = y.tensor().read();
+        let mut gradients = Gradients::zeros(device, &trainables);
+        if let Some(cotangent) = cotangent {
+            let mut d_y = Tensor::activations(device, y.rows(), y.cols());
+            d_y.write(cotangent);
+            tape.backward(&y, d_y, &mut gradients);
+        }
+        Pass {
+            y: values,
+            gradient: gradients.iter().flat_map(Tensor::read).collect(),
+        }
     }
 
     fn values(&self, device: &Device, x: &[f64]) -> (Trainables, Vec<Param>) {
@@ -157,6 +197,11 @@ fn frozen_matrix(out: usize, inp: usize) -> Matrix {
         Ok::<(), std::convert::Infallible>(())
     });
     Matrix::Frozen(packed.expect("nothing can fail"))
+}
+
+fn vector(device: &Device, len: usize, seed: u64) -> Param {
+    let values = Random::new(seed).normals_f32(len);
+    Param::Frozen(Frozen::new(device, 1, len, &values))
 }
 
 #[test]
@@ -324,9 +369,101 @@ fn layer_norm_with_residual_and_dropout() {
                 };
                 layer_norm(tape, x, Some(residual), norm, 0.3)
             },
-            extra: Extra::default(),
+            extra: &nothing,
         };
         case.check("layer_norm", CURVED);
+    }
+}
+
+#[test]
+fn rms_norm_with_residual_and_dropout() {
+    for (factor, residual) in [
+        (RmsFactor::Weight, true),
+        (RmsFactor::OnePlusWeight, true),
+        (RmsFactor::OnePlusWeight, false),
+    ] {
+        for step in [None, Some(STEP)] {
+            let case = Case {
+                shapes: vec![[6, 37], [1, 37], [6, 37]],
+                step,
+                build: &|tape, params, _| {
+                    let x = leaf(tape, &params[0]);
+                    let sum = residual.then(|| leaf(tape, &params[2]));
+                    let norm = RmsNormParams {
+                        weight: &params[1],
+                        factor,
+                        eps: 1e-5,
+                    };
+                    rms_norm(tape, x, sum, norm, 0.3)
+                },
+                extra: &nothing,
+            };
+            case.check("rms_norm", CURVED);
+        }
+    }
+}
+
+#[test]
+fn rotations_of_whole_and_partial_heads() {
+    for (layout, rotary_dim) in [
+        (RopeLayout::HalfSplit, 8),
+        (RopeLayout::HalfSplit, 6),
+        (RopeLayout::Interleaved, 8),
+        (RopeLayout::Interleaved, 2),
+    ] {
+        let case = Case {
+            shapes: vec![[5, 16]],
+            step: None,
+            build: &|tape, params, extra| {
+                let x = leaf(tape, &params[0]);
+                let table = extra.table.as_ref().expect("a table");
+                let form = RopeForm {
+                    head_dim: 8,
+                    rotary_dim,
+                    layout,
+                };
+                let positions = Arc::from([0u32, 1, 2, 0, 9].as_slice());
+                let y = rope(tape, x.clone(), table, form, positions);
+                // x is read again, so that the rotation must not take its place.
+                add(tape, y, x, 0.0)
+            },
+            extra: &|device| {
+                let frequencies: Vec<f32> =
+                    (0..rotary_dim / 2).map(|i| 0.7 / (i + 1) as f32).collect();
+                Extra {
+                    vectors: Vec::new(),
+                    table: Some(RopeTable::new(device, 10, &frequencies, 1.0)),
+                }
+            },
+        };
+        case.check("rope", LINEAR);
+    }
+}
+
+#[test]
+fn gated_activations_of_two_values_and_of_halves() {
+    use Activation::{Gelu, GeluTanh, Silu};
+    for kind in [Silu, Gelu, GeluTanh] {
+        let case = Case {
+            shapes: vec![[5, 19], [5, 19]],
+            step: None,
+            build: &|tape, params, _| {
+                let (gate, up) = (leaf(tape, &params[0]), leaf(tape, &params[1]));
+                gated(tape, gate, up, kind)
+            },
+            extra: &nothing,
+        };
+        case.check("gated", CURVED);
+        let case = Case {
+            shapes: vec![[5, 38]],
+            step: None,
+            build: &|tape, params, _| {
+                let x = leaf(tape, &params[0]);
+                gated_halves(tape, x, kind)
+            },
+            extra: &nothing,
+        };
+        case.check("gated halves", CURVED);
     }
 }
 
@@ -352,7 +489,7 @@ fn residual_sums_and_columns_of_a_value_that_is_read_again() {
                 let y = add(tape, y, right, 0.3);
                 add(tape, y, stream, 0.0)
             },
-            extra: Extra::default(),
+            extra: &nothing,
         };
         case.check("add and columns", CURVED);
     }
@@ -375,17 +512,9 @@ fn one_value_read_twice_gets_both_gradients() {
                 };
                 layer_norm(tape, h, Some(x), norm, 0.1)
             },
-            extra: Extra {
-                vectors: (0..2)
-                    .map(|i| {
-                        Param::Frozen(Frozen::new(
-                            &device(),
-                            1,
-                            33,
-                            &Random::new(i).normals_f32(33),
-                        ))
-                    })
-                    .collect(),
+            extra: &|device| Extra {
+                vectors: (0..2).map(|i| vector(device, 33, i)).collect(),
+                table: None,
             },
         };
         case.check("x read twice", CURVED);
@@ -420,7 +549,7 @@ fn attention_over_unequal_sequences_and_single_queries() {
                 };
                 attention(tape, q, k, v, spec)
             },
-            extra: Extra::default(),
+            extra: &nothing,
         };
         case.check("attention", CURVED);
     }
@@ -462,7 +591,7 @@ fn disentangled_attention_with_each_table() {
                     };
                     disentangled_attention(tape, qkv, positions, spec)
                 },
-                extra: Extra::default(),
+                extra: &nothing,
             };
             case.check("disentangled attention", CURVED);
         }
@@ -478,9 +607,8 @@ fn disentangled_attention_with_a_frozen_table() {
         step: None,
         build: &|tape, params, _| {
             let constant = |tape: &mut Tape<'_>, rows: usize, seed| {
-                let values = Random::new(seed).normals_f32(rows * 16);
-                let device = tape.device().clone();
-                let x = Tensor::from_slice(&device, rows, 16, Purpose::Activations, &values);
+                let mut x = Tensor::activations(tape.device(), rows, 16);
+                x.write(&Random::new(seed).normals_f32(rows * 16));
                 tape.constant(x)
             };
             let positions = Positions {
@@ -500,7 +628,7 @@ fn disentangled_attention_with_a_frozen_table() {
             let qkv = [1, 2, 3].map(|seed| constant(tape, 4, seed));
             disentangled_attention(tape, qkv, positions, spec)
         },
-        extra: Extra::default(),
+        extra: &nothing,
     };
     case.check("disentangled attention, one table trained", CURVED);
 }
@@ -515,7 +643,7 @@ fn neighbouring_rows_of_each_sequence() {
                 let x = leaf(tape, &params[0]);
                 neighbours(tape, &x, &Arc::from([0, 1, 3, 9].as_slice()), taps)
             },
-            extra: Extra::default(),
+            extra: &nothing,
         };
         case.check("neighbours", LINEAR);
     }
@@ -545,7 +673,7 @@ fn parts_of_a_projection_fused_by_head() {
             }
             sum.expect("three parts")
         },
-        extra: Extra::default(),
+        extra: &nothing,
     };
     case.check("head_part", CURVED);
 }
@@ -569,7 +697,7 @@ fn selected_rows_and_recomputed_blocks() {
                 };
                 select_rows(tape, &x, &[0, 4, 4, 8])
             },
-            extra: Extra::default(),
+            extra: &nothing,
         };
         case.check("select_rows", CURVED);
     }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod elementwise;
+mod norms;
 mod products;
 mod rows;
 
@@ -172,33 +173,20 @@ impl Backend for Cpu {
                 attention::backward(isa, &inputs, &saved, gradients, scratch);
             }
             Call::CachedAttention(call) => attention::cached(isa, call),
-            Call::LayerNorm(norm) => elementwise::layer_norm(isa, norm),
-            Call::LayerNormAgain {
-                saved,
-                weight,
-                bias,
-                y,
-            } => with_element!(y.dtype(), E => {
-                let stats = [saved.mean.host(), saved.rstd.host()];
-                let params = [weight.host(), bias.host()];
-                kernels::layer_norm_again(isa, saved.z.host::<E>(), stats, params, y.host_mut());
-            }),
-            Call::LayerNormBackward { saved, weight, d } => with_element!(d.dtype(), E => {
-                let (mean, rstd) = (saved.mean.host(), saved.rstd.host());
-                let (z, weight) = (saved.z.host::<E>(), weight.host());
-                kernels::layer_norm_backward(isa, z, mean, rstd, weight, d.host_mut());
-            }),
-            Call::LayerNormParamGrads {
+            Call::Norm(call) => norms::norm(isa, call),
+            Call::NormAgain { saved, form, y } => norms::again(isa, &saved, &form, y),
+            Call::NormBackward { saved, form, d } => norms::backward(isa, &saved, &form, d),
+            Call::NormParamGrads {
                 saved,
                 d_y,
                 d_weight,
                 d_bias,
-            } => with_element!(d_y.dtype(), E => {
-                let (z, d_y) = (saved.z.host::<E>(), d_y.host());
-                let (mean, rstd) = (saved.mean.host(), saved.rstd.host());
-                let (d_weight, d_bias) = (d_weight.host_mut(), d_bias.host_mut());
-                kernels::layer_norm_param_grads(isa, z, mean, rstd, d_y, d_weight, d_bias);
-            }),
+            } => norms::param_grads(isa, &saved, d_y, d_weight, d_bias),
+            Call::Rotate { rotation, sense, x } => elementwise::rotate(isa, &rotation, sense, x),
+            Call::Gated { kind, x, y } => elementwise::gated(isa, kind, &x, y),
+            Call::GatedBackward { kind, x, d_y, d_x } => {
+                elementwise::gated_backward(isa, kind, &x, d_y, d_x);
+            }
             Call::Activation { kind, x, y } => with_element!(y.dtype(), E => match x {
                 Some(x) => kernels::activation_forward(isa, kind, x.host::<E>(), y.host_mut()),
                 None => kernels::activation_forward_in_place::<E>(isa, kind, y.host_mut()),

@@ -1,16 +1,18 @@
 //! The definition of every call: in f64 whatever the nominal storage, so that no rounding hides anything, plain, and on one
 //! thread. What other backends are compared with.
 
+mod norms;
+
 use std::sync::Arc;
 
-use lowrank_kernels::DType;
 use lowrank_kernels::reference::{self as definition, Attention, Disentangled};
+use lowrank_kernels::{Activation, DType, Rope};
 
 use super::{Backend, BlockOfRows, Scratch, Sizes};
 use crate::call::{
     AttentionGradients, AttentionInputs, CachedAttention, Call, CrossEntropy, ElementLoss,
-    Epilogue, LayerNorm, NormInput, NormSaved, Operand, Product, Rows, TableRef, TableRows,
-    Transpose, Write,
+    Epilogue, GateUp, GateUpGradients, Operand, Product, Rotation, RotationSense, Rows, TableRef,
+    TableRows, Transpose, Write,
 };
 use crate::param::PackedMatrix;
 use crate::space::Space;
@@ -232,45 +234,6 @@ fn dropout(dropout: lowrank_kernels::Dropout, y: &mut [f64]) {
     }
 }
 
-fn layer_norm(norm: LayerNorm<'_>) {
-    let z = match norm.input {
-        NormInput::Plain(z) => z.host::<f64>(),
-        NormInput::Residual {
-            x,
-            residual,
-            dropout: mask,
-        } => {
-            let z = x.host_mut();
-            mask.into_iter().for_each(|mask| dropout(mask, z));
-            residual.into_iter().for_each(|r| add(z, r.host()));
-            z
-        }
-    };
-    let eps = f64::from(norm.eps);
-    let result = definition::layer_norm(z, norm.weight.host(), norm.bias.host(), eps);
-    norm.y.host_mut().copy_from_slice(&result.y);
-    norm.mean.host_mut().copy_from_slice(&result.mean);
-    norm.rstd.host_mut().copy_from_slice(&result.rstd);
-}
-
-fn saved_norm(saved: &NormSaved<'_>) -> definition::LayerNorm {
-    definition::LayerNorm {
-        z: saved.z.host().to_vec(),
-        y: Vec::new(),
-        mean: saved.mean.host().to_vec(),
-        rstd: saved.rstd.host().to_vec(),
-    }
-}
-
-fn layer_norm_again(saved: &NormSaved<'_>, weight: &[f64], bias: &[f64], y: &mut [f64]) {
-    let (mean, rstd) = (saved.mean.host::<f64>(), saved.rstd.host::<f64>());
-    let (z, d) = (saved.z.host::<f64>(), weight.len());
-    for (i, y) in y.iter_mut().enumerate() {
-        let (row, j) = (i / d, i % d);
-        *y = (z[i] - mean[row]) * rstd[row] * weight[j] + bias[j];
-    }
-}
-
 fn embedding(tables: &[TableRows<'_>], y: &mut Tensor) {
     let cols = y.cols();
     let y = y.host_mut::<f64>();
@@ -291,6 +254,54 @@ fn embedding_backward(d_y: &Tensor, ids: &[u32], padding_idx: Option<u32>, d_tab
         if Some(id) != padding_idx {
             let d = &d_y[row * cols..][..cols];
             add(&mut into[id as usize * cols..][..cols], d);
+        }
+    }
+}
+
+fn rotate(rotation: &Rotation<'_>, sense: RotationSense, x: &mut Tensor) {
+    let [cos, sin] = [rotation.cos, rotation.sin].map(Tensor::read);
+    let rope = Rope {
+        head_dim: rotation.form.head_dim,
+        rotary_dim: rotation.form.rotary_dim,
+        layout: rotation.form.layout,
+        cos: &cos,
+        sin: &sin,
+        positions: rotation.positions,
+    };
+    let x = x.host_mut();
+    let turned = match sense {
+        RotationSense::Forward => definition::rope(&rope, x),
+        RotationSense::Backward => definition::rope_backward(&rope, x),
+    };
+    x.copy_from_slice(&turned);
+}
+
+/// gate and up of element i of y [M, width].
+fn gate_up(x: &GateUp<'_>, width: usize, i: usize) -> [f64; 2] {
+    match x {
+        GateUp::Separate(gate, up) => [gate.host()[i], up.host()[i]],
+        GateUp::Halves(x) => {
+            let at = i + i / width * width;
+            [x.host()[at], x.host()[at + width]]
+        }
+    }
+}
+
+fn gated_backward(kind: Activation, x: &GateUp<'_>, d_y: &Tensor, mut d_x: GateUpGradients<'_>) {
+    let width = d_y.cols();
+    for (i, d) in d_y.host::<f64>().iter().enumerate() {
+        let [gate, up] = gate_up(x, width, i);
+        let (d_gate, d_up) = definition::gated_backward(kind, gate, up, *d);
+        match &mut d_x {
+            GateUpGradients::Separate(into_gate, into_up) => {
+                into_gate.host_mut()[i] = d_gate;
+                into_up.host_mut()[i] = d_up;
+            }
+            GateUpGradients::Halves(into) => {
+                let at = i + i / width * width;
+                into.host_mut()[at] = d_gate;
+                into.host_mut()[at + width] = d_up;
+            }
         }
     }
 }
@@ -391,30 +402,24 @@ impl Backend for Reference {
                 ..
             } => attention_backward(&inputs, d_out, gradients),
             Call::CachedAttention(call) => cached_attention(call),
-            Call::LayerNorm(norm) => layer_norm(norm),
-            Call::LayerNormAgain {
-                saved,
-                weight,
-                bias,
-                y,
-            } => layer_norm_again(&saved, weight.host(), bias.host(), y.host_mut()),
-            Call::LayerNormBackward { saved, weight, d } => {
-                let d_y = d.host::<f64>();
-                let (d_z, ..) =
-                    definition::layer_norm_backward(&saved_norm(&saved), weight.host(), d_y);
-                d.host_mut().copy_from_slice(&d_z);
-            }
-            Call::LayerNormParamGrads {
+            Call::Norm(call) => norms::norm(call),
+            Call::NormAgain { saved, form, y } => norms::again(&saved, &form, y.host_mut()),
+            Call::NormBackward { saved, form, d } => norms::backward(&saved, &form, d.host_mut()),
+            Call::NormParamGrads {
                 saved,
                 d_y,
                 d_weight,
                 d_bias,
-            } => {
-                let (norm, ones) = (saved_norm(&saved), vec![1.0; d_weight.len()]);
-                let (_, weight, bias) = definition::layer_norm_backward(&norm, &ones, d_y.host());
-                add(d_weight.host_mut(), &weight);
-                add(d_bias.host_mut(), &bias);
+            } => norms::param_grads(&saved, d_y.host(), d_weight, d_bias),
+            Call::Rotate { rotation, sense, x } => rotate(&rotation, sense, x),
+            Call::Gated { kind, x, y } => {
+                let (width, y) = (y.cols(), y.host_mut::<f64>());
+                for (i, y) in y.iter_mut().enumerate() {
+                    let [gate, up] = gate_up(&x, width, i);
+                    *y = definition::gated(kind, gate, up);
+                }
             }
+            Call::GatedBackward { kind, x, d_y, d_x } => gated_backward(kind, &x, d_y, d_x),
             Call::Activation { kind, x, y } => {
                 let y = y.host_mut::<f64>();
                 x.into_iter().for_each(|x| y.copy_from_slice(x.host()));

@@ -50,7 +50,7 @@ impl Call<'_> {
                 inputs.check();
                 check_same(inputs.q, d_out);
             }
-            Call::LayerNorm(norm) => {
+            Call::Norm(norm) => {
                 check_same(norm.input.tensor(), norm.y);
                 if let NormInput::Residual {
                     x,
@@ -92,6 +92,14 @@ impl Call<'_> {
                     "the offsets cover the rows"
                 );
             }
+            Call::Rotate { rotation, x, .. } => {
+                let (form, rows) = (rotation.form, rotation.positions.len());
+                assert_eq!(x.rows(), rows, "a position a token");
+                assert!(
+                    x.cols().is_multiple_of(form.head_dim),
+                    "whole heads of {x:?}"
+                );
+            }
             Call::CrossEntropy(call) => {
                 assert_eq!(call.logits.rows(), call.labels.len(), "a label a row");
             }
@@ -113,9 +121,11 @@ impl Call<'_> {
             | Call::ExpandBlocks { .. }
             | Call::GatherBlocks { .. }
             | Call::CachedAttention(_)
-            | Call::LayerNormAgain { .. }
-            | Call::LayerNormBackward { .. }
-            | Call::LayerNormParamGrads { .. }
+            | Call::NormAgain { .. }
+            | Call::NormBackward { .. }
+            | Call::NormParamGrads { .. }
+            | Call::Gated { .. }
+            | Call::GatedBackward { .. }
             | Call::Activation { x: None, .. }
             | Call::Dropout { x: None, .. }
             | Call::ColumnSum { .. }

@@ -1,6 +1,9 @@
 //! What a call reads and writes.
 
-use super::{AttentionGradients, Call, Epilogue, LayerNorm, NormInput, TableRef};
+use super::{
+    AttentionGradients, Call, Epilogue, GateUp, GateUpGradients, Norm, NormForm, NormInput,
+    NormKind, NormSaved, TableRef,
+};
 use crate::storage::Storage;
 use crate::tensor::Tensor;
 
@@ -54,28 +57,48 @@ impl Call<'_> {
                 inputs.for_each(&mut |t| visit(t.storage()));
             }
             Call::CachedAttention(call) => tensors(&[call.q, call.k, call.v, call.out]),
-            Call::LayerNorm(norm) => {
-                let (z, LayerNorm { y, mean, rstd, .. }) = (norm.input.tensor(), norm);
-                tensors(&[z, norm.weight, norm.bias, y, mean, rstd]);
-                if let NormInput::Residual { residual, .. } = &norm.input {
+            Call::Norm(Norm {
+                input,
+                form,
+                y,
+                mean,
+                rstd,
+            }) => {
+                tensors(&[input.tensor(), y, rstd]);
+                mean.iter().for_each(|mean| tensors(&[mean]));
+                if let NormInput::Residual { residual, .. } = input {
                     residual.iter().for_each(|residual| tensors(&[residual]));
                 }
+                form.for_each(&mut |t| visit(t.storage()));
             }
-            Call::LayerNormAgain {
-                saved,
-                weight,
-                bias,
-                y,
-            } => tensors(&[saved.z, saved.mean, saved.rstd, weight, bias, y]),
-            Call::LayerNormBackward { saved, weight, d } => {
-                tensors(&[saved.z, saved.mean, saved.rstd, weight, d]);
+            Call::NormAgain { saved, form, y: of } | Call::NormBackward { saved, form, d: of } => {
+                tensors(&[of]);
+                saved.for_each(&mut |t| visit(t.storage()));
+                form.for_each(&mut |t| visit(t.storage()));
             }
-            Call::LayerNormParamGrads {
+            Call::NormParamGrads {
                 saved,
                 d_y,
                 d_weight,
                 d_bias,
-            } => tensors(&[saved.z, saved.mean, saved.rstd, d_y, d_weight, d_bias]),
+            } => {
+                tensors(&[d_y, d_weight]);
+                d_bias.iter().for_each(|d_bias| tensors(&[d_bias]));
+                saved.for_each(&mut |t| visit(t.storage()));
+            }
+            Call::Rotate { rotation, x, .. } => tensors(&[rotation.cos, rotation.sin, x]),
+            Call::Gated { x, y, .. } => {
+                tensors(&[y]);
+                x.for_each(&mut |t| visit(t.storage()));
+            }
+            Call::GatedBackward { x, d_y, d_x, .. } => {
+                tensors(&[d_y]);
+                match d_x {
+                    GateUpGradients::Separate(d_gate, d_up) => tensors(&[d_gate, d_up]),
+                    GateUpGradients::Halves(d) => tensors(&[d]),
+                }
+                x.for_each(&mut |t| visit(t.storage()));
+            }
             Call::Activation { x, y, .. } | Call::Dropout { x, y, .. } => {
                 x.iter().for_each(|x| tensors(&[x]));
                 tensors(&[y]);
@@ -121,6 +144,36 @@ impl Call<'_> {
                 tensors(&[x]);
                 visit(out.storage());
             }
+        }
+    }
+}
+
+impl NormForm<'_> {
+    fn for_each(&self, visit: &mut dyn FnMut(&Tensor)) {
+        visit(self.weight);
+        match self.kind {
+            NormKind::Layer { bias } => visit(bias),
+            NormKind::Rms { .. } => {}
+        }
+    }
+}
+
+impl NormSaved<'_> {
+    fn for_each(&self, visit: &mut dyn FnMut(&Tensor)) {
+        visit(self.z);
+        self.mean.into_iter().for_each(&mut *visit);
+        visit(self.rstd);
+    }
+}
+
+impl GateUp<'_> {
+    fn for_each(&self, visit: &mut dyn FnMut(&Tensor)) {
+        match self {
+            GateUp::Separate(gate, up) => {
+                visit(gate);
+                visit(up);
+            }
+            GateUp::Halves(x) => visit(x),
         }
     }
 }

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use lowrank_engine::ops::embedding::{self, Lookup};
-use lowrank_engine::ops::layer_norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::linear::{LinearParams, linear, linear_activation, linear_f32};
 use lowrank_engine::ops::neighbours::neighbours;
+use lowrank_engine::ops::norm::{LayerNormParams, layer_norm};
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Matrix, Param, Var};
 

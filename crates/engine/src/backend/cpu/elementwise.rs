@@ -1,10 +1,10 @@
-//! Calls over single elements or rows: storage, norms and losses.
+//! Calls over single elements or rows: storage, rotations, gates and losses.
 
-use lowrank_kernels::{self as kernels, DType, Element, Isa, LayerNormForward, bf16};
+use lowrank_kernels::{self as kernels, Activation, DType, Element, Isa, bf16};
 
 use super::with_element;
-use crate::call::{CrossEntropy, ElementLoss, LayerNorm, NormInput};
-use crate::space::Carver;
+use crate::call::{CrossEntropy, ElementLoss, GateUp, GateUpGradients, Rotation, RotationSense};
+use crate::space::{Carver, Plain};
 use crate::tensor::Tensor;
 
 pub(super) fn fill(out: &mut Tensor, value: f32) {
@@ -21,45 +21,60 @@ pub(super) fn add(isa: Isa, x: &Tensor, out: &mut Tensor) {
     with_element!(out.dtype(), E => kernels::add_assign(isa, out.host_mut::<E>(), x.host::<E>()));
 }
 
-pub(super) fn layer_norm(isa: Isa, norm: LayerNorm<'_>) {
-    let LayerNorm {
-        input,
-        weight,
-        bias,
-        eps,
-        y,
-        mean,
-        rstd,
-    } = norm;
-    let (weight, bias) = (weight.host(), bias.host());
-    let (mean, rstd) = (mean.host_mut(), rstd.host_mut());
-    with_element!(y.dtype(), E => match input {
-        NormInput::Plain(z) => {
-            let norm = kernels::LayerNorm {
-                z: z.host::<E>(),
-                weight,
-                bias,
-                eps,
-                y: y.host_mut(),
-                mean,
-                rstd,
-            };
-            kernels::layer_norm(isa, norm);
-        }
-        NormInput::Residual { x, residual, dropout } => {
-            let norm = LayerNormForward {
-                x: x.host_mut::<E>(),
-                residual: residual.map(Tensor::host),
-                dropout,
-                weight,
-                bias,
-                eps,
-                y: y.host_mut(),
-                mean,
-                rstd,
-            };
-            kernels::layer_norm_forward(isa, norm);
-        }
+pub(super) fn rotate(isa: Isa, rotation: &Rotation<'_>, sense: RotationSense, x: &mut Tensor) {
+    let rope = kernels::Rope {
+        head_dim: rotation.form.head_dim,
+        rotary_dim: rotation.form.rotary_dim,
+        layout: rotation.form.layout,
+        cos: rotation.cos.host(),
+        sin: rotation.sin.host(),
+        positions: rotation.positions,
+    };
+    with_element!(x.dtype(), E => match sense {
+        RotationSense::Forward => kernels::rope_forward::<E>(isa, &rope, x.host_mut()),
+        RotationSense::Backward => kernels::rope_backward::<E>(isa, &rope, x.host_mut()),
+    });
+}
+
+fn gate_up<'a, E: Element + Plain>(x: &GateUp<'a>) -> kernels::GateUp<'a, E> {
+    match x {
+        GateUp::Separate(gate, up) => kernels::GateUp::Separate {
+            gate: gate.host(),
+            up: up.host(),
+        },
+        GateUp::Halves(x) => kernels::GateUp::Halves(x.host()),
+    }
+}
+
+pub(super) fn gated(isa: Isa, kind: Activation, x: &GateUp<'_>, y: &mut Tensor) {
+    let width = y.cols();
+    with_element!(y.dtype(), E => {
+        kernels::gated_forward::<E>(isa, kind, gate_up(x), width, y.host_mut());
+    });
+}
+
+pub(super) fn gated_backward(
+    isa: Isa,
+    kind: Activation,
+    x: &GateUp<'_>,
+    d_y: &Tensor,
+    d_x: GateUpGradients<'_>,
+) {
+    with_element!(d_y.dtype(), E => {
+        let args = kernels::GatedBackward::<E> {
+            kind,
+            x: gate_up(x),
+            width: d_y.cols(),
+            d_y: d_y.host(),
+        };
+        let d_x = match d_x {
+            GateUpGradients::Separate(d_gate, d_up) => kernels::GateUpGradients::Separate {
+                d_gate: d_gate.host_mut(),
+                d_up: d_up.host_mut(),
+            },
+            GateUpGradients::Halves(d) => kernels::GateUpGradients::Halves(d.host_mut()),
+        };
+        kernels::gated_backward(isa, &args, d_x);
     });
 }
 

@@ -1,18 +1,20 @@
-//! z = dropout(x) + residual, y = (z - mean)·rstd·weight + bias over each row: the end of a post-norm sublayer in one op.
+//! A norm over each row, with the dropout and residual sum before it: the end of a post-norm sublayer in one op.
+//! z = dropout(x) + residual; y = (z - mean)·rstd·weight + bias, or y = z·rstd·factor without a mean.
 //! Shapes: x, residual, z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`. Saved: z, mean, rstd (z takes x's place, or is x),
 //! of which y is made again for ops above whose backward reads it.
-//! Source: Ba et al. 2016; transformers `BertSelfOutput`.
+//! Source: Ba et al. 2016; transformers `BertSelfOutput`. Zhang & Sennrich 2019; transformers `LlamaRMSNorm`, `GemmaRMSNorm`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use lowrank_kernels::Dropout;
+pub use lowrank_kernels::RmsFactor;
 
-use crate::call::{Call, LayerNorm, NormInput, NormSaved};
+use crate::call::{Call, Norm, NormForm, NormInput, NormKind, NormSaved};
 use crate::meter::Purpose;
 use crate::ops::dropout::{drop_out, dropped_out};
-use crate::param::{Param, Trainables};
+use crate::param::{Param, TrainableId, Trainables};
 use crate::tape::{Again, Backprop, Backward, Output, Tape, Var};
 use crate::tensor::Tensor;
 
@@ -27,6 +29,17 @@ pub struct LayerNormParams<'m> {
     pub eps: f32,
 }
 
+/// The weight of an RMS norm.
+#[derive(Debug, Clone, Copy)]
+pub struct RmsNormParams<'m> {
+    /// weight `[D]`.
+    pub weight: &'m Param,
+    /// What the weight means.
+    pub factor: RmsFactor,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
 /// Forward of dropout, residual add and layer norm. `residual` may be absent; `p` is the dropout of x.
 pub fn layer_norm<'m>(
     tape: &mut Tape<'m>,
@@ -35,22 +48,87 @@ pub fn layer_norm<'m>(
     params: LayerNormParams<'m>,
     p: f32,
 ) -> Var {
+    let LayerNormParams { weight, bias, eps } = params;
+    let kind = Kind::Layer { bias };
+    norm(tape, x, residual, Params { weight, kind, eps }, p)
+}
+
+/// As [`layer_norm`] with an RMS norm.
+pub fn rms_norm<'m>(
+    tape: &mut Tape<'m>,
+    x: Var,
+    residual: Option<Var>,
+    params: RmsNormParams<'m>,
+    p: f32,
+) -> Var {
+    let RmsNormParams {
+        weight,
+        factor,
+        eps,
+    } = params;
+    let kind = Kind::Rms { factor };
+    norm(tape, x, residual, Params { weight, kind, eps }, p)
+}
+
+#[derive(Clone, Copy)]
+enum Kind<'m> {
+    Layer { bias: &'m Param },
+    Rms { factor: RmsFactor },
+}
+
+#[derive(Clone, Copy)]
+struct Params<'m> {
+    weight: &'m Param,
+    kind: Kind<'m>,
+    eps: f32,
+}
+
+impl<'m> Params<'m> {
+    fn bias(&self) -> Option<&'m Param> {
+        match self.kind {
+            Kind::Layer { bias } => Some(bias),
+            Kind::Rms { .. } => None,
+        }
+    }
+
+    fn form<'a>(&self, trainables: &'a Trainables) -> NormForm<'a>
+    where
+        'm: 'a,
+    {
+        NormForm {
+            weight: self.weight.tensor(trainables),
+            kind: match self.kind {
+                Kind::Layer { bias } => NormKind::Layer {
+                    bias: bias.tensor(trainables),
+                },
+                Kind::Rms { factor } => NormKind::Rms { factor },
+            },
+            eps: self.eps,
+        }
+    }
+
+    /// The ids of a trained weight and bias.
+    fn trained(&self) -> [Option<TrainableId>; 2] {
+        [Some(self.weight), self.bias()].map(|param| param.and_then(Param::trainable))
+    }
+}
+
+fn norm<'m>(tape: &mut Tape<'m>, x: Var, residual: Option<Var>, params: Params<'m>, p: f32) -> Var {
     let device = tape.device().clone();
     let trainables = tape.trainables();
     let dropout = tape.dropout(p);
     let (x_node, residual_node) = (x.node(), residual.as_ref().and_then(Var::node));
     let rows = x.rows();
     let mut y = x.tensor().uninit_like(Purpose::Activations);
-    let mut mean = Tensor::uninit(&device, 1, rows, Purpose::Activations);
-    let mut rstd = Tensor::uninit(&device, 1, rows, Purpose::Activations);
+    let stats = || Tensor::uninit(&device, 1, rows, Purpose::Activations);
+    let mut mean = params.bias().map(|_| stats());
+    let mut rstd = stats();
     let mut run = |input| {
-        device.run(Call::LayerNorm(LayerNorm {
+        device.run(Call::Norm(Norm {
             input,
-            weight: params.weight.tensor(trainables),
-            bias: params.bias.tensor(trainables),
-            eps: params.eps,
+            form: params.form(trainables),
             y: &mut y,
-            mean: &mut mean,
+            mean: mean.as_mut(),
             rstd: &mut rstd,
         }));
     };
@@ -69,7 +147,7 @@ pub fn layer_norm<'m>(
         Arc::new(z)
     };
     drop(residual);
-    let trained = params.weight.trainable().is_some() || params.bias.trainable().is_some();
+    let trained = params.trained().iter().any(Option::is_some);
     let needed = x_node.is_some() || residual_node.is_some() || trained;
     tape.push_output(y, needed, || {
         let saved = Rc::new(Saved {
@@ -80,7 +158,7 @@ pub fn layer_norm<'m>(
             y: RefCell::default(),
         });
         let again: Rc<dyn Again + 'm> = saved.clone();
-        let op = LayerNormBackward {
+        let op = NormBackward {
             saved,
             x_node,
             residual_node,
@@ -96,16 +174,17 @@ pub fn layer_norm<'m>(
 
 struct Saved<'m> {
     z: Arc<Tensor>,
-    mean: Tensor,
+    /// Of a layer norm.
+    mean: Option<Tensor>,
     rstd: Tensor,
-    params: LayerNormParams<'m>,
+    params: Params<'m>,
     /// y, from the first op above that asks for it until this op's own backward.
     y: RefCell<Option<Arc<Tensor>>>,
 }
 
 impl Saved<'_> {
     fn tensors(&self) -> NormSaved<'_> {
-        let (z, mean, rstd) = (&*self.z, &self.mean, &self.rstd);
+        let (z, mean, rstd) = (&*self.z, self.mean.as_ref(), &self.rstd);
         NormSaved { z, mean, rstd }
     }
 }
@@ -114,10 +193,9 @@ impl Again for Saved<'_> {
     fn again(&self, trainables: &Trainables) -> Arc<Tensor> {
         let make = || {
             let mut y = self.z.uninit_like(Purpose::Activations);
-            self.z.device().run(Call::LayerNormAgain {
+            self.z.device().run(Call::NormAgain {
                 saved: self.tensors(),
-                weight: self.params.weight.tensor(trainables),
-                bias: self.params.bias.tensor(trainables),
+                form: self.params.form(trainables),
                 y: &mut y,
             });
             Arc::new(y)
@@ -126,40 +204,38 @@ impl Again for Saved<'_> {
     }
 }
 
-struct LayerNormBackward<'m> {
+struct NormBackward<'m> {
     saved: Rc<Saved<'m>>,
     x_node: Option<usize>,
     residual_node: Option<usize>,
     dropout: Option<Dropout>,
 }
 
-impl LayerNormBackward<'_> {
+impl NormBackward<'_> {
     fn param_grads(&self, d_y: &Tensor, cx: &mut Backprop<'_>) {
-        let saved = &self.saved;
-        let LayerNormParams { weight, bias, .. } = saved.params;
-        let (weight, bias) = (weight.trainable(), bias.trainable());
-        if weight.is_none() && bias.is_none() {
+        let trained = self.saved.params.trained();
+        if trained.iter().all(Option::is_none) {
             return;
         }
-        // The kernel writes both; a frozen one's goes to scratch.
-        let cols = d_y.cols();
-        let mut d_weight = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
-        let mut d_bias = Tensor::zeros(&cx.device, 1, cols, Purpose::Workspace);
-        cx.device.run(Call::LayerNormParamGrads {
-            saved: saved.tensors(),
+        // The call writes all; a frozen one's goes to scratch.
+        let zeros = || Tensor::zeros(&cx.device, 1, d_y.cols(), Purpose::Workspace);
+        let (mut d_weight, mut d_bias) = (zeros(), self.saved.params.bias().map(|_| zeros()));
+        cx.device.run(Call::NormParamGrads {
+            saved: self.saved.tensors(),
             d_y,
             d_weight: &mut d_weight,
-            d_bias: &mut d_bias,
+            d_bias: d_bias.as_mut(),
         });
-        for (id, x) in [(weight, &d_weight), (bias, &d_bias)] {
-            let Some(id) = id else { continue };
-            let out = cx.gradients.get_mut(id);
-            cx.device.run(Call::Add { x, out });
+        for (id, x) in trained.into_iter().zip([Some(&d_weight), d_bias.as_ref()]) {
+            if let (Some(id), Some(x)) = (id, x) {
+                let out = cx.gradients.get_mut(id);
+                cx.device.run(Call::Add { x, out });
+            }
         }
     }
 }
 
-impl Backward for LayerNormBackward<'_> {
+impl Backward for NormBackward<'_> {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
         self.saved.y.take();
         self.param_grads(&d_y, cx);
@@ -167,15 +243,15 @@ impl Backward for LayerNormBackward<'_> {
             return;
         }
         let mut d_z = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
-        let LayerNormBackward {
+        let NormBackward {
             saved,
             x_node,
             residual_node,
             dropout,
         } = *self;
-        cx.device.run(Call::LayerNormBackward {
+        cx.device.run(Call::NormBackward {
             saved: saved.tensors(),
-            weight: saved.params.weight.tensor(cx.trainables),
+            form: saved.params.form(cx.trainables),
             d: &mut d_z,
         });
         drop(saved);

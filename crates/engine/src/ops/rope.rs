@@ -1,0 +1,95 @@
+//! Rotary positions: pairs of each head's elements are rotated by angles that grow with the token's position.
+//! Shapes: x [M, H·Dh], cos, sin [positions, rotary_dim / 2], positions `[M]`. Saved: the positions; a gradient is rotated back.
+//! Source: Su et al. 2021, equation 34; transformers `apply_rotary_pos_emb`.
+
+use std::sync::Arc;
+
+pub use lowrank_kernels::RopeLayout;
+
+use crate::call::{Call, Rotation, RotationSense};
+use crate::device::Device;
+use crate::param::Frozen;
+use crate::tape::{Backprop, Backward, Tape, Var};
+use crate::tensor::Tensor;
+
+/// Which elements are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RopeForm {
+    /// Dh.
+    pub head_dim: usize,
+    /// Elements of a head that are rotated, from its start on: even, at most Dh.
+    pub rotary_dim: usize,
+    /// The pairs.
+    pub layout: RopeLayout,
+}
+
+/// Cosines and sines of every position, f32.
+#[derive(Debug)]
+pub struct RopeTable {
+    cos: Frozen,
+    sin: Frozen,
+}
+
+impl RopeTable {
+    /// The angles of the positions from 0 on: position · frequency, their cosines and sines times `attention_scaling`.
+    pub fn new(
+        device: &Device,
+        positions: usize,
+        inverse_frequencies: &[f32],
+        attention_scaling: f32,
+    ) -> Self {
+        let pairs = inverse_frequencies.len();
+        let (mut cos, mut sin) = (vec![0.0; positions * pairs], vec![0.0; positions * pairs]);
+        lowrank_kernels::rope_table(inverse_frequencies, attention_scaling, &mut cos, &mut sin);
+        let [cos, sin] = [cos, sin].map(|table| Frozen::new(device, positions, pairs, &table));
+        RopeTable { cos, sin }
+    }
+}
+
+/// Forward of the rotation. Panics where a position has no row in the table, or x is no whole number of heads wide.
+pub fn rope<'m>(
+    tape: &mut Tape<'m>,
+    x: Var,
+    table: &'m RopeTable,
+    form: RopeForm,
+    positions: Arc<[u32]>,
+) -> Var {
+    let x_node = x.node();
+    let mut y = x.into_owned();
+    let op = RopeBackward {
+        x_node,
+        table,
+        form,
+        positions,
+    };
+    op.rotate(RotationSense::Forward, &mut y);
+    tape.push(y, x_node.is_some(), || op)
+}
+
+struct RopeBackward<'m> {
+    x_node: Option<usize>,
+    table: &'m RopeTable,
+    form: RopeForm,
+    positions: Arc<[u32]>,
+}
+
+impl RopeBackward<'_> {
+    fn rotate(&self, sense: RotationSense, x: &mut Tensor) {
+        let device = x.device().clone();
+        let rotation = Rotation {
+            form: self.form,
+            cos: self.table.cos.tensor(),
+            sin: self.table.sin.tensor(),
+            positions: &self.positions,
+        };
+        device.run(Call::Rotate { rotation, sense, x });
+    }
+}
+
+impl Backward for RopeBackward<'_> {
+    fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
+        let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        self.rotate(RotationSense::Backward, &mut d_x);
+        cx.add(self.x_node, d_x);
+    }
+}
