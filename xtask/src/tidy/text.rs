@@ -70,6 +70,16 @@ pub fn file_names(repository: &Repository) -> Vec<String> {
         .collect()
 }
 
+/// A module with children is `name.rs` beside its folder, so that no two tabs of an editor have one name. What tests share
+/// stays a `mod.rs`: beside its folder it would be a test by itself.
+pub fn module_layout(repository: &Repository) -> Vec<String> {
+    rust_files(repository)
+        .filter(|file| !file.is_test())
+        .filter_map(|file| file.path.strip_suffix("/mod.rs"))
+        .map(|folder| format!("{folder}/mod.rs: expected {folder}.rs"))
+        .collect()
+}
+
 /// No file names a registry's host or a path of one machine.
 pub fn banned_strings(repository: &Repository) -> Vec<String> {
     let mut faults = Vec::new();
@@ -203,5 +213,16 @@ mod tests {
             ("crates/x/src/order.rs", "//!"),
         ]);
         assert_eq!(file_names(&repository).len(), 1);
+    }
+
+    #[test]
+    fn a_second_layout_of_modules_is_found() {
+        let repository = Repository::of(&[
+            ("crates/x/src/rows/mod.rs", "//!"),
+            ("crates/x/src/order.rs", "//!"),
+            ("crates/x/tests/common/mod.rs", "//!"),
+        ]);
+        let want = ["crates/x/src/rows/mod.rs: expected crates/x/src/rows.rs"];
+        assert_eq!(module_layout(&repository), want);
     }
 }

@@ -19,6 +19,7 @@ pub fn run(words: &[String]) -> Result<(), String> {
     faults.extend(text::file_headers(&repository));
     faults.extend(text::file_lengths(&repository));
     faults.extend(text::file_names(&repository));
+    faults.extend(text::module_layout(&repository));
     faults.extend(text::banned_strings(&repository));
     faults.extend(text::ownerless_todos(&repository));
     faults.extend(text::placeholders(&repository));
