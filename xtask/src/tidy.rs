@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the rules of the repository that no compiler checks. Each rule is a function from the files to
 //! lines of complaint; all rules run before anything is reported.
 
+mod commands;
 mod edges;
 mod files;
 mod map;
@@ -25,6 +26,7 @@ pub fn run(words: &[String]) -> Result<(), String> {
     faults.extend(text::placeholders(&repository));
     faults.extend(map::crates_and_paths(&repository));
     faults.extend(edges::crate_edges(&repository));
+    faults.extend(commands::commands_stand_alone(&repository));
     faults.extend(seam::file_calls(&repository));
     if let Err(golden) = lowrank_testkit::verify_manifest(&root().join("tests/golden")) {
         faults.extend(

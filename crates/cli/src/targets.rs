@@ -215,33 +215,3 @@ pub fn check_config_folder(dir: &Path, config: &[u8]) -> RunResult {
         Some(_) | None => Ok(()),
     }
 }
-
-/// The names that a new run would write, of which none may be in a folder that is no run.
-const OF_A_RUN: [&str; 5] = [
-    "config.yaml",
-    "metrics.jsonl",
-    "summary.json",
-    "report.html",
-    "before.json",
-];
-
-/// Refuses a folder for a new run in which the run would replace files that are not of a run; `result` is the folder for what it
-/// trains.
-///
-/// # Errors
-/// The folder holds such a file.
-pub fn check_run_folder(dir: &Path, result: &str) -> RunResult {
-    if RunDir::is_run(dir) || !files::is_dir(dir) {
-        return Ok(());
-    }
-    let there = |name: &&str| files::exists(&dir.join(name));
-    let mut names = OF_A_RUN.iter().copied().chain([result]);
-    let Some(name) = names.find(|name| there(name)) else {
-        return Ok(());
-    };
-    Err(RunError::usage(format!(
-        "`{}` is no run, but holds `{name}`, which a run would replace",
-        dir.display()
-    ))
-    .hint("--output-dir takes another folder"))
-}

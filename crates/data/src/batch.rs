@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::labels::Label;
 use crate::load::Example;
-use crate::order::Order;
+use crate::order::{Cursor, Order};
 
 /// The labels of a batch.
 #[derive(Debug, Clone, PartialEq)]
@@ -148,54 +148,40 @@ pub fn batches(
         .map(move |i| i * batch_size..((i + 1) * batch_size).min(n_rows))
 }
 
-/// The batches of one epoch: which rows, in which order.
+/// Which rows go together in each optimizer step of a run. Training and its plan both ask here, so that they cannot differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchPlan {
-    rows: Vec<u32>,
+pub struct Batching {
+    order: Order,
     batch_size: usize,
+    accumulation: usize,
+    n_rows: usize,
+    /// The epoch that was asked for last, and its rows in their order.
+    epoch: Option<(u64, Vec<u32>)>,
 }
 
-impl BatchPlan {
-    /// The plan of an epoch over `n_rows` rows. Panics if `batch_size` is 0.
-    pub fn new(order: &Order, epoch: u64, n_rows: usize, batch_size: usize) -> Self {
+impl Batching {
+    /// Steps of `accumulation` batches of `batch_size` rows over `n_rows` rows. Panics if a batch or a step has nothing.
+    pub fn new(order: Order, n_rows: usize, batch_size: usize, accumulation: usize) -> Self {
         assert!(batch_size > 0, "a batch has at least one row");
+        assert!(accumulation > 0, "a step has at least one batch");
         Self {
-            rows: order.epoch(epoch, n_rows),
+            order,
             batch_size,
+            accumulation,
+            n_rows,
+            epoch: None,
         }
     }
 
-    /// Number of batches.
-    pub fn len(&self) -> usize {
-        self.rows.len().div_ceil(self.batch_size)
-    }
-
-    /// Whether there is no batch.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    /// The rows of each batch.
-    pub fn batches(&self) -> impl ExactSizeIterator<Item = &[u32]> {
-        self.rows.chunks(self.batch_size)
-    }
-
-    /// The rows of each batch that begins at row position `next_row` or later, for a run that stands there
-    /// ([`crate::Cursor::next_row`]).
-    pub fn batches_from(&self, next_row: u64) -> impl ExactSizeIterator<Item = &[u32]> {
-        let start = usize::try_from(next_row)
-            .unwrap_or(usize::MAX)
-            .min(self.rows.len());
-        self.rows[start..].chunks(self.batch_size)
-    }
-
-    /// The tokens of each sequence of each batch, from the tokens of each row.
-    pub fn token_lengths<'a>(
-        &'a self,
-        lengths: &'a [usize],
-    ) -> impl Iterator<Item = Vec<usize>> + 'a {
-        self.batches()
-            .map(|rows| rows.iter().map(|row| lengths[*row as usize]).collect())
+    /// The rows of each batch of the step that begins at `cursor`. An epoch's last batch and last step may be smaller.
+    pub fn step(&mut self, cursor: Cursor) -> impl ExactSizeIterator<Item = &[u32]> {
+        if self.epoch.as_ref().map(|(epoch, _)| *epoch) != Some(cursor.epoch) {
+            self.epoch = Some((cursor.epoch, self.order.epoch(cursor.epoch, self.n_rows)));
+        }
+        let rows = self.epoch.as_ref().map_or(&[][..], |(_, rows)| rows);
+        let next = usize::try_from(cursor.next_row).unwrap_or(usize::MAX);
+        let rest = &rows[next.min(rows.len())..];
+        rest.chunks(self.batch_size).take(self.accumulation)
     }
 }
 

@@ -107,7 +107,7 @@ fn loss(loaded: &Loaded, tokenizer: Option<&Tokenizer>) -> Option<LossCheck> {
         rows_with_end: 0,
     };
     let mut is_causal = false;
-    for example in &loaded.examples {
+    for example in loaded.examples.iter() {
         if let Label::Tokens(labels) = &example.label {
             is_causal = true;
             let mut counted = labels.iter().filter(|label| **label != IGNORE_INDEX);
@@ -285,7 +285,7 @@ fn check_file(
     let lengths = loaded.lengths();
     let repeats = repeats(file, keys);
     let mut unsupervised = Lines::default();
-    for example in &loaded.examples {
+    for example in loaded.examples.iter() {
         if let Label::Tokens(labels) = &example.label
             && labels.iter().all(|label| *label == IGNORE_INDEX)
         {

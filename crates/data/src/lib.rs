@@ -4,7 +4,7 @@
 //! All outside input is checked here once: what comes out of [`load_examples`] holds only ids and labels in range.
 //!
 //! ```no_run
-//! use lowrank_data::{BatchPlan, LoadSpec, Order, PackedBatch, Task, Tokenizer, load_examples};
+//! use lowrank_data::{Batching, Cursor, LoadSpec, Order, PackedBatch, Task, Tokenizer, load_examples};
 //! use std::path::Path;
 //!
 //! let tokenizer = Tokenizer::from_dir(Path::new("model"), None)?;
@@ -12,7 +12,8 @@
 //! spec.max_length = Some(128);
 //! let train = load_examples(Path::new("train.tsv"), &spec, Some(&tokenizer))?;
 //! let order = Order { seed: 1, shuffle: true };
-//! for rows in BatchPlan::new(&order, 0, train.examples.len(), 32).batches() {
+//! let mut batching = Batching::new(order, train.examples.len(), 32, 1);
+//! for rows in batching.step(Cursor::default()) {
 //!     let batch = PackedBatch::from_rows(&train.examples, rows);
 //!     assert_eq!(batch.offsets.len(), rows.len() + 1);
 //! }
@@ -33,7 +34,7 @@ mod panics;
 mod rows;
 mod tokenizer;
 
-pub use batch::{BatchLabels, BatchPlan, PackedBatch, Padding, batches, pack};
+pub use batch::{BatchLabels, Batching, PackedBatch, Padding, batches, pack};
 pub use columns::{ColumnSpec, Columns, LabelColumns, NO_COLUMN, PromptColumns, TextColumns};
 pub use error::{
     ColumnRole, DataError, FileProblem, LabelMapError, MAX_FAULTS_SHOWN, Naming, RowFault,

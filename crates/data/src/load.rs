@@ -10,6 +10,7 @@ mod task;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use rayon::prelude::*;
@@ -177,7 +178,7 @@ pub struct LoadReport {
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// One for each row that was kept, in file order; at least one.
-    pub examples: Vec<Example>,
+    pub examples: Arc<Vec<Example>>,
     /// The rows that gave no example, and why, in file order.
     pub left_out: Vec<RowFault>,
     /// The classes, given or learned; `None` for regression, and where no labels are read and none were given.
@@ -290,7 +291,7 @@ pub fn examples_from_table(
     };
     let naming = plan.naming();
     let loaded = Loaded {
-        examples: Vec::with_capacity(outcomes.len()),
+        examples: Arc::new(Vec::with_capacity(outcomes.len())),
         left_out: bad,
         label_map: plan.into_map(),
         report,
@@ -425,7 +426,7 @@ fn collect(
                 report.truncated_tokens += u64::from(example.truncated_tokens);
                 report.tokens += example.input_ids.len() as u64;
                 report.longest = report.longest.max(example.input_ids.len());
-                loaded.examples.push(example);
+                Arc::make_mut(&mut loaded.examples).push(example);
             }
         }
     }

@@ -76,7 +76,7 @@ fn the_same_rows_from_every_format() {
     for other in &loaded {
         assert_eq!(names(other), ["neg", "pos"]);
         assert_eq!(classes(other), [1, 0]);
-        for (a, b) in loaded[0].examples.iter().zip(&other.examples) {
+        for (a, b) in loaded[0].examples.iter().zip(other.examples.iter()) {
             assert_eq!(a.input_ids, b.input_ids);
         }
     }
@@ -448,7 +448,7 @@ fn lists_that_python_printed_into_cells_are_read() {
         from_csv.examples[0].input_ids,
         from_json.examples[0].input_ids
     );
-    for (a, b) in from_csv.examples.iter().zip(&from_json.examples) {
+    for (a, b) in from_csv.examples.iter().zip(from_json.examples.iter()) {
         assert_eq!((&a.input_ids, &a.label), (&b.input_ids, &b.label));
     }
     let csv = "text,labels\nx,\"['light', 'very, very dark']\"\ny,\"('light',)\"\nz,[]\n";

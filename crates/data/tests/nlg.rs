@@ -211,7 +211,7 @@ fn training_takes_the_same_ids_from_webnlg_in_xml_and_jsonl() {
     let ids = |name: &str, text: &str| {
         let file = file(name, text);
         let loaded = load_examples(&file.1, &spec, Some(&tokenizer)).unwrap();
-        let examples = loaded.examples.into_iter();
+        let examples = loaded.examples.iter().cloned();
         examples.map(|e| (e.input_ids, e.label)).collect::<Vec<_>>()
     };
     let xml = ids("a.xml", XML);

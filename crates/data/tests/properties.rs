@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lowrank_data::{
-    BadRows, BatchLabels, BatchPlan, Cursor, Example, FileFormat, Header, IGNORE_INDEX, Label,
+    BadRows, BatchLabels, Batching, Cursor, Example, FileFormat, Header, IGNORE_INDEX, Label,
     LabelMap, LabelNeed, LoadSpec, LongRows, Order, PackedBatch, Padding, Table, Task, Tokenizer,
     batches, examples_from_table, pack,
 };
@@ -89,14 +89,20 @@ proptest! {
             truncated_tokens: 0,
         }).collect();
         let order = Order { seed, shuffle: true };
-        let plan = BatchPlan::new(&order, 3, examples.len(), size);
-        let mut seen = Vec::new();
+        let mut run = Batching::new(order, examples.len(), size, 2);
+        let (mut seen, mut made) = (Vec::new(), 0);
         let mut cursor = Cursor { epoch: 3, next_row: 0 };
-        for (rows, planned) in plan.batches().zip(plan.token_lengths(&lengths)) {
-            // A run that stands here goes on with the same batch.
-            prop_assert_eq!(plan.batches_from(cursor.next_row).next(), Some(rows));
+        while cursor.epoch == 3 {
+            // A run that goes on here, or one of another number of batches a step, has the same batches.
+            let next = Batching::new(order, examples.len(), size, 1).step(cursor).next().map(<[u32]>::to_vec);
+            let step: Vec<Vec<u32>> = run.step(cursor).map(<[u32]>::to_vec).collect();
+            prop_assert_eq!(step.first(), next.as_ref());
+            prop_assert!(step.len() <= 2);
+            for rows in &step {
             let batch = PackedBatch::from_rows(&examples, rows);
-            prop_assert_eq!(planned.iter().sum::<usize>(), batch.total_tokens());
+            made += 1;
+            let tokens: usize = rows.iter().map(|row| lengths[*row as usize]).sum();
+            prop_assert_eq!(tokens, batch.total_tokens());
             let BatchLabels::Tokens(labels) = &batch.labels else { panic!() };
             for (i, row) in batch.rows.iter().enumerate() {
                 let range = batch.offsets[i]..batch.offsets[i + 1];
@@ -106,9 +112,10 @@ proptest! {
             }
             seen.extend(batch.rows.iter().copied());
             cursor.advance(batch.len(), examples.len());
+            }
         }
         prop_assert_eq!(cursor, Cursor { epoch: 4, next_row: 0 });
-        prop_assert_eq!(plan.len(), batches(examples.len(), size).len());
+        prop_assert_eq!(made, batches(examples.len(), size).len());
         seen.sort_unstable();
         prop_assert_eq!(seen, (0..examples.len()).collect::<Vec<_>>());
         let padding = Padding::of(&lengths, size);

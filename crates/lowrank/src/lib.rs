@@ -1,7 +1,63 @@
 //! LoRA fine-tuning of transformers as a library: load a Hugging Face model, attach low-rank adapters, train them, save them
 //! as PEFT files, merge them. This crate only gathers the parts; the program `lowrank` is built on the same ones.
 //!
+//! # A whole run
+//!
+//! What the command line does: settings by name, as its flags and files have them, become one specification; it is planned,
+//! trained a step at a time, evaluated and saved. What is left out has the program's defaults.
+//!
+//! ```
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use lowrank::run::folder::Existing;
+//! use lowrank::run::loaded::LoadedModel;
+//! use lowrank::run::settings::{AdapterSettings, ModelSettings, RowSettings};
+//! use lowrank::run::spec::{Host, Request, RunSpec};
+//! use lowrank::run::train::{Advance, Prepared};
+//! use lowrank::train::trainer::Watch;
+//! use serde_json::json;
+//!
+//! # let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert-single-label");
+//! # let (base, out) = (root.join("model").display().to_string(), tempfile::tempdir()?);
+//! # let path = |name: &str| out.path().join(name).display().to_string();
+//! // Rows of text need the model's tokenizer; these are token ids already.
+//! let label = |i: u32| if i % 2 == 0 { "no" } else { "yes" };
+//! let row = |i: u32| json!({ "input_ids": [2, 5 + i, 3], "label": label(i) }).to_string();
+//! std::fs::write(path("rows.jsonl"), (0..8).map(row).collect::<Vec<_>>().join("\n"))?;
+//!
+//! let settings = json!({
+//!     "model": base, "train_file": path("rows.jsonl"), "output_dir": path("run"),
+//!     "r": 4, "learning_rate": 0.01, "max_steps": 3, "threads": 1,
+//! });
+//! let request = Request::new(settings.as_object().cloned().unwrap_or_default())?;
+//! let spec = RunSpec::resolve(&request, &Host::default())?;
+//! assert_eq!(spec.config.data.labels, ["no", "yes"]);
+//! let prepared = Prepared::new(spec, Existing::Refuse)?;
+//! println!("{} bytes of tensors at the peak", prepared.plan.peak.total());
+//!
+//! let stop = AtomicBool::new(false);
+//! let watch = Watch { stop: &stop, on_event: &|_| {} };
+//! let mut run = prepared.start(watch)?;
+//! let summary = loop {
+//!     match run.advance(watch)? {
+//!         Advance::Stepped => println!("{} base parameters", run.model().base_parameters()),
+//!         Advance::Finished(summary) => break summary,
+//!     }
+//! };
+//! let results = run.finish(*summary)?;
+//! assert_eq!(results.summary.steps, 3);
+//!
+//! // The adapter, on the base that it names.
+//! let adapter = AdapterSettings { adapter: Some(path("run")), ..AdapterSettings::default() };
+//! let device = results.model.device();
+//! let loaded = LoadedModel::open(&ModelSettings::default(), &adapter, &RowSettings::default(), device)?;
+//! assert_eq!(loaded.head.labels, ["no", "yes"]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Load, adapt, train, save, merge
+//!
+//! The same by hand.
 //!
 //! ```
 //! use std::path::Path;
@@ -86,8 +142,6 @@
 //! assert!(bleu::score(&segments) > 0.5);
 //! assert!(rouge_l::score(&ptb::tokenize_all(&segments)) > 0.8);
 //! ```
-//!
-//! Whole runs with evaluation, checkpoints and exact resume: [`train::trainer::Trainer`].
 
 pub use lowrank_data as data;
 pub use lowrank_engine as engine;

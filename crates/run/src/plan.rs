@@ -1,7 +1,7 @@
 //! The plan for a run's own batches, from the model run dry over them; and what is chosen by it: the batch that fits into a
 //! limit of memory, and how much may be kept of what frozen layers give.
 
-use lowrank_data::{BatchPlan, Loaded, Order, batches};
+use lowrank_data::{Cursor, Loaded, batches};
 use lowrank_engine::{Device, MemoryReport, Purpose};
 use lowrank_train::config::{ByteSize, PrefixCacheLimit, TrainConfig};
 use lowrank_train::fit::{BatchShape, Price, TooLittle, first_that, largest_batch};
@@ -11,6 +11,7 @@ use lowrank_train::prefix_cache::RowLengths;
 use crate::build::{attach, load};
 use crate::error::{RunError, RunResult};
 use crate::fits::Need;
+use crate::folder::Existing;
 use crate::memory::{self, BESIDE};
 use crate::spec::RunSpec;
 use crate::text::{bytes, count};
@@ -85,9 +86,12 @@ impl RunPlan {
     }
 }
 
-/// The plan of a run; takes the batch from the limit of memory first, where there is one and `choose` allows it.
-/// `recompute` is what was asked for in that matter.
-pub fn plan_run(run: &mut RunSpec, choose: bool, recompute: Option<bool>) -> RunResult<RunPlan> {
+/// The plan of a run; takes the batch from the limit of memory first, where there is one and no batch was chosen for the run before.
+///
+/// # Errors
+/// Not even one row fits into the limit, or adapter and model do not fit together.
+pub fn plan_run(run: &mut RunSpec, existing: Existing) -> RunResult<RunPlan> {
+    let (choose, recompute) = (!existing.goes_on(&run.config), run.recompute);
     let limit = run.config.memory.max_memory.map(|ByteSize(limit)| Limit {
         bytes: limit,
         resident: memory::resident_bytes().unwrap_or(0) + BESIDE,
@@ -222,23 +226,25 @@ fn dry_run(run: &RunSpec, config: &TrainConfig) -> RunResult<DryRun> {
 
 /// The rows of every batch that the run will see in its first epoch and in all later ones, or of the heaviest of them.
 fn train_batches(config: &TrainConfig, lengths: &[usize]) -> [Vec<Vec<u32>>; 2] {
-    let o = &config.optimization;
-    let order = Order {
-        seed: o.seed,
-        shuffle: o.shuffle,
-    };
-    let total_steps = config.total_steps(lengths.len());
-    let per_epoch = config.steps_per_epoch(lengths.len()).max(1);
+    let most_epochs = PLANNED_ROWS / lengths.len().max(1) as u64 + 1;
+    let (mut batching, mut cursor) = (config.batching(lengths.len()), Cursor::default());
     let [mut first, mut later] = [Vec::new(), Vec::new()];
-    let epochs = total_steps.div_ceil(per_epoch);
-    for epoch in 0..epochs.min(PLANNED_ROWS / lengths.len().max(1) as u64 + 1) {
-        let plan = BatchPlan::new(&order, epoch, lengths.len(), o.per_device_batch_size);
-        let steps = (total_steps - epoch * per_epoch).min(per_epoch) as usize;
-        let all = if epoch == 0 { &mut first } else { &mut later };
-        let batches = plan.batches().take(steps * o.gradient_accumulation_steps);
-        all.extend(batches.map(<[u32]>::to_vec));
-        // Sorted out as they come, so that a long run's plan stays small.
-        *all = heaviest(std::mem::take(all), lengths, PLANNED_BATCHES);
+    let mut step = 0;
+    let total_steps = config.total_steps(lengths.len());
+    while step < total_steps && cursor.epoch < most_epochs {
+        let all = if cursor.epoch == 0 {
+            &mut first
+        } else {
+            &mut later
+        };
+        let before = all.len();
+        all.extend(batching.step(cursor).map(<[u32]>::to_vec));
+        cursor.advance(all[before..].iter().map(Vec::len).sum(), lengths.len());
+        step += 1;
+        // Sorted out epoch by epoch, so that a long run's plan stays small.
+        if cursor.next_row == 0 || step == total_steps {
+            *all = heaviest(std::mem::take(all), lengths, PLANNED_BATCHES);
+        }
     }
     [first, later]
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lowrank_data::TextColumns;
-use lowrank_formats::{DType, PendingDir, RunDir, files};
+use lowrank_formats::{DType, PendingDir, RunDir, files, write_atomic};
 use lowrank_model::{MergeOptions, Model};
 use lowrank_train::base::BaseId;
 use lowrank_train::config::TrainConfig;
@@ -11,7 +11,7 @@ use lowrank_train::metrics::Evaluation;
 use lowrank_train::trainer::Summary;
 use serde_json::{Value, json};
 
-use crate::error::RunResult;
+use crate::error::{RunError, RunResult};
 use crate::memory::{self, by_purpose};
 use crate::notes::AdapterNotes;
 use crate::plan::RunPlan;
@@ -96,26 +96,35 @@ pub fn are_written(run: &RunDir, config: &TrainConfig) -> bool {
 }
 
 /// Everything there is to tell about a finished run.
-pub struct Results<'a> {
+pub struct Results {
     /// What was run.
-    pub run: &'a RunSpec,
+    pub run: RunSpec,
     /// The trained model.
-    pub model: &'a Model,
+    pub model: Model,
     /// What was predicted.
-    pub plan: &'a RunPlan,
+    pub plan: RunPlan,
     /// How it went.
-    pub summary: &'a Summary,
+    pub summary: Summary,
     /// The test rows (or validation rows) before.
-    pub before: Option<&'a Evaluation>,
+    pub before: Option<Evaluation>,
     /// The same after.
-    pub after: Option<&'a Evaluation>,
+    pub after: Option<Evaluation>,
     /// What was saved.
-    pub saved: &'a Saved,
+    pub saved: Saved,
     /// Resident bytes before the weights were read: program, tokenizer and rows.
     pub fixed_bytes: Option<u64>,
+    /// The run's folder.
+    pub folder: RunDir,
 }
 
-impl Results<'_> {
+impl Results {
+    /// Writes the figures into the run's folder.
+    pub(crate) fn write(&self) -> RunResult {
+        let json = serde_json::to_vec_pretty(&self.to_json());
+        let json = json.map_err(|error| RunError::from_error(&error))?;
+        Ok(write_atomic(&self.folder.join(SUMMARY_FILE), &json)?)
+    }
+
     /// Everything as JSON.
     pub fn to_json(&self) -> Value {
         let counted = self.model.device().peak_memory();

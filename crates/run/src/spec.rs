@@ -106,6 +106,7 @@ struct Asked {
     save_steps: Option<u64>,
     precision: Option<PrecisionChoice>,
     threads: Option<usize>,
+    gradient_checkpointing: Option<bool>,
 }
 
 /// A training run in which nothing is open.
@@ -128,6 +129,8 @@ pub struct RunSpec {
     pub test: Option<Loaded>,
     /// Why this is the task.
     pub choice: TaskChoice,
+    /// Whether activations are to be recomputed, where that is said.
+    pub recompute: Option<bool>,
 }
 
 impl RunSpec {
@@ -195,6 +198,7 @@ impl RunSpec {
             validation,
             test,
             choice,
+            recompute: asked.gradient_checkpointing,
         })
     }
 

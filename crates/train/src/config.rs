@@ -10,7 +10,7 @@ mod validate;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
+use lowrank_data::{BadRows, Batching, LongRows, NlgFormat, Order, UnlabelledRows};
 use lowrank_engine::DType;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -486,6 +486,21 @@ impl TrainConfig {
             // A struct of plain fields with string keys always serialises to an object.
             Ok(_) | Err(_) => unreachable!("a struct serialises to an object"),
         }
+    }
+
+    /// Which of `num_rows` rows go together in each step.
+    pub fn batching(&self, num_rows: usize) -> Batching {
+        let o = &self.optimization;
+        let order = Order {
+            seed: o.seed,
+            shuffle: o.shuffle,
+        };
+        Batching::new(
+            order,
+            num_rows,
+            o.per_device_batch_size,
+            o.gradient_accumulation_steps,
+        )
     }
 
     /// Rows that go into one optimizer step, at most.

@@ -20,6 +20,7 @@ pub mod optimizer;
 pub mod plan;
 pub mod prefix_cache;
 pub mod proof;
+pub mod reduce;
 pub mod report;
 mod run_state;
 pub mod schedule;

@@ -4,10 +4,11 @@
 //! of seed and epoch, dropout of seed and micro-batch. So the loop after a resume is the loop that was never stopped.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use lowrank_data::{Example, Order, PackedBatch};
+use lowrank_data::{Batching, Example, PackedBatch};
 use lowrank_engine::{Gradients, StepKey};
 use lowrank_model::{Model, PassOptions, TrainMode};
 
@@ -25,6 +26,7 @@ use crate::metrics_log::{MetricsLog, MetricsRow};
 use crate::optimizer::{Optimizer, clip_grad_norm};
 use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 use crate::proof::{Proof, note_gradients};
+use crate::reduce::Reducer;
 use crate::schedule::Schedule;
 
 mod resume;
@@ -33,12 +35,31 @@ mod resume;
 const LOG_FILE: &str = "metrics.jsonl";
 
 /// The rows of a run.
-#[derive(Clone, Copy, Debug)]
-pub struct TrainData<'a> {
+#[derive(Clone, Debug)]
+pub struct TrainData {
     /// Rows to train on.
-    pub train: &'a [Example],
+    pub train: Arc<Vec<Example>>,
     /// Rows to evaluate on while training.
-    pub validation: Option<&'a [Example]>,
+    pub validation: Option<Arc<Vec<Example>>>,
+}
+
+/// Who follows a run while it is driven.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Raised by somebody else to end the run with a checkpoint.
+    pub stop: &'a AtomicBool,
+    /// Told of everything that happens.
+    pub on_event: &'a dyn Fn(Event<'_>),
+}
+
+impl Watch<'_> {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn tell(&self, event: Event<'_>) {
+        (self.on_event)(event);
+    }
 }
 
 /// What happens during a run, for whoever shows it.
@@ -131,20 +152,23 @@ pub struct Summary {
     pub proof: Proof,
 }
 
-/// One training run over a model on which something trains already.
-pub struct Trainer<'a> {
-    model: &'a mut Model,
-    config: &'a TrainConfig,
-    data: TrainData<'a>,
-    run: &'a Path,
-    stop: &'a AtomicBool,
-    on_event: &'a (dyn Fn(Event<'_>) + 'a),
+/// One training run over a model on which something trains already. It is driven by [`Trainer::advance`], a step at a time:
+/// between steps its caller may look at the model, ask it, or leave it at that.
+pub struct Trainer {
+    model: Model,
+    config: TrainConfig,
+    data: TrainData,
+    run: PathBuf,
     schedule: Schedule,
     steps_per_epoch: u64,
+    batching: Batching,
     checkpoints: Checkpoints,
     optimizer: Optimizer,
     gradients: Gradients,
+    reducer: Box<dyn Reducer>,
     prefixes: PrefixCaches,
+    /// The log, once the run is under way.
+    log: Option<MetricsLog>,
     /// The step from which this start went on.
     started_at: u64,
     state: RunState,
@@ -162,38 +186,37 @@ pub enum OtherBase {
 }
 
 /// What a run needs besides the model.
-#[derive(Clone, Copy)]
-pub struct RunSetup<'a> {
+pub struct RunSetup {
     /// The configuration.
-    pub config: &'a TrainConfig,
+    pub config: TrainConfig,
     /// The rows.
-    pub data: TrainData<'a>,
+    pub data: TrainData,
     /// The run's folder, which exists and is this process's alone.
-    pub run: &'a Path,
-    /// What the run stands on, and what to do where that has changed since its start.
-    pub base: (&'a BaseId, OtherBase),
+    pub run: PathBuf,
+    /// What the run stands on.
+    pub base: BaseId,
+    /// What to do where that has changed since the run's start.
+    pub other_base: OtherBase,
     /// Bytes that may hold what frozen layers give; the results do not depend on it.
     pub prefix_cache_bytes: u64,
-    /// Raised by somebody else to end the run with a checkpoint.
-    pub stop: &'a AtomicBool,
-    /// Told of everything that happens.
-    pub on_event: &'a (dyn Fn(Event<'_>) + 'a),
+    /// Where the gradients of a step are put together.
+    pub reducer: Box<dyn Reducer>,
 }
 
-impl<'a> Trainer<'a> {
+impl Trainer {
     /// Prepares a run.
     ///
     /// # Errors
     /// The configuration is not valid, or there is nothing to train on.
-    pub fn new(model: &'a mut Model, setup: RunSetup<'a>) -> Result<Self, TrainError> {
+    pub fn new(model: Model, setup: RunSetup) -> Result<Self, TrainError> {
         let RunSetup {
             config,
             data,
             run,
-            base: (base, other_base),
+            base,
+            other_base,
             prefix_cache_bytes,
-            stop,
-            on_event,
+            reducer,
         } = setup;
         config.validate()?;
         if data.train.is_empty() {
@@ -202,25 +225,29 @@ impl<'a> Trainer<'a> {
         if data.train.iter().all(|e| counted_targets(e) == 0) {
             return Err(TrainError::NoTargets);
         }
-        let validation_rows = data.validation.map(fingerprint::of_examples);
-        let rows = fingerprint::of_examples(data.train);
+        let validation_rows = data
+            .validation
+            .as_ref()
+            .map(|rows| fingerprint::of_examples(rows));
+        let rows = fingerprint::of_examples(&data.train);
         let state = RunState {
-            base: Some(base.clone()),
-            ..RunState::new(config, rows, validation_rows, model.trainables())
+            base: Some(base),
+            ..RunState::new(&config, rows, validation_rows, model.trainables())
         };
         let optimizer = Optimizer::new(model.device(), model.trainables(), &config.optimization);
         let gradients = Gradients::zeros(model.device(), model.trainables());
         let rows = data.train.len();
-        let of = |rows: &[Example]| rows.iter().map(|row| row.input_ids.len()).collect();
+        let of = |rows: &Arc<Vec<Example>>| rows.iter().map(|row| row.input_ids.len()).collect();
         let lengths = RowLengths {
-            train: of(data.train),
-            validation: data.validation.map(of).unwrap_or_default(),
+            train: of(&data.train),
+            validation: data.validation.as_ref().map(of).unwrap_or_default(),
         };
-        let prefixes = PrefixCaches::new(model, config, &lengths, prefix_cache_bytes);
+        let prefixes = PrefixCaches::new(&model, &config, &lengths, prefix_cache_bytes);
         Ok(Self {
             schedule: config.schedule(config.total_steps(rows)),
             steps_per_epoch: config.steps_per_epoch(rows),
-            checkpoints: Checkpoints::new(run, config.evaluation.save_total_limit),
+            batching: config.batching(rows),
+            checkpoints: Checkpoints::new(&run, config.evaluation.save_total_limit),
             best_rule: BestRule {
                 metric: config.evaluation.metric_for_best_model,
                 patience: config.evaluation.early_stopping_patience,
@@ -230,11 +257,11 @@ impl<'a> Trainer<'a> {
             config,
             data,
             run,
-            stop,
-            on_event,
             optimizer,
             gradients,
+            reducer,
             prefixes,
+            log: None,
             started_at: 0,
             state,
             other_base,
@@ -243,74 +270,106 @@ impl<'a> Trainer<'a> {
 
     /// The model as it stands.
     pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The model, when its run is over.
+    pub fn into_model(self) -> Model {
         self.model
+    }
+
+    /// Optimizer steps done.
+    pub fn steps(&self) -> u64 {
+        self.state.step
     }
 
     /// Trains to the end, or until told to stop.
     ///
     /// # Errors
+    /// As [`Trainer::advance`].
+    pub fn run(&mut self, watch: Watch<'_>) -> Result<Outcome, TrainError> {
+        loop {
+            if let Some(outcome) = self.advance(watch)? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// One optimizer step, with the evaluation and the checkpoint that are due after it; the outcome where there is no step left,
+    /// or where it was told to stop.
+    ///
+    /// # Errors
     /// Training diverges, or the disk refuses; checkpoints written before stay.
-    pub fn run(mut self) -> Result<Outcome, TrainError> {
+    pub fn advance(&mut self, watch: Watch<'_>) -> Result<Option<Outcome>, TrainError> {
+        let mut log = match self.log.take() {
+            Some(log) => log,
+            None => match self.begin(watch)? {
+                Some(log) => log,
+                None => return self.interrupted(watch).map(Some),
+            },
+        };
+        let total = self.schedule.num_training_steps;
+        if self.state.step >= total || self.state.stopped_early {
+            self.log = Some(log);
+            return self.finish().map(Some);
+        }
+        if watch.stopped() {
+            self.log = Some(log);
+            return self.interrupted(watch).map(Some);
+        }
+        let started = Instant::now();
+        let mut row = self.step()?;
+        row.tokens_per_s = row
+            .tokens
+            .map(|t| t as f64 / started.elapsed().as_secs_f64().max(1e-9));
+        self.state.elapsed_s += started.elapsed().as_secs_f64();
+        self.state.training_s += started.elapsed().as_secs_f64();
+        row.elapsed_s = Some(self.state.elapsed_s);
+        watch.tell(Event::Step {
+            row: &row,
+            total_steps: total,
+        });
+        if self.evaluation_due() {
+            let started = Instant::now();
+            row.eval = self.evaluate(watch)?;
+            self.state.elapsed_s += started.elapsed().as_secs_f64();
+        }
+        log.write(&row)?;
+        self.log = Some(log);
+        if row.eval.is_none() && self.evaluation_due() {
+            return self.interrupted(watch).map(Some);
+        }
+        self.save_if_due(watch)?;
+        Ok(None)
+    }
+
+    /// Opens the log and makes up for an evaluation that was cut short by a stop; `None` when told to stop again.
+    fn begin(&mut self, watch: Watch<'_>) -> Result<Option<MetricsLog>, TrainError> {
         let log_path = self.run.join(LOG_FILE);
         let mut log = match self.state.step {
             0 => MetricsLog::create(&log_path)?,
             step => MetricsLog::resume(&log_path, step)?,
         };
         if let Some(lost) = MetricsLog::lost(&log_path, self.state.step)? {
-            (self.on_event)(Event::LogLost(&lost));
+            watch.tell(Event::LogLost(&lost));
         }
-        let total = self.schedule.num_training_steps;
-        // An evaluation that was cut short by a stop is made up for.
-        if self.state.step > 0
-            && self.evaluation_due()
-            && self.state.evaluated_step != Some(self.state.step)
-        {
-            let step = self.state.step;
-            let mut rows = MetricsLog::read(&log_path)?;
-            let Some(evaluation) = self.evaluate()? else {
-                return self.interrupted();
-            };
-            if let Some(last) = rows.pop_if(|row| row.step == step) {
-                log = MetricsLog::resume(&log_path, step - 1)?;
-                log.write(&MetricsRow {
-                    eval: Some(evaluation),
-                    ..last
-                })?;
-            }
-            self.save_if_due()?;
+        let step = self.state.step;
+        if step == 0 || !self.evaluation_due() || self.state.evaluated_step == Some(step) {
+            return Ok(Some(log));
         }
-        while self.state.step < total && !self.state.stopped_early {
-            if self.stopped() {
-                return self.interrupted();
-            }
-            let started = Instant::now();
-            let mut row = self.step()?;
-            row.tokens_per_s = row
-                .tokens
-                .map(|t| t as f64 / started.elapsed().as_secs_f64().max(1e-9));
-            self.state.elapsed_s += started.elapsed().as_secs_f64();
-            self.state.training_s += started.elapsed().as_secs_f64();
-            row.elapsed_s = Some(self.state.elapsed_s);
-            (self.on_event)(Event::Step {
-                row: &row,
-                total_steps: total,
-            });
-            if self.evaluation_due() {
-                let started = Instant::now();
-                row.eval = self.evaluate()?;
-                self.state.elapsed_s += started.elapsed().as_secs_f64();
-            }
-            log.write(&row)?;
-            if row.eval.is_none() && self.evaluation_due() {
-                return self.interrupted();
-            }
-            self.save_if_due()?;
+        let mut rows = MetricsLog::read(&log_path)?;
+        let Some(evaluation) = self.evaluate(watch)? else {
+            return Ok(None);
+        };
+        if let Some(last) = rows.pop_if(|row| row.step == step) {
+            log = MetricsLog::resume(&log_path, step - 1)?;
+            log.write(&MetricsRow {
+                eval: Some(evaluation),
+                ..last
+            })?;
         }
-        self.finish()
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.save_if_due(watch)?;
+        Ok(Some(log))
     }
 
     /// One optimizer step over up to `gradient_accumulation_steps` micro-batches of one epoch.
@@ -334,7 +393,7 @@ impl<'a> Trainer<'a> {
                 recompute: self.config.optimization.gradient_checkpointing,
             };
             if let Some(targets) = model_targets(batch) {
-                let (model, gradients) = (&*self.model, &mut self.gradients);
+                let (model, gradients) = (&self.model, &mut self.gradients);
                 let model_batch = model_batch(batch);
                 let kept = self.prefixes.train.as_mut();
                 let entry = PrefixCache::entry_if_kept(kept, model, &model_batch, &batch.rows)?;
@@ -349,6 +408,7 @@ impl<'a> Trainer<'a> {
             }
             self.state.micro_step += 1;
         }
+        let loss_sum = self.reducer.reduce(&mut self.gradients, loss_sum)?;
         let loss = loss_sum / targets.max(1) as f64;
         let max_norm = self.config.optimization.max_grad_norm;
         let grad_norm = clip_grad_norm(self.model.device(), &mut self.gradients, max_norm);
@@ -387,18 +447,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// The micro-batches of the next step; at the end of an epoch there may be fewer.
-    fn next_batches(&self) -> Vec<PackedBatch> {
-        let o = &self.config.optimization;
-        let order = Order {
-            seed: o.seed,
-            shuffle: o.shuffle,
-        };
-        let cursor = self.state.cursor;
-        let rows = order.epoch(cursor.epoch, self.data.train.len());
-        let rest = &rows[(cursor.next_row as usize).min(rows.len())..];
-        rest.chunks(o.per_device_batch_size)
-            .take(o.gradient_accumulation_steps)
-            .map(|chunk| PackedBatch::from_rows(self.data.train, chunk))
+    fn next_batches(&mut self) -> Vec<PackedBatch> {
+        let step = self.batching.step(self.state.cursor);
+        step.map(|rows| PackedBatch::from_rows(&self.data.train, rows))
             .collect()
     }
 
@@ -418,52 +469,51 @@ impl<'a> Trainer<'a> {
     }
 
     /// Evaluates, and takes the result into account; `None` when told to stop.
-    fn evaluate(&mut self) -> Result<Option<Evaluation>, TrainError> {
-        let Some(rows) = self.data.validation else {
+    fn evaluate(&mut self, watch: Watch<'_>) -> Result<Option<Evaluation>, TrainError> {
+        let Some(rows) = &self.data.validation else {
             return Ok(None);
         };
-        let on_event = self.on_event;
-        let progress = |done, total| on_event(Event::Evaluating { done, total });
+        let progress = |done, total| watch.tell(Event::Evaluating { done, total });
         let settings = PassSettings {
             labels: &self.config.data.labels,
             batch_size: self.config.evaluation.per_device_eval_batch_size,
-            stop: Some(self.stop),
+            stop: Some(watch.stop),
             progress: &progress,
         };
         let kept = self.prefixes.validation.as_mut();
-        let Some(evaluation) = evaluate_keeping(self.model, rows, &settings, kept)? else {
+        let Some(evaluation) = evaluate_keeping(&self.model, rows, &settings, kept)? else {
             return Ok(None);
         };
         let step = self.state.step;
         self.state.evaluated_step = Some(step);
         let value = evaluation.value(self.best_rule.metric);
         let verdict = self.best_rule.observe(&mut self.state.best, step, value);
-        (self.on_event)(Event::Evaluated {
+        watch.tell(Event::Evaluated {
             step,
             evaluation: &evaluation,
             is_best: verdict.is_best,
         });
         if verdict.stop {
             self.state.stopped_early = true;
-            (self.on_event)(Event::StoppedEarly { step });
+            watch.tell(Event::StoppedEarly { step });
         }
         Ok(Some(evaluation))
     }
 
     /// A checkpoint when the schedule says so, at a new best (it must be there to be loaded), and at the end.
-    fn save_if_due(&mut self) -> Result<(), TrainError> {
+    fn save_if_due(&mut self, watch: Watch<'_>) -> Result<(), TrainError> {
         let e = &self.config.evaluation;
         let step = self.state.step;
         let best = self.state.best.best_step == Some(step);
         let end = step == self.schedule.num_training_steps || self.state.stopped_early;
         if best || end || self.is_due(e.save_strategy, e.save_steps) {
-            self.save()?;
+            self.save(watch)?;
         }
         Ok(())
     }
 
-    fn save(&self) -> Result<PathBuf, TrainError> {
-        let model = &*self.model;
+    fn save(&self, watch: Watch<'_>) -> Result<PathBuf, TrainError> {
+        let model = &self.model;
         // The loss tells it a step later only; what is written must be of use.
         let odd = |values: &[f32]| values.iter().any(|value| !value.is_finite());
         if let Some((_, t)) = model
@@ -484,18 +534,18 @@ impl<'a> Trainer<'a> {
         let path =
             self.checkpoints
                 .write(&self.state, model.trainables(), &self.optimizer, &export)?;
-        (self.on_event)(Event::Saved(&path));
+        watch.tell(Event::Saved(&path));
         Ok(path)
     }
 
-    fn interrupted(&self) -> Result<Outcome, TrainError> {
+    fn interrupted(&self, watch: Watch<'_>) -> Result<Outcome, TrainError> {
         Ok(Outcome::Interrupted {
             step: self.state.step,
-            checkpoint: self.save()?,
+            checkpoint: self.save(watch)?,
         })
     }
 
-    fn finish(self) -> Result<Outcome, TrainError> {
+    fn finish(&mut self) -> Result<Outcome, TrainError> {
         let best_step = self.state.best.best_step;
         let load_best = self.config.evaluation.load_best_model_at_end;
         let final_step = best_step.filter(|_| load_best).unwrap_or(self.state.step);

@@ -7,8 +7,8 @@ use super::files::{Repository, TextFile};
 const SEAM: &str = "crates/formats/src/files/";
 
 /// The crates of the product. Metrics are texts in, scores out; kernels and engine know no files.
-const PRODUCT: [&str; 8] = [
-    "kernels", "engine", "formats", "data", "metrics", "model", "train", "cli",
+const PRODUCT: [&str; 9] = [
+    "kernels", "engine", "formats", "data", "metrics", "model", "train", "run", "cli",
 ];
 
 /// What a call to the file system looks like. Split, so that this file does not hold them.

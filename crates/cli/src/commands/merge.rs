@@ -1,6 +1,7 @@
 //! `lowrank merge`: W + scaling·B·A written as a plain model directory, and the proof that it predicts the same.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use lowrank_data::{Example, Label, PackedBatch, batches};
 use lowrank_engine::Device;
@@ -183,7 +184,11 @@ struct Verified {
 }
 
 /// Rows to compare on: those given, else the built-in texts, else ids in turn where there is no tokenizer.
-fn probe_rows(args: &MergeArgs, loaded: &LoadedModel, device: &Device) -> RunResult<Vec<Example>> {
+fn probe_rows(
+    args: &MergeArgs,
+    loaded: &LoadedModel,
+    device: &Device,
+) -> RunResult<Arc<Vec<Example>>> {
     if let Some(path) = &args.data_file {
         let spec = load_spec(
             &loaded.base,
@@ -208,7 +213,7 @@ fn probe_rows(args: &MergeArgs, loaded: &LoadedModel, device: &Device) -> RunRes
         line: u64::from(n),
         truncated_tokens: 0,
     };
-    Ok((1..=32).map(row).collect())
+    Ok(Arc::new((1..=32).map(row).collect()))
 }
 
 fn verify(

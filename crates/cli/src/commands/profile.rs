@@ -3,6 +3,7 @@
 //! in `lowrank_train`: the same forward, backward, clipping and update, without evaluation, log or checkpoints.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use lowrank_data::{Example, Label, PackedBatch};
@@ -65,7 +66,7 @@ fn at_least_one(name: &str, asked: Option<usize>, default: usize) -> RunResult<u
 }
 
 /// The model that the flags name, with something to train, and the rows.
-fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Vec<Example>)> {
+fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Arc<Vec<Example>>)> {
     let (mut model, examples) = match (&args.model.model, &args.model_config) {
         (Some(_), Some(_)) => {
             return Err(RunError::usage("pass --model or --model-config, not both"));
@@ -147,7 +148,7 @@ fn with_dropout(mut config: ModelConfig, dropout: Option<f64>) -> RunResult<Mode
 }
 
 /// Rows of one length with random tokens; a language model learns every one of them.
-fn random_rows(args: &ProfileArgs, model: &Model) -> RunResult<Vec<Example>> {
+fn random_rows(args: &ProfileArgs, model: &Model) -> RunResult<Arc<Vec<Example>>> {
     let rows = at_least_one("batch", args.batch, 16)?;
     let length = at_least_one("seq", args.seq, 128)?;
     let facts = &model.config().facts;
@@ -182,7 +183,8 @@ fn random_rows(args: &ProfileArgs, model: &Model) -> RunResult<Vec<Example>> {
             truncated_tokens: 0,
         }
     };
-    Ok(uniform.chunks(length).enumerate().map(example).collect())
+    let rows = uniform.chunks(length).enumerate().map(example);
+    Ok(Arc::new(rows.collect()))
 }
 
 /// The rows in order, `size` a batch, from the top again when they are used up.

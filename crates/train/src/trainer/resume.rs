@@ -1,21 +1,21 @@
 //! Going on from a checkpoint: which one, and whether it is of the same run. How training goes on is the parent's business.
 
-use super::{Event, LOG_FILE, OtherBase, Trainer};
+use super::{Event, LOG_FILE, OtherBase, Trainer, Watch};
 use crate::best::BestState;
 use crate::checkpoint::{CheckpointError, Found, Newest, RunState, check, restore};
 use crate::error::TrainError;
 use crate::metrics_log::MetricsLog;
 
-impl Trainer<'_> {
+impl Trainer {
     /// Goes on from the newest whole checkpoint of the run's folder; from the start where there is none.
     ///
     /// # Errors
     /// The run was made with other settings or rows, or all its checkpoints are broken.
-    pub fn resume(&mut self) -> Result<(), TrainError> {
+    pub fn resume(&mut self, watch: Watch<'_>) -> Result<(), TrainError> {
         let fits = |state: &RunState| {
             // Other rows or settings are no damage, and are told below.
             if state.train_rows != self.state.train_rows
-                || !state.config.differences(self.config).is_empty()
+                || !state.config.differences(&self.config).is_empty()
             {
                 return Ok(());
             }
@@ -35,8 +35,8 @@ impl Trainer<'_> {
         };
         passed_over
             .iter()
-            .for_each(|error| (self.on_event)(Event::PassedOver(error)));
-        let state = self.check_same(state)?;
+            .for_each(|error| watch.tell(Event::PassedOver(error)));
+        let state = self.check_same(state, watch)?;
         restore(
             &path,
             self.model.trainables_mut(),
@@ -51,17 +51,17 @@ impl Trainer<'_> {
         if let Some(error) = lost_best.filter(|_| self.config.evaluation.load_best_model_at_end) {
             self.choose_best_anew()?;
             let now = self.state.best.best_step;
-            (self.on_event)(Event::BestLost { error: &error, now });
+            watch.tell(Event::BestLost { error: &error, now });
         }
-        (self.on_event)(Event::Resumed {
+        watch.tell(Event::Resumed {
             step: self.state.step,
         });
         Ok(())
     }
 
     /// The state of a checkpoint, if it is of a run with these settings, rows and base.
-    fn check_same(&self, state: RunState) -> Result<RunState, TrainError> {
-        let differences = state.config.differences(self.config);
+    fn check_same(&self, state: RunState, watch: Watch<'_>) -> Result<RunState, TrainError> {
+        let differences = state.config.differences(&self.config);
         if !differences.is_empty() {
             return Err(TrainError::OtherSettings(differences));
         }
@@ -83,7 +83,7 @@ impl Trainer<'_> {
                 differences,
             }),
             OtherBase::Allow if !differences.is_empty() => {
-                (self.on_event)(Event::OtherBase(&differences));
+                watch.tell(Event::OtherBase(&differences));
                 Ok(state)
             }
             OtherBase::Refuse | OtherBase::Allow => Ok(state),

@@ -1,6 +1,6 @@
 //! The passes of a tiny run on the dry device.
 
-use lowrank_data::{BatchPlan, Order};
+use lowrank_data::Cursor;
 use lowrank_engine::{Device, MemoryReport};
 use lowrank_model::ModelError;
 use lowrank_train::config::{TaskKind, TrainConfig};
@@ -22,11 +22,7 @@ pub fn planned_peak(place: Place, config: &TrainConfig) -> Result<MemoryReport, 
     let mut dry = DryRun::of_model(model, &config.optimization);
     let lengths = lengths(config.data.task);
     dry.keep_prefixes(config, &lengths, place.prefix_cache_bytes);
-    let o = &config.optimization;
-    let order = Order {
-        seed: o.seed,
-        shuffle: o.shuffle,
-    };
+    let recompute = config.optimization.gradient_checkpointing;
     let mut peak = MemoryReport::default();
     let mut note = |found: MemoryReport| {
         if found.total() > peak.total() {
@@ -34,12 +30,14 @@ pub fn planned_peak(place: Place, config: &TrainConfig) -> Result<MemoryReport, 
         }
     };
     for epoch in 0..config.passes(lengths.train.len()) {
-        let plan = BatchPlan::new(&order, epoch, lengths.train.len(), o.per_device_batch_size);
-        let batches: Vec<Vec<u32>> = plan.batches().map(<[u32]>::to_vec).collect();
-        note(
-            dry.train_rows(&batches, &lengths.train, o.gradient_checkpointing)?
-                .peak,
-        );
+        let mut cursor = Cursor { epoch, next_row: 0 };
+        let (mut batching, mut batches) = (config.batching(lengths.train.len()), Vec::new());
+        while cursor.epoch == epoch {
+            let step: Vec<Vec<u32>> = batching.step(cursor).map(<[u32]>::to_vec).collect();
+            cursor.advance(step.iter().map(Vec::len).sum(), lengths.train.len());
+            batches.extend(step);
+        }
+        note(dry.train_rows(&batches, &lengths.train, recompute)?.peak);
         let evaluated: Vec<u32> = (0..lengths.validation.len() as u32).collect();
         let evaluated: Vec<_> = evaluated
             .chunks(config.evaluation.per_device_eval_batch_size)

@@ -1,8 +1,13 @@
 //! A run that is told to stop at any event and goes on again ends as the run that never stopped: same values, same log.
 
+use lowrank_engine::{Device, Isa};
+use lowrank_model::Batch;
 use lowrank_train::config::{Precision, TrainConfig};
+use lowrank_train::trainer::{Outcome, Watch};
 
-use crate::tiny::{config, run};
+use std::sync::atomic::AtomicBool;
+
+use crate::tiny::{Place, bits, config, run, trainer};
 
 #[test]
 fn stopped_at_any_event_and_resumed_is_never_stopped() {
@@ -32,6 +37,42 @@ fn stop_and_resume(config: &TrainConfig) {
         assert_eq!(left.log, whole.log, "stopped at event {stop_at}");
         assert_eq!(left.summary.proof, whole.summary.proof);
     }
+}
+
+#[test]
+fn a_model_that_is_asked_between_steps_trains_as_if_it_were_not() {
+    let (config, place) = (config(), Place::default());
+    let dir = tempfile::tempdir().expect("a folder");
+    let whole = run(&config, &dir.path().join("whole"), 0).expect("the run ends");
+    let device = Device::cpu(Isa::best(), 1).expect("threads start");
+    let asked = dir.path().join("asked");
+    std::fs::create_dir(&asked).expect("a folder");
+    let model = place.model(&config, &device);
+    let mut trainer = trainer(place, &config, &asked, model).expect("a run begins");
+    let (stop, on_event) = (
+        AtomicBool::new(false),
+        |_: lowrank_train::trainer::Event<'_>| {},
+    );
+    let watch = Watch {
+        stop: &stop,
+        on_event: &on_event,
+    };
+    let batch = Batch {
+        input_ids: &[2, 17, 5, 3],
+        token_type_ids: None,
+        offsets: &[0, 4],
+    };
+    let mut answers = vec![trainer.model().logits(&batch, true).expect("logits")];
+    let outcome = loop {
+        match trainer.advance(watch).expect("a step") {
+            None => answers.push(trainer.model().logits(&batch, true).expect("logits")),
+            Some(outcome) => break outcome,
+        }
+    };
+    assert!(matches!(outcome, Outcome::Finished(_)));
+    assert_eq!(answers.len() as u64, 1 + trainer.steps());
+    assert_ne!(answers.first(), answers.last());
+    assert_eq!(bits(trainer.model()), whole.values);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank_data::{Example, Label};
@@ -16,9 +17,10 @@ use lowrank_train::config::{
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
+use lowrank_train::reduce::Solo;
 use lowrank_train::schedule::SchedulerType;
 use lowrank_train::trainer::{
-    Event, OtherBase, Outcome, RunSetup, Summary, TrainData, TrainError, Trainer,
+    Event, OtherBase, Outcome, RunSetup, Summary, TrainData, TrainError, Trainer, Watch,
 };
 
 /// Settings under which everything that has state has some.
@@ -151,6 +153,36 @@ pub fn rows_of(task: TaskKind) -> [Vec<Example>; 2] {
     })
 }
 
+/// A run over a model, before its first step.
+pub fn trainer(
+    place: Place,
+    config: &TrainConfig,
+    dir: &Path,
+    model: Model,
+) -> Result<Trainer, TrainError> {
+    let [train, validation] = rows_of(config.data.task).map(Arc::new);
+    let setup = RunSetup {
+        config: config.clone(),
+        data: TrainData {
+            train,
+            validation: Some(validation),
+        },
+        run: dir.to_owned(),
+        base: BaseId::default(),
+        other_base: OtherBase::Refuse,
+        prefix_cache_bytes: place.prefix_cache_bytes,
+        reducer: Box::new(Solo),
+    };
+    Trainer::new(model, setup)
+}
+
+/// Bits of the trained values.
+pub fn bits(model: &Model) -> Vec<u32> {
+    let values = model.trainables().iter();
+    let values = values.flat_map(|(_, t)| t.value.read());
+    values.map(f32::to_bits).collect()
+}
+
 /// As [`run`] on a model of choice.
 pub fn run_at(
     place: Place,
@@ -158,13 +190,11 @@ pub fn run_at(
     dir: &Path,
     stop_at: usize,
 ) -> Result<Left, TrainError> {
-    let [train, validation] = rows_of(config.data.task);
     let precision = config.precision.into();
     std::fs::create_dir_all(dir).expect("a folder");
-    let base = BaseId::default();
     for starts in 1..200 {
         let device = Device::cpu_in(precision, Isa::best(), place.threads).expect("threads start");
-        let mut model = place.model(config, &device);
+        let model = place.model(config, &device);
         let stop = AtomicBool::new(false);
         let events = Cell::new(0);
         let on_event = |event: Event<'_>| {
@@ -175,23 +205,15 @@ pub fn run_at(
                 stop.store(true, Ordering::Relaxed);
             }
         };
-        let setup = RunSetup {
-            config,
-            data: TrainData {
-                train: &train,
-                validation: Some(&validation),
-            },
-            run: dir,
-            base: (&base, OtherBase::Refuse),
-            prefix_cache_bytes: place.prefix_cache_bytes,
+        let watch = Watch {
             stop: &stop,
             on_event: &on_event,
         };
-        let mut trainer = Trainer::new(&mut model, setup)?;
-        trainer.resume()?;
-        if let Outcome::Finished(summary) = trainer.run()? {
-            let values = model.trainables().iter().flat_map(|(_, t)| t.value.read());
-            let values = values.map(f32::to_bits).collect();
+        let mut trainer = trainer(place, config, dir, model)?;
+        trainer.resume(watch)?;
+        if let Outcome::Finished(summary) = trainer.run(watch)? {
+            let model = trainer.into_model();
+            let values = bits(&model);
             let mut log = MetricsLog::read(&dir.join("metrics.jsonl"))?;
             // The clock is not part of the result.
             log.iter_mut().for_each(|row| {

@@ -1,9 +1,8 @@
 //! Before the first step: what is said about the model, what trains on it, the rows and the plan.
 
-use lowrank_model::Model;
 use lowrank_run::labels;
-use lowrank_run::plan::RunPlan;
 use lowrank_run::spec::RunSpec;
+use lowrank_run::train::Prepared;
 use lowrank_train::config::{IntervalStrategy, TrainConfig};
 use lowrank_train::schedule::SchedulerType;
 
@@ -11,13 +10,14 @@ use crate::output::{bytes, count, percent};
 use crate::progress::Progress;
 
 /// Says what was loaded, what trains and what it will need.
-pub fn announce(
-    progress: &Progress,
-    run: &RunSpec,
-    model: &Model,
-    notes: &[String],
-    plan: &RunPlan,
-) {
+pub fn announce(progress: &Progress, prepared: &Prepared) {
+    let Prepared {
+        spec: run,
+        plan,
+        model,
+        notes,
+        ..
+    } = prepared;
     let config = &run.config;
     progress.line(format!(
         "{}: {} parameters in {} on {} ({} threads)",

@@ -4,7 +4,7 @@ use lowrank_engine::Purpose;
 use lowrank_formats::{RunDir, read_json, write_atomic};
 use lowrank_run::result::{REPORT_FILE, Results, SUMMARY_FILE};
 use lowrank_run::spec::to_settings;
-use lowrank_run::{RunError, RunResult, memory, yaml};
+use lowrank_run::{RunResult, memory, yaml};
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::MetricsLog;
 use lowrank_train::proof::Idle;
@@ -33,15 +33,13 @@ pub fn show_written(run: &RunDir, common: &CommonArgs) -> RunResult {
 /// The results as people read them.
 pub struct Shown<'a> {
     /// The results.
-    pub results: Results<'a>,
+    pub results: &'a Results,
 }
 
 impl Shown<'_> {
-    /// Writes `summary.json` and `report.html`.
-    pub fn write(&self, run: &RunDir) -> RunResult {
-        let json = serde_json::to_vec_pretty(&self.results.to_json())
-            .map_err(|error| RunError::from_error(&error))?;
-        write_atomic(&run.join(SUMMARY_FILE), &json)?;
+    /// Writes the page about the run.
+    pub fn write_report(&self) -> RunResult {
+        let run = &self.results.folder;
         let rows = MetricsLog::read(&run.join("metrics.jsonl"))?;
         let report = Report {
             title: format!("lowrank: {}", run.path().display()),
@@ -63,7 +61,7 @@ impl Shown<'_> {
                 self.quality_table().for_report("Before and after"),
                 self.main_table().for_report("The run"),
                 self.memory_table().for_report("Memory"),
-                adapter_table(self.results.model).for_report("What was trained"),
+                adapter_table(&self.results.model).for_report("What was trained"),
             ],
             command: repeat_command(run),
             config: yaml::to_yaml(&to_settings(&self.results.run.config)),
@@ -75,7 +73,8 @@ impl Shown<'_> {
     }
 
     /// The table at the end, with warnings first.
-    pub fn to_text(&self, run: &RunDir) -> String {
+    pub fn to_text(&self) -> String {
+        let run = &self.results.folder;
         let mut text = String::new();
         for line in self.proof_lines() {
             text.push_str(&line);
@@ -93,7 +92,7 @@ impl Shown<'_> {
     fn highlights(&self) -> Vec<(String, String)> {
         let metric = headline_metric(&self.results.run.config);
         let mut list = Vec::new();
-        if let (Some(before), Some(after)) = (self.results.before, self.results.after) {
+        if let (Some(before), Some(after)) = (&self.results.before, &self.results.after) {
             list.push((
                 format!("{} before", metric.name()),
                 output::metric(metric, before.value(metric)),
@@ -117,7 +116,7 @@ impl Shown<'_> {
 
     fn quality_table(&self) -> TextTable {
         let mut table = TextTable::new(&["", "before", "after"]);
-        let (Some(before), Some(after)) = (self.results.before, self.results.after) else {
+        let (Some(before), Some(after)) = (&self.results.before, &self.results.after) else {
             return table;
         };
         let rows = if self.results.run.test.is_some() {
