@@ -66,7 +66,7 @@ impl Need<'_> {
 /// Refuses weights that cannot be held.
 pub fn check_weights(base: &Base, head: &Head, device: &Device) -> RunResult {
     check_model(
-        &base.shape_in(head, &Device::dry_in(device.precision()))?,
+        &base.shape_in(head, &Device::dry_like(device))?,
         device,
     )
 }
@@ -96,7 +96,7 @@ pub fn check_pass(
         .iter()
         .map(of_rows)
         .collect();
-    let dry = base.shape_in(head, &Device::dry_in(device.precision()))?;
+    let dry = base.shape_in(head, &Device::dry_like(device))?;
     let settings = Default::default();
     let mut dry = DryRun::of_model(dry, &settings);
     let needs = dry.evaluate(heaviest)?;

@@ -88,7 +88,7 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Arc<
                 seed: 1,
                 ignore_mismatched_sizes: false,
             };
-            let dry = Device::dry_in(device.precision());
+            let dry = Device::dry_like(device);
             check_model(&Model::from_config(config.clone(), &options, &dry)?, device)?;
             let model = Model::from_config(config, &options, device)?;
             let examples = random_rows(args, &model)?;

@@ -46,7 +46,7 @@ impl Model {
             token_type_ids: None,
             offsets: &[0, 1],
         };
-        let dry = Device::dry_in(self.device.precision());
+        let dry = Device::dry_like(&self.device);
         let mut tape = Tape::training(&dry, &self.trainables, step);
         let range = LayerRange::below(layers);
         self.hidden(&mut tape, &batch, range);
