@@ -392,6 +392,12 @@ pub enum Call<'a> {
         rows: &'a [usize],
         y: &'a mut Tensor,
     },
+    /// `out[rows]` = x.
+    Scatter {
+        x: &'a Tensor,
+        rows: &'a [u32],
+        out: &'a mut Tensor,
+    },
     /// `d_x[rows]` += d_y.
     ScatterAdd {
         d_y: &'a Tensor,
@@ -492,7 +498,7 @@ impl Call<'_> {
             Call::Dropout { .. } => "dropout",
             Call::ColumnSum { .. } => "bias gradient",
             Call::Embedding { .. } | Call::EmbeddingBackward { .. } => "embedding",
-            Call::Gather { .. } | Call::ScatterAdd { .. } => "rows",
+            Call::Gather { .. } | Call::Scatter { .. } | Call::ScatterAdd { .. } => "rows",
             Call::Slice { .. } | Call::SliceBackward { .. } => "columns",
             Call::HeadPart { .. } | Call::HeadPartBackward { .. } => "head_part",
             Call::Unfold { .. } | Call::UnfoldBackward { .. } => "neighbours",

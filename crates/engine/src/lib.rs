@@ -7,6 +7,7 @@ pub mod backend;
 pub mod call;
 pub mod device;
 pub mod host;
+pub mod kv_cache;
 pub mod meter;
 pub mod ops;
 pub mod param;
@@ -20,6 +21,7 @@ pub mod tensor;
 
 pub use device::{Device, OutOfAddressSpace};
 pub use host::Host;
+pub use kv_cache::{KvCache, SequenceId};
 pub use lowrank_kernels::{Activation, AdamW, DType, Dropout, Isa};
 pub use meter::{MemoryReport, Purpose};
 pub use param::{Gradients, Matrix, PackedMatrix, Param, Role, Trainable, TrainableId, Trainables};

@@ -18,8 +18,8 @@ pub enum Purpose {
     Workspace,
     /// States that frozen layers give, kept for the next time that a row comes.
     PrefixCache,
-    /// Keys and values of the tokens so far, kept by generation.
-    KeptRows,
+    /// Keys and values of the tokens so far, which generation reads.
+    KvCache,
 }
 
 impl Purpose {
@@ -32,12 +32,12 @@ impl Purpose {
         Purpose::Activations,
         Purpose::Workspace,
         Purpose::PrefixCache,
-        Purpose::KeptRows,
+        Purpose::KvCache,
     ];
 
     /// Those that training has: all but what generation keeps.
     pub fn of_training() -> impl Iterator<Item = Purpose> {
-        let in_training = |purpose: &Purpose| *purpose != Purpose::KeptRows;
+        let in_training = |purpose: &Purpose| *purpose != Purpose::KvCache;
         Purpose::ALL.into_iter().filter(in_training)
     }
 
@@ -51,7 +51,7 @@ impl Purpose {
             Purpose::Activations => "activations",
             Purpose::Workspace => "workspace",
             Purpose::PrefixCache => "prefix_cache",
-            Purpose::KeptRows => "kept_rows",
+            Purpose::KvCache => "kv_cache",
         }
     }
 

@@ -65,10 +65,7 @@ impl Need<'_> {
 
 /// Refuses weights that cannot be held.
 pub fn check_weights(base: &Base, head: &Head, device: &Device) -> RunResult {
-    check_model(
-        &base.shape_in(head, &Device::dry_like(device))?,
-        device,
-    )
+    check_model(&base.shape_in(head, &Device::dry_like(device))?, device)
 }
 
 /// The same for a model of shapes.

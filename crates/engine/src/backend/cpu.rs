@@ -209,6 +209,7 @@ impl Backend for Cpu {
                 d_table,
             } => rows::embedding_backward(d_y, ids, padding_idx, d_table),
             Call::Gather { x, rows, y } => rows::gather(x, rows, y),
+            Call::Scatter { x, rows, out } => rows::scatter(x, rows, out),
             Call::ScatterAdd { d_y, rows, d_x } => rows::scatter_add(isa, d_y, rows, d_x),
             Call::Slice { x, first, y } => rows::slice(x, first, y),
             Call::SliceBackward { d_y, first, d_x } => rows::slice_backward(isa, d_y, first, d_x),

@@ -456,6 +456,12 @@ impl Backend for Reference {
                 (y.host_mut().chunks_exact_mut(cols).zip(rows))
                     .for_each(|(y, x)| y.copy_from_slice(x));
             }
+            Call::Scatter { x, rows, out } => {
+                let (cols, out) = (x.cols(), out.host_mut::<f64>());
+                for (x, &row) in x.host::<f64>().chunks_exact(cols).zip(rows) {
+                    out[row as usize * cols..][..cols].copy_from_slice(x);
+                }
+            }
             Call::ScatterAdd { d_y, rows, d_x } => {
                 let (cols, d_x) = (d_y.cols(), d_x.host_mut());
                 for (d, row) in d_y.host().chunks_exact(cols).zip(rows) {

@@ -73,6 +73,18 @@ impl Call<'_> {
                 let is_inside = |&row: &usize| row < x.rows();
                 assert!(rows.iter().all(is_inside), "a gathered row is past the end");
             }
+            Call::Scatter { x, rows, out } => {
+                assert_eq!(
+                    (x.rows(), x.cols()),
+                    (rows.len(), out.cols()),
+                    "scattered rows"
+                );
+                let is_inside = |&row: &u32| (row as usize) < out.rows();
+                assert!(
+                    rows.iter().all(is_inside),
+                    "a scattered row is past the end"
+                );
+            }
             Call::Slice { x, first, y } => {
                 assert!(
                     y.cols() > 0 && first + y.cols() <= x.cols(),

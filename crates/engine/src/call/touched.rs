@@ -14,7 +14,10 @@ impl Call<'_> {
         match self {
             Call::Fill { out, .. } => tensors(&[out]),
             Call::Copy { x, out } => tensors(&[x.tensor, out.tensor]),
-            Call::Convert { x, out } | Call::Add { x, out } | Call::ColumnSum { x, out } => {
+            Call::Convert { x, out }
+            | Call::Add { x, out }
+            | Call::Scatter { x, out, .. }
+            | Call::ColumnSum { x, out } => {
                 tensors(&[x, out]);
             }
             Call::Scale { x, .. } => tensors(&[x]),

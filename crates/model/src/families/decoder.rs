@@ -210,13 +210,13 @@ impl LanguageModel for Decoder {
             .flat_map(|(range, start)| *start..start + range[1] - range[0])
             .map(|place| self.first_position + place as u32)
             .collect();
-        kept.add_rows(batch.offsets);
+        kept.extend(batch.offsets);
         let offsets: Arc<[usize]> = batch.offsets.into();
         let mut x = self.embed(pass, batch.input_ids, &positions);
         for (i, block) in self.blocks.iter().enumerate() {
             let y = block.before_attention(pass, &x);
             let [q, k, v] = block.project(pass, y, None);
-            kept.layer_mut(i).append(&k, &v);
+            kept.write(i, &k, &v);
             let context = if is_prompt {
                 attention(pass, q, k, v, block.attention_spec(&offsets, &offsets))
             } else {

@@ -29,6 +29,16 @@ pub(super) fn gather(x: &Tensor, rows: &[usize], y: &mut Tensor) {
     });
 }
 
+pub(super) fn scatter(x: &Tensor, rows: &[u32], out: &mut Tensor) {
+    let cols = x.cols();
+    with_element!(x.dtype(), E => {
+        let out = out.host_mut::<E>();
+        for (x, &row) in x.host::<E>().chunks_exact(cols).zip(rows) {
+            out[row as usize * cols..][..cols].copy_from_slice(x);
+        }
+    });
+}
+
 pub(super) fn scatter_add(isa: Isa, d_y: &Tensor, rows: &[usize], d_x: &mut Tensor) {
     let cols = d_y.cols();
     with_element!(d_x.dtype(), E => {
