@@ -13,14 +13,14 @@ pub(crate) const LINE_BYTES: usize = 64;
 /// Every bit pattern is a value, and none asks for more than a line's alignment.
 pub unsafe trait Plain: Copy {}
 
-// SAFETY: numbers of 2 and 4 bytes.
+// SAFETY: numbers of 1, 2 and 4 bytes.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
 unsafe impl Plain for bf16 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}
-// SAFETY: as above, end to end.
-unsafe impl<const N: usize> Plain for [f32; N] {}
 
 /// Bytes of a cache line, on a cache line.
 #[derive(Clone, Copy, Debug)]
@@ -73,4 +73,32 @@ impl<T: Plain> DerefMut for Aligned<T> {
         // SAFETY: as in `deref`; the lines are borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
     }
+}
+
+/// The same memory as values of another type. Panics if it is not aligned for them, or not a whole number of them.
+pub(crate) fn typed<T: Plain, B: Plain>(bytes: &[B]) -> &[T] {
+    if bytes.is_empty() {
+        return &[];
+    }
+    // SAFETY: any bytes are values of T; `align_to` leaves out what is not aligned.
+    let (before, values, after) = unsafe { bytes.align_to() };
+    assert!(
+        before.is_empty() && after.is_empty(),
+        "memory aligned for its values"
+    );
+    values
+}
+
+/// As [`typed`], to be written.
+pub(crate) fn typed_mut<T: Plain, B: Plain>(bytes: &mut [B]) -> &mut [T] {
+    if bytes.is_empty() {
+        return &mut [];
+    }
+    // SAFETY: as in `typed`; any value of T is as good as any bytes of B.
+    let (before, values, after) = unsafe { bytes.align_to_mut() };
+    assert!(
+        before.is_empty() && after.is_empty(),
+        "memory aligned for its values"
+    );
+    values
 }

@@ -1,5 +1,6 @@
 //! What a stored value may be: f32, or bf16 that is widened when read and rounded when written. Arithmetic is always f32.
 
+use crate::matrix::{AnyMatRef, MatRef};
 use crate::simd::Simd;
 use half::bf16;
 
@@ -16,6 +17,21 @@ pub trait Element:
     /// The values as they would come back from the storage.
     #[doc(hidden)]
     fn round<S: Simd>(s: S, v: S::V) -> S::V;
+    /// Values of this type as those of either.
+    #[doc(hidden)]
+    fn any(values: &[Self]) -> Values<'_>;
+    /// The same, to be written.
+    #[doc(hidden)]
+    fn any_mut(values: &mut [Self]) -> ValuesMut<'_>;
+    /// A view of this type as one of either.
+    #[doc(hidden)]
+    fn any_view(view: MatRef<'_, Self>) -> AnyMatRef<'_>;
+    /// The values, if they are of this type.
+    #[doc(hidden)]
+    fn of(values: Values<'_>) -> Option<&[Self]>;
+    /// The values to be written, if they are of this type.
+    #[doc(hidden)]
+    fn of_mut(values: ValuesMut<'_>) -> Option<&mut [Self]>;
     /// # Safety
     /// `p` is valid for reads of `LANES` values.
     #[doc(hidden)]
@@ -54,6 +70,27 @@ impl Element for f32 {
     fn round<S: Simd>(_: S, v: S::V) -> S::V {
         v
     }
+    fn any(values: &[f32]) -> Values<'_> {
+        Values::F32(values)
+    }
+    fn any_mut(values: &mut [f32]) -> ValuesMut<'_> {
+        ValuesMut::F32(values)
+    }
+    fn any_view(view: MatRef<'_, f32>) -> AnyMatRef<'_> {
+        AnyMatRef::F32(view)
+    }
+    fn of(values: Values<'_>) -> Option<&[f32]> {
+        match values {
+            Values::F32(x) => Some(x),
+            Values::Bf16(_) => None,
+        }
+    }
+    fn of_mut(values: ValuesMut<'_>) -> Option<&mut [f32]> {
+        match values {
+            ValuesMut::F32(x) => Some(x),
+            ValuesMut::Bf16(_) => None,
+        }
+    }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::V {
         // SAFETY: the caller's contract.
@@ -89,6 +126,27 @@ impl Element for bf16 {
     #[inline(always)]
     fn round<S: Simd>(s: S, v: S::V) -> S::V {
         s.of_bits(s.round_bf16(v))
+    }
+    fn any(values: &[bf16]) -> Values<'_> {
+        Values::Bf16(values)
+    }
+    fn any_mut(values: &mut [bf16]) -> ValuesMut<'_> {
+        ValuesMut::Bf16(values)
+    }
+    fn any_view(view: MatRef<'_, bf16>) -> AnyMatRef<'_> {
+        AnyMatRef::Bf16(view)
+    }
+    fn of(values: Values<'_>) -> Option<&[bf16]> {
+        match values {
+            Values::Bf16(x) => Some(x),
+            Values::F32(_) => None,
+        }
+    }
+    fn of_mut(values: ValuesMut<'_>) -> Option<&mut [bf16]> {
+        match values {
+            ValuesMut::Bf16(x) => Some(x),
+            ValuesMut::F32(_) => None,
+        }
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const bf16) -> S::V {
@@ -160,5 +218,24 @@ impl Values<'_> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// Values in either storage, to be written.
+#[derive(Debug)]
+pub enum ValuesMut<'a> {
+    /// f32.
+    F32(&'a mut [f32]),
+    /// bf16.
+    Bf16(&'a mut [bf16]),
+}
+
+impl ValuesMut<'_> {
+    /// Their type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            ValuesMut::F32(_) => DType::F32,
+            ValuesMut::Bf16(_) => DType::Bf16,
+        }
     }
 }

@@ -25,6 +25,7 @@ mod optimizer;
 mod outer;
 mod parallel;
 mod philox;
+pub mod product;
 pub mod reference;
 mod rms_norm;
 mod rope;
@@ -46,7 +47,7 @@ pub use attention::{
     disentangled_forward_workspace, disentangled_forward_workspace_bf16,
 };
 pub use dropout::{Dropout, DropoutKey, dropout_apply, dropout_into};
-pub use element::{DType, Element, Values};
+pub use element::{DType, Element, Values, ValuesMut};
 pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
 pub use embedding::{Table, TableRows, embedding_gather, embedding_scatter_add};
 pub use gated::{GateUp, GateUpGradients, GatedBackward, gated_backward, gated_forward};
@@ -60,14 +61,14 @@ pub use gemm_bf16::{
 pub use half::bf16;
 pub use isa::Isa;
 pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, cross_entropy_into, mse};
-pub use matrix::{MatMut, MatRef};
+pub use matrix::{AnyMatRef, MatMut, MatRef};
 pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{
     LayerNorm, LayerNormForward, layer_norm, layer_norm_again, layer_norm_backward,
     layer_norm_forward, layer_norm_param_grads,
 };
 pub use optimizer::{AdamW, adamw_step};
-pub use outer::{OuterLayout, outer_add};
+pub use outer::{Outer, OuterLayout, OuterShape, outer, outer_add, outer_scratch};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};
 pub use rms_norm::{
     ResidualSum, RmsFactor, RmsNorm, rms_norm, rms_norm_again, rms_norm_backward, rms_norm_of_sum,

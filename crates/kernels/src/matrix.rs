@@ -4,6 +4,10 @@ use crate::parallel::SharedMut;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use half::bf16;
+
+use crate::element::DType;
+
 /// A matrix view: element (i, j) lies at `data[i * row_stride + j * col_stride]`. Bounds are asserted at construction.
 #[derive(Clone, Copy, Debug)]
 pub struct MatRef<'a, T = f32> {
@@ -168,6 +172,83 @@ impl<'a, T> MatMut<'a, T> {
     /// The first element, for tasks that write disjoint parts.
     pub(crate) fn shared(&mut self) -> SharedMut<T> {
         SharedMut::of(self.start)
+    }
+}
+
+/// A matrix view of either type, for callers that learn which at run time.
+#[derive(Clone, Copy, Debug)]
+pub enum AnyMatRef<'a> {
+    /// f32.
+    F32(MatRef<'a, f32>),
+    /// bf16.
+    Bf16(MatRef<'a, bf16>),
+}
+
+impl<'a> From<MatRef<'a, f32>> for AnyMatRef<'a> {
+    fn from(x: MatRef<'a, f32>) -> Self {
+        AnyMatRef::F32(x)
+    }
+}
+
+impl<'a> From<MatRef<'a, bf16>> for AnyMatRef<'a> {
+    fn from(x: MatRef<'a, bf16>) -> Self {
+        AnyMatRef::Bf16(x)
+    }
+}
+
+/// The same expression of a view of either type.
+macro_rules! each_type {
+    ($view:expr, $x:ident => $body:expr) => {
+        match $view {
+            $crate::matrix::AnyMatRef::F32($x) => $body,
+            $crate::matrix::AnyMatRef::Bf16($x) => $body,
+        }
+    };
+}
+pub(crate) use each_type;
+
+impl AnyMatRef<'_> {
+    /// The type of its elements.
+    pub fn dtype(self) -> DType {
+        match self {
+            AnyMatRef::F32(_) => DType::F32,
+            AnyMatRef::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        each_type!(self, x => x.transposed().into())
+    }
+
+    /// Some of the rows. Panics if the range exceeds the rows.
+    pub fn rows_range(self, range: Range<usize>) -> Self {
+        each_type!(self, x => x.rows_range(range).into())
+    }
+
+    /// Some of the columns. Panics if the range exceeds the columns.
+    pub fn cols_range(self, range: Range<usize>) -> Self {
+        each_type!(self, x => x.cols_range(range).into())
+    }
+
+    /// Number of rows.
+    pub fn rows(self) -> usize {
+        each_type!(self, x => x.rows())
+    }
+
+    /// Number of columns.
+    pub fn cols(self) -> usize {
+        each_type!(self, x => x.cols())
+    }
+
+    /// Distance of an element to the one below it.
+    pub fn row_stride(self) -> usize {
+        each_type!(self, x => x.row_stride())
+    }
+
+    /// Distance of an element to the one right of it.
+    pub fn col_stride(self) -> usize {
+        each_type!(self, x => x.col_stride())
     }
 }
 

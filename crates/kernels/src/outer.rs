@@ -1,10 +1,17 @@
-//! The gradients of an adapter's factors: c += alpha aᵀ x for a few columns of `a` against wide rows of `x`.
+//! Outer products, the gradients of weights and factors: c += alpha aᵀ x. Factors, a few columns of `a` against wide rows of
+//! `x`, have tiles of their own; wide ones are products whose second operand is x as it lies, or packed.
 
-use crate::element::Element;
-use crate::gemm::each_row;
+use crate::aligned::typed;
+use crate::element::{DType, Element, ValuesMut};
 use crate::isa::Isa;
-use crate::matrix::MatRef;
+use crate::matrix::{AnyMatRef, MatRef, each_type};
 use crate::parallel::{SharedMut, for_each_task};
+use crate::product::{
+    Arithmetic, Epilogue, Order, Output, PANEL, PackedWeights, PanelForm, PanelSource, Product,
+    ProductShape, RowsOf, Side, WeightFormat, each_row, pack_bf16, packed_bf16_len, product,
+    product_scratch,
+};
+use crate::scratch::{Scratch, ScratchNeed, bytes_of};
 use crate::simd::{Simd, SimdOp, dispatch, load_at, store_at};
 
 /// Columns of `a` that a pass over the rows takes at once.
@@ -12,6 +19,218 @@ const A_COLUMNS: usize = 8;
 
 /// Rows ahead of which x is asked for.
 const AHEAD: usize = 12;
+
+/// Columns up to which one side counts as a factor's: wider ones are worth packing.
+const THIN: usize = 32;
+
+/// Rows over which bf16 pairs are summed at once: their packed strips and a panel share the L2 cache.
+const PACKED_ROWS: usize = 2048;
+
+/// c += alpha·aᵀ·x. Rows of both are contiguous.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer<'a> {
+    /// What multiplies operands of which one is bf16 and none is a factor's; all others are multiplied in f32.
+    pub arithmetic: Arithmetic,
+    /// [rows, m].
+    pub a: AnyMatRef<'a>,
+    /// [rows, n].
+    pub x: AnyMatRef<'a>,
+    /// Factor of the product.
+    pub alpha: f32,
+}
+
+/// What an outer product's scratch depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OuterShape {
+    /// What multiplies, as in [`Outer`].
+    pub arithmetic: Arithmetic,
+    /// Rows of a and x.
+    pub rows: usize,
+    /// Columns of a.
+    pub m: usize,
+    /// Columns of x.
+    pub n: usize,
+    /// The type of a.
+    pub a: DType,
+    /// The type of x.
+    pub x: DType,
+}
+
+/// How an outer product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// As a product in f32.
+    Product,
+    /// As the product of the sides exchanged, which is then transposed: few columns would leave most lanes idle.
+    Exchanged,
+    /// a is a factor's side.
+    ThinA,
+    /// x is a factor's side.
+    ThinX,
+    /// As products of bf16 pairs of neighbouring rows, even parts of so many rows.
+    Pairs { part: usize },
+}
+
+impl OuterShape {
+    fn form(&self) -> Form {
+        match (self.a, self.x, self.arithmetic) {
+            (DType::F32, DType::F32, _) if self.n < PANEL && self.n < self.m => Form::Exchanged,
+            (DType::F32, DType::F32, _) => Form::Product,
+            (DType::F32, DType::Bf16, _) if self.m <= THIN => Form::ThinA,
+            (DType::Bf16, DType::F32, _) if self.n <= THIN => Form::ThinX,
+            (_, _, Arithmetic::F32) => Form::Product,
+            (_, _, Arithmetic::Bf16) => {
+                let part = self.rows.div_ceil(self.rows.div_ceil(PACKED_ROWS).max(1));
+                let part = part.next_multiple_of(2);
+                Form::Pairs { part }
+            }
+        }
+    }
+
+    /// The product of a transposed first operand [rows, m] and x [rows, n].
+    fn product(&self, [m, n]: [usize; 2], x: DType) -> ProductShape {
+        ProductShape {
+            arithmetic: Arithmetic::F32,
+            m,
+            n,
+            k: self.rows,
+            a: Order::Columns,
+            b: match x {
+                DType::F32 => PanelForm::Lines,
+                DType::Bf16 => PanelForm::Decoded,
+            },
+            c: DType::F32,
+            rank: 0,
+            terms: 0,
+        }
+    }
+}
+
+/// The scratch that [`outer`] needs on a number of threads.
+pub fn outer_scratch(shape: &OuterShape, threads: usize) -> ScratchNeed {
+    let OuterShape { rows, m, n, .. } = *shape;
+    let (shared, product) = match shape.form() {
+        Form::ThinA | Form::ThinX => return ScratchNeed::default(),
+        Form::Product => (0, shape.product([m, n], shape.x)),
+        Form::Exchanged => (bytes_of::<f32>(m * n), shape.product([n, m], shape.a)),
+        Form::Pairs { part } => {
+            let product = ProductShape {
+                arithmetic: Arithmetic::Bf16,
+                b: PanelForm::Pairs,
+                k: part.min(rows),
+                ..shape.product([m, n], shape.x)
+            };
+            (bytes_of::<half::bf16>(packed_bf16_len(n, part)), product)
+        }
+    };
+    ScratchNeed {
+        shared,
+        ..product_scratch(&product, threads)
+    }
+}
+
+impl<'a> Outer<'a> {
+    /// The shape.
+    pub fn shape(&self) -> OuterShape {
+        OuterShape {
+            arithmetic: self.arithmetic,
+            rows: self.a.rows(),
+            m: self.a.cols(),
+            n: self.x.cols(),
+            a: self.a.dtype(),
+            x: self.x.dtype(),
+        }
+    }
+}
+
+/// Adds an outer product to c [m, n]. Each element's sum over the rows runs in order. Panics if a length disagrees, or if
+/// `scratch` is less than [`outer_scratch`] says.
+pub fn outer(isa: Isa, call: &Outer, c: &mut [f32], scratch: &mut Scratch<'_>) {
+    let (shape, Outer { a, x, alpha, .. }) = (call.shape(), *call);
+    let OuterShape { rows, m, n, .. } = shape;
+    assert_eq!(x.rows(), rows, "rows");
+    assert_eq!(c.len(), m * n, "c [{m}, {n}]");
+    for side in [a, x] {
+        assert!(
+            side.col_stride() == 1 || side.cols() <= 1,
+            "rows of the operands are contiguous"
+        );
+    }
+    match (shape.form(), a, x) {
+        (Form::ThinA, AnyMatRef::F32(a), x) => {
+            each_type!(x, x => outer_add(isa, a, x, alpha, c, OuterLayout::Rows));
+        }
+        (Form::ThinX, a, AnyMatRef::F32(x)) => {
+            each_type!(a, a => outer_add(isa, x, a, alpha, c, OuterLayout::Transposed));
+        }
+        (Form::Exchanged, a, x) => {
+            let (mut room, mut rest) = scratch.cut(bytes_of::<f32>(m * n));
+            let exchanged = room.take::<f32>(m * n);
+            let product = AsProduct { isa, a: x, alpha };
+            product.run(&RowsOf(a), Epilogue::Store, exchanged, &mut rest);
+            for (i, c) in c.chunks_exact_mut(n.max(1)).enumerate() {
+                for (j, c) in c.iter_mut().enumerate() {
+                    *c += exchanged[j * m + i];
+                }
+            }
+        }
+        (Form::Pairs { part }, a, x) => by_pairs(isa, &Outer { a, x, ..*call }, part, c, scratch),
+        (Form::Product | Form::ThinA | Form::ThinX, a, x) => {
+            let product = AsProduct { isa, a, alpha };
+            product.run(&RowsOf(x), Epilogue::Add, c, scratch);
+        }
+    }
+}
+
+/// alpha·aᵀ·b in f32.
+struct AsProduct<'a> {
+    isa: Isa,
+    a: AnyMatRef<'a>,
+    alpha: f32,
+}
+
+impl AsProduct<'_> {
+    fn run(&self, b: &RowsOf, epilogue: Epilogue, c: &mut [f32], scratch: &mut Scratch<'_>) {
+        let call = Product {
+            alpha: self.alpha,
+            ..Product::new(Arithmetic::F32, self.a.transposed(), b)
+        };
+        let [row_stride, _] = b.shape();
+        let values = ValuesMut::F32(c);
+        product(
+            self.isa,
+            &call,
+            epilogue,
+            Output { values, row_stride },
+            scratch,
+        );
+    }
+}
+
+/// On bf16 pairs of neighbouring rows, with f32 sums over parts of the rows.
+fn by_pairs(isa: Isa, call: &Outer, part: usize, c: &mut [f32], scratch: &mut Scratch<'_>) {
+    let (rows, n) = (call.a.rows(), call.x.cols());
+    let len = packed_bf16_len(n, part);
+    let (mut room, mut rest) = scratch.cut(bytes_of::<half::bf16>(len));
+    let packed = room.take::<half::bf16>(len);
+    for first in (0..rows).step_by(part.max(1)) {
+        let of = first..(first + part).min(rows);
+        let shape = [n, of.len()];
+        let packed = &mut packed[..packed_bf16_len(n, of.len())];
+        let x = call.x.rows_range(of.clone()).transposed();
+        each_type!(x, x => pack_bf16(isa, x, packed));
+        let b = PackedWeights::new(WeightFormat::Bf16, shape, typed(packed)).panels(Side::Straight);
+        let product_of = Product {
+            alpha: call.alpha,
+            ..Product::new(Arithmetic::Bf16, call.a.rows_range(of).transposed(), &b)
+        };
+        let c = Output {
+            values: ValuesMut::F32(c),
+            row_stride: n,
+        };
+        product(isa, &product_of, Epilogue::Add, c, &mut rest);
+    }
+}
 
 /// How c is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -74,6 +74,22 @@ impl<'a> Scratch<'a> {
         self.threads
     }
 
+    /// The first `bytes`, up to a whole cache line, and what is left for another call. Panics if there are fewer.
+    pub(crate) fn cut(&mut self, bytes: usize) -> (Room<'_>, Scratch<'_>) {
+        let (needed, found) = (round_up(bytes), self.bytes.len());
+        assert!(
+            found >= needed,
+            "scratch of {found} bytes for a call that needs {needed}"
+        );
+        let (taken, rest) = self.bytes.split_at_mut(needed);
+        let threads = self.threads;
+        let rest = Scratch {
+            bytes: rest,
+            threads,
+        };
+        (Room { bytes: taken }, rest)
+    }
+
     /// The shared part, and the slots. Panics if there are fewer bytes than `need` says for these threads.
     pub(crate) fn split(&mut self, need: ScratchNeed) -> (Room<'_>, Slots<'_>) {
         let (needed, found) = (need.bytes(self.threads), self.bytes.len());
@@ -201,6 +217,11 @@ impl ScratchBuffer {
     pub fn new(bytes: usize, threads: usize) -> Self {
         let lines = vec![Line::ZERO; bytes.div_ceil(LINE_BYTES)];
         Self { lines, threads }
+    }
+
+    /// Whether it is enough for a call.
+    pub(crate) fn holds(&self, bytes: usize, threads: usize) -> bool {
+        self.lines.len() * LINE_BYTES >= bytes && self.threads == threads
     }
 
     /// The scratch, for one call after the other.

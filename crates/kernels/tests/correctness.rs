@@ -117,7 +117,6 @@ fn gemm_transposed_a_agrees() {
     for isa in isas() {
         for [m, n, k] in gemm_shapes() {
             let (a, x) = (random(k * m, 1), random(k * n, 2));
-            let x_t: Vec<f32> = (0..k * n).map(|i| x[i % k * n + i / k]).collect();
             let start = random(m * n, 3);
             let (wide_a, wide_x) = (wide(&a), wide(&x));
             let want = reference::gemm(
@@ -128,12 +127,11 @@ fn gemm_transposed_a_agrees() {
                 None,
                 &wide(&start),
             );
-            for x in [MatRef::new(&x, k, n), MatRef::new(&x_t, n, k).transposed()] {
-                let mut c = start.clone();
-                gemm_transposed_a(isa, MatRef::new(&a, k, m), x, 0.5, &mut c, n);
-                let what = format!("transposed a {m} x {n} x {k} on {}", isa.name());
-                check_close(&c, &want, TOLERANCE, &what);
-            }
+            let (a, x) = (MatRef::new(&a, k, m), MatRef::new(&x, k, n));
+            let mut c = start.clone();
+            gemm_transposed_a(isa, a, x, 0.5, &mut c, n);
+            let what = format!("transposed a {m} x {n} x {k} on {}", isa.name());
+            check_close(&c, &want, TOLERANCE, &what);
         }
     }
 }

@@ -1,7 +1,8 @@
-//! The register tile, and the strip of tiles that a block of rows makes.
+//! The f32 register tile: up to `GEMM_ROWS` rows against any number of columns, from f32 lines or from bf16 pairs that are
+//! widened in registers.
 
-use super::finish::Rectangle;
-use super::{PANEL, STRIP_STRIDE, Source, Task};
+use super::panels::PANEL;
+use super::strips::STRIP_STRIDE;
 use crate::simd::{Simd, SimdOp};
 
 /// Repeats a body for each row i < M, i a constant: LLVM leaves a loop of twelve such bodies rolled, and an accumulator array
@@ -72,34 +73,52 @@ pub(crate) unsafe fn multiply_block<S: Simd>(s: S, block: &Block) {
                 m: rows,
                 ..*block
             };
-            s.call(Rows(&part));
+            s.call(Rows::<false>(&part));
         }
         i += rows;
     }
 }
 
-/// At most `GEMM_ROWS` rows of a product. Constructed only by `multiply_block` and `Strip`, under their contracts.
-struct Rows<'a>(&'a Block);
+/// [`multiply_block`] of at most `GEMM_ROWS` rows, without a function boundary of its own.
+///
+/// # Safety
+/// As [`multiply_block`].
+#[inline(always)]
+pub(super) unsafe fn multiply_rows<S: Simd>(s: S, block: &Block) {
+    Rows::<false>(block).run(s);
+}
 
-impl SimdOp for Rows<'_> {
+/// The same with b as bf16 pairs of neighbouring depths: pair p of column j at `b + p * b_row + j`, in words of four bytes.
+///
+/// # Safety
+/// As [`multiply_block`]; all pairs of a panel exist, also the half of the last one that an odd depth does not use.
+#[inline(always)]
+pub(super) unsafe fn multiply_rows_of_pairs<S: Simd>(s: S, block: &Block) {
+    Rows::<true>(block).run(s);
+}
+
+/// At most `GEMM_ROWS` rows of a product. Constructed only by the functions above, under their contracts.
+struct Rows<'a, const PAIRS: bool>(&'a Block);
+
+impl<const PAIRS: bool> SimdOp for Rows<'_, PAIRS> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: whoever made the block upholds `multiply_block`'s contract.
         unsafe {
             match self.0.m {
-                12 => tiles::<S, 12>(s, self.0),
-                11 => tiles::<S, 11>(s, self.0),
-                10 => tiles::<S, 10>(s, self.0),
-                9 => tiles::<S, 9>(s, self.0),
-                8 => tiles::<S, 8>(s, self.0),
-                7 => tiles::<S, 7>(s, self.0),
-                6 => tiles::<S, 6>(s, self.0),
-                5 => tiles::<S, 5>(s, self.0),
-                4 => tiles::<S, 4>(s, self.0),
-                3 => tiles::<S, 3>(s, self.0),
-                2 => tiles::<S, 2>(s, self.0),
-                _ => tiles::<S, 1>(s, self.0),
+                12 => tiles::<S, 12, PAIRS>(s, self.0),
+                11 => tiles::<S, 11, PAIRS>(s, self.0),
+                10 => tiles::<S, 10, PAIRS>(s, self.0),
+                9 => tiles::<S, 9, PAIRS>(s, self.0),
+                8 => tiles::<S, 8, PAIRS>(s, self.0),
+                7 => tiles::<S, 7, PAIRS>(s, self.0),
+                6 => tiles::<S, 6, PAIRS>(s, self.0),
+                5 => tiles::<S, 5, PAIRS>(s, self.0),
+                4 => tiles::<S, 4, PAIRS>(s, self.0),
+                3 => tiles::<S, 3, PAIRS>(s, self.0),
+                2 => tiles::<S, 2, PAIRS>(s, self.0),
+                _ => tiles::<S, 1, PAIRS>(s, self.0),
             }
         }
     }
@@ -110,7 +129,7 @@ impl SimdOp for Rows<'_> {
 /// # Safety
 /// As `multiply_block`; `block.m` is M.
 #[inline(always)]
-unsafe fn tiles<S: Simd, const M: usize>(s: S, block: &Block) {
+unsafe fn tiles<S: Simd, const M: usize, const PAIRS: bool>(s: S, block: &Block) {
     // Tiles taller than the instruction set's registers hold are never asked for: compile none.
     if M > S::GEMM_ROWS {
         return;
@@ -128,9 +147,9 @@ unsafe fn tiles<S: Simd, const M: usize>(s: S, block: &Block) {
             columns,
         };
         match (S::GEMM_VECS, columns > S::LANES) {
-            (8, _) => call_tile::<S, M, 8>(s, tile),
-            (_, true) => call_tile::<S, M, 2>(s, tile),
-            (_, false) => call_tile::<S, M, 1>(s, tile),
+            (8, _) => call_tile::<S, M, 8, PAIRS>(s, tile),
+            (_, true) => call_tile::<S, M, 2, PAIRS>(s, tile),
+            (_, false) => call_tile::<S, M, 1, PAIRS>(s, tile),
         }
         j += columns;
     }
@@ -144,9 +163,14 @@ const STRIP: u8 = 1;
 const COLUMNS: u8 = 2;
 /// Contiguous rows of a.
 const ROWS: u8 = 3;
+/// b in bf16 pairs.
+const PAIRED: u8 = 4;
 
 #[inline(always)]
-fn call_tile<S: Simd, const M: usize, const V: usize>(s: S, tile: Tile) {
+fn call_tile<S: Simd, const M: usize, const V: usize, const PAIRS: bool>(s: S, tile: Tile) {
+    if PAIRS {
+        return s.call(TileOf::<M, V, PAIRED>(tile));
+    }
     let block = tile.block;
     let whole = tile.columns == V * S::LANES || block.b_padded;
     match (block.a_row, block.a_col) {
@@ -180,10 +204,10 @@ impl<const M: usize, const V: usize, const KIND: u8> SimdOp for TileOf<'_, M, V,
         // SAFETY: whoever made the block upholds `multiply_block`'s contract; columns j .. j + columns lie inside n, and
         // `call_tile` chose a kind whose strides are the block's, and other than ANY only where all of b exists.
         unsafe {
-            let sums = if KIND == ANY {
-                self.sum_products_of_any(s)
-            } else {
-                self.sum_products(s)
+            let sums = match KIND {
+                ANY => self.sum_products_of_any(s),
+                PAIRED => self.sum_products_of_pairs(s),
+                _ => self.sum_products(s),
             };
             self.store(s, &sums);
         }
@@ -233,6 +257,51 @@ impl<const M: usize, const V: usize, const KIND: u8> TileOf<'_, M, V, KIND> {
                 });
             }
             a = a.wrapping_add(a_col);
+            b = b.wrapping_add(block.b_row);
+        }
+        sums
+    }
+
+    /// The inner loop over bf16 pairs, one of whose loads is two depths of b.
+    ///
+    /// # Safety
+    /// As `multiply_rows_of_pairs`.
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "the vector's index is the inner one of `sums`"
+    )]
+    #[inline(always)]
+    unsafe fn sum_products_of_pairs<S: Simd>(&self, s: S) -> [[S::V; V]; M] {
+        let block = self.0.block;
+        let (mut a, mut b) = (block.a, self.0.b.cast::<u32>());
+        let upper = s.splat_u(0xffff_0000);
+        let mut sums = [[s.splat(0.0); V]; M];
+        for pair in 0..block.k.div_ceil(2) {
+            let mut bv = [s.splat_u(0); V];
+            // SAFETY: the caller's contract; b stays below its pairs, a below the depth k.
+            unsafe {
+                for (v, x) in bv.iter_mut().enumerate() {
+                    *x = s.load_u(b.add(v * S::LANES));
+                    s.prefetch(b.wrapping_add(v * S::LANES + AHEAD * block.b_row).cast());
+                }
+                each_row!(M, I, {
+                    let av = s.splat(*a.add(I * block.a_row));
+                    for v in 0..V {
+                        sums[I][v] = s.mul_add(av, s.of_bits(s.shl16_u(bv[v])), sums[I][v]);
+                    }
+                });
+                if 2 * pair + 1 < block.k {
+                    let a = a.wrapping_add(block.a_col);
+                    each_row!(M, I, {
+                        let av = s.splat(*a.add(I * block.a_row));
+                        for v in 0..V {
+                            let high = s.of_bits(s.and_u(bv[v], upper));
+                            sums[I][v] = s.mul_add(av, high, sums[I][v]);
+                        }
+                    });
+                }
+            }
+            a = a.wrapping_add(2 * block.a_col);
             b = b.wrapping_add(block.b_row);
         }
         sums
@@ -306,113 +375,5 @@ impl<const M: usize, const V: usize, const KIND: u8> TileOf<'_, M, V, KIND> {
     #[inline(always)]
     fn lanes<S: Simd>(&self, v: usize) -> usize {
         self.0.columns.saturating_sub(v * S::LANES).min(S::LANES)
-    }
-}
-
-/// A strip of at most `GEMM_ROWS` rows against all panels of a task, one depth block.
-pub(super) struct Strip<'a, 't> {
-    pub task: &'a Task<'t>,
-    /// b from the task's first panel and the depth `k_start` on.
-    pub source: Source,
-    pub row: usize,
-    pub rows: usize,
-    pub k_start: usize,
-    pub depth: usize,
-    pub buffer: &'a mut Vec<f32>,
-}
-
-impl SimdOp for Strip<'_, '_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let task = self.task;
-        let (g, source) = (task.g, self.source);
-        let first_block = self.k_start == 0;
-        // Rows of a are copied to where their distance is known beforehand and no power of two (rows 4 KiB apart would
-        // evict each other), unless too few panels would use the copy.
-        let copied = g.a.col_stride() == 1 && task.panels.len() > 2;
-        if copied {
-            self.buffer.resize(S::GEMM_ROWS * STRIP_STRIDE, 0.0);
-            for i in 0..self.rows {
-                let from = (self.row + i) * g.a.row_stride() + self.k_start;
-                self.buffer[i * STRIP_STRIDE..][..self.depth]
-                    .copy_from_slice(&g.a.data()[from..from + self.depth]);
-            }
-        }
-        let from = self.row * g.a.row_stride() + self.k_start * g.a.col_stride();
-        let (a, a_row) = if copied {
-            (self.buffer.as_ptr(), STRIP_STRIDE)
-        } else {
-            (g.a.as_ptr().wrapping_add(from), g.a.row_stride())
-        };
-        let n_panels = task.panels.len();
-        let last_block = self.k_start + self.depth >= g.a.cols();
-        for p in 0..n_panels {
-            if copied {
-                self.prefetch_next(s, p, n_panels);
-            }
-            let column = (task.panels.start + p) * PANEL;
-            let n = (g.n - column).min(PANEL);
-            let bias = match g.bias {
-                Some(bias) if first_block => bias[column..column + n].as_ptr(),
-                _ => std::ptr::null(),
-            };
-            let rectangle = Rectangle {
-                start: self.row * task.c_stride + column,
-                rows: self.rows,
-                columns: n,
-                stride: task.c_stride,
-            };
-            if last_block {
-                task.finisher.prefetch(s, rectangle);
-            }
-            let c = task.out.get().wrapping_add(rectangle.start);
-            let block = Block {
-                a,
-                a_row,
-                a_col: g.a.col_stride(),
-                b: source.at(p, 0),
-                b_row: source.k_stride,
-                b_panel: source.panel_stride,
-                b_padded: source.padded,
-                c,
-                c_row: task.c_stride,
-                bias,
-                m: self.rows,
-                n,
-                k: self.depth,
-                alpha: g.alpha,
-                accumulate: g.accumulate || !first_block,
-            };
-            // `gemm` and `gemm_transposed_a` asserted the lengths of a, b, bias and c against the shapes; row, k_start and
-            // the panel lie inside them. Tasks write disjoint rectangles of c, which nothing else borrows.
-            Rows(&block).run(s);
-            if last_block {
-                // SAFETY: the rectangle lies inside c, and no other task has it.
-                unsafe { task.finisher.apply(s, task.out, rectangle) };
-            }
-        }
-    }
-}
-
-impl Strip<'_, '_> {
-    /// While panel p of n_panels is computed, the p-th share of the next strip's rows comes nearer.
-    #[inline(always)]
-    fn prefetch_next<S: Simd>(&self, s: S, p: usize, n_panels: usize) {
-        let a = self.task.g.a;
-        let next = self.row + self.rows;
-        let (row, k_start) = if next < self.task.rows.end {
-            (next, self.k_start)
-        } else {
-            (self.task.rows.start, self.k_start + self.depth)
-        };
-        for i in p * self.rows / n_panels..(p + 1) * self.rows / n_panels {
-            let start = a
-                .as_ptr()
-                .wrapping_add((row + i) * a.row_stride() + k_start);
-            for line in (0..self.depth).step_by(16) {
-                s.prefetch(start.wrapping_add(line));
-            }
-        }
     }
 }

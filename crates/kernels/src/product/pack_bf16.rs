@@ -1,14 +1,14 @@
 //! The packed form of bf16 matrices: `[ceil(n / PANEL)][ceil(k / 2)][PANEL][2]`, zero padded, the same for every
 //! instruction set.
 
+use super::panels::{PANEL, PanelPart};
+use super::weights::{PackedOf, Side};
 use crate::element::{DType, Element};
-use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
 use crate::parallel::for_each_chunk;
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at};
 use half::bf16;
-use std::cell::RefCell;
 
 /// Pairs that k values make.
 pub(crate) fn pairs_of(k: usize) -> usize {
@@ -62,10 +62,8 @@ pub(crate) fn pack_columns<S: Simd, E: Element>(s: S, rows: MatRef<E>, panel: &m
     }
 }
 
-thread_local! {
-    /// Rows of a panel, converted: kept between panels.
-    static ROWS: RefCell<Vec<bf16>> = RefCell::default();
-}
+/// Pairs of a row that are converted at once, on the stack.
+const CHUNK: usize = 64;
 
 /// Packs at most PANEL rows into one panel, from any view; fastest where rows are contiguous.
 #[inline(always)]
@@ -83,23 +81,26 @@ pub(crate) fn pack_rows_of<S: Simd, E: Element>(s: S, rows: MatRef<E>, panel: &m
         }
         return;
     }
-    let mut buffer = ROWS.take();
-    buffer.clear();
-    buffer.resize(PANEL * 2 * pairs, bf16::ZERO);
-    for i in 0..n {
-        convert_row(s, rows, i, 1.0, &mut buffer[i * 2 * pairs..][..2 * pairs]);
+    let mut buffer = [bf16::ZERO; PANEL * 2 * CHUNK];
+    for (chunk, lines) in panel.chunks_mut(2 * PANEL * CHUNK).enumerate() {
+        let (first, chunk_pairs) = (2 * CHUNK * chunk, lines.len() / (2 * PANEL));
+        let columns = rows.cols_range(first..(first + 2 * CHUNK).min(k));
+        let len = 2 * chunk_pairs;
+        for i in 0..n {
+            convert_row(s, columns, i, 1.0, &mut buffer[i * len..][..len]);
+        }
+        buffer[n * len..PANEL * len].fill(bf16::ZERO);
+        // SAFETY: the buffer holds PANEL rows of `chunk_pairs` pairs, `lines` as many lines of PANEL pairs.
+        unsafe {
+            let (from, to) = (buffer.as_ptr().cast(), lines.as_mut_ptr().cast());
+            transpose_u(s, from, chunk_pairs, [PANEL, chunk_pairs], to);
+        }
     }
-    // SAFETY: the buffer holds PANEL rows of `pairs` pairs, the panel `pairs` lines of PANEL pairs.
-    unsafe {
-        let (from, to) = (buffer.as_ptr().cast(), panel.as_mut_ptr().cast());
-        transpose_u(s, from, pairs, [PANEL, pairs], to);
-    }
-    ROWS.set(buffer);
 }
 
 /// The first element of `a` if its rows are bf16 and whole pairs, so that they can be read where they lie.
 #[inline(always)]
-pub(super) fn in_place<E: Element>(a: &MatRef<E>) -> Option<*const bf16> {
+pub(crate) fn in_place<E: Element>(a: &MatRef<E>) -> Option<*const bf16> {
     let even = a.cols().is_multiple_of(2) && a.row_stride().is_multiple_of(2);
     let fits = E::DTYPE == DType::Bf16 && a.col_stride() == 1 && even;
     fits.then(|| a.as_ptr().cast::<bf16>())
@@ -134,7 +135,7 @@ fn pair_columns<S: Simd, E: Element>(s: S, rows: MatRef<E>, pair: usize, line: &
 
 /// dst = scale * row i of `a`, zero up to whole pairs.
 #[inline(always)]
-pub(super) fn convert_row<S: Simd, E: Element>(
+pub(crate) fn convert_row<S: Simd, E: Element>(
     s: S,
     a: MatRef<E>,
     i: usize,
@@ -193,48 +194,13 @@ unsafe fn transpose_u<S: Simd>(
     }
 }
 
-/// Panel `panel` of the packed form of wᵀ [n, k], from the packed form of w [k, n]: columns `PANEL * panel ..` of w, paired
-/// along its rows.
-#[inline(always)]
-pub(super) fn repack_panel<S: Simd>(
-    s: S,
-    packed: &[bf16],
-    [k, n]: [usize; 2],
-    panel: usize,
-    dst: &mut [bf16],
-) {
-    /// Pairs in a panel's width.
-    const HALF: usize = PANEL / 2;
-    let source_pairs = pairs_of(n);
-    assert_eq!(packed.len(), packed_bf16_len(k, n));
-    assert_eq!(dst.len(), 2 * PANEL * pairs_of(k));
-    // Source: [k / PANEL][n / 2][PANEL][2]. This panel's columns of w are pairs `first ..` of each source panel.
-    let first = panel * HALF;
-    let depth = source_pairs.saturating_sub(first).min(HALF);
-    let mut block = [0u32; HALF * PANEL];
-    let mut turned = [0u32; PANEL * HALF];
-    for (p, dst) in dst.chunks_mut(2 * PANEL * HALF).enumerate() {
-        let src = &packed[2 * (p * source_pairs + first) * PANEL..][..2 * depth * PANEL];
-        // SAFETY: `src` holds depth <= HALF lines of PANEL pairs; `block` holds HALF.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                src.as_ptr().cast::<u8>(),
-                block.as_mut_ptr().cast::<u8>(),
-                2 * src.len(),
-            );
-            transpose_u(s, block.as_ptr(), PANEL, [HALF, PANEL], turned.as_mut_ptr());
-        }
-        for (pair, line) in dst.chunks_exact_mut(2 * PANEL).enumerate() {
-            let rows = &turned[2 * pair * HALF..][..2 * HALF];
-            interleave(rows, line);
-        }
-    }
-}
+/// Pairs in a panel's width.
+const HALF: usize = PANEL / 2;
 
 /// Two rows of 16 pairs along n → 32 pairs along k: line[2 j] = (a[j].low, b[j].low), line[2 j + 1] = (a[j].high, b[j].high).
 #[inline(always)]
 fn interleave(rows: &[u32], line: &mut [bf16]) {
-    let (a, b) = rows.split_at(PANEL / 2);
+    let (a, b) = rows.split_at(HALF);
     for ((out, &a), &b) in line.chunks_exact_mut(4).zip(a).zip(b) {
         out[0] = bf16::from_bits(a as u16);
         out[1] = bf16::from_bits(b as u16);
@@ -251,6 +217,165 @@ pub fn unpack_bf16(packed: &[bf16], n: usize, k: usize, dst: &mut [f32]) {
         let panel = &packed[i / PANEL * 2 * PANEL * pairs_of(k)..];
         for kk in 0..k {
             dst[i * k + kk] = panel[(kk / 2 * PANEL + i % PANEL) * 2 + kk % 2].widen();
+        }
+    }
+}
+
+/// A part of a panel of packed weights, straight or transposed.
+pub(super) fn pairs(isa: Isa, w: &PackedOf<bf16>, side: Side, part: &PanelPart, out: &mut [bf16]) {
+    match side {
+        Side::Straight => out.copy_from_slice(straight(w, part)),
+        Side::Transposed => {
+            let source = transposed(w, part);
+            dispatch(isa, TransposePairs { source, out });
+        }
+    }
+}
+
+/// The same, widened to lines.
+pub(super) fn widen(isa: Isa, w: &PackedOf<bf16>, side: Side, part: &PanelPart, out: &mut [f32]) {
+    match side {
+        Side::Straight => {
+            let pairs = straight(w, part);
+            dispatch(isa, WidenPairs { pairs, out });
+        }
+        Side::Transposed => {
+            let source = transposed(w, part);
+            dispatch(isa, WidenTransposed { source, out });
+        }
+    }
+}
+
+/// A part of a panel where it lies: whole pairs.
+fn straight<'a>(w: &PackedOf<'a, bf16>, part: &PanelPart) -> &'a [bf16] {
+    let panel = &w.values[part.panel * 2 * PANEL * pairs_of(w.depth)..];
+    &panel[part.depth.start * PANEL..][..2 * PANEL * pairs_of(part.depth.len())]
+}
+
+/// The panels of w whose rows are a part's depth, which starts with one of them.
+fn transposed<'a>(w: &PackedOf<'a, bf16>, part: &PanelPart) -> PanelsOf<'a> {
+    assert!(part.depth.end <= w.rows, "the panel's depth");
+    let start = packed_bf16_len(part.depth.start, w.depth);
+    PanelsOf {
+        packed: &w.values[start..][..packed_bf16_len(part.depth.len(), w.depth)],
+        shape: [part.depth.len(), w.depth],
+        panel: part.panel,
+    }
+}
+
+/// The columns of one panel of wᵀ in the packed form of w.
+struct PanelsOf<'a> {
+    packed: &'a [bf16],
+    shape: [usize; 2],
+    panel: usize,
+}
+
+/// A block of a panel, and its transpose.
+struct Lines {
+    /// Lines behind those that exist stay zero.
+    block: [u32; HALF * PANEL],
+    lines: [u32; PANEL * HALF],
+}
+
+impl Lines {
+    const ZERO: Self = Self {
+        block: [0; HALF * PANEL],
+        lines: [0; PANEL * HALF],
+    };
+}
+
+impl PanelsOf<'_> {
+    /// Panel p's columns, transposed: row i of the panel's [`PANEL`] rows as a line of pairs of neighbouring columns.
+    #[inline(always)]
+    fn lines_of<S: Simd>(&self, s: S, p: usize, into: &mut Lines) {
+        let source_pairs = pairs_of(self.shape[1]);
+        let first = self.panel * HALF;
+        let depth = source_pairs.saturating_sub(first).min(HALF);
+        let src = &self.packed[2 * (p * source_pairs + first) * PANEL..][..2 * depth * PANEL];
+        let Lines { block, lines } = into;
+        // SAFETY: `src` holds depth <= HALF lines of PANEL pairs; `block` holds HALF.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                src.as_ptr().cast::<u8>(),
+                block.as_mut_ptr().cast::<u8>(),
+                2 * src.len(),
+            );
+            transpose_u(s, block.as_ptr(), PANEL, [HALF, PANEL], lines.as_mut_ptr());
+        }
+    }
+}
+
+/// A panel of the packed form of wᵀ.
+struct TransposePairs<'a> {
+    source: PanelsOf<'a>,
+    out: &'a mut [bf16],
+}
+
+impl SimdOp for TransposePairs<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert_eq!(self.out.len(), 2 * PANEL * pairs_of(self.source.shape[0]));
+        let mut lines = Lines::ZERO;
+        for (p, out) in self.out.chunks_mut(2 * PANEL * HALF).enumerate() {
+            self.source.lines_of(s, p, &mut lines);
+            for (pair, line) in out.chunks_exact_mut(2 * PANEL).enumerate() {
+                interleave(&lines.lines[2 * pair * HALF..][..2 * HALF], line);
+            }
+        }
+    }
+}
+
+/// A panel of wᵀ in f32: a line of pairs of neighbouring columns is a line of bf16 values.
+struct WidenTransposed<'a> {
+    source: PanelsOf<'a>,
+    out: &'a mut [f32],
+}
+
+impl SimdOp for WidenTransposed<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert_eq!(self.out.len(), PANEL * self.source.shape[0]);
+        let mut lines = Lines::ZERO;
+        for (p, out) in self.out.chunks_mut(PANEL * PANEL).enumerate() {
+            self.source.lines_of(s, p, &mut lines);
+            for at in (0..out.len()).step_by(S::LANES) {
+                // SAFETY: `lines` holds PANEL * PANEL values, of which `out` is at most as many whole lines; LANES divides
+                // PANEL.
+                unsafe {
+                    let v = s.load_bf16(lines.lines.as_ptr().cast::<bf16>().add(at));
+                    s.store(out.as_mut_ptr().add(at), v);
+                }
+            }
+        }
+    }
+}
+
+/// Pairs of a panel, widened.
+struct WidenPairs<'a> {
+    pairs: &'a [bf16],
+    out: &'a mut [f32],
+}
+
+impl SimdOp for WidenPairs<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let upper = s.splat_u(0xffff_0000);
+        let lines = self.out.chunks_mut(2 * PANEL);
+        for (pairs, lines) in self.pairs.chunks_exact(2 * PANEL).zip(lines) {
+            for j in (0..PANEL).step_by(S::LANES) {
+                // SAFETY: a chunk holds PANEL pairs, `lines` PANEL values or twice as many; LANES divides PANEL.
+                unsafe {
+                    let pair = s.load_u(pairs.as_ptr().cast::<u32>().add(j));
+                    let out = lines.as_mut_ptr().add(j);
+                    s.store(out, s.of_bits(s.shl16_u(pair)));
+                    if lines.len() > PANEL {
+                        s.store(out.add(PANEL), s.of_bits(s.and_u(pair, upper)));
+                    }
+                }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The packed form: `[ceil(n / PANEL)][k][PANEL]`, zero padded, the same for every instruction set.
 
-use super::PANEL;
+use super::panels::{PANEL, PanelPart};
+use super::weights::{PackedOf, Side};
 use crate::isa::Isa;
 use crate::matrix::MatRef;
 use crate::parallel::for_each_chunk;
@@ -153,7 +154,7 @@ impl SimdOp for Repack<'_> {
 /// One panel of Wᵀ [k, n] from the packed form of W [n, k]: PANEL columns of W from `first_k` on, every row. `packed` may go on
 /// behind it. Panics if it is too short or `dst` has not n * PANEL values.
 #[inline(always)]
-pub(super) fn turn_panel<S: Simd>(
+pub(crate) fn turn_panel<S: Simd>(
     s: S,
     packed: &[f32],
     [n, k]: [usize; 2],
@@ -183,6 +184,28 @@ pub(super) fn turn_panel<S: Simd>(
                     *value = if j < depth { src[j * PANEL + i] } else { 0.0 };
                 }
             }
+        }
+    }
+}
+
+/// A part of a panel of packed weights, straight or transposed.
+pub(super) fn widen(isa: Isa, w: &PackedOf<f32>, side: Side, part: &PanelPart, out: &mut [f32]) {
+    let (panel, depth) = (part.panel, part.depth.clone());
+    match side {
+        Side::Straight => {
+            let panel = &w.values[panel * PANEL * w.depth..];
+            out.copy_from_slice(&panel[depth.start * PANEL..depth.end * PANEL]);
+        }
+        Side::Transposed => {
+            assert!(depth.end <= w.rows, "the panel's depth");
+            let op = Repack {
+                // The depth starts with a panel of w.
+                packed: &w.values[depth.start * w.depth..],
+                shape: [depth.len(), w.depth],
+                first_k: panel * PANEL,
+                dst: out,
+            };
+            dispatch(isa, op);
         }
     }
 }

@@ -1,14 +1,9 @@
-//! The register tile: up to `GEMM_ROWS` rows against one panel, over the whole depth.
+//! The bf16 register tile: up to `GEMM_ROWS` rows against one panel, pairs of the depth with f32 sums.
 
-use crate::gemm::{PANEL, each_row};
+use super::panels::PANEL;
+use super::tile_f32::each_row;
 use crate::simd::{Simd, SimdOp};
 use half::bf16;
-
-/// Rows of the largest tile of any instruction set.
-const MAX_ROWS: usize = 12;
-
-/// Values of a tile: rows of [`PANEL`].
-pub(super) const TILE_LEN: usize = MAX_ROWS * PANEL;
 
 /// How far ahead b is asked for, in pairs.
 const AHEAD: usize = 8;

@@ -1,0 +1,205 @@
+//! Products of matrices: c = alpha·a·bᵀ + Σ scale·h·gᵀ + bias, and then what the layer does with it, tile by tile in cache.
+//!
+//! One driver cuts the work into tasks of some rows of `a` against some panels of `b`, in whichever format the panels are
+//! stored ([`PanelSource`]). An [`Arithmetic`] is a register tile, and the form of its operands in cache. The sum of an
+//! element runs in an order that the depth alone decides, so that its bits depend on neither the other rows, nor the
+//! row's place, nor the threads.
+
+mod driver;
+mod epilogue;
+mod pack_bf16;
+mod pack_f32;
+mod panels;
+mod plan;
+mod strips;
+mod tile_bf16;
+mod tile_f32;
+mod weights;
+
+use std::ops::Range;
+
+use crate::activation::Activation;
+use crate::element::{DType, Values, ValuesMut};
+use crate::isa::Isa;
+use crate::matrix::{AnyMatRef, MatRef};
+use crate::scratch::{Scratch, ScratchNeed};
+use driver::Job;
+use epilogue::Sink;
+pub use pack_bf16::{pack_bf16, packed_bf16_len, unpack_bf16};
+pub(crate) use pack_bf16::{pack_columns, pack_rows_of, pairs_of};
+pub(crate) use pack_f32::pack_rows;
+pub use pack_f32::{pack, packed_len, repack_transposed, unpack};
+pub(crate) use panels::RowsOf;
+pub use panels::{PANEL, PanelForm, PanelPart, PanelSource, PanelsInPlace};
+pub use plan::{Order, ProductShape};
+pub(crate) use strips::STRIP_STRIDE;
+pub(crate) use tile_bf16::{Ahead, Product as PairTile, product_tile};
+pub(crate) use tile_f32::{Block, each_row, multiply_block};
+pub use weights::{PackedWeights, Side, WeightFormat, WeightPanels, pack_weights, packed_bytes};
+
+/// What multiplies, whatever the operands are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// f32 values; bf16 and smaller ones are widened in cache or registers. Sums over 384 of the depth are added in order.
+    F32,
+    /// Pairs of bf16 values with f32 sums over the whole depth; wider operands are rounded in cache.
+    Bf16,
+}
+
+/// A low-rank term of some rows of a product: scale·h·gᵀ.
+#[derive(Clone, Debug)]
+pub struct LowRankTerm<'a> {
+    /// Rows of c that it is added to.
+    pub rows: Range<usize>,
+    /// [rows, r].
+    pub h: MatRef<'a>,
+    /// g [n, r], in the format of the arithmetic.
+    pub g: PackedWeights<'a>,
+    /// Factor of the term.
+    pub scale: f32,
+}
+
+/// v = alpha·a·bᵀ + Σ scale·h·gᵀ + bias.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    /// What multiplies.
+    pub arithmetic: Arithmetic,
+    /// [m, k]; may be any view. Fastest with contiguous rows or columns.
+    pub a: AnyMatRef<'a>,
+    /// b [n, k].
+    pub b: &'a dyn PanelSource,
+    /// Factor of a·bᵀ.
+    pub alpha: f32,
+    /// Terms of adapters, added in order.
+    pub low_rank: &'a [LowRankTerm<'a>],
+    /// `[n]`.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// What becomes of v. Matrices are [m, n], in the type of c and with its distance between rows.
+#[derive(Debug)]
+pub enum Epilogue<'a> {
+    /// c = v.
+    Store,
+    /// c += v.
+    Add,
+    /// c = f(v), and pre = v if its backward will need it.
+    Activate {
+        /// f.
+        kind: Activation,
+        /// v.
+        pre: Option<ValuesMut<'a>>,
+    },
+    /// c = v f'(pre): the backward of an activation between two layers.
+    ActivateBackward {
+        /// f.
+        kind: Activation,
+        /// The activation's input.
+        pre: Values<'a>,
+    },
+}
+
+/// c [m, n], with rows `row_stride` elements apart. What lies between the rows is untouched.
+#[derive(Debug)]
+pub struct Output<'a> {
+    /// The elements.
+    pub values: ValuesMut<'a>,
+    /// At least n.
+    pub row_stride: usize,
+}
+
+impl<'a> Product<'a> {
+    /// a·bᵀ.
+    pub fn new(arithmetic: Arithmetic, a: AnyMatRef<'a>, b: &'a dyn PanelSource) -> Self {
+        Self {
+            arithmetic,
+            a,
+            b,
+            alpha: 1.0,
+            low_rank: &[],
+            bias: None,
+        }
+    }
+
+    /// The shape, with c of a type.
+    pub(crate) fn shape(&self, panels: Option<PanelsInPlace>, c: DType) -> ProductShape {
+        let [n, k] = self.b.shape();
+        ProductShape {
+            arithmetic: self.arithmetic,
+            m: self.a.rows(),
+            n,
+            k,
+            a: Order::of(self.a),
+            b: panels.map_or(PanelForm::Decoded, |panels| panels.form()),
+            c,
+            rank: self.low_rank.iter().map(|term| term.h.cols()).sum(),
+            terms: self.low_rank.len(),
+        }
+    }
+
+    /// Panics if a length disagrees with the shape.
+    fn check(&self, shape: &ProductShape, panels: Option<PanelsInPlace>) {
+        let ProductShape { m, n, k, .. } = *shape;
+        assert_eq!(self.a.cols(), k, "the product's depth");
+        if let Some(panels) = panels {
+            panels.check(n, k);
+        }
+        if let Some(bias) = self.bias {
+            assert_eq!(bias.len(), n, "bias");
+        }
+        let format = match self.arithmetic {
+            Arithmetic::F32 => WeightFormat::F32,
+            Arithmetic::Bf16 => WeightFormat::Bf16,
+        };
+        for term in self.low_rank {
+            let Range { start, end } = term.rows;
+            assert!(
+                start <= end && end <= m,
+                "rows {start}..{end} of a term, of {m}"
+            );
+            assert_eq!(term.h.rows(), end - start, "rows of a term");
+            let rank = term.h.cols();
+            assert!(
+                term.h.col_stride() == 1 || rank <= 1,
+                "rows of h are contiguous"
+            );
+            assert_eq!(term.g.shape(), [n, rank], "g of a term");
+            assert_eq!(
+                term.g.format(),
+                format,
+                "g of a term, in the arithmetic's format"
+            );
+        }
+    }
+}
+
+/// Runs a product. Panics if a length disagrees with the shapes, or if `scratch` is less than [`product_scratch`] says.
+pub fn product(isa: Isa, call: &Product, epilogue: Epilogue, c: Output, scratch: &mut Scratch<'_>) {
+    let in_place = call.b.in_place();
+    let shape = call.shape(in_place, c.values.dtype());
+    call.check(&shape, in_place);
+    let sink = Sink::new(&shape, epilogue, c, call.bias);
+    if shape.m == 0 || shape.n == 0 {
+        return;
+    }
+    let plan = shape.plan(scratch.threads());
+    let (_, slots) = scratch.split(plan.scratch());
+    Job {
+        isa,
+        call,
+        shape,
+        in_place,
+        plan: &plan,
+        sink: &sink,
+        slots: &slots,
+    }
+    .run();
+}
+
+/// The scratch that [`product`] needs on a number of threads.
+pub fn product_scratch(shape: &ProductShape, threads: usize) -> ScratchNeed {
+    match (shape.m, shape.n) {
+        (0, _) | (_, 0) => ScratchNeed::default(),
+        _ => shape.plan(threads).scratch(),
+    }
+}

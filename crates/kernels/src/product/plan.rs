@@ -1,0 +1,342 @@
+//! How a product is cut into tasks and the depth into blocks, and the scratch that it takes: from shapes alone.
+//! An element's sum does not depend on the tasks, so that they may follow the number of threads.
+
+use std::ops::Range;
+
+use crate::element::DType;
+use crate::matrix::AnyMatRef;
+use crate::scratch::{ScratchNeed, bytes_of};
+
+use super::Arithmetic;
+use super::pack_bf16::pairs_of;
+use super::panels::{PANEL, PanelForm};
+use super::strips::{self, MAX_ROWS};
+
+/// Depth over which f32 sums run in registers; such sums are added in order, so that it decides the bits. A strip of 12 rows
+/// takes 18 KiB of the L1 cache while panels pass by (measured against 256: 1 to 2% more).
+pub(super) const F32_DEPTH: usize = 384;
+
+/// Rows of an f32 task, about.
+const F32_ROWS: usize = 384;
+
+/// Panels of an f32 task, at most: with [`F32_DEPTH`] deep blocks 384 KiB, for the L2 cache.
+const F32_PANELS: usize = 8;
+
+/// Bytes of the panels that a bf16 task works on: they share the L2 cache with a strip of `a`.
+const GROUP_BYTES: usize = 384 * 1024;
+
+/// Depth up to which bf16 panels are made whole in cache. A deeper sum, such as that over a vocabulary, goes by blocks.
+const WHOLE_DEPTH: usize = 6144;
+
+/// Depth of such a block, a multiple of [`PANEL`]: the block's panels, [`GROUP_BYTES`] at most, stay in the L2 cache.
+const BLOCK_DEPTH: usize = 512;
+
+/// Rows that a task sums by blocks at a time: the tiles wait in cache for the next block.
+const BLOCK_ROWS: usize = 512;
+
+/// Panels that a task sums by blocks: few, as their tiles wait in cache; as many as that allows, as each task reads `a` anew.
+const BLOCK_PANELS: usize = 6;
+
+/// Rows of a task over packed strips are a multiple of every instruction set's tile: 12, 8, 6 and 4.
+const PACKED_STEP: usize = 24;
+
+/// Rows of such a task at most: beyond, a panel's way into the cache is paid for.
+const PACKED_ROWS: usize = 192;
+
+/// Rows up to which bf16 panels are widened in registers, anew for each strip of rows: beyond, once in cache for all rows.
+const WIDENED_ROWS: usize = 24;
+
+/// How a tile gets its panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Where it lies.
+    InPlace,
+    /// Where it lies, bf16 pairs that are widened in registers.
+    Registers,
+    /// Made in cache by the task.
+    Decoded,
+}
+
+/// What a product's scratch depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProductShape {
+    /// What multiplies.
+    pub arithmetic: Arithmetic,
+    /// Rows of a and c.
+    pub m: usize,
+    /// Rows of b, columns of c.
+    pub n: usize,
+    /// Columns of a and b.
+    pub k: usize,
+    /// How a lies.
+    pub a: Order,
+    /// How b's panels are found.
+    pub b: PanelForm,
+    /// The type of c.
+    pub c: DType,
+    /// Sum of the ranks of the low-rank terms.
+    pub rank: usize,
+    /// Low-rank terms.
+    pub terms: usize,
+}
+
+/// Which elements of a matrix lie end to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// Those of a row, or none.
+    Rows,
+    /// Those of a column, but not those of a row.
+    Columns,
+}
+
+impl Order {
+    /// That of a view.
+    pub fn of(a: AnyMatRef) -> Self {
+        match (a.row_stride(), a.col_stride()) {
+            (1, stride) if stride != 1 => Order::Columns,
+            _ => Order::Rows,
+        }
+    }
+}
+
+impl ProductShape {
+    /// Whether sums are made in c itself: f32 sums over blocks of the depth are added to it.
+    pub(super) fn sums_in_c(&self) -> bool {
+        self.arithmetic == Arithmetic::F32 && self.c == DType::F32
+    }
+
+    /// How a tile gets its panel.
+    pub(super) fn reading(&self) -> Reading {
+        match (self.arithmetic, self.b) {
+            (Arithmetic::F32, PanelForm::Lines) => Reading::InPlace,
+            (Arithmetic::F32, PanelForm::Pairs) if self.m <= WIDENED_ROWS => Reading::Registers,
+            (Arithmetic::Bf16, PanelForm::Pairs) => Reading::InPlace,
+            (Arithmetic::F32, PanelForm::Pairs | PanelForm::Decoded)
+            | (Arithmetic::Bf16, PanelForm::Lines | PanelForm::Decoded) => Reading::Decoded,
+        }
+    }
+
+    /// For a product that is not empty.
+    pub(super) fn plan(&self, threads: usize) -> Plan {
+        let cut = match self.arithmetic {
+            Arithmetic::F32 => self.cut_f32(),
+            Arithmetic::Bf16 if self.packs_strips() => self.cut_packed(threads),
+            Arithmetic::Bf16 if self.reading() == Reading::Decoded && self.k > WHOLE_DEPTH => {
+                self.cut_by_blocks(threads)
+            }
+            Arithmetic::Bf16 => self.cut_bf16(threads),
+        };
+        Plan {
+            buffers: self.buffers(&cut),
+            cut,
+        }
+    }
+
+    /// Whether whole strips of a transposed `a`, as where a weight's gradient sums over tokens, are packed ahead in pairs:
+    /// rows copied one by one, anew for each group of panels, ran at a fifth of the speed.
+    fn packs_strips(&self) -> bool {
+        self.a == Order::Columns && self.terms == 0 && self.b == PanelForm::Pairs
+    }
+
+    fn cut(&self, n_groups: usize, n_row_blocks: usize, depth: usize) -> Cut {
+        Cut {
+            m: self.m,
+            n_panels: self.n.div_ceil(PANEL),
+            n_groups,
+            rows: Rows::Even(n_row_blocks),
+            depth,
+        }
+    }
+
+    fn cut_f32(&self) -> Cut {
+        let n_panels = self.n.div_ceil(PANEL);
+        // Even groups: 24 panels in 3 groups of 8, 9 panels in 2 of 5 and 4.
+        let n_groups = n_panels.div_ceil(F32_PANELS);
+        // Few rows leave the threads idle unless the panels are split finer.
+        let n_groups = if self.m <= F32_ROWS {
+            n_panels.div_ceil(3).max(n_groups)
+        } else {
+            n_groups
+        };
+        self.cut(n_groups, self.m.div_ceil(F32_ROWS), F32_DEPTH)
+    }
+
+    fn cut_bf16(&self, threads: usize) -> Cut {
+        let n_panels = self.n.div_ceil(PANEL);
+        let decoded = self.reading() == Reading::Decoded;
+        let per_group = (GROUP_BYTES / (pairs_of(self.k) * PANEL * 4).max(1)).clamp(1, 12);
+        let mut n_groups = n_panels.div_ceil(per_group);
+        if threads == 1 {
+            return self.cut(n_groups, 1, self.k);
+        }
+        // Several tasks for each thread even out their ends. Panels that are made anew in each task are cut by columns
+        // first, others by rows.
+        let wanted = 6 * threads;
+        if decoded || self.m < 64 * threads {
+            n_groups = n_groups.max(wanted.min(n_panels));
+        }
+        let n_row_blocks = if decoded && n_groups >= 2 * threads {
+            1
+        } else {
+            wanted.div_ceil(n_groups).min(self.m.div_ceil(48)).max(1)
+        };
+        self.cut(n_groups, n_row_blocks, self.k)
+    }
+
+    /// For sums by blocks of the depth.
+    fn cut_by_blocks(&self, threads: usize) -> Cut {
+        let n_panels = self.n.div_ceil(PANEL);
+        let n_groups = n_panels
+            .div_ceil(BLOCK_PANELS)
+            .max((2 * threads).min(n_panels));
+        self.cut(n_groups, self.m.div_ceil(BLOCK_ROWS), BLOCK_DEPTH)
+    }
+
+    /// For strips that are packed ahead.
+    fn cut_packed(&self, threads: usize) -> Cut {
+        let n_panels = self.n.div_ceil(PANEL);
+        let wanted = 4 * threads;
+        let in_cache = GROUP_BYTES / (4 * pairs_of(self.k).max(1));
+        let rows = in_cache.min(PACKED_ROWS).min(self.m.div_ceil(wanted));
+        let rows = rows.next_multiple_of(PACKED_STEP).max(PACKED_STEP);
+        // Too few rows for all threads: the panels are cut too, and each part packs its strips.
+        let n_groups = wanted.div_ceil(self.m.div_ceil(rows)).min(n_panels);
+        Cut {
+            rows: Rows::Packed(rows),
+            ..self.cut(n_groups, 0, self.k)
+        }
+    }
+
+    fn buffers(&self, cut: &Cut) -> Buffers<usize> {
+        let (rows, panels) = (cut.most_rows(), cut.n_panels.div_ceil(cut.n_groups));
+        let depth = cut.depth.min(self.k);
+        let panel = match self.arithmetic {
+            Arithmetic::F32 => PANEL * depth,
+            Arithmetic::Bf16 => PANEL * pairs_of(depth),
+        };
+        let strip = match (self.arithmetic, cut.rows) {
+            (Arithmetic::F32, _) => strips::F32_WORDS,
+            (Arithmetic::Bf16, Rows::Packed(_)) => strips::packed_words(rows, depth),
+            (Arithmetic::Bf16, Rows::Even(_)) => strips::pair_words(depth),
+        };
+        let terms = match self.arithmetic {
+            Arithmetic::F32 => 0,
+            // Whole lines for each term's rank, and one more.
+            Arithmetic::Bf16 => {
+                strips::pair_words(self.rank) + self.terms * strips::pair_words(PANEL)
+            }
+        };
+        let tile = MAX_ROWS * PANEL;
+        let tiles = match (self.sums_in_c(), depth < self.k) {
+            (true, _) => 0,
+            (false, false) => tile,
+            // Strips of fewer rows have smaller tiles.
+            (false, true) => (rows + MAX_ROWS) * panels * PANEL,
+        };
+        let panels_made = match self.reading() {
+            Reading::InPlace | Reading::Registers => 0,
+            Reading::Decoded => panels,
+        };
+        Buffers {
+            panels: panels_made * panel,
+            strip,
+            terms,
+            tiles,
+        }
+    }
+}
+
+/// The tasks and blocks of a product, and the buffers of a task.
+pub(super) struct Plan {
+    pub cut: Cut,
+    /// In words of four bytes.
+    pub buffers: Buffers<usize>,
+}
+
+impl Plan {
+    pub(super) fn scratch(&self) -> ScratchNeed {
+        let Buffers {
+            panels,
+            strip,
+            terms,
+            tiles,
+        } = self.buffers;
+        ScratchNeed {
+            shared: 0,
+            per_thread: [panels, strip, terms, tiles]
+                .map(bytes_of::<u32>)
+                .iter()
+                .sum(),
+        }
+    }
+}
+
+/// A task's buffers, or their lengths.
+pub(super) struct Buffers<T> {
+    /// Panels that are made in cache.
+    pub panels: T,
+    /// A strip of `a` that is copied, or all of them.
+    pub strip: T,
+    /// A strip of each low-rank term.
+    pub terms: T,
+    /// Sums that are not made in c.
+    pub tiles: T,
+}
+
+/// How the work is cut.
+pub(super) struct Cut {
+    m: usize,
+    n_panels: usize,
+    n_groups: usize,
+    pub rows: Rows,
+    /// Of a block.
+    pub depth: usize,
+}
+
+/// How rows are cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rows {
+    /// In a number of even blocks, which one group of panels after the other passes through.
+    Even(usize),
+    /// In blocks of some rows, whose strips are packed ahead and pass by panel for panel.
+    Packed(usize),
+}
+
+impl Cut {
+    fn n_row_blocks(&self) -> usize {
+        match self.rows {
+            Rows::Even(blocks) => blocks,
+            Rows::Packed(rows) => self.m.div_ceil(rows),
+        }
+    }
+
+    fn most_rows(&self) -> usize {
+        match self.rows {
+            Rows::Even(blocks) => self.m.div_ceil(blocks),
+            Rows::Packed(rows) => rows,
+        }
+    }
+
+    pub(super) fn n_tasks(&self) -> usize {
+        self.n_groups * self.n_row_blocks()
+    }
+
+    /// Panels and rows of a task. Neighbouring tasks share a group of panels, or packed rows.
+    pub(super) fn task(&self, task: usize) -> [Range<usize>; 2] {
+        let even = |i: usize, of: usize, len: usize| i * len / of..(i + 1) * len / of;
+        let panels = |group: usize| even(group, self.n_groups, self.n_panels);
+        match self.rows {
+            Rows::Even(blocks) => {
+                let (group, block) = (task / blocks, task % blocks);
+                [panels(group), even(block, blocks, self.m)]
+            }
+            Rows::Packed(rows) => {
+                let (block, group) = (task / self.n_groups, task % self.n_groups);
+                [
+                    panels(group),
+                    block * rows..((block + 1) * rows).min(self.m),
+                ]
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Packed weights: a matrix [rows, depth] in a format, by panels of rows. One packing serves the product with it and, as panels
+//! are transposed in cache, the product with its transpose.
+//!
+//! A format is an arm of each `match` here and a file with its layout. Nothing assumes that an element has a size.
+
+use half::bf16;
+
+use crate::aligned::{Plain, typed, typed_mut};
+use crate::isa::Isa;
+use crate::matrix::MatRef;
+
+use super::panels::{PANEL, PanelForm, PanelPart, PanelSource, PanelsInPlace, round_pairs};
+use super::{pack_bf16, pack_f32};
+
+/// How packed weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// f32 lines.
+    F32,
+    /// bf16 pairs.
+    Bf16,
+}
+
+impl WeightFormat {
+    /// The name, as users write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightFormat::F32 => "f32",
+            WeightFormat::Bf16 => "bf16",
+        }
+    }
+
+    /// How a product finds the panels of such weights, straight or transposed.
+    pub fn form(self, side: Side) -> PanelForm {
+        match (side, self) {
+            (Side::Straight, WeightFormat::F32) => PanelForm::Lines,
+            (Side::Straight, WeightFormat::Bf16) => PanelForm::Pairs,
+            (Side::Transposed, WeightFormat::F32 | WeightFormat::Bf16) => PanelForm::Decoded,
+        }
+    }
+}
+
+/// Which way packed weights W are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// x·Wᵀ: b is W.
+    Straight,
+    /// d·W: b is Wᵀ.
+    Transposed,
+}
+
+/// Bytes of the packed form of a matrix [rows, depth]. Panels of rows lie end to end, so that of a matrix cut at a multiple of
+/// [`PANEL`] rows the parts' packed forms lie end to end.
+pub fn packed_bytes(format: WeightFormat, rows: usize, depth: usize) -> usize {
+    match format {
+        WeightFormat::F32 => 4 * pack_f32::packed_len(rows, depth),
+        WeightFormat::Bf16 => 2 * pack_bf16::packed_bf16_len(rows, depth),
+    }
+}
+
+/// Packs w [rows, depth], any view, rounding where the format is narrower. Panics if `dst` is not [`packed_bytes`] long, or not
+/// aligned for the format.
+pub fn pack_weights(isa: Isa, format: WeightFormat, w: MatRef, dst: &mut [u8]) {
+    match format {
+        WeightFormat::F32 => pack_f32::pack(isa, w, typed_mut(dst)),
+        WeightFormat::Bf16 => pack_bf16::pack_bf16(isa, w, typed_mut(dst)),
+    }
+}
+
+/// Packed weights W [rows, depth].
+#[derive(Clone, Copy, Debug)]
+pub struct PackedWeights<'a> {
+    format: WeightFormat,
+    rows: usize,
+    depth: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> PackedWeights<'a> {
+    /// What [`pack_weights`] wrote. Panics if there are not as many bytes as [`packed_bytes`] says, or if they are not aligned
+    /// for the format.
+    pub fn new(format: WeightFormat, [rows, depth]: [usize; 2], bytes: &'a [u8]) -> Self {
+        let (needed, name) = (packed_bytes(format, rows, depth), format.name());
+        assert_eq!(bytes.len(), needed, "{name} weights [{rows}, {depth}]");
+        let align = match format {
+            WeightFormat::F32 => align_of::<f32>(),
+            WeightFormat::Bf16 => align_of::<bf16>(),
+        };
+        let aligned = bytes.as_ptr().addr().is_multiple_of(align);
+        assert!(aligned || bytes.is_empty(), "{name} weights are aligned");
+        Self {
+            format,
+            rows,
+            depth,
+            bytes,
+        }
+    }
+
+    /// The format.
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// [rows, depth].
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.depth]
+    }
+
+    /// The second operand of x·Wᵀ or of d·W.
+    pub fn panels(self, side: Side) -> WeightPanels<'a> {
+        WeightPanels {
+            weights: self,
+            side,
+        }
+    }
+
+    /// W, row-major, in f32. Panics if the length disagrees.
+    pub fn unpack(&self, dst: &mut [f32]) {
+        let (n, k) = (self.rows, self.depth);
+        match self.format {
+            WeightFormat::F32 => pack_f32::unpack(self.of().values, n, k, dst),
+            WeightFormat::Bf16 => pack_bf16::unpack_bf16(self.of().values, n, k, dst),
+        }
+    }
+
+    /// The panels, in words of four bytes where the format is made of such.
+    pub(super) fn as_ptr(&self) -> *const u32 {
+        self.bytes.as_ptr().cast()
+    }
+
+    /// As values of the type that the format's layout is made of.
+    fn of<T: Plain>(&self) -> PackedOf<'a, T> {
+        PackedOf {
+            values: typed(self.bytes),
+            rows: self.rows,
+            depth: self.depth,
+        }
+    }
+}
+
+/// Packed weights [rows, depth] in a layout made of one type.
+pub(super) struct PackedOf<'a, T> {
+    pub values: &'a [T],
+    pub rows: usize,
+    pub depth: usize,
+}
+
+/// Packed weights as the second operand of a product.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightPanels<'a> {
+    weights: PackedWeights<'a>,
+    side: Side,
+}
+
+impl PanelSource for WeightPanels<'_> {
+    fn shape(&self) -> [usize; 2] {
+        let [rows, depth] = self.weights.shape();
+        match self.side {
+            Side::Straight => [rows, depth],
+            Side::Transposed => [depth, rows],
+        }
+    }
+
+    fn widen(&self, isa: Isa, part: PanelPart, out: &mut [f32]) {
+        let (w, side) = (self.weights, self.side);
+        match w.format {
+            WeightFormat::F32 => pack_f32::widen(isa, &w.of(), side, &part, out),
+            WeightFormat::Bf16 => pack_bf16::widen(isa, &w.of(), side, &part, out),
+        }
+    }
+
+    fn pairs(&self, isa: Isa, part: PanelPart, out: &mut [bf16]) {
+        let (w, side) = (self.weights, self.side);
+        match w.format {
+            WeightFormat::F32 => round_pairs(self, isa, part, out),
+            WeightFormat::Bf16 => pack_bf16::pairs(isa, &w.of(), side, &part, out),
+        }
+    }
+
+    fn in_place(&self) -> Option<PanelsInPlace<'_>> {
+        let w = self.weights;
+        match w.format.form(self.side) {
+            PanelForm::Decoded => None,
+            PanelForm::Lines => Some(PanelsInPlace::Lines {
+                values: w.of().values,
+                panel_stride: w.depth * PANEL,
+                depth_stride: PANEL,
+                padded: true,
+            }),
+            PanelForm::Pairs => Some(PanelsInPlace::Pairs(w.of().values)),
+        }
+    }
+}
