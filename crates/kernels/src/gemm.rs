@@ -95,8 +95,7 @@ thread_local! {
 /// [`product`] with scratch that the thread keeps.
 pub(crate) fn with_scratch(isa: Isa, call: &Product, epilogue: Epilogue, c: Output) {
     let threads = rayon::current_num_threads();
-    let bytes =
-        product_scratch(&call.shape(call.b.in_place(), c.values.dtype()), threads).bytes(threads);
+    let bytes = product_scratch(&call.shape(c.values.dtype()), threads).bytes(threads);
     let mut buffer = SCRATCH.replace(ScratchBuffer::new(0, 1));
     if !buffer.holds(bytes, threads) {
         buffer = ScratchBuffer::new(bytes, threads);

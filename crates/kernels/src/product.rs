@@ -122,7 +122,11 @@ impl<'a> Product<'a> {
     }
 
     /// The shape, with c of a type.
-    pub(crate) fn shape(&self, panels: Option<PanelsInPlace>, c: DType) -> ProductShape {
+    pub fn shape(&self, c: DType) -> ProductShape {
+        self.shape_of(self.b.in_place(), c)
+    }
+
+    fn shape_of(&self, panels: Option<PanelsInPlace>, c: DType) -> ProductShape {
         let [n, k] = self.b.shape();
         ProductShape {
             arithmetic: self.arithmetic,
@@ -176,7 +180,7 @@ impl<'a> Product<'a> {
 /// Runs a product. Panics if a length disagrees with the shapes, or if `scratch` is less than [`product_scratch`] says.
 pub fn product(isa: Isa, call: &Product, epilogue: Epilogue, c: Output, scratch: &mut Scratch<'_>) {
     let in_place = call.b.in_place();
-    let shape = call.shape(in_place, c.values.dtype());
+    let shape = call.shape_of(in_place, c.values.dtype());
     call.check(&shape, in_place);
     let sink = Sink::new(&shape, epilogue, c, call.bias);
     if shape.m == 0 || shape.n == 0 {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use crate::aligned::typed_mut;
+use crate::element::Element;
 use crate::isa::Isa;
 use crate::matrix::{AnyMatRef, MatRef, each_type};
 use crate::parallel::for_each_task;
@@ -352,8 +353,9 @@ impl SimdOp for StripOp<'_, '_, '_, '_> {
         let (task, block) = (self.task, self.block);
         let (sink, n_panels) = (task.job.sink, task.panels.len());
         let strip = self.strip(s);
+        let next = self.next_pairs(s);
         for i in 0..n_panels {
-            let tile = self.tile(s, i);
+            let tile = self.tile(s, i, next);
             if block.last {
                 sink.prefetch(s, tile.at);
             }
@@ -419,7 +421,7 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
 
     /// Tile `i`, with a share of what the next strip reads to be brought nearer.
     #[inline(always)]
-    fn tile<S: Simd>(&mut self, s: S, i: usize) -> Tile {
+    fn tile<S: Simd>(&mut self, s: S, i: usize, next: Option<Shares>) -> Tile {
         let n_panels = self.task.panels.len();
         let index = match self.block.is_whole() {
             true => 0,
@@ -430,8 +432,14 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
         let mut tile = self.task.tile(&self.rows, i, &mut words[start..]);
         match self.task.job.call.arithmetic {
             Arithmetic::F32 => self.bring_next_f32(s, i),
-            Arithmetic::Bf16 if self.block.is_whole() => tile.ahead = self.next_pairs(s, i),
-            Arithmetic::Bf16 => {}
+            Arithmetic::Bf16 => {
+                if let Some(next) = next {
+                    tile.ahead = Ahead {
+                        start: next.start.wrapping_add(next.share * i),
+                        step: next.step,
+                    };
+                }
+            }
         }
         tile
     }
@@ -450,27 +458,17 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
             (task.rows.start, start + depth)
         };
         let len = self.rows.len();
-        each_type!(a, a => {
-            let line = 64 / (size_of_val(a.data()) / a.data().len().max(1)).max(1);
-            for row in row + i * len / n_panels..row + (i + 1) * len / n_panels {
-                let start = a.as_ptr().wrapping_add(row * a.row_stride() + column);
-                for at in (0..depth).step_by(line) {
-                    s.prefetch(start.wrapping_add(at).cast());
-                }
-            }
-        });
+        let rows = row + i * len / n_panels..row + (i + 1) * len / n_panels;
+        each_type!(a, a => prefetch_rows(s, a, rows, column..column + depth));
     }
 
-    /// Share `i` of the next strip, if it is read where it lies. Behind the last strip the task's first rows come again: the
-    /// task that follows, another group of panels, begins there.
+    /// The next strip, if it is read where it lies, to come nearer in shares while panels are multiplied. Behind the last strip
+    /// the task's first rows come again: the task that follows, another group of panels, begins there.
     #[inline(always)]
-    fn next_pairs<S: Simd>(&self, _: S, i: usize) -> Ahead {
+    fn next_pairs<S: Simd>(&self, _: S) -> Option<Shares> {
         let (task, n_panels) = (self.task, self.task.panels.len());
         let AnyMatRef::Bf16(a) = task.job.call.a else {
-            return Ahead::NOTHING;
-        };
-        let Some(start) = in_place(&a) else {
-            return Ahead::NOTHING;
+            return None;
         };
         let row = if self.rows.end < task.rows.end {
             self.rows.end
@@ -478,10 +476,13 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
             task.rows.start
         };
         let share = S::GEMM_ROWS * a.row_stride() / n_panels;
-        Ahead {
-            start: start.wrapping_add(row * a.row_stride() + share * i),
-            step: share.div_ceil(pairs_of(self.block.depth).max(1)),
-        }
+        in_place(&a)
+            .filter(|_| self.block.is_whole())
+            .map(|start| Shares {
+                start: start.wrapping_add(row * a.row_stride()),
+                share,
+                step: share.div_ceil(pairs_of(self.block.depth).max(1)),
+            })
     }
 
     /// Adds the low-rank terms to a tile's complete sums.
@@ -538,6 +539,34 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
                     unsafe { product_tile(s, &tile) };
                 }
             }
+        }
+    }
+}
+
+/// Rows to come nearer, an even share while each panel is multiplied.
+#[derive(Clone, Copy)]
+struct Shares {
+    start: *const bf16,
+    /// In values.
+    share: usize,
+    /// From one pair of the depth to the next.
+    step: usize,
+}
+
+/// Asks for a rectangle of a matrix with contiguous rows, which may end within it.
+#[inline(always)]
+fn prefetch_rows<S: Simd, E: Element>(
+    s: S,
+    a: MatRef<E>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) {
+    for row in rows {
+        let start = a
+            .as_ptr()
+            .wrapping_add(row * a.row_stride() + columns.start);
+        for at in (0..columns.len()).step_by(64 / size_of::<E>()) {
+            s.prefetch(start.wrapping_add(at).cast());
         }
     }
 }

@@ -126,7 +126,11 @@ impl<'a, C: Element> SinkOf<'a, C> {
     ) -> Self {
         let (m, n, len) = (shape.m, shape.n, c.len());
         assert!(n <= stride || m <= 1, "rows of c overlap");
-        let needed = if m == 0 { 0 } else { (m - 1) * stride + n };
+        let needed = if m == 0 || n == 0 {
+            0
+        } else {
+            (m - 1) * stride + n
+        };
         assert!(len >= needed, "c holds {len} of {needed}");
         let step = match epilogue {
             Epilogue::Store => Step::Store,

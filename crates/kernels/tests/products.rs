@@ -1,0 +1,685 @@
+//! Products in every format, arithmetic, orientation and type against the f64 reference of the operands as they are stored,
+//! on every instruction set, element by element.
+
+mod common;
+
+use common::*;
+use half::f16;
+use lowrank_kernels::product::*;
+use lowrank_kernels::*;
+
+/// f32 sums, relative to the sum of the magnitudes of an element's terms: eight units in the last place.
+const SUM: f64 = 1e-6;
+/// One rounding to bf16.
+const ROUNDED: f64 = 1.0 / 256.0;
+/// An activation's own error, relative to max(1, |x|).
+const ACTIVATION: f64 = 1e-6;
+/// The same in bf16 storage.
+const ACTIVATION_BF16: f64 = 4e-4;
+
+/// 32 values along the depth with a scale of sixteen bits, as in Q8_0: not one of the crate's formats, but what a block format
+/// asks of the trait. [rows][ceil(depth / 32)][scale, 32 values].
+struct Blocks {
+    rows: usize,
+    depth: usize,
+    bytes: Vec<u8>,
+    side: Side,
+}
+
+const BLOCK: usize = 32;
+const BLOCK_BYTES: usize = 2 + BLOCK;
+
+impl Blocks {
+    fn new(w: &[f32], [rows, depth]: [usize; 2], side: Side) -> Self {
+        let mut bytes = Vec::new();
+        for row in w.chunks(depth.max(1)) {
+            for block in row.chunks(BLOCK) {
+                let largest = block.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+                let scale = f16::from_f32(largest / 127.0);
+                bytes.extend(scale.to_bits().to_le_bytes());
+                let quantised = |v: &f32| (v / scale.to_f32().max(1e-30)).round() as i8 as u8;
+                bytes.extend(block.iter().map(quantised));
+                bytes.resize(bytes.len() + BLOCK - block.len(), 0);
+            }
+        }
+        Self {
+            rows,
+            depth,
+            bytes,
+            side,
+        }
+    }
+
+    fn at(&self, row: usize, kk: usize) -> f32 {
+        if row >= self.rows || kk >= self.depth {
+            return 0.0;
+        }
+        let block = row * self.depth.div_ceil(BLOCK) + kk / BLOCK;
+        let block = &self.bytes[block * BLOCK_BYTES..][..BLOCK_BYTES];
+        let scale = f16::from_bits(u16::from_le_bytes([block[0], block[1]]));
+        scale.to_f32() * f32::from(block[2 + kk % BLOCK] as i8)
+    }
+}
+
+impl PanelSource for Blocks {
+    fn shape(&self) -> [usize; 2] {
+        match self.side {
+            Side::Straight => [self.rows, self.depth],
+            Side::Transposed => [self.depth, self.rows],
+        }
+    }
+
+    fn widen(&self, _: Isa, part: PanelPart, out: &mut [f32]) {
+        for (kk, line) in part.depth.zip(out.chunks_exact_mut(PANEL)) {
+            for (j, value) in line.iter_mut().enumerate() {
+                let row = part.panel * PANEL + j;
+                *value = match self.side {
+                    Side::Straight => self.at(row, kk),
+                    Side::Transposed => self.at(kk, row),
+                };
+            }
+        }
+    }
+}
+
+/// How the second operand is stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stored {
+    In(WeightFormat),
+    InBlocks,
+}
+
+const STORED: [Stored; 3] = [
+    Stored::In(WeightFormat::F32),
+    Stored::In(WeightFormat::Bf16),
+    Stored::InBlocks,
+];
+
+/// Memory on a cache line, as the engine's is.
+fn aligned(bytes: usize) -> Vec<u64> {
+    vec![u64::MAX; bytes.div_ceil(8)]
+}
+
+fn bytes_of(words: &[u64], len: usize) -> &[u8] {
+    // SAFETY: any words are bytes.
+    &unsafe { words.align_to::<u8>() }.1[..len]
+}
+
+fn bytes_of_mut(words: &mut [u64], len: usize) -> &mut [u8] {
+    // SAFETY: as above.
+    &mut unsafe { words.align_to_mut::<u8>() }.1[..len]
+}
+
+fn packed(isa: Isa, format: WeightFormat, w: MatRef) -> Vec<u64> {
+    let len = packed_bytes(format, w.rows(), w.cols());
+    let mut words = aligned(len);
+    pack_weights(isa, format, w, bytes_of_mut(&mut words, len));
+    words
+}
+
+fn narrow(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|&v| bf16::from_f32(v)).collect()
+}
+
+fn rounded(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
+}
+
+fn transposed(x: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
+    (0..rows * cols)
+        .map(|i| x[i % rows * cols + i / rows])
+        .collect()
+}
+
+/// Shapes [m, n, k]: none, one, about a lane, a panel and a tile, pairs across the edges of blocks together.
+fn shapes() -> Vec<[usize; 3]> {
+    let mut shapes = vec![
+        [13, 33, 257],
+        [12, 32, 384],
+        [25, 65, 385],
+        [24, 64, 96],
+        [193, 97, 50],
+        [389, 289, 20],
+        [7, 40, 770],
+        [1, 70, 1153],
+        [26, 300, 34],
+    ];
+    for length in LENGTHS {
+        shapes.push([length, 33, 17]);
+        shapes.push([13, length, 18]);
+        shapes.push([5, 33, length]);
+    }
+    shapes
+}
+
+const RANKS: [usize; 2] = [5, 1];
+const SCALES: [f32; 2] = [0.75, -2.0];
+
+/// Operands of one product.
+struct Case {
+    shape: [usize; 3],
+    a: Vec<f32>,
+    b: Vec<f32>,
+    bias: Vec<f32>,
+    /// Of two terms: the first one's rows are all but the first, the second's the first half.
+    h: [Vec<f32>; 2],
+    g: [Vec<f32>; 2],
+    start: Vec<f32>,
+    pre: Vec<f32>,
+}
+
+/// What a case is run with.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    isa: Isa,
+    arithmetic: Arithmetic,
+    stored: Stored,
+    side: Side,
+    a: DType,
+    a_transposed: bool,
+    c: DType,
+    n_terms: usize,
+}
+
+/// Distance between rows of c beyond their width.
+const MARGIN: usize = 3;
+
+impl Case {
+    fn new(shape @ [m, n, k]: [usize; 3]) -> Self {
+        let term = |i: usize| random(RANKS[i] * term_rows(m, i).len(), 10 + i as u64);
+        Self {
+            shape,
+            a: rounded(&random(m * k, 1)),
+            b: random(n * k, 2),
+            bias: random(n, 3),
+            h: [term(0), term(1)],
+            g: [random(n * RANKS[0], 5), random(n * RANKS[1], 6)],
+            start: rounded(&random(m * n, 7)),
+            pre: rounded(&random(m * n, 8).iter().map(|v| 3.0 * v).collect::<Vec<_>>()),
+        }
+    }
+
+    /// b as it comes back from its storage and the arithmetic.
+    fn stored_b(&self, form: Form) -> Vec<f32> {
+        let [_, n, k] = self.shape;
+        let stored = match form.stored {
+            Stored::In(WeightFormat::F32) => self.b.clone(),
+            Stored::In(WeightFormat::Bf16) => rounded(&self.b),
+            Stored::InBlocks => {
+                let blocks = self.blocks(form.side);
+                let at = |i: usize| match form.side {
+                    Side::Straight => blocks.at(i / k, i % k),
+                    Side::Transposed => blocks.at(i % k, i / k),
+                };
+                (0..n * k).map(at).collect()
+            }
+        };
+        match form.arithmetic {
+            Arithmetic::F32 => stored,
+            Arithmetic::Bf16 => rounded(&stored),
+        }
+    }
+
+    fn blocks(&self, side: Side) -> Blocks {
+        let [_, n, k] = self.shape;
+        match side {
+            Side::Straight => Blocks::new(&self.b, [n, k], side),
+            Side::Transposed => Blocks::new(&transposed(&self.b, [n, k]), [k, n], side),
+        }
+    }
+
+    /// v, and the sum of the magnitudes of each element's terms.
+    fn want(&self, form: Form) -> (Vec<f64>, Vec<f64>) {
+        let [m, n, k] = self.shape;
+        let b = self.stored_b(form);
+        let operand = |x: &[f32]| match form.arithmetic {
+            Arithmetic::F32 => x.to_vec(),
+            Arithmetic::Bf16 => rounded(x),
+        };
+        let value = |a: &dyn Fn(f64) -> f64| {
+            let x = |x: &[f32]| x.iter().map(|&v| a(f64::from(v))).collect::<Vec<_>>();
+            // alpha is 1/2 and exact in either arithmetic.
+            let alpha = a(-0.5);
+            let mut v = reference::gemm(
+                [m, n, k],
+                &x(&self.a),
+                &x(&b),
+                alpha,
+                Some(&x(&self.bias)),
+                &vec![0.0; m * n],
+            );
+            for i in 0..form.n_terms {
+                let rows = term_rows(m, i);
+                let scaled: Vec<f32> = self.h[i].iter().map(|h| h * SCALES[i]).collect();
+                let (h, scale) = match form.arithmetic {
+                    Arithmetic::F32 => (self.h[i].clone(), f64::from(SCALES[i])),
+                    Arithmetic::Bf16 => (rounded(&scaled), 1.0),
+                };
+                let part = rows.start * n..rows.end * n;
+                let shape = [rows.len(), n, RANKS[i]];
+                let (h, g) = (x(&h), x(&operand(&self.g[i])));
+                let sum = reference::gemm(shape, &h, &g, a(scale), None, &v[part.clone()]);
+                v[part].copy_from_slice(&sum);
+            }
+            v
+        };
+        (value(&|v| v), value(&|v| v.abs()))
+    }
+
+    /// c after a product that starts from `start`, and pre where the epilogue stores it.
+    fn run(&self, form: Form, end: End) -> (Vec<f32>, Vec<f32>) {
+        let [m, n, k] = self.shape;
+        let weights;
+        let words;
+        let blocks;
+        let b: &dyn PanelSource = match form.stored {
+            Stored::In(format) => {
+                let view = MatRef::new(&self.b, n, k);
+                let (view, shape) = match form.side {
+                    Side::Straight => (view, [n, k]),
+                    Side::Transposed => (view.transposed(), [k, n]),
+                };
+                words = packed(form.isa, format, view);
+                let bytes = bytes_of(&words, packed_bytes(format, shape[0], shape[1]));
+                weights = PackedWeights::new(format, shape, bytes).panels(form.side);
+                &weights
+            }
+            Stored::InBlocks => {
+                blocks = self.blocks(form.side);
+                &blocks
+            }
+        };
+        let format = match form.arithmetic {
+            Arithmetic::F32 => WeightFormat::F32,
+            Arithmetic::Bf16 => WeightFormat::Bf16,
+        };
+        let g = [0, 1].map(|i| packed(form.isa, format, MatRef::new(&self.g[i], n, RANKS[i])));
+        let terms = [0, 1].map(|i| LowRankTerm {
+            rows: term_rows(m, i),
+            h: MatRef::new(&self.h[i], term_rows(m, i).len(), RANKS[i]),
+            g: PackedWeights::new(
+                format,
+                [n, RANKS[i]],
+                bytes_of(&g[i], packed_bytes(format, n, RANKS[i])),
+            ),
+            scale: SCALES[i],
+        });
+        let a = match form.a_transposed {
+            true => transposed(&self.a, [m, k]),
+            false => self.a.clone(),
+        };
+        let narrow_a = narrow(&a);
+        let [rows, cols] = if form.a_transposed { [k, m] } else { [m, k] };
+        let a: AnyMatRef = match form.a {
+            DType::F32 => MatRef::new(&a, rows, cols).into(),
+            DType::Bf16 => MatRef::new(&narrow_a, rows, cols).into(),
+        };
+        let call = Product {
+            alpha: -0.5,
+            bias: Some(&self.bias),
+            low_rank: &terms[..form.n_terms],
+            ..Product::new(
+                form.arithmetic,
+                if form.a_transposed { a.transposed() } else { a },
+                b,
+            )
+        };
+        let mut c = Matrix::new(form.c, n, &self.start);
+        let given = Matrix::new(form.c, n, &self.pre);
+        let mut pre = Matrix::new(form.c, n, &vec![f32::NAN; m * n]);
+        let epilogue = match end {
+            End::Store => Epilogue::Store,
+            End::Add => Epilogue::Add,
+            End::Activate(kind) => Epilogue::Activate {
+                kind,
+                pre: Some(pre.values_mut()),
+            },
+            End::ActivateAlone(kind) => Epilogue::Activate { kind, pre: None },
+            End::ActivateBackward(kind) => Epilogue::ActivateBackward {
+                kind,
+                pre: given.values(),
+            },
+        };
+        let output = Output {
+            values: c.values_mut(),
+            row_stride: n + MARGIN,
+        };
+        let shape = call.shape(form.c);
+        let threads = rayon_threads();
+        // No more than what the shape asks for.
+        let bytes = product_scratch(&shape, threads).bytes(threads);
+        let mut scratch = ScratchBuffer::new(bytes, threads);
+        product(form.isa, &call, epilogue, output, &mut scratch.scratch());
+        (c.inside(n), pre.inside(n))
+    }
+}
+
+/// Rows of c that a term is added to.
+fn term_rows(m: usize, i: usize) -> std::ops::Range<usize> {
+    match i {
+        0 => 1.min(m)..m,
+        _ => 0..m / 2,
+    }
+}
+
+fn rayon_threads() -> usize {
+    std::thread::available_parallelism()
+        .map_or(1, |n| n.get())
+        .max(16)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Store,
+    Add,
+    Activate(Activation),
+    ActivateAlone(Activation),
+    ActivateBackward(Activation),
+}
+
+/// A matrix of either type whose rows are MARGIN further apart than they are wide.
+enum Matrix {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+/// What is between the rows.
+const OUTSIDE: f32 = 77.0;
+
+impl Matrix {
+    fn new(dtype: DType, n: usize, values: &[f32]) -> Self {
+        let rows = values.chunks(n.max(1));
+        let spread: Vec<f32> = rows
+            .flat_map(|row| [row, &[OUTSIDE; MARGIN]].concat())
+            .collect();
+        match dtype {
+            DType::F32 => Matrix::F32(spread),
+            DType::Bf16 => Matrix::Bf16(narrow(&spread)),
+        }
+    }
+
+    fn values(&self) -> Values<'_> {
+        match self {
+            Matrix::F32(x) => Values::F32(x),
+            Matrix::Bf16(x) => Values::Bf16(x),
+        }
+    }
+
+    fn values_mut(&mut self) -> ValuesMut<'_> {
+        match self {
+            Matrix::F32(x) => ValuesMut::F32(x),
+            Matrix::Bf16(x) => ValuesMut::Bf16(x),
+        }
+    }
+
+    /// The rows, between which nothing may have changed.
+    fn inside(&self, n: usize) -> Vec<f32> {
+        let all: Vec<f32> = match self {
+            Matrix::F32(x) => x.clone(),
+            Matrix::Bf16(x) => x.iter().map(|v| v.to_f32()).collect(),
+        };
+        let rows = all.chunks(n + MARGIN);
+        assert!(
+            rows.clone().all(|row| row[n..] == [OUTSIDE; MARGIN]),
+            "between the rows"
+        );
+        rows.flat_map(|row| row[..n].to_vec()).collect()
+    }
+}
+
+/// Checks each element within its own tolerance, and NaN nowhere.
+#[track_caller]
+fn check_each(what: &str, found: &[f32], want: &[f64], allowed: impl Fn(usize) -> f64) {
+    assert_eq!(found.len(), want.len(), "{what}");
+    for (i, (&found, &want)) in found.iter().zip(want).enumerate() {
+        let (error, allowed) = ((f64::from(found) - want).abs(), allowed(i));
+        let close = error <= allowed;
+        assert!(
+            close,
+            "{what}: [{i}] is {found}, not {want}: off by {error:e}, allowed {allowed:e}"
+        );
+    }
+}
+
+fn of_c(c: DType) -> f64 {
+    match c {
+        DType::F32 => 0.0,
+        DType::Bf16 => ROUNDED,
+    }
+}
+
+#[test]
+fn the_comparator_sees_one_wrong_element() {
+    let want = [1.0, 1e-3];
+    check_each("", &[1.0, 1e-3], &want, |i| want[i] * SUM);
+    let wrong = std::panic::catch_unwind(|| {
+        check_each("", &[1.0, 1e-3 + 2e-8], &want, |i| want[i] * SUM);
+    });
+    assert!(wrong.is_err());
+    let nan = std::panic::catch_unwind(|| check_each("", &[1.0, f32::NAN], &want, |_| 1.0));
+    assert!(nan.is_err());
+}
+
+#[test]
+fn products_agree_in_every_form() {
+    for isa in isas() {
+        for shape in shapes() {
+            let case = Case::new(shape);
+            for (i, stored) in STORED.into_iter().enumerate() {
+                for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+                    for side in [Side::Straight, Side::Transposed] {
+                        // The other settings take turns.
+                        let turn = i + shape[0] + shape[1] + shape[2];
+                        let form = Form {
+                            isa,
+                            arithmetic,
+                            stored,
+                            side,
+                            a: [DType::F32, DType::Bf16][turn % 2],
+                            a_transposed: turn % 3 == 0,
+                            c: [DType::F32, DType::Bf16][turn / 2 % 2],
+                            n_terms: turn % 4 % 3,
+                        };
+                        check_form(&case, form);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check_form(case: &Case, form: Form) {
+    let what = format!("{:?} {form:?}", case.shape);
+    let (want, magnitude) = case.want(form);
+    let bound = |i: usize| SUM * magnitude[i] + of_c(form.c) * want[i].abs() + 1e-30;
+    check_each(&what, &case.run(form, End::Store).0, &want, bound);
+    let sums: Vec<f64> = want
+        .iter()
+        .zip(&case.start)
+        .map(|(v, s)| v + f64::from(*s))
+        .collect();
+    check_each(
+        &format!("{what} added"),
+        &case.run(form, End::Add).0,
+        &sums,
+        |i| SUM * (magnitude[i] + 1.0) + of_c(form.c) * sums[i].abs(),
+    );
+}
+
+#[test]
+fn epilogues_agree_in_every_form() {
+    let kinds = [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Tanh,
+    ];
+    for isa in isas() {
+        for shape in [
+            [25, 67, 34],
+            [12, 32, 0],
+            [3, 16, 384],
+            [13, 33, 385],
+            [1, 1, 1],
+        ] {
+            let case = Case::new(shape);
+            for (turn, kind) in kinds.into_iter().enumerate() {
+                for (arithmetic, c) in [
+                    (Arithmetic::F32, DType::F32),
+                    (Arithmetic::F32, DType::Bf16),
+                    (Arithmetic::Bf16, DType::F32),
+                    (Arithmetic::Bf16, DType::Bf16),
+                ] {
+                    let form = Form {
+                        isa,
+                        arithmetic,
+                        stored: Stored::In(WeightFormat::Bf16),
+                        side: [Side::Straight, Side::Transposed][turn % 2],
+                        a: c,
+                        a_transposed: false,
+                        c,
+                        n_terms: turn % 3,
+                    };
+                    check_epilogues(&case, form, kind);
+                }
+            }
+        }
+    }
+}
+
+fn check_epilogues(case: &Case, form: Form, kind: Activation) {
+    let what = format!("{kind:?} {:?} {form:?}", case.shape);
+    let (v, magnitude) = case.want(form);
+    let activation = match form.c {
+        DType::F32 => ACTIVATION,
+        DType::Bf16 => ACTIVATION_BF16,
+    };
+    let (c, pre) = case.run(form, End::Activate(kind));
+    check_each(&what, &pre, &v, |i| {
+        SUM * magnitude[i] + of_c(form.c) * v[i].abs()
+    });
+    // f of what is stored.
+    let want: Vec<f64> = wide(&pre)
+        .iter()
+        .map(|&x| reference::activation(kind, x))
+        .collect();
+    check_each(&what, &c, &want, |i| {
+        activation * f64::from(pre[i].abs().max(1.0)) + of_c(form.c) * want[i].abs()
+    });
+    let (alone, _) = case.run(form, End::ActivateAlone(kind));
+    assert_eq!(bits(&alone), bits(&c), "{what}: with the input kept or not");
+
+    let (c, _) = case.run(form, End::ActivateBackward(kind));
+    let slopes: Vec<f64> = wide(&case.pre)
+        .iter()
+        .map(|&x| reference::activation_derivative(kind, x))
+        .collect();
+    let want: Vec<f64> = v.iter().zip(&slopes).map(|(v, slope)| v * slope).collect();
+    check_each(&what, &c, &want, |i| {
+        let slope = slopes[i].abs().max(1.0);
+        SUM * magnitude[i] * slope
+            + 2.0 * activation * v[i].abs() * slope
+            + of_c(form.c) * want[i].abs()
+    });
+}
+
+#[test]
+fn bf16_weights_multiplied_in_f32_have_the_bits_of_f32_weights_of_the_same_values() {
+    for isa in isas() {
+        for shape in shapes() {
+            let mut case = Case::new(shape);
+            case.b = rounded(&case.b);
+            for side in [Side::Straight, Side::Transposed] {
+                let form = |format: WeightFormat| Form {
+                    isa,
+                    arithmetic: Arithmetic::F32,
+                    stored: Stored::In(format),
+                    side,
+                    a: DType::F32,
+                    a_transposed: false,
+                    c: DType::F32,
+                    n_terms: 1,
+                };
+                let (wide, _) = case.run(form(WeightFormat::F32), End::Store);
+                let (narrow, _) = case.run(form(WeightFormat::Bf16), End::Store);
+                assert_eq!(
+                    bits(&narrow),
+                    bits(&wide),
+                    "{shape:?} {side:?} on {}",
+                    isa.name()
+                );
+                let stored = Form {
+                    c: DType::Bf16,
+                    ..form(WeightFormat::Bf16)
+                };
+                let (stored, _) = case.run(stored, End::Store);
+                assert_eq!(
+                    stored,
+                    rounded(&narrow),
+                    "one rounding, {shape:?} on {}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_bits_of_its_product_alone() {
+    for isa in isas() {
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+            let case = Case::new([41, 70, 400]);
+            let form = Form {
+                isa,
+                arithmetic,
+                stored: Stored::In(WeightFormat::Bf16),
+                side: Side::Straight,
+                a: DType::F32,
+                a_transposed: false,
+                c: DType::F32,
+                n_terms: 0,
+            };
+            let (all, _) = case.run(form, End::Store);
+            let last = Case {
+                shape: [1, 70, 400],
+                a: case.a[40 * 400..].to_vec(),
+                start: vec![0.0; 70],
+                pre: vec![0.0; 70],
+                ..Case::new([1, 70, 400])
+            };
+            let (alone, _) = last.run(form, End::Store);
+            assert_eq!(
+                bits(&all[40 * 70..]),
+                bits(&alone),
+                "{arithmetic:?} on {}",
+                isa.name()
+            );
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "the pre-activation")]
+fn a_pre_activation_of_another_length_panics() {
+    let (a, b, mut c) = (
+        [0.0; 20],
+        packed(
+            Isa::best(),
+            WeightFormat::F32,
+            MatRef::new(&[0.0; 15], 3, 5),
+        ),
+        [0.0; 12],
+    );
+    let len = packed_bytes(WeightFormat::F32, 3, 5);
+    let b = PackedWeights::new(WeightFormat::F32, [3, 5], bytes_of(&b, len)).panels(Side::Straight);
+    let call = Product::new(Arithmetic::F32, MatRef::new(&a, 4, 5).into(), &b);
+    let (kind, pre) = (Activation::Relu, Values::F32(&[0.0; 11]));
+    let output = Output {
+        values: ValuesMut::F32(&mut c),
+        row_stride: 3,
+    };
+    let mut scratch = ScratchBuffer::new(1 << 20, 1);
+    let epilogue = Epilogue::ActivateBackward { kind, pre };
+    product(Isa::best(), &call, epilogue, output, &mut scratch.scratch());
+}
