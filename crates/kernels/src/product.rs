@@ -12,6 +12,7 @@ mod pack_f32;
 mod panels;
 mod plan;
 mod strips;
+mod terms;
 mod tile_bf16;
 mod tile_f32;
 mod weights;

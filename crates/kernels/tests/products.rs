@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use half::f16;
-use lowrank_kernels::product::*;
+use lowrank_kernels::product::{Epilogue, *};
 use lowrank_kernels::*;
 
 /// f32 sums, relative to the sum of the magnitudes of an element's terms: eight units in the last place.

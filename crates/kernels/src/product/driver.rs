@@ -19,9 +19,10 @@ use super::plan::{Buffers, F32_DEPTH, Plan, Reading, Rows};
 use super::strips::{
     Reuse, Strip, converted, f32_strip, pack_strips, packed_strip, pair_strip, pair_words,
 };
+use super::terms::TermPart;
 use super::tile_bf16::{Ahead, Product as PairTile, product_tile};
 use super::tile_f32::{Block as F32Tile, multiply_rows, multiply_rows_of_pairs};
-use super::{Arithmetic, LowRankTerm, Product, ProductShape};
+use super::{Arithmetic, Product, ProductShape};
 
 /// A product with all that its tasks share. Lengths were checked against the shapes.
 pub(super) struct Job<'a> {
@@ -568,39 +569,5 @@ fn prefetch_rows<S: Simd, E: Element>(
         for at in (0..columns.len()).step_by(64 / size_of::<E>()) {
             s.prefetch(start.wrapping_add(at).cast());
         }
-    }
-}
-
-/// The part of a low-rank term that falls on a strip.
-struct TermPart<'a> {
-    /// The first of the strip's rows that it is added to.
-    first: usize,
-    /// Its rows there, at least one.
-    h: MatRef<'a>,
-    /// The panels, in words of four bytes.
-    g: *const u32,
-    scale: f32,
-}
-
-impl<'a> TermPart<'a> {
-    /// Those of some rows.
-    #[inline(always)]
-    fn of(
-        terms: &'a [LowRankTerm<'a>],
-        strip: &Range<usize>,
-    ) -> impl Iterator<Item = Self> + use<'a> {
-        let strip = strip.clone();
-        terms.iter().filter_map(move |term| {
-            let start = term.rows.start.max(strip.start);
-            let end = term.rows.end.min(strip.end);
-            (start < end).then(|| TermPart {
-                first: start - strip.start,
-                h: term
-                    .h
-                    .rows_range(start - term.rows.start..end - term.rows.start),
-                g: term.g.as_ptr(),
-                scale: term.scale,
-            })
-        })
     }
 }
