@@ -1,11 +1,11 @@
-//! Rules on ARCHITECTURE.md: it names every crate, and every path that it names is real.
+//! Rules on pages: ARCHITECTURE.md names every crate, and every path that a page names is real.
 
 use super::files::Repository;
 
 /// The page with the map.
 pub const MAP: &str = "ARCHITECTURE.md";
 
-/// Checks the map both ways.
+/// Checks the map both ways, and the paths of other pages.
 pub fn crates_and_paths(repository: &Repository) -> Vec<String> {
     let Some(text) = repository.text(MAP) else {
         return vec![format!("{MAP}: not there")];
@@ -16,12 +16,19 @@ pub fn crates_and_paths(repository: &Repository) -> Vec<String> {
             faults.push(format!("{MAP}: does not name `{krate}`"));
         }
     }
-    for path in named_paths(text, repository) {
-        if !repository.has(path) {
-            faults.push(format!("{MAP}: `{path}` is not there"));
+    for page in repository.files.iter().filter(|file| is_page(&file.path)) {
+        for path in named_paths(&page.text, repository) {
+            if !repository.has(path) {
+                faults.push(format!("{}: `{path}` is not there", page.path));
+            }
         }
     }
     faults
+}
+
+/// A page about the repository: those at its root and in `docs/`.
+fn is_page(path: &str) -> bool {
+    path.ends_with(".md") && (path.starts_with("docs/") || !path.contains('/'))
 }
 
 /// Folders of the workspace's crates.
@@ -77,6 +84,20 @@ mod tests {
         assert_eq!(
             faults("`crates/a`"),
             ["ARCHITECTURE.md: does not name `xtask`"]
+        );
+    }
+
+    #[test]
+    fn a_path_that_is_gone_is_found_on_any_page() {
+        let repository = Repository::of(&[
+            ("ARCHITECTURE.md", "`crates/a`"),
+            ("docs/decisions/calls.md", "`crates/a/src/call.rs`"),
+            ("crates/a/README.md", "`crates/gone`"),
+            ("crates/a/Cargo.toml", ""),
+        ]);
+        assert_eq!(
+            crates_and_paths(&repository),
+            ["docs/decisions/calls.md: `crates/a/src/call.rs` is not there"]
         );
     }
 
