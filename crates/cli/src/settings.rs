@@ -157,7 +157,7 @@ mod tests {
     use lowrank_run::settings::laid_over;
     use lowrank_run::spec::to_settings;
     use lowrank_train::config::{
-        ByteSize, InitLora, Precision, PrefixCacheLimit, TaskKind, TrainConfig,
+        ByteSize, InitLora, Precision, PrefixCacheLimit, Task, TrainConfig,
     };
 
     use super::*;
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_printed_configuration_reads_back_equal() {
-        let mut config = TrainConfig::of("some/model", "bert", TaskKind::SingleLabel, "train.tsv");
+        let mut config = TrainConfig::of("some/model", "bert", Task::SingleLabel, "train.tsv");
         config.data.labels = ["no", "yes", "0"].map(str::to_owned).to_vec();
         config.data.text_column = Some("a b".to_owned());
         config.lora.rank_pattern.insert("layer.0".to_owned(), 4);
@@ -203,7 +203,7 @@ mod tests {
         std::fs::write(&file, yaml::to_yaml(&to_settings(&config))).unwrap();
         let map = read_file::<TrainArgs>(&file).unwrap();
         let back = to_map(&overlay(map, &TrainArgs::default()).unwrap());
-        let defaults = TrainConfig::of("", "gpt2", TaskKind::CausalLm, "");
+        let defaults = TrainConfig::of("", "gpt2", Task::CausalLm, "");
         assert_eq!(laid_over(&defaults, &back).unwrap(), config);
     }
 

@@ -4,7 +4,7 @@ use clap::Args;
 use lowrank_run::RunResult;
 use lowrank_run::loaded::LoadedModel;
 use lowrank_run::unused::{COLUMNS, LORA, Unused};
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::Task;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -93,11 +93,7 @@ pub fn check_eval(mut unused: Unused, args: &EvalArgs) -> RunResult {
         if args.data.data_format.is_some() {
             unused.note(texts, "--data-format says where the texts stand");
         }
-        if args
-            .data
-            .task
-            .is_some_and(|task| task != TaskKind::CausalLm)
-        {
+        if args.data.task.is_some_and(|task| task != Task::CausalLm) {
             unused.note(&["task"], "--generate needs a language model");
         }
     } else {
@@ -133,8 +129,8 @@ pub fn check_merged(mut unused: Unused, loaded: &LoadedModel) -> RunResult {
 }
 
 /// Those of `plan`.
-pub fn check_plan(mut unused: Unused, args: &PlanArgs, task: TaskKind) -> RunResult {
-    if matches!(task, TaskKind::CausalLm | TaskKind::Regression) && args.num_labels != Some(1) {
+pub fn check_plan(mut unused: Unused, args: &PlanArgs, task: Task) -> RunResult {
+    if matches!(task, Task::CausalLm | Task::Regression) && args.num_labels != Some(1) {
         let why = format!("the head of the task {} is known", task.name());
         unused.note(&["num_labels"], &why);
     }

@@ -14,27 +14,12 @@ use serde_json::Value;
 use crate::error::{LabelMapError, RowFaultKind};
 use crate::rows::Cell;
 
+pub use lowrank_formats::Task;
 pub(crate) use summary::Naming;
 pub use summary::{ClassCount, LabelBalance, LabelLayout, LabelOddity, LabelSummary};
 
 /// A token label that counts for nothing, as in PyTorch and transformers.
 pub const IGNORE_INDEX: i64 = -100;
-
-/// What is learned about a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Task {
-    /// One class of several.
-    SingleLabel,
-    /// Any number of classes.
-    MultiLabel,
-    /// A real number.
-    Regression,
-    /// One class for each word.
-    TokenClassification,
-    /// The next token.
-    CausalLm,
-}
 
 /// The label of one row.
 #[derive(Debug, Clone, PartialEq)]

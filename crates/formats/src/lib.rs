@@ -12,6 +12,7 @@ mod error;
 mod pyjson;
 mod source;
 mod suggest;
+mod task;
 
 pub mod config;
 pub mod files;
@@ -33,6 +34,7 @@ pub use safetensors::{
     write_safetensors_streaming,
 };
 pub use suggest::nearest;
+pub use task::Task;
 pub use torch::TorchFault;
 
 /// What every function of this crate returns.

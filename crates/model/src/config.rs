@@ -6,60 +6,12 @@ mod sizes;
 
 use lowrank_engine::Activation;
 use lowrank_formats::ConfigReader;
-use lowrank_formats::peft::TaskType;
 use serde_json::Value;
 
 use crate::error::ModelError;
 pub use labels::{HeadNames, LabelFields};
+pub use lowrank_formats::Task;
 pub use sizes::{builtin_config, builtin_names};
-
-/// What the head predicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Task {
-    /// One of several classes for a sequence; cross-entropy.
-    SingleLabel,
-    /// Any of several classes for a sequence; binary cross-entropy.
-    MultiLabel,
-    /// A number for a sequence; mean squared error.
-    Regression,
-    /// One of several classes for each token; cross-entropy.
-    TokenClassification,
-    /// The next token of the vocabulary; cross-entropy.
-    CausalLm,
-}
-
-impl Task {
-    /// Every task.
-    pub const ALL: [Task; 5] = [
-        Task::SingleLabel,
-        Task::MultiLabel,
-        Task::Regression,
-        Task::TokenClassification,
-        Task::CausalLm,
-    ];
-
-    /// transformers' `problem_type`, or `token_classification` or `causal_lm`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Task::SingleLabel => "single_label_classification",
-            Task::MultiLabel => "multi_label_classification",
-            Task::Regression => "regression",
-            Task::TokenClassification => "token_classification",
-            Task::CausalLm => "causal_lm",
-        }
-    }
-
-    /// PEFT's `task_type`.
-    pub fn peft_type(self) -> TaskType {
-        match self {
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-                TaskType::SequenceClassification
-            }
-            Task::TokenClassification => TaskType::TokenClassification,
-            Task::CausalLm => TaskType::CausalLm,
-        }
-    }
-}
 
 /// What the rest of the program knows of a model's shape; the family reads it from its own fields.
 #[derive(Debug, Clone, PartialEq)]

@@ -159,7 +159,7 @@ impl Model {
                 return config;
             }
             Task::TokenClassification => object.remove("problem_type"),
-            task => object.insert("problem_type".to_string(), json!(task.name())),
+            task => object.insert("problem_type".to_string(), json!(task.problem_type())),
         };
         let labels = options
             .labels

@@ -93,7 +93,7 @@ impl Model {
             return Err(ModelError::UnsupportedConfig(format!(
                 "a `{}` model has no head for {}",
                 config.model_type,
-                options.task.name()
+                options.task.problem_type()
             )));
         }
         let source = |(checkpoint, tables): (_, Option<&'a TokenTables>)| {
@@ -290,7 +290,10 @@ impl Model {
                         .map(|v| format!("target value {v} is not finite"))
                 }
             }
-            (task, _) => Some(format!("the targets are not those of {}", task.name())),
+            (task, _) => Some(format!(
+                "the targets are not those of {}",
+                task.problem_type()
+            )),
         };
         fault.map_or(Ok(()), |message| Err(ModelError::Batch(message)))
     }

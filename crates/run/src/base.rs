@@ -8,7 +8,7 @@ use lowrank_engine::Device;
 use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError, TokenTables};
 use lowrank_train::base::BaseId;
-use lowrank_train::config::{DEFAULT_MAX_LENGTH, OptimizationSettings, TaskKind};
+use lowrank_train::config::{DEFAULT_MAX_LENGTH, OptimizationSettings, Task};
 use lowrank_train::fingerprint;
 use lowrank_train::trainer::OtherBase;
 
@@ -175,7 +175,7 @@ impl Base {
     /// The head to load.
     pub fn load_options(&self, head: &Head, seed: u64) -> LoadOptions {
         LoadOptions {
-            task: head.task.into(),
+            task: head.task,
             num_labels: head.num_labels,
             seed,
             ignore_mismatched_sizes: self.ignore_mismatched_sizes,
@@ -258,7 +258,7 @@ impl Base {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The task.
-    pub task: TaskKind,
+    pub task: Task,
     /// Its outputs.
     pub num_labels: usize,
     /// Names of the outputs; none for regression.

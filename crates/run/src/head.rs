@@ -4,7 +4,7 @@
 use lowrank_formats::peft::TaskType;
 use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_model::{HeadKind, ModelConfig, StoredHead};
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::Task;
 
 use crate::adapter::AdapterSource;
 use crate::base::{Base, Head};
@@ -18,7 +18,7 @@ pub struct BaseHead {
     /// The head among the tensors.
     pub stored: Option<StoredHead>,
     /// The task of that head, or the one that the configuration speaks of.
-    task: Option<TaskKind>,
+    task: Option<Task>,
     /// Names of the head's outputs, where there is a head or config.json names labels.
     names: Option<Vec<String>>,
     /// What contradicts, one sentence each.
@@ -54,7 +54,7 @@ impl BaseHead {
 
 impl BaseHead {
     /// The task of the head that is there, else the one that the configuration speaks of.
-    pub fn task(&self, config: &ModelConfig) -> TaskKind {
+    pub fn task(&self, config: &ModelConfig) -> Task {
         self.task.unwrap_or_else(|| task_of(config))
     }
 
@@ -75,7 +75,7 @@ fn is_named(config: &ModelConfig, end: &str) -> bool {
 }
 
 /// The task of a head that is there.
-fn stored_task(head: &StoredHead, config: &ModelConfig, notes: &mut Vec<String>) -> TaskKind {
+fn stored_task(head: &StoredHead, config: &ModelConfig, notes: &mut Vec<String>) -> Task {
     let says_tokens = is_named(config, "ForTokenClassification");
     let says_sequence = is_named(config, "ForSequenceClassification");
     let is_of_tokens = match head.kind {
@@ -96,21 +96,21 @@ fn stored_task(head: &StoredHead, config: &ModelConfig, notes: &mut Vec<String>)
         ));
     }
     if is_of_tokens {
-        return TaskKind::TokenClassification;
+        return Task::TokenClassification;
     }
     sequence_task(Some(head.width), config, notes)
 }
 
 /// The task of a head for sequences with that many outputs.
-fn sequence_task(width: Option<usize>, config: &ModelConfig, notes: &mut Vec<String>) -> TaskKind {
+fn sequence_task(width: Option<usize>, config: &ModelConfig, notes: &mut Vec<String>) -> Task {
     match config.problem_type.as_deref() {
-        Some("regression") => TaskKind::Regression,
-        Some("multi_label_classification") => TaskKind::MultiLabel,
+        Some("regression") => Task::Regression,
+        Some("multi_label_classification") => Task::MultiLabel,
         other => {
             // transformers' rule: a head with one output is a regression.
             let default = match width {
-                Some(1) => TaskKind::Regression,
-                Some(_) | None => TaskKind::SingleLabel,
+                Some(1) => Task::Regression,
+                Some(_) | None => Task::SingleLabel,
             };
             let is_known = other == Some("single_label_classification");
             if let Some(name) = other.filter(|_| !is_known || width == Some(1)) {
@@ -125,12 +125,12 @@ fn sequence_task(width: Option<usize>, config: &ModelConfig, notes: &mut Vec<Str
 }
 
 /// The task that a configuration speaks of, where no tensor says it.
-pub fn task_of(config: &ModelConfig) -> TaskKind {
+pub fn task_of(config: &ModelConfig) -> Task {
     if is_named(config, "ForTokenClassification") {
-        return TaskKind::TokenClassification;
+        return Task::TokenClassification;
     }
     if is_named(config, "LMHeadModel") || is_named(config, "ForCausalLM") {
-        return TaskKind::CausalLm;
+        return Task::CausalLm;
     }
     let width = (config.labels.count()).filter(|_| is_named(config, "Classification"));
     sequence_task(width, config, &mut Vec::new())
@@ -148,7 +148,7 @@ impl Base {
     }
 
     /// The task of the head that the checkpoint holds, else the one that the configuration speaks of.
-    pub fn task(&self) -> TaskKind {
+    pub fn task(&self) -> Task {
         self.head.task(&self.config)
     }
 }
@@ -166,15 +166,15 @@ pub fn existing_head(
     let notes = adapter.and_then(|a| a.notes.as_ref());
     let of_adapter = adapter.and_then(|a| a.config.task_type);
     let is_causal = match data.task.or(notes.map(|n| n.task)) {
-        Some(task) => task == TaskKind::CausalLm,
+        Some(task) => task == Task::CausalLm,
         None => match of_adapter {
             Some(task_type) => task_type == TaskType::CausalLm,
-            None => base.task() == TaskKind::CausalLm,
+            None => base.task() == Task::CausalLm,
         },
     };
     if is_causal {
         return Ok(Head {
-            task: TaskKind::CausalLm,
+            task: Task::CausalLm,
             num_labels: 0,
             labels: Vec::new(),
         });
@@ -199,7 +199,7 @@ pub fn existing_head(
         .task
         .or(notes.map(|n| n.task))
         .unwrap_or_else(|| match of_adapter {
-            Some(TaskType::TokenClassification) => TaskKind::TokenClassification,
+            Some(TaskType::TokenClassification) => Task::TokenClassification,
             Some(TaskType::SequenceClassification) => {
                 sequence_task(Some(found.width), &base.config, &mut Vec::new())
             }
@@ -209,8 +209,8 @@ pub fn existing_head(
             },
         });
     let labels = match task {
-        TaskKind::Regression | TaskKind::CausalLm => Vec::new(),
-        TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => {
+        Task::Regression | Task::CausalLm => Vec::new(),
+        Task::SingleLabel | Task::MultiLabel | Task::TokenClassification => {
             names_of_outputs(base, data, adapter, found)?
         }
     };

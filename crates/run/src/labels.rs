@@ -7,7 +7,7 @@ use lowrank_data::{
     guess_task, read_table,
 };
 use lowrank_engine::Device;
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::Task;
 
 use crate::adapter::AdapterSource;
 use crate::base::Base;
@@ -22,7 +22,7 @@ const COLUMNS_SHOWN: usize = 12;
 /// What is predicted, and why where nobody has said it.
 pub struct TaskChoice {
     /// The task.
-    pub task: TaskKind,
+    pub task: Task,
     /// What in the rows shows it, in words that follow on "since".
     pub reason: Option<String>,
 }
@@ -40,13 +40,13 @@ impl TaskChoice {
         let task = said.unwrap_or_else(|| base.task());
         let is_open = said.is_none()
             && adapter.is_none()
-            && task == TaskKind::SingleLabel
+            && task == Task::SingleLabel
             && base.head.stored.is_none();
         if is_open {
             let spec = load_spec(base, data, task, None, 0)?;
             if let Some(guess) = guess_task(table, &spec.columns) {
                 return Ok(Self {
-                    task: guess.task.into(),
+                    task: guess.task,
                     reason: Some(guess.reason),
                 });
             }
@@ -58,11 +58,10 @@ impl TaskChoice {
     pub fn line(&self) -> Option<String> {
         let reason = self.reason.as_ref()?;
         let otherwise = match self.task {
-            TaskKind::SingleLabel => "multi_label",
-            TaskKind::MultiLabel
-            | TaskKind::Regression
-            | TaskKind::TokenClassification
-            | TaskKind::CausalLm => "single_label",
+            Task::SingleLabel => "multi_label",
+            Task::MultiLabel | Task::Regression | Task::TokenClassification | Task::CausalLm => {
+                "single_label"
+            }
         };
         Some(format!(
             "{}, since {reason}; --task {otherwise} where it is not meant",
@@ -75,7 +74,7 @@ impl TaskChoice {
 pub fn table_of(
     base: &Base,
     data: &RowSettings,
-    noted: Option<TaskKind>,
+    noted: Option<Task>,
     path: &str,
     device: &Device,
 ) -> RunResult<Table> {
@@ -111,7 +110,7 @@ pub fn known_labels(
 /// that `1` is output 1 whatever the file lacks; a head with stand-in names and more outputs than classes keeps them.
 pub fn choose_labels(
     base: &Base,
-    task: TaskKind,
+    task: Task,
     known: Option<KnownLabels>,
     learned: Option<&LabelMap>,
 ) -> KnownLabels {
@@ -119,7 +118,7 @@ pub fn choose_labels(
         names,
         origin: LabelOrigin::TrainingRows,
     };
-    if matches!(task, TaskKind::Regression | TaskKind::CausalLm) {
+    if matches!(task, Task::Regression | Task::CausalLm) {
         return of_rows(Vec::new());
     }
     if let Some(known) = known {
@@ -154,8 +153,8 @@ pub fn choose_labels(
 }
 
 /// With a single class there is nothing to learn; the file and column that hold it are named.
-pub fn refuse_single_class(task: TaskKind, known: &KnownLabels, report: &LoadReport) -> RunResult {
-    let one_of_several = matches!(task, TaskKind::SingleLabel | TaskKind::TokenClassification);
+pub fn refuse_single_class(task: Task, known: &KnownLabels, report: &LoadReport) -> RunResult {
+    let one_of_several = matches!(task, Task::SingleLabel | Task::TokenClassification);
     let [only] = known.names.as_slice() else {
         return Ok(());
     };

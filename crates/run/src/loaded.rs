@@ -7,7 +7,7 @@ use lowrank_data::{
 };
 use lowrank_engine::Device;
 use lowrank_model::{LoadReport, Model};
-use lowrank_train::config::{LARGEST_BATCH, TaskKind};
+use lowrank_train::config::{LARGEST_BATCH, Task};
 use serde_json::json;
 
 use crate::adapter::AdapterSource;
@@ -144,7 +144,7 @@ impl LoadedModel {
             None,
             self.max_length,
         )?);
-        let words = self.head.task == TaskKind::TokenClassification;
+        let words = self.head.task == Task::TokenClassification;
         let row = |text: &String| match words {
             true => json!({ "tokens": text.split_whitespace().collect::<Vec<_>>() }),
             false => json!({ "text": text }),

@@ -7,7 +7,7 @@ use lowrank_formats::RunDir;
 use lowrank_formats::files::{self, Ceiling, write_atomic};
 use lowrank_train::base::BaseId;
 use lowrank_train::checkpoint::{CheckpointError, RunState, STATE_FILE};
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::Task;
 use lowrank_train::seal;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,7 +23,7 @@ const NOTES_FILE: &str = "lowrank.json";
 #[serde(deny_unknown_fields)]
 pub struct AdapterNotes {
     /// What the adapter predicts.
-    pub task: TaskKind,
+    pub task: Task,
     /// Names of the labels.
     pub labels: Vec<String>,
     /// Rows were cut to this many tokens.
@@ -75,8 +75,8 @@ impl AdapterNotes {
             return Err("`max_length` is 0, expected at least 1".to_owned());
         }
         let named = match notes.task {
-            TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => true,
-            TaskKind::Regression | TaskKind::CausalLm => false,
+            Task::SingleLabel | Task::MultiLabel | Task::TokenClassification => true,
+            Task::Regression | Task::CausalLm => false,
         };
         if named == notes.labels.is_empty() {
             let (task, n) = (notes.task.name(), notes.labels.len());
@@ -131,7 +131,7 @@ mod tests {
 
     fn notes() -> AdapterNotes {
         AdapterNotes {
-            task: TaskKind::SingleLabel,
+            task: Task::SingleLabel,
             labels: vec!["high".to_owned(), "low".to_owned()],
             max_length: 64,
             base_model: "lab/model".to_owned(),

@@ -7,7 +7,7 @@ use lowrank_data::{
     LoadSpec, Loaded, Table, Template, TemplateError, examples_from_table, read_table,
 };
 use lowrank_engine::Device;
-use lowrank_train::config::{DataSettings, TaskKind};
+use lowrank_train::config::{DataSettings, Task};
 
 use crate::base::Base;
 use crate::error::{RunError, RunResult};
@@ -24,7 +24,7 @@ pub struct KnownLabels {
 
 /// The template that a language model's rows were laid out by.
 pub fn template_of(data: &DataSettings) -> Option<String> {
-    (data.task == TaskKind::CausalLm).then(|| {
+    (data.task == Task::CausalLm).then(|| {
         let default = || Template::default().to_string();
         data.template.clone().unwrap_or_else(default)
     })
@@ -34,7 +34,7 @@ pub fn template_of(data: &DataSettings) -> Option<String> {
 pub fn load_spec(
     base: &Base,
     data: &RowSettings,
-    task: TaskKind,
+    task: Task,
     labels: Option<&KnownLabels>,
     max_length: usize,
 ) -> RunResult<LoadSpec> {
@@ -68,7 +68,7 @@ pub fn load_spec(
         },
         vocab_size: Some(base.config.facts.vocab_size),
         type_vocab_size: Some(base.config.facts.type_vocab_size),
-        ..LoadSpec::new(task.into())
+        ..LoadSpec::new(task)
     })
 }
 

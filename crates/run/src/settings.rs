@@ -1,7 +1,7 @@
 //! Settings as they are asked for, under the names of flags. What is absent is decided by the model, the adapter and the rows.
 
 use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::Task;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -80,7 +80,7 @@ pub struct AdapterSettings {
 #[serde(default)]
 pub struct RowSettings {
     /// What is predicted; by the model or the labels where absent.
-    pub task: Option<TaskKind>,
+    pub task: Option<Task>,
     /// Names of the labels in the order of their class numbers; by the model or the rows where absent.
     pub labels: Option<Vec<String>>,
     /// Column of the text, or of a language model's prompt; found by its name where absent.
@@ -115,7 +115,7 @@ impl RowSettings {
     /// Rows for a language model, all else open.
     pub fn of_language() -> Self {
         Self {
-            task: Some(TaskKind::CausalLm),
+            task: Some(Task::CausalLm),
             ..Self::default()
         }
     }

@@ -5,7 +5,7 @@ use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::{Device, Isa};
 use lowrank_model::TokenTables;
 use lowrank_train::config::{
-    EvaluationSettings, IntervalStrategy, LoraSettings, OptimizationSettings, Precision, TaskKind,
+    EvaluationSettings, IntervalStrategy, LoraSettings, OptimizationSettings, Precision, Task,
     TrainConfig,
 };
 use serde::Deserialize;
@@ -72,7 +72,7 @@ const BESIDE: [&str; 2] = ["allow_other_base", "preset"];
 /// Whether a training run has a setting of this name.
 pub fn is_known(name: &str) -> bool {
     BESIDE.contains(&name)
-        || TrainConfig::of("", "", TaskKind::SingleLabel, "")
+        || TrainConfig::of("", "", Task::SingleLabel, "")
             .to_map()
             .contains_key(name)
 }
@@ -81,7 +81,7 @@ fn check_names(settings: &Settings) -> RunResult {
     let Some(name) = settings.keys().find(|name| !is_known(name)) else {
         return Ok(());
     };
-    let known = TrainConfig::of("", "", TaskKind::SingleLabel, "").to_map();
+    let known = TrainConfig::of("", "", Task::SingleLabel, "").to_map();
     let names = known.keys().map(String::as_str).chain(BESIDE);
     let near = lowrank_formats::nearest(name, names);
     Err(RunError::usage(format!("unknown setting `{name}`"))
@@ -218,13 +218,12 @@ fn open_adapter(asked: &Asked, base: &Base, device: &Device) -> RunResult<Option
     Ok(adapter)
 }
 
-fn head_of(task: TaskKind, labels: KnownLabels) -> Head {
+fn head_of(task: Task, labels: KnownLabels) -> Head {
     let num_labels = match task {
-        TaskKind::Regression => 1,
-        TaskKind::SingleLabel
-        | TaskKind::MultiLabel
-        | TaskKind::TokenClassification
-        | TaskKind::CausalLm => labels.names.len(),
+        Task::Regression => 1,
+        Task::SingleLabel | Task::MultiLabel | Task::TokenClassification | Task::CausalLm => {
+            labels.names.len()
+        }
     };
     Head {
         task,
@@ -253,7 +252,7 @@ fn configuration(
     settings: &Settings,
     asked: &Asked,
     base: &Base,
-    (task, precision): (TaskKind, Precision),
+    (task, precision): (Task, Precision),
 ) -> RunResult<TrainConfig> {
     let implied = |steps: Option<u64>, otherwise| match steps {
         Some(_) => IntervalStrategy::Steps,

@@ -2,7 +2,7 @@
 //! results that nobody asked for. A setting at its default changes nothing, so that printed configurations read back.
 
 use lowrank_train::config::{
-    EvaluationSettings, IntervalStrategy, OptimizationSettings, TaskKind, TrainConfig,
+    EvaluationSettings, IntervalStrategy, OptimizationSettings, Task, TrainConfig,
 };
 use lowrank_train::schedule::SchedulerType;
 use serde_json::{Value, json};
@@ -169,19 +169,19 @@ impl Unused {
     }
 
     /// Settings of rows that a task has no use for.
-    pub fn data(&mut self, task: TaskKind) {
-        if task != TaskKind::CausalLm {
+    pub fn data(&mut self, task: Task) {
+        if task != Task::CausalLm {
             let why = format!(
                 "only a language model's rows have one, the task is {}",
                 task.name()
             );
             self.note(&["template", "data_format"], &why);
         }
-        if matches!(task, TaskKind::CausalLm | TaskKind::Regression) {
+        if matches!(task, Task::CausalLm | Task::Regression) {
             let why = format!("the task {} has no labels", task.name());
             self.note_unless([("labels", json!([]))], &why);
         }
-        if task == TaskKind::CausalLm {
+        if task == Task::CausalLm {
             self.note(
                 &["classifier_dropout"],
                 "a language model has no classifier",

@@ -18,88 +18,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::metrics::Metric;
 pub use bytes::{ByteSize, PrefixCacheLimit};
 pub use defaults::{DEFAULT_MAX_LENGTH, DEFAULT_RUN};
+pub use lowrank_formats::Task;
 pub use validate::{ConfigError, Fault, LARGEST_BATCH, LARGEST_THREADS};
 
 use crate::schedule::{
     Schedule, SchedulerType, steps_per_epoch, total_steps, warmup_steps_for_ratio,
 };
-
-/// What is predicted, and so the loss, the metrics and the form of a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskKind {
-    /// One class a row.
-    SingleLabel,
-    /// Any number of labels a row.
-    MultiLabel,
-    /// One number a row.
-    Regression,
-    /// One class a word.
-    TokenClassification,
-    /// The next token.
-    CausalLm,
-}
-
-impl TaskKind {
-    /// The name as written in configurations.
-    pub fn name(self) -> &'static str {
-        match self {
-            TaskKind::SingleLabel => "single_label",
-            TaskKind::MultiLabel => "multi_label",
-            TaskKind::Regression => "regression",
-            TaskKind::TokenClassification => "token_classification",
-            TaskKind::CausalLm => "causal_lm",
-        }
-    }
-}
-
-impl From<lowrank_model::Task> for TaskKind {
-    fn from(task: lowrank_model::Task) -> Self {
-        match task {
-            lowrank_model::Task::SingleLabel => TaskKind::SingleLabel,
-            lowrank_model::Task::MultiLabel => TaskKind::MultiLabel,
-            lowrank_model::Task::Regression => TaskKind::Regression,
-            lowrank_model::Task::TokenClassification => TaskKind::TokenClassification,
-            lowrank_model::Task::CausalLm => TaskKind::CausalLm,
-        }
-    }
-}
-
-impl From<TaskKind> for lowrank_model::Task {
-    fn from(task: TaskKind) -> Self {
-        match task {
-            TaskKind::SingleLabel => lowrank_model::Task::SingleLabel,
-            TaskKind::MultiLabel => lowrank_model::Task::MultiLabel,
-            TaskKind::Regression => lowrank_model::Task::Regression,
-            TaskKind::TokenClassification => lowrank_model::Task::TokenClassification,
-            TaskKind::CausalLm => lowrank_model::Task::CausalLm,
-        }
-    }
-}
-
-impl From<lowrank_data::Task> for TaskKind {
-    fn from(task: lowrank_data::Task) -> Self {
-        match task {
-            lowrank_data::Task::SingleLabel => TaskKind::SingleLabel,
-            lowrank_data::Task::MultiLabel => TaskKind::MultiLabel,
-            lowrank_data::Task::Regression => TaskKind::Regression,
-            lowrank_data::Task::TokenClassification => TaskKind::TokenClassification,
-            lowrank_data::Task::CausalLm => TaskKind::CausalLm,
-        }
-    }
-}
-
-impl From<TaskKind> for lowrank_data::Task {
-    fn from(task: TaskKind) -> Self {
-        match task {
-            TaskKind::SingleLabel => lowrank_data::Task::SingleLabel,
-            TaskKind::MultiLabel => lowrank_data::Task::MultiLabel,
-            TaskKind::Regression => lowrank_data::Task::Regression,
-            TaskKind::TokenClassification => lowrank_data::Task::TokenClassification,
-            TaskKind::CausalLm => lowrank_data::Task::CausalLm,
-        }
-    }
-}
 
 /// When something periodic happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,7 +150,7 @@ pub struct DataSettings {
     /// File of test rows, evaluated before and after training.
     pub test_file: Option<String>,
     /// What is predicted.
-    pub task: TaskKind,
+    pub task: Task,
     /// Names of the labels in the order of their class numbers; empty for regression.
     pub labels: Vec<String>,
     /// Column with the text.
@@ -568,7 +492,7 @@ pub(crate) mod tests {
 
     /// A configuration that is valid, for the tests of this crate.
     pub(crate) fn example() -> TrainConfig {
-        let task = TaskKind::SingleLabel;
+        let task = Task::SingleLabel;
         let mut config = TrainConfig::of("models/tiny", "bert", task, "train.tsv");
         config.data.validation_file = Some("validation.tsv".to_owned());
         config.data.labels = vec!["negative".to_owned(), "positive".to_owned()];

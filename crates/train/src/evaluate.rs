@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lowrank_data::{BatchLabels, Example, Label, PackedBatch, batches};
 use lowrank_model::{Batch, Model, ModelError, Targets};
 
-use crate::config::TaskKind;
+use crate::config::Task;
 use crate::metrics::{Evaluation, MetricAccumulator};
 use crate::prefix_cache::PrefixCache;
 
@@ -70,7 +70,7 @@ pub fn evaluate_keeping(
     settings: &PassSettings<'_>,
     mut kept: Option<&mut PrefixCache>,
 ) -> Result<Option<Evaluation>, ModelError> {
-    let task = TaskKind::from(model.task());
+    let task = model.task();
     let labels = model.num_labels();
     let mut metrics = MetricAccumulator::new(task, labels).with_labels(settings.labels);
     for range in batches(examples.len(), settings.batch_size) {
@@ -166,11 +166,9 @@ pub fn predict(
 
 /// Where the logits of a row of a batch lie: one set a row, or one a token.
 fn values_of_row(model: &Model, batch: &PackedBatch, row: usize) -> std::ops::Range<usize> {
-    let (first, last) = match TaskKind::from(model.task()) {
-        TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::Regression => (row, row + 1),
-        TaskKind::TokenClassification | TaskKind::CausalLm => {
-            (batch.offsets[row], batch.offsets[row + 1])
-        }
+    let (first, last) = match model.task() {
+        Task::SingleLabel | Task::MultiLabel | Task::Regression => (row, row + 1),
+        Task::TokenClassification | Task::CausalLm => (batch.offsets[row], batch.offsets[row + 1]),
     };
     first * model.num_labels()..last * model.num_labels()
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::TaskKind;
+use crate::config::Task;
 use crate::entities::EntityScores;
 
 /// A metric by which checkpoints can be compared.
@@ -63,9 +63,9 @@ impl Metric {
     }
 
     /// The metrics that are defined for a task, the one shown first in front.
-    pub fn of_task(task: TaskKind) -> &'static [Metric] {
+    pub fn of_task(task: Task) -> &'static [Metric] {
         match task {
-            TaskKind::SingleLabel => &[
+            Task::SingleLabel => &[
                 Metric::Accuracy,
                 Metric::F1,
                 Metric::F1Macro,
@@ -73,15 +73,15 @@ impl Metric {
                 Metric::Matthews,
                 Metric::Loss,
             ],
-            TaskKind::MultiLabel => &[
+            Task::MultiLabel => &[
                 Metric::F1Micro,
                 Metric::F1Macro,
                 Metric::Accuracy,
                 Metric::Loss,
             ],
-            TaskKind::CausalLm => &[Metric::Perplexity, Metric::Loss],
-            TaskKind::Regression => &[Metric::Pearson, Metric::Spearman, Metric::Loss],
-            TaskKind::TokenClassification => &[
+            Task::CausalLm => &[Metric::Perplexity, Metric::Loss],
+            Task::Regression => &[Metric::Pearson, Metric::Spearman, Metric::Loss],
+            Task::TokenClassification => &[
                 Metric::Accuracy,
                 Metric::Precision,
                 Metric::Recall,
@@ -133,7 +133,7 @@ impl Evaluation {
 /// Collects predictions and targets batch by batch and computes the task's metrics at the end.
 #[derive(Clone, Debug)]
 pub struct MetricAccumulator {
-    task: TaskKind,
+    task: Task,
     num_labels: usize,
     rows: u64,
     targets: u64,
@@ -147,7 +147,7 @@ pub struct MetricAccumulator {
 
 impl MetricAccumulator {
     /// An empty accumulator for a task with `num_labels` classes, labels or values.
-    pub fn new(task: TaskKind, num_labels: usize) -> Self {
+    pub fn new(task: Task, num_labels: usize) -> Self {
         Self {
             task,
             num_labels,
@@ -214,7 +214,7 @@ impl MetricAccumulator {
     }
 
     fn compute(&self, metric: Metric) -> f64 {
-        let several = self.task == TaskKind::MultiLabel;
+        let several = self.task == Task::MultiLabel;
         match metric {
             Metric::Loss | Metric::Perplexity if self.targets == 0 => f64::NAN,
             Metric::Perplexity => (self.loss_sum / self.targets as f64).exp(),
@@ -223,7 +223,7 @@ impl MetricAccumulator {
             Metric::Accuracy => accuracy(&self.classes),
             Metric::Precision => self.entities.precision(),
             Metric::Recall => self.entities.recall(),
-            Metric::F1 if self.task == TaskKind::TokenClassification => self.entities.f1(),
+            Metric::F1 if self.task == Task::TokenClassification => self.entities.f1(),
             Metric::F1 if self.num_labels == 2 => f1_of_class(&self.classes, 1),
             Metric::F1 => f1_macro(&self.classes),
             Metric::F1Macro if several => multi_label_f1_macro(&self.multi, self.num_labels),
@@ -490,7 +490,7 @@ mod tests {
         }
         for case in all["multi"].as_array().unwrap() {
             let n = case["labels"].as_u64().unwrap() as usize;
-            let mut m = MetricAccumulator::new(TaskKind::MultiLabel, n);
+            let mut m = MetricAccumulator::new(Task::MultiLabel, n);
             for (p, t) in classes(&case["p"])
                 .chunks(n)
                 .zip(classes(&case["t"]).chunks(n))
@@ -512,7 +512,7 @@ mod tests {
 
     #[test]
     fn nothing_gives_nan_and_nan_is_never_better() {
-        let e = MetricAccumulator::new(TaskKind::SingleLabel, 2).finish();
+        let e = MetricAccumulator::new(Task::SingleLabel, 2).finish();
         assert!(e.metrics.values().all(|v| v.is_nan()));
         assert!(!Metric::Accuracy.is_better(f64::NAN, 0.1));
         assert!(Metric::Accuracy.is_better(0.1, f64::NAN));
@@ -522,7 +522,7 @@ mod tests {
 
     #[test]
     fn loss_is_the_mean_over_counted_targets() {
-        let mut m = MetricAccumulator::new(TaskKind::TokenClassification, 3);
+        let mut m = MetricAccumulator::new(Task::TokenClassification, 3);
         m.add_batch(2, 10, 3.0, 4);
         m.add_batch(1, 5, 1.0, 4);
         let e = m.finish();
@@ -539,7 +539,7 @@ mod tests {
 
     #[test]
     fn undefined_metrics_survive_json() {
-        let e = MetricAccumulator::new(TaskKind::Regression, 1).finish();
+        let e = MetricAccumulator::new(Task::Regression, 1).finish();
         let text = serde_json::to_string(&e).unwrap();
         assert!(text.contains("null"), "{text}");
         let back: Evaluation = serde_json::from_str(&text).unwrap();

@@ -9,7 +9,7 @@ use lowrank_model::{
     Batch, IGNORE_INDEX, LoadOptions, Model, ModelConfig, ModelError, PassOptions, Targets,
 };
 
-use crate::config::{OptimizationSettings, TaskKind, TrainConfig};
+use crate::config::{OptimizationSettings, Task, TrainConfig};
 use crate::optimizer::Optimizer;
 use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 
@@ -222,7 +222,7 @@ impl DryRun {
         let before = device.flops();
         let mut needs = Needs::default();
         for (lengths, rows) in batches {
-            let batch = Blank::new(&lengths, self.model.task().into(), self.model.num_labels());
+            let batch = Blank::new(&lengths, self.model.task(), self.model.num_labels());
             needs.tokens += batch.ids.len() as u64;
             pass(self, &batch.batch(), batch.targets(), &rows)?;
         }
@@ -247,13 +247,13 @@ fn with_lengths<'a>(
 struct Blank {
     ids: Vec<u32>,
     offsets: Vec<usize>,
-    task: TaskKind,
+    task: Task,
     classes: Vec<i64>,
     values: Vec<f32>,
 }
 
 impl Blank {
-    fn new(lengths: &[usize], task: TaskKind, num_labels: usize) -> Self {
+    fn new(lengths: &[usize], task: Task, num_labels: usize) -> Self {
         let mut offsets = vec![0];
         let ends = lengths.iter().scan(0, |end, n| {
             *end += n;
@@ -262,12 +262,12 @@ impl Blank {
         offsets.extend(ends);
         let tokens: usize = lengths.iter().sum();
         let (classes, values) = match task {
-            TaskKind::SingleLabel => (lengths.len(), 0),
-            TaskKind::TokenClassification | TaskKind::CausalLm => (tokens, 0),
-            TaskKind::MultiLabel | TaskKind::Regression => (0, lengths.len() * num_labels),
+            Task::SingleLabel => (lengths.len(), 0),
+            Task::TokenClassification | Task::CausalLm => (tokens, 0),
+            Task::MultiLabel | Task::Regression => (0, lengths.len() * num_labels),
         };
         let mut classes = vec![0; classes];
-        if task == TaskKind::CausalLm {
+        if task == Task::CausalLm {
             // Nothing predicts a sequence's first token; every other one may count.
             let firsts = &offsets[..lengths.len()];
             firsts.iter().for_each(|&row| classes[row] = IGNORE_INDEX);
@@ -291,11 +291,11 @@ impl Blank {
 
     fn targets(&self) -> Targets<'_> {
         match self.task {
-            TaskKind::SingleLabel | TaskKind::TokenClassification | TaskKind::CausalLm => {
+            Task::SingleLabel | Task::TokenClassification | Task::CausalLm => {
                 Targets::Class(&self.classes)
             }
-            TaskKind::MultiLabel => Targets::Multi(&self.values),
-            TaskKind::Regression => Targets::Value(&self.values),
+            Task::MultiLabel => Targets::Multi(&self.values),
+            Task::Regression => Targets::Value(&self.values),
         }
     }
 }

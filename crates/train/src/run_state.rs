@@ -228,7 +228,7 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::TaskKind;
+    use crate::config::Task;
     use crate::config::tests::example;
     use lowrank_engine::{Device, Isa};
 
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn only_a_language_models_state_of_before_reads_nothing_beside_its_prompts() {
         let dir = tempfile::tempdir().unwrap();
-        let context = |task: TaskKind, gone: &[&str]| {
+        let context = |task: Task, gone: &[&str]| {
             let mut state = at(4);
             state.config.data.task = task;
             let mut json = serde_json::to_value(&state).unwrap();
@@ -300,9 +300,9 @@ mod tests {
         };
         let gone = ["unlabelled", "context_column"];
         let none = Some(lowrank_data::NO_COLUMN.to_owned());
-        assert_eq!(context(TaskKind::CausalLm, &gone), none);
-        assert_eq!(context(TaskKind::CausalLm, &[]), None);
-        assert_eq!(context(TaskKind::SingleLabel, &gone), None);
+        assert_eq!(context(Task::CausalLm, &gone), none);
+        assert_eq!(context(Task::CausalLm, &[]), None);
+        assert_eq!(context(Task::SingleLabel, &gone), None);
     }
 
     #[test]

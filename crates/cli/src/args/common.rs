@@ -7,7 +7,7 @@ use clap::Args;
 use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
 use lowrank_run::settings::{AdapterSettings, ModelSettings, RowSettings};
 use lowrank_run::{RunError, RunResult};
-use lowrank_train::config::{ModulePattern, TaskKind};
+use lowrank_train::config::{ModulePattern, Task};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -123,8 +123,8 @@ impl AdapterArgs {
 pub struct DataArgs {
     /// What is predicted: single_label, multi_label, regression, token_classification or
     /// causal_lm [default: from the model or the labels]
-    #[arg(long, value_parser = named::<TaskKind>, help_heading = "Data")]
-    pub task: Option<TaskKind>,
+    #[arg(long, value_parser = named::<Task>, help_heading = "Data")]
+    pub task: Option<Task>,
     /// Names of the labels in the order of their class numbers; a single value is cut at its commas, of several each is a
     /// whole name [default: from the model or the training rows]
     #[arg(long, num_args = 1.., value_name = "NAME", help_heading = "Data")]
@@ -439,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_wrong_name_lists_the_right_ones() {
-        let error = named::<TaskKind>("classification").unwrap_err();
+        let error = named::<Task>("classification").unwrap_err();
         assert!(
             error.contains("single_label") && error.contains("token_classification"),
             "{error}"

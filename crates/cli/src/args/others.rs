@@ -214,8 +214,8 @@ pub struct PlanArgs {
     #[serde(flatten)]
     pub new_head: NewHeadArgs,
     /// What is predicted [default: single_label]
-    #[arg(long, value_parser = super::common::named::<lowrank_train::config::TaskKind>, help_heading = "Model")]
-    pub task: Option<lowrank_train::config::TaskKind>,
+    #[arg(long, value_parser = super::common::named::<lowrank_train::config::Task>, help_heading = "Model")]
+    pub task: Option<lowrank_train::config::Task>,
     /// Classes, labels or values of the head [default: from the config, else 2]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub num_labels: Option<usize>,

@@ -185,7 +185,7 @@ fn model_dir(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
         text.push_str(&format!("{note}\n"));
     }
     let options = LoadOptions {
-        task: head.task(&config).into(),
+        task: head.task(&config),
         num_labels: head.width(&config).unwrap_or(2).max(1),
         seed: 0,
         ignore_mismatched_sizes: true,

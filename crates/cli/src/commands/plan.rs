@@ -16,7 +16,7 @@ use lowrank_run::memory::by_purpose;
 use lowrank_run::settings::laid_over;
 use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::{
-    DEFAULT_MAX_LENGTH, LARGEST_BATCH, LoraSettings, OptimizationSettings, TaskKind,
+    DEFAULT_MAX_LENGTH, LARGEST_BATCH, LoraSettings, OptimizationSettings, Task,
 };
 use lowrank_train::plan::{DryRun, Needs};
 use lowrank_train::prefix_cache::token_bytes;
@@ -140,10 +140,10 @@ impl Plan {
         let of_config = head.width(&config).filter(|n| *n > 0);
         let num_labels = args
             .num_labels
-            .or(of_config.filter(|_| task != TaskKind::Regression))
+            .or(of_config.filter(|_| task != Task::Regression))
             .unwrap_or(match task {
-                TaskKind::Regression | TaskKind::CausalLm => 1,
-                TaskKind::SingleLabel | TaskKind::MultiLabel | TaskKind::TokenClassification => 2,
+                Task::Regression | Task::CausalLm => 1,
+                Task::SingleLabel | Task::MultiLabel | Task::TokenClassification => 2,
             });
         check_plan(unused, args, task)?;
         if !(1..=LARGEST_HEAD).contains(&num_labels) {
@@ -152,7 +152,7 @@ impl Plan {
             )));
         }
         let options = LoadOptions {
-            task: task.into(),
+            task,
             num_labels,
             seed: 0,
             ignore_mismatched_sizes: true,

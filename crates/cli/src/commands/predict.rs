@@ -10,7 +10,7 @@ use lowrank_run::fits::check_pass;
 use lowrank_run::loaded::{BATCH_SIZE, LoadedModel, batch_size};
 use lowrank_run::rows::{load_rows, load_spec, unlabelled};
 use lowrank_run::{RunError, RunResult};
-use lowrank_train::config::TaskKind;
+use lowrank_train::config::Task;
 use lowrank_train::evaluate::{PassSettings, predict};
 use lowrank_train::metrics::argmax;
 use serde_json::{Map, Value, json};
@@ -35,7 +35,7 @@ pub fn run(flags: PredictArgs) -> RunResult {
     let device = device(&args.common, args.precision.unwrap_or(PrecisionChoice::F32))?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let loaded = open_model(&args.model, &args.adapter, &args.data.settings(), &device)?;
-    if loaded.head.task == TaskKind::CausalLm {
+    if loaded.head.task == Task::CausalLm {
         let hint = match &loaded.base.head.stored {
             Some(_) => {
                 "`lowrank generate` writes it; --task single_label uses the classification head of this checkpoint"
@@ -44,7 +44,7 @@ pub fn run(flags: PredictArgs) -> RunResult {
         };
         return Err(RunError::usage("a language model predicts text, not labels").hint(hint));
     }
-    let is_of_tokens = loaded.head.task == TaskKind::TokenClassification;
+    let is_of_tokens = loaded.head.task == Task::TokenClassification;
     if args.aggregation_strategy.is_some() && !is_of_tokens {
         return Err(
             RunError::usage("there are no labels of tokens to merge: the head is another")
@@ -161,12 +161,12 @@ fn prediction(head: &Head, example: &Example, logits: &[f32]) -> Value {
     let mut line = Map::new();
     line.insert("line".to_owned(), json!(example.line));
     match head.task {
-        TaskKind::SingleLabel => {
+        Task::SingleLabel => {
             line.insert("label".to_owned(), json!(head.labels[argmax(logits)]));
             line.insert("probabilities".to_owned(), by_label(head, &softmax(logits)));
             line.insert("logits".to_owned(), floats(logits));
         }
-        TaskKind::MultiLabel => {
+        Task::MultiLabel => {
             let probabilities: Vec<f64> = logits
                 .iter()
                 .map(|&x| 1.0 / (1.0 + (-f64::from(x)).exp()))
@@ -182,15 +182,15 @@ fn prediction(head: &Head, example: &Example, logits: &[f32]) -> Value {
             line.insert("probabilities".to_owned(), by_label(head, &probabilities));
             line.insert("logits".to_owned(), floats(logits));
         }
-        TaskKind::CausalLm => unreachable!("a language model was refused before any row"),
-        TaskKind::Regression => {
+        Task::CausalLm => unreachable!("a language model was refused before any row"),
+        Task::Regression => {
             match logits {
                 [value] => line.insert("value".to_owned(), json!(f64::from(*value))),
                 values => line.insert("values".to_owned(), floats(values)),
             };
             line.insert("logits".to_owned(), floats(logits));
         }
-        TaskKind::TokenClassification => {
+        Task::TokenClassification => {
             unreachable!("rows of tokens are written by their own module")
         }
     }

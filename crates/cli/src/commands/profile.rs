@@ -83,7 +83,7 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Arc<
             }
             let config = with_dropout(ModelConfig::read(Path::new(path))?, args.dropout)?;
             let options = LoadOptions {
-                task: task_of(&config).into(),
+                task: task_of(&config),
                 num_labels: 2,
                 seed: 1,
                 ignore_mismatched_sizes: false,

@@ -7,7 +7,7 @@ use lowrank_model::families::family;
 
 use super::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    MemorySettings, ModulePattern, OptimizationSettings, Precision, TaskKind, TrainConfig,
+    MemorySettings, ModulePattern, OptimizationSettings, Precision, Task, TrainConfig,
 };
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
@@ -20,7 +20,7 @@ pub const DEFAULT_RUN: &str = "runs/default";
 
 impl TrainConfig {
     /// Fresh adapters in a model of this type, every other setting at its default.
-    pub fn of(model: &str, model_type: &str, task: TaskKind, train_file: &str) -> Self {
+    pub fn of(model: &str, model_type: &str, task: Task, train_file: &str) -> Self {
         Self {
             model: model.to_owned(),
             revision: None,
@@ -42,7 +42,7 @@ impl TrainConfig {
 
 impl DataSettings {
     /// The defaults: rows of `train_file`, whose columns are found by their names.
-    pub fn of(task: TaskKind, train_file: &str) -> Self {
+    pub fn of(task: Task, train_file: &str) -> Self {
         Self {
             train_file: train_file.to_owned(),
             validation_file: None,
@@ -133,7 +133,7 @@ impl OptimizationSettings {
 
 impl EvaluationSettings {
     /// The defaults of a task: evaluated when told so, saved each epoch, the best by the task's first metric.
-    pub fn of(task: TaskKind, eval_strategy: IntervalStrategy) -> Self {
+    pub fn of(task: Task, eval_strategy: IntervalStrategy) -> Self {
         Self {
             eval_strategy,
             eval_steps: None,

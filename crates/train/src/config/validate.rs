@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{IntervalStrategy, LoraSettings, ModulePattern, TaskKind, TrainConfig};
+use super::{IntervalStrategy, LoraSettings, ModulePattern, Task, TrainConfig};
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
 
@@ -66,10 +66,7 @@ impl TrainConfig {
             d.max_length,
         );
         // Labels that are not known yet are none. With a single class there is nothing to learn.
-        let classes = matches!(
-            d.task,
-            TaskKind::SingleLabel | TaskKind::TokenClassification
-        );
+        let classes = matches!(d.task, Task::SingleLabel | Task::TokenClassification);
         faults.require(
             !classes || d.labels.len() != 1,
             "labels",
@@ -151,7 +148,7 @@ impl TrainConfig {
             smoothing,
         );
         faults.require(
-            smoothing == 0.0 || self.data.task == TaskKind::CausalLm,
+            smoothing == 0.0 || self.data.task == Task::CausalLm,
             "label_smoothing_factor",
             "0: only a language model's labels are smoothed",
             smoothing,

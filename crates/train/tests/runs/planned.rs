@@ -3,14 +3,14 @@
 use lowrank_data::Cursor;
 use lowrank_engine::{Device, MemoryReport};
 use lowrank_model::ModelError;
-use lowrank_train::config::{TaskKind, TrainConfig};
+use lowrank_train::config::{Task, TrainConfig};
 use lowrank_train::plan::DryRun;
 use lowrank_train::prefix_cache::RowLengths;
 
 use crate::tiny::{Place, rows_of};
 
 /// Tokens of each row of a tiny run.
-pub fn lengths(task: TaskKind) -> RowLengths {
+pub fn lengths(task: Task) -> RowLengths {
     let [train, validation] =
         rows_of(task).map(|rows| rows.iter().map(|row| row.input_ids.len()).collect());
     RowLengths { train, validation }

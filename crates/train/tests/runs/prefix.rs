@@ -1,7 +1,7 @@
 //! What frozen layers give may be kept or not, in whole or in part: not one bit of the result depends on it.
 
 use lowrank_engine::{Device, Purpose};
-use lowrank_train::config::{ModulePattern, Precision, TaskKind, TrainConfig};
+use lowrank_train::config::{ModulePattern, Precision, Task, TrainConfig};
 use lowrank_train::metrics::Metric;
 use lowrank_train::prefix_cache::PrefixCaches;
 
@@ -13,7 +13,7 @@ const ALL: u64 = 1 << 30;
 const SOME: u64 = 32 * 4 * 70;
 
 /// Adapters in the second of two layers, with dropout in them.
-fn upper(task: TaskKind, precision: Precision) -> TrainConfig {
+fn upper(task: Task, precision: Precision) -> TrainConfig {
     let mut config = config();
     config.data.task = task;
     config.lora.target_modules = in_layers("1");
@@ -30,16 +30,16 @@ fn in_layers(numbers: &str) -> ModulePattern {
     ))
 }
 
-const CASES: [(&str, TaskKind); 9] = [
-    ("bert-single-label", TaskKind::SingleLabel),
-    ("bert-silu-classifier-dropout", TaskKind::SingleLabel),
-    ("roberta-single-label", TaskKind::SingleLabel),
-    ("deberta-single-label", TaskKind::SingleLabel),
-    ("deberta-v2-v3", TaskKind::SingleLabel),
-    ("gpt2-single-label", TaskKind::SingleLabel),
-    ("gpt2-causal", TaskKind::CausalLm),
-    ("gpt_neo-causal", TaskKind::CausalLm),
-    ("opt-causal", TaskKind::CausalLm),
+const CASES: [(&str, Task); 9] = [
+    ("bert-single-label", Task::SingleLabel),
+    ("bert-silu-classifier-dropout", Task::SingleLabel),
+    ("roberta-single-label", Task::SingleLabel),
+    ("deberta-single-label", Task::SingleLabel),
+    ("deberta-v2-v3", Task::SingleLabel),
+    ("gpt2-single-label", Task::SingleLabel),
+    ("gpt2-causal", Task::CausalLm),
+    ("gpt_neo-causal", Task::CausalLm),
+    ("opt-causal", Task::CausalLm),
 ];
 
 #[test]
@@ -94,7 +94,7 @@ fn the_plan_counts_the_kept_states_as_the_run_does() {
             let planned = planned_peak(place, &config).expect("the rows fit");
             let kept = [&planned, &run.peak].map(|peak| peak.of(Purpose::PrefixCache));
             assert_eq!(kept[0], kept[1], "{golden} with {limit} bytes");
-            if task == TaskKind::CausalLm {
+            if task == Task::CausalLm {
                 // The plan takes every token for counted, these rows mask some.
                 assert!(
                     planned.total() >= run.peak.total(),
@@ -110,7 +110,7 @@ fn the_plan_counts_the_kept_states_as_the_run_does() {
 #[test]
 fn what_is_kept_is_what_does_not_change() {
     let kept = |golden, change: &dyn Fn(&mut TrainConfig)| {
-        let mut config = upper(TaskKind::SingleLabel, Precision::F32);
+        let mut config = upper(Task::SingleLabel, Precision::F32);
         change(&mut config);
         let place = Place {
             golden,
@@ -158,7 +158,7 @@ fn what_is_kept_is_what_does_not_change() {
 
 #[test]
 fn with_dropout_only_evaluation_is_kept() {
-    let config = upper(TaskKind::SingleLabel, Precision::F32);
+    let config = upper(Task::SingleLabel, Precision::F32);
     let golden = lowrank_testkit::Golden::open("bert-single-label").expect("a golden case opens");
     let path = golden.model_dir().join("config.json");
     let mut with_dropout = lowrank_model::ModelConfig::read(&path).expect("a config");
@@ -178,6 +178,6 @@ fn with_dropout_only_evaluation_is_kept() {
         [true, false].map(|dropout| model.frozen_prefix(dropout).layers),
         [0, 1]
     );
-    let caches = PrefixCaches::new(&model, &config, &lengths(TaskKind::SingleLabel), ALL);
+    let caches = PrefixCaches::new(&model, &config, &lengths(Task::SingleLabel), ALL);
     assert!(caches.train.is_none() && caches.validation.is_some());
 }

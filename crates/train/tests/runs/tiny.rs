@@ -12,8 +12,8 @@ use lowrank_model::{LoadOptions, Model};
 use lowrank_testkit::Golden;
 use lowrank_train::base::BaseId;
 use lowrank_train::config::{
-    DataSettings, EvaluationSettings, IntervalStrategy, LoraSettings, OptimizationSettings,
-    TaskKind, TrainConfig,
+    DataSettings, EvaluationSettings, IntervalStrategy, LoraSettings, OptimizationSettings, Task,
+    TrainConfig,
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
@@ -25,7 +25,7 @@ use lowrank_train::trainer::{
 
 /// Settings under which everything that has state has some.
 pub fn config() -> TrainConfig {
-    let task = TaskKind::SingleLabel;
+    let task = Task::SingleLabel;
     TrainConfig {
         data: DataSettings {
             validation_file: Some("validation".to_owned()),
@@ -102,7 +102,7 @@ impl Place {
     pub fn model(&self, config: &TrainConfig, device: &Device) -> Model {
         let golden = Golden::open(self.golden).expect("a golden case opens");
         let options = LoadOptions {
-            task: config.data.task.into(),
+            task: config.data.task,
             num_labels: 2,
             seed: 1,
             ignore_mismatched_sizes: true,
@@ -137,7 +137,7 @@ pub fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, Tra
 }
 
 /// The rows to train on and to evaluate on, labelled for the task.
-pub fn rows_of(task: TaskKind) -> [Vec<Example>; 2] {
+pub fn rows_of(task: Task) -> [Vec<Example>; 2] {
     [rows(20, 1), rows(9, 2)].map(|mut rows| {
         for (i, row) in rows.iter_mut().enumerate() {
             let label = |(at, &id): (usize, &u32)| {
@@ -145,7 +145,7 @@ pub fn rows_of(task: TaskKind) -> [Vec<Example>; 2] {
                 let counts = at > 0 && i != 3 && (i % 2 == 0 || at > 2);
                 if counts { i64::from(id) } else { -100 }
             };
-            if task == TaskKind::CausalLm {
+            if task == Task::CausalLm {
                 row.label = Label::Tokens(row.input_ids.iter().enumerate().map(label).collect());
             }
         }
