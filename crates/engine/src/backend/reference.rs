@@ -1,18 +1,18 @@
 //! The definition of every call: in f64 whatever the nominal storage, so that no rounding hides anything, plain, and on one
 //! thread. What other backends are compared with.
 
+mod attention;
 mod norms;
 
 use std::sync::Arc;
 
-use lowrank_kernels::reference::{self as definition, Attention, Disentangled};
+use lowrank_kernels::reference as definition;
 use lowrank_kernels::{Activation, DType, Rope};
 
 use super::{Backend, BlockOfRows, Scratch, Sizes};
 use crate::call::{
-    AttentionGradients, AttentionInputs, CachedAttention, Call, CrossEntropy, ElementLoss,
-    Epilogue, GateUp, GateUpGradients, Operand, Product, Rotation, RotationSense, Rows, TableRef,
-    TableRows, Transpose, Write,
+    Call, CrossEntropy, ElementLoss, Epilogue, GateUp, GateUpGradients, Operand, Product, Rotation,
+    RotationSense, Rows, TableRef, TableRows, Transpose, Write,
 };
 use crate::param::PackedMatrix;
 use crate::space::Space;
@@ -135,94 +135,6 @@ fn outer(a: &Tensor, b: &Rows<'_>, alpha: f32, out: &mut Tensor) {
         for i in 0..out_rows {
             for j in 0..n {
                 out[i * n + j] += alpha * a_values[row * m + i] * b[row * n + j];
-            }
-        }
-    }
-}
-
-fn plain<'a>(inputs: &AttentionInputs<'a>) -> Attention<'a> {
-    let AttentionInputs { q, k, v, .. } = inputs;
-    let (q, k, v) = (q.host(), k.host(), v.host());
-    let shape = inputs.shape();
-    Attention { shape, q, k, v }
-}
-
-fn disentangled<'a>(inputs: &AttentionInputs<'a>) -> Option<Disentangled<'a>> {
-    let positions = inputs.positions?;
-    Some(Disentangled {
-        shape: inputs.shape(),
-        rows: positions.rows,
-        q: inputs.q.host(),
-        k: inputs.k.host(),
-        v: inputs.v.host(),
-        keys: positions.keys.map(Tensor::host),
-        queries: positions.queries.map(Tensor::host),
-    })
-}
-
-fn attention(inputs: &AttentionInputs<'_>, out: &mut Tensor, lse: &mut Tensor) {
-    let (values, sums) = match disentangled(inputs) {
-        None => definition::attention(&plain(inputs)),
-        Some(inputs) => definition::disentangled_attention(&inputs),
-    };
-    out.host_mut().copy_from_slice(&values);
-    lse.host_mut().copy_from_slice(&sums);
-}
-
-fn attention_backward(
-    inputs: &AttentionInputs<'_>,
-    d_out: &Tensor,
-    gradients: AttentionGradients<'_>,
-) {
-    let AttentionGradients { d_q, d_k, d_v, .. } = gradients;
-    let write = |into: &mut Tensor, d: &[f64]| into.host_mut().copy_from_slice(d);
-    let Some(inputs) = disentangled(inputs) else {
-        let (q, k, v) = definition::attention_backward(&plain(inputs), d_out.host());
-        write(d_q, &q);
-        write(d_k, &k);
-        write(d_v, &v);
-        return;
-    };
-    let d = definition::disentangled_attention_backward(&inputs, d_out.host());
-    write(d_q, &d.d_q);
-    write(d_k, &d.d_k);
-    write(d_v, &d.d_v);
-    let tables = [
-        (gradients.d_keys, &d.d_keys),
-        (gradients.d_queries, &d.d_queries),
-    ];
-    for (into, d) in tables {
-        if let Some(into) = into {
-            write(into, d);
-        }
-    }
-}
-
-fn cached_attention(call: CachedAttention<'_>) {
-    let (heads, d) = (call.num_heads, call.head_dim);
-    let (q, k, v) = (
-        call.q.host::<f64>(),
-        call.k.host::<f64>(),
-        call.v.host::<f64>(),
-    );
-    let out = call.out.host_mut::<f64>();
-    for (i, rows) in call.rows.iter().enumerate() {
-        for h in 0..heads {
-            let at = |row: usize| (row * heads + h) * d..(row * heads + h + 1) * d;
-            let query = &q[at(i)];
-            let score = |&row: &u32| -> f64 {
-                let dot = query.iter().zip(&k[at(row as usize)]).map(|(a, b)| a * b);
-                f64::from(call.scale) * dot.sum::<f64>()
-            };
-            let scores: Vec<f64> = rows.iter().map(score).collect();
-            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-            let into = &mut out[at(i)];
-            into.fill(0.0);
-            for (&row, score) in rows.iter().zip(&scores) {
-                let p = (score - max).exp() / sum;
-                let value = &v[at(row as usize)];
-                into.iter_mut().zip(value).for_each(|(o, v)| *o += p * v);
             }
         }
     }
@@ -394,14 +306,14 @@ impl Backend for Reference {
                 let rank = out.cols();
                 blocks.gather(whole.host::<f64>(), rank, out.host_mut());
             }
-            Call::Attention { inputs, out, lse } => attention(&inputs, out, lse),
+            Call::Attention { inputs, out, lse } => attention::forward(&inputs, out, lse),
             Call::AttentionBackward {
                 inputs,
                 d_out,
                 gradients,
                 ..
-            } => attention_backward(&inputs, d_out, gradients),
-            Call::CachedAttention(call) => cached_attention(call),
+            } => attention::backward(&inputs, d_out, gradients),
+            Call::CachedAttention(call) => attention::cached(call),
             Call::Norm(call) => norms::norm(call),
             Call::NormAgain { saved, form, y } => norms::again(&saved, &form, y.host_mut()),
             Call::NormBackward { saved, form, d } => norms::backward(&saved, &form, d.host_mut()),
