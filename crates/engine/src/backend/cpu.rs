@@ -8,7 +8,7 @@ mod rows;
 
 use std::sync::Arc;
 
-use lowrank_kernels::{self as kernels, DType, Isa, PANEL, bf16};
+use lowrank_kernels::{self as kernels, DType, Isa, PANEL};
 
 use super::{Backend, BlockOfRows, Scratch, Sizes};
 use crate::call::Call;
@@ -56,7 +56,7 @@ impl Sizes for CpuSizes {
     }
 
     fn packed_bytes(&self, format: DType, rows: usize, depth: usize) -> usize {
-        format.bytes() * packed_len(format, rows, depth)
+        kernels::product::packed_bytes(products::weight_format(format), rows, depth)
     }
 
     fn depth_multiple(&self, format: DType) -> usize {
@@ -68,8 +68,8 @@ impl Sizes for CpuSizes {
 
     fn scratch_bytes(&self, call: &Call<'_>) -> usize {
         match call {
-            Call::Product(product) => products::product_scratch_bytes(product),
-            Call::Outer { a, b, .. } => products::outer_scratch_bytes(a, b),
+            Call::Product(product) => products::product_scratch_bytes(product, self.threads),
+            Call::Outer { a, b, out, .. } => products::outer_scratch_bytes(a, b, out, self.threads),
             Call::Attention { inputs, .. } => attention::forward_scratch_bytes(inputs),
             Call::AttentionBackward {
                 inputs, gradients, ..
@@ -78,14 +78,6 @@ impl Sizes for CpuSizes {
             Call::ElementLoss { targets, .. } => Carver::bytes::<f32>(targets.len()),
             _ => 0,
         }
-    }
-}
-
-/// Values of the packed form of a matrix [rows, depth].
-fn packed_len(format: DType, rows: usize, depth: usize) -> usize {
-    match format {
-        DType::F32 => kernels::packed_len(rows, depth),
-        DType::Bf16 => kernels::packed_bf16_len(rows, depth),
     }
 }
 
@@ -148,8 +140,19 @@ impl Backend for Cpu {
             Call::Add { x, out } => elementwise::add(isa, x, out),
             Call::Scale { x, factor } => kernels::scale(isa, x.host_mut(), factor),
             Call::Pack { x, transpose, out } => products::pack(isa, x, transpose, out),
-            Call::Product(product) => products::product(isa, product, scratch),
-            Call::Outer { a, b, alpha, out } => products::outer(isa, a, b, alpha, out, scratch),
+            // On the pool that the scratch has slots for.
+            Call::Product(product) => self.pool.install(|| {
+                products::product(isa, self.sizes.threads, product, scratch);
+            }),
+            Call::Outer { a, b, alpha, out } => self.pool.install(|| {
+                let outer = products::Outer {
+                    a,
+                    b,
+                    alpha,
+                    into: out,
+                };
+                products::outer(isa, self.sizes.threads, outer, scratch);
+            }),
             Call::ExpandBlocks {
                 blocks,
                 stored,
@@ -292,12 +295,6 @@ impl Backend for Cpu {
     }
 
     fn read_packed(&self, matrix: &PackedMatrix, values: &mut [f32]) {
-        let (n, k) = (matrix.out_features(), matrix.in_features());
-        match matrix.format() {
-            DType::F32 => kernels::unpack(products::panels(matrix), n, k, values),
-            DType::Bf16 => {
-                kernels::unpack_bf16(products::panels::<bf16>(matrix), n, k, values);
-            }
-        }
+        products::weights(matrix).unpack(values);
     }
 }

@@ -96,6 +96,11 @@ impl<'a> PackedWeights<'a> {
         }
     }
 
+    /// f32 lines, as [`crate::repack_transposed`] writes them. Panics if there are not as many as the shape wants.
+    pub fn of_f32(shape: [usize; 2], lines: &'a [f32]) -> Self {
+        Self::new(WeightFormat::F32, shape, typed(lines))
+    }
+
     /// The format.
     pub fn format(&self) -> WeightFormat {
         self.format
