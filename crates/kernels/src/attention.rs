@@ -334,7 +334,6 @@ impl<E: WithPositions> BackwardCall<'_, E> {
             d_q: head.of_q_mut(self.d_q),
             d_k: head.of_kv_mut(self.d_k),
             d_v: head.of_kv_mut(self.d_v),
-            adds_to_keys: false,
         }
     }
 }

@@ -80,6 +80,21 @@ impl<'a, T: Copy> MatRef<'a, T> {
         self.transposed().rows_range(range).transposed()
     }
 
+    /// Some of the rows, and of them some of the columns, of which there is one. Panics if a range exceeds them.
+    #[inline]
+    pub(crate) fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(cols.start < cols.end && cols.end <= self.cols);
+        let start = rows.start * self.row_stride + cols.start * self.col_stride;
+        Self {
+            // Behind the last row there may be nothing.
+            data: &self.data[start.min(self.data.len())..],
+            rows: rows.len(),
+            cols: cols.len(),
+            ..self
+        }
+    }
+
     /// Number of rows.
     pub fn rows(self) -> usize {
         self.rows

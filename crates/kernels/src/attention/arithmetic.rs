@@ -26,8 +26,6 @@ pub struct HeadGradients<'a, E> {
     pub d_q: RowsMut<E>,
     pub d_k: RowsMut<E>,
     pub d_v: RowsMut<E>,
-    /// Whether the keys' gradients hold what earlier heads and tiles gave: else they are overwritten.
-    pub adds_to_keys: bool,
 }
 
 /// A tile of a head, where its scores lie, and the dropout of its probabilities.
@@ -35,6 +33,8 @@ pub struct HeadGradients<'a, E> {
 pub struct At<'a> {
     pub head: &'a Head,
     pub tile: Tile,
+    /// Whether the keys' gradients hold what earlier heads and tiles gave: else they are overwritten.
+    pub adds_to_keys: bool,
     pub layout: Layout,
     pub(super) mask: Option<&'a Mask>,
 }

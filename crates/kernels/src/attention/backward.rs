@@ -85,20 +85,18 @@ impl<E: Arithmetic, Z: ScoreSource<E>> SimdOp for BackwardTile<'_, '_, '_, E, Z>
         let Self {
             task,
             tile,
+            adds_to_keys,
             deltas,
             work,
-            ..
         } = self;
         let at = At {
             head: &task.head,
             tile,
+            adds_to_keys,
             layout: Z::LAYOUT,
             mask: task.mask,
         };
-        let x = HeadGradients {
-            adds_to_keys: self.adds_to_keys,
-            ..task.x
-        };
+        let x = &task.x;
         let d_out = at.queries(x.d_out);
         if tile.is_first {
             E::take_rows(s, work, at.queries(x.x.q), Some(d_out));
@@ -115,8 +113,8 @@ impl<E: Arithmetic, Z: ScoreSource<E>> SimdOp for BackwardTile<'_, '_, '_, E, Z>
                 }
                 E::gradients(s, work, &at, row, task.lse, deltas);
             }
-            E::add_gradients(s, work, &at, &x);
-            task.source.add_gradients(s, work, &at, &x);
+            E::add_gradients(s, work, &at, x);
+            task.source.add_gradients(s, work, &at, x);
             if tile.is_last {
                 E::store_queries(s, work, &at, x.d_q);
             }

@@ -77,6 +77,7 @@ impl<E: Arithmetic, Z: ScoreSource<E>> SimdOp for ForwardTile<'_, '_, '_, E, Z> 
         let at = At {
             head: &task.head,
             tile,
+            adds_to_keys: false,
             layout: Z::LAYOUT,
             mask: task.mask,
         };

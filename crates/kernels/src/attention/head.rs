@@ -80,15 +80,21 @@ impl Head {
     /// This head's part of [q rows, H * Dh].
     #[inline]
     pub(super) fn of_q<'a, T: Copy>(&self, x: MatRef<'a, T>) -> MatRef<'a, T> {
-        let rows = x.rows_range(self.q_start..self.q_start + self.q_len);
-        rows.cols_range(self.head * self.head_dim..(self.head + 1) * self.head_dim)
+        let first = self.head * self.head_dim;
+        x.part(
+            self.q_start..self.q_start + self.q_len,
+            first..first + self.head_dim,
+        )
     }
 
     /// This head's part of [kv rows, Hkv * Dh].
     #[inline]
     pub(super) fn of_kv<'a, T: Copy>(&self, x: MatRef<'a, T>) -> MatRef<'a, T> {
-        let rows = x.rows_range(self.kv_start..self.kv_start + self.kv_len);
-        rows.cols_range(self.kv_head * self.head_dim..(self.kv_head + 1) * self.head_dim)
+        let first = self.kv_head * self.head_dim;
+        x.part(
+            self.kv_start..self.kv_start + self.kv_len,
+            first..first + self.head_dim,
+        )
     }
 
     /// As [`Head::of_q`], to write.

@@ -9,7 +9,7 @@ use crate::elementwise::scale_in_place;
 use crate::loss::{exp_in_place, row_max};
 use crate::math::{exp, exp2_for_bf16, tanh};
 use crate::matrix::MatRef;
-use crate::simd::{Simd, lanes_at, load_at, store_at};
+use crate::simd::{Simd, SimdOp, lanes_at, load_at, store_at};
 use half::bf16;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
@@ -76,16 +76,31 @@ impl<V: Copy> SoftCap<V> {
     }
 }
 
-/// Scores, to be multiplied with `factor`, become capped ones.
-#[inline(always)]
-fn cap_in_place<S: Simd>(s: S, scores: &mut [f32], cap: f32, factor: f32) {
-    let cap = SoftCap::new(s, cap, factor);
-    let mut at = 0;
-    while at < scores.len() {
-        let n = lanes_at::<S>(at, scores.len());
-        let (capped, _) = cap.apply(s, load_at(s, scores, at, n));
-        store_at(s, scores, at, capped, n);
-        at += S::LANES;
+/// Scores, to be multiplied with `factor`, become capped ones. A function of its own: beside the hyperbolic tangent, the values
+/// of a softmax would not stay in registers.
+struct CapInPlace<'a> {
+    scores: &'a mut [f32],
+    cap: f32,
+    factor: f32,
+}
+
+impl SimdOp for CapInPlace<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            scores,
+            cap,
+            factor,
+        } = self;
+        let cap = SoftCap::new(s, cap, factor);
+        let mut at = 0;
+        while at < scores.len() {
+            let n = lanes_at::<S>(at, scores.len());
+            let (capped, _) = cap.apply(s, load_at(s, scores, at, n));
+            store_at(s, scores, at, capped, n);
+            at += S::LANES;
+        }
     }
 }
 
@@ -109,7 +124,11 @@ pub(super) fn softmax_row<S: Simd>(
     let start = tile.j + columns.start;
     let p = &mut p[columns];
     if let Some(cap) = head.soft_cap {
-        cap_in_place(s, p, cap, 1.0);
+        s.call(CapInPlace {
+            scores: &mut *p,
+            cap,
+            factor: 1.0,
+        });
     }
     let max = row_max(s, p).max(state.max[row]);
     let sum = exp_in_place(s, p, max);
@@ -139,7 +158,11 @@ pub(super) fn narrow_softmax_row<S: Simd>(
     let scale = match head.soft_cap {
         None => head.scale,
         Some(cap) => {
-            cap_in_place(s, &mut scores[columns.clone()], cap, head.scale);
+            s.call(CapInPlace {
+                scores: &mut scores[columns.clone()],
+                cap,
+                factor: head.scale,
+            });
             1.0
         }
     };

@@ -226,7 +226,7 @@ impl Arithmetic for f32 {
                 c: c.at(at.tile.j),
                 c_row: c.stride(),
                 m: at.tile.n,
-                accumulate: x.adds_to_keys,
+                accumulate: at.adds_to_keys,
                 ..as_depth(other)
             };
             // SAFETY: the scores hold m rows; the caller's contract covers the gradients.
