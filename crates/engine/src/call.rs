@@ -522,10 +522,7 @@ impl Call<'_> {
             Call::AttentionBackward {
                 inputs, gradients, ..
             } => inputs.flops(5 + 2 * inputs.tables() + gradients.tables()),
-            Call::CachedAttention(call) => {
-                let pairs: usize = call.rows.iter().map(|rows| rows.len()).sum();
-                (4 * pairs * call.q.cols()) as u64
-            }
+            Call::CachedAttention(call) => 4 * call.shape.pairs() * call.q.cols() as u64,
             _ => 0,
         }
     }

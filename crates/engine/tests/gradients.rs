@@ -191,8 +191,12 @@ fn leaf<'m>(tape: &mut Tape<'m>, param: &'m Param) -> Var {
 }
 
 fn frozen_matrix(out: usize, inp: usize) -> Matrix {
+    frozen_matrix_on(&device(), out, inp)
+}
+
+fn frozen_matrix_on(device: &Device, out: usize, inp: usize) -> Matrix {
     let values = Random::new(23).normals_f32(out * inp);
-    let packed = PackedMatrix::from_blocks(&device(), out, inp, |first, block| {
+    let packed = PackedMatrix::from_blocks(device, out, inp, |first, block| {
         block.copy_from_slice(&values[first * inp..][..block.len()]);
         Ok::<(), std::convert::Infallible>(())
     });
@@ -754,9 +758,10 @@ fn a_second_use_has_masks_of_its_own() {
 
 #[test]
 fn frozen_values_below_the_lowest_adapter_are_not_recorded() {
-    let device = device();
+    // Its own: other tests' scratch comes and goes on the shared one.
+    let device = Device::cpu(Isa::best(), 1).expect("a thread starts");
     let trainables = Trainables::default();
-    let matrix = frozen_matrix(8, 8);
+    let matrix = frozen_matrix_on(&device, 8, 8);
     let mut tape = Tape::training(&device, &trainables, Some(STEP));
     let before = device.memory().total();
     let x = tape.constant(Tensor::zeros(&device, 4, 8, Purpose::Activations));

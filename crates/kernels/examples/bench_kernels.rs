@@ -193,15 +193,6 @@ fn bench_attention(isa: Isa, peak: f64) {
         (64, 8, 12, 64),
         (1, 4096, 2, 64),
     ] {
-        let rows = count * len;
-        let size = rows * num_heads * head_dim;
-        let (q, k, v) = (random(size, 1), random(size, 2), random(size, 3));
-        let d_out = random(size, 4);
-        let (mut d_q, mut d_k, mut d_v) = (vec![0.0; size], vec![0.0; size], vec![0.0; size]);
-        let (mut out, mut lse) = (vec![0.0; size], vec![0.0; rows * num_heads]);
-        let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
-        let narrow_in @ [q16, k16, v16, d_out16] = &[&q, &k, &v, &d_out].map(|x| narrow(x));
-        let [mut out16, mut d_q16, mut d_k16, mut d_v16] = narrow_in.clone();
         let offsets: Vec<usize> = (0..=count).map(|i| i * len).collect();
         let causal = AttentionMask::Causal { window: None };
         for (mask, dropout) in [
@@ -213,11 +204,11 @@ fn bench_attention(isa: Isa, peak: f64) {
             let shape = AttentionShape {
                 num_heads,
                 num_key_value_heads: num_heads,
-                soft_cap: None,
                 head_dim,
                 q_offsets: &offsets,
                 kv_offsets: &offsets,
                 scale: 1.0 / (head_dim as f32).sqrt(),
+                soft_cap: None,
                 mask,
                 dropout,
             };
@@ -227,38 +218,10 @@ fn bench_attention(isa: Isa, peak: f64) {
             };
             let flops = 2 * count * num_heads * pairs * head_dim;
             let kind = if mask == causal { "causal" } else { "full" };
-            let name = format!(
-                "{kind} {count:3} x {len:4} x {num_heads} x {head_dim} p {}",
-                dropout.map_or(0.0, |d| d.p)
-            );
-            report(&format!("forward  {name}"), 2 * flops, peak, || {
-                attention_forward(isa, &shape, &q, &k, &v, &mut out, &mut lse)
-            });
-            let saved = AttentionSaved {
-                q: &q,
-                k: &k,
-                v: &v,
-                out: &out,
-                lse: &lse,
-            };
-            report(&format!("backward {name}"), 5 * flops, peak, || {
-                attention_backward(isa, &shape, &saved, &d_out, &mut d_q, &mut d_k, &mut d_v)
-            });
-            let inputs = [&q16[..], k16, v16];
-            report(&format!("bf16 forward  {name}"), 2 * flops, peak, || {
-                attention_forward_bf16(isa, &shape, inputs, &mut out16, &mut lse)
-            });
-            let saved = AttentionSaved {
-                q: q16,
-                k: k16,
-                v: v16,
-                out: &out16,
-                lse: &lse,
-            };
-            report(&format!("bf16 backward {name}"), 5 * flops, peak, || {
-                let gradients = [&mut d_q16[..], &mut d_k16, &mut d_v16];
-                attention_backward_bf16(isa, &shape, &saved, d_out16, gradients)
-            });
+            let p = dropout.map_or(0.0, |d| d.p);
+            let name = format!("{kind} {count:3} x {len:4} x {num_heads} x {head_dim} p {p}");
+            time_attention::<f32>((isa, peak), &shape, &name, [2 * flops, 5 * flops], false);
+            time_attention::<bf16>((isa, peak), &shape, &name, [2 * flops, 5 * flops], false);
         }
     }
 }
@@ -279,110 +242,85 @@ fn bench_disentangled(isa: Isa, peak: f64) {
             mask: AttentionMask::Full,
             dropout: None,
         };
-        bench_disentangled_f32(isa, peak, &shape);
-        bench_disentangled_bf16(isa, peak, &shape);
+        let (rows, name) = (
+            offsets[count],
+            format!("{count} x {len} x {num_heads} x {head_dim}"),
+        );
+        let flops = 2 * rows * len * num_heads * head_dim;
+        time_attention::<f32>((isa, peak), &shape, &name, [4 * flops, 11 * flops], true);
+        time_attention::<bf16>((isa, peak), &shape, &name, [4 * flops, 11 * flops], true);
     }
 }
 
-/// Operands [q, k, v, d_out], a table, its rows by distance, and "count x length x heads x head_dim" with the flops of a product.
-fn disentangled_operands(
+/// Times both passes in one storage, with both tables of relative positions or without.
+fn time_attention<E: AttentionElement>(
+    (isa, peak): (Isa, f64),
     shape: &AttentionShape,
-) -> ([Vec<f32>; 4], Vec<f32>, Vec<u32>, String, usize) {
-    let count = shape.q_offsets.len() - 1;
-    let (len, rows) = (shape.q_offsets[1], shape.q_offsets[count]);
-    let width = shape.num_heads * shape.head_dim;
-    let operands = [1, 2, 3, 4].map(|stream| random(rows * width, stream));
-    let table = random((2 * len - 1) * width, 5);
-    let places = (0..2 * len as u32 - 1).collect();
-    let name = format!("{count} x {len} x {} x {}", shape.num_heads, shape.head_dim);
-    (operands, table, places, name, 2 * rows * len * width)
-}
-
-fn bench_disentangled_f32(isa: Isa, peak: f64, shape: &AttentionShape) {
-    let mut of_forward = vec![0.0; disentangled_forward_workspace(shape, 2)];
-    let mut of_backward = vec![0.0; disentangled_backward_workspace(shape, 2, 2)];
-    report_disentangled(
-        ("f32 ", peak),
-        shape,
-        |inputs, out, lse| {
-            disentangled_attention_forward(isa, shape, inputs, &mut of_forward, out, lse);
-        },
-        |saved, d_out, gradients| {
-            disentangled_attention_backward(isa, shape, saved, d_out, &mut of_backward, gradients);
-        },
-    );
-}
-
-fn bench_disentangled_bf16(isa: Isa, peak: f64, shape: &AttentionShape) {
-    let [tables, partial] = disentangled_backward_workspace_bf16(shape, 2, 2);
-    let (mut tables, mut partial) = (vec![bf16::ZERO; tables], vec![0.0; partial]);
-    let mut of_forward = vec![bf16::ZERO; disentangled_forward_workspace_bf16(shape, 2)];
-    report_disentangled(
-        ("bf16", peak),
-        shape,
-        |inputs, out, lse| {
-            disentangled_attention_forward_bf16(isa, shape, inputs, &mut of_forward, out, lse);
-        },
-        |saved, d_out, gradients| {
-            let workspace = PairWorkspace {
-                tables: &mut tables,
-                partial: &mut partial,
-            };
-            disentangled_attention_backward_bf16(isa, shape, saved, d_out, workspace, gradients);
-        },
-    );
-}
-
-/// Times both passes in one storage.
-fn report_disentangled<E: Element>(
-    (storage, peak): (&str, f64),
-    shape: &AttentionShape,
-    mut forward: impl FnMut(&DisentangledInputs<E>, &mut [E], &mut [f32]),
-    mut backward: impl FnMut(&DisentangledSaved<E>, &[E], DisentangledGradients<E>),
+    name: &str,
+    flops: [usize; 2],
+    is_relative: bool,
 ) {
-    let (operands, table, places, name, flops) = disentangled_operands(shape);
+    let width = shape.num_heads * shape.head_dim;
+    let rows = shape.q_offsets[shape.q_offsets.len() - 1];
     let narrow = |x: Vec<f32>| x.into_iter().map(E::narrow).collect::<Vec<_>>();
-    let [q, k, v, d_out] = operands.map(narrow);
-    let table = narrow(table);
-    let (mut d_q, mut d_k, mut d_v) = (q.clone(), q.clone(), q.clone());
-    let (mut d_keys, mut d_queries) = (table.clone(), table.clone());
-    let (mut out, mut lse) = (q.clone(), vec![0.0; q.len() / shape.head_dim]);
-    let inputs = DisentangledInputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        positions: RelativePositions {
+    let [q, k, v, d_out] = [1, 2, 3, 4].map(|stream| narrow(random(rows * width, stream)));
+    let places: Vec<u32> = (0..2 * shape.q_offsets[1] as u32 - 1).collect();
+    let table = narrow(random(places.len() * width, 5));
+    let view = |x| MatRef::new(x, rows, width);
+    let operands = AttentionOperands {
+        q: view(&q),
+        k: view(&k),
+        v: view(&v),
+        positions: is_relative.then_some(RelativePositions {
             rows: &places,
             keys: Some(&table),
             queries: Some(&table),
-        },
+        }),
     };
+    let (tables, trained) = (is_relative.then_some(2), if is_relative { 2 } else { 0 });
+    let need = attend_backward_scratch::<E>(shape, tables, trained, places.len());
+    let need = need.max(attend_scratch::<E>(shape, tables));
+    let threads = rayon::current_num_threads();
+    let mut scratch = ScratchBuffer::new(need.bytes(threads), threads);
+    let [mut out, mut d_q, mut d_k, mut d_v] = [(); 4].map(|()| q.clone());
+    let mut lse = vec![0.0; rows * shape.num_heads];
+    let mut d_tables = [(); 2].map(|()| is_relative.then(|| table.clone()));
+    let storage = E::DTYPE.name();
     report(
         &format!("forward  {storage} {name}"),
-        4 * flops,
+        flops[0],
         peak,
         || {
-            forward(&inputs, &mut out, &mut lse);
+            let out = MatMut::new(&mut out, rows, width);
+            attend(isa, shape, &operands, out, &mut lse, &mut scratch.scratch());
         },
     );
+    let saved = Attended {
+        operands,
+        out: view(&out),
+        lse: &lse,
+    };
     report(
         &format!("backward {storage} {name}"),
-        11 * flops,
+        flops[1],
         peak,
         || {
-            let saved = DisentangledSaved {
-                inputs,
-                out: &out,
-                lse: &lse,
+            let [d_keys, d_queries] = d_tables.each_mut().map(Option::as_deref_mut);
+            let gradients = AttentionGradients {
+                d_q: MatMut::new(&mut d_q, rows, width),
+                d_k: MatMut::new(&mut d_k, rows, width),
+                d_v: MatMut::new(&mut d_v, rows, width),
+                d_keys,
+                d_queries,
             };
-            let gradients = DisentangledGradients {
-                d_q: &mut d_q,
-                d_k: &mut d_k,
-                d_v: &mut d_v,
-                d_keys: Some(&mut d_keys),
-                d_queries: Some(&mut d_queries),
-            };
-            backward(&saved, &d_out, gradients);
+            attend_backward(
+                isa,
+                shape,
+                &saved,
+                view(&d_out),
+                gradients,
+                &mut scratch.scratch(),
+            );
         },
     );
 }

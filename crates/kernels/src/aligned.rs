@@ -1,8 +1,6 @@
 //! Scratch that starts on a cache line: a vector that crosses from one line to the next costs two accesses.
 
 use half::bf16;
-use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
 
 /// Bytes of a cache line, and of the widest vector.
 pub(crate) const LINE_BYTES: usize = 64;
@@ -29,50 +27,6 @@ pub(crate) struct Line([u8; LINE_BYTES]);
 
 impl Line {
     pub(crate) const ZERO: Self = Line([0; LINE_BYTES]);
-}
-
-/// A buffer that grows and is never shrunk; what is new is zero.
-pub(crate) struct Aligned<T> {
-    lines: Vec<Line>,
-    values: PhantomData<T>,
-}
-
-impl<T> Default for Aligned<T> {
-    fn default() -> Self {
-        Self {
-            lines: Vec::new(),
-            values: PhantomData,
-        }
-    }
-}
-
-impl<T: Plain> Aligned<T> {
-    /// The first `len` values, whatever they hold.
-    pub(crate) fn at_least(&mut self, len: usize) -> &mut [T] {
-        let lines = (len * size_of::<T>()).div_ceil(LINE_BYTES);
-        if self.lines.len() < lines {
-            self.lines.resize(lines, Line::ZERO);
-        }
-        &mut self[..len]
-    }
-}
-
-impl<T: Plain> Deref for Aligned<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        let len = self.lines.len() * LINE_BYTES / size_of::<T>();
-        // SAFETY: the lines are initialised bytes, of which any are values of T, and aligned for it.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), len) }
-    }
-}
-
-impl<T: Plain> DerefMut for Aligned<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        let len = self.lines.len() * LINE_BYTES / size_of::<T>();
-        // SAFETY: as in `deref`; the lines are borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
-    }
 }
 
 /// The same memory as values of another type. Panics if it is not aligned for them, or not a whole number of them.

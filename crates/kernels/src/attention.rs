@@ -8,7 +8,6 @@
 mod arithmetic;
 mod backward;
 mod cached;
-mod flat;
 mod forward;
 mod head;
 mod pair_positions;
@@ -19,28 +18,60 @@ mod shape;
 mod wide;
 mod wide_positions;
 
-pub use cached::{CachedAttention, attention_cached};
-pub use flat::*;
+pub use cached::{CachedSequence, CachedShape, QueryRole, attend_cached, attend_cached_scratch};
 pub use positions::RelativePositions;
 pub use shape::{Attended, AttentionGradients, AttentionMask, AttentionOperands, AttentionShape};
 
 use crate::isa::Isa;
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{SharedMut, for_each_task};
-use crate::scratch::{Scratch, ScratchNeed, Slots};
+use crate::scratch::{Room, Scratch, ScratchNeed, Slots};
 use crate::simd::{Simd, dispatch};
 use arithmetic::{Carver, HeadGradients, HeadOperands, Pass, Plainly, ScoreSource, WorkNeed};
 use backward::{Backward, BackwardTask};
 use forward::{Forward, ForwardTask};
+use half::bf16;
 use head::{Head, Layout, RowsMut};
 use positions::{Side, TableGradient, Tables, WithPositions};
 use shape::Deal;
+
+/// An element that attention is written for: f32 or bf16. Its functions are here so that they are compiled with this crate,
+/// not with each that calls them.
+pub trait AttentionElement: WithPositions {
+    /// [`attend`].
+    #[doc(hidden)]
+    fn forward(call: ForwardCall<Self>, shared: Room);
+    /// [`attend_backward`].
+    #[doc(hidden)]
+    fn backward(call: BackwardCall<Self>, of_tables: [Option<&mut [Self]>; 2], shared: Room);
+    /// [`attend_cached`].
+    #[doc(hidden)]
+    fn cached(call: cached::Call<Self>);
+}
+
+macro_rules! attention_elements {
+    ($($E:ty),*) => {
+        $(impl AttentionElement for $E {
+            fn forward(call: ForwardCall<$E>, shared: Room) {
+                call.run_all(shared);
+            }
+            fn backward(call: BackwardCall<$E>, of_tables: [Option<&mut [$E]>; 2], shared: Room) {
+                call.run_all(of_tables, shared);
+            }
+            fn cached(call: cached::Call<$E>) {
+                call.run();
+            }
+        })*
+    };
+}
+
+attention_elements!(f32, bf16);
 
 /// Rows of a head that are asked for in one go at most.
 const PREFETCHED: usize = 512;
 
 /// What [`attend`] needs; `tables` of relative positions are there.
-pub fn attend_scratch<E: WithPositions>(
+pub fn attend_scratch<E: AttentionElement>(
     shape: &AttentionShape,
     tables: Option<usize>,
 ) -> ScratchNeed {
@@ -53,7 +84,7 @@ pub fn attend_scratch<E: WithPositions>(
 
 /// What [`attend_backward`] needs; `tables` of relative positions are there, each of `table_rows` rows, and the gradients of
 /// `trained` of them are wanted.
-pub fn attend_backward_scratch<E: WithPositions>(
+pub fn attend_backward_scratch<E: AttentionElement>(
     shape: &AttentionShape,
     tables: Option<usize>,
     trained: usize,
@@ -77,6 +108,7 @@ fn scratch<E: WithPositions>(shape: &AttentionShape, pass: Pass, is_relative: bo
 fn work_need(shape: &AttentionShape, layout: Layout, pass: Pass) -> WorkNeed {
     WorkNeed {
         head_dim: shape.head_dim,
+        rows: WorkNeed::rows(shape.most_queries(), &layout, shape.mask),
         kv_len: shape.most_keys(),
         layout,
         pass,
@@ -89,7 +121,7 @@ fn work_need(shape: &AttentionShape, layout: Layout, pass: Pass) -> WorkNeed {
 ///
 /// Shapes: out [q rows, H * Dh]; lse [q rows, H]; scratch as [`attend_scratch`] says. Panics if a shape disagrees, a sequence
 /// is longer than the positions' reach, or a row is past the end of a table.
-pub fn attend<E: WithPositions>(
+pub fn attend<E: AttentionElement>(
     isa: Isa,
     shape: &AttentionShape,
     x: &AttentionOperands<E>,
@@ -105,7 +137,7 @@ pub fn attend<E: WithPositions>(
     if shape.width() == 0 {
         return;
     }
-    let (mut shared, slots) = scratch.split(attend_scratch::<E>(shape, tables));
+    let (shared, slots) = scratch.split(attend_scratch::<E>(shape, tables));
     let call = ForwardCall {
         isa,
         shape,
@@ -114,17 +146,11 @@ pub fn attend<E: WithPositions>(
         lse: SharedMut::new(lse),
         slots: &slots,
     };
-    match &x.positions {
-        None => call.run(|_| Plainly),
-        Some(positions) => {
-            let memory = (&mut shared, &slots);
-            let tables = Tables::prepare(isa, shape, positions, Pass::Forward, memory);
-            call.run(|h| tables.head(h, [None; 2]));
-        }
-    }
+    E::forward(call, shared);
 }
 
-struct ForwardCall<'a, E> {
+/// A forward call, checked.
+pub struct ForwardCall<'a, E> {
     isa: Isa,
     shape: &'a AttentionShape<'a>,
     x: &'a AttentionOperands<'a, E>,
@@ -134,6 +160,18 @@ struct ForwardCall<'a, E> {
 }
 
 impl<E: WithPositions> ForwardCall<'_, E> {
+    fn run_all(&self, mut shared: Room) {
+        match &self.x.positions {
+            None => self.run(|_| Plainly),
+            Some(positions) => {
+                let memory = (&mut shared, self.slots);
+                let pass = Pass::Forward;
+                let tables = Tables::prepare(self.isa, self.shape, positions, pass, memory);
+                self.run(|h| tables.head(h, [None; 2]));
+            }
+        }
+    }
+
     fn run<Z: ScoreSource<E>>(&self, source: impl Fn(usize) -> Z + Sync + Send) {
         let (shape, mask) = (self.shape, self.shape.mask_of_dropout());
         let need = work_need(shape, Z::LAYOUT, Pass::Forward);
@@ -177,7 +215,7 @@ fn head_operands<'a, E: Copy>(x: &AttentionOperands<'a, E>, head: &Head) -> Head
 /// once.
 ///
 /// Shapes: d_out [q rows, H * Dh]; scratch as [`attend_backward_scratch`] says. Panics if a shape disagrees.
-pub fn attend_backward<E: WithPositions>(
+pub fn attend_backward<E: AttentionElement>(
     isa: Isa,
     shape: &AttentionShape,
     saved: &Attended<E>,
@@ -220,7 +258,7 @@ pub fn attend_backward<E: WithPositions>(
         return;
     }
     let need = attend_backward_scratch::<E>(shape, tables, trained, table_rows);
-    let (mut shared, slots) = scratch.split(need);
+    let (shared, slots) = scratch.split(need);
     let rows = |d: &mut MatMut<E>| RowsMut::new(d.shared(), d.row_stride(), d.cols());
     let call = BackwardCall {
         isa,
@@ -232,46 +270,11 @@ pub fn attend_backward<E: WithPositions>(
         d_v: rows(&mut d_v),
         slots: &slots,
     };
-    let Some(positions) = &x.positions else {
-        assert_eq!(trained, 0, "gradients of tables that are not there");
-        let deal = Deal::of_heads(shape, shape.num_key_value_heads);
-        call.run(&deal, |_| {}, |_, _| Plainly);
-        return;
-    };
-    let memory = (&mut shared, &slots);
-    let tables = Tables::prepare(isa, shape, positions, Pass::Backward, memory);
-    let sides = [
-        (d_keys, positions.keys, Side::Keys),
-        (d_queries, positions.queries, Side::Queries),
-    ];
-    let mut of_tables = sides.map(|(d, table, side)| {
-        let (d, table) = (d?, table.expect("a gradient of a table that is there"));
-        assert_eq!(d.len(), table.len(), "a table's gradient");
-        Some((d, TableGradient::take::<E>(shape, side, &mut shared)))
-    });
-    let partial = of_tables.each_mut().map(|of_table| {
-        let (_, gradient) = of_table.as_mut()?;
-        Some((SharedMut::new(gradient.partial), gradient.head_len))
-    });
-    // Each gradient has a part for every task: `of_groups` numbers them so.
-    let part = |task: usize| {
-        let at = move |(all, len): (SharedMut, usize)| (all.get().wrapping_add(task * len), len);
-        partial.map(|gradient| gradient.map(at))
-    };
-    let begin = |task: usize| {
-        for (start, len) in part(task).into_iter().flatten() {
-            // SAFETY: a part of the gradient, the task's own.
-            unsafe { std::slice::from_raw_parts_mut(start, len) }.fill(0.0);
-        }
-    };
-    let source = |task: usize, h| tables.head(h, part(task).map(|part| part.map(|(at, _)| at)));
-    call.run(&Deal::of_groups(shape), begin, source);
-    for (d, gradient) in of_tables.into_iter().flatten() {
-        gradient.sum(isa, shape, positions, d, &slots);
-    }
+    E::backward(call, [d_keys, d_queries], shared);
 }
 
-struct BackwardCall<'a, E> {
+/// A backward call, checked.
+pub struct BackwardCall<'a, E> {
     isa: Isa,
     shape: &'a AttentionShape<'a>,
     saved: &'a Attended<'a, E>,
@@ -283,6 +286,50 @@ struct BackwardCall<'a, E> {
 }
 
 impl<E: WithPositions> BackwardCall<'_, E> {
+    fn run_all(&self, of_tables: [Option<&mut [E]>; 2], mut shared: Room) {
+        let (isa, shape, slots) = (self.isa, self.shape, self.slots);
+        let [d_keys, d_queries] = of_tables;
+        let Some(positions) = &self.saved.operands.positions else {
+            let is_none = d_keys.is_none() && d_queries.is_none();
+            assert!(is_none, "gradients of tables that are not there");
+            let deal = Deal::of_heads(shape, shape.num_key_value_heads);
+            self.run(&deal, |_| {}, |_, _| Plainly);
+            return;
+        };
+        let memory = (&mut shared, slots);
+        let tables = Tables::prepare(isa, shape, positions, Pass::Backward, memory);
+        let sides = [
+            (d_keys, positions.keys, Side::Keys),
+            (d_queries, positions.queries, Side::Queries),
+        ];
+        let mut of_tables = sides.map(|(d, table, side)| {
+            let (d, table) = (d?, table.expect("a gradient of a table that is there"));
+            assert_eq!(d.len(), table.len(), "a table's gradient");
+            Some((d, TableGradient::take::<E>(shape, side, &mut shared)))
+        });
+        let partial = of_tables.each_mut().map(|of_table| {
+            let (_, gradient) = of_table.as_mut()?;
+            Some((SharedMut::new(gradient.partial), gradient.head_len))
+        });
+        // Each gradient has a part for every task: `of_groups` numbers them so.
+        let part = |task: usize| {
+            let at =
+                move |(all, len): (SharedMut, usize)| (all.get().wrapping_add(task * len), len);
+            partial.map(|gradient| gradient.map(at))
+        };
+        let begin = |task: usize| {
+            for (start, len) in part(task).into_iter().flatten() {
+                // SAFETY: a part of the gradient, the task's own.
+                unsafe { std::slice::from_raw_parts_mut(start, len) }.fill(0.0);
+            }
+        };
+        let source = |task: usize, h| tables.head(h, part(task).map(|part| part.map(|(at, _)| at)));
+        self.run(&Deal::of_groups(shape), begin, source);
+        for (d, gradient) in of_tables.into_iter().flatten() {
+            gradient.sum(isa, shape, positions, d, slots);
+        }
+    }
+
     /// `begin` begins a task, `source` is that of a task and a head. Pieces are key-value heads.
     fn run<Z: ScoreSource<E>>(
         &self,

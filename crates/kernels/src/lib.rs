@@ -37,14 +37,9 @@ pub use activation::{
     Activation, activation_backward, activation_forward, activation_forward_in_place,
 };
 pub use attention::{
-    Attended, AttentionGradients, AttentionMask, AttentionOperands, AttentionSaved, AttentionShape,
-    CachedAttention, DisentangledGradients, DisentangledInputs, DisentangledSaved, PairWorkspace,
-    RelativePositions, attend, attend_backward, attend_backward_scratch, attend_scratch,
-    attention_backward, attention_backward_bf16, attention_cached, attention_forward,
-    attention_forward_bf16, disentangled_attention_backward, disentangled_attention_backward_bf16,
-    disentangled_attention_forward, disentangled_attention_forward_bf16,
-    disentangled_backward_workspace, disentangled_backward_workspace_bf16,
-    disentangled_forward_workspace, disentangled_forward_workspace_bf16,
+    Attended, AttentionElement, AttentionGradients, AttentionMask, AttentionOperands,
+    AttentionShape, CachedSequence, CachedShape, QueryRole, RelativePositions, attend,
+    attend_backward, attend_backward_scratch, attend_cached, attend_cached_scratch, attend_scratch,
 };
 pub use dropout::{Dropout, DropoutKey, dropout_apply, dropout_into};
 pub use element::{DType, Element, Values, ValuesMut};

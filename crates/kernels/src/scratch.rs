@@ -106,7 +106,7 @@ impl<'a> Scratch<'a> {
 }
 
 /// Memory from which buffers are taken one after the other, each on a cache line.
-pub(crate) struct Room<'r> {
+pub struct Room<'r> {
     bytes: &'r mut [u8],
 }
 
@@ -128,7 +128,7 @@ impl<'r> Room<'r> {
 }
 
 /// The slots of the threads, of which a task takes that of the thread it runs on.
-pub(crate) struct Slots<'s> {
+pub struct Slots<'s> {
     start: *mut u8,
     slot_bytes: usize,
     threads: usize,

@@ -408,27 +408,6 @@ fn rms_error(got: &[f32], want: &[f32]) -> f64 {
     (error / size.max(1e-12)).sqrt()
 }
 
-/// Forward and backward of a case on bf16: (out, lse, d_q, d_k, d_v). Outputs start as NaN: all must be overwritten.
-fn run_attention_bf16(isa: Isa, case: &AttentionCase) -> [Vec<f32>; 5] {
-    let (q_size, kv_size) = case.sizes();
-    let shape = case.shape();
-    let (q, k, v) = attention_inputs(case);
-    let [q, k, v, d_out] = [q, k, v, random(q_size, 4)].map(|x| narrow(&x));
-    let mut out = vec![bf16::NAN; q_size];
-    let mut lse = vec![f32::NAN; q_size / case.head_dim];
-    attention_forward_bf16(isa, &shape, [&q, &k, &v], &mut out, &mut lse);
-    let [mut d_q, mut d_k, mut d_v] = [q_size, kv_size, kv_size].map(|n| vec![bf16::NAN; n]);
-    let saved = AttentionSaved {
-        q: &q,
-        k: &k,
-        v: &v,
-        out: &out,
-        lse: &lse,
-    };
-    attention_backward_bf16(isa, &shape, &saved, &d_out, [&mut d_q, &mut d_k, &mut d_v]);
-    [widen(&out), lse, widen(&d_q), widen(&d_k), widen(&d_v)]
-}
-
 fn attention_cases() -> Vec<AttentionCase> {
     let lengths: Vec<(usize, usize)> = [1, 2, 3, 15, 16, 17, 33, 64, 96, 97, 130]
         .map(|n| (n, n))
@@ -466,9 +445,17 @@ fn attention_agrees_with_that_of_f32() {
         for case in attention_cases() {
             // The f32 kernels, which are tested against the reference, on the same rounded operands.
             let (q, k, v) = attention_inputs(&case);
-            let d_out = widen(&narrow(&random(case.sizes().0, 4)));
-            let want = run_attention_on(isa, &case, [q, k, v].map(|x| widen(&narrow(&x))), &d_out);
-            let got = run_attention_bf16(isa, &case);
+            let d_out = random(case.sizes().0, 4);
+            let [q, k, v, d_out] = [q, k, v, d_out].map(|x| widen(&narrow(&x)));
+            let x = Given {
+                q: &q,
+                k: &k,
+                v: &v,
+                d_out: &d_out,
+                ..Given::default()
+            };
+            let want = attend_both::<f32>(isa, &case.shape(), &x);
+            let got = run_attention::<bf16>(isa, &case);
             for (what, (got, want)) in ["out", "lse", "d_q", "d_k", "d_v"]
                 .iter()
                 .zip(got.iter().zip(&want))
@@ -498,7 +485,7 @@ fn attention_has_the_same_bits_for_any_threads() {
                 .num_threads(threads)
                 .build()
                 .expect("threads");
-            pool.install(|| run_attention_bf16(isa, &case).map(|x| bits(&x)))
+            pool.install(|| run_attention::<bf16>(isa, &case).map(|x| bits(&x)))
         };
         assert_eq!(run(1), run(3), "{}", isa.name());
     }

@@ -344,7 +344,7 @@ fn attention_agrees() {
     cases.extend(with_dropout);
     for isa in isas() {
         for case in &cases {
-            let [out, lse, d_q, d_k, d_v] = run_attention(isa, case);
+            let [out, lse, d_q, d_k, d_v] = run_attention::<f32>(isa, case);
             let (q, k, v) = attention_inputs(case);
             let (wide_q, wide_k, wide_v) = (wide(&q), wide(&k), wide(&v));
             let x = reference::Attention {
@@ -373,77 +373,6 @@ fn attention_agrees() {
             check_close(&d_q, &want_d_q, 5e-6, &format!("d_q of {what}"));
             check_close(&d_k, &want_d_k, 5e-6, &format!("d_k of {what}"));
             check_close(&d_v, &want_d_v, 5e-6, &format!("d_v of {what}"));
-        }
-    }
-}
-
-#[test]
-fn cached_attention_agrees_with_causal_attention_of_a_last_query() {
-    for isa in isas() {
-        for (num_heads, head_dim, lengths) in [
-            (2, 64, vec![1, 33, 5]),
-            (1, 5, vec![17, 2]),
-            (3, 16, vec![600]),
-            (12, 20, vec![3, 4, 9, 8, 1, 2, 5, 6, 7]),
-        ] {
-            let pairs: Vec<_> = lengths.iter().map(|&n| (1, n)).collect();
-            let case = AttentionCase::new(num_heads, head_dim, &pairs).causal(None);
-            let (q, k, v) = attention_inputs(&case);
-            let width = num_heads * head_dim;
-            // In the pool the rows stand backwards, after one that nobody reads.
-            let total = k.len() / width;
-            let pool = |x: &[f32]| -> Vec<f32> {
-                let rows = x.chunks_exact(width).rev().flatten();
-                vec![f32::NAN; width].iter().chain(rows).copied().collect()
-            };
-            let rows: Vec<Vec<u32>> = (case.kv_offsets.windows(2))
-                .map(|w| (w[0]..w[1]).map(|row| (total - row) as u32).collect())
-                .collect();
-            let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-            let mut out = vec![f32::NAN; q.len()];
-            let args = CachedAttention {
-                num_heads,
-                head_dim,
-                scale: case.shape().scale,
-                q: &q,
-                k: &pool(&k),
-                v: &pool(&v),
-                rows: &rows,
-            };
-            attention_cached(isa, &args, &mut out);
-            let rounded = |x: &[f32]| x.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>();
-            let exact = |x: &[bf16]| x.iter().map(|v| f64::from(v.to_f32())).collect::<Vec<_>>();
-            let [q16, k16, v16] = &[&q, &k, &v].map(|x| rounded(x));
-            let mut out16 = vec![bf16::NAN; q.len()];
-            let args = CachedAttention {
-                num_heads,
-                head_dim,
-                scale: case.shape().scale,
-                q: q16,
-                k: &rounded(&pool(&k)),
-                v: &rounded(&pool(&v)),
-                rows: &rows,
-            };
-            attention_cached(isa, &args, &mut out16);
-            let [wide_q, wide_k, wide_v] = [q16, k16, v16].map(|x| exact(x));
-            let (want, _) = reference::attention(&reference::Attention {
-                shape: case.shape(),
-                q: &wide_q,
-                k: &wide_k,
-                v: &wide_v,
-            });
-            let out16: Vec<f32> = out16.iter().map(|v| v.to_f32()).collect();
-            // Only the result is rounded, by half of 2^-8 at most.
-            let what = format!("cached in bf16 on {}", isa.name());
-            check_close(&out16, &want, 2e-3, &what);
-            let (wide_q, wide_k, wide_v) = (wide(&q), wide(&k), wide(&v));
-            let (want, _) = reference::attention(&reference::Attention {
-                shape: case.shape(),
-                q: &wide_q,
-                k: &wide_k,
-                v: &wide_v,
-            });
-            check_close(&out, &want, TOLERANCE, &format!("cached on {}", isa.name()));
         }
     }
 }

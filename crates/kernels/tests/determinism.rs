@@ -52,7 +52,7 @@ fn threads_change_nothing() {
             AttentionCase::new(2, 8, &[(1, 600), (200, 40)]),
             AttentionCase::new(2, 8, &[(1, 600), (140, 200)]).causal(Some(100)),
         ] {
-            check_threads("attention", || run_attention(isa, &case).concat());
+            check_threads("attention", || run_attention::<f32>(isa, &case).concat());
         }
         let (n, d) = (100, 768);
         let (x, y, weight) = (random(n * d, 1), random(n * d, 2), random(d, 3));
@@ -192,9 +192,9 @@ fn a_sequence_does_not_know_its_batch() {
         // The first sequence alone, and before others: the same rows, since indices count from the first row.
         let alone = AttentionCase::new(3, 32, &[(40, 40)]).with_dropout();
         let among = AttentionCase::new(3, 32, &[(40, 40), (90, 90), (2, 2)]).with_dropout();
-        for (alone, among) in run_attention(isa, &alone)
+        for (alone, among) in run_attention::<f32>(isa, &alone)
             .iter()
-            .zip(&run_attention(isa, &among))
+            .zip(&run_attention::<f32>(isa, &among))
         {
             assert_eq!(bits(alone), bits(&among[..alone.len()]));
         }

@@ -8,47 +8,10 @@ use common::*;
 use lowrank_kernels::reference::{self, Disentangled};
 use lowrank_kernels::*;
 
-/// (out, lse, d_q, d_k, d_v, d_keys, d_queries). Outputs start as NaN: all must be overwritten.
+/// (out, lse, d_q, d_k, d_v, d_keys, d_queries).
 fn run(isa: Isa, case: &Case) -> [Vec<f32>; 7] {
-    let (q_size, kv_size) = case.attention.sizes();
-    let shape = case.attention.shape();
-    let (q, k, v) = attention_inputs(&case.attention);
-    let (keys, queries) = case.tables();
-    let (rows, _) = case.rows();
-    let d_out = random(q_size, 4);
-    let nan = |n: usize| vec![f32::NAN; n];
-    let (mut out, mut lse) = (nan(q_size), nan(q_size / case.attention.head_dim));
-    let inputs = DisentangledInputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        positions: RelativePositions {
-            rows: &rows,
-            keys: keys.as_deref(),
-            queries: queries.as_deref(),
-        },
-    };
-    let n_tables = usize::from(keys.is_some()) + usize::from(queries.is_some());
-    let mut workspace = nan(disentangled_forward_workspace(&shape, n_tables));
-    disentangled_attention_forward(isa, &shape, &inputs, &mut workspace, &mut out, &mut lse);
-    let (mut d_q, mut d_k, mut d_v) = (nan(q_size), nan(kv_size), nan(kv_size));
-    let like = |table: &Option<Vec<f32>>| nan(table.as_ref().map_or(0, Vec::len));
-    let (mut d_keys, mut d_queries) = (like(&keys), like(&queries));
-    let saved = DisentangledSaved {
-        inputs,
-        out: &out,
-        lse: &lse,
-    };
-    let gradients = DisentangledGradients {
-        d_q: &mut d_q,
-        d_k: &mut d_k,
-        d_v: &mut d_v,
-        d_keys: keys.is_some().then_some(&mut d_keys[..]),
-        d_queries: queries.is_some().then_some(&mut d_queries[..]),
-    };
-    let mut workspace = nan(disentangled_backward_workspace(&shape, n_tables, n_tables));
-    disentangled_attention_backward(isa, &shape, &saved, &d_out, &mut workspace, gradients);
-    [out, lse, d_q, d_k, d_v, d_keys, d_queries]
+    let x = Operands::of(case);
+    x.run::<f32>(isa, &case.attention.shape(), &case.rows().0, [true; 2])
 }
 
 fn cases() -> Vec<Case> {
@@ -115,7 +78,7 @@ fn every_instruction_set_agrees_with_the_reference() {
 fn without_tables_it_is_plain_attention() {
     let case = Case::new(2, 16, &[(40, 40), (130, 130)], Tables::None).with_dropout();
     let [out, lse, d_q, d_k, d_v, ..] = run(Isa::best(), &case);
-    let plain = run_attention(Isa::best(), &case.attention);
+    let plain = run_attention::<f32>(Isa::best(), &case.attention);
     for (got, want) in [out, lse, d_q, d_k, d_v].iter().zip(&plain) {
         check_close(got, &wide(want), 2e-6, "plain attention");
     }
@@ -148,53 +111,12 @@ fn a_sequence_does_not_know_its_batch() {
 /// The per-sequence results of `case` with the tables of `other`.
 fn with_the_rows_of(isa: Isa, case: &Case, other: &Case) -> Vec<Vec<f32>> {
     let (q_size, _) = case.attention.sizes();
-    let shape = case.attention.shape();
-    let (q, k, v) = attention_inputs(&other.attention);
-    let (keys, queries) = other.tables();
-    let (rows, _) = other.rows();
-    let inputs = DisentangledInputs {
-        q: &q[..q_size],
-        k: &k[..q_size],
-        v: &v[..q_size],
-        positions: RelativePositions {
-            rows: &rows,
-            keys: keys.as_deref(),
-            queries: queries.as_deref(),
-        },
-    };
-    let mut workspace = vec![0.0; disentangled_forward_workspace(&shape, 2)];
-    let (mut out, mut lse) = (
-        vec![0.0; q_size],
-        vec![0.0; q_size / case.attention.head_dim],
-    );
-    disentangled_attention_forward(isa, &shape, &inputs, &mut workspace, &mut out, &mut lse);
-    let d_out = random(other.attention.sizes().0, 4);
-    let mut d = [(); 3].map(|()| vec![0.0; q_size]);
-    let [d_q, d_k, d_v] = &mut d;
-    let (mut d_keys, mut d_queries) = (other.table(5), other.table(6));
-    let saved = DisentangledSaved {
-        inputs,
-        out: &out,
-        lse: &lse,
-    };
-    let gradients = DisentangledGradients {
-        d_q,
-        d_k,
-        d_v,
-        d_keys: Some(&mut d_keys),
-        d_queries: Some(&mut d_queries),
-    };
-    let mut workspace = vec![0.0; disentangled_backward_workspace(&shape, 2, 2)];
-    disentangled_attention_backward(
-        isa,
-        &shape,
-        &saved,
-        &d_out[..q_size],
-        &mut workspace,
-        gradients,
-    );
-    let [d_q, d_k, d_v] = d;
-    vec![out, lse, d_q, d_k, d_v]
+    let mut x = Operands::of(other);
+    for of_sequence in [&mut x.q, &mut x.k, &mut x.v, &mut x.d_out] {
+        of_sequence.truncate(q_size);
+    }
+    let all = x.run::<f32>(isa, &case.attention.shape(), &other.rows().0, [true; 2]);
+    all.into_iter().take(5).collect()
 }
 
 #[test]
@@ -254,75 +176,19 @@ fn the_reference_agrees_with_finite_differences() {
 #[test]
 fn a_table_without_a_gradient_changes_no_other() {
     let case = Case::new(2, 32, &[(40, 40), (9, 9)], Tables::Both);
-    let [out, lse, d_q, d_k, _, d_keys, _] = run(Isa::best(), &case);
-    let (q, k, v) = attention_inputs(&case.attention);
-    let (keys, queries) = case.tables();
-    let (rows, _) = case.rows();
-    let shape = case.attention.shape();
-    let saved = DisentangledSaved {
-        inputs: DisentangledInputs {
-            q: &q,
-            k: &k,
-            v: &v,
-            positions: RelativePositions {
-                rows: &rows,
-                keys: keys.as_deref(),
-                queries: queries.as_deref(),
-            },
-        },
-        out: &out,
-        lse: &lse,
-    };
-    let mut d = [(); 3].map(|()| vec![f32::NAN; q.len()]);
-    let [got_q, got_k, got_v] = &mut d;
-    let mut got_keys = vec![f32::NAN; d_keys.len()];
-    let gradients = DisentangledGradients {
-        d_q: got_q,
-        d_k: got_k,
-        d_v: got_v,
-        d_keys: Some(&mut got_keys),
-        d_queries: None,
-    };
-    let mut workspace = vec![f32::NAN; disentangled_backward_workspace(&shape, 2, 1)];
-    let d_out = random(q.len(), 4);
-    disentangled_attention_backward(
-        Isa::best(),
-        &shape,
-        &saved,
-        &d_out,
-        &mut workspace,
-        gradients,
-    );
-    for (got, want) in [(&d[0], &d_q), (&d[1], &d_k), (&got_keys, &d_keys)] {
-        assert_eq!(bits(got), bits(want));
+    let all = run(Isa::best(), &case);
+    let (x, shape) = (Operands::of(&case), case.attention.shape());
+    let some = x.run::<f32>(Isa::best(), &shape, &case.rows().0, [true, false]);
+    for which in 0..6 {
+        assert_eq!(bits(&some[which]), bits(&all[which]));
     }
 }
 
 #[test]
 #[should_panic(expected = "the reach is")]
 fn a_sequence_beyond_the_reach_is_refused() {
-    let case = Case::new(1, 4, &[(5, 5)], Tables::Both);
-    let (q, k, v) = attention_inputs(&case.attention);
-    let table = case.table(5);
-    let inputs = DisentangledInputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        positions: RelativePositions {
-            rows: &[1, 2, 3, 4, 5, 6, 7],
-            keys: Some(&table),
-            queries: None,
-        },
-    };
-    let shape = case.attention.shape();
-    let (mut out, mut lse) = (vec![0.0; 20], vec![0.0; 5]);
-    let mut workspace = vec![0.0; disentangled_forward_workspace(&shape, 1)];
-    disentangled_attention_forward(
-        Isa::best(),
-        &shape,
-        &inputs,
-        &mut workspace,
-        &mut out,
-        &mut lse,
-    );
+    let case = Case::new(1, 4, &[(5, 5)], Tables::Keys);
+    let x = Operands::of(&case);
+    let rows = [1, 2, 3, 4, 5, 6, 7];
+    x.run::<f32>(Isa::best(), &case.attention.shape(), &rows, [true; 2]);
 }

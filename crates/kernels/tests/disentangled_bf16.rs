@@ -39,59 +39,9 @@ fn operands(case: &Case) -> Operands {
 /// Which tables' gradients are wanted: of the keys, of the queries.
 type Trained = [bool; 2];
 
-/// (out, lse, d_q, d_k, d_v, d_keys, d_queries). Outputs and workspace start as NaN: all must be overwritten.
+/// (out, lse, d_q, d_k, d_v, d_keys, d_queries).
 fn run(isa: Isa, case: &Case, x: &Operands, trained: Trained) -> [Vec<f32>; 7] {
-    let shape = case.attention.shape();
-    let [q, k, v, d_out] = [&x.q, &x.k, &x.v, &x.d_out].map(|x| narrow(x));
-    let [keys, queries] = [&x.keys, &x.queries].map(|x| x.as_deref().map(narrow));
-    let (rows, _) = case.rows();
-    let nan = |n: usize| vec![bf16::NAN; n];
-    let (mut out, mut lse) = (
-        nan(q.len()),
-        vec![f32::NAN; q.len() / case.attention.head_dim],
-    );
-    let inputs = DisentangledInputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        positions: RelativePositions {
-            rows: &rows,
-            keys: keys.as_deref(),
-            queries: queries.as_deref(),
-        },
-    };
-    let n_tables = usize::from(keys.is_some()) + usize::from(queries.is_some());
-    let mut workspace = nan(disentangled_forward_workspace_bf16(&shape, n_tables));
-    disentangled_attention_forward_bf16(isa, &shape, &inputs, &mut workspace, &mut out, &mut lse);
-    let (mut d_q, mut d_k, mut d_v) = (nan(q.len()), nan(k.len()), nan(k.len()));
-    let wanted = |table: &Option<Vec<bf16>>, trained: bool| {
-        let table = table.as_ref().filter(|_| trained);
-        table.map(|t| nan(t.len()))
-    };
-    let (mut d_keys, mut d_queries) = (wanted(&keys, trained[0]), wanted(&queries, trained[1]));
-    let n_trained = usize::from(d_keys.is_some()) + usize::from(d_queries.is_some());
-    let saved = DisentangledSaved {
-        inputs,
-        out: &out,
-        lse: &lse,
-    };
-    let gradients = DisentangledGradients {
-        d_q: &mut d_q,
-        d_k: &mut d_k,
-        d_v: &mut d_v,
-        d_keys: d_keys.as_deref_mut(),
-        d_queries: d_queries.as_deref_mut(),
-    };
-    let [tables, partial] = disentangled_backward_workspace_bf16(&shape, n_tables, n_trained);
-    let workspace = PairWorkspace {
-        tables: &mut nan(tables),
-        partial: &mut vec![f32::NAN; partial],
-    };
-    disentangled_attention_backward_bf16(isa, &shape, &saved, &d_out, workspace, gradients);
-    let [d_keys, d_queries] = [d_keys, d_queries].map(Option::unwrap_or_default);
-    let [out, d_q, d_k, d_v, d_keys, d_queries] =
-        [out, d_q, d_k, d_v, d_keys, d_queries].map(|x| widen(&x));
-    [out, lse, d_q, d_k, d_v, d_keys, d_queries]
+    x.run::<bf16>(isa, &case.attention.shape(), &case.rows().0, trained)
 }
 
 fn cases() -> Vec<Case> {

@@ -70,10 +70,13 @@ impl Sizes for CpuSizes {
         match call {
             Call::Product(product) => products::product_scratch_bytes(product, self.threads),
             Call::Outer { a, b, out, .. } => products::outer_scratch_bytes(a, b, out, self.threads),
-            Call::Attention { inputs, .. } => attention::forward_scratch_bytes(inputs),
+            Call::Attention { inputs, .. } => {
+                attention::forward_scratch(inputs).bytes(self.threads)
+            }
             Call::AttentionBackward {
                 inputs, gradients, ..
-            } => attention::backward_scratch_bytes(inputs, gradients),
+            } => attention::backward_scratch(inputs, gradients).bytes(self.threads),
+            Call::CachedAttention(call) => attention::cached_scratch(call).bytes(self.threads),
             Call::CrossEntropy(call) => Carver::bytes::<f32>(call.labels.len()),
             Call::ElementLoss { targets, .. } => Carver::bytes::<f32>(targets.len()),
             _ => 0,
@@ -106,6 +109,13 @@ impl Cpu {
             pool,
             space: Space::reserve()?,
         })
+    }
+}
+
+impl Cpu {
+    /// A call's scratch as kernels take it.
+    fn lend<'s>(&self, scratch: Carver<'s>) -> kernels::Scratch<'s> {
+        kernels::Scratch::new(scratch.0, self.sizes.threads)
     }
 }
 
@@ -162,9 +172,9 @@ impl Backend for Cpu {
                 let rank = out.cols();
                 blocks.gather::<f32>(whole.host(), rank, out.host_mut());
             }
-            Call::Attention { inputs, out, lse } => {
-                attention::forward(isa, &inputs, out, lse, scratch);
-            }
+            Call::Attention { inputs, out, lse } => self.pool.install(|| {
+                attention::forward(isa, &inputs, out, lse, &mut self.lend(scratch));
+            }),
             Call::AttentionBackward {
                 inputs,
                 out,
@@ -173,9 +183,14 @@ impl Backend for Cpu {
                 gradients,
             } => {
                 let saved = attention::Saved { out, lse, d_out };
-                attention::backward(isa, &inputs, &saved, gradients, scratch);
+                self.pool.install(|| {
+                    let scratch = &mut self.lend(scratch);
+                    attention::backward(isa, &inputs, &saved, gradients, scratch);
+                });
             }
-            Call::CachedAttention(call) => attention::cached(isa, call),
+            Call::CachedAttention(call) => self.pool.install(|| {
+                attention::cached(isa, call, &mut self.lend(scratch));
+            }),
             Call::Norm(call) => norms::norm(isa, call),
             Call::NormAgain { saved, form, y } => norms::again(isa, &saved, &form, y),
             Call::NormBackward { saved, form, d } => norms::backward(isa, &saved, &form, d),

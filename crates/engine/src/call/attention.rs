@@ -1,6 +1,6 @@
 //! Attention, over the rows of a batch and over a cache.
 
-use lowrank_kernels::{AttentionMask, AttentionShape, Dropout};
+use lowrank_kernels::{AttentionMask, AttentionShape, CachedShape, Dropout};
 
 use crate::ops::attention::AttentionSpec;
 use crate::tensor::Tensor;
@@ -139,23 +139,17 @@ impl AttentionGradients<'_> {
     }
 }
 
-/// Attention of each query over rows of a pool.
+/// Attention of queries over rows of a pool.
 #[derive(Debug)]
 pub struct CachedAttention<'a> {
-    /// H.
-    pub num_heads: usize,
-    /// Dh.
-    pub head_dim: usize,
-    /// Factor of the scores.
-    pub scale: f32,
+    /// Heads, scale, window, and whose queries these are.
+    pub shape: CachedShape<'a>,
     /// Queries [M, H·Dh].
     pub q: &'a Tensor,
     /// The pool of keys.
     pub k: &'a Tensor,
     /// The pool of values.
     pub v: &'a Tensor,
-    /// The rows of the pool that each query attends to, `[M]`; at least one each.
-    pub rows: &'a [&'a [u32]],
     /// [M, H·Dh].
     pub out: &'a mut Tensor,
 }

@@ -1,5 +1,7 @@
 //! Attention over a KV cache, for generation: no backward. Shapes: q, k, v, out [M, H·Dh].
 
+pub use lowrank_kernels::{CachedSequence, CachedShape, QueryRole};
+
 use crate::call::{CachedAttention, Call};
 use crate::kv_cache::KvCache;
 use crate::tape::{Tape, Var};
@@ -14,37 +16,21 @@ pub struct CachedLayer<'a> {
     pub layer: usize,
 }
 
-/// What one step of generation attends to.
-#[derive(Clone, Copy, Debug)]
-pub struct CachedSpec<'a> {
-    /// H.
-    pub num_heads: usize,
-    /// Dh.
-    pub head_dim: usize,
-    /// Multiplies the scores.
-    pub scale: f32,
-    /// The rows of the pool that each query attends to, `[M]`; at least one each.
-    pub rows: &'a [&'a [u32]],
-}
-
-/// Forward of the attention of each row of `q` over its own rows of the cache. Panics if the shapes disagree, or if nothing was
-/// written.
+/// Forward of the attention of some sequences' last tokens, prompts in chunks and new tokens in any mixture, over their own rows
+/// of the cache. Panics if the shapes disagree, or if nothing was written.
 pub fn cached_attention(
     tape: &Tape<'_>,
     q: &Var,
     cache: CachedLayer<'_>,
-    spec: CachedSpec<'_>,
+    shape: CachedShape<'_>,
 ) -> Var {
     let mut out = Tensor::activations(tape.device(), q.rows(), q.cols());
     let [k, v] = cache.cache.pools(cache.layer);
     tape.device().run(Call::CachedAttention(CachedAttention {
-        num_heads: spec.num_heads,
-        head_dim: spec.head_dim,
-        scale: spec.scale,
+        shape,
         q: q.tensor(),
         k,
         v,
-        rows: spec.rows,
         out: &mut out,
     }));
     tape.constant(out)

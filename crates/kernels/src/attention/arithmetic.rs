@@ -1,6 +1,7 @@
 //! What an element's rows and products are made with, and what scores are made of: the two seams of the bodies.
 
-use super::head::{Head, Layout, RowsMut, Tile};
+use super::AttentionMask;
+use super::head::{CAUSAL_ROWS, Head, Layout, RowsMut, Tile};
 use super::rows::RowState;
 use crate::aligned::Plain;
 use crate::dropout::Mask;
@@ -71,11 +72,34 @@ pub enum Product {
 #[derive(Clone, Copy)]
 pub struct WorkNeed {
     pub head_dim: usize,
+    /// Query rows of the largest tile: see [`WorkNeed::rows`].
+    pub rows: usize,
     /// Of the longest sequence.
     pub kv_len: usize,
     pub layout: Layout,
     pub pass: Pass,
 }
+
+impl WorkNeed {
+    /// Query rows of the largest tile of sequences with at most so many queries, up to whole vectors.
+    pub(super) fn rows(queries: usize, layout: &Layout, mask: AttentionMask) -> usize {
+        let most = match mask {
+            AttentionMask::Full => layout.blocks[0],
+            AttentionMask::Causal { .. } => CAUSAL_ROWS,
+        };
+        queries.next_multiple_of(MOST_LANES).min(most)
+    }
+
+    /// Values of a tile of scores.
+    pub(super) fn tile_len(&self) -> usize {
+        self.rows * self.layout.stride
+    }
+}
+
+/// Of a vector of any instruction set.
+const MOST_LANES: usize = 16;
+
+const _: () = assert!(CAUSAL_ROWS.is_multiple_of(MOST_LANES));
 
 /// Takes buffers out of a room, or only counts the bytes that they need.
 pub struct Carver<'r> {

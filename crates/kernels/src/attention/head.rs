@@ -28,13 +28,6 @@ pub struct Layout {
     pub narrow: usize,
 }
 
-impl Layout {
-    /// Values of a tile of scores.
-    pub(super) const fn tile_len(&self) -> usize {
-        self.blocks[0] * self.stride
-    }
-}
-
 /// A query head of a sequence with the key-value head that it reads.
 #[derive(Clone, Copy)]
 pub struct Head {
@@ -47,6 +40,9 @@ pub struct Head {
     pub q_len: usize,
     pub kv_start: usize,
     pub kv_len: usize,
+    /// Queries of the first block that an earlier call has had: blocks of a prompt that comes in chunks start at multiples of
+    /// the block, so that a query's tiles are the same whatever the chunks.
+    pub origin: usize,
     pub scale: f32,
     pub soft_cap: Option<f32>,
     pub mask: AttentionMask,
@@ -71,6 +67,7 @@ impl Head {
             q_len: shape.q_len(b),
             kv_start: shape.kv_offsets[b],
             kv_len: shape.kv_len(b),
+            origin: 0,
             scale: shape.scale,
             soft_cap: shape.soft_cap,
             mask: shape.mask,
@@ -128,6 +125,16 @@ impl Head {
         }
     }
 
+    /// The first key that the first query of a block attends to, whichever call has that query.
+    fn first_column(&self, block: usize) -> usize {
+        match self.mask {
+            AttentionMask::Full | AttentionMask::Causal { window: None } => 0,
+            AttentionMask::Causal { window: Some(keys) } => {
+                (self.kv_len - self.q_len - self.origin + block + 1).saturating_sub(keys)
+            }
+        }
+    }
+
     /// Calls `tile` for every tile that holds a score, block of queries by block of queries, keys rising.
     #[inline(always)]
     pub(super) fn for_each_tile(&self, [rows, columns]: [usize; 2], mut tile: impl FnMut(Tile)) {
@@ -135,9 +142,10 @@ impl Head {
             AttentionMask::Full => rows,
             AttentionMask::Causal { .. } => CAUSAL_ROWS,
         };
-        for i in (0..self.q_len).step_by(rows) {
-            let m = (self.q_len - i).min(rows);
-            let start = self.columns(i).start / PANEL * PANEL;
+        for block in (0..self.origin + self.q_len).step_by(rows) {
+            let i = block.saturating_sub(self.origin);
+            let m = (block + rows - self.origin).min(self.q_len) - i;
+            let start = self.first_column(block) / PANEL * PANEL;
             let end = self.columns(i + m - 1).end;
             for j in (start..end).step_by(columns) {
                 let n = (end - j).min(columns);

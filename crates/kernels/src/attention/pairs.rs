@@ -56,7 +56,7 @@ impl Arithmetic for bf16 {
         let (d, keys, layout) = (need.head_dim, need.kv_len, need.layout);
         let is_backward = need.pass == Pass::Backward;
         let backward = usize::from(is_backward);
-        let m = layout.blocks[0];
+        let m = need.rows;
         let rows = m * 2 * pairs_of(d);
         let turned = backward * turned_len(m, d);
         let panels = keys.div_ceil(PANEL) * 2 * PANEL * pairs_of(d);
@@ -68,8 +68,8 @@ impl Arithmetic for bf16 {
             panels: [carver.take(panels), carver.take(backward * panels)],
             keys_turned: carver.take(turned_len(keys, d)),
             scores: [
-                carver.take(layout.tile_len()),
-                carver.take(backward * layout.tile_len()),
+                carver.take(need.tile_len()),
+                carver.take(backward * need.tile_len()),
             ],
             narrow: carver.take(m * layout.narrow),
             row_pairs: [carver.take(row_pairs), carver.take(row_pairs)],

@@ -78,10 +78,10 @@ impl<V: Copy> SoftCap<V> {
 
 /// Scores, to be multiplied with `factor`, become capped ones. A function of its own: beside the hyperbolic tangent, the values
 /// of a softmax would not stay in registers.
-struct CapInPlace<'a> {
-    scores: &'a mut [f32],
-    cap: f32,
-    factor: f32,
+pub(super) struct CapInPlace<'a> {
+    pub scores: &'a mut [f32],
+    pub cap: f32,
+    pub factor: f32,
 }
 
 impl SimdOp for CapInPlace<'_> {
@@ -448,7 +448,8 @@ pub(super) fn dots<S: Simd, E: Element>(
     }
 }
 
-fn row_of<E: Copy>(x: MatRef<'_, E>, row: usize) -> &[E] {
+/// Row `row` of a view with contiguous rows.
+pub(super) fn row_of<E: Copy>(x: MatRef<'_, E>, row: usize) -> &[E] {
     &x.data()[row * x.row_stride()..][..x.cols()]
 }
 

@@ -112,6 +112,12 @@ impl AttentionShape<'_> {
         self.kv_offsets[b + 1] - self.kv_offsets[b]
     }
 
+    /// Queries of the sequence with the most.
+    pub(super) fn most_queries(&self) -> usize {
+        let sequences = 0..self.sequences();
+        sequences.map(|b| self.q_len(b)).max().unwrap_or(0)
+    }
+
     /// Keys of the longest sequence.
     pub(super) fn most_keys(&self) -> usize {
         { 0..self.sequences() }

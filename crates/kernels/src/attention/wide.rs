@@ -87,7 +87,7 @@ impl Arithmetic for f32 {
     fn work<'w>(carver: &mut Carver<'w>, need: &WorkNeed) -> WideWork<'w> {
         let backward = usize::from(need.pass == Pass::Backward);
         let panels = packed_len(need.kv_len, need.head_dim);
-        let scores = need.layout.tile_len();
+        let scores = need.tile_len();
         let turned = need.layout.margin * TURNED;
         WideWork {
             panels: [carver.take(panels), carver.take(backward * panels)],

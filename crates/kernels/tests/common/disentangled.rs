@@ -101,6 +101,27 @@ impl Operands {
         }
     }
 
+    /// (out, lse, d_q, d_k, d_v, d_keys, d_queries) by the kernels.
+    pub fn run<E: AttentionElement>(
+        &self,
+        isa: Isa,
+        shape: &AttentionShape,
+        rows: &[u32],
+        trained: [bool; 2],
+    ) -> [Vec<f32>; 7] {
+        let given = Given {
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            d_out: &self.d_out,
+            rows: Some(rows),
+            keys: self.keys.as_deref(),
+            queries: self.queries.as_deref(),
+            trained,
+        };
+        attend_both::<E>(isa, shape, &given)
+    }
+
     /// (out, lse, d_q, d_k, d_v, d_keys, d_queries) by the reference.
     pub fn reference(&self, case: &Case, rows: &[u32]) -> [Vec<f64>; 7] {
         let (keys, queries) = (

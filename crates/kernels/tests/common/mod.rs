@@ -161,34 +161,102 @@ impl AttentionCase {
     }
 }
 
-/// Forward and backward of a case: (out, lse, d_q, d_k, d_v). Outputs start as NaN: all must be overwritten.
-pub fn run_attention(isa: Isa, case: &AttentionCase) -> [Vec<f32>; 5] {
-    let (q, k, v) = attention_inputs(case);
-    let d_out = random(case.sizes().0, 4);
-    run_attention_on(isa, case, [q, k, v], &d_out)
+/// Scratch whose bytes make NaNs of any storage: what is read before it is written shows.
+pub fn with_scratch<R>(need: ScratchNeed, run: impl FnOnce(&mut Scratch) -> R) -> R {
+    let threads = rayon::current_num_threads();
+    let mut bytes = vec![0xff; need.bytes(threads) + 64];
+    let start = bytes.as_ptr().align_offset(64);
+    run(&mut Scratch::new(&mut bytes[start..], threads))
 }
 
-/// The same on other operands.
-pub fn run_attention_on(
+/// What attention and its backward are given; each storage rounds it. Positions only with `rows`.
+#[derive(Clone, Copy, Default)]
+pub struct Given<'a> {
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub d_out: &'a [f32],
+    pub rows: Option<&'a [u32]>,
+    pub keys: Option<&'a [f32]>,
+    pub queries: Option<&'a [f32]>,
+    /// Whether the gradients of keys and of queries are wanted, where there are such.
+    pub trained: [bool; 2],
+}
+
+/// (out, lse, d_q, d_k, d_v, d_keys, d_queries). Outputs start as NaN: all must be overwritten.
+pub fn attend_both<E: AttentionElement>(
     isa: Isa,
-    case: &AttentionCase,
-    [q, k, v]: [Vec<f32>; 3],
-    d_out: &[f32],
-) -> [Vec<f32>; 5] {
-    let (q_size, kv_size) = case.sizes();
-    let shape = case.shape();
-    let nan = |n: usize| vec![f32::NAN; n];
-    let (mut out, mut lse) = (nan(q_size), nan(q_size / case.head_dim));
-    attention_forward(isa, &shape, &q, &k, &v, &mut out, &mut lse);
-    let (mut d_q, mut d_k, mut d_v) = (nan(q_size), nan(kv_size), nan(kv_size));
-    let saved = AttentionSaved {
+    shape: &AttentionShape,
+    x: &Given,
+) -> [Vec<f32>; 7] {
+    let narrow = |x: &[f32]| x.iter().map(|&v| E::narrow(v)).collect::<Vec<E>>();
+    let nan = |n: usize| vec![E::narrow(f32::NAN); n];
+    let [q, k, v, d_out] = [x.q, x.k, x.v, x.d_out].map(narrow);
+    let [keys, queries] = [x.keys, x.queries].map(|table| table.map(narrow));
+    let (q_rows, kv_rows) = (shape.q_offsets.last(), shape.kv_offsets.last());
+    let [q_rows, kv_rows] = [q_rows, kv_rows].map(|rows| rows.copied().unwrap_or(0));
+    let [width, kv_width] =
+        [shape.num_heads, shape.num_key_value_heads].map(|n| n * shape.head_dim);
+    let operands = AttentionOperands {
+        q: MatRef::new(&q, q_rows, width),
+        k: MatRef::new(&k, kv_rows, kv_width),
+        v: MatRef::new(&v, kv_rows, kv_width),
+        positions: x.rows.map(|rows| RelativePositions {
+            rows,
+            keys: keys.as_deref(),
+            queries: queries.as_deref(),
+        }),
+    };
+    let tables = x.rows.map(|_| keys.iter().chain(&queries).count());
+    let (mut out, mut lse) = (nan(q.len()), vec![f32::NAN; q_rows * shape.num_heads]);
+    with_scratch(attend_scratch::<E>(shape, tables), |scratch| {
+        let out = MatMut::new(&mut out, q_rows, width);
+        attend(isa, shape, &operands, out, &mut lse, scratch);
+    });
+    let wanted = |table: &Option<Vec<E>>, trained| {
+        let table = table.as_ref().filter(|_| trained);
+        table.map(|table| nan(table.len()))
+    };
+    let (mut d_keys, mut d_queries) = (wanted(&keys, x.trained[0]), wanted(&queries, x.trained[1]));
+    let [mut d_q, mut d_k, mut d_v] = [&q, &k, &v].map(|x| nan(x.len()));
+    let saved = Attended {
+        operands,
+        out: MatRef::new(&out, q_rows, width),
+        lse: &lse,
+    };
+    let trained = d_keys.iter().chain(&d_queries);
+    let rows = trained.clone().map(|d| d.len() / width).max().unwrap_or(0);
+    let need = attend_backward_scratch::<E>(shape, tables, trained.count(), rows);
+    with_scratch(need, |scratch| {
+        let gradients = AttentionGradients {
+            d_q: MatMut::new(&mut d_q, q_rows, width),
+            d_k: MatMut::new(&mut d_k, kv_rows, kv_width),
+            d_v: MatMut::new(&mut d_v, kv_rows, kv_width),
+            d_keys: d_keys.as_deref_mut(),
+            d_queries: d_queries.as_deref_mut(),
+        };
+        let d_out = MatRef::new(&d_out, q_rows, width);
+        attend_backward(isa, shape, &saved, d_out, gradients, scratch);
+    });
+    let widen = |x: Vec<E>| x.iter().map(|v| v.widen()).collect::<Vec<f32>>();
+    let [d_keys, d_queries] = [d_keys, d_queries].map(Option::unwrap_or_default);
+    let [out, d_q, d_k, d_v, d_keys, d_queries] =
+        [out, d_q, d_k, d_v, d_keys, d_queries].map(widen);
+    [out, lse, d_q, d_k, d_v, d_keys, d_queries]
+}
+
+/// Forward and backward of a case: (out, lse, d_q, d_k, d_v).
+pub fn run_attention<E: AttentionElement>(isa: Isa, case: &AttentionCase) -> [Vec<f32>; 5] {
+    let (q, k, v) = attention_inputs(case);
+    let d_out = random(case.sizes().0, 4);
+    let x = Given {
         q: &q,
         k: &k,
         v: &v,
-        out: &out,
-        lse: &lse,
+        d_out: &d_out,
+        ..Given::default()
     };
-    attention_backward(isa, &shape, &saved, d_out, &mut d_q, &mut d_k, &mut d_v);
+    let [out, lse, d_q, d_k, d_v, ..] = attend_both::<E>(isa, &case.shape(), &x);
     [out, lse, d_q, d_k, d_v]
 }
 

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
-use lowrank_engine::ops::cached_attention::{CachedSpec, cached_attention};
+use lowrank_engine::ops::cached_attention::{
+    CachedSequence, CachedShape, QueryRole, cached_attention,
+};
 use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
@@ -220,14 +222,23 @@ impl LanguageModel for Decoder {
             let context = if is_prompt {
                 attention(pass, q, k, v, block.attention_spec(&offsets, &offsets))
             } else {
+                let new_token = |rows| CachedSequence {
+                    queries: 1,
+                    rows,
+                    role: QueryRole::NewToken,
+                };
                 let rows = kept.rows(block.form.scores.window);
-                let spec = CachedSpec {
+                let sequences: Vec<_> = rows.into_iter().map(new_token).collect();
+                let shape = CachedShape {
                     num_heads: block.form.num_heads,
+                    num_key_value_heads: block.form.num_heads,
                     head_dim: block.form.head_dim,
                     scale: block.form.scores.scale,
-                    rows: &rows,
+                    soft_cap: None,
+                    window: block.form.scores.window,
+                    sequences: &sequences,
                 };
-                cached_attention(pass, &q, kept.layer(i), spec)
+                cached_attention(pass, &q, kept.layer(i), shape)
             };
             x = block.after_attention(pass, context, x);
         }

@@ -1,7 +1,7 @@
 //! The passes of a tiny run on the dry device.
 
 use lowrank_data::Cursor;
-use lowrank_engine::{Device, MemoryReport};
+use lowrank_engine::{Device, Isa, MemoryReport};
 use lowrank_model::ModelError;
 use lowrank_train::config::{Task, TrainConfig};
 use lowrank_train::plan::DryRun;
@@ -18,7 +18,9 @@ pub fn lengths(task: Task) -> RowLengths {
 
 /// The peak of all passes of a run.
 pub fn planned_peak(place: Place, config: &TrainConfig) -> Result<MemoryReport, ModelError> {
-    let model = place.model(config, &Device::dry_in(config.precision.into()));
+    let precision = config.precision.into();
+    let device = Device::cpu_in(precision, Isa::best(), place.threads).expect("threads start");
+    let model = place.model(config, &Device::dry_like(&device));
     let mut dry = DryRun::of_model(model, &config.optimization);
     let lengths = lengths(config.data.task);
     dry.keep_prefixes(config, &lengths, place.prefix_cache_bytes);

@@ -1,13 +1,13 @@
 //! Attention: plain and disentangled, in f32 and bf16, and over a cache.
 
 use lowrank_kernels::{
-    self as kernels, AttentionSaved, DType, DisentangledGradients, DisentangledInputs,
-    DisentangledSaved, Element, Isa, PairWorkspace, RelativePositions, bf16,
+    self as kernels, Attended, AttentionElement, AttentionOperands, Isa, MatMut, MatRef,
+    RelativePositions, Scratch, ScratchNeed,
 };
 
 use super::with_element;
 use crate::call::{AttentionGradients, AttentionInputs, CachedAttention, PositionTables};
-use crate::space::{Carver, Plain};
+use crate::space::Plain;
 use crate::tensor::Tensor;
 
 /// What forward gave, and what arrives.
@@ -17,64 +17,49 @@ pub(super) struct Saved<'a> {
     pub d_out: &'a Tensor,
 }
 
-fn operands<'a, E: Element + Plain>(
-    inputs: &AttentionInputs<'a>,
-    positions: PositionTables<'a>,
-) -> DisentangledInputs<'a, E> {
-    DisentangledInputs {
-        q: inputs.q.host(),
-        k: inputs.k.host(),
-        v: inputs.v.host(),
-        positions: RelativePositions {
-            rows: positions.rows,
-            keys: positions.keys.map(Tensor::host),
-            queries: positions.queries.map(Tensor::host),
-        },
-    }
+fn view<E: Plain + Copy>(x: &Tensor) -> MatRef<'_, E> {
+    MatRef::new(x.host(), x.rows(), x.cols())
 }
 
-/// Values of the tables by distance.
-fn forward_len(inputs: &AttentionInputs<'_>, positions: &PositionTables<'_>) -> usize {
-    let (shape, tables) = (inputs.shape(), positions.count());
-    match inputs.q.dtype() {
-        DType::F32 => kernels::disentangled_forward_workspace(&shape, tables),
-        DType::Bf16 => kernels::disentangled_forward_workspace_bf16(&shape, tables),
-    }
+fn view_mut<E: Plain>(x: &mut Tensor) -> MatMut<'_, E> {
+    let (rows, cols) = (x.rows(), x.cols());
+    MatMut::new(x.host_mut(), rows, cols)
 }
 
-/// bf16 values of the tables by distance, and f32 values of the tables' gradients and in f32 of the tables as well.
-fn backward_lens(
-    inputs: &AttentionInputs<'_>,
-    positions: &PositionTables<'_>,
-    trained: usize,
-) -> [usize; 2] {
-    let (shape, tables) = (inputs.shape(), positions.count());
-    match inputs.q.dtype() {
-        DType::F32 => {
-            let len = kernels::disentangled_backward_workspace(&shape, tables, trained);
-            [0, len]
-        }
-        DType::Bf16 => kernels::disentangled_backward_workspace_bf16(&shape, tables, trained),
-    }
-}
-
-pub(super) fn forward_scratch_bytes(inputs: &AttentionInputs<'_>) -> usize {
-    let Some(positions) = &inputs.positions else {
-        return 0;
+fn operands<'a, E: Plain + Copy>(inputs: &AttentionInputs<'a>) -> AttentionOperands<'a, E> {
+    let positions = |x: PositionTables<'a>| RelativePositions {
+        rows: x.rows,
+        keys: x.keys.map(Tensor::host),
+        queries: x.queries.map(Tensor::host),
     };
-    let len = forward_len(inputs, positions);
-    with_element!(inputs.q.dtype(), E => Carver::bytes::<E>(len))
+    AttentionOperands {
+        q: view(inputs.q),
+        k: view(inputs.k),
+        v: view(inputs.v),
+        positions: inputs.positions.map(positions),
+    }
 }
 
-pub(super) fn backward_scratch_bytes(
+pub(super) fn forward_scratch(inputs: &AttentionInputs<'_>) -> ScratchNeed {
+    let tables = inputs.positions.map(|positions| positions.count());
+    with_element!(inputs.q.dtype(), E => kernels::attend_scratch::<E>(&inputs.shape(), tables))
+}
+
+pub(super) fn backward_scratch(
     inputs: &AttentionInputs<'_>,
     gradients: &AttentionGradients<'_>,
-) -> usize {
-    let Some(positions) = &inputs.positions else {
-        return 0;
-    };
-    let [tables, partial] = backward_lens(inputs, positions, gradients.tables());
-    Carver::bytes::<bf16>(tables) + Carver::bytes::<f32>(partial)
+) -> ScratchNeed {
+    let tables = inputs.positions.map(|positions| positions.count());
+    let of_tables = gradients.d_keys.iter().chain(&gradients.d_queries);
+    let table_rows = of_tables.map(|d| d.rows()).max().unwrap_or(0);
+    let (shape, trained) = (inputs.shape(), gradients.tables());
+    with_element!(inputs.q.dtype(), E => {
+        kernels::attend_backward_scratch::<E>(&shape, tables, trained, table_rows)
+    })
+}
+
+pub(super) fn cached_scratch(call: &CachedAttention<'_>) -> ScratchNeed {
+    with_element!(call.q.dtype(), E => kernels::attend_cached_scratch::<E>(&call.shape))
 }
 
 pub(super) fn forward(
@@ -82,36 +67,12 @@ pub(super) fn forward(
     inputs: &AttentionInputs<'_>,
     out: &mut Tensor,
     lse: &mut Tensor,
-    mut scratch: Carver<'_>,
+    scratch: &mut Scratch<'_>,
 ) {
-    let (shape, lse, dtype) = (inputs.shape(), lse.host_mut(), out.dtype());
-    let AttentionInputs { q, k, v, .. } = inputs;
-    let Some(positions) = inputs.positions else {
-        match dtype {
-            DType::F32 => {
-                let (q, k, v) = (q.host(), k.host(), v.host());
-                kernels::attention_forward(isa, &shape, q, k, v, out.host_mut(), lse);
-            }
-            DType::Bf16 => {
-                let inputs = [q.host(), k.host(), v.host()];
-                kernels::attention_forward_bf16(isa, &shape, inputs, out.host_mut(), lse);
-            }
-        }
-        return;
-    };
-    let len = forward_len(inputs, &positions);
-    match dtype {
-        DType::F32 => {
-            let (inputs, workspace) = (operands(inputs, positions), scratch.take(len));
-            let out = out.host_mut();
-            kernels::disentangled_attention_forward(isa, &shape, &inputs, workspace, out, lse);
-        }
-        DType::Bf16 => {
-            let (inputs, workspace) = (operands(inputs, positions), scratch.take(len));
-            let out = out.host_mut();
-            kernels::disentangled_attention_forward_bf16(isa, &shape, &inputs, workspace, out, lse);
-        }
-    }
+    let (shape, lse) = (inputs.shape(), lse.host_mut());
+    with_element!(out.dtype(), E => {
+        kernels::attend::<E>(isa, &shape, &operands(inputs), view_mut(out), lse, scratch);
+    });
 }
 
 pub(super) fn backward(
@@ -119,109 +80,44 @@ pub(super) fn backward(
     inputs: &AttentionInputs<'_>,
     saved: &Saved<'_>,
     gradients: AttentionGradients<'_>,
-    scratch: Carver<'_>,
+    scratch: &mut Scratch<'_>,
 ) {
-    match inputs.positions {
-        None => plain_backward(isa, inputs, saved, gradients),
-        Some(positions) => {
-            disentangled_backward(isa, (inputs, positions), saved, gradients, scratch)
-        }
-    }
+    with_element!(saved.d_out.dtype(), E => {
+        backward_in::<E>(isa, inputs, saved, gradients, scratch);
+    });
 }
 
-fn plain_backward(
+fn backward_in<E: AttentionElement + Plain>(
     isa: Isa,
     inputs: &AttentionInputs<'_>,
     saved: &Saved<'_>,
     gradients: AttentionGradients<'_>,
+    scratch: &mut Scratch<'_>,
 ) {
-    fn of<'a, E: Element + Plain>(
-        inputs: &AttentionInputs<'a>,
-        saved: &Saved<'a>,
-    ) -> AttentionSaved<'a, E> {
-        AttentionSaved {
-            q: inputs.q.host(),
-            k: inputs.k.host(),
-            v: inputs.v.host(),
-            out: saved.out.host(),
-            lse: saved.lse.host(),
-        }
-    }
-    let AttentionGradients { d_q, d_k, d_v, .. } = gradients;
-    let (shape, d_out) = (inputs.shape(), saved.d_out);
-    match d_q.dtype() {
-        DType::F32 => {
-            let (saved, d_out) = (of(inputs, saved), d_out.host());
-            let (d_q, d_k, d_v) = (d_q.host_mut(), d_k.host_mut(), d_v.host_mut());
-            kernels::attention_backward(isa, &shape, &saved, d_out, d_q, d_k, d_v);
-        }
-        DType::Bf16 => {
-            let (saved, d_out) = (of(inputs, saved), d_out.host());
-            let gradients = [d_q.host_mut(), d_k.host_mut(), d_v.host_mut()];
-            kernels::attention_backward_bf16(isa, &shape, &saved, d_out, gradients);
-        }
-    }
+    let attended = Attended {
+        operands: operands::<E>(inputs),
+        out: view(saved.out),
+        lse: saved.lse.host(),
+    };
+    let gradients = kernels::AttentionGradients {
+        d_q: view_mut(gradients.d_q),
+        d_k: view_mut(gradients.d_k),
+        d_v: view_mut(gradients.d_v),
+        d_keys: gradients.d_keys.map(Tensor::host_mut),
+        d_queries: gradients.d_queries.map(Tensor::host_mut),
+    };
+    let (shape, d_out) = (inputs.shape(), view(saved.d_out));
+    kernels::attend_backward(isa, &shape, &attended, d_out, gradients, scratch);
 }
 
-fn disentangled_backward(
-    isa: Isa,
-    (inputs, positions): (&AttentionInputs<'_>, PositionTables<'_>),
-    saved: &Saved<'_>,
-    gradients: AttentionGradients<'_>,
-    mut scratch: Carver<'_>,
-) {
-    fn of<'a, E: Element + Plain>(
-        inputs: &AttentionInputs<'a>,
-        positions: PositionTables<'a>,
-        saved: &Saved<'a>,
-    ) -> DisentangledSaved<'a, E> {
-        DisentangledSaved {
-            inputs: operands(inputs, positions),
-            out: saved.out.host(),
-            lse: saved.lse.host(),
-        }
-    }
-    fn into<E: Element + Plain>(gradients: AttentionGradients<'_>) -> DisentangledGradients<'_, E> {
-        DisentangledGradients {
-            d_q: gradients.d_q.host_mut(),
-            d_k: gradients.d_k.host_mut(),
-            d_v: gradients.d_v.host_mut(),
-            d_keys: gradients.d_keys.map(Tensor::host_mut),
-            d_queries: gradients.d_queries.map(Tensor::host_mut),
-        }
-    }
-    let (shape, d_out) = (inputs.shape(), saved.d_out);
-    let [tables, partial] = backward_lens(inputs, &positions, gradients.tables());
-    let (tables, partial) = (scratch.take(tables), scratch.take(partial));
-    match d_out.dtype() {
-        DType::F32 => {
-            let (saved, gradients) = (of(inputs, positions, saved), into(gradients));
-            let d_out = d_out.host();
-            kernels::disentangled_attention_backward(
-                isa, &shape, &saved, d_out, partial, gradients,
-            );
-        }
-        DType::Bf16 => {
-            let (saved, gradients) = (of(inputs, positions, saved), into(gradients));
-            let (d_out, workspace) = (d_out.host(), PairWorkspace { tables, partial });
-            kernels::disentangled_attention_backward_bf16(
-                isa, &shape, &saved, d_out, workspace, gradients,
-            );
-        }
-    }
-}
-
-pub(super) fn cached(isa: Isa, call: CachedAttention<'_>) {
+pub(super) fn cached(isa: Isa, call: CachedAttention<'_>, scratch: &mut Scratch<'_>) {
     with_element!(call.q.dtype(), E => {
-        let args = kernels::CachedAttention {
-            num_heads: call.num_heads,
-            head_dim: call.head_dim,
-            scale: call.scale,
-            q: call.q.host::<E>(),
-            k: call.k.host(),
-            v: call.v.host(),
-            rows: call.rows,
+        let x = AttentionOperands {
+            q: view(call.q),
+            k: view(call.k),
+            v: view(call.v),
+            positions: None,
         };
-        kernels::attention_cached(isa, &args, call.out.host_mut());
+        kernels::attend_cached::<E>(isa, &call.shape, &x, view_mut(call.out), scratch);
     });
 }

@@ -1,6 +1,7 @@
 //! The definition of attention.
 
 use lowrank_kernels::reference::{self as definition, Attention, Disentangled};
+use lowrank_kernels::{AttentionMask, AttentionShape};
 
 use crate::call::{AttentionGradients, AttentionInputs, CachedAttention};
 use crate::tensor::Tensor;
@@ -63,32 +64,40 @@ pub(super) fn backward(
     }
 }
 
+/// Attention of each sequence, its keys and values gathered.
 pub(super) fn cached(call: CachedAttention<'_>) {
-    let (heads, d) = (call.num_heads, call.head_dim);
-    let (q, k, v) = (
-        call.q.host::<f64>(),
-        call.k.host::<f64>(),
-        call.v.host::<f64>(),
-    );
-    let out = call.out.host_mut::<f64>();
-    for (i, rows) in call.rows.iter().enumerate() {
-        for h in 0..heads {
-            let at = |row: usize| (row * heads + h) * d..(row * heads + h + 1) * d;
-            let query = &q[at(i)];
-            let score = |&row: &u32| -> f64 {
-                let dot = query.iter().zip(&k[at(row as usize)]).map(|(a, b)| a * b);
-                f64::from(call.scale) * dot.sum::<f64>()
-            };
-            let scores: Vec<f64> = rows.iter().map(score).collect();
-            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-            let into = &mut out[at(i)];
-            into.fill(0.0);
-            for (&row, score) in rows.iter().zip(&scores) {
-                let p = (score - max).exp() / sum;
-                let value = &v[at(row as usize)];
-                into.iter_mut().zip(value).for_each(|(o, v)| *o += p * v);
-            }
-        }
+    let of_kv = call.k.cols();
+    let mut rest = call.out.host_mut::<f64>();
+    let mut q = call.q.host::<f64>();
+    for sequence in call.shape.sequences {
+        let gather = |pool: &[f64]| -> Vec<f64> {
+            let rows = sequence.rows.iter().map(|&row| row as usize * of_kv);
+            rows.flat_map(|start| &pool[start..start + of_kv])
+                .copied()
+                .collect()
+        };
+        let (k, v) = (gather(call.k.host()), gather(call.v.host()));
+        let (mine, others) = q.split_at(sequence.queries * call.q.cols());
+        let x = Attention {
+            shape: AttentionShape {
+                num_heads: call.shape.num_heads,
+                num_key_value_heads: call.shape.num_key_value_heads,
+                head_dim: call.shape.head_dim,
+                q_offsets: &[0, sequence.queries],
+                kv_offsets: &[0, sequence.rows.len()],
+                scale: call.shape.scale,
+                soft_cap: call.shape.soft_cap,
+                mask: AttentionMask::Causal {
+                    window: call.shape.window,
+                },
+                dropout: None,
+            },
+            q: mine,
+            k: &k,
+            v: &v,
+        };
+        let (out, after) = rest.split_at_mut(mine.len());
+        out.copy_from_slice(&definition::attention(&x).0);
+        (q, rest) = (others, after);
     }
 }
