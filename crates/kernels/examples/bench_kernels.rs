@@ -1,7 +1,8 @@
 //! Times the kernels and prints GFLOP/s with the share of the machine's measured FMA peak.
 //!
-//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- gemm | attention | disentangled | elementwise | decoder] [threads]`
+//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- products | attention | disentangled | elementwise | decoder] [threads]`
 
+use lowrank_kernels::product::*;
 use lowrank_kernels::*;
 use std::time::Instant;
 
@@ -69,63 +70,82 @@ mod x86 {
     chains!(chains_256, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
 }
 
-fn product_peak(isa: Isa) -> f64 {
-    let (m, n, k) = (48, 32, 192);
+/// A product in f32 of a [m, k] and packed weights, timed by `time`.
+fn time_product(
+    isa: Isa,
+    format: WeightFormat,
+    [m, n, k]: [usize; 3],
+    time: impl FnOnce(&mut dyn FnMut()) -> f64,
+) -> f64 {
     let (a, b) = (random(m * k, 1), random(n * k, 2));
-    let mut packed = vec![0.0; packed_len(n, k)];
-    pack(isa, MatRef::new(&b, n, k), &mut packed);
-    let mut c = vec![0.0; m * n];
-    let g = Gemm {
-        a: MatRef::new(&a, m, k),
-        b: PackedF32::Rows(&packed),
-        n,
-        bias: None,
-        alpha: 1.0,
-        accumulate: false,
+    let narrow_a: Vec<bf16> = a.iter().map(|&x| bf16::from_f32(x)).collect();
+    let mut packed = vec![0; packed_bytes(format, n, k)];
+    pack_weights(isa, format, MatRef::new(&b, n, k), &mut packed);
+    let b = PackedWeights::new(format, [n, k], &packed).panels(Side::Straight);
+    let (arithmetic, a) = match format {
+        WeightFormat::F32 => (Arithmetic::F32, MatRef::new(&a, m, k).into()),
+        WeightFormat::Bf16 => (Arithmetic::Bf16, MatRef::new(&narrow_a, m, k).into()),
     };
-    (2 * m * n * k) as f64 / seconds(|| gemm(isa, &g, &mut c, n)) / 1e9
+    time_call(isa, &Product::new(arithmetic, a, &b), time)
 }
 
-fn bench_gemm(isa: Isa, peak: f64) {
-    println!("gemm: [m,k] x [n,k]T");
-    for (m, n, k) in [
-        (512, 768, 768),
-        (1000, 768, 768),
-        (2048, 768, 768),
-        (512, 3072, 768),
-        (2048, 3072, 768),
-        (512, 768, 3072),
-        (2048, 768, 3072),
-        (600, 384, 384),
-        (1000, 1536, 384),
-        (1000, 384, 1536),
-        (1000, 1024, 1024),
-        (64, 768, 768),
-        (1, 768, 768),
-        (2048, 8, 768),
-        (2048, 16, 768),
-        (2048, 768, 8),
-    ] {
-        let (a, b) = (random(m * k, 1), random(n * k, 2));
-        let mut packed = vec![0.0; packed_len(n, k)];
-        pack(isa, MatRef::new(&b, n, k), &mut packed);
-        let mut c = vec![0.0; m * n];
-        let g = Gemm {
-            a: MatRef::new(&a, m, k),
-            b: PackedF32::Rows(&packed),
-            n,
-            bias: None,
-            alpha: 1.0,
-            accumulate: false,
+fn time_call(isa: Isa, call: &Product, time: impl FnOnce(&mut dyn FnMut()) -> f64) -> f64 {
+    let [n, _] = call.b.shape();
+    let mut c = vec![0.0; call.a.rows() * n];
+    let threads = rayon::current_num_threads();
+    let bytes = product_scratch(&call.shape(DType::F32), threads).bytes(threads);
+    let mut scratch = ScratchBuffer::new(bytes, threads);
+    time(&mut || {
+        let c = Output {
+            values: ValuesMut::F32(&mut c),
+            row_stride: n,
         };
-        report(
-            &format!("{m:5} x {n:5} x {k:5}"),
-            2 * m * n * k,
-            peak,
-            || gemm(isa, &g, &mut c, n),
-        );
+        product(isa, call, Epilogue::Store, c, &mut scratch.scratch());
+    })
+}
+
+fn product_peak(isa: Isa) -> f64 {
+    let shape @ [m, n, k] = [48, 32, 192];
+    (2 * m * n * k) as f64 / time_product(isa, WeightFormat::F32, shape, |f| seconds(f)) / 1e9
+}
+
+fn bench_products(isa: Isa, peak: f64) {
+    for shape @ [m, n, k] in [
+        [512, 768, 768],
+        [2048, 768, 768],
+        [512, 3072, 768],
+        [512, 768, 3072],
+        [64, 768, 768],
+        [1, 768, 768],
+        [2048, 8, 768],
+        [2048, 768, 8],
+    ] {
+        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            let name = format!("{m:5} x {n:5} x {k:5} {:4}", format.name());
+            time_product(isa, format, shape, |f| {
+                report(&name, 2 * m * n * k, peak, f);
+                0.0
+            });
+        }
+        let name = format!("{m:5} x {n:5} x {k:5} bf16 weights in f32");
+        let (a, b) = (random(m * k, 1), random(n * k, 2));
+        let mut packed = vec![0; packed_bytes(WeightFormat::Bf16, n, k)];
+        pack_weights(isa, WeightFormat::Bf16, MatRef::new(&b, n, k), &mut packed);
+        for side in [Side::Straight, Side::Transposed] {
+            let shape = match side {
+                Side::Straight => [n, k],
+                Side::Transposed if n % 32 == 0 && k % 32 == 0 => [k, n],
+                Side::Transposed => continue,
+            };
+            let b = PackedWeights::new(WeightFormat::Bf16, shape, &packed).panels(side);
+            let call = Product::new(Arithmetic::F32, MatRef::new(&a, m, k).into(), &b);
+            time_call(isa, &call, |f| {
+                report(&format!("{name} {side:?}"), 2 * m * n * k, peak, f);
+                0.0
+            });
+        }
     }
-    println!("gemm_transposed_a: [k,m]T x [k,n]");
+    println!("outer products: [k,m]T x [k,n]");
     for (m, n, k) in [
         (8, 768, 2048),
         (768, 8, 2048),
@@ -133,14 +153,22 @@ fn bench_gemm(isa: Isa, peak: f64) {
         (8, 3072, 2048),
     ] {
         let (a, x) = (random(k * m, 1), random(k * n, 2));
+        let call = Outer {
+            arithmetic: Arithmetic::F32,
+            a: MatRef::new(&a, k, m).into(),
+            x: MatRef::new(&x, k, n).into(),
+            alpha: 1.0,
+        };
         let mut c = vec![0.0; m * n];
+        let threads = rayon::current_num_threads();
+        let bytes = outer_scratch(&call.shape(), threads).bytes(threads);
+        let mut scratch = ScratchBuffer::new(bytes, threads);
         report(
             &format!("{m:5} x {n:5} x {k:5}"),
             2 * m * n * k,
             peak,
             || {
-                let (a, x) = (MatRef::new(&a, k, m), MatRef::new(&x, k, n));
-                gemm_transposed_a(isa, a, x, 1.0, &mut c, n);
+                outer(isa, &call, &mut c, &mut scratch.scratch());
             },
         );
     }
@@ -460,7 +488,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |name: &str| {
         const PARTS: [&str; 5] = [
-            "gemm",
+            "products",
             "attention",
             "disentangled",
             "elementwise",
@@ -488,8 +516,8 @@ fn main() {
                 isa.name(),
                 product_peak(isa)
             );
-            if wanted("gemm") {
-                bench_gemm(isa, peak);
+            if wanted("products") {
+                bench_products(isa, peak);
             }
             if wanted("attention") {
                 bench_attention(isa, peak);

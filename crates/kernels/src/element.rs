@@ -1,6 +1,5 @@
 //! What a stored value may be: f32, or bf16 that is widened when read and rounded when written. Arithmetic is always f32.
 
-use crate::matrix::{AnyMatRef, MatRef};
 use crate::simd::Simd;
 use half::bf16;
 
@@ -17,15 +16,6 @@ pub trait Element:
     /// The values as they would come back from the storage.
     #[doc(hidden)]
     fn round<S: Simd>(s: S, v: S::V) -> S::V;
-    /// Values of this type as those of either.
-    #[doc(hidden)]
-    fn any(values: &[Self]) -> Values<'_>;
-    /// The same, to be written.
-    #[doc(hidden)]
-    fn any_mut(values: &mut [Self]) -> ValuesMut<'_>;
-    /// A view of this type as one of either.
-    #[doc(hidden)]
-    fn any_view(view: MatRef<'_, Self>) -> AnyMatRef<'_>;
     /// The values, if they are of this type.
     #[doc(hidden)]
     fn of(values: Values<'_>) -> Option<&[Self]>;
@@ -69,15 +59,6 @@ impl Element for f32 {
     #[inline(always)]
     fn round<S: Simd>(_: S, v: S::V) -> S::V {
         v
-    }
-    fn any(values: &[f32]) -> Values<'_> {
-        Values::F32(values)
-    }
-    fn any_mut(values: &mut [f32]) -> ValuesMut<'_> {
-        ValuesMut::F32(values)
-    }
-    fn any_view(view: MatRef<'_, f32>) -> AnyMatRef<'_> {
-        AnyMatRef::F32(view)
     }
     fn of(values: Values<'_>) -> Option<&[f32]> {
         match values {
@@ -126,15 +107,6 @@ impl Element for bf16 {
     #[inline(always)]
     fn round<S: Simd>(s: S, v: S::V) -> S::V {
         s.of_bits(s.round_bf16(v))
-    }
-    fn any(values: &[bf16]) -> Values<'_> {
-        Values::Bf16(values)
-    }
-    fn any_mut(values: &mut [bf16]) -> ValuesMut<'_> {
-        ValuesMut::Bf16(values)
-    }
-    fn any_view(view: MatRef<'_, bf16>) -> AnyMatRef<'_> {
-        AnyMatRef::Bf16(view)
     }
     fn of(values: Values<'_>) -> Option<&[bf16]> {
         match values {

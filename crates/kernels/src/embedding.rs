@@ -2,9 +2,9 @@
 
 use crate::element::{Element, Values};
 use crate::elementwise::{add_in_place, convert_in};
-use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::parallel::{for_each_chunk, rows_per_task};
+use crate::product::PackedWeights;
 use crate::simd::{Simd, SimdOp, dispatch};
 
 /// How a table [rows, d] is stored.
@@ -12,8 +12,8 @@ use crate::simd::{Simd, SimdOp, dispatch};
 pub enum Table<'a> {
     /// Rows end to end.
     Rows(Values<'a>),
-    /// The packed form of [`crate::pack`] or [`crate::pack_bf16`]: a head multiplies with it too.
-    Packed(Values<'a>),
+    /// Packed weights: a head multiplies with them too.
+    Packed(PackedWeights<'a>),
 }
 
 /// A table and the rows to read from it.
@@ -47,32 +47,10 @@ impl<E: Element> SimdOp for Gather<'_, '_, E> {
                 match rows.table {
                     Table::Rows(Values::F32(table)) => add_in_place(s, &mut sum, &table[row]),
                     Table::Rows(Values::Bf16(table)) => add_in_place(s, &mut sum, &table[row]),
-                    Table::Packed(table) => add_packed_row(&mut sum, table, id),
+                    Table::Packed(table) => table.add_row(id, &mut sum),
                 }
             }
             convert_in(s, row, &sum);
-        }
-    }
-}
-
-/// sum += row `id` of a packed table.
-fn add_packed_row(sum: &mut [f32], table: Values, id: usize) {
-    let (panel, column, d) = (id / PANEL, id % PANEL, sum.len());
-    match table {
-        Values::F32(table) => {
-            let panel = &table[panel * PANEL * d..][..PANEL * d];
-            let row = panel[column..].iter().step_by(PANEL);
-            sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
-        }
-        Values::Bf16(table) => {
-            let len = 2 * PANEL * d.div_ceil(2);
-            let panel = &table[panel * len..][..len];
-            let pairs = panel[2 * column..].chunks(2 * PANEL);
-            for (sum, pair) in sum.chunks_mut(2).zip(pairs) {
-                sum.iter_mut()
-                    .zip(pair)
-                    .for_each(|(sum, v)| *sum += v.widen());
-            }
         }
     }
 }

@@ -13,8 +13,6 @@ mod element;
 mod elementwise;
 mod embedding;
 mod gated;
-mod gemm;
-mod gemm_bf16;
 mod isa;
 mod loss;
 mod math;
@@ -46,13 +44,6 @@ pub use element::{DType, Element, Values, ValuesMut};
 pub use elementwise::{add_assign, all_finite, column_sum, convert, scale, sum_of_squares};
 pub use embedding::{Table, TableRows, embedding_gather, embedding_scatter_add};
 pub use gated::{GateUp, GateUpGradients, GatedBackward, gated_backward, gated_forward};
-pub use gemm::{
-    Finish, Gemm, PANEL, PackedF32, gemm, gemm_then, gemm_transposed_a, pack, packed_len,
-    repack_transposed, unpack,
-};
-pub use gemm_bf16::{
-    Epilogue, GemmBf16, LowRank, PackedBf16, gemm_bf16, pack_bf16, packed_bf16_len, unpack_bf16,
-};
 pub use half::bf16;
 pub use isa::Isa;
 pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, cross_entropy_into, mse};
@@ -63,8 +54,9 @@ pub use norm::{
     layer_norm_forward, layer_norm_param_grads,
 };
 pub use optimizer::{AdamW, adamw_step};
-pub use outer::{Outer, OuterLayout, OuterShape, outer, outer_add, outer_scratch};
+pub use outer::{Outer, OuterShape, outer, outer_scratch};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};
+pub use product::{PANEL, pack, packed_len, repack_transposed, unpack};
 pub use rms_norm::{
     ResidualSum, RmsFactor, RmsNorm, rms_norm, rms_norm_again, rms_norm_backward, rms_norm_of_sum,
     rms_norm_weight_grad,

@@ -106,27 +106,48 @@ impl OuterShape {
     }
 }
 
+impl OuterShape {
+    /// The different products of [`Form::Pairs`]: over a whole part and over the last one. A single column of `a` is a row of
+    /// its transpose too.
+    fn parts(self, part: usize) -> impl Iterator<Item = ProductShape> {
+        let last = match self.rows % part.max(1) {
+            0 => part.min(self.rows),
+            rest => rest,
+        };
+        let orders = [Order::Columns, Order::Rows].into_iter();
+        orders
+            .take(if self.m == 1 { 2 } else { 1 })
+            .flat_map(move |a| {
+                [part.min(self.rows), last].map(|k| ProductShape {
+                    arithmetic: Arithmetic::Bf16,
+                    b: PanelForm::Pairs,
+                    a,
+                    k,
+                    ..self.product([self.m, self.n], self.x)
+                })
+            })
+    }
+}
+
 /// The scratch that [`outer`] needs on a number of threads.
 pub fn outer_scratch(shape: &OuterShape, threads: usize) -> ScratchNeed {
-    let OuterShape { rows, m, n, .. } = *shape;
+    let OuterShape { m, n, .. } = *shape;
+    let need = |product: &ProductShape| product_scratch(product, threads);
     let (shared, product) = match shape.form() {
         Form::ThinA | Form::ThinX => return ScratchNeed::default(),
-        Form::Product => (0, shape.product([m, n], shape.x)),
-        Form::Exchanged => (bytes_of::<f32>(m * n), shape.product([n, m], shape.a)),
+        Form::Product => (0, need(&shape.product([m, n], shape.x))),
+        Form::Exchanged => {
+            let product = shape.product([n, m], shape.a);
+            (bytes_of::<f32>(m * n), need(&product))
+        }
         Form::Pairs { part } => {
-            let product = ProductShape {
-                arithmetic: Arithmetic::Bf16,
-                b: PanelForm::Pairs,
-                k: part.min(rows),
-                ..shape.product([m, n], shape.x)
-            };
-            (bytes_of::<half::bf16>(packed_bf16_len(n, part)), product)
+            let len = packed_bf16_len(n, part);
+            let products = shape.parts(part);
+            let product = products.fold(ScratchNeed::default(), |most, p| most.max(need(&p)));
+            (bytes_of::<half::bf16>(len), product)
         }
     };
-    ScratchNeed {
-        shared,
-        ..product_scratch(&product, threads)
-    }
+    ScratchNeed { shared, ..product }
 }
 
 impl<'a> Outer<'a> {
@@ -234,7 +255,7 @@ fn by_pairs(isa: Isa, call: &Outer, part: usize, c: &mut [f32], scratch: &mut Sc
 
 /// How c is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OuterLayout {
+enum OuterLayout {
     /// c [r, n], as aᵀ x comes out: the gradient of A.
     Rows,
     /// c [n, r], its transpose: the gradient of B.
@@ -243,7 +264,7 @@ pub enum OuterLayout {
 
 /// c += alpha aᵀ x. Shapes: a [m, r], x [m, n] with rows end to end, c [r, n] or [n, r]. Each element's sum over m runs in
 /// order. Panics if a length disagrees.
-pub fn outer_add<E: Element>(
+fn outer_add<E: Element>(
     isa: Isa,
     a: MatRef,
     x: MatRef<E>,

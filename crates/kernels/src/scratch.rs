@@ -219,11 +219,6 @@ impl ScratchBuffer {
         Self { lines, threads }
     }
 
-    /// Whether it is enough for a call.
-    pub(crate) fn holds(&self, bytes: usize, threads: usize) -> bool {
-        self.lines.len() * LINE_BYTES >= bytes && self.threads == threads
-    }
-
     /// The scratch, for one call after the other.
     pub fn scratch(&mut self) -> Scratch<'_> {
         let Range { start, end } = self.lines.as_mut_ptr_range();

@@ -2,7 +2,9 @@
 
 mod common;
 
+use common::products::{Packed, rounded};
 use common::*;
+use lowrank_kernels::product::WeightFormat;
 use lowrank_kernels::*;
 
 /// f32 sums of up to a few thousand terms, relative to the largest result.
@@ -20,120 +22,6 @@ fn the_comparator_can_fail() {
         find_fault(&[2e-9], &[0.0], 1e-6).is_some(),
         "the floor is absolute"
     );
-}
-
-/// (m, n, k): each dimension about its edges, then pairs across block edges together.
-fn gemm_shapes() -> Vec<[usize; 3]> {
-    let mut shapes = vec![
-        [13, 33, 257],
-        [12, 32, 256],
-        [11, 31, 255],
-        [13, 33, 385],
-        [24, 64, 384],
-        [11, 97, 383],
-        [193, 65, 64],
-        [385, 257, 20],
-        [25, 289, 769],
-        [200, 8, 300],
-        [200, 40, 8],
-        [8, 96, 700],
-    ];
-    for length in LENGTHS {
-        shapes.push([length, 33, 17]);
-        shapes.push([13, length, 17]);
-        shapes.push([13, 33, length]);
-        shapes.push([length, length, length]);
-    }
-    shapes
-}
-
-#[test]
-fn gemm_agrees() {
-    for isa in isas() {
-        for [m, n, k] in gemm_shapes() {
-            let (a, b) = (random(m * k, 1), random(n * k, 2));
-            let (bias, start) = (random(n, 3), random(m * n, 4));
-            let mut packed = vec![f32::NAN; packed_len(n, k)];
-            pack(isa, MatRef::new(&b, n, k), &mut packed);
-            let mut unpacked = vec![f32::NAN; n * k];
-            unpack(&packed, n, k, &mut unpacked);
-            assert_eq!(unpacked, b, "pack [{n}, {k}] on {}", isa.name());
-            let mut turned = vec![f32::NAN; packed_len(k, n)];
-            pack(isa, MatRef::new(&b, n, k).transposed(), &mut turned);
-            let a_t: Vec<f32> = (0..m * k).map(|i| a[i % m * k + i / m]).collect();
-            for (alpha, with_bias, accumulate, transposed) in [
-                (1.0, false, false, false),
-                (0.5, true, true, false),
-                (-2.0, true, false, true),
-            ] {
-                let g = Gemm {
-                    a: if transposed {
-                        MatRef::new(&a_t, k, m).transposed()
-                    } else {
-                        MatRef::new(&a, m, k)
-                    },
-                    b: PackedF32::Rows(&packed),
-                    n,
-                    bias: with_bias.then_some(&bias[..]),
-                    alpha,
-                    accumulate,
-                };
-                // Rows further apart than n: what lies between them must stay.
-                let stride = n + 3;
-                let mut c = vec![f32::NAN; m * stride];
-                for (i, row) in c.chunks_mut(stride).enumerate() {
-                    if accumulate {
-                        row[..n].copy_from_slice(&start[i * n..][..n]);
-                    }
-                    row[n..].fill(7.0);
-                }
-                let mut same = c.clone();
-                gemm(isa, &g, &mut c, stride);
-                let b_turned = PackedF32::Transposed(&turned);
-                gemm(isa, &Gemm { b: b_turned, ..g }, &mut same, stride);
-                let zeros = vec![0.0; m * n];
-                let from = if accumulate { wide(&start) } else { zeros };
-                let wide_bias = wide(&bias);
-                let want = reference::gemm(
-                    [m, n, k],
-                    &wide(&a),
-                    &wide(&b),
-                    f64::from(alpha),
-                    with_bias.then_some(&wide_bias[..]),
-                    &from,
-                );
-                let got: Vec<f32> = c.chunks(stride).flat_map(|row| row[..n].to_vec()).collect();
-                let what = format!("gemm {m} x {n} x {k} on {}", isa.name());
-                check_close(&got, &want, TOLERANCE, &what);
-                assert!(c.chunks(stride).all(|row| row[n..] == [7.0; 3]), "{what}");
-                assert_eq!(bits(&c), bits(&same), "{what}, turned in cache");
-            }
-        }
-    }
-}
-
-#[test]
-fn gemm_transposed_a_agrees() {
-    for isa in isas() {
-        for [m, n, k] in gemm_shapes() {
-            let (a, x) = (random(k * m, 1), random(k * n, 2));
-            let start = random(m * n, 3);
-            let (wide_a, wide_x) = (wide(&a), wide(&x));
-            let want = reference::gemm(
-                [m, n, k],
-                &reference::transpose(&wide_a, k, m),
-                &reference::transpose(&wide_x, k, n),
-                0.5,
-                None,
-                &wide(&start),
-            );
-            let (a, x) = (MatRef::new(&a, k, m), MatRef::new(&x, k, n));
-            let mut c = start.clone();
-            gemm_transposed_a(isa, a, x, 0.5, &mut c, n);
-            let what = format!("transposed a {m} x {n} x {k} on {}", isa.name());
-            check_close(&c, &want, TOLERANCE, &what);
-        }
-    }
 }
 
 #[test]
@@ -612,23 +500,19 @@ fn sums_and_embedding_agree() {
         embedding_gather(isa, &[rows_of], d, &mut out);
         let want = reference::embedding(&wide(&table), d, &ids);
         check_close(&out, &want, 0.0, "gather");
-        let mut packed = vec![0.0; packed_len(rows, d)];
-        pack(isa, MatRef::new(&table, rows, d), &mut packed);
-        let of_packed = TableRows {
-            table: Table::Packed(Values::F32(&packed)),
-            ids: &ids,
-        };
         let mut other = vec![f32::NAN; out.len()];
-        embedding_gather(isa, &[of_packed], d, &mut other);
-        assert_eq!(bits(&other), bits(&out));
-        let mut packed = vec![bf16::ZERO; packed_bf16_len(rows, d)];
-        pack_bf16(isa, MatRef::new(&table, rows, d), &mut packed);
-        let of_packed = TableRows {
-            table: Table::Packed(Values::Bf16(&packed)),
-            ids: &ids,
-        };
-        embedding_gather(isa, &[of_packed], d, &mut other);
-        check_close(&other, &want, 1.0 / 256.0, "gather of packed bf16");
+        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            let packed = Packed::of(isa, format, MatRef::new(&table, rows, d));
+            let of_packed = TableRows {
+                table: Table::Packed(packed.weights()),
+                ids: &ids,
+            };
+            embedding_gather(isa, &[of_packed], d, &mut other);
+            match format {
+                WeightFormat::F32 => assert_eq!(bits(&other), bits(&out)),
+                WeightFormat::Bf16 => assert_eq!(other, rounded(&out)),
+            }
+        }
         embedding_gather(isa, &[rows_of, rows_of], d, &mut out);
         let want: Vec<f64> = want.iter().map(|v| v * 2.0).collect();
         check_close(&out, &want, 0.0, "gather of two tables");

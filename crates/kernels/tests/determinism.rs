@@ -2,8 +2,17 @@
 
 mod common;
 
+use common::products::*;
 use common::*;
+use lowrank_kernels::product::*;
 use lowrank_kernels::*;
+
+/// What multiplies, and what the second operand is stored in.
+const FORMS: [(Arithmetic, WeightFormat); 3] = [
+    (Arithmetic::F32, WeightFormat::F32),
+    (Arithmetic::F32, WeightFormat::Bf16),
+    (Arithmetic::Bf16, WeightFormat::Bf16),
+];
 
 /// Runs `f` on 1, 2 and 5 threads and demands the same bits.
 fn check_threads(what: &str, f: impl Fn() -> Vec<f32> + Sync) {
@@ -25,27 +34,26 @@ fn threads_change_nothing() {
     for isa in isas() {
         for (m, n, k) in [(430, 300, 600), (8, 300, 700), (300, 8, 300)] {
             let (a, b) = (random(m * k, 1), random(n * k, 2));
-            let mut packed = vec![0.0; packed_len(n, k)];
-            pack(isa, MatRef::new(&b, n, k), &mut packed);
-            check_threads("gemm", || {
-                let mut c = vec![0.0; m * n];
-                let g = Gemm {
-                    a: MatRef::new(&a, m, k),
-                    b: PackedF32::Rows(&packed),
-                    n,
-                    bias: None,
-                    alpha: 1.0,
-                    accumulate: false,
-                };
-                gemm(isa, &g, &mut c, n);
-                c
-            });
-            check_threads("gemm_transposed_a", || {
-                let mut c = vec![0.0; k * k];
-                let (x, y) = (MatRef::new(&a, m, k), MatRef::new(&a, m, k));
-                gemm_transposed_a(isa, x, y, 1.0, &mut c, k);
-                c
-            });
+            let a = MatRef::new(&a, m, k);
+            for (arithmetic, format) in FORMS {
+                let b = Packed::of(isa, format, MatRef::new(&b, n, k));
+                let b = b.panels(Side::Straight);
+                check_threads("a product", || {
+                    product_of(isa, &Product::new(arithmetic, a.into(), &b))
+                });
+                check_threads("an outer product", || {
+                    let (a, x, alpha) = (a.into(), a.into(), 1.0);
+                    let call = Outer {
+                        arithmetic,
+                        a,
+                        x,
+                        alpha,
+                    };
+                    let mut c = vec![0.5; k * k];
+                    run_outer(isa, &call, &mut c);
+                    c
+                });
+            }
         }
         for case in [
             AttentionCase::new(4, 32, &[(24, 24), (130, 130), (3, 3)]).with_dropout(),
@@ -97,59 +105,35 @@ fn threads_change_nothing() {
 
 #[test]
 fn threads_change_nothing_in_products_over_tokens_and_vocabularies() {
-    // The gradient of a weight, a = d_yᵀ whose columns lie end to end, and a depth that goes by blocks of the turned form.
-    let narrow = |x: &[f32]| -> Vec<bf16> { x.iter().map(|&v| bf16::narrow(v)).collect() };
     for isa in isas() {
-        for (m, n, k) in [(430, 300, 777), (31, 70, 64), (700, 33, 2)] {
-            let (d_y, x) = (narrow(&random(k * m, 1)), random(k * n, 2));
-            let mut packed = vec![bf16::ZERO; packed_bf16_len(n, k)];
-            pack_bf16(isa, MatRef::new(&x, k, n).transposed(), &mut packed);
+        // The gradient of a weight.
+        for [rows, m, n] in [[777, 430, 300], [64, 31, 70], [2, 700, 33]] {
+            let (d_y, x) = (narrow(&random(rows * m, 1)), random(rows * n, 2));
             check_threads("a product over tokens", || {
-                let mut c = vec![0.5; m * n];
-                let g = GemmBf16 {
-                    a: MatRef::new(&d_y, k, m).transposed(),
+                let call = Outer {
+                    arithmetic: Arithmetic::Bf16,
+                    a: MatRef::new(&d_y, rows, m).into(),
+                    x: MatRef::new(&x, rows, n).into(),
                     alpha: 1.0,
-                    b: PackedBf16::Rows(&packed),
-                    n,
-                    low_rank: None,
-                    bias: None,
                 };
-                gemm_bf16(isa, &g, Epilogue::Add(&mut c));
+                let mut c = vec![0.5; m * n];
+                run_outer(isa, &call, &mut c);
                 c
             });
         }
+        // A depth that goes by blocks of the transposed form.
         let (m, n, k) = (530, 230, 6500);
-        let (a, w) = (narrow(&random(m * k, 1)), random(k * n, 2));
-        let mut packed = vec![bf16::ZERO; packed_bf16_len(k, n)];
-        pack_bf16(isa, MatRef::new(&w, k, n), &mut packed);
-        check_threads("a product over a vocabulary", || {
-            let mut c = vec![0.0; m * n];
-            let g = GemmBf16 {
-                a: MatRef::new(&a, m, k),
-                alpha: 1.0,
-                b: PackedBf16::Transposed(&packed),
-                n,
-                low_rank: None,
-                bias: None,
-            };
-            gemm_bf16(isa, &g, Epilogue::Store(&mut c));
-            c
-        });
-        let (wide_a, mut packed) = (random(m * k, 1), vec![0.0; packed_len(k, n)]);
-        pack(isa, MatRef::new(&w, k, n), &mut packed);
-        check_threads("a product over a vocabulary in f32", || {
-            let mut c = vec![0.0; m * n];
-            let g = Gemm {
-                a: MatRef::new(&wide_a, m, k),
-                b: PackedF32::Transposed(&packed),
-                n,
-                bias: None,
-                alpha: 1.0,
-                accumulate: false,
-            };
-            gemm(isa, &g, &mut c, n);
-            c
-        });
+        let (a, w) = (random(m * k, 1), random(k * n, 2));
+        for (arithmetic, format) in FORMS {
+            let b = Packed::of(isa, format, MatRef::new(&w, k, n));
+            let b = b.panels(Side::Transposed);
+            check_threads("a product over a vocabulary", || {
+                product_of(
+                    isa,
+                    &Product::new(arithmetic, MatRef::new(&a, m, k).into(), &b),
+                )
+            });
+        }
     }
 }
 
@@ -158,30 +142,27 @@ fn a_row_of_a_product_does_not_know_its_batch() {
     for isa in isas() {
         let (m, n, k) = (400, 70, 600);
         let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
-        let mut packed = vec![0.0; packed_len(n, k)];
-        pack(isa, MatRef::new(&b, n, k), &mut packed);
-        let product = |a: MatRef| {
-            let mut c = vec![0.0; a.rows() * n];
-            let g = Gemm {
-                a,
-                b: PackedF32::Rows(&packed),
-                n,
-                bias: Some(&bias),
-                alpha: 0.7,
-                accumulate: false,
+        for (arithmetic, format) in FORMS {
+            let b = Packed::of(isa, format, MatRef::new(&b, n, k));
+            let b = b.panels(Side::Straight);
+            let product = |a: MatRef| {
+                let call = Product {
+                    bias: Some(&bias),
+                    alpha: 0.7,
+                    ..Product::new(arithmetic, a.into(), &b)
+                };
+                bits(&product_of(isa, &call))
             };
-            gemm(isa, &g, &mut c, n);
-            bits(&c)
-        };
-        let a = MatRef::new(&a, m, k);
-        let all = product(a);
-        for (start, end) in [(0, 1), (1, 14), (5, 197), (17, 29), (399, 400), (200, 400)] {
-            let some = product(a.rows_range(start..end));
-            assert!(
-                all[start * n..end * n] == some[..],
-                "{start}..{end} on {}",
-                isa.name()
-            );
+            let a = MatRef::new(&a, m, k);
+            let all = product(a);
+            for (start, end) in [(0, 1), (1, 14), (5, 197), (17, 29), (399, 400), (200, 400)] {
+                let some = product(a.rows_range(start..end));
+                assert!(
+                    all[start * n..end * n] == some[..],
+                    "{start}..{end} in {arithmetic:?} from {format:?} on {}",
+                    isa.name()
+                );
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::products::*;
 use common::*;
 use half::f16;
 use lowrank_kernels::product::{Epilogue, *};
@@ -94,36 +95,6 @@ const STORED: [Stored; 3] = [
     Stored::In(WeightFormat::Bf16),
     Stored::InBlocks,
 ];
-
-/// Memory on a cache line, as the engine's is.
-fn aligned(bytes: usize) -> Vec<u64> {
-    vec![u64::MAX; bytes.div_ceil(8)]
-}
-
-fn bytes_of(words: &[u64], len: usize) -> &[u8] {
-    // SAFETY: any words are bytes.
-    &unsafe { words.align_to::<u8>() }.1[..len]
-}
-
-fn bytes_of_mut(words: &mut [u64], len: usize) -> &mut [u8] {
-    // SAFETY: as above.
-    &mut unsafe { words.align_to_mut::<u8>() }.1[..len]
-}
-
-fn packed(isa: Isa, format: WeightFormat, w: MatRef) -> Vec<u64> {
-    let len = packed_bytes(format, w.rows(), w.cols());
-    let mut words = aligned(len);
-    pack_weights(isa, format, w, bytes_of_mut(&mut words, len));
-    words
-}
-
-fn narrow(x: &[f32]) -> Vec<bf16> {
-    x.iter().map(|&v| bf16::from_f32(v)).collect()
-}
-
-fn rounded(x: &[f32]) -> Vec<f32> {
-    x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
-}
 
 fn transposed(x: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
     (0..rows * cols)
@@ -275,13 +246,12 @@ impl Case {
         let b: &dyn PanelSource = match form.stored {
             Stored::In(format) => {
                 let view = MatRef::new(&self.b, n, k);
-                let (view, shape) = match form.side {
-                    Side::Straight => (view, [n, k]),
-                    Side::Transposed => (view.transposed(), [k, n]),
+                let view = match form.side {
+                    Side::Straight => view,
+                    Side::Transposed => view.transposed(),
                 };
-                words = packed(form.isa, format, view);
-                let bytes = bytes_of(&words, packed_bytes(format, shape[0], shape[1]));
-                weights = PackedWeights::new(format, shape, bytes).panels(form.side);
+                words = Packed::of(form.isa, format, view);
+                weights = words.panels(form.side);
                 &weights
             }
             Stored::InBlocks => {
@@ -293,15 +263,14 @@ impl Case {
             Arithmetic::F32 => WeightFormat::F32,
             Arithmetic::Bf16 => WeightFormat::Bf16,
         };
-        let g = [0, 1].map(|i| packed(form.isa, format, MatRef::new(&self.g[i], n, RANKS[i])));
+        let g = [0, 1].map(|i| {
+            let g = MatRef::new(&self.g[i], n, RANKS[i]);
+            Packed::of(form.isa, format, g)
+        });
         let terms = [0, 1].map(|i| LowRankTerm {
             rows: term_rows(m, i),
             h: MatRef::new(&self.h[i], term_rows(m, i).len(), RANKS[i]),
-            g: PackedWeights::new(
-                format,
-                [n, RANKS[i]],
-                bytes_of(&g[i], packed_bytes(format, n, RANKS[i])),
-            ),
+            g: g[i].weights(),
             scale: SCALES[i],
         });
         let a = match form.a_transposed {
@@ -344,12 +313,7 @@ impl Case {
             values: c.values_mut(),
             row_stride: n + MARGIN,
         };
-        let shape = call.shape(form.c);
-        let threads = rayon_threads();
-        // No more than what the shape asks for.
-        let bytes = product_scratch(&shape, threads).bytes(threads);
-        let mut scratch = ScratchBuffer::new(bytes, threads);
-        product(form.isa, &call, epilogue, output, &mut scratch.scratch());
+        run_product(form.isa, &call, epilogue, output);
         (c.inside(n), pre.inside(n))
     }
 }
@@ -360,12 +324,6 @@ fn term_rows(m: usize, i: usize) -> std::ops::Range<usize> {
         0 => 1.min(m)..m,
         _ => 0..m / 2,
     }
-}
-
-fn rayon_threads() -> usize {
-    std::thread::available_parallelism()
-        .map_or(1, |n| n.get())
-        .max(16)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -626,35 +584,123 @@ fn bf16_weights_multiplied_in_f32_have_the_bits_of_f32_weights_of_the_same_value
 }
 
 #[test]
-fn a_row_has_the_bits_of_its_product_alone() {
+fn a_depth_beyond_a_task_s_panels_is_summed_by_blocks() {
     for isa in isas() {
-        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
-            let case = Case::new([41, 70, 400]);
-            let form = Form {
-                isa,
-                arithmetic,
-                stored: Stored::In(WeightFormat::Bf16),
-                side: Side::Straight,
-                a: DType::F32,
-                a_transposed: false,
-                c: DType::F32,
-                n_terms: 0,
-            };
-            let (all, _) = case.run(form, End::Store);
-            let last = Case {
-                shape: [1, 70, 400],
-                a: case.a[40 * 400..].to_vec(),
-                start: vec![0.0; 70],
-                pre: vec![0.0; 70],
-                ..Case::new([1, 70, 400])
-            };
-            let (alone, _) = last.run(form, End::Store);
-            assert_eq!(
-                bits(&all[40 * 70..]),
-                bits(&alone),
-                "{arithmetic:?} on {}",
-                isa.name()
-            );
+        // Many rows, and many columns; both by more than a whole block.
+        for shape in [[515, 3, 6147], [7, 200, 7168]] {
+            let case = Case::new(shape);
+            for (arithmetic, c) in [
+                (Arithmetic::Bf16, DType::F32),
+                (Arithmetic::Bf16, DType::Bf16),
+                (Arithmetic::F32, DType::Bf16),
+            ] {
+                let form = Form {
+                    isa,
+                    arithmetic,
+                    stored: Stored::In(WeightFormat::Bf16),
+                    side: Side::Transposed,
+                    a: DType::Bf16,
+                    a_transposed: false,
+                    c,
+                    n_terms: 2,
+                };
+                check_form(&case, form);
+            }
+        }
+    }
+}
+
+#[test]
+fn packing_is_undone_by_unpacking() {
+    for isa in isas() {
+        for [_, n, k] in shapes() {
+            let b = random(n * k, 2);
+            let b_t = transposed(&b, [n, k]);
+            for (format, want) in [
+                (WeightFormat::F32, b.clone()),
+                (WeightFormat::Bf16, rounded(&b)),
+            ] {
+                for view in [MatRef::new(&b, n, k), MatRef::new(&b_t, k, n).transposed()] {
+                    let mut unpacked = vec![f32::NAN; n * k];
+                    Packed::of(isa, format, view)
+                        .weights()
+                        .unpack(&mut unpacked);
+                    assert_eq!(unpacked, want, "{format:?} [{n}, {k}] on {}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+/// [rows, m, n]: factors on either side, both wide, more rows than are packed at once.
+const OUTERS: [[usize; 3]; 18] = [
+    [40, 8, 96],
+    [33, 8, 49],
+    [7, 3, 47],
+    [20, 16, 130],
+    [5, 13, 9],
+    [0, 2, 4],
+    [64, 4, 768],
+    [9, 11, 100],
+    [300, 40, 8],
+    [50, 205, 70],
+    [301, 23, 33],
+    [64, 24, 32],
+    [17, 97, 130],
+    [31, 70, 33],
+    [3, 1, 1],
+    [2500, 41, 35],
+    [40, 1, 70],
+    // Parts of which the last is shorter.
+    [4097, 34, 40],
+];
+
+#[test]
+fn outer_products_agree_in_every_form() {
+    for isa in isas() {
+        for [rows, m, n] in OUTERS {
+            let (a, x) = (rounded(&random(rows * m, 1)), rounded(&random(rows * n, 2)));
+            let start = random(m * n, 3);
+            let (a16, x16) = (narrow(&a), narrow(&x));
+            let f64s = |x: &[f32], cols: usize| reference::transpose(&wide(x), rows, cols);
+            let (a_t, x_t) = (f64s(&a, m), f64s(&x, n));
+            let want = reference::gemm([m, n, rows], &a_t, &x_t, 0.5, None, &wide(&start));
+            let abs = |x: &[f64]| x.iter().map(|v| v.abs()).collect::<Vec<_>>();
+            let from = abs(&wide(&start));
+            let magnitude = reference::gemm([m, n, rows], &abs(&a_t), &abs(&x_t), 0.5, None, &from);
+            let forms: [(AnyMatRef, AnyMatRef); 4] = [
+                (
+                    MatRef::new(&a, rows, m).into(),
+                    MatRef::new(&x, rows, n).into(),
+                ),
+                (
+                    MatRef::new(&a, rows, m).into(),
+                    MatRef::new(&x16, rows, n).into(),
+                ),
+                (
+                    MatRef::new(&a16, rows, m).into(),
+                    MatRef::new(&x, rows, n).into(),
+                ),
+                (
+                    MatRef::new(&a16, rows, m).into(),
+                    MatRef::new(&x16, rows, n).into(),
+                ),
+            ];
+            for (a, x) in forms {
+                for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+                    let alpha = 0.5;
+                    let call = Outer {
+                        arithmetic,
+                        a,
+                        x,
+                        alpha,
+                    };
+                    let mut c = start.clone();
+                    run_outer(isa, &call, &mut c);
+                    let what = format!("{:?} on {}", call.shape(), isa.name());
+                    check_each(&what, &c, &want, |i| SUM * magnitude[i]);
+                }
+            }
         }
     }
 }
@@ -662,24 +708,16 @@ fn a_row_has_the_bits_of_its_product_alone() {
 #[test]
 #[should_panic(expected = "the pre-activation")]
 fn a_pre_activation_of_another_length_panics() {
-    let (a, b, mut c) = (
-        [0.0; 20],
-        packed(
-            Isa::best(),
-            WeightFormat::F32,
-            MatRef::new(&[0.0; 15], 3, 5),
-        ),
-        [0.0; 12],
-    );
-    let len = packed_bytes(WeightFormat::F32, 3, 5);
-    let b = PackedWeights::new(WeightFormat::F32, [3, 5], bytes_of(&b, len)).panels(Side::Straight);
+    let isa = Isa::best();
+    let (a, b, mut c) = ([0.0; 20], [0.0; 15], [0.0; 12]);
+    let b = Packed::of(isa, WeightFormat::F32, MatRef::new(&b, 3, 5));
+    let b = b.panels(Side::Straight);
     let call = Product::new(Arithmetic::F32, MatRef::new(&a, 4, 5).into(), &b);
     let (kind, pre) = (Activation::Relu, Values::F32(&[0.0; 11]));
     let output = Output {
         values: ValuesMut::F32(&mut c),
         row_stride: 3,
     };
-    let mut scratch = ScratchBuffer::new(1 << 20, 1);
     let epilogue = Epilogue::ActivateBackward { kind, pre };
-    product(Isa::best(), &call, epilogue, output, &mut scratch.scratch());
+    run_product(isa, &call, epilogue, output);
 }

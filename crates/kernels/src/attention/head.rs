@@ -3,9 +3,9 @@
 
 use super::{AttentionMask, AttentionShape};
 use crate::dropout::GROUP;
-use crate::gemm::PANEL;
 use crate::matrix::MatRef;
 use crate::parallel::SharedMut;
+use crate::product::PANEL;
 use std::ops::Range;
 
 /// Query rows of the largest tile of any kind.

@@ -6,9 +6,9 @@ use super::arithmetic::{Arithmetic, At, Carver, HeadGradients, Pass, WorkNeed};
 use super::pairs::{PairBlock, PairWork, copy_rows, multiply_pairs, padded, pair_rows};
 use super::positions::{HeadTable, TURNED, WithPositions};
 use crate::elementwise::convert_in;
-use crate::gemm::PANEL;
-use crate::gemm_bf16::{Ahead, Product, pack_columns, pack_rows_of, pairs_of, product_tile};
 use crate::matrix::MatRef;
+use crate::product::PANEL;
+use crate::product::{Ahead, PairTile, pack_columns, pack_rows_of, pairs_of, product_tile};
 use crate::simd::Simd;
 use half::bf16;
 
@@ -276,7 +276,7 @@ unsafe fn multiply_skewed<S: Simd>(s: S, x: &Skewed) {
             // SAFETY: the caller's contract; rows i .. lie inside the shape, and the columns that they do not meet are
             // fewer than the rows and a vector, which is less than a margin.
             unsafe {
-                let product = Product {
+                let product = PairTile {
                     a: x.a.add(i * x.depth),
                     a_row: x.depth,
                     a_pair: 1,

@@ -8,9 +8,9 @@ use super::head::{Head, Layout, MOST_ROWS, RowsMut};
 use super::pair_positions::{SkewWork, skew_work};
 use super::rows::{PairGradient, PairRows, RowGradient, RowState, narrow_softmax_row, store_pairs};
 use crate::elementwise::convert_in;
-use crate::gemm::PANEL;
-use crate::gemm_bf16::{Ahead, pack_columns, pack_rows_of, pairs_of, product_tile};
 use crate::matrix::MatRef;
+use crate::product::PANEL;
+use crate::product::{Ahead, pack_columns, pack_rows_of, pairs_of, product_tile};
 use crate::simd::{Simd, lanes_at, load_at, store_at};
 use half::bf16;
 
@@ -351,7 +351,7 @@ pub(super) unsafe fn multiply_pairs<S: Simd>(s: S, block: &PairBlock) {
             unsafe {
                 product_tile(
                     s,
-                    &crate::gemm_bf16::Product {
+                    &crate::product::PairTile {
                         a: block.a.add(i * block.a_row),
                         a_row: block.a_row,
                         a_pair: block.a_pair,

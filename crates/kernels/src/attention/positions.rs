@@ -11,10 +11,10 @@ use super::arithmetic::{Arithmetic, At, HeadGradients, HeadOperands, Pass, Produ
 use super::head::{Layout, MOST_ROWS};
 use super::{AttentionMask, AttentionShape};
 use crate::elementwise::{add_in_place, convert_in};
-use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
 use crate::parallel::{SharedMut, for_each_task};
+use crate::product::PANEL;
 use crate::scratch::{Room, Slots, bytes_of};
 use crate::simd::{Simd, SimdOp, dispatch};
 

@@ -9,8 +9,8 @@ use super::head::{Head, Layout, MOST_ROWS, RowsMut};
 use super::positions::TURNED;
 use super::rows::{RowGradient, RowState, softmax_row};
 use crate::elementwise::scale_in_place;
-use crate::gemm::{Block, PANEL, STRIP_STRIDE, multiply_block, pack_rows, packed_len};
 use crate::matrix::MatRef;
+use crate::product::{Block, PANEL, STRIP_STRIDE, multiply_block, pack_rows, packed_len};
 use crate::simd::Simd;
 
 /// Distance between rows of a tile: the one that the product's kernel knows.

@@ -3,8 +3,8 @@
 use super::arithmetic::{Arithmetic, At, HeadGradients};
 use super::positions::{HeadTable, TURNED, WithPositions};
 use super::wide::{BLOCK, WideWork, as_depth};
-use crate::gemm::{Block, PANEL, multiply_block, pack_rows};
 use crate::matrix::MatRef;
+use crate::product::{Block, PANEL, multiply_block, pack_rows};
 use crate::simd::Simd;
 
 /// Distance between rows of a tile.

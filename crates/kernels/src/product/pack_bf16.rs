@@ -379,3 +379,15 @@ impl SimdOp for WidenPairs<'_> {
         }
     }
 }
+
+/// sum += a row of packed weights.
+pub(super) fn add_row(w: &PackedOf<bf16>, row: usize, sum: &mut [f32]) {
+    let len = 2 * PANEL * pairs_of(w.depth);
+    let panel = &w.values[row / PANEL * len..][..len];
+    for (sum, line) in sum.chunks_mut(2).zip(panel.chunks_exact(2 * PANEL)) {
+        let pair = &line[2 * (row % PANEL)..];
+        sum.iter_mut()
+            .zip(pair)
+            .for_each(|(sum, v)| *sum += v.widen());
+    }
+}

@@ -209,3 +209,10 @@ pub(super) fn widen(isa: Isa, w: &PackedOf<f32>, side: Side, part: &PanelPart, o
         }
     }
 }
+
+/// sum += a row of packed weights.
+pub(super) fn add_row(w: &PackedOf<f32>, row: usize, sum: &mut [f32]) {
+    let panel = &w.values[row / PANEL * PANEL * w.depth..][..PANEL * w.depth];
+    let values = panel.iter().skip(row % PANEL).step_by(PANEL);
+    sum.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+}

@@ -128,6 +128,16 @@ impl<'a> PackedWeights<'a> {
         }
     }
 
+    /// sum += row `row` of W. Panics if there is none, or if the length disagrees.
+    pub fn add_row(&self, row: usize, sum: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(sum.len(), self.depth);
+        match self.format {
+            WeightFormat::F32 => pack_f32::add_row(&self.of(), row, sum),
+            WeightFormat::Bf16 => pack_bf16::add_row(&self.of(), row, sum),
+        }
+    }
+
     /// The panels, in words of four bytes where the format is made of such.
     pub(super) fn as_ptr(&self) -> *const u32 {
         self.bytes.as_ptr().cast()

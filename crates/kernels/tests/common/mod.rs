@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod disentangled;
+pub mod products;
 
 use lowrank_kernels::*;
 

@@ -11,7 +11,7 @@ use lowrank_kernels::{
 
 use crate::call::{Epilogue, Operand, Product, Rows, Transpose, Write};
 use crate::param::PackedMatrix;
-use crate::space::{Carver, Plain};
+use crate::space::Carver;
 use crate::tensor::Tensor;
 
 /// Bytes of a transposed f32 copy that is made once for all rows of a product. A larger one, a vocabulary's, is made in
@@ -36,13 +36,6 @@ fn weights_of(matrix: &PackedMatrix, [rows, depth]: [usize; 2]) -> PackedWeights
     let format = weight_format(matrix.format());
     let bytes = products::packed_bytes(format, rows, depth);
     PackedWeights::new(format, [rows, depth], &matrix.host()[..bytes])
-}
-
-/// The whole layout of a matrix. Panics if T is not its format.
-pub(super) fn panels<T: Plain>(matrix: &PackedMatrix) -> &[T] {
-    let format = weight_format(matrix.format());
-    let bytes = products::packed_bytes(format, matrix.out_features(), matrix.in_features());
-    &matrix.host()[..bytes / size_of::<T>()]
 }
 
 /// Lays out rows of a matrix from `first` on, which stands at a panel's start.
@@ -153,7 +146,8 @@ pub(super) fn product(isa: Isa, threads: usize, product: Product<'_>, mut scratc
         };
         weights_of(b.matrix, shape).panels(side(&b))
     } else {
-        kernels::repack_transposed(isa, panels(b.matrix), k, n, copy);
+        let straight = &b.matrix.host()[..kernels::packed_len(k, n)];
+        kernels::repack_transposed(isa, straight, k, n, copy);
         PackedWeights::of_f32([n, k], copy).panels(Side::Straight)
     };
     let term = low_rank.as_ref().map(|term| {

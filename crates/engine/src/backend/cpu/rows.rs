@@ -1,11 +1,10 @@
 //! Rows and columns moved about: copies, gathers, slices, parts of heads, tables.
 
-use lowrank_kernels::{self as kernels, DType, Element, Isa, Values, bf16};
+use lowrank_kernels::{self as kernels, DType, Element, Isa, Values};
 
 use super::{products, with_element};
 use crate::call::{Rows, RowsMut, TableRef, TableRows};
 use crate::ops::head_part::HeadPart;
-use crate::param::PackedMatrix;
 use crate::tensor::Tensor;
 
 pub(super) fn copy(x: Rows<'_>, out: RowsMut<'_>) {
@@ -110,7 +109,7 @@ pub(super) fn embedding(isa: Isa, tables: &[TableRows<'_>], y: &mut Tensor) {
         .map(|TableRows { table, ids }| kernels::TableRows {
             table: match table {
                 TableRef::Rows(table) => kernels::Table::Rows(values(table)),
-                TableRef::Packed(matrix) => kernels::Table::Packed(packed_values(matrix)),
+                TableRef::Packed(matrix) => kernels::Table::Packed(products::weights(matrix)),
             },
             ids,
         })
@@ -125,13 +124,6 @@ fn values(table: &Tensor) -> Values<'_> {
     match table.dtype() {
         DType::F32 => Values::F32(table.host()),
         DType::Bf16 => Values::Bf16(table.host()),
-    }
-}
-
-fn packed_values(matrix: &PackedMatrix) -> Values<'_> {
-    match matrix.format() {
-        DType::F32 => Values::F32(products::panels(matrix)),
-        DType::Bf16 => Values::Bf16(products::panels::<bf16>(matrix)),
     }
 }
 
