@@ -17,8 +17,9 @@ pub fn device(common: &CommonArgs, precision: PrecisionChoice) -> RunResult<Devi
 }
 
 /// The device that counts what [`device`] would use.
-pub fn dry_device(precision: PrecisionChoice) -> RunResult<Device> {
-    Ok(Device::dry_in(precision.on(instruction_set()?).into()))
+pub fn dry_device(common: &CommonArgs, precision: PrecisionChoice) -> RunResult<Device> {
+    let (isa, threads) = (instruction_set()?, common.threads.unwrap_or(0));
+    Ok(Device::dry_cpu(precision.on(isa).into(), isa, threads))
 }
 
 /// The instruction set to compute with.

@@ -97,8 +97,12 @@ impl Device {
     /// Shapes only: computes nothing, counts everything, as this machine's processor in this precision would with all
     /// its cores.
     pub fn dry_in(precision: DType) -> Self {
-        let sizes = CpuSizes::new(Isa::best(), 0);
-        Self::dry_of(Arc::new(sizes), precision)
+        Self::dry_cpu(precision, Isa::best(), 0)
+    }
+
+    /// Shapes only, counted as [`Device::cpu_in`] would.
+    pub fn dry_cpu(precision: DType, isa: Isa, threads: usize) -> Self {
+        Self::dry_of(Arc::new(CpuSizes::new(isa, threads)), precision)
     }
 
     /// As [`Device::dry_in`], planning for another device.

@@ -219,7 +219,7 @@ fn dry_plan(run: &RunSpec, config: &TrainConfig, prefix_cache_bytes: u64) -> Run
 }
 
 fn dry_run(run: &RunSpec, config: &TrainConfig) -> RunResult<DryRun> {
-    let (mut model, _) = load(run, &Device::dry_in(config.precision.into()))?;
+    let (mut model, _) = load(run, &Device::dry_like(&run.device))?;
     attach(run, &mut model)?;
     Ok(DryRun::of_model(model, &config.optimization))
 }

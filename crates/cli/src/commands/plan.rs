@@ -169,7 +169,8 @@ impl Plan {
         let peft = lora_settings.to_peft("base", None);
         // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
         let model = |adapted: bool| -> RunResult<Model> {
-            let dry = session::dry_device(PrecisionChoice::of(args.precision, adapted))?;
+            let precision = PrecisionChoice::of(args.precision, adapted);
+            let dry = session::dry_device(&args.common, precision)?;
             Ok(match &dir {
                 Some(dir) => {
                     let loaded = Model::load(dir, &options, &dry);
