@@ -1,5 +1,5 @@
 //! out = softmax(scores)·v per head and sequence, block-diagonal by offsets, causal if asked; no T×T matrix is stored.
-//! The scores are q·kᵀ·scale or, with relative positions, scale·(q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r]), where r is the row
+//! The scores are q·kᵀ·scale or, with relative positions, `scale·(q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r])`, where r is the row
 //! of the distance i - j; each table of relative positions may be absent.
 //! Shapes: q [Mq, H·Dh], k, v [M, H·Dh], pos_k, pos_q [R, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b
 //! are `q_offsets[b]..q_offsets[b+1]` and `kv_offsets[b]..kv_offsets[b+1]`, so that a query may be one row of its sequence.
