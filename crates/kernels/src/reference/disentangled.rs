@@ -2,7 +2,7 @@
 
 use super::{dropout_factor, score};
 
-/// Operands; the shapes are those of [`crate::DisentangledInputs`].
+/// Operands; the shapes are those of [`crate::AttentionOperands`].
 #[derive(Clone, Copy)]
 pub struct Disentangled<'a> {
     /// Heads, offsets, scale and dropout.
