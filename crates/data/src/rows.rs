@@ -166,10 +166,14 @@ impl Table {
         format: Option<FileFormat>,
         header: Header,
     ) -> Result<Self, DataError> {
-        let table = Self::read_lenient(path, format, header)?;
-        match table.faults.is_empty() {
-            true => Ok(table),
-            false => Err(table.rows_error(&table.faults)),
+        Self::read_lenient(path, format, header)?.without_faults()
+    }
+
+    /// Itself where every row could be read.
+    fn without_faults(self) -> Result<Self, DataError> {
+        match self.faults.is_empty() {
+            true => Ok(self),
+            false => Err(self.rows_error(&self.faults)),
         }
     }
 
@@ -193,11 +197,7 @@ impl Table {
         format: FileFormat,
         header: Header,
     ) -> Result<Self, DataError> {
-        let table = Self::parse_lenient(path, bytes, format, header)?;
-        match table.faults.is_empty() {
-            true => Ok(table),
-            false => Err(table.rows_error(&table.faults)),
-        }
+        Self::parse_lenient(path, bytes, format, header)?.without_faults()
     }
 
     /// As [`Table::parse`], but rows that cannot be read as their format are set aside: see [`Table::faults`].
