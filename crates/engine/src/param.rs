@@ -1,13 +1,12 @@
 //! Weights. Frozen is a type: a frozen weight has no place where a gradient could be stored. Trainable values live in one
 //! store, [`Trainables`], so that the optimizer, checkpoints and adapter files all see the same list.
 
-use lowrank_kernels::DType;
+use lowrank_kernels::{DType, Plain};
 
 use crate::backend::BlockOfRows;
 use crate::call::{Call, Operand, Transpose};
 use crate::device::Device;
 use crate::meter::Purpose;
-use crate::space::Plain;
 use crate::storage::Storage;
 use crate::tensor::Tensor;
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use lowrank_kernels::bf16;
+use lowrank_kernels::Plain;
 use memmap2::{MmapOptions, MmapRaw};
 
 /// Every block starts on a cache line.
@@ -162,21 +162,6 @@ fn ask_for_huge_pages(map: &memmap2::MmapMut) {
 #[cfg(not(target_os = "linux"))]
 fn ask_for_huge_pages(_: &memmap2::MmapMut) {}
 
-/// Values of which any bytes are one.
-///
-/// # Safety
-/// Every bit pattern is a value, and none asks for more than a cache line's alignment.
-pub(crate) unsafe trait Plain: Copy {}
-
-// SAFETY: numbers of 1, 2, 4 and 8 bytes.
-unsafe impl Plain for u8 {}
-// SAFETY: as above.
-unsafe impl Plain for bf16 {}
-// SAFETY: as above.
-unsafe impl Plain for f32 {}
-// SAFETY: as above.
-unsafe impl Plain for f64 {}
-
 /// A part of a [`Space`] that belongs to one owner until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -214,33 +199,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.space.layout().give(self.range.clone());
-    }
-}
-
-/// Cuts slices of values off the front of bytes that start on a cache line; each starts on one.
-pub(crate) struct Carver<'a>(pub(crate) &'a mut [u8]);
-
-impl<'a> Carver<'a> {
-    /// Bytes that [`Carver::take`] of `len` values cuts off.
-    pub(crate) fn bytes<T: Plain>(len: usize) -> usize {
-        (len * size_of::<T>()).next_multiple_of(LINE_BYTES)
-    }
-
-    /// The next `len` values, whatever they hold. Panics where fewer are left.
-    pub(crate) fn take<T: Plain>(&mut self, len: usize) -> &'a mut [T] {
-        if len == 0 {
-            return &mut [];
-        }
-        let bytes = std::mem::take(&mut self.0);
-        let (front, rest) = bytes.split_at_mut(Self::bytes::<T>(len));
-        self.0 = rest;
-        assert!(
-            front.as_ptr().cast::<T>().is_aligned(),
-            "cut at cache lines"
-        );
-        // SAFETY: the bytes are initialised, `len` values fit into them, the pointer is aligned, any bytes are values of T,
-        // and the slice takes the place of the exclusive borrow of the bytes.
-        unsafe { std::slice::from_raw_parts_mut(front.as_mut_ptr().cast(), len) }
     }
 }
 
@@ -319,16 +277,5 @@ mod tests {
         assert!(a.slice::<f64>().len() >= 96);
         a.slice_mut().fill(1.5f64);
         assert!(b.slice::<f64>().iter().all(|&v| v == 0.0));
-    }
-
-    #[test]
-    fn carved_slices_lie_end_to_end_on_cache_lines() {
-        let space = Space::reserve().expect("address space");
-        let bytes = Carver::bytes::<f32>(17) + Carver::bytes::<bf16>(3);
-        let mut place = space.take(bytes).expect("a place");
-        let mut carver = Carver(place.slice_mut());
-        let (a, b) = (carver.take::<f32>(17), carver.take::<bf16>(3));
-        assert_eq!((a.len(), b.len()), (17, 3));
-        assert_eq!(b.as_ptr() as usize - a.as_ptr() as usize, 128);
     }
 }

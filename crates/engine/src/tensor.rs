@@ -3,13 +3,12 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::DType;
+use lowrank_kernels::{DType, Plain};
 
 use crate::backend::BlockOfRows;
 use crate::call::{Call, Rows, RowsMut};
 use crate::device::Device;
 use crate::meter::Purpose;
-use crate::space::Plain;
 use crate::storage::Storage;
 
 /// A row-major matrix [rows, cols]. On the dry device it has a shape and no values.

@@ -453,7 +453,7 @@ fn bench_decoder<E: Element>(isa: Isa) {
         let (x, residual, dropout) = (&mut z, &x[..], None);
         let sum = ResidualSum {
             x,
-            residual,
+            residual: Some(residual),
             dropout,
         };
         rms_norm_of_sum(isa, &norm, sum, &mut y, &mut rstd)

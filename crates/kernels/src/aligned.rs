@@ -11,7 +11,7 @@ pub(crate) const LINE_BYTES: usize = 64;
 /// Every bit pattern is a value, and none asks for more than a line's alignment.
 pub unsafe trait Plain: Copy {}
 
-// SAFETY: numbers of 1, 2 and 4 bytes.
+// SAFETY: numbers of 1, 2, 4 and 8 bytes.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for bf16 {}
@@ -19,6 +19,8 @@ unsafe impl Plain for bf16 {}
 unsafe impl Plain for f32 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for f64 {}
 
 /// Bytes of a cache line, on a cache line.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,12 @@
 //! What a stored value may be: f32, or bf16 that is widened when read and rounded when written. Arithmetic is always f32.
 
+use crate::aligned::Plain;
 use crate::simd::Simd;
 use half::bf16;
 
 /// The storage of an activation: `f32` or [`bf16`]. Sealed: kernels are written for these two.
 pub trait Element:
-    sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static
+    sealed::Sealed + Plain + Default + Send + Sync + std::fmt::Debug + 'static
 {
     /// The storage.
     const DTYPE: DType;

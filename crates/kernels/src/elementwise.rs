@@ -1,5 +1,7 @@
 //! Sums, scalings and reductions over plain slices.
 
+use std::ops::Range;
+
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::parallel::{CHUNK, chunk_range, for_each_chunk, map_tasks, rows_per_task};
@@ -150,24 +152,34 @@ pub fn column_sum<E: Element>(isa: Isa, x: &[E], cols: usize, out: &mut [f32]) {
         return;
     }
     assert_eq!(x.len() % cols, 0, "whole rows of {cols}");
-    let chunk = rows_per_task(cols).max(16) * cols;
-    let partials = map_tasks(x.len().div_ceil(chunk), |task| {
-        let mut sums = vec![0.0; cols];
-        let op = ColumnSum {
-            x: &x[chunk_range(task, chunk, x.len())],
-            out: &mut sums,
-        };
-        dispatch(isa, op);
+    add_row_sums(isa, x.len() / cols, [out], |rows, [out]| {
+        let x = &x[rows.start * cols..rows.end * cols];
+        dispatch(isa, ColumnSum { x, out });
+    });
+}
+
+/// Adds to N lists what `add` adds to zeros for each part of `n` rows. Parts are fixed by the lists' length, and their sums are
+/// added in order.
+pub(crate) fn add_row_sums<const N: usize>(
+    isa: Isa,
+    n: usize,
+    mut lists: [&mut [f32]; N],
+    add: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync + Send,
+) {
+    let lens = lists.each_ref().map(|list| list.len());
+    let rows = rows_per_task(lens[0]).max(16);
+    let partials = map_tasks(n.div_ceil(rows), |task| {
+        let mut sums = lens.map(|len| vec![0.0; len]);
+        add(
+            chunk_range(task, rows, n),
+            sums.each_mut().map(Vec::as_mut_slice),
+        );
         sums
     });
-    for partial in &partials {
-        dispatch(
-            isa,
-            AddAssign {
-                dst: out,
-                src: partial,
-            },
-        );
+    for sums in &partials {
+        for (list, sums) in lists.iter_mut().zip(sums) {
+            add_assign(isa, list, sums);
+        }
     }
 }
 

@@ -34,6 +34,7 @@ mod vocabulary;
 pub use activation::{
     Activation, activation_backward, activation_forward, activation_forward_in_place,
 };
+pub use aligned::Plain;
 pub use attention::{
     Attended, AttentionElement, AttentionGradients, AttentionMask, AttentionOperands,
     AttentionShape, CachedSequence, CachedShape, QueryRole, RelativePositions, attend,
@@ -64,5 +65,5 @@ pub use rms_norm::{
 pub use rope::{
     Rope, RopeLayout, rope_backward, rope_forward, rope_inverse_frequencies, rope_table,
 };
-pub use scratch::{Scratch, ScratchBuffer, ScratchNeed};
+pub use scratch::{Room, Scratch, ScratchBuffer, ScratchNeed, bytes_of};
 pub use vocabulary::{argmax, log_softmax};

@@ -2,9 +2,9 @@
 
 use crate::dropout::{Dropout, Mask};
 use crate::element::Element;
-use crate::elementwise::add_in_place;
+use crate::elementwise::{add_in_place, add_row_sums};
 use crate::isa::Isa;
-use crate::parallel::{chunk_range, map_tasks, rows_per_task};
+use crate::parallel::rows_per_task;
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use rayon::prelude::*;
 
@@ -411,25 +411,17 @@ pub fn layer_norm_param_grads<E: Element>(
     if d == 0 {
         return;
     }
-    let rows = rows_per_task(d).max(16);
-    let partials = map_tasks(n.div_ceil(rows), |task| {
-        let range = chunk_range(task, rows, n);
-        let mut sums = (vec![0.0; d], vec![0.0; d]);
+    add_row_sums(isa, n, [d_weight, d_bias], |rows, [d_weight, d_bias]| {
         let op = ParamGrads {
-            z: &z[range.start * d..range.end * d],
-            mean: &mean[range.clone()],
-            rstd: &rstd[range.clone()],
-            d_y: &d_y[range.start * d..range.end * d],
-            d_weight: &mut sums.0,
-            d_bias: &mut sums.1,
+            z: &z[rows.start * d..rows.end * d],
+            mean: &mean[rows.clone()],
+            rstd: &rstd[rows.clone()],
+            d_y: &d_y[rows.start * d..rows.end * d],
+            d_weight,
+            d_bias,
         };
         dispatch(isa, op);
-        sums
     });
-    for (weight, bias) in &partials {
-        crate::elementwise::add_assign(isa, d_weight, weight);
-        crate::elementwise::add_assign(isa, d_bias, bias);
-    }
 }
 
 struct ParamGrads<'a, E> {

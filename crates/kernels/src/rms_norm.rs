@@ -3,10 +3,10 @@
 
 use crate::dropout::{Dropout, Mask};
 use crate::element::Element;
-use crate::elementwise::{add_assign, add_in_place};
+use crate::elementwise::{add_in_place, add_row_sums};
 use crate::isa::Isa;
 use crate::norm::{CHAINS, joined};
-use crate::parallel::{chunk_range, for_each_chunk, map_tasks, rows_per_task};
+use crate::parallel::{for_each_chunk, rows_per_task};
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use rayon::prelude::*;
 
@@ -56,8 +56,8 @@ impl RmsNorm<'_> {
 pub struct ResidualSum<'a, E> {
     /// The input; on return z, which the backward needs.
     pub x: &'a mut [E],
-    /// Added after the dropout.
-    pub residual: &'a [E],
+    /// Added after the dropout, if there is one.
+    pub residual: Option<&'a [E]>,
     /// Applied to x; an element's index is its position in x.
     pub dropout: Option<Dropout>,
 }
@@ -90,7 +90,9 @@ pub fn rms_norm_of_sum<E: Element>(
     rstd: &mut [f32],
 ) {
     let d = norm.check(sum.x.len(), rstd.len());
-    assert_eq!(sum.residual.len(), sum.x.len());
+    if let Some(residual) = sum.residual {
+        assert_eq!(residual.len(), sum.x.len());
+    }
     assert_eq!(y.len(), sum.x.len());
     if d == 0 {
         return;
@@ -98,17 +100,17 @@ pub fn rms_norm_of_sum<E: Element>(
     let mask = sum.dropout.filter(|d| d.p > 0.0).map(Mask::new);
     let rows = rows_per_task(d);
     (sum.x.par_chunks_mut(rows * d))
-        .zip(sum.residual.par_chunks(rows * d))
         .zip(y.par_chunks_mut(rows * d))
         .zip(rstd.par_chunks_mut(rows))
         .enumerate()
-        .for_each(|(task, (((x, residual), y), rstd))| {
+        .for_each(|(task, ((x, y), rstd))| {
+            let first = task * rows * d;
             let op = SumRows {
                 norm,
-                first: task * rows * d,
+                first,
                 mask,
+                residual: sum.residual.map(|r| &r[first..first + x.len()]),
                 x,
-                residual,
                 y,
                 rstd,
             };
@@ -141,7 +143,7 @@ struct SumRows<'a, E> {
     first: usize,
     mask: Option<Mask>,
     x: &'a mut [E],
-    residual: &'a [E],
+    residual: Option<&'a [E]>,
     y: &'a mut [E],
     rstd: &'a mut [f32],
 }
@@ -156,7 +158,9 @@ impl<E: Element> SimdOp for SumRows<'_, E> {
             if let Some(mask) = &self.mask {
                 mask.apply(s, (self.first + at) as u64, z);
             }
-            add_in_place(s, z, &self.residual[at..][..d]);
+            if let Some(residual) = self.residual {
+                add_in_place(s, z, &residual[at..][..d]);
+            }
             *rstd = row_rstd(s, z, self.norm.eps);
             multiply(s, self.norm, z, *rstd, &mut self.y[at..][..d]);
         }
@@ -196,16 +200,25 @@ fn multiply<S: Simd, E: Element>(s: S, norm: &RmsNorm, z: &[E], rstd: f32, y: &m
 /// y once more, with the bits that the forward gave it, from z and rstd. Shapes: z, y [n, d]; rstd
 /// `[n]`. Panics if a length disagrees.
 pub fn rms_norm_again<E: Element>(isa: Isa, norm: &RmsNorm, z: &[E], rstd: &[f32], y: &mut [E]) {
+    for_each_part(norm, z, rstd, y, |z, rstd, y| {
+        dispatch(isa, Again { norm, z, rstd, y });
+    });
+}
+
+/// Calls `part` with each part of the rows [n, d] that are written, and z and rstd of the same rows. Panics if a length
+/// disagrees.
+fn for_each_part<E: Element>(
+    norm: &RmsNorm,
+    z: &[E],
+    rstd: &[f32],
+    written: &mut [E],
+    part: impl Fn(&[E], &[f32], &mut [E]) + Sync + Send,
+) {
     let d = norm.check(z.len(), rstd.len());
-    assert_eq!(y.len(), z.len());
-    for_each_chunk(y, rows_per_task(d) * d.max(1), |start, y| {
-        let op = Again {
-            norm,
-            z: &z[start..start + y.len()],
-            rstd: &rstd[start / d..(start + y.len()) / d],
-            y,
-        };
-        dispatch(isa, op);
+    assert_eq!(written.len(), z.len());
+    for_each_chunk(written, rows_per_task(d) * d.max(1), |start, written| {
+        let end = start + written.len();
+        part(&z[start..end], &rstd[start / d..end / d], written);
     });
 }
 
@@ -239,16 +252,8 @@ pub fn rms_norm_backward<E: Element>(
     rstd: &[f32],
     d_y: &mut [E],
 ) {
-    let d = norm.check(z.len(), rstd.len());
-    assert_eq!(d_y.len(), z.len());
-    for_each_chunk(d_y, rows_per_task(d) * d.max(1), |start, d_y| {
-        let op = Backward {
-            norm,
-            z: &z[start..start + d_y.len()],
-            rstd: &rstd[start / d..(start + d_y.len()) / d],
-            d_y,
-        };
-        dispatch(isa, op);
+    for_each_part(norm, z, rstd, d_y, |z, rstd, d_y| {
+        dispatch(isa, Backward { norm, z, rstd, d_y });
     });
 }
 
@@ -321,22 +326,15 @@ pub fn rms_norm_weight_grad<E: Element>(
     if d == 0 {
         return;
     }
-    let rows = rows_per_task(d).max(16);
-    let partials = map_tasks(n.div_ceil(rows), |task| {
-        let range = chunk_range(task, rows, n);
-        let mut d_weight = vec![0.0; d];
+    add_row_sums(isa, n, [d_weight], |rows, [d_weight]| {
         let op = WeightGrad {
-            z: &z[range.start * d..range.end * d],
-            d_y: &d_y[range.start * d..range.end * d],
-            rstd: &rstd[range],
-            d_weight: &mut d_weight,
+            z: &z[rows.start * d..rows.end * d],
+            d_y: &d_y[rows.start * d..rows.end * d],
+            rstd: &rstd[rows],
+            d_weight,
         };
         dispatch(isa, op);
-        d_weight
     });
-    for partial in &partials {
-        add_assign(isa, d_weight, partial);
-    }
 }
 
 struct WeightGrad<'a, E> {

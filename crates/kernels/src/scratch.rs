@@ -43,7 +43,7 @@ impl ScratchNeed {
 }
 
 /// Bytes of `len` values of T, up to whole cache lines: what [`Room::take`] uses up.
-pub(crate) fn bytes_of<T: Plain>(len: usize) -> usize {
+pub fn bytes_of<T: Plain>(len: usize) -> usize {
     round_up(len * size_of::<T>())
 }
 
@@ -75,7 +75,7 @@ impl<'a> Scratch<'a> {
     }
 
     /// The first `bytes`, up to a whole cache line, and what is left for another call. Panics if there are fewer.
-    pub(crate) fn cut(&mut self, bytes: usize) -> (Room<'_>, Scratch<'_>) {
+    pub fn cut(&mut self, bytes: usize) -> (Room<'_>, Scratch<'_>) {
         let (needed, found) = (round_up(bytes), self.bytes.len());
         assert!(
             found >= needed,
@@ -112,7 +112,11 @@ pub struct Room<'r> {
 
 impl<'r> Room<'r> {
     /// `len` values, whatever they hold. Panics if there is no room for them.
-    pub(crate) fn take<T: Plain>(&mut self, len: usize) -> &'r mut [T] {
+    pub fn take<T: Plain>(&mut self, len: usize) -> &'r mut [T] {
+        // Room for nothing need not lie on a cache line.
+        if len == 0 {
+            return &mut [];
+        }
         let bytes = std::mem::take(&mut self.bytes);
         let (needed, found) = (bytes_of::<T>(len), bytes.len());
         assert!(
@@ -259,6 +263,18 @@ mod tests {
         assert_eq!(b.as_ptr().addr() - a.as_ptr().addr(), 64);
         assert!(whole.as_ptr().addr().is_multiple_of(64) && b.as_ptr().addr().is_multiple_of(64));
         assert!(whole.iter().all(|&v| v == 1.0) && a.iter().all(|&v| v == 7));
+    }
+
+    #[test]
+    fn a_cut_leaves_the_rest_and_its_parts_lie_end_to_end_on_cache_lines() {
+        let bytes = bytes_of::<f32>(17) + bytes_of::<half::bf16>(3);
+        let mut buffer = ScratchBuffer::new(bytes + LINE_BYTES, 1);
+        let mut scratch = buffer.scratch();
+        let (mut room, rest) = scratch.cut(bytes);
+        let (a, b) = (room.take::<f32>(17), room.take::<half::bf16>(3));
+        assert_eq!((a.len(), b.len(), rest.bytes.len()), (17, 3, LINE_BYTES));
+        assert_eq!(b.as_ptr().addr() - a.as_ptr().addr(), 128);
+        assert!(Scratch::new(&mut [], 1).cut(0).0.take::<f32>(0).is_empty());
     }
 
     #[test]

@@ -305,7 +305,7 @@ fn norms_of_sums_agree<E: Element>() {
                 let (mut sum, mut y, mut rstd) = (x, nan(), vec![f32::NAN; n]);
                 let of_sum = ResidualSum {
                     x: &mut sum,
-                    residual: &residual,
+                    residual: Some(&residual),
                     dropout,
                 };
                 rms_norm_of_sum(isa, &norm, of_sum, &mut y, &mut rstd);

@@ -217,7 +217,7 @@ fn threads_change_nothing_in_what_decoders_add() {
             let (mut z, mut y, mut rstd) = (x.clone(), vec![0.0; n * width], vec![0.0; n]);
             let sum = ResidualSum {
                 x: &mut z,
-                residual: &up,
+                residual: Some(&up),
                 dropout: Some(DROPOUT),
             };
             rms_norm_of_sum(isa, &norm, sum, &mut y, &mut rstd);

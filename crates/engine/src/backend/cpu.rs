@@ -14,7 +14,7 @@ use super::{Backend, BlockOfRows, Scratch, Sizes};
 use crate::call::Call;
 use crate::host::Host;
 use crate::param::PackedMatrix;
-use crate::space::{Carver, Space};
+use crate::space::Space;
 use crate::tensor::{Scalar, Tensor};
 
 /// Evaluates an expression in which the given name stands for the element type of a storage.
@@ -77,8 +77,8 @@ impl Sizes for CpuSizes {
                 inputs, gradients, ..
             } => attention::backward_scratch(inputs, gradients).bytes(self.threads),
             Call::CachedAttention(call) => attention::cached_scratch(call).bytes(self.threads),
-            Call::CrossEntropy(call) => Carver::bytes::<f32>(call.labels.len()),
-            Call::ElementLoss { targets, .. } => Carver::bytes::<f32>(targets.len()),
+            Call::CrossEntropy(call) => kernels::bytes_of::<f32>(call.labels.len()),
+            Call::ElementLoss { targets, .. } => kernels::bytes_of::<f32>(targets.len()),
             _ => 0,
         }
     }
@@ -86,7 +86,7 @@ impl Sizes for CpuSizes {
 
 /// The processor.
 pub struct Cpu {
-    sizes: CpuSizes,
+    sizes: Arc<CpuSizes>,
     pool: rayon::ThreadPool,
     space: Space,
 }
@@ -105,18 +105,16 @@ impl Cpu {
             .build()
             .map_err(std::io::Error::other)?;
         Ok(Cpu {
-            sizes: CpuSizes::new(isa, pool.current_num_threads()),
+            sizes: Arc::new(CpuSizes::new(isa, pool.current_num_threads())),
             pool,
             space: Space::reserve()?,
         })
     }
 }
 
-impl Cpu {
-    /// A call's scratch as kernels take it.
-    fn lend<'s>(&self, scratch: Carver<'s>) -> kernels::Scratch<'s> {
-        kernels::Scratch::new(scratch.0, self.sizes.threads)
-    }
+/// A loss for each of `count` rows or elements, out of scratch that has no other use.
+fn losses_in<'s>(scratch: &'s mut kernels::Scratch<'_>, count: usize) -> &'s mut [f32] {
+    scratch.cut(kernels::bytes_of::<f32>(count)).0.take(count)
 }
 
 impl Backend for Cpu {
@@ -129,7 +127,7 @@ impl Backend for Cpu {
     }
 
     fn sizes(&self) -> Arc<dyn Sizes> {
-        Arc::new(self.sizes)
+        self.sizes.clone()
     }
 
     fn host(&self) -> Host {
@@ -142,7 +140,7 @@ impl Backend for Cpu {
 
     fn run(&self, call: Call<'_>, scratch: Scratch<'_>) {
         let isa = self.sizes.isa;
-        let scratch = Carver(scratch.bytes());
+        let scratch = &mut kernels::Scratch::new(scratch.bytes(), self.sizes.threads);
         match call {
             Call::Fill { out, value } => elementwise::fill(out, value),
             Call::Copy { x, out } => rows::copy(x, out),
@@ -152,7 +150,7 @@ impl Backend for Cpu {
             Call::Pack { x, transpose, out } => products::pack(isa, x, transpose, out),
             // On the pool that the scratch has slots for.
             Call::Product(product) => self.pool.install(|| {
-                products::product(isa, self.sizes.threads, product, scratch);
+                products::product(isa, product, scratch);
             }),
             Call::Outer { a, b, alpha, out } => self.pool.install(|| {
                 let outer = products::Outer {
@@ -161,7 +159,7 @@ impl Backend for Cpu {
                     alpha,
                     into: out,
                 };
-                products::outer(isa, self.sizes.threads, outer, scratch);
+                products::outer(isa, outer, scratch);
             }),
             Call::ExpandBlocks {
                 blocks,
@@ -173,7 +171,7 @@ impl Backend for Cpu {
                 blocks.gather::<f32>(whole.host(), rank, out.host_mut());
             }
             Call::Attention { inputs, out, lse } => self.pool.install(|| {
-                attention::forward(isa, &inputs, out, lse, &mut self.lend(scratch));
+                attention::forward(isa, &inputs, out, lse, scratch);
             }),
             Call::AttentionBackward {
                 inputs,
@@ -184,12 +182,11 @@ impl Backend for Cpu {
             } => {
                 let saved = attention::Saved { out, lse, d_out };
                 self.pool.install(|| {
-                    let scratch = &mut self.lend(scratch);
                     attention::backward(isa, &inputs, &saved, gradients, scratch);
                 });
             }
             Call::CachedAttention(call) => self.pool.install(|| {
-                attention::cached(isa, call, &mut self.lend(scratch));
+                attention::cached(isa, call, scratch);
             }),
             Call::Norm(call) => norms::norm(isa, call),
             Call::NormAgain { saved, form, y } => norms::again(isa, &saved, &form, y),
@@ -250,7 +247,10 @@ impl Backend for Cpu {
                 let cols = d_x.cols();
                 kernels::neighbours_backward(offsets, taps, cols, d_y.host::<E>(), d_x.host_mut());
             }),
-            Call::CrossEntropy(call) => elementwise::cross_entropy(isa, call, scratch),
+            Call::CrossEntropy(call) => {
+                let losses = losses_in(scratch, call.labels.len());
+                elementwise::cross_entropy(isa, call, losses);
+            }
             Call::ElementLoss {
                 kind,
                 logits,
@@ -258,8 +258,9 @@ impl Backend for Cpu {
                 grad_scale,
                 sum,
             } => {
+                let losses = losses_in(scratch, targets.len());
                 let targets = (targets, grad_scale);
-                *sum.host_mut() += elementwise::element_loss(kind, logits, targets, scratch);
+                *sum.host_mut() += elementwise::element_loss(kind, logits, targets, losses);
             }
             Call::AdamW {
                 settings,

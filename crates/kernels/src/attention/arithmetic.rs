@@ -136,7 +136,7 @@ impl<'r> Carver<'r> {
 ///
 /// Methods that are unsafe want the buffers of a [`WorkNeed`] that fits the head, prepared for the pass, and what they write
 /// to be the caller's alone.
-pub trait Arithmetic: Element + Plain {
+pub trait Arithmetic: Element {
     /// A thread's buffers.
     type Work<'w>;
     /// Tiles of scores without terms of positions.

@@ -1,13 +1,12 @@
 //! Attention: plain and disentangled, in f32 and bf16, and over a cache.
 
 use lowrank_kernels::{
-    self as kernels, Attended, AttentionElement, AttentionOperands, Isa, MatMut, MatRef,
+    self as kernels, Attended, AttentionElement, AttentionOperands, Element, Isa, MatMut, MatRef,
     RelativePositions, Scratch, ScratchNeed,
 };
 
 use super::with_element;
 use crate::call::{AttentionGradients, AttentionInputs, CachedAttention, PositionTables};
-use crate::space::Plain;
 use crate::tensor::Tensor;
 
 /// What forward gave, and what arrives.
@@ -17,16 +16,16 @@ pub(super) struct Saved<'a> {
     pub d_out: &'a Tensor,
 }
 
-fn view<E: Plain + Copy>(x: &Tensor) -> MatRef<'_, E> {
+fn view<E: Element>(x: &Tensor) -> MatRef<'_, E> {
     MatRef::new(x.host(), x.rows(), x.cols())
 }
 
-fn view_mut<E: Plain>(x: &mut Tensor) -> MatMut<'_, E> {
+fn view_mut<E: Element>(x: &mut Tensor) -> MatMut<'_, E> {
     let (rows, cols) = (x.rows(), x.cols());
     MatMut::new(x.host_mut(), rows, cols)
 }
 
-fn operands<'a, E: Plain + Copy>(inputs: &AttentionInputs<'a>) -> AttentionOperands<'a, E> {
+fn operands<'a, E: Element>(inputs: &AttentionInputs<'a>) -> AttentionOperands<'a, E> {
     let positions = |x: PositionTables<'a>| RelativePositions {
         rows: x.rows,
         keys: x.keys.map(Tensor::host),
@@ -87,7 +86,7 @@ pub(super) fn backward(
     });
 }
 
-fn backward_in<E: AttentionElement + Plain>(
+fn backward_in<E: AttentionElement>(
     isa: Isa,
     inputs: &AttentionInputs<'_>,
     saved: &Saved<'_>,

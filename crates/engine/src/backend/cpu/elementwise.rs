@@ -1,10 +1,9 @@
 //! Calls over single elements or rows: storage, rotations, gates and losses.
 
-use lowrank_kernels::{self as kernels, Activation, DType, Element, Isa, bf16};
+use lowrank_kernels::{self as kernels, Activation, Element, Isa};
 
 use super::with_element;
 use crate::call::{CrossEntropy, ElementLoss, GateUp, GateUpGradients, Rotation, RotationSense};
-use crate::space::{Carver, Plain};
 use crate::tensor::Tensor;
 
 pub(super) fn fill(out: &mut Tensor, value: f32) {
@@ -36,7 +35,7 @@ pub(super) fn rotate(isa: Isa, rotation: &Rotation<'_>, sense: RotationSense, x:
     });
 }
 
-fn gate_up<'a, E: Element + Plain>(x: &GateUp<'a>) -> kernels::GateUp<'a, E> {
+fn gate_up<'a, E: Element>(x: &GateUp<'a>) -> kernels::GateUp<'a, E> {
     match x {
         GateUp::Separate(gate, up) => kernels::GateUp::Separate {
             gate: gate.host(),
@@ -78,8 +77,8 @@ pub(super) fn gated_backward(
     });
 }
 
-/// Adds the losses of the rows, each an f32, in f64.
-pub(super) fn cross_entropy(isa: Isa, call: CrossEntropy<'_>, mut scratch: Carver<'_>) {
+/// Adds the losses of the rows in f64. Each is an f32 in `losses`, of as many rows.
+pub(super) fn cross_entropy(isa: Isa, call: CrossEntropy<'_>, losses: &mut [f32]) {
     let CrossEntropy {
         logits,
         labels,
@@ -87,23 +86,17 @@ pub(super) fn cross_entropy(isa: Isa, call: CrossEntropy<'_>, mut scratch: Carve
         gradient,
         sum,
     } = call;
-    let (losses, classes) = (scratch.take::<f32>(labels.len()), logits.cols());
+    let classes = logits.cols();
     match gradient {
         None => kernels::cross_entropy(isa, logits.host_mut(), classes, labels, form, losses),
         Some(into) => {
             let width = into.tensor.cols();
             let range = into.rows.start * width..into.rows.end * width;
             let logits = (logits.host_mut(), classes);
-            match into.tensor.dtype() {
-                DType::F32 => {
-                    let d: &mut [f32] = &mut into.tensor.host_mut()[range];
-                    kernels::cross_entropy_into(isa, logits, labels, form, losses, d);
-                }
-                DType::Bf16 => {
-                    let d: &mut [bf16] = &mut into.tensor.host_mut()[range];
-                    kernels::cross_entropy_into(isa, logits, labels, form, losses, d);
-                }
-            }
+            with_element!(into.tensor.dtype(), E => {
+                let d = &mut into.tensor.host_mut::<E>()[range];
+                kernels::cross_entropy_into(isa, logits, labels, form, losses, d);
+            });
         }
     }
     *sum.host_mut() += sum_of(losses);
@@ -113,14 +106,13 @@ fn sum_of(losses: &[f32]) -> f64 {
     losses.iter().map(|&loss| f64::from(loss)).sum()
 }
 
-/// The sum of the elements' losses.
+/// The sum of the elements' losses, each of which is an f32 in `losses`.
 pub(super) fn element_loss(
     kind: ElementLoss,
     logits: &mut Tensor,
     (targets, grad_scale): (&[f32], f32),
-    mut scratch: Carver<'_>,
+    losses: &mut [f32],
 ) -> f64 {
-    let losses = scratch.take::<f32>(targets.len());
     match kind {
         ElementLoss::Mse => kernels::mse(logits.host_mut(), targets, grad_scale, losses),
         ElementLoss::BceWithLogits => {

@@ -4,7 +4,6 @@ use lowrank_kernels::{self as kernels, Element, Isa, LayerNormForward, ResidualS
 
 use super::with_element;
 use crate::call::{Norm, NormForm, NormInput, NormKind, NormSaved};
-use crate::space::Plain;
 use crate::tensor::Tensor;
 
 fn rms<'a>(form: &NormForm<'a>, factor: kernels::RmsFactor) -> RmsNorm<'a> {
@@ -28,7 +27,7 @@ pub(super) fn norm(isa: Isa, call: Norm<'_>) {
     });
 }
 
-fn layer_norm<E: Element + Plain>(isa: Isa, call: Norm<'_>, bias: &Tensor) {
+fn layer_norm<E: Element>(isa: Isa, call: Norm<'_>, bias: &Tensor) {
     let (weight, bias, eps) = (call.form.weight.host(), bias.host(), call.form.eps);
     let mean = call.mean.expect("a layer norm has a mean").host_mut();
     let (y, rstd) = (call.y.host_mut(), call.rstd.host_mut());
@@ -66,34 +65,23 @@ fn layer_norm<E: Element + Plain>(isa: Isa, call: Norm<'_>, bias: &Tensor) {
     }
 }
 
-fn rms_norm<E: Element + Plain>(isa: Isa, call: Norm<'_>, factor: kernels::RmsFactor) {
+fn rms_norm<E: Element>(isa: Isa, call: Norm<'_>, factor: kernels::RmsFactor) {
     let norm = rms(&call.form, factor);
     let (y, rstd) = (call.y.host_mut(), call.rstd.host_mut());
     match call.input {
         NormInput::Plain(z) => kernels::rms_norm::<E>(isa, &norm, z.host(), y, rstd),
         NormInput::Residual {
             x,
-            residual: Some(residual),
+            residual,
             dropout,
         } => {
-            let (x, residual) = (x.host_mut::<E>(), residual.host());
+            let (x, residual) = (x.host_mut::<E>(), residual.map(Tensor::host));
             let sum = ResidualSum {
                 x,
                 residual,
                 dropout,
             };
             kernels::rms_norm_of_sum(isa, &norm, sum, y, rstd);
-        }
-        NormInput::Residual {
-            x,
-            residual: None,
-            dropout,
-        } => {
-            let x = x.host_mut::<E>();
-            dropout
-                .into_iter()
-                .for_each(|dropout| kernels::dropout_apply(isa, dropout, x));
-            kernels::rms_norm(isa, &norm, x, y, rstd);
         }
     }
 }

@@ -6,12 +6,12 @@ use lowrank_kernels::product::{
     ProductShape, Side, WeightFormat, product_scratch,
 };
 use lowrank_kernels::{
-    self as kernels, AnyMatRef, DType, Isa, MatRef, OuterShape, Values, ValuesMut, outer_scratch,
+    self as kernels, AnyMatRef, DType, Isa, MatRef, OuterShape, Scratch, Values, ValuesMut,
+    outer_scratch,
 };
 
 use crate::call::{Epilogue, Operand, Product, Rows, Transpose, Write};
 use crate::param::PackedMatrix;
-use crate::space::Carver;
 use crate::tensor::Tensor;
 
 /// Bytes of a transposed f32 copy that is made once for all rows of a product. A larger one, a vocabulary's, is made in
@@ -67,7 +67,7 @@ fn view<'a>(rows: &Rows<'a>) -> AnyMatRef<'a> {
     view.rows_range(rows.rows.clone())
 }
 
-fn values(tensor: &Tensor) -> Values<'_> {
+pub(super) fn values(tensor: &Tensor) -> Values<'_> {
     match tensor.dtype() {
         DType::F32 => Values::F32(tensor.host()),
         DType::Bf16 => Values::Bf16(tensor.host()),
@@ -121,11 +121,11 @@ pub(super) fn product_scratch_bytes(product: &Product<'_>, threads: usize) -> us
         rank: product.low_rank.as_ref().map_or(0, |term| term.h.cols()),
         terms: product.low_rank.iter().len(),
     };
-    Carver::bytes::<u8>(copy) + product_scratch(&shape, threads).bytes(threads)
+    kernels::bytes_of::<u8>(copy) + product_scratch(&shape, threads).bytes(threads)
 }
 
-/// A product, on a pool of so many threads.
-pub(super) fn product(isa: Isa, threads: usize, product: Product<'_>, mut scratch: Carver<'_>) {
+/// A product, on the pool that the scratch is for.
+pub(super) fn product(isa: Isa, product: Product<'_>, scratch: &mut Scratch<'_>) {
     let Product {
         a,
         b,
@@ -138,7 +138,8 @@ pub(super) fn product(isa: Isa, threads: usize, product: Product<'_>, mut scratc
     } = product;
     // A wider `a` has zeros where the last panel of a transposed matrix has rows of zeros.
     let (n, k) = (b.shape()[0], a.tensor.cols());
-    let copy = scratch.take::<f32>(copy_bytes(&b) / size_of::<f32>());
+    let (mut room, mut scratch) = scratch.cut(copy_bytes(&b));
+    let copy = room.take::<f32>(copy_bytes(&b) / size_of::<f32>());
     let operand = if copy.is_empty() {
         let shape = match b.transpose {
             Transpose::No => [n, k],
@@ -186,14 +187,11 @@ pub(super) fn product(isa: Isa, threads: usize, product: Product<'_>, mut scratc
         ValuesMut::F32(c) => ValuesMut::F32(&mut c[part]),
         ValuesMut::Bf16(c) => ValuesMut::Bf16(&mut c[part]),
     };
-    let (c, scratch) = (
-        Output {
-            values,
-            row_stride: n,
-        },
-        &mut kernels::Scratch::new(scratch.0, threads),
-    );
-    products::product(isa, &call, epilogue, c, scratch);
+    let c = Output {
+        values,
+        row_stride: n,
+    };
+    products::product(isa, &call, epilogue, c, &mut scratch);
 }
 
 pub(super) fn outer_scratch_bytes(
@@ -221,8 +219,8 @@ pub(super) struct Outer<'a> {
     pub into: &'a mut Tensor,
 }
 
-/// An outer product, on a pool of so many threads.
-pub(super) fn outer(isa: Isa, threads: usize, outer: Outer<'_>, scratch: Carver<'_>) {
+/// An outer product, on the pool that the scratch is for.
+pub(super) fn outer(isa: Isa, outer: Outer<'_>, scratch: &mut Scratch<'_>) {
     let Outer { a, b, alpha, into } = outer;
     let call = kernels::Outer {
         arithmetic: Arithmetic::Bf16,
@@ -230,6 +228,5 @@ pub(super) fn outer(isa: Isa, threads: usize, outer: Outer<'_>, scratch: Carver<
         x: view(&b),
         alpha,
     };
-    let scratch = &mut kernels::Scratch::new(scratch.0, threads);
     kernels::outer(isa, &call, into.host_mut(), scratch);
 }

@@ -1,6 +1,6 @@
 //! Rows and columns moved about: copies, gathers, slices, parts of heads, tables.
 
-use lowrank_kernels::{self as kernels, DType, Element, Isa, Values};
+use lowrank_kernels::{self as kernels, Element, Isa};
 
 use super::{products, with_element};
 use crate::call::{Rows, RowsMut, TableRef, TableRows};
@@ -108,7 +108,7 @@ pub(super) fn embedding(isa: Isa, tables: &[TableRows<'_>], y: &mut Tensor) {
     let tables: Vec<_> = (tables.iter())
         .map(|TableRows { table, ids }| kernels::TableRows {
             table: match table {
-                TableRef::Rows(table) => kernels::Table::Rows(values(table)),
+                TableRef::Rows(table) => kernels::Table::Rows(products::values(table)),
                 TableRef::Packed(matrix) => kernels::Table::Packed(products::weights(matrix)),
             },
             ids,
@@ -118,13 +118,6 @@ pub(super) fn embedding(isa: Isa, tables: &[TableRows<'_>], y: &mut Tensor) {
     with_element!(y.dtype(), E => {
         kernels::embedding_gather(isa, &tables, cols, y.host_mut::<E>());
     });
-}
-
-fn values(table: &Tensor) -> Values<'_> {
-    match table.dtype() {
-        DType::F32 => Values::F32(table.host()),
-        DType::Bf16 => Values::Bf16(table.host()),
-    }
 }
 
 pub(super) fn embedding_backward(
