@@ -477,7 +477,8 @@ impl Trainables {
     }
 }
 
-/// One gradient for each trainable, allocated once and summed into until cleared.
+/// One gradient for each trainable, allocated once and summed into until cleared. One pass over a micro-batch starts from
+/// zeros where its bits must not depend on what was computed before.
 #[derive(Debug)]
 pub struct Gradients(Vec<Tensor>);
 
@@ -493,6 +494,19 @@ impl Gradients {
     /// Sets all gradients to zero.
     pub fn clear(&mut self) {
         self.0.iter_mut().for_each(|g| g.fill(0.0));
+    }
+
+    /// Adds the gradients of the same trainables. Panics if they are others'.
+    pub fn add(&mut self, other: &Gradients) {
+        assert_eq!(self.0.len(), other.0.len(), "gradients of other trainables");
+        let Some(device) = self.0.first().map(|g| g.device().clone()) else {
+            return;
+        };
+        device.install(|| {
+            for (out, x) in self.0.iter_mut().zip(&other.0) {
+                device.run(Call::Add { x, out });
+            }
+        });
     }
 
     /// The gradient of one trainable.

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use lowrank_engine::{Device, Gradients, MemoryReport, StepKey};
+use lowrank_engine::{Device, MemoryReport, StepKey};
 use lowrank_formats::peft::LoraConfig;
 use lowrank_model::{
     Batch, IGNORE_INDEX, LoadOptions, Model, ModelConfig, ModelError, PassOptions, Targets,
@@ -12,6 +12,7 @@ use lowrank_model::{
 use crate::config::{OptimizationSettings, Task, TrainConfig};
 use crate::optimizer::Optimizer;
 use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
+use crate::reduce::StepGradients;
 
 /// What trains.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +26,7 @@ pub enum Method<'a> {
 /// A model of shapes only, ready to be planned with.
 pub struct DryRun {
     model: Model,
-    gradients: Gradients,
+    gradients: StepGradients,
     _optimizer: Optimizer,
     prefixes: PrefixCaches,
 }
@@ -70,7 +71,8 @@ impl DryRun {
     /// The same for a model on the dry device on which something trains already, such as a directory loaded there: what its
     /// checkpoint lacks is new there too, but no value is read.
     pub fn of_model(model: Model, settings: &OptimizationSettings) -> Self {
-        let gradients = Gradients::zeros(model.device(), model.trainables());
+        let micro_batches = settings.gradient_accumulation_steps;
+        let gradients = StepGradients::zeros(model.device(), model.trainables(), micro_batches);
         let optimizer = Optimizer::new(model.device(), model.trainables(), settings);
         Self {
             model,
@@ -170,7 +172,10 @@ impl DryRun {
             let (model, gradients) = (&run.model, &mut run.gradients);
             let kept = run.prefixes.train.as_mut().filter(|_| !rows.is_empty());
             let entry = PrefixCache::entry_if_kept(kept, model, batch, rows)?;
-            model.forward_backward_from(entry, batch, targets, &options, gradients)?;
+            // Whichever micro-batch of a step it is: the place of the others' gradients is held too.
+            gradients.add(0, |gradients| {
+                model.forward_backward_from(entry, batch, targets, &options, gradients)
+            })?;
             Ok(())
         })
     }

@@ -26,7 +26,7 @@ use crate::metrics_log::{MetricsLog, MetricsRow};
 use crate::optimizer::{Optimizer, clip_grad_norm};
 use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 use crate::proof::{Proof, note_gradients};
-use crate::reduce::Reducer;
+use crate::reduce::{Reducer, StepGradients};
 use crate::schedule::Schedule;
 
 mod resume;
@@ -164,7 +164,7 @@ pub struct Trainer {
     batching: Batching,
     checkpoints: Checkpoints,
     optimizer: Optimizer,
-    gradients: Gradients,
+    gradients: StepGradients,
     reducer: Box<dyn Reducer>,
     prefixes: PrefixCaches,
     /// The log, once the run is under way.
@@ -235,7 +235,8 @@ impl Trainer {
             ..RunState::new(&config, rows, validation_rows, model.trainables())
         };
         let optimizer = Optimizer::new(model.device(), model.trainables(), &config.optimization);
-        let gradients = Gradients::zeros(model.device(), model.trainables());
+        let micro_batches = config.optimization.gradient_accumulation_steps;
+        let gradients = StepGradients::zeros(model.device(), model.trainables(), micro_batches);
         let rows = data.train.len();
         let of = |rows: &Arc<Vec<Example>>| rows.iter().map(|row| row.input_ids.len()).collect();
         let lengths = RowLengths {
@@ -380,38 +381,10 @@ impl Trainer {
             .flat_map(|batch| &batch.rows)
             .map(|&row| counted_targets(&self.data.train[row]))
             .sum();
-        self.gradients.clear();
-        let mut loss_sum = 0.0;
-        for batch in &batches {
-            let options = PassOptions {
-                dropout: Some(StepKey {
-                    seed: self.config.optimization.seed,
-                    micro_step: self.state.micro_step,
-                }),
-                grad_scale: 1.0 / targets.max(1) as f32,
-                label_smoothing: self.config.optimization.label_smoothing_factor as f32,
-                recompute: self.config.optimization.gradient_checkpointing,
-            };
-            if let Some(targets) = model_targets(batch) {
-                let (model, gradients) = (&self.model, &mut self.gradients);
-                let model_batch = model_batch(batch);
-                let kept = self.prefixes.train.as_mut();
-                let entry = PrefixCache::entry_if_kept(kept, model, &model_batch, &batch.rows)?;
-                let (sum, _) = model.forward_backward_from(
-                    entry,
-                    &model_batch,
-                    targets,
-                    &options,
-                    gradients,
-                )?;
-                loss_sum += sum;
-            }
-            self.state.micro_step += 1;
-        }
-        let loss_sum = self.reducer.reduce(&mut self.gradients, loss_sum)?;
+        let loss_sum = self.compute_gradients(&batches, targets)?;
         let loss = loss_sum / targets.max(1) as f64;
         let max_norm = self.config.optimization.max_grad_norm;
-        let grad_norm = clip_grad_norm(self.model.device(), &mut self.gradients, max_norm);
+        let grad_norm = clip_grad_norm(self.model.device(), self.gradients.sum_mut(), max_norm);
         if !loss.is_finite() || !grad_norm.is_finite() {
             let loss = if loss.is_finite() { grad_norm } else { loss };
             return Err(TrainError::Diverged {
@@ -420,14 +393,11 @@ impl Trainer {
             });
         }
         let learning_rate = self.schedule.lr_at(self.state.step);
-        note_gradients(&mut self.state, self.model.trainables(), &self.gradients);
+        let gradients = self.gradients.sum();
+        note_gradients(&mut self.state, self.model.trainables(), gradients);
         let step = self.state.step + 1;
-        self.optimizer.step(
-            self.model.trainables_mut(),
-            &self.gradients,
-            learning_rate,
-            step,
-        );
+        self.optimizer
+            .step(self.model.trainables_mut(), gradients, learning_rate, step);
         let rows: usize = batches.iter().map(PackedBatch::len).sum();
         let tokens: usize = batches.iter().map(PackedBatch::total_tokens).sum();
         self.state.step = step;
@@ -444,6 +414,46 @@ impl Trainer {
             peak_bytes: Some(self.model.device().peak_memory().total()),
             ..MetricsRow::default()
         })
+    }
+
+    /// Leaves the gradient of a step's mean loss over its counted targets, and returns the sum of the losses.
+    fn compute_gradients(
+        &mut self,
+        batches: &[PackedBatch],
+        targets: usize,
+    ) -> Result<f64, TrainError> {
+        let (model, optimization) = (&self.model, &self.config.optimization);
+        let (first, prefixes) = (self.state.micro_step, &mut self.prefixes.train);
+        let mut compute = |index: usize, gradients: &mut Gradients| {
+            let batch = &batches[index];
+            let Some(batch_targets) = model_targets(batch) else {
+                return Ok(0.0);
+            };
+            let options = PassOptions {
+                dropout: Some(StepKey {
+                    seed: optimization.seed,
+                    micro_step: first + index as u64,
+                }),
+                grad_scale: 1.0 / targets.max(1) as f32,
+                label_smoothing: optimization.label_smoothing_factor as f32,
+                recompute: optimization.gradient_checkpointing,
+            };
+            let model_batch = model_batch(batch);
+            let kept = prefixes.as_mut();
+            let entry = PrefixCache::entry_if_kept(kept, model, &model_batch, &batch.rows)?;
+            let (sum, _) = model.forward_backward_from(
+                entry,
+                &model_batch,
+                batch_targets,
+                &options,
+                gradients,
+            )?;
+            Ok(sum)
+        };
+        let gradients = &mut self.gradients;
+        let loss_sum = (self.reducer).reduce(batches.len(), gradients, &mut compute)?;
+        self.state.micro_step += batches.len() as u64;
+        Ok(loss_sum)
     }
 
     /// The micro-batches of the next step; at the end of an epoch there may be fewer.

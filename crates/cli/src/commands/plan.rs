@@ -18,6 +18,7 @@ use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::{
     DEFAULT_MAX_LENGTH, LARGEST_BATCH, LoraSettings, OptimizationSettings, Task,
 };
+use lowrank_train::fit::BatchShape;
 use lowrank_train::plan::{DryRun, Needs};
 use lowrank_train::prefix_cache::token_bytes;
 use serde_json::{Value, json};
@@ -162,7 +163,6 @@ impl Plan {
         let length = args.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(most));
         check_batch(&config, rows, length)?;
         let mut recompute = args.gradient_checkpointing.unwrap_or(false);
-        let optimizer = OptimizationSettings::default();
         let fresh = LoraSettings::of(&config.model_type);
         let lora_settings = laid_over(&fresh, &settings::to_map(&args.lora))?;
         lora_settings.validate()?;
@@ -179,26 +179,33 @@ impl Plan {
                 None => Model::from_config(config.clone(), &options, &dry)?,
             })
         };
-        let adapted = || -> RunResult<DryRun> {
+        let optimizer = |accumulation: usize| OptimizationSettings {
+            gradient_accumulation_steps: accumulation,
+            ..OptimizationSettings::default()
+        };
+        let adapted = |accumulation: usize| -> RunResult<DryRun> {
             let mut adapted = model(true)?;
             adapted.attach_lora(&peft, 0)?;
-            Ok(DryRun::of_model(adapted, &optimizer))
+            Ok(DryRun::of_model(adapted, &optimizer(accumulation)))
         };
         let choices = (args.memory.max_memory)
             .map(|limit| {
                 let asked = args.gradient_checkpointing;
-                Choices::make(limit, (rows, length), asked, &adapted)
+                let dry = |shape: BatchShape| adapted(shape.accumulation);
+                Choices::make(limit, (rows, length), asked, &dry)
             })
             .transpose()?;
+        let mut accumulation = 1;
         if let Some(choices) = &choices {
             let shape = choices.taken()?;
             (rows, recompute) = (shape.batch_size, shape.recompute);
+            accumulation = shape.accumulation;
         }
         let batch = vec![vec![length; rows]];
         let mut whole = model(false)?;
         whole.train_all()?;
-        let mut lora = adapted()?;
-        let mut full = DryRun::of_model(whole, &optimizer);
+        let mut lora = adapted(accumulation)?;
+        let mut full = DryRun::of_model(whole, &optimizer(accumulation));
         let model = lora.model();
         let (base_parameters, encoder) = (model.base_parameters(), Encoder::count(model));
         let adapter_file = adapter_file_bytes(model);

@@ -1,7 +1,11 @@
 //! What must hold for every run: accumulation equals the large batch, and what is written can be used.
 
-use crate::tiny::{config, run};
+use crate::tiny::{Place, config, run};
+use lowrank_engine::{DType, Device, Gradients, Isa, StepKey};
+use lowrank_model::{Batch, Model, PassOptions, Targets};
 use lowrank_testkit::{Tolerance, check_close, compare_close};
+use lowrank_train::config::InitLora;
+use lowrank_train::reduce::{Reducer, Solo, StepGradients};
 use lowrank_train::trainer::TrainError;
 
 /// Sums in another order: losses differ by up to 1e-6 over these steps.
@@ -59,4 +63,91 @@ fn values_that_are_not_finite_are_never_written() {
     let names = std::fs::read_dir(dir.path()).expect("a folder");
     let names: Vec<_> = names.map(|e| e.expect("an entry").file_name()).collect();
     assert_eq!(names, ["metrics.jsonl"], "no checkpoint");
+}
+
+/// 60 rows of 9 tokens: more than one sum takes whose parts are added in order.
+struct MicroBatch {
+    ids: Vec<u32>,
+    offsets: Vec<usize>,
+    labels: Vec<i64>,
+}
+
+impl MicroBatch {
+    fn new(seed: u32) -> Self {
+        MicroBatch {
+            ids: (0..540).map(|i| 5 + (31 * i + i / 7 + seed) % 90).collect(),
+            offsets: (0..=60).map(|row| 9 * row).collect(),
+            labels: (0..60).map(|row| (row / 3 + i64::from(seed)) % 2).collect(),
+        }
+    }
+
+    fn add(&self, model: &Model, index: usize, gradients: &mut Gradients) -> f64 {
+        let batch = Batch {
+            input_ids: &self.ids,
+            token_type_ids: None,
+            offsets: &self.offsets,
+        };
+        let micro_step = index as u64;
+        let options = PassOptions {
+            dropout: Some(StepKey {
+                seed: 5,
+                micro_step,
+            }),
+            grad_scale: 1.0 / 120.0,
+            ..PassOptions::default()
+        };
+        let targets = Targets::Class(&self.labels);
+        let pass = model.forward_backward(&batch, targets, &options, gradients);
+        pass.expect("the batch fits").0
+    }
+}
+
+fn bits(gradients: &Gradients) -> Vec<u32> {
+    let values = gradients.iter().flat_map(|gradient| gradient.read());
+    values.map(f32::to_bits).collect()
+}
+
+#[test]
+fn a_step_is_the_sum_of_its_micro_batches_bit_for_bit() {
+    let (place, mut config) = (Place::default(), config());
+    // Neither factor is zero, so that both have a gradient.
+    config.lora.init_lora_weights = InitLora::Random;
+    let micro_batches = [1, 2, 3].map(MicroBatch::new);
+    for precision in [DType::F32, DType::Bf16] {
+        let device = Device::cpu_in(precision, Isa::best(), 2).expect("threads start");
+        let model = place.model(&config, &device);
+        let zeros = || Gradients::zeros(&device, model.trainables());
+        let mut step = StepGradients::zeros(&device, model.trainables(), micro_batches.len());
+        let loss_of_step = Solo
+            .reduce(micro_batches.len(), &mut step, &mut |index, gradients| {
+                Ok(micro_batches[index].add(&model, index, gradients))
+            })
+            .expect("nothing fails");
+        let (mut loss, mut sum, mut running) = (0.0, zeros(), zeros());
+        // As three machines would: each alone, from zero.
+        for (index, micro_batch) in micro_batches.iter().enumerate() {
+            let mut own = zeros();
+            loss += micro_batch.add(&model, index, &mut own);
+            for (sum, own) in sum.iter_mut().zip(own.iter()) {
+                // The first is the sum: a zero that is added would turn its -0 into 0.
+                let added = match index {
+                    0 => own.read(),
+                    _ => sum
+                        .read()
+                        .iter()
+                        .zip(own.read())
+                        .map(|(a, b)| a + b)
+                        .collect(),
+                };
+                sum.write(&added);
+            }
+            micro_batch.add(&model, index, &mut running);
+        }
+        assert_eq!(loss_of_step.to_bits(), loss.to_bits(), "{precision:?}");
+        assert!(bits(step.sum()) == bits(&sum), "{precision:?}");
+        // The comparison can fail: products that add to a running sum have other bits.
+        if precision == DType::F32 {
+            assert!(bits(&running) != bits(&sum));
+        }
+    }
 }

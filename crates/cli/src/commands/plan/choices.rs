@@ -24,11 +24,11 @@ impl Choices {
         ByteSize(limit): ByteSize,
         (rows, length): (usize, usize),
         asked: Option<bool>,
-        dry: &dyn Fn() -> RunResult<DryRun>,
+        dry: &dyn Fn(BatchShape) -> RunResult<DryRun>,
     ) -> RunResult<Self> {
         let program = memory::resident_bytes().unwrap_or(0) + BESIDE;
         let price = |shape: BatchShape| -> RunResult<(BatchShape, Price)> {
-            let mut dry = dry()?;
+            let mut dry = dry(shape)?;
             let needs = dry.train([vec![length; shape.batch_size]], shape.recompute)?;
             let price = Price {
                 bytes: program + dry.model().device().reserved_bytes(),
