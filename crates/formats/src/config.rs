@@ -9,7 +9,29 @@ use serde_json::{Map, Value};
 
 use crate::Result;
 use crate::error::{Fault, FormatError};
+use crate::files;
+use crate::gguf::{self, Gguf};
+use crate::pyjson::read_json;
 use crate::suggest::nearest;
+
+/// The file that a model's configuration stands in: `config.json` of its folder, or the GGUF file itself.
+pub fn model_config_file(model: &Path) -> PathBuf {
+    match files::is_file(model) {
+        true => model.to_owned(),
+        false => model.join("config.json"),
+    }
+}
+
+/// The configuration of a model in a folder or in a GGUF file, as the object that `config.json` holds.
+///
+/// # Errors
+/// The file cannot be read, or is no JSON; a GGUF file of an architecture that is not known, or without its settings.
+pub fn read_model_config(model: &Path) -> Result<Value> {
+    match gguf::is_gguf(model)? {
+        true => Gguf::open(model)?.config(),
+        false => read_json(&model_config_file(model)),
+    }
+}
 
 /// Reads fields of one JSON object. A faulty field gives a harmless stand-in and is remembered; [`finish`](Self::finish) tells.
 ///

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::dtype::DType;
 use crate::files::shown;
+use crate::gguf::GgufFault;
 use crate::safetensors::SafetensorsFault;
 use crate::torch::TorchFault;
 
@@ -100,6 +101,14 @@ pub enum FormatError {
         path: PathBuf,
         /// What is wrong.
         fault: TorchFault,
+    },
+    /// A GGUF file that is broken, or that holds what is not read.
+    #[error("cannot read `{}` as a GGUF file: {fault}", shown(path))]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        fault: Box<GgufFault>,
     },
     /// A configuration file with one or more faults, all of them listed.
     #[error("{}", config_message(path, faults))]
@@ -244,6 +253,7 @@ impl FormatError {
         match self {
             FormatError::Safetensors { fault, .. } => fault.hint().map(str::to_owned),
             FormatError::Torch { fault, .. } => fault.hint(),
+            FormatError::Gguf { fault, .. } => fault.hint(),
             FormatError::MissingTensor { nearest, .. } => nearest
                 .as_ref()
                 .map(|name| format!("the nearest name in it is `{name}`")),

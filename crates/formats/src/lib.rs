@@ -16,14 +16,16 @@ mod task;
 
 pub mod config;
 pub mod files;
+pub mod gguf;
 pub mod peft;
 pub mod pickle;
+pub mod quantised;
 pub mod run_dir;
 pub mod safetensors;
 pub mod torch;
 
-pub use checkpoint::{Checkpoint, TensorInfo};
-pub use config::ConfigReader;
+pub use checkpoint::{Checkpoint, PackedAs, TensorInfo};
+pub use config::{ConfigReader, model_config_file, read_model_config};
 pub use dtype::{DType, f32_bytes};
 pub use error::{Fault, FormatError};
 pub use files::{PendingDir, PendingFile, write_atomic};

@@ -60,6 +60,12 @@ impl Source {
         }
     }
 
+    /// Whether its first bytes are these.
+    pub(crate) fn begins_with(&self, magic: &[u8]) -> Result<bool> {
+        let start = self.read_vec(0, self.len.min(magic.len() as u64))?;
+        Ok(start == magic)
+    }
+
     /// `len` bytes from `offset`. The range is checked against the file's length before anything is allocated.
     pub(crate) fn read_vec(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);

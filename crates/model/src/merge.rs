@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use lowrank_engine::Matrix;
 use lowrank_engine::param::PackedMatrix;
 use lowrank_formats::{
-    Checkpoint, DType, TensorSpec, read_json, to_python_json, write_atomic, write_model,
+    Checkpoint, DType, TensorSpec, read_model_config, to_python_json, write_atomic, write_model,
 };
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ pub struct MergeReport {
 
 impl Model {
     /// Writes the model with adapters merged into `dir`, which must exist: weights and `config.json`. `base` is the
-    /// directory it was loaded from: its config is carried through and, unless a type is given, its tensor types are kept.
+    /// directory or GGUF file it was loaded from: its config is carried through and, unless a type is given, its tensor types are kept.
     /// Tokenizer files are the caller's to copy.
     pub fn write_merged(
         &self,
@@ -57,7 +57,7 @@ impl Model {
         }
         let stored = match options.dtype {
             Some(_) => BTreeMap::new(),
-            None => self.stored_types(&Checkpoint::open_dir(base)?)?,
+            None => self.stored_types(&Checkpoint::open_model(base)?)?,
         };
         let spec = |parameter: &Parameter| TensorSpec {
             name: parameter.name.clone(),
@@ -76,7 +76,7 @@ impl Model {
             }
             out.write_all(&encode(&values, spec.dtype))
         })?;
-        let config = self.merged_config(read_json(&base.join("config.json"))?, options);
+        let config = self.merged_config(read_model_config(base)?, options);
         write_atomic(
             &dir.join("config.json"),
             format!("{}\n", to_python_json(&config)).as_bytes(),

@@ -36,14 +36,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face directory: `config.json` and its weights. All weights are frozen.
+    /// Loads a Hugging Face directory, `config.json` and its weights, or a GGUF file. All weights are frozen.
     /// Errors: unreadable files, an unsupported config, tensors that are absent, of another shape or not finite.
     pub fn load(
         dir: &Path,
         options: &LoadOptions,
         device: &Device,
     ) -> Result<(Self, LoadReport), ModelError> {
-        let config = ModelConfig::read(&dir.join("config.json"))?;
+        let config = ModelConfig::open(dir)?;
         Self::load_as(dir, config, options, device)
     }
 
@@ -69,7 +69,7 @@ impl Model {
         if let Some(tables) = tables {
             config.facts.vocab_size = tables.rows();
         }
-        let checkpoint = Checkpoint::open_dir(dir)?;
+        let checkpoint = Checkpoint::open_model(dir)?;
         Self::build(config, Some((&checkpoint, tables)), options, device)
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_data::{DataError, Tokenizer, TokenizerError, TokenizerFamily};
 use lowrank_engine::Device;
-use lowrank_formats::{Checkpoint, FormatError};
+use lowrank_formats::{Checkpoint, FormatError, model_config_file};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError, TokenTables};
 use lowrank_train::base::BaseId;
 use lowrank_train::config::{DEFAULT_MAX_LENGTH, OptimizationSettings, Task};
@@ -22,17 +22,17 @@ use crate::settings::ModelSettings;
 /// An error of loading the model in `dir`, with the file that it is about.
 pub fn load_error(error: ModelError, dir: &Path) -> RunError {
     let place = match error {
-        ModelError::Weights { .. } => Checkpoint::open_dir(dir).map(|c| c.path().to_owned()),
+        ModelError::Weights { .. } => Checkpoint::open_model(dir).map(|c| c.path().to_owned()),
         _ => Ok(dir.to_owned()),
     };
     RunError::from(error).about(&place.unwrap_or_else(|_| dir.to_owned()))
 }
 
-/// A model directory with its configuration and tokenizer.
+/// A model, a directory or a GGUF file, with its configuration and tokenizer.
 pub struct Base {
     /// As the user named it; written into adapters as the name of their base.
     pub name: String,
-    /// Where it is.
+    /// The directory or file.
     pub dir: PathBuf,
     /// Its configuration.
     pub config: ModelConfig,
@@ -49,11 +49,11 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens the directory; weights are not read yet.
+    /// Opens the directory or file; weights are not read yet.
     pub fn open(settings: &ModelSettings) -> RunResult<Self> {
         let dir = find_model(settings)?;
-        let file = dir.join("config.json");
-        let config = ModelConfig::read(&file).map_err(|e| RunError::from(e).about(&file))?;
+        let file = model_config_file(&dir);
+        let config = ModelConfig::open(&dir).map_err(|e| RunError::from(e).about(&file))?;
         let family = TokenizerFamily::from_name(&config.model_type);
         let tokenizer = Tokenizer::from_dir(&dir, family);
         let head = BaseHead::read(&dir, &config)?;
@@ -131,7 +131,7 @@ impl Base {
 
     /// SHA-256 of the weights' files, as older versions noted it.
     fn weights_hash(&self) -> RunResult<String> {
-        let files = Checkpoint::open_dir(&self.dir)?;
+        let files = Checkpoint::open_model(&self.dir)?;
         Ok(fingerprint::of_files(files.files())?)
     }
 

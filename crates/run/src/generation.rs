@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use lowrank_formats::files::{self, Ceiling};
-use lowrank_formats::{FormatError, read_json};
+use lowrank_formats::{FormatError, model_config_file, read_model_config};
 use lowrank_model::{Generate, GenerationConfig, GenerationFile, ModelError, Search, SettingFault};
 use serde_json::{Map, Value};
 
@@ -242,8 +242,9 @@ fn draws(given: &Map<String, Value>) -> RunResult<Option<bool>> {
 
 /// Fields of generation that older files hold, where there is no generation_config.json.
 fn legacy(loaded: &LoadedModel) -> RunResult<Source> {
-    let path = loaded.base.dir.join("config.json");
-    let file = GenerationFile::from_value(&path, &read_json(&path)?).map_err(way_out)?;
+    let path = model_config_file(&loaded.base.dir);
+    let config = read_model_config(&loaded.base.dir)?;
+    let file = GenerationFile::from_value(&path, &config).map_err(way_out)?;
     Ok(Source {
         name: "config.json".to_owned(),
         file,

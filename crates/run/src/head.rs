@@ -28,7 +28,7 @@ pub struct BaseHead {
 impl BaseHead {
     /// Reads the names of the checkpoint's tensors. A directory without weights has none.
     pub fn read(dir: &std::path::Path, config: &ModelConfig) -> RunResult<Self> {
-        let stored = match Checkpoint::open_dir(dir) {
+        let stored = match Checkpoint::open_model(dir) {
             Err(FormatError::NothingFound { .. }) => None,
             opened => StoredHead::find(&opened?, &config.model_type)?,
         };
@@ -260,7 +260,7 @@ fn named_outputs(base: &Base, data: &RowSettings, notes: Option<&AdapterNotes>) 
 
 fn no_head(base: &Base) -> RunError {
     // Where there are no weights at all, that is the cause.
-    if let Err(error) = Checkpoint::open_dir(&base.dir) {
+    if let Err(error) = Checkpoint::open_model(&base.dir) {
         return error.into();
     }
     let said = match base.config.architectures.first() {

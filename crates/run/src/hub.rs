@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_formats::files::{self, Ceiling};
+use lowrank_formats::gguf::is_gguf;
 
 use crate::error::{RunError, RunResult};
 use crate::places;
@@ -21,7 +22,7 @@ pub struct Hub {
     pub download: Option<Download>,
 }
 
-/// The directory of a model.
+/// The directory of a model, or its GGUF file.
 ///
 /// # Errors
 /// There is no such directory, and no such id in the cache.
@@ -37,9 +38,12 @@ pub fn find_model(settings: &ModelSettings) -> RunResult<PathBuf> {
             false => Err(places::no_model_in(path)),
         };
     }
+    if is_gguf(path)? {
+        return Ok(path.to_owned());
+    }
     if files::is_file(path) {
         return Err(RunError::usage(format!(
-            "`{name}` is a file, expected the directory of a model"
+            "`{name}` is a file, expected the directory of a model or a GGUF file"
         ))
         .hint("pass --model with the directory that holds config.json"));
     }

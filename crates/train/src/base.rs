@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lowrank_formats::{Checkpoint, FormatError, read_json};
+use lowrank_formats::{Checkpoint, FormatError, TensorInfo, read_model_config};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -48,12 +48,12 @@ pub struct BaseId {
 }
 
 impl BaseId {
-    /// The base in a folder: its weights are read on `threads` threads.
+    /// The base in a folder or a GGUF file: its weights are read on `threads` threads.
     ///
     /// # Errors
     /// A file cannot be read.
     pub fn of(dir: &Path, threads: usize) -> Result<Self, FormatError> {
-        let checkpoint = Checkpoint::open_dir(dir)?;
+        let checkpoint = Checkpoint::open_model(dir)?;
         Ok(Self {
             weights: Some(of_tensors(&checkpoint, threads)?),
             ..Self::without_weights(dir)?
@@ -65,7 +65,7 @@ impl BaseId {
     /// # Errors
     /// `config.json` cannot be read.
     pub fn without_weights(dir: &Path) -> Result<Self, FormatError> {
-        let config = match read_json(&dir.join("config.json"))? {
+        let config = match read_model_config(dir)? {
             Value::Object(config) => config,
             _ => Map::new(),
         };
@@ -122,9 +122,9 @@ fn says_nothing(value: &Value) -> bool {
     }
 }
 
-/// A stretch of one tensor.
+/// A stretch of one tensor: of its values, or of its bytes where they are packed.
 struct Block<'a> {
-    name: &'a str,
+    info: &'a TensorInfo,
     head: String,
     start: usize,
     len: usize,
@@ -137,10 +137,14 @@ fn of_tensors(checkpoint: &Checkpoint, threads: usize) -> Result<String, FormatE
     infos.sort_by(|a, b| a.name.cmp(&b.name));
     let mut blocks = Vec::new();
     for info in infos {
-        let head = format!("{} {} {:?}\0", info.name, info.dtype.name(), info.shape);
-        let count = info.numel();
+        let head = format!("{} {} {:?}\0", info.name, info.stored_as(), info.shape);
+        // Packed values count as they are stored: the same file is the same base, whatever decodes it.
+        let count = match info.packed {
+            Some(packed) => packed.bytes as usize,
+            None => info.numel(),
+        };
         let block = |start: usize| Block {
-            name: &info.name,
+            info,
             head: head.clone(),
             start,
             len: BLOCK_VALUES.min(count - start),
@@ -153,7 +157,11 @@ fn of_tensors(checkpoint: &Checkpoint, threads: usize) -> Result<String, FormatE
     );
     let work = || -> Result<(), FormatError> {
         while let Some((at, block)) = take(&next, &blocks) {
-            let values = checkpoint.read_bytes_range(block.name, block.start, block.len)?;
+            let (name, start) = (&block.info.name, block.start);
+            let values = match block.info.packed {
+                Some(_) => checkpoint.read_packed(name, start as u64, block.len)?,
+                None => checkpoint.read_bytes_range(name, start, block.len)?,
+            };
             let mut hash = Sha256::new();
             hash.update(block.head.as_bytes());
             hash.update((block.start as u64).to_le_bytes());

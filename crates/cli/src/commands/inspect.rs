@@ -175,8 +175,7 @@ fn describe_config(config: &ModelConfig, head: &BaseHead) -> (TextTable, Value) 
 }
 
 fn model_dir(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
-    let config =
-        ModelConfig::read(&dir.join("config.json")).map_err(|e| RunError::from(e).about(dir))?;
+    let config = ModelConfig::open(dir).map_err(|e| RunError::from(e).about(dir))?;
     // What cannot be told of the head is no reason to show nothing.
     let head = BaseHead::read(dir, &config).unwrap_or_default();
     let (table, mut json) = describe_config(&config, &head);
@@ -208,7 +207,7 @@ fn model_dir(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
     json["parameters"] = json!(model.base_parameters());
     json["modules"] = json!(list);
     // Weights may be absent: a config alone is worth a look too.
-    match Checkpoint::open_dir(dir) {
+    match Checkpoint::open_model(dir) {
         Ok(checkpoint) => {
             let tensors = tensors_of(args, &checkpoint)?;
             text.push_str(&format!("\n{}", tensors.text));

@@ -5,7 +5,8 @@ mod choices;
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::{MemoryReport, Purpose};
-use lowrank_formats::{Checkpoint, files, to_python_json, write_atomic};
+use lowrank_formats::gguf::is_gguf;
+use lowrank_formats::{Checkpoint, files, model_config_file, to_python_json, write_atomic};
 use lowrank_model::modules::Module;
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_run::base::load_error;
@@ -70,15 +71,20 @@ fn find_config(args: &PlanArgs) -> RunResult<Subject> {
         let config = ModelConfig::from_value(path, config)?;
         return Ok(Subject { config, dir: None });
     }
-    let file = if files::is_file(path) {
-        path.to_owned()
+    // A config.json by itself is a model without weights, unless they stand beside it.
+    let (file, dir) = if files::is_file(path) && !is_gguf(path)? {
+        (path.to_owned(), path.parent().map(Path::to_path_buf))
     } else {
-        find_model(&model)?.join("config.json")
+        let found = find_model(&model)?;
+        (model_config_file(&found), Some(found))
     };
-    let dir = file.parent().map(Path::to_path_buf);
+    let config = match &dir {
+        Some(model) if model_config_file(model) == file => ModelConfig::open(model),
+        Some(_) | None => ModelConfig::read(&file),
+    };
     Ok(Subject {
-        config: ModelConfig::read(&file).map_err(|e| RunError::from(e).about(&file))?,
-        dir: dir.filter(|dir| Checkpoint::open_dir(dir).is_ok()),
+        config: config.map_err(|e| RunError::from(e).about(&file))?,
+        dir: dir.filter(|dir| Checkpoint::open_model(dir).is_ok()),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lowrank_formats::{ConfigReader, read_json};
+use lowrank_formats::{ConfigReader, model_config_file, read_json, read_model_config};
 use serde_json::Value;
 
 use crate::config::{Dropouts, Facts, LabelFields, checked_dropout};
@@ -33,6 +33,11 @@ impl ModelConfig {
     /// Reads and checks a `config.json`.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         Self::from_value(path, read_json(path)?)
+    }
+
+    /// Reads and checks the configuration of a model: of a folder with `config.json`, or of a GGUF file.
+    pub fn open(model: &Path) -> Result<Self, ModelError> {
+        Self::from_value(&model_config_file(model), read_model_config(model)?)
     }
 
     /// Checks a parsed `config.json`; `path` is for messages.

@@ -1,0 +1,233 @@
+//! What the tensors and settings of each architecture are called in GGUF and in transformers, and in which order rows stand there.
+//! Source: llama.cpp `convert_hf_to_gguf.py`; gguf-py 0.19 `tensor_mapping.py`. To add one: a line in [`ARCHITECTURES`].
+
+mod config;
+
+use serde_json::{Map, Value};
+
+use super::{Gguf, GgufFault, GgufTensor};
+use crate::Result;
+use crate::checkpoint::values::RowOrder;
+use crate::suggest::nearest;
+use config::Fields;
+
+/// How a tensor's rows or values differ from transformers'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// Not at all.
+    Same,
+    /// Columns are rows: GPT-2's `Conv1D`.
+    Transposed,
+    /// Of each head, rows of its two halves in turn.
+    Heads(HeadCount),
+    /// Each value is one more: Gemma's norms.
+    LessOne,
+}
+
+/// Which count of heads a tensor's rows have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeadCount {
+    /// Of queries.
+    Queries,
+    /// Of keys and values.
+    Keys,
+}
+
+/// A tensor's or module's name in GGUF, in transformers, and what differs.
+type Line = (&'static str, &'static str, View);
+
+/// What is known of one architecture.
+#[derive(Debug)]
+pub struct Architecture {
+    /// `general.architecture`.
+    pub name: &'static str,
+    /// Modules outside of layers.
+    outside: &'static [Line],
+    /// The path of the list of layers in transformers; `blk` in GGUF.
+    layers: &'static str,
+    /// Modules of a layer.
+    inside: &'static [Line],
+    /// The fields of config.json.
+    config: fn(&Fields<'_>) -> Result<Map<String, Value>>,
+}
+
+const SAME: View = View::Same;
+const TURNED: View = View::Transposed;
+const QUERIES: View = View::Heads(HeadCount::Queries);
+const KEYS: View = View::Heads(HeadCount::Keys);
+
+/// Every architecture that is known. That there is code that computes it is the model's business.
+static ARCHITECTURES: [Architecture; 4] = [
+    Architecture {
+        name: "gpt2",
+        outside: &[
+            ("token_embd", "transformer.wte", SAME),
+            ("position_embd", "transformer.wpe", SAME),
+            ("output_norm", "transformer.ln_f", SAME),
+            ("output", "lm_head", SAME),
+        ],
+        layers: "transformer.h",
+        inside: &[
+            ("attn_norm", "ln_1", SAME),
+            ("attn_qkv", "attn.c_attn", TURNED),
+            ("attn_output", "attn.c_proj", TURNED),
+            ("ffn_norm", "ln_2", SAME),
+            ("ffn_up", "mlp.c_fc", TURNED),
+            ("ffn_down", "mlp.c_proj", TURNED),
+        ],
+        config: config::gpt2,
+    },
+    Architecture {
+        name: "bert",
+        outside: &[
+            ("token_embd", "bert.embeddings.word_embeddings", SAME),
+            ("token_types", "bert.embeddings.token_type_embeddings", SAME),
+            ("position_embd", "bert.embeddings.position_embeddings", SAME),
+            ("token_embd_norm", "bert.embeddings.LayerNorm", SAME),
+        ],
+        layers: "bert.encoder.layer",
+        inside: &[
+            ("attn_q", "attention.self.query", SAME),
+            ("attn_k", "attention.self.key", SAME),
+            ("attn_v", "attention.self.value", SAME),
+            ("attn_output", "attention.output.dense", SAME),
+            ("attn_output_norm", "attention.output.LayerNorm", SAME),
+            ("ffn_up", "intermediate.dense", SAME),
+            ("ffn_down", "output.dense", SAME),
+            ("layer_output_norm", "output.LayerNorm", SAME),
+        ],
+        config: config::bert,
+    },
+    Architecture {
+        name: "llama",
+        outside: &[
+            ("token_embd", "model.embed_tokens", SAME),
+            ("output_norm", "model.norm", SAME),
+            ("output", "lm_head", SAME),
+        ],
+        layers: "model.layers",
+        inside: &[
+            ("attn_norm", "input_layernorm", SAME),
+            ("attn_q", "self_attn.q_proj", QUERIES),
+            ("attn_k", "self_attn.k_proj", KEYS),
+            ("attn_v", "self_attn.v_proj", SAME),
+            ("attn_output", "self_attn.o_proj", SAME),
+            ("ffn_norm", "post_attention_layernorm", SAME),
+            ("ffn_gate", "mlp.gate_proj", SAME),
+            ("ffn_up", "mlp.up_proj", SAME),
+            ("ffn_down", "mlp.down_proj", SAME),
+        ],
+        config: config::llama,
+    },
+    Architecture {
+        name: "gemma3",
+        outside: &[
+            ("token_embd", "model.embed_tokens", SAME),
+            ("output_norm", "model.norm", View::LessOne),
+            ("output", "lm_head", SAME),
+        ],
+        layers: "model.layers",
+        inside: &[
+            ("attn_norm", "input_layernorm", View::LessOne),
+            ("attn_q", "self_attn.q_proj", SAME),
+            ("attn_k", "self_attn.k_proj", SAME),
+            ("attn_v", "self_attn.v_proj", SAME),
+            ("attn_q_norm", "self_attn.q_norm", View::LessOne),
+            ("attn_k_norm", "self_attn.k_norm", View::LessOne),
+            ("attn_output", "self_attn.o_proj", SAME),
+            (
+                "post_attention_norm",
+                "post_attention_layernorm",
+                View::LessOne,
+            ),
+            ("ffn_norm", "pre_feedforward_layernorm", View::LessOne),
+            ("ffn_gate", "mlp.gate_proj", SAME),
+            ("ffn_up", "mlp.up_proj", SAME),
+            ("ffn_down", "mlp.down_proj", SAME),
+            ("post_ffw_norm", "post_feedforward_layernorm", View::LessOne),
+        ],
+        config: config::gemma3,
+    },
+];
+
+impl Architecture {
+    /// transformers' name of a tensor, and what differs. One that is not known keeps its name.
+    pub(crate) fn name_and_view(&self, tensor: &str) -> (String, View) {
+        let found = |lines: &[Line], name: &str, before: &str| {
+            let (module, end) = name.rsplit_once('.')?;
+            let (_, other, view) = lines.iter().find(|(own, ..)| *own == module)?;
+            Some((format!("{before}{other}.{end}"), view_of(*view, end)))
+        };
+        let inside = || {
+            let (layer, name) = tensor.strip_prefix("blk.")?.split_once('.')?;
+            let before = format!("{}.{}.", self.layers, layer.parse::<u32>().ok()?);
+            found(self.inside, name, &before)
+        };
+        found(self.outside, tensor, "")
+            .or_else(inside)
+            .unwrap_or_else(|| (tensor.to_owned(), View::Same))
+    }
+}
+
+/// Vectors have no columns to be turned; rows of queries and keys have a bias each.
+fn view_of(view: View, end: &str) -> View {
+    match view {
+        View::Transposed | View::LessOne if end != "weight" => View::Same,
+        view => view,
+    }
+}
+
+impl Gguf {
+    /// The architecture of its model.
+    ///
+    /// # Errors
+    /// It names none, or one that is not known.
+    pub fn architecture(&self) -> Result<&'static Architecture> {
+        let key = "general.architecture";
+        let found = self.text(key)?;
+        let found = found.ok_or_else(|| self.wrong_key(key, "the name of one", "missing"))?;
+        let names = || ARCHITECTURES.iter().map(|known| known.name);
+        let known = ARCHITECTURES.iter().find(|known| known.name == found);
+        known.ok_or_else(|| {
+            self.fault(GgufFault::Architecture {
+                found: found.to_owned(),
+                known: names()
+                    .map(|name| format!("`{name}`"))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                nearest: nearest(found, names()),
+            })
+        })
+    }
+
+    /// What `config.json` of the same model says, made of the keys and of the tensors' shapes.
+    ///
+    /// # Errors
+    /// An architecture that is not known; keys that are missing or hold something else.
+    pub fn config(&self) -> Result<Value> {
+        let architecture = self.architecture()?;
+        let fields = Fields::new(self, architecture.name);
+        Ok(Value::Object((architecture.config)(&fields)?))
+    }
+
+    /// The order of rows of queries or keys.
+    pub(crate) fn halves_in_turn(&self, tensor: &GgufTensor, count: HeadCount) -> Result<RowOrder> {
+        let fields = Fields::new(self, self.architecture()?.name);
+        let heads = match count {
+            HeadCount::Queries => fields.heads()?,
+            HeadCount::Keys => fields.key_value_heads()?,
+        };
+        let rows = tensor.shape.first().copied().unwrap_or(0);
+        if heads > 0 && rows.is_multiple_of(2 * heads) {
+            return Ok(RowOrder::HalvesInTurn { heads });
+        }
+        Err(self.wrong_key(
+            "attention.head_count",
+            &format!(
+                "one that divides the {rows} rows of `{}` evenly",
+                tensor.name
+            ),
+            &format!("the number {heads}"),
+        ))
+    }
+}

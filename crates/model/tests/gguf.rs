@@ -1,0 +1,89 @@
+//! Models in GGUF files: their logits equal transformers' from the same decoded weights. Made by `tools/golden/gguf_models.py`.
+
+use std::path::PathBuf;
+
+use lowrank_engine::{Device, Isa};
+use lowrank_formats::Checkpoint;
+use lowrank_model::{Batch, LoadOptions, MergeOptions, Model, Task};
+use lowrank_testkit::{Tolerance, check_close, golden_root};
+
+/// Both sides sum in f32.
+const LOGITS: Tolerance = Tolerance {
+    abs: 1e-4,
+    rel: 1e-5,
+};
+
+fn device() -> Device {
+    Device::cpu(Isa::best(), 2).expect("threads")
+}
+
+fn golden(name: &str) -> PathBuf {
+    golden_root().join("quantised").join(name)
+}
+
+fn load(name: &str, task: Task, device: &Device) -> Model {
+    let options = LoadOptions {
+        task,
+        num_labels: 3,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    };
+    let (model, report) = Model::load(&golden(name), &options, device).expect("the file loads");
+    assert_eq!(report.new, [] as [String; 0]);
+    assert_eq!(report.unused, [] as [String; 0]);
+    model
+}
+
+fn logits(model: &Model, expected: &Checkpoint) -> Vec<f32> {
+    let numbers = |name: &str| expected.read_i64(name).unwrap();
+    let input_ids: Vec<u32> = numbers("input_ids").iter().map(|&id| id as u32).collect();
+    let mut offsets = vec![0];
+    for len in numbers("lengths") {
+        offsets.push(offsets[offsets.len() - 1] + len as usize);
+    }
+    let batch = Batch {
+        input_ids: &input_ids,
+        token_type_ids: None,
+        offsets: &offsets,
+    };
+    model.logits(&batch, false).unwrap()
+}
+
+#[test]
+fn logits_equal_those_of_transformers_from_the_same_blocks() {
+    let tasks = [
+        ("gpt2", Task::CausalLm),
+        ("bert", Task::TokenClassification),
+    ];
+    for (name, task) in tasks {
+        let expected = Checkpoint::open_file(&golden(&format!("{name}.expected.safetensors")));
+        let expected = expected.unwrap();
+        let model = load(&format!("{name}.gguf"), task, &device());
+        let found = logits(&model, &expected);
+        let wanted = expected.read_f32_vec("logits").unwrap();
+        check_close(name, &found, &wanted, LOGITS);
+    }
+}
+
+#[test]
+fn a_model_written_as_a_directory_has_the_logits_of_its_file() {
+    let expected = Checkpoint::open_file(&golden("gpt2.expected.safetensors")).unwrap();
+    let device = device();
+    let model = load("gpt2.gguf", Task::CausalLm, &device);
+    let dir = tempfile::tempdir().unwrap();
+    let options = MergeOptions {
+        max_shard_bytes: 1 << 30,
+        ..MergeOptions::default()
+    };
+    model
+        .write_merged(&golden("gpt2.gguf"), dir.path(), &options)
+        .unwrap();
+    let options = LoadOptions {
+        task: Task::CausalLm,
+        num_labels: 0,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    };
+    let (written, _) = Model::load(dir.path(), &options, &device).unwrap();
+    assert_eq!(logits(&model, &expected), logits(&written, &expected));
+}
