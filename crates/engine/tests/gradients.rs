@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::attention::{
-    AttentionMask, AttentionSpec, Positions, attention, disentangled_attention,
+    AttentionForm, AttentionMask, AttentionSpec, Positions, attention, disentangled_attention,
 };
 use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::dropout::dropout;
@@ -543,19 +543,61 @@ fn attention_over_unequal_sequences_and_single_queries() {
             build: &|tape, params, _| {
                 let [q, k, v] = [0, 1, 2].map(|i| leaf(tape, &params[i]));
                 let spec = AttentionSpec {
-                    num_heads: 2,
-                    head_dim: 8,
+                    form: AttentionForm {
+                        num_heads: 2,
+                        num_key_value_heads: 2,
+                        head_dim: 8,
+                        scale: 0.35,
+                        soft_cap: None,
+                        mask,
+                        dropout: 0.25,
+                    },
                     q_offsets: Arc::from(q_offsets.as_slice()),
                     kv_offsets: Arc::from([0, 3, 4, 12].as_slice()),
-                    scale: 0.35,
-                    mask,
-                    dropout: 0.25,
                 };
                 attention(tape, q, k, v, spec)
             },
             extra: &nothing,
         };
         case.check("attention", CURVED);
+    }
+}
+
+#[test]
+fn attention_of_grouped_heads_with_a_soft_cap() {
+    for (key_value_heads, soft_cap, step) in [
+        (1, None, None),
+        (2, Some(0.7), Some(STEP)),
+        (4, Some(0.7), None),
+    ] {
+        let case = Case {
+            shapes: vec![
+                [12, 16],
+                [12, 4 * key_value_heads],
+                [12, 4 * key_value_heads],
+            ],
+            step,
+            build: &|tape, params, _| {
+                let [q, k, v] = [0, 1, 2].map(|i| leaf(tape, &params[i]));
+                let offsets: Arc<[usize]> = Arc::from([0, 3, 4, 12].as_slice());
+                let spec = AttentionSpec {
+                    form: AttentionForm {
+                        num_heads: 4,
+                        num_key_value_heads: key_value_heads,
+                        head_dim: 4,
+                        scale: 0.35,
+                        soft_cap,
+                        mask: AttentionMask::Causal { window: Some(5) },
+                        dropout: 0.25,
+                    },
+                    q_offsets: offsets.clone(),
+                    kv_offsets: offsets,
+                };
+                attention(tape, q, k, v, spec)
+            },
+            extra: &nothing,
+        };
+        case.check("attention of grouped heads", CURVED);
     }
 }
 
@@ -585,13 +627,17 @@ fn disentangled_attention_with_each_table() {
                         queries: queries.then(|| leaf(tape, &params[params.len() - 1])),
                     };
                     let spec = AttentionSpec {
-                        num_heads: 2,
-                        head_dim: 8,
+                        form: AttentionForm {
+                            num_heads: 2,
+                            num_key_value_heads: 2,
+                            head_dim: 8,
+                            scale: 0.2,
+                            soft_cap: None,
+                            mask: AttentionMask::Full,
+                            dropout: 0.25,
+                        },
                         q_offsets: Arc::from(q_offsets.as_slice()),
                         kv_offsets: Arc::from([0, 3, 4, 12].as_slice()),
-                        scale: 0.2,
-                        mask: AttentionMask::Full,
-                        dropout: 0.25,
                     };
                     disentangled_attention(tape, qkv, positions, spec)
                 },
@@ -621,13 +667,17 @@ fn disentangled_attention_with_a_frozen_table() {
                 queries: Some(leaf(tape, &params[0])),
             };
             let spec = AttentionSpec {
-                num_heads: 2,
-                head_dim: 8,
+                form: AttentionForm {
+                    num_heads: 2,
+                    num_key_value_heads: 2,
+                    head_dim: 8,
+                    scale: 0.2,
+                    soft_cap: None,
+                    mask: AttentionMask::Full,
+                    dropout: 0.0,
+                },
                 q_offsets: Arc::from([0, 4].as_slice()),
                 kv_offsets: Arc::from([0, 4].as_slice()),
-                scale: 0.2,
-                mask: AttentionMask::Full,
-                dropout: 0.0,
             };
             let qkv = [1, 2, 3].map(|seed| constant(tape, 4, seed));
             disentangled_attention(tape, qkv, positions, spec)

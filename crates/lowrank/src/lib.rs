@@ -112,6 +112,44 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Generate
+//!
+//! Requests join and leave between steps; what each gets does not depend on the others.
+//!
+//! ```
+//! use lowrank::engine::{Device, Isa};
+//! use lowrank::model::{Event, Generate, LoadOptions, Model, Request, Task};
+//!
+//! # let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gpt2-causal/model");
+//! let options = LoadOptions { task: Task::CausalLm, num_labels: 1, seed: 1, ignore_mismatched_sizes: false };
+//! let (model, _) = Model::load(&base, &options, &Device::cpu(Isa::best(), 2)?)?;
+//! let options = Generate { max_new_tokens: 4, ..Generate::default() };
+//! let request = |number, prompt: &[u32]| {
+//!     Request { prompt: prompt.to_vec(), options: options.clone().into(), number, prefix: None }
+//! };
+//! let mut session = model.session()?;
+//! session.add(request(0, &[5, 17, 9]))?;
+//! let mut texts = Vec::new();
+//! for step in 0.. {
+//!     if step == 2 {
+//!         session.add(request(1, &[3]))?;
+//!     }
+//!     for event in session.step() {
+//!         match event {
+//!             Event::Token(id, token) => println!("{id:?}: {token}"),
+//!             Event::Finished(_, generated) => texts.push(generated.tokens),
+//!             Event::Failed(_, error) => return Err(error.into()),
+//!         }
+//!     }
+//!     if session.is_empty() {
+//!         break;
+//!     }
+//! }
+//! assert_eq!(texts.len(), 2);
+//! assert_eq!(texts[1], model.generate(&[vec![3]], &options)?[0].tokens);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Plan
 //!
 //! The planner is the model run dry: the same code with shapes only.

@@ -5,6 +5,7 @@ mod labels;
 mod sizes;
 
 use lowrank_engine::Activation;
+use lowrank_engine::ops::attention::{AttentionForm, AttentionMask};
 use lowrank_formats::ConfigReader;
 use serde_json::Value;
 
@@ -40,6 +41,21 @@ pub struct Facts {
     pub initializer_range: f32,
     /// Whether a language model's output table is its input table.
     pub tie_word_embeddings: bool,
+}
+
+impl Facts {
+    /// The attention of one layer, its scores divided by √Dh.
+    pub(crate) fn attention(&self, mask: AttentionMask, dropout: f32) -> AttentionForm {
+        AttentionForm {
+            num_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            soft_cap: None,
+            mask,
+            dropout,
+        }
+    }
 }
 
 /// The probabilities of dropout; absent where the family has none of its own there.

@@ -7,7 +7,7 @@ mod decoder;
 pub mod gpt2;
 pub mod gpt_neo;
 pub mod opt;
-mod post_norm;
+mod residual;
 pub mod roberta;
 mod stored_head;
 
@@ -21,7 +21,7 @@ use crate::config::{Dropouts, Facts, Task};
 use crate::error::ModelError;
 use crate::load::{Loader, Names, Naming};
 use crate::modules::Modules;
-use crate::pass::{Batch, Kept, LayerRange, Pass};
+use crate::pass::{Batch, CausalBatch, LayerRange, Pass};
 pub use stored_head::{HeadKind, StoredHead};
 
 /// A family's fields of config.json after they were read.
@@ -65,25 +65,15 @@ pub trait Network: Send + Sync {
 
 /// A network whose head is its table of tokens.
 pub trait LanguageModel: Send + Sync {
-    /// The hidden states [N, D] of the tokens `rows` of the batch, which rise, ready for [`LanguageModel::head`].
-    fn hidden_of(
-        &self,
-        pass: &mut Pass<'_, '_>,
-        batch: &Batch<'_>,
-        rows: &[usize],
-        range: LayerRange,
-    ) -> Var;
+    /// The hidden states [N, D] of the wanted tokens, ready for [`LanguageModel::head`]; where the range ends below the head,
+    /// what its last layer gives for every token [M, D].
+    fn hidden_of(&self, pass: &mut Pass<'_, '_>, batch: &CausalBatch, range: LayerRange) -> Var;
 
     /// The output table [V, D]: logits = hidden · tableᵀ.
     fn head<'m>(&self, modules: &'m Modules) -> &'m Matrix;
 
     /// The number of layers, each with keys and values of its own to keep.
     fn num_layers(&self) -> usize;
-
-    /// Goes on with each sequence of `kept` by the tokens of the batch's sequence of the same number, and keeps their keys
-    /// and values: prompts of any length into an empty cache, or one token each after that. Gives the hidden states
-    /// [B, D] of each sequence's last token, ready for [`LanguageModel::head`].
-    fn extend(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, kept: &mut Kept) -> Var;
 }
 
 /// The output table of a language model that is not tied to the input's, in every family.
@@ -175,11 +165,4 @@ pub fn family(model_type: &str) -> Result<&'static Family, ModelError> {
                 .collect::<Vec<_>>()
                 .join(", "),
         })
-}
-
-/// The row of each sequence's first token, and the offsets of a batch of one row a sequence.
-pub(crate) fn first_rows(offsets: &[usize]) -> (Vec<usize>, Arc<[usize]>) {
-    let firsts = offsets[..offsets.len() - 1].to_vec();
-    let single = (0..offsets.len()).collect();
-    (firsts, single)
 }

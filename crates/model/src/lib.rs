@@ -20,8 +20,9 @@ pub use config::{Dropouts, Facts, HeadNames, LabelFields, Task, builtin_config, 
 pub use error::ModelError;
 pub use families::{HeadKind, HeadTensors, StoredHead};
 pub use generate::config::{GenerationConfig, GenerationFile};
+pub use generate::session::{Event, PrefixId, Request, RequestId, Session};
 pub use generate::{
-    BeamSearch, EarlyStopping, Generate, Generated, Sampling, Search, SettingFault,
+    BeamSearch, EarlyStopping, Generate, Generated, Generation, Sampling, Search, SettingFault,
 };
 pub use load::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};

@@ -1,11 +1,15 @@
-//! What a network's pass is given: a batch, the range of its layers that are run, keys and values of tokens before. It knows
-//! no network.
+//! What a network's pass is given: a batch, the range of its layers that are run, and what their attention reads. It knows no
+//! network.
 
-mod kept;
+mod causal;
+mod context;
 mod layer_range;
 
 pub use crate::modules::Pass;
-pub use kept::Kept;
+pub use causal::CausalBatch;
+pub(crate) use causal::Continuation;
+pub(crate) use context::{AttentionContext, Queries};
+pub(crate) use layer_range::Block;
 pub use layer_range::{Entry, LayerRange, Prefix};
 
 /// Sequences laid end to end: no padding.

@@ -1,8 +1,11 @@
 //! Generation against transformers' `generate`, token by token, and what must hold of it by itself.
 
+use std::ops::ControlFlow;
+
 use lowrank_engine::{Device, Isa};
 use lowrank_model::{
-    BeamSearch, EarlyStopping, Generate, Generated, LoadOptions, Model, Sampling, Search, Task,
+    BeamSearch, EarlyStopping, Generate, Generated, Generation, LoadOptions, Model, Sampling,
+    Search, Task,
 };
 use lowrank_testkit::Golden;
 
@@ -29,9 +32,7 @@ fn prompts(golden: &Golden, most: usize) -> Vec<Vec<u32>> {
 }
 
 fn generate(model: &Model, prompts: &[Vec<u32>], options: &Generate) -> Vec<Generated> {
-    model
-        .generate(prompts, options, &mut |_, _| {})
-        .expect("it generates")
+    model.generate(prompts, options).expect("it generates")
 }
 
 fn greedy() -> Generate {
@@ -117,9 +118,14 @@ fn a_prompts_tokens_do_not_depend_on_the_others_and_come_as_they_are_made() {
     }
     let mut told = vec![Vec::new(); prompts.len()];
     let options = greedy();
-    let found = model
-        .generate(&prompts, &options, &mut |i, token| told[i].push(token))
-        .expect("it generates");
+    let mut on_event = |i: usize, event: Generation<'_>| {
+        if let Generation::Token(token) = event {
+            told[i].push(token);
+        }
+        ControlFlow::Continue(())
+    };
+    let found = model.generate_with(&prompts, &options, &mut on_event);
+    let found = found.expect("it generates");
     let tokens: Vec<Vec<u32>> = found.into_iter().map(|g| g.tokens).collect();
     assert_eq!(told, tokens);
 }
@@ -185,7 +191,7 @@ fn what_is_refused() {
     let refused = |prompt: &[u32], change: fn(&mut Generate)| {
         let mut options = greedy();
         change(&mut options);
-        let error = model.generate(&[vec![3], prompt.to_vec()], &options, &mut |_, _| {});
+        let error = model.generate(&[vec![3], prompt.to_vec()], &options);
         error.expect_err("refused").to_string()
     };
     for (prompt, words) in [
@@ -267,7 +273,7 @@ fn what_is_refused() {
             ..BeamSearch::default()
         });
         let options = Generate { search, ..greedy() };
-        let error = model.generate(&[vec![3]], &options, &mut |_, _| {});
+        let error = model.generate(&[vec![3]], &options);
         let message = error.expect_err("too many beams").to_string();
         assert!(message.contains("`num_beams` is"), "{message}");
         assert_eq!(model.generation_bytes(&[3], &options) > 1 << 40, beams > 98);
@@ -344,7 +350,7 @@ fn numbers_that_are_none_never_become_tokens() {
                 first_prompt: 6,
                 ..greedy()
             };
-            let error = model.generate(&[vec![5], vec![6, 7]], &options, &mut |_, _| {});
+            let error = model.generate(&[vec![5], vec![6, 7]], &options);
             let message = error.expect_err("no numbers").to_string();
             let known = "prompt 7, new token 1: the model's logit of";
             assert!(message.contains(known), "{message}");

@@ -1,7 +1,11 @@
 //! Text after prompts: prompts are laid out and encoded, tokens are generated and decoded.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
 use lowrank_data::{Prompt, Template, TemplateError, Tokenizer};
-use lowrank_model::{Generate, Generated};
+use lowrank_model::{Generate, Generated, Generation};
 
 use crate::error::{RunError, RunResult};
 use crate::loaded::LoadedModel;
@@ -38,33 +42,78 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Writes after each prompt; `first` is the number of the first prompt in the whole list: it keys the draws.
-    pub fn generate(
+    /// Writes after each prompt, at most `batch_size` of them together, and gives what was generated to `take` with the prompt's
+    /// number, in their order.
+    ///
+    /// # Errors
+    /// A prompt cannot be encoded or gone on with, no memory is there for it, or those of `take`.
+    pub fn write_each(
         &self,
         prompts: &[Prompt],
-        first: usize,
-        on_token: &mut (dyn FnMut(usize, u32) + Send),
-    ) -> RunResult<Vec<Generated>> {
-        let ids = prompts
-            .iter()
-            .map(|prompt| self.encode(prompt))
-            .collect::<RunResult<Vec<_>>>()?;
-        self.check_memory(&ids)?;
+        batch_size: usize,
+        take: &mut dyn FnMut(usize, &Generated) -> RunResult,
+    ) -> RunResult {
+        let ids = prompts.iter().map(|prompt| self.encode(prompt));
+        let ids = ids.collect::<RunResult<Vec<_>>>()?;
+        self.check_memory(&ids, batch_size)?;
         let options = Generate {
-            first_prompt: first,
+            batch_size,
             ..self.options.clone()
         };
-        Ok(self.loaded.model.generate(&ids, &options, on_token)?)
+        let (mut done, mut next, mut taken) = (BTreeMap::new(), 0, Ok(()));
+        let mut on_event = |i: usize, event: Generation<'_>| {
+            if let Generation::Finished(generated) = event {
+                done.insert(i, generated.clone());
+            }
+            while let Some(generated) = done.remove(&next).filter(|_| taken.is_ok()) {
+                taken = take(next, &generated);
+                next += 1;
+            }
+            match taken {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        };
+        (self.loaded.model).generate_with(&ids, &options, &mut on_event)?;
+        taken
+    }
+
+    /// Writes after one prompt, whose number in its list keys the draws; `on_token` is told each token as it comes.
+    ///
+    /// # Errors
+    /// As [`Writer::write_each`].
+    pub fn write(
+        &self,
+        prompt: &Prompt,
+        number: usize,
+        on_token: &mut dyn FnMut(u32),
+    ) -> RunResult<Generated> {
+        let ids = [self.encode(prompt)?];
+        self.check_memory(&ids, 1)?;
+        let options = Generate {
+            first_prompt: number,
+            ..self.options.clone()
+        };
+        let mut on_event = |_: usize, event: Generation<'_>| {
+            if let Generation::Token(token) = event {
+                on_token(token);
+            }
+            ControlFlow::Continue(())
+        };
+        let found = (self.loaded.model).generate_with(&ids, &options, &mut on_event)?;
+        Ok(found.into_iter().next().unwrap_or_default())
     }
 
     /// Refuses what no memory is there for, before it is asked for.
-    fn check_memory(&self, ids: &[Vec<u32>]) -> RunResult {
-        let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+    fn check_memory(&self, ids: &[Vec<u32>], batch_size: usize) -> RunResult {
+        let mut lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+        lengths.sort_unstable_by_key(|&length| Reverse(length));
+        lengths.truncate(batch_size);
         let needed = self.loaded.model.generation_bytes(&lengths, &self.options);
         match memory::available_bytes() {
             Some(left) if needed > left => Err(RunError::failure(format!(
                 "to generate after {} prompts at a time takes at least {} beside the model, but {} are left",
-                ids.len(),
+                lengths.len(),
                 bytes(needed),
                 bytes(left)
             ))

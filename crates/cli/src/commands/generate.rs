@@ -62,18 +62,15 @@ pub fn run(flags: GenerateArgs) -> RunResult {
     }
     let plain = args.prompt_file.is_none() && args.output_file.is_none() && !args.common.is_json();
     let mut sink = Sink::open(args.output_file.as_deref())?;
-    for (i, prompts) in prompts.chunks(size).enumerate() {
-        let found = writer.generate(prompts, i * size, &mut |_, _| {})?;
-        for (prompt, generated) in prompts.iter().zip(&found) {
-            if plain {
-                let prompt = prompt.joined();
-                let text = writer.text(&generated.tokens)?;
-                output::print_generated(&format!("{prompt}{text}\n"));
-            } else {
-                sink.write(&line(&writer, prompt, generated)?)?;
-            }
+    writer.write_each(&prompts, size, &mut |i, generated| {
+        let prompt = &prompts[i];
+        if plain {
+            let (prompt, text) = (prompt.joined(), writer.text(&generated.tokens)?);
+            output::print_generated(&format!("{prompt}{text}\n"));
+            return Ok(());
         }
-    }
+        sink.write(&line(&writer, prompt, generated)?)
+    })?;
     sink.commit()
 }
 
@@ -120,7 +117,7 @@ fn interactive(writer: &Writer<'_>) -> RunResult {
             continue;
         }
         let (mut tokens, mut shown) = (Vec::new(), 0);
-        let mut stream = |_: usize, token: u32| {
+        let mut stream = |token: u32| {
             tokens.push(token);
             let text = writer.text(&tokens).unwrap_or_default();
             // Half of a character becomes whole with the next token.
@@ -131,9 +128,9 @@ fn interactive(writer: &Writer<'_>) -> RunResult {
             // A closed output ends the program elsewhere.
             let _ = std::io::stdout().flush();
         };
-        match writer.generate(&[prompt.into()], number, &mut stream) {
+        match writer.write(&prompt.into(), number, &mut stream) {
             Ok(found) => {
-                let text = writer.text(&found[0].tokens)?;
+                let text = writer.text(&found.tokens)?;
                 let rest = text.get(shown..).unwrap_or_default();
                 output::print_generated(&format!("{rest}\n"));
             }

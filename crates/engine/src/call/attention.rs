@@ -23,7 +23,7 @@ impl PositionTables<'_> {
     }
 }
 
-/// The operands of attention. Shapes: q [Mq, H·Dh]; k, v [M, H·Dh].
+/// The operands of attention. Shapes: q [Mq, H·Dh]; k, v [M, Hkv·Dh].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInputs<'a> {
     /// Heads, offsets, scale and mask.
@@ -63,16 +63,16 @@ impl<'a> AttentionInputs<'a> {
 
     /// The form as the kernels and their definition take it.
     pub(crate) fn shape(&self) -> AttentionShape<'a> {
-        let spec = self.spec;
+        let form = &self.spec.form;
         AttentionShape {
-            num_heads: spec.num_heads,
-            num_key_value_heads: spec.num_heads,
-            head_dim: spec.head_dim,
-            q_offsets: &spec.q_offsets,
-            kv_offsets: &spec.kv_offsets,
-            scale: spec.scale,
-            soft_cap: None,
-            mask: spec.mask,
+            num_heads: form.num_heads,
+            num_key_value_heads: form.num_key_value_heads,
+            head_dim: form.head_dim,
+            q_offsets: &self.spec.q_offsets,
+            kv_offsets: &self.spec.kv_offsets,
+            scale: form.scale,
+            soft_cap: form.soft_cap,
+            mask: form.mask,
             dropout: self.dropout,
         }
     }
@@ -86,7 +86,7 @@ impl<'a> AttentionInputs<'a> {
         let offsets = (self.spec.q_offsets.windows(2)).zip(self.spec.kv_offsets.windows(2));
         let pairs = offsets.map(|(q, kv)| {
             let (queries, keys) = ((q[1] - q[0]) as u64, (kv[1] - kv[0]) as u64);
-            match self.spec.mask {
+            match self.spec.form.mask {
                 AttentionMask::Full => queries * keys,
                 AttentionMask::Causal { window } => {
                     let most = window.map_or(u64::MAX, |keys| keys as u64);
@@ -98,7 +98,8 @@ impl<'a> AttentionInputs<'a> {
     }
 
     pub(super) fn flops(&self, matmuls: usize) -> u64 {
-        2 * matmuls as u64 * self.pairs() * (self.spec.num_heads * self.spec.head_dim) as u64
+        let form = &self.spec.form;
+        2 * matmuls as u64 * self.pairs() * (form.num_heads * form.head_dim) as u64
     }
 
     pub(super) fn name(&self) -> &'static str {

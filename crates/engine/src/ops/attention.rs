@@ -1,7 +1,7 @@
 //! out = softmax(scores)·v per head and sequence, block-diagonal by offsets, causal if asked; no T×T matrix is stored.
 //! The scores are q·kᵀ·scale or, with relative positions, `scale·(q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r])`, where r is the row
 //! of the distance i - j; each table of relative positions may be absent.
-//! Shapes: q [Mq, H·Dh], k, v [M, H·Dh], pos_k, pos_q [R, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b
+//! Shapes: q [Mq, H·Dh], k, v [M, Hkv·Dh], pos_k, pos_q [R, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b
 //! are `q_offsets[b]..q_offsets[b+1]` and `kv_offsets[b]..kv_offsets[b+1]`, so that a query may be one row of its sequence.
 //! Saved: q, k, v, the tables, out, lse. Source: Vaswani et al. 2017; the tiling of Dao et al. 2022; He et al. 2020,
 //! "DeBERTa", equations 2 to 4.
@@ -16,23 +16,34 @@ use crate::meter::Purpose;
 use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::Tensor;
 
-/// The form of one attention.
-#[derive(Debug, Clone)]
-pub struct AttentionSpec {
+/// What the attention of one layer does, whatever rows it is given.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionForm {
     /// H.
     pub num_heads: usize,
+    /// Hkv, a divisor of H: so many heads of keys and values, each shared by H/Hkv heads of queries.
+    pub num_key_value_heads: usize,
     /// Dh.
     pub head_dim: usize,
-    /// Row ranges of the queries, one entry more than there are sequences.
-    pub q_offsets: Arc<[usize]>,
-    /// Row ranges of keys and values.
-    pub kv_offsets: Arc<[usize]>,
     /// Multiplies the scores: 1/√Dh.
     pub scale: f32,
+    /// c of c·tanh(score/c), after the scale.
+    pub soft_cap: Option<f32>,
     /// Which keys of its sequence a query attends to.
     pub mask: AttentionMask,
     /// Probability of dropping an attention probability.
     pub dropout: f32,
+}
+
+/// The attention of one layer over one batch.
+#[derive(Debug, Clone)]
+pub struct AttentionSpec {
+    /// What it does.
+    pub form: AttentionForm,
+    /// Row ranges of the queries, one entry more than there are sequences.
+    pub q_offsets: Arc<[usize]>,
+    /// Row ranges of keys and values.
+    pub kv_offsets: Arc<[usize]>,
 }
 
 /// The projected relative positions of one layer, shared by all sequences.
@@ -68,10 +79,10 @@ fn run(
     spec: AttentionSpec,
 ) -> Var {
     let device = tape.device().clone();
-    let dropout = tape.dropout(spec.dropout);
+    let dropout = tape.dropout(spec.form.dropout);
     let [q, ..] = &qkv;
     let mut out = Tensor::activations(&device, q.rows(), q.cols());
-    let mut lse = Tensor::uninit(&device, q.rows(), spec.num_heads, Purpose::Activations);
+    let mut lse = Tensor::uninit(&device, q.rows(), spec.form.num_heads, Purpose::Activations);
     let input = |var: &Var| Input {
         node: var.node(),
         value: var.shared(),

@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
+use lowrank_engine::ops::attention::{AttentionForm, AttentionMask};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
-use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Var};
 use lowrank_formats::ConfigReader;
 
@@ -14,13 +13,11 @@ use crate::config::{
     Dropouts, Facts, Task, read_activation, read_dropout, read_dropout_else, read_heads,
 };
 use crate::error::ModelError;
-use crate::families::post_norm::PostNorm;
-use crate::families::{
-    Architecture, Classes, Family, FamilyConfig, HeadTensors, Network, first_rows,
-};
+use crate::families::residual::Residual;
+use crate::families::{Architecture, Classes, Family, FamilyConfig, HeadTensors, Network};
 use crate::load::{Loader, Naming, Presence};
 use crate::modules::{Embedding, LayerNorm, Linear};
-use crate::pass::{Batch, LayerRange, Pass};
+use crate::pass::{AttentionContext, Batch, Block, LayerRange, Pass, Queries};
 
 /// The registry's line.
 pub const FAMILY: Family = Family {
@@ -188,18 +185,8 @@ pub(crate) struct Encoder {
     position_embeddings: Embedding,
     token_type_embeddings: Embedding,
     layer_norm: LayerNorm,
+    dropout: f32,
     layers: Vec<Layer>,
-    form: LayerForm,
-}
-
-/// What a layer does besides its weights.
-#[derive(Debug, Clone, Copy)]
-struct LayerForm {
-    num_heads: usize,
-    head_dim: usize,
-    activation: Activation,
-    hidden_dropout: f32,
-    attention_dropout: f32,
 }
 
 impl Encoder {
@@ -226,16 +213,10 @@ impl Encoder {
             position_embeddings: table("position_embeddings", positions, position_padding)?,
             token_type_embeddings: table("token_type_embeddings", facts.type_vocab_size, None)?,
             layer_norm: loader.layer_norm(&format!("{prefix}embeddings.LayerNorm"), width, eps)?,
+            dropout: config.dropouts.hidden,
             layers: (0..facts.num_hidden_layers)
-                .map(|i| Layer::build(&format!("{prefix}encoder.layer.{i}"), facts, eps, loader))
+                .map(|i| Layer::build(&format!("{prefix}encoder.layer.{i}"), config, own, loader))
                 .collect::<Result<_, _>>()?,
-            form: LayerForm {
-                num_heads: facts.num_attention_heads,
-                head_dim: facts.head_dim,
-                activation: own.hidden_act,
-                hidden_dropout: config.dropouts.hidden,
-                attention_dropout: config.dropouts.attention,
-            },
         })
     }
 
@@ -249,19 +230,14 @@ impl Encoder {
         rows: Rows,
         range: LayerRange,
     ) -> Var {
-        let offsets: Arc<[usize]> = batch.offsets.into();
-        let count = self.layers.len();
+        let queries = match rows {
+            Rows::All => None,
+            Rows::First => Some(Queries::firsts(batch.offsets)),
+        };
+        let context = AttentionContext::of_batch(batch.offsets.into(), queries);
         let embed = |pass: &mut Pass<'_, 'm>| self.embed(pass, batch, positions);
-        range.run(pass, count, embed, |i| {
-            let is_last = i + 1 == count;
-            let run = LayerRun {
-                layer: self.layers[i],
-                form: self.form,
-                offsets: offsets.clone(),
-                rows: if is_last { rows } else { Rows::All },
-            };
-            move |pass: &mut Pass<'_, 'm>, x| run.forward(pass, x)
-        })
+        let count = self.layers.len();
+        range.run(pass, count, &context, embed, |i| self.layers[i])
     }
 
     /// The sum of the tables' rows, normalised [M, D].
@@ -276,7 +252,7 @@ impl Encoder {
         ];
         let x = embedding(pass, &tables);
         let x = self.layer_norm.forward(pass, x);
-        dropout(pass, x, self.form.hidden_dropout)
+        dropout(pass, x, self.dropout)
     }
 }
 
@@ -286,62 +262,41 @@ struct Layer {
     query: Linear,
     key: Linear,
     value: Linear,
-    rest: PostNorm,
+    attention: AttentionForm,
+    residual: Residual,
 }
 
 impl Layer {
     fn build(
         path: &str,
-        facts: &Facts,
-        eps: f32,
+        config: &FamilyConfig,
+        own: &EncoderConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
+        let (facts, dropouts) = (&config.facts, &config.dropouts);
         let width = facts.hidden_size;
         let mut linear = |name: &str| {
             let path = format!("{path}.attention.self.{name}");
             loader.linear(&path, [width, width], Presence::Required)
         };
+        let form = (own.hidden_act, dropouts.hidden);
         Ok(Layer {
             query: linear("query")?,
             key: linear("key")?,
             value: linear("value")?,
-            rest: PostNorm::build(path, facts, eps, loader)?,
+            attention: facts.attention(AttentionMask::Full, dropouts.attention),
+            residual: Residual::of_bert(path, facts, own.layer_norm_eps, form, loader)?,
         })
     }
 }
 
-/// One layer over one batch: what a recomputed block has to remember.
-struct LayerRun {
-    layer: Layer,
-    form: LayerForm,
-    offsets: Arc<[usize]>,
-    rows: Rows,
-}
-
-impl LayerRun {
-    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
-        let (layer, form) = (self.layer, self.form);
-        let (x_read, q_offsets) = match self.rows {
-            Rows::All => (x.clone(), self.offsets.clone()),
-            Rows::First => {
-                let (firsts, single) = first_rows(&self.offsets);
-                (select_rows(pass, &x, &firsts), single)
-            }
-        };
-        let spec = AttentionSpec {
-            num_heads: form.num_heads,
-            head_dim: form.head_dim,
-            q_offsets,
-            kv_offsets: self.offsets.clone(),
-            scale: 1.0 / (form.head_dim as f32).sqrt(),
-            mask: AttentionMask::Full,
-            dropout: form.attention_dropout,
-        };
-        let q = layer.query.forward(pass, x_read.clone());
-        let k = layer.key.forward(pass, x.clone());
-        let v = layer.value.forward(pass, x);
-        let context = attention(pass, q, k, v, spec);
-        let p = form.hidden_dropout;
-        (layer.rest).forward(pass, [context, x_read], form.activation, p)
+impl Block for Layer {
+    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> Var {
+        let x_read = context.select(pass, &x);
+        let q = self.query.forward(pass, x_read.clone());
+        let k = self.key.forward(pass, x.clone());
+        let v = self.value.forward(pass, x);
+        let y = context.attend(pass, [q, k, v], &self.attention);
+        self.residual.after_attention(pass, y, x_read)
     }
 }

@@ -8,6 +8,7 @@ use lowrank_formats::ConfigReader;
 
 use crate::config::{Dropouts, Facts, read_activation, read_dropout, read_heads, read_pad_token};
 use crate::families::decoder::{DecoderConfig, Names, Projections, SCORE, Scores};
+use crate::families::residual::Norms;
 use crate::families::{Classes, Family, FamilyConfig};
 use crate::load::{Layout, Naming};
 
@@ -88,7 +89,7 @@ fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
         padding_idx: None,
         first_position: 0,
         activation: read_activation(reader, "activation_function", Activation::GeluTanh),
-        norm_first: true,
+        norms: Norms::First,
         has_final_norm: true,
         layer_norm_eps: reader.f64_or("layer_norm_epsilon", 1e-5, 0.0..=1.0) as f32,
         has_norm_parameters: true,

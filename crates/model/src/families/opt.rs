@@ -8,6 +8,7 @@ use lowrank_formats::ConfigReader;
 
 use crate::config::{Dropouts, Facts, read_activation, read_dropout, read_heads};
 use crate::families::decoder::{DecoderConfig, Names, Projections, SCORE, Scores};
+use crate::families::residual::Norms;
 use crate::families::{Classes, Family, FamilyConfig};
 use crate::load::{Layout, Naming};
 
@@ -89,7 +90,10 @@ fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
         padding_idx: facts.pad_token_id,
         first_position: POSITION_OFFSET,
         activation: read_activation(reader, "activation_function", Activation::Relu),
-        norm_first,
+        norms: match norm_first {
+            true => Norms::First,
+            false => Norms::Last,
+        },
         has_final_norm: norm_first && !reader.bool_or("_remove_final_layer_norm", false),
         layer_norm_eps: LAYER_NORM_EPS,
         has_norm_parameters: reader.bool_or("layer_norm_elementwise_affine", true),

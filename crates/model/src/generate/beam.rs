@@ -3,12 +3,13 @@
 
 use lowrank_engine::host::{Host, fill_uniform};
 
+use super::Generated;
+use super::live::Stand;
 use super::options::{BeamSearch, EarlyStopping, Sampling};
 use super::rules::{At, Rules};
 use super::scores::{NoChoice, check_finite};
+use super::session::Request;
 use super::warp::warp;
-use super::{Generated, Run};
-use crate::error::ModelError;
 
 /// A sequence and the sum of its log-probabilities, or, when finished, its score.
 #[derive(Clone)]
@@ -18,9 +19,10 @@ struct Beam {
 }
 
 /// One prompt's search.
-struct Row {
-    /// The prompt's number in the whole list.
-    number: usize,
+pub(super) struct Beams {
+    form: BeamSearch,
+    /// Continuations that are looked at: so many that enough go on even if the best of each beam ends here.
+    keep: usize,
     prompt_len: usize,
     /// New tokens at most.
     room: usize,
@@ -33,68 +35,11 @@ struct Row {
 /// A continuation: the running beam it goes on with, its token, the sum of log-probabilities, and what it is chosen by,
 /// which is that sum, with noise where continuations are drawn.
 #[derive(Clone, Copy)]
-struct Candidate {
+pub(super) struct Candidate {
     beam: usize,
     token: u32,
     score: f64,
     key: f64,
-}
-
-impl Run<'_> {
-    pub(super) fn beam_search(
-        mut self,
-        prompts: &[Vec<u32>],
-        form: BeamSearch,
-    ) -> Result<Vec<Generated>, ModelError> {
-        // So many that enough go on even if the best of each beam ends here.
-        let keep = form
-            .beams
-            .saturating_mul((1 + self.options.eos.len()).max(2));
-        let mut rows: Vec<Row> = prompts
-            .iter()
-            .enumerate()
-            .map(|(i, prompt)| Row::new(self.options.first_prompt + i, prompt, self.room(prompt)))
-            .collect();
-        let mut is_first = true;
-        while rows.iter().any(|row| !row.is_done) {
-            let live = || rows.iter().filter(|row| !row.is_done);
-            let new: Vec<&[u32]> = live()
-                .flat_map(|row| &row.running)
-                .map(|beam| {
-                    let from = if is_first { 0 } else { beam.tokens.len() - 1 };
-                    &beam.tokens[from..]
-                })
-                .collect();
-            let mut logits = self.logits(&new);
-            let beams: Vec<(&Row, usize)> = live()
-                .flat_map(|row| (0..row.running.len()).map(move |number| (row, number)))
-                .collect();
-            let found = self.choose(&mut logits, |host, place, scores| {
-                let (row, number) = beams[place];
-                row.continuations(number, (host, &self.rules, form.sampling), scores, keep)
-            });
-            drop(logits);
-            let mut found = found.into_iter();
-            let (mut parents, mut first) = (Vec::new(), 0);
-            for row in rows.iter_mut().filter(|row| !row.is_done) {
-                let count = row.running.len();
-                let step = row.new_tokens();
-                let all: Result<Vec<Vec<Candidate>>, NoChoice> =
-                    found.by_ref().take(count).collect();
-                let followed = all
-                    .map(|all| best_of_all(all, keep))
-                    .and_then(|best| row.step(&best, form, &self.options.eos))
-                    .map_err(|fault| ModelError::Batch(fault.message(row.number + 1, step)))?;
-                if !row.is_done {
-                    parents.extend(followed.iter().map(|beam| first + beam));
-                }
-                first += count;
-            }
-            self.kept.select(&parents);
-            is_first = false;
-        }
-        Ok(rows.into_iter().map(Row::best).collect())
-    }
 }
 
 /// The `keep` that are chosen, the best first; of equals, the earlier beam and the smaller token.
@@ -106,15 +51,17 @@ fn best_of_all(all: Vec<Vec<Candidate>>, keep: usize) -> Vec<Candidate> {
     best
 }
 
-impl Row {
-    fn new(number: usize, prompt: &[u32], room: usize) -> Self {
+impl Beams {
+    pub(super) fn new(request: &Request, form: BeamSearch, room: usize) -> Self {
         let start = Beam {
-            tokens: prompt.to_vec(),
+            tokens: request.prompt.clone(),
             score: 0.0,
         };
-        Row {
-            number,
-            prompt_len: prompt.len(),
+        let ends = (1 + request.options.eos.len()).max(2);
+        Beams {
+            form,
+            keep: form.beams.saturating_mul(ends),
+            prompt_len: request.prompt.len(),
             room,
             running: vec![start],
             finished: Vec::new(),
@@ -122,44 +69,57 @@ impl Row {
         }
     }
 
-    fn new_tokens(&self) -> usize {
-        self.running[0].tokens.len() - self.prompt_len
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
+    }
+
+    pub(super) fn new_tokens(&self) -> usize {
+        self.running
+            .first()
+            .map_or(0, |beam| beam.tokens.len() - self.prompt_len)
+    }
+
+    /// Of each running beam.
+    pub(super) fn last_tokens(&self) -> impl Iterator<Item = u32> {
+        self.running
+            .iter()
+            .map(|beam| beam.tokens[beam.tokens.len() - 1])
     }
 
     /// The best continuations of a running beam, or those drawn, by the logits `[V]` after it.
-    fn continuations(
+    pub(super) fn continuations(
         &self,
+        host: Host,
+        stand: Stand<'_>,
         number: usize,
-        (host, rules, sampling): (Host, &Rules, Option<Sampling>),
         scores: &mut [f32],
-        keep: usize,
     ) -> Result<Vec<Candidate>, NoChoice> {
-        let beam = &self.running[number];
+        let (beam, sampling) = (&self.running[number], self.form.sampling);
         let at = At {
             tokens: &beam.tokens,
             prompt_len: self.prompt_len,
             room: self.room,
         };
-        process(host, (rules, sampling), at, scores)?;
+        process(host, (stand.rules, sampling), at, scores)?;
         let noise = sampling.map(|sampling| {
             let step = (self.new_tokens() as u64) << 20;
-            let stream = ((self.number as u64) << 40) | step | number as u64;
+            let stream = ((stand.request.number as u64) << 40) | step | number as u64;
             let mut uniform = vec![0.0; scores.len()];
             fill_uniform(sampling.seed, stream, 0.0, 1.0, &mut uniform);
             uniform
         });
         let so_far = (number, beam.score);
-        Ok(best_candidates(so_far, scores, noise.as_deref(), keep))
+        Ok(best_candidates(so_far, scores, noise.as_deref(), self.keep))
     }
 
-    /// One token more for every running beam: `best` are the continuations that were chosen of all, the best first. Returns the
-    /// beams that the new ones go on with; errors if there is nothing to go on with and nothing finished.
-    fn step(
+    /// One token more for every running beam, by the best continuations of each. Returns the beams that the new ones go on with;
+    /// errors if there is nothing to go on with and nothing finished.
+    pub(super) fn step(
         &mut self,
-        best: &[Candidate],
-        form: BeamSearch,
+        found: Vec<Vec<Candidate>>,
         eos: &[u32],
     ) -> Result<Vec<usize>, NoChoice> {
+        let (best, form) = (best_of_all(found, self.keep), self.form);
         if best.is_empty() && self.finished.is_empty() {
             return Err(NoChoice::NothingLeft);
         }
@@ -211,16 +171,14 @@ impl Row {
         self.running[0].score / (length as f64).powf(form.length_penalty) > worst
     }
 
-    fn best(self) -> Generated {
-        let best = self.finished.into_iter().next();
-        // Without any finished beam (every continuation was forbidden) the best running one is what there is.
-        let (beam, score) = match best {
-            Some(beam) => (Some(beam.tokens), Some(beam.score)),
-            None => (self.running.into_iter().next().map(|b| b.tokens), None),
-        };
+    /// The best finished beam so far. Without any (every continuation was forbidden, or the search goes on) the best running one
+    /// is what there is.
+    pub(super) fn best(&self) -> Generated {
+        let best = self.finished.first();
+        let beam = best.or(self.running.first());
         Generated {
-            tokens: beam.map_or_else(Vec::new, |tokens| tokens[self.prompt_len..].to_vec()),
-            score,
+            tokens: beam.map_or_else(Vec::new, |beam| beam.tokens[self.prompt_len..].to_vec()),
+            score: best.map(|beam| beam.score),
         }
     }
 }

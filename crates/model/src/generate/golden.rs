@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use lowrank_engine::{Device, Host, Isa};
 use lowrank_formats::read_json;
@@ -68,7 +69,7 @@ fn each_field_gives_the_peers_tokens() {
         let prompts: Vec<_> = case["prompts"].as_array().expect("a list").iter().collect();
         let prompts: Vec<Vec<u32>> = prompts.into_iter().map(tokens).collect();
         // All prompts at once here, each by itself there.
-        let found = model.generate(&prompts, &options(&case), &mut |_, _| {});
+        let found = model.generate(&prompts, &options(&case));
         let found: Vec<_> = found.expect("it generates").into_iter().collect();
         let expected = case["tokens"].as_array().expect("a list");
         for (found, expected) in found.iter().zip(expected) {
@@ -90,7 +91,7 @@ fn each_field_gives_the_peers_tokens() {
 /// As the draw of a search takes them.
 fn scores_of(options: &Generate, at: At, logits: &[f32]) -> Vec<f32> {
     let mut scores = logits.to_vec();
-    let rules = Rules::of(options, scores.len());
+    let rules = Rules::of(&Arc::new(options.clone()), scores.len());
     match options.search {
         Search::Beam(form) => {
             process(Host::default(), (&rules, form.sampling), at, &mut scores).expect("numbers");

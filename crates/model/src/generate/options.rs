@@ -128,6 +128,8 @@ pub struct Generate {
     pub renormalize_logits: bool,
     /// Whether adapters are switched on.
     pub adapters: bool,
+    /// Prompts of a list that are gone on with together, at most; no token depends on it.
+    pub batch_size: usize,
     /// The number of the first prompt, where these are a part of a list: draws hang on a prompt's number.
     pub first_prompt: usize,
 }
@@ -156,6 +158,7 @@ impl Default for Generate {
             begin_suppress: Vec::new(),
             renormalize_logits: false,
             adapters: true,
+            batch_size: usize::MAX,
             first_prompt: 0,
         }
     }

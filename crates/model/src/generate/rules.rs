@@ -2,12 +2,13 @@
 //! Source: transformers 5.24 `generation/logits_process.py`, in the order of `GenerationMixin._get_logits_processor`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::options::Generate;
 
-/// The rules of a call, made once: ids are sorted and fit the vocabulary.
-pub(super) struct Rules<'a> {
-    options: &'a Generate,
+/// The rules of a request, made once: ids are sorted and fit the vocabulary.
+pub(super) struct Rules {
+    options: Arc<Generate>,
     /// End tokens within the vocabulary.
     eos: Vec<u32>,
     /// What is added after a sequence of tokens: (the tokens before, the last one, how much).
@@ -41,9 +42,9 @@ impl At<'_> {
     }
 }
 
-impl<'a> Rules<'a> {
+impl Rules {
     /// The rules for a vocabulary of this size, which the settings were found to fit.
-    pub(super) fn of(options: &'a Generate, vocab_size: usize) -> Self {
+    pub(super) fn of(options: &Arc<Generate>, vocab_size: usize) -> Self {
         let sorted = |ids: &[u32]| {
             let known = ids.iter().copied().filter(|&id| (id as usize) < vocab_size);
             let mut ids: Vec<u32> = known.collect();
@@ -55,7 +56,7 @@ impl<'a> Rules<'a> {
         let is_end = |word: &&Vec<u32>| matches!(word.as_slice(), [id] if eos.contains(id));
         let bad = options.bad_words.iter().filter(|word| !is_end(word));
         Rules {
-            options,
+            options: options.clone(),
             biases: biases(options.sequence_bias.iter().map(|(ids, by)| (ids, *by))),
             bad_words: biases(bad.map(|ids| (ids, f32::NEG_INFINITY))),
             suppress: sorted(&options.suppress),
@@ -81,7 +82,7 @@ impl<'a> Rules<'a> {
 
     /// Changes the scores `[V]` of what may follow.
     pub(super) fn apply(&self, at: At, scores: &mut [f32]) {
-        let (options, tokens) = (self.options, at.tokens);
+        let (options, tokens) = (&self.options, at.tokens);
         let prompt = &tokens[..at.prompt_len];
         add(&self.biases, tokens, scores);
         penalise(prompt, 1.0 / options.encoder_repetition_penalty, scores);
@@ -202,7 +203,7 @@ mod tests {
 
     fn apply(options: &Generate, at: At, scores: &[f32]) -> Vec<f32> {
         let mut scores = scores.to_vec();
-        Rules::of(options, scores.len()).apply(at, &mut scores);
+        Rules::of(&Arc::new(options.clone()), scores.len()).apply(at, &mut scores);
         scores
     }
 

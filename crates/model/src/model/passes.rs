@@ -7,7 +7,7 @@ use lowrank_engine::{Gradients, StepKey, Tape, Var};
 
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::pass::{Batch, Entry, LayerRange, Pass};
+use crate::pass::{Batch, CausalBatch, Entry, LayerRange, Pass};
 
 /// How a training pass is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,7 +57,7 @@ impl Model {
                     return (0.0, 0);
                 }
                 let pass = &mut self.pass(&mut tape);
-                let hidden = model.hidden_of(pass, batch, &rows, range);
+                let hidden = model.hidden_of(pass, &CausalBatch::of_rows(batch, &rows), range);
                 let targets = LmTargets {
                     table: model.head(&self.modules),
                     labels: &labels,
@@ -113,7 +113,7 @@ impl Model {
                     return (Vec::new(), 0.0, 0);
                 }
                 let pass = &mut self.pass(&mut tape);
-                let hidden = model.hidden_of(pass, batch, &rows, range);
+                let hidden = model.hidden_of(pass, &CausalBatch::of_rows(batch, &rows), range);
                 let targets = LmTargets {
                     table: model.head(&self.modules),
                     labels: &labels,
@@ -135,13 +135,14 @@ impl Model {
             return self.classify(&mut tape, batch, range);
         };
         let rows: Vec<usize> = (0..batch.tokens()).collect();
-        let hidden = model.hidden_of(&mut self.pass(&mut tape), batch, &rows, range);
+        let batch = CausalBatch::of_rows(batch, &rows);
+        let hidden = model.hidden_of(&mut self.pass(&mut tape), &batch, range);
         let table = model.head(&self.modules);
         let logits = lm_logits(hidden.tensor(), table, &self.trainables);
         tape.constant(logits)
     }
 
-    fn pass<'t, 'm>(&'m self, tape: &'t mut Tape<'m>) -> Pass<'t, 'm> {
+    pub(crate) fn pass<'t, 'm>(&'m self, tape: &'t mut Tape<'m>) -> Pass<'t, 'm> {
         let modules = &self.modules;
         Pass { modules, tape }
     }

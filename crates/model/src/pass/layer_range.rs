@@ -3,6 +3,13 @@
 use lowrank_engine::{Site, Tape, Tensor, Var};
 
 use crate::modules::Pass;
+use crate::pass::AttentionContext;
+
+/// One layer: written once for training, inference and generation, which differ in the context alone.
+pub(crate) trait Block {
+    /// What the layer gives: of every row of x [M, D], or of the context's queries [N, D].
+    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> Var;
+}
 
 /// Layers from the bottom whose output depends on nothing but the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -77,17 +84,15 @@ impl LayerRange {
         self
     }
 
-    /// Runs the range of a network of `count` layers: `embed` gives what enters the lowest, `layer(i)` is the i-th.
-    pub(crate) fn run<'m, L>(
+    /// Runs the range of a network of `count` layers: `embed` gives what enters the lowest, `block(i)` is the i-th.
+    pub(crate) fn run<'m, B: Block + 'm>(
         self,
         pass: &mut Pass<'_, 'm>,
         count: usize,
+        context: &AttentionContext,
         embed: impl FnOnce(&mut Pass<'_, 'm>) -> Var,
-        layer: impl Fn(usize) -> L,
-    ) -> Var
-    where
-        L: Fn(&mut Pass<'_, 'm>, Var) -> Var + 'm,
-    {
+        block: impl Fn(usize) -> B,
+    ) -> Var {
         let (first, mut x) = match self.entry {
             None => (0, embed(pass)),
             Some((prefix, state)) => {
@@ -96,11 +101,11 @@ impl LayerRange {
             }
         };
         for i in first..self.end.unwrap_or(count) {
-            let run = layer(i);
+            let (block, context) = (block(i), context.of_layer(i, count));
             x = if self.recompute {
-                pass.recompute(x, run)
+                pass.recompute(x, move |pass, x| block.forward(pass, x, &context))
             } else {
-                run(pass, x)
+                block.forward(pass, x, &context)
             };
         }
         x

@@ -153,9 +153,7 @@ fn generate(network: &Network, device: &Device) -> Bits {
                 max_new_tokens: 9,
                 ..Generate::default()
             };
-            let found = model
-                .generate(&prompts, &options, &mut |_, _| {})
-                .expect("it generates");
+            let found = model.generate(&prompts, &options).expect("it generates");
             for generated in found {
                 bits.0
                     .extend(generated.tokens.iter().flat_map(|id| id.to_le_bytes()));

@@ -93,21 +93,19 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
     };
     let started = Instant::now();
     let (mut outputs, mut tokens) = (Vec::with_capacity(rows.len()), 0);
-    for rows in rows.chunks(size) {
-        let prompts: Vec<Prompt> = rows.iter().map(|row| row.prompt.clone()).collect();
-        let found = writer.generate(&prompts, outputs.len(), &mut |_, _| {})?;
-        for (row, generated) in rows.iter().zip(&found) {
-            tokens += generated.tokens.len();
-            let text = one_line(&writer.text(&generated.tokens)?);
-            if let Some(sink) = &mut sink {
-                sink.write(&text)?;
-            }
-            outputs.push(Output {
-                line: row.group.line,
-                text,
-            });
+    let prompts: Vec<Prompt> = rows.iter().map(|row| row.prompt.clone()).collect();
+    writer.write_each(&prompts, size, &mut |i, generated| {
+        tokens += generated.tokens.len();
+        let text = one_line(&writer.text(&generated.tokens)?);
+        if let Some(sink) = &mut sink {
+            sink.write(&text)?;
         }
-    }
+        outputs.push(Output {
+            line: rows[i].group.line,
+            text,
+        });
+        Ok(())
+    })?;
     let seconds = started.elapsed().as_secs_f64();
     sink.map_or(Ok(()), Sink::commit)?;
     if !args.common.is_quiet() {

@@ -1,11 +1,12 @@
 //! `lowrank profile --generate`: how fast tokens come after prompts, whole and op by op. The rows are the prompts, the most
 //! probable token is taken each time, and nothing ends a sequence, so that the work is the same for any weights.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use lowrank_data::Example;
 use lowrank_engine::{Device, Profile};
-use lowrank_model::{Generate, Model};
+use lowrank_model::{Generate, Generation, Model};
 use serde_json::json;
 
 use super::{at_least_one, median, op_json};
@@ -76,18 +77,19 @@ fn time_rounds(
         max_new_tokens,
         ..Generate::default()
     };
-    model.generate(prompts, &options(new.min(WARM_UP)), &mut |_, _| {})?;
+    model.generate(prompts, &options(new.min(WARM_UP)))?;
     model.device().start_profile();
     let (mut firsts, mut wholes, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let (started, mut seen, mut first) = (Instant::now(), 0, 0.0);
-        let mut on_token = |_, _| {
-            seen += 1;
-            if seen == prompts.len() {
+        let mut on_event = |_, event: Generation<'_>| {
+            seen += usize::from(matches!(event, Generation::Token(_)));
+            if seen == prompts.len() && first == 0.0 {
                 first = started.elapsed().as_secs_f64();
             }
+            ControlFlow::Continue(())
         };
-        let generated = model.generate(prompts, &options(new), &mut on_token)?;
+        let generated = model.generate_with(prompts, &options(new), &mut on_event)?;
         wholes.push(started.elapsed().as_secs_f64());
         firsts.push(first);
         tokens = generated.into_iter().map(|row| row.tokens).collect();

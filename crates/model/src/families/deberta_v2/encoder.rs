@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use lowrank_engine::ops::activation::activation;
-use lowrank_engine::ops::attention::{AttentionMask, AttentionSpec, attention};
-use lowrank_engine::ops::attention::{Positions, disentangled_attention};
+use lowrank_engine::ops::attention::{AttentionForm, AttentionMask, Positions};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
@@ -15,11 +14,11 @@ use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::deberta_v2::DebertaConfig;
 use crate::families::deberta_v2::positions::RelativeRows;
-use crate::families::post_norm::PostNorm;
-use crate::families::{FamilyConfig, Network, first_rows};
+use crate::families::residual::Residual;
+use crate::families::{FamilyConfig, Network};
 use crate::load::{Loader, Presence};
 use crate::modules::{Convolution, Embedding, LayerNorm, Linear};
-use crate::pass::{Batch, LayerRange, Pass};
+use crate::pass::{AttentionContext, Batch, Block, LayerRange, Pass, Queries};
 
 /// The projections of one layer's attention.
 pub(crate) trait Projections: Copy + Send + Sync + 'static {
@@ -50,7 +49,6 @@ pub(crate) fn rows_of(pass: &mut Pass<'_, '_>, x: &Var, read: Option<&[usize]>) 
 pub(crate) struct Classifier<P> {
     embeddings: Embeddings,
     layers: Vec<Layer<P>>,
-    form: LayerForm,
     relative: Option<RelativeTable>,
     conv: Option<ConvLayer>,
     pooler: Option<Pooler>,
@@ -96,18 +94,9 @@ impl<P: Projections> Classifier<P> {
                 (Some(pooler), dropouts.before_classifier())
             }
         };
-        let head_dim = facts.head_dim;
         Ok(Box::new(Classifier::<P> {
             embeddings,
             layers,
-            form: LayerForm {
-                num_heads: facts.num_attention_heads,
-                head_dim,
-                scale: 1.0 / ((head_dim * own.scale_factor()) as f32).sqrt(),
-                activation: own.hidden_act,
-                hidden_dropout: dropouts.hidden,
-                attention_dropout: dropouts.attention,
-            },
             relative,
             conv,
             pooler,
@@ -122,20 +111,13 @@ impl<P: Projections> Network for Classifier<P> {
         let lengths = batch.offsets.windows(2).map(|range| range[1] - range[0]);
         let longest = lengths.max().unwrap_or(0);
         let relative = self.relative.as_ref().map(|t| t.of_length(longest));
-        let offsets: Arc<[usize]> = batch.offsets.into();
-        let count = self.layers.len();
+        let queries = (self.pooler.is_some()).then(|| Queries::firsts(batch.offsets));
+        let context = AttentionContext::of_batch(batch.offsets.into(), queries);
         let embed = |pass: &mut Pass<'_, 'm>| self.embeddings.forward(pass, batch);
-        range.run(pass, count, embed, |i| {
-            let is_last = i + 1 == count;
-            let run = LayerRun {
-                layer: self.layers[i],
-                form: self.form,
-                offsets: offsets.clone(),
-                firsts_only: is_last && self.pooler.is_some(),
-                relative: relative.clone(),
-                conv: self.conv.filter(|_| i == 0),
-            };
-            move |pass: &mut Pass<'_, 'm>, x| run.forward(pass, x)
+        range.run(pass, self.layers.len(), &context, embed, |i| LayerRun {
+            layer: self.layers[i],
+            relative: relative.clone(),
+            conv: self.conv.filter(|_| i == 0),
         })
     }
 
@@ -292,19 +274,8 @@ struct ConvLayer {
 #[derive(Clone, Copy)]
 struct Layer<P> {
     projections: P,
-    rest: PostNorm,
-}
-
-/// What a layer does besides its weights.
-#[derive(Clone, Copy)]
-struct LayerForm {
-    num_heads: usize,
-    head_dim: usize,
-    /// Multiplies the scores.
-    scale: f32,
-    activation: Activation,
-    hidden_dropout: f32,
-    attention_dropout: f32,
+    attention: AttentionForm,
+    residual: Residual,
 }
 
 impl<P: Projections> Layer<P> {
@@ -314,10 +285,15 @@ impl<P: Projections> Layer<P> {
         config: &FamilyConfig,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
-        let (facts, eps) = (&config.facts, own.layer_norm_eps);
+        let (facts, dropouts) = (&config.facts, &config.dropouts);
+        let form = (own.hidden_act, dropouts.hidden);
         Ok(Layer {
             projections: P::build(&format!("{path}.attention.self"), own, config, loader)?,
-            rest: PostNorm::build(path, facts, eps, loader)?,
+            attention: AttentionForm {
+                scale: 1.0 / ((facts.head_dim * own.scale_factor()) as f32).sqrt(),
+                ..facts.attention(AttentionMask::Full, dropouts.attention)
+            },
+            residual: Residual::of_bert(path, facts, own.layer_norm_eps, form, loader)?,
         })
     }
 }
@@ -325,53 +301,39 @@ impl<P: Projections> Layer<P> {
 /// One layer over one batch: what a recomputed block has to remember.
 struct LayerRun<P> {
     layer: Layer<P>,
-    form: LayerForm,
-    offsets: Arc<[usize]>,
-    /// Whether only first tokens are read.
-    firsts_only: bool,
     relative: Option<Relative>,
     conv: Option<ConvLayer>,
 }
 
-impl<P: Projections> LayerRun<P> {
-    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
-        let (layer, form) = (self.layer, self.form);
-        let firsts = self.firsts_only.then(|| first_rows(&self.offsets));
-        let (read, q_offsets) = match &firsts {
-            Some((rows, single)) => (Some(&rows[..]), single.clone()),
-            None => (None, self.offsets.clone()),
-        };
-        let spec = AttentionSpec {
-            num_heads: form.num_heads,
-            head_dim: form.head_dim,
-            q_offsets,
-            kv_offsets: self.offsets.clone(),
-            scale: form.scale,
-            mask: AttentionMask::Full,
-            dropout: form.attention_dropout,
-        };
-        let x_read = rows_of(pass, &x, read);
+impl<P: Projections> Block for LayerRun<P> {
+    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> Var {
+        let Layer {
+            projections,
+            attention,
+            residual,
+        } = self.layer;
+        let x_read = context.select(pass, &x);
         let embedded = self.conv.map(|_| x.clone());
-        let [q, k, v] = layer.projections.content(pass, x, read);
-        let context = match &self.relative {
-            None => attention(pass, q, k, v, spec),
+        let qkv = projections.content(pass, x, context.queries());
+        let y = match &self.relative {
+            None => context.attend(pass, qkv, &attention),
             Some(relative) => {
-                let table = relative.forward(pass, form.hidden_dropout);
-                let [keys, queries] = layer.projections.positions(pass, table);
+                let table = relative.forward(pass, residual.dropout);
+                let [keys, queries] = projections.positions(pass, table);
                 let positions = Positions {
                     rows: relative.places.clone(),
                     keys,
                     queries,
                 };
-                disentangled_attention(pass, [q, k, v], positions, spec)
+                context.attend_disentangled(pass, qkv, positions, &attention)
             }
         };
-        let p = form.hidden_dropout;
-        let x = (layer.rest).forward(pass, [context, x_read], form.activation, p);
+        let x = residual.after_attention(pass, y, x_read);
         let Some((conv, embedded)) = self.conv.zip(embedded) else {
             return x;
         };
-        let h = (conv.conv).forward(pass, &embedded, &self.offsets, read);
+        let (offsets, read) = (context.offsets(), context.queries());
+        let h = (conv.conv).forward(pass, &embedded, offsets, read);
         let h = dropout(pass, h, conv.dropout);
         let h = activation(pass, h, conv.activation);
         (conv.norm).forward_sum(pass, [h, x], 0.0)

@@ -1,10 +1,12 @@
 //! How a decoder is put together from a family's names and configuration. It knows no family and computes nothing.
 
 use lowrank_engine::Activation;
+use lowrank_engine::ops::attention::{AttentionForm, AttentionMask};
 
 use crate::config::Task;
 use crate::error::ModelError;
-use crate::families::decoder::{Block, BlockForm, Decoder, Head};
+use crate::families::decoder::{Decoder, Head, Layer};
+use crate::families::residual::{Norms, Residual};
 use crate::families::{Architecture, FamilyConfig, HeadTensors, LM_HEAD, Network};
 use crate::load::{Layout, LinearSpec, Loader, Presence};
 use crate::modules::LayerNorm;
@@ -55,8 +57,7 @@ pub(crate) struct DecoderConfig {
     /// The row of the position table of a sequence's first token.
     pub(crate) first_position: u32,
     pub(crate) activation: Activation,
-    /// Whether norms stand before their sublayer, or after the residual sum.
-    pub(crate) norm_first: bool,
+    pub(crate) norms: Norms,
     pub(crate) has_final_norm: bool,
     pub(crate) layer_norm_eps: f32,
     /// Whether norms have parameters; otherwise they have weight 1 and bias 0.
@@ -101,8 +102,8 @@ impl Architecture for DecoderConfig {
             project_in = Some(loader.linear_of(loader.spec(inward, [narrow, width]).unbiased())?);
             project_out = Some(loader.linear_of(loader.spec(outward, [width, narrow]).unbiased())?);
         }
-        let blocks = (0..facts.num_hidden_layers)
-            .map(|i| self.block(i, config, loader))
+        let layers = (0..facts.num_hidden_layers)
+            .map(|i| self.layer(i, config, loader))
             .collect::<Result<_, _>>()?;
         let final_norm = (self.has_final_norm)
             .then(|| self.norm(names.final_norm, width, loader))
@@ -124,7 +125,7 @@ impl Architecture for DecoderConfig {
             first_position: self.first_position,
             project_in,
             embedding_dropout: config.dropouts.embedding.unwrap_or(0.0),
-            blocks,
+            layers,
             final_norm,
             project_out,
             head,
@@ -134,13 +135,13 @@ impl Architecture for DecoderConfig {
 }
 
 impl DecoderConfig {
-    fn block(
+    fn layer(
         &self,
         i: usize,
         config: &FamilyConfig,
         loader: &mut Loader<'_>,
-    ) -> Result<Block, ModelError> {
-        let (names, facts) = (self.names, &config.facts);
+    ) -> Result<Layer, ModelError> {
+        let (names, facts, dropouts) = (self.names, &config.facts, &config.dropouts);
         let (width, inner) = (facts.hidden_size, facts.intermediate_size);
         let at = |name: &str| format!("{}.{i}.{name}", names.layers);
         let linear = |loader: &mut Loader<'_>, name, shape, (std, has_bias)| {
@@ -154,30 +155,33 @@ impl DecoderConfig {
         let first = (facts.initializer_range, self.has_bias);
         let projection = (facts.initializer_range, self.has_projection_bias);
         let residual = (self.residual_std, self.has_bias);
-        Ok(Block {
-            attention_norm: self.norm(&at(names.attention_norm), width, loader)?,
-            projections: match names.projections {
-                Projections::Fused(name) => {
-                    Projections::Fused(linear(loader, name, [width, 3 * width], projection)?)
-                }
-                Projections::Separate([key, value, query]) => Projections::Separate([
-                    linear(loader, key, [width, width], projection)?,
-                    linear(loader, value, [width, width], projection)?,
-                    linear(loader, query, [width, width], projection)?,
-                ]),
+        let attention_norm = self.norm(&at(names.attention_norm), width, loader)?;
+        let projections = match names.projections {
+            Projections::Fused(name) => {
+                Projections::Fused(linear(loader, name, [width, 3 * width], projection)?)
+            }
+            Projections::Separate([key, value, query]) => Projections::Separate([
+                linear(loader, key, [width, width], projection)?,
+                linear(loader, value, [width, width], projection)?,
+                linear(loader, query, [width, width], projection)?,
+            ]),
+        };
+        let Scores { scale, window } = self.scores[i];
+        Ok(Layer {
+            projections,
+            attention: AttentionForm {
+                scale,
+                ..facts.attention(AttentionMask::Causal { window }, dropouts.attention)
             },
-            attention_output: linear(loader, names.attention_output, [width, width], residual)?,
-            mlp_norm: self.norm(&at(names.mlp_norm), width, loader)?,
-            mlp_input: linear(loader, names.mlp_input, [width, inner], first)?,
-            mlp_output: linear(loader, names.mlp_output, [inner, width], residual)?,
-            form: BlockForm {
-                num_heads: facts.num_attention_heads,
-                head_dim: facts.head_dim,
-                scores: self.scores[i],
+            residual: Residual {
+                norms: self.norms,
+                attention_norm,
+                attention_output: linear(loader, names.attention_output, [width, width], residual)?,
+                mlp_norm: self.norm(&at(names.mlp_norm), width, loader)?,
+                mlp_input: linear(loader, names.mlp_input, [width, inner], first)?,
+                mlp_output: linear(loader, names.mlp_output, [inner, width], residual)?,
                 activation: self.activation,
-                norm_first: self.norm_first,
-                attention_dropout: config.dropouts.attention,
-                dropout: config.dropouts.hidden,
+                dropout: dropouts.hidden,
             },
         })
     }
