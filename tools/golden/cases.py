@@ -17,6 +17,8 @@ class Case:
     num_labels: int = 2
     # Keyword arguments of peft's LoraConfig; None for full fine-tuning.
     lora: dict | None = field(default_factory=dict)
+    # Biases and the head are trained in the place of adapters.
+    bitfit: bool = False
     # safetensors | safetensors-sharded | bin | bin-sharded | bin-legacy, and after `+`: bare, pooler, old-names, f16, bf16;
     # of GPT-2, buffers (stored masks), and of a language model, tied-copy (the output table is stored too).
     checkpoint: str = "safetensors"
@@ -93,6 +95,8 @@ TRAJECTORY = {
     "warmup_steps": 4,
     "max_norm": 1.0,
 }
+
+BITFIT = TRAJECTORY | {"num_steps": 5, "eps": 1e-4}
 
 # Room for two segments in every row.
 PAIR_LENGTHS = (7, 5, 17, 11, 4, 14)
@@ -347,6 +351,13 @@ CASES = [
     ),
     Case("deberta-v2-trajectory", "deberta-v2", config=debertas.XXLARGE, lora=v2(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 4.0}),
     Case("bert-trajectory", "bert", lora=seq(), num_rows=24, trajectory=TRAJECTORY),
+    # LoRA+: B and vectors at 16 times the rate of A. Without decay, which peft leaves out for vectors there.
+    Case("bert-loraplus-trajectory", "bert", lora=seq(), num_rows=24, trajectory=TRAJECTORY | {"num_steps": 10, "lr": 5e-4, "weight_decay": 0.0, "loraplus_lr_ratio": 16.0}),
+    Case("bert-bitfit", "bert", lora=None, bitfit=True),
+    Case("gpt2-bitfit", "gpt2", task="causal_lm", lora=None, bitfit=True),
+    # A key's bias has no gradient in truth: with this epsilon it does not follow the rounding of one.
+    Case("bert-bitfit-trajectory", "bert", lora=None, bitfit=True, num_rows=24, trajectory=BITFIT),
+    Case("gpt2-bitfit-trajectory", "gpt2", task="causal_lm", lora=None, bitfit=True, num_rows=24, trajectory=BITFIT),
     # Some steps are clipped here, some are not; in the other trajectory all are.
     Case("roberta-trajectory", "roberta", num_labels=3, lora=seq(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 4.0}),
 ]

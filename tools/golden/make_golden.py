@@ -30,6 +30,7 @@ if os.environ.get("PYTHONHASHSEED") != "0":
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import bitfit  # noqa: E402
 import cases as case_table  # noqa: E402
 import debertas  # noqa: E402
 import decoders  # noqa: E402
@@ -40,6 +41,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from checkpoints import write_checkpoint  # noqa: E402
 from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
+from peft.optimizers import create_loraplus_optimizer  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2] / "tests" / "golden"
@@ -186,8 +188,10 @@ def load_model(case, folder, dtype):
     return model.eval(), info
 
 
-def adapter_key(name):
-    """The key in adapter_model.safetensors of a parameter of a PeftModel."""
+def adapter_key(name, case=None):
+    """The key of a parameter of a PeftModel in adapter_model.safetensors, or that which it would have there."""
+    if case and case.bitfit:
+        return f"base_model.model.{name}"
     return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 
@@ -197,6 +201,9 @@ def make_adapter(case, folder, generator):
     Returns the trained values that peft left out of the file, and the keys of the file that name nothing trained.
     """
     model, _ = load_model(case, folder, torch.float32)
+    if case.bitfit:
+        bitfit.make(model, case.task, folder / "adapter", generator)
+        return {}, []
     peft_model = get_peft_model(model, LoraConfig(**case.lora))
     with torch.no_grad():
         for name, value in peft_model.named_parameters():
@@ -223,6 +230,8 @@ def save_adapter(peft_model, folder, file_format="safetensors"):
 
 def load_peft(case, folder, dtype, trainable, adapter="adapter", unsaved=None):
     model, _ = load_model(case, folder, dtype)
+    if case.bitfit:
+        return bitfit.load(model, folder / adapter)
     peft_model = PeftModel.from_pretrained(model, folder / adapter, is_trainable=trainable, autocast_adapter_dtype=False)
     if unsaved:
         own = {adapter_key(n): p for n, p in peft_model.named_parameters()}
@@ -242,8 +251,8 @@ def run_once(case, model, rows, labels, dtype):
     output = model(**batch)
     loss = output.loss if target is None else decoders.loss_sum(output.logits, target) / decoders.count(labels)
     loss.backward()
-    grads = {adapter_key(n): p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
-    without = sorted(adapter_key(n) for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    grads = {adapter_key(n, case): p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    without = sorted(adapter_key(n, case) for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
     return flat_logits(case, output, batch).detach(), loss.item(), grads, without
 
 
@@ -260,7 +269,7 @@ def run_case(case):
     write_checkpoint(make_model(case, generator), folder / "model", case, CLASSES[case.family][3])
     rows = make_rows(case, generator)
     labels = make_labels(case, rows, generator)
-    unsaved, surplus = make_adapter(case, folder, generator) if case.lora else ({}, [])
+    unsaved, surplus = make_adapter(case, folder, generator) if case.lora or case.bitfit else ({}, [])
     base, info = load_model(case, folder, torch.float64)
     expected = {}
     batch = collate(case, rows, labels, torch.float64)
@@ -269,7 +278,7 @@ def run_case(case):
             expected["logits_base"] = flat_logits(case, base(**batch), batch)
 
     def build(dtype):
-        if case.lora:
+        if case.lora or case.bitfit:
             return load_peft(case, folder, dtype, trainable=True, unsaved=unsaved)
         return load_model(case, folder, dtype)[0]
 
@@ -295,7 +304,7 @@ def run_case(case):
             "task": case.task,
             "num_labels": case.num_labels,
             "checkpoint": case.checkpoint,
-            "adapter": "adapter" if case.lora else None,
+            "adapter": "adapter" if case.lora or case.bitfit else None,
             "peft": {k: sorted(v) if isinstance(v, set) else v for k, v in (case.lora or {}).items()},
             "load": {
                 "new": sorted(info["missing_keys"]),
@@ -349,9 +358,12 @@ def run_trajectory(case):
         steps.append([order[: sizes[0]], order[sizes[0] : sum(sizes)]])
     log, model = train(case, folder, rows, labels, steps, torch.float64)
     log32, model32 = train(case, folder, rows, labels, steps, torch.float32)
-    save_adapter(model.float(), folder / "adapter_final")
+    if case.bitfit:
+        bitfit.save({n: p for n, p in model.named_parameters() if p.requires_grad}, case.task, folder / "adapter_final")
+    else:
+        save_adapter(model.float(), folder / "adapter_final")
     first, last = (load_file(folder / a / "adapter_model.safetensors") for a in ("adapter", "adapter_final"))
-    own32 = {adapter_key(n): p.detach() for n, p in model32.named_parameters() if p.requires_grad}
+    own32 = {n if case.bitfit else adapter_key(n): p.detach() for n, p in model32.named_parameters() if p.requires_grad}
     write_json(
         folder / "case.json",
         {
@@ -385,10 +397,15 @@ def train(case, folder, rows, labels, steps, dtype):
     hyper = case.trajectory
     model = load_peft(case, folder, dtype, trainable=True).train()
     params = [p for p in model.parameters() if p.requires_grad]
-    # One group: the decay holds for every trainable value, biases included.
-    optimizer = torch.optim.AdamW(
-        params, lr=hyper["lr"], betas=tuple(hyper["betas"]), eps=hyper["eps"], weight_decay=hyper["weight_decay"]
-    )
+    more = {"betas": tuple(hyper["betas"]), "eps": hyper["eps"]}
+    if "loraplus_lr_ratio" in hyper:
+        decay = {"loraplus_weight_decay": hyper["weight_decay"]}
+        optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=hyper["lr"], loraplus_lr_ratio=hyper["loraplus_lr_ratio"], **decay, **more
+        )
+    else:
+        # One group: the decay holds for every trainable value, biases included.
+        optimizer = torch.optim.AdamW(params, lr=hyper["lr"], weight_decay=hyper["weight_decay"], **more)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, hyper["warmup_steps"], hyper["num_steps"])
     log = []
     for micro_batches in steps:
@@ -437,7 +454,7 @@ def run_round_trip(name, variant):
 # ---------------------------------------------------------------- main
 
 
-def write_manifest():
+def write_manifest(prefix):
     # The hashes are of bytes: git must not touch line ends.
     (ROOT / ".gitattributes").write_text("* -text\n")
     files = {}
@@ -445,10 +462,18 @@ def write_manifest():
         name = path.relative_to(ROOT).as_posix()
         if name != "manifest.json":
             files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    versions = {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
+    later, path = {}, ROOT / "manifest.json"
+    if prefix and path.exists():
+        # What is made by itself may be made with other versions than the rest.
+        before = json.loads(path.read_text())
+        other = {p: v for p, v in versions.items() if before["versions"].get(p) != v}
+        versions, later = before["versions"], before.get("other_versions", {}) | ({prefix: other} if other else {})
     manifest = {
         "made_by": "tools/golden/make_golden.py",
         "seed": SEED,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "versions": versions,
+        "other_versions": later,
         "not_reproducible": "storage keys of PyTorch's legacy format are memory addresses: pytorch_model.bin of bert-old-names",
         "files": files,
     }
@@ -492,7 +517,7 @@ def main():
         if name.startswith(prefix):
             write_json(ROOT / f"{name}.json", make())
             print(f"{name}.json")
-    write_manifest()
+    write_manifest(prefix)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ pub fn adapter_table(model: &Model) -> TextTable {
             count(m.parameters),
         ]);
     }
-    for m in &model.adapter_report().saved {
-        table.row([
-            m.path.clone(),
-            "whole".into(),
-            "-".into(),
-            "-".into(),
-            "-".into(),
-            count(m.parameters),
-        ]);
+    let report = model.adapter_report();
+    let saved = report.saved.iter();
+    let saved = saved.map(|m| (m.path.as_str(), "whole", m.parameters));
+    let biases = (report.biases > 0).then_some(("other modules", "biases", report.biases));
+    for (path, what, parameters) in saved.chain(biases) {
+        let parameters = count(parameters);
+        table.row([path, what, "-", "-", "-", &parameters].map(str::to_owned));
     }
     table
 }

@@ -3,8 +3,8 @@
 use clap::Args;
 use lowrank_run::RunResult;
 use lowrank_run::loaded::LoadedModel;
-use lowrank_run::unused::{COLUMNS, LORA, Unused};
-use lowrank_train::config::Task;
+use lowrank_run::unused::{COLUMNS, LORA, Unused, without_lora};
+use lowrank_train::config::{Method, Task};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -145,8 +145,9 @@ pub fn check_profile(mut unused: Unused, args: &ProfileArgs) -> RunResult {
     } else {
         unused.note(&COLUMNS, "it needs --train-file");
     }
-    if args.full.unwrap_or(false) {
-        unused.note(&LORA, "with --full no adapter is trained");
+    let method = args.method.get()?;
+    if method != Method::Lora {
+        unused.note(&LORA, without_lora(method));
     }
     if args.generate.is_some() {
         let why = "tokens are generated without an adapter and without training";

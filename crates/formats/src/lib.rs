@@ -9,6 +9,7 @@
 mod checkpoint;
 mod dtype;
 mod error;
+mod method;
 mod pyjson;
 mod source;
 mod suggest;
@@ -29,6 +30,7 @@ pub use config::{ConfigReader, model_config_file, read_model_config};
 pub use dtype::{DType, f32_bytes};
 pub use error::{Fault, FormatError};
 pub use files::{PendingDir, PendingFile, write_atomic};
+pub use method::Method;
 pub use pyjson::{python_float_repr, read_json, to_python_json};
 pub use run_dir::RunDir;
 pub use safetensors::{

@@ -15,6 +15,7 @@
 //! ```
 
 mod adapter;
+mod any;
 mod config;
 mod fields;
 mod keys;
@@ -26,6 +27,7 @@ pub use adapter::{
     ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, KEY_PREFIX, ParameterKind, parse_key,
     write_adapter,
 };
+pub use any::{AdapterConfig, BitFitConfig};
 pub use config::{
     ADAPTER_CONFIG, Bias, InitLoraWeights, Kept, LayersToTransform, LoraConfig, NamePattern,
     TargetModules, TaskType,

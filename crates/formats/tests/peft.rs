@@ -44,7 +44,7 @@ fn every_adapter_of_peft_comes_back_byte_for_byte() {
             .iter()
             .map(|(key, tensor)| (key, tensor.shape.as_slice(), tensor.data.as_slice()))
             .collect();
-        write_adapter(&out, &config, &tensors).unwrap();
+        write_adapter(&out, &config.into(), &tensors).unwrap();
         assert_eq!(
             names(&out),
             ["adapter_config.json", "adapter_model.safetensors"]
@@ -633,7 +633,12 @@ fn save(dir: &Path, value: usize) {
         "base_model.model.x.lora_A.weight",
         "base_model.model.x.lora_B.weight",
     );
-    write_adapter(dir, &config, &[(a, &[2, 2], &data), (b, &[2, 2], &data)]).unwrap();
+    write_adapter(
+        dir,
+        &config.into(),
+        &[(a, &[2, 2], &data), (b, &[2, 2], &data)],
+    )
+    .unwrap();
 }
 
 fn saved(dir: &Path) -> (f64, f64) {
@@ -688,7 +693,12 @@ fn a_save_that_fails_leaves_what_was_there() {
     save(&dir, 1);
     std::fs::write(dir.join("README.md"), "mine").unwrap();
     let data = [0.0f32; 3];
-    let error = write_adapter(&dir, &LoraConfig::default(), &[("k", &[2, 2], &data)]).unwrap_err();
+    let error = write_adapter(
+        &dir,
+        &LoraConfig::default().into(),
+        &[("k", &[2, 2], &data)],
+    )
+    .unwrap_err();
     assert!(matches!(error, FormatError::Unwritable { .. }));
     assert_eq!(saved(&dir), (1.0, 1.0));
     assert_eq!(
@@ -700,7 +710,8 @@ fn a_save_that_fails_leaves_what_was_there() {
         ]
     );
     // A file where the folder should be.
-    let error = write_adapter(&dir.join("README.md"), &LoraConfig::default(), &[]).unwrap_err();
+    let error =
+        write_adapter(&dir.join("README.md"), &LoraConfig::default().into(), &[]).unwrap_err();
     assert!(error.to_string().starts_with("cannot create"), "{error}");
 }
 

@@ -68,7 +68,7 @@ fn the_papers_own_checkpoint_is_read_and_becomes_an_adapter() {
         .iter()
         .map(|(key, tensor)| (key, tensor.shape.as_slice(), tensor.data.as_slice()))
         .collect();
-    write_adapter(&out, &config, &tensors).unwrap();
+    write_adapter(&out, &config.into(), &tensors).unwrap();
     let matcher = Matcher::new(&LoraConfig::read(&out).unwrap()).unwrap();
     assert_eq!(
         matcher

@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let loralib = Loralib::read(Path::new(adapter))?;
             let mut config = loralib.config(alpha.parse()?);
             config.task_type = Some(lowrank_formats::peft::TaskType::CausalLm);
-            model.attach_tensors(&config, loralib.tensors)?;
+            model.attach_tensors(&config.into(), loralib.tensors)?;
             std::fs::create_dir_all(peft)?;
             model.save_adapter(Path::new(peft), None)?;
         }

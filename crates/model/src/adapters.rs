@@ -1,12 +1,14 @@
 //! What of a model is trained, a file a method: it attaches, and says what is merged and saved. What methods share is here;
 //! `file` reads and writes PEFT's files of whatever is trained.
 
+mod bitfit;
 mod file;
 mod full;
 mod lora;
 
 use lowrank_engine::{Device, Trainables};
 
+use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::LM_HEAD;
 use crate::model::Model;
@@ -26,6 +28,49 @@ impl Model {
         Err(ModelError::State(
             "this model is already being trained: load it anew".to_string(),
         ))
+    }
+
+    /// Adds the modules that are trained whole beside a new adapter: the family's own, unless some are named, poolers that the
+    /// checkpoint lacks, and the head. Returns what a user should know.
+    fn complete_saved(&self, saved: &mut Option<Vec<String>>) -> Vec<String> {
+        let mut notes = Vec::new();
+        if saved.is_none() {
+            let has = |name: &&&str| self.modules.iter().any(|module| module.has_part(name));
+            for name in self.config.family.default_saved.iter().filter(has) {
+                add_name(saved, name);
+                notes.push(format!("`{name}` is trained and saved too"));
+            }
+        }
+        for path in self.new_poolers(saved.as_deref()) {
+            // A new pooler that were neither trained nor saved would be another one at each load.
+            add_name(saved, "pooler");
+            notes.push(format!(
+                "`{path}` is new, so `pooler` is trained and saved too"
+            ));
+        }
+        if self.task != Task::CausalLm {
+            HEAD_NAMES.iter().for_each(|name| add_name(saved, name));
+        }
+        notes
+    }
+
+    /// Poolers that the checkpoint lacks and that are not among the modules saved.
+    fn new_poolers(&self, saved: Option<&[String]>) -> Vec<String> {
+        let saved = saved.into_iter().flatten();
+        if saved.into_iter().any(|name| name.contains("pooler")) {
+            return Vec::new();
+        }
+        let is_pooler =
+            |module: &&Module| module.parameters[0].is_new && module.path.contains("pooler");
+        let poolers = self.modules.iter().filter(is_pooler);
+        poolers.map(|module| module.path.clone()).collect()
+    }
+}
+
+fn add_name(names: &mut Option<Vec<String>>, name: &str) {
+    let names = names.get_or_insert_default();
+    if !names.iter().any(|n| n == name) {
+        names.push(name.to_string());
     }
 }
 

@@ -190,6 +190,11 @@ impl Module {
         shape
     }
 
+    /// Whether a part of its path, between dots, has this name.
+    pub(crate) fn has_part(&self, name: &str) -> bool {
+        self.path.split('.').any(|part| part == name)
+    }
+
     /// [out, in] of a linear layer, which alone can be adapted.
     pub(crate) fn features(&self) -> Option<[usize; 2]> {
         match (self.kind, &*self.parameters[0].shape) {

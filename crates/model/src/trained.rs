@@ -1,14 +1,14 @@
 //! What a model trains, and the account of it. It knows no model.
 
-use lowrank_formats::peft::LoraConfig;
+use lowrank_formats::peft::AdapterConfig;
 
 /// What a model trains.
 #[derive(Debug, Clone)]
 pub enum TrainMode {
     /// Nothing.
     Frozen,
-    /// Adapters and what goes with them, under this configuration.
-    Lora(Box<LoraConfig>),
+    /// An adapter and what goes with it, under this configuration.
+    Adapter(AdapterConfig),
     /// Every value: full fine-tuning.
     Full,
 }
@@ -46,6 +46,8 @@ pub struct AdapterReport {
     pub modules: Vec<AdaptedModule>,
     /// Modules trained whole (`modules_to_save`, or all of them in full fine-tuning).
     pub saved: Vec<SavedModule>,
+    /// Values of the biases that BitFit trains in other modules.
+    pub biases: u64,
     /// What a user should know: choices made for them.
     pub notes: Vec<String>,
 }

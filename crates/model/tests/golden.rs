@@ -2,7 +2,7 @@
 //! in f64 by the peer (tests/golden, tools/golden).
 
 use lowrank_engine::{DType, Device, Gradients, Isa};
-use lowrank_formats::peft::LoraConfig;
+use lowrank_formats::peft::{AdapterConfig, LoraConfig};
 use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Targets, Task};
 use lowrank_testkit::{Golden, Labels};
 use lowrank_testkit::{Tolerance, check_close, check_norm};
@@ -365,9 +365,11 @@ fn an_adapter_survives_load_and_save_byte_for_byte() {
             "{}: the tensor file changed",
             golden.name
         );
-        let (before, after) = (LoraConfig::read(&dir), LoraConfig::read(out.path()));
-        let (before, after) = (before.expect("peft's config"), after.expect("our config"));
-        assert_eq!(before.r, after.r, "{}", golden.name);
+        let (before, after) = (AdapterConfig::read(&dir), AdapterConfig::read(out.path()));
+        let (before, after) = (before.expect("the peer's"), after.expect("our config"));
+        let rank = |config: &AdapterConfig| config.lora().map(|config| config.r);
+        assert_eq!(before.method(), after.method(), "{}", golden.name);
+        assert_eq!(rank(&before), rank(&after), "{}", golden.name);
     }
 }
 

@@ -92,7 +92,7 @@ fn merged_linear_gives_the_logits_of_the_papers_formula() {
     assert!(config.fan_in_fan_out);
     let mut model = load(&base);
     model
-        .attach_tensors(&config, loralib.tensors)
+        .attach_tensors(&config.into(), loralib.tensors)
         .expect("it fits");
 
     // The same by hand: the adapted weights in a checkpoint of their own.

@@ -4,10 +4,12 @@ use std::path::Path;
 
 use lowrank_engine::{Device, Gradients, Isa};
 use lowrank_formats::peft::{
-    InitLoraWeights, LayersToTransform, LoraConfig, NamePattern, TargetModules,
+    BitFitConfig, InitLoraWeights, LayersToTransform, LoraConfig, NamePattern, TargetModules,
 };
 use lowrank_formats::{Checkpoint, OutTensor, write_safetensors};
-use lowrank_model::{Batch, LoadOptions, Model, ModelError, PassOptions, Targets, Task};
+use lowrank_model::{
+    Batch, LoadOptions, Model, ModelConfig, ModelError, PassOptions, Targets, Task,
+};
 use lowrank_testkit::Golden;
 
 fn device() -> Device {
@@ -351,4 +353,24 @@ fn a_failed_save_leaves_the_adapter_that_was_there() {
     fresh
         .load_adapter(dir.path())
         .expect("the saved adapter loads");
+}
+
+#[test]
+fn a_model_without_biases_has_nothing_for_bitfit() {
+    let fields = serde_json::json!({
+        "model_type": "opt", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "ffn_dim": 16, "max_position_embeddings": 16,
+        "word_embed_proj_dim": 8, "enable_bias": false, "layer_norm_elementwise_affine": false,
+    });
+    let config = ModelConfig::from_value(Path::new("config.json"), fields).expect("a config");
+    let options = LoadOptions {
+        task: Task::CausalLm,
+        ..options(0)
+    };
+    let mut model = Model::from_config(config, &options, &device()).expect("a model");
+    let error = model.train_biases(&BitFitConfig::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("`opt` model has no biases"),
+        "{error}"
+    );
 }

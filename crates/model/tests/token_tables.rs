@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use lowrank_engine::{Device, Isa};
-use lowrank_formats::peft::{AdapterFile, LoraConfig};
+use lowrank_formats::peft::{AdapterConfig, AdapterFile, LoraConfig};
 use lowrank_formats::{Checkpoint, OutTensor, write_safetensors};
 use lowrank_model::{Batch, LoadOptions, MergeOptions, Model, ModelConfig, Task, TokenTables};
 use lowrank_testkit::Golden;
@@ -157,7 +157,7 @@ fn an_adapter_with_the_token_table_is_a_base_with_that_table() {
         let (mut expected, _) = Model::load(&grown, &options, &device()).unwrap();
         expected.load_adapter(&adapter).unwrap();
         let config = ModelConfig::read(&base.join("config.json")).unwrap();
-        let lora = LoraConfig::read(&with_table).unwrap();
+        let lora = AdapterConfig::read(&with_table).unwrap();
         let file = AdapterFile::read(&with_table).unwrap();
         let (file, tables) = TokenTables::take(file, &lora, &config).unwrap();
         let tables = tables.expect("the adapter brings tables");
@@ -197,7 +197,7 @@ fn tables_that_contradict_each_other_are_refused() {
     let golden = Golden::open("gpt2-causal").unwrap();
     let adapter = golden.adapter_dir().unwrap();
     let config = ModelConfig::read(&golden.model_dir().join("config.json")).unwrap();
-    let lora = LoraConfig::read(&adapter).unwrap();
+    let lora = AdapterConfig::read(&adapter).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let refused = |head_rows: usize, value: f32| {
         let mut tensors = tensors_of(&adapter.join("adapter_model.safetensors"));
@@ -229,7 +229,7 @@ fn low_rank_values_of_a_token_table_and_one_of_two_tied_tables_are_refused() {
         let mut lora = LoraConfig::read(&adapter).unwrap();
         lora.modules_to_save = saved.map(|name| vec![name.to_owned()]);
         let file = AdapterFile::read(dir.path()).unwrap();
-        let error = TokenTables::take(file, &lora, &config).unwrap_err();
+        let error = TokenTables::take(file, &lora.into(), &config).unwrap_err();
         assert!(error.hint().unwrap().contains("merge_and_unload"));
         error.to_string()
     };
@@ -279,7 +279,7 @@ fn low_rank_values_that_no_layer_takes_are_never_those_of_the_base() {
             (format!("base_model.model.{name}"), shape.to_vec(), values)
         }));
         write(&tensors, &dir.path().join("adapter_model.safetensors"));
-        let lora = LoraConfig::read(&adapter).unwrap();
+        let lora = AdapterConfig::read(&adapter).unwrap();
         let (mut model, _) = Model::load(&golden.model_dir(), &options, &device()).unwrap();
         let file = AdapterFile::read(dir.path()).unwrap();
         model

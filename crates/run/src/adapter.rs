@@ -1,9 +1,9 @@
-//! An adapter on disk, of this program, of PEFT or of loralib: its configuration, its tensors, and our notes beside it.
+//! An adapter on disk, of this program (of any method), of PEFT or of loralib: its configuration, its tensors, and our notes beside it.
 
 use std::path::{Path, PathBuf};
 
 use lowrank_formats::files;
-use lowrank_formats::peft::{AdapterFile, KEY_PREFIX, LoraConfig, Loralib};
+use lowrank_formats::peft::{AdapterConfig, AdapterFile, KEY_PREFIX, Loralib};
 use lowrank_formats::{Checkpoint, FormatError};
 use lowrank_model::{ModelConfig, StoredHead, TokenTables};
 
@@ -14,7 +14,7 @@ use crate::places;
 /// An adapter on disk.
 pub struct AdapterSource {
     /// Its configuration.
-    pub config: LoraConfig,
+    pub config: AdapterConfig,
     /// Its tensors.
     pub tensors: AdapterFile,
     /// Our notes, where there are some.
@@ -34,13 +34,13 @@ impl AdapterSource {
             given.to_owned()
         };
         if files::is_dir(&dir) {
-            let config = LoraConfig::read(&dir).map_err(|error| match error {
+            let config = AdapterConfig::read(&dir).map_err(|error| match error {
                 FormatError::NothingFound { .. } => places::no_adapter_in(given),
                 error => error.into(),
             })?;
             return Ok(Self {
+                tensors: config.read_tensors(&dir)?,
                 config,
-                tensors: AdapterFile::read(&dir)?,
                 notes: AdapterNotes::read(&dir)?,
                 dir: Some(dir),
             });
@@ -64,7 +64,7 @@ impl AdapterSource {
             .hint("pass --lora-alpha with the value it was trained with")
         })?;
         Ok(Self {
-            config: loralib.config(alpha),
+            config: loralib.config(alpha).into(),
             tensors: loralib.tensors,
             notes: None,
             dir: None,

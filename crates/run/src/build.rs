@@ -1,6 +1,8 @@
 //! The model of a run, with what trains on it.
 
 use lowrank_engine::Device;
+use lowrank_formats::Method;
+use lowrank_formats::peft::BitFitConfig;
 use lowrank_model::{LoadReport, Model};
 use lowrank_train::base::BaseId;
 
@@ -69,20 +71,23 @@ pub fn load(run: &RunSpec, device: &Device) -> RunResult<(Model, LoadReport)> {
 
 /// Attaches what trains: fresh adapters, an existing one, or everything. Returns what a user should know.
 pub fn attach(run: &RunSpec, model: &mut Model) -> RunResult<Vec<String>> {
-    let attached = match (&run.adapter, run.config.full) {
-        (_, true) => model.train_all()?,
-        (Some(adapter), false) => {
+    let config = &run.config;
+    let attached = match (&run.adapter, config.method) {
+        (_, Method::Full) => model.train_all()?,
+        (Some(adapter), Method::Lora | Method::BitFit) => {
             let attached = model.attach_tensors(&adapter.config, adapter.tensors.clone());
-            let named = adapter.config.base_model_name_or_path.as_deref();
+            let named = adapter.config.base_model();
             attached.map_err(|error| run.base.misfit(error, named, adapter.tensors.path()))?
         }
-        (None, false) => {
-            let lora = run
-                .config
-                .lora
-                .to_peft(&run.config.model, run.config.revision.as_deref());
-            model.attach_lora(&lora, run.config.optimization.seed)?
+        (None, Method::Lora) => {
+            let lora = (config.lora).to_peft(&config.model, config.revision.as_deref());
+            model.attach_lora(&lora, config.optimization.seed)?
         }
+        (None, Method::BitFit) => model.train_biases(&BitFitConfig {
+            base_model_name_or_path: Some(config.model.clone()),
+            revision: config.revision.clone(),
+            ..BitFitConfig::default()
+        })?,
     };
     Ok(attached.notes.clone())
 }

@@ -56,7 +56,7 @@ impl Existing {
             Existing::Resume => Ok((RunDir::open(dir)?, None)),
             Existing::MoveAside => Ok(RunDir::create_moving_old(dir)?),
             Existing::Refuse => {
-                check_free(dir, result_name(config.full))?;
+                check_free(dir, result_name(config.method))?;
                 let created = RunDir::create(dir).map_err(|error| match &error {
                     FormatError::RunExists { .. } => run_exists(&error),
                     _ => RunError::from(error),

@@ -164,7 +164,7 @@ pub fn existing_head(
     adapter: Option<&AdapterSource>,
 ) -> RunResult<Head> {
     let notes = adapter.and_then(|a| a.notes.as_ref());
-    let of_adapter = adapter.and_then(|a| a.config.task_type);
+    let of_adapter = adapter.and_then(|a| a.config.task_type());
     let is_causal = match data.task.or(notes.map(|n| n.task)) {
         Some(task) => task == Task::CausalLm,
         None => match of_adapter {

@@ -62,12 +62,14 @@ impl LoadedModel {
         let alpha = adapter.lora_alpha;
         let source = |path: &String| AdapterSource::open(path, alpha);
         let mut adapter = adapter.adapter.as_ref().map(source).transpose()?;
-        let adapter_alpha = adapter.as_ref().map(|adapter| adapter.config.lora_alpha);
+        let adapter_alpha = adapter
+            .as_ref()
+            .and_then(|a| Some(a.config.lora()?.lora_alpha));
         let mut model = model.clone();
         if model.model.is_none() {
             let named = adapter
                 .as_ref()
-                .and_then(|a| a.config.base_model_name_or_path.clone());
+                .and_then(|a| a.config.base_model().map(str::to_owned));
             model.model = named.filter(|name| !name.is_empty());
         }
         let mut base = Base::open(&model)?;
@@ -109,7 +111,7 @@ impl LoadedModel {
         if let Some(adapter) = adapter {
             base.check_adapter(&adapter, device)?;
             let place = adapter.tensors.path().to_owned();
-            let named = adapter.config.base_model_name_or_path.as_deref();
+            let named = adapter.config.base_model();
             let attached = loaded
                 .attach_tensors(&adapter.config, adapter.tensors)
                 .map_err(|error| base.misfit(error, named, &place))?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lowrank_data::TextColumns;
-use lowrank_formats::{DType, PendingDir, RunDir, files, write_atomic};
+use lowrank_formats::{DType, Method, PendingDir, RunDir, files, write_atomic};
 use lowrank_model::{MergeOptions, Model};
 use lowrank_train::base::BaseId;
 use lowrank_train::config::TrainConfig;
@@ -35,7 +35,7 @@ pub fn save_model(run: &RunDir, spec: &RunSpec, model: &Model, base: &BaseId) ->
     let config = &spec.config;
     let target = result_dir(run, config);
     let pending = PendingDir::create(&target)?;
-    let bytes = if config.full {
+    let bytes = if config.method == Method::Full {
         let options = MergeOptions {
             // From scratch there is no type to keep.
             dtype: config.from_scratch.then_some(DType::F32),
@@ -78,15 +78,15 @@ pub const SUMMARY_FILE: &str = "summary.json";
 pub const REPORT_FILE: &str = "report.html";
 
 /// The folder in a run's for what it trained: the whole model, or an adapter.
-pub fn result_name(full: bool) -> &'static str {
-    match full {
-        true => "model",
-        false => "adapter",
+pub fn result_name(method: Method) -> &'static str {
+    match method {
+        Method::Full => "model",
+        Method::Lora | Method::BitFit => "adapter",
     }
 }
 
 fn result_dir(run: &RunDir, config: &TrainConfig) -> PathBuf {
-    run.join(result_name(config.full))
+    run.join(result_name(config.method))
 }
 
 /// Whether a run has left everything that it leaves at its end.

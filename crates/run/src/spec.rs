@@ -5,8 +5,8 @@ use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::{Device, Isa};
 use lowrank_model::TokenTables;
 use lowrank_train::config::{
-    EvaluationSettings, IntervalStrategy, LoraSettings, OptimizationSettings, Precision, Task,
-    TrainConfig,
+    EvaluationSettings, IntervalStrategy, LoraSettings, Method, OptimizationSettings, Precision,
+    Task, TrainConfig,
 };
 use serde::Deserialize;
 
@@ -67,7 +67,7 @@ impl Request {
 }
 
 /// Settings beside those of a configuration.
-const BESIDE: [&str; 2] = ["allow_other_base", "preset"];
+const BESIDE: [&str; 3] = ["allow_other_base", "full", "preset"];
 
 /// Whether a training run has a setting of this name.
 pub fn is_known(name: &str) -> bool {
@@ -96,7 +96,8 @@ struct Asked {
     ignore_mismatched_sizes: Option<bool>,
     adapter: Option<String>,
     lora_alpha: Option<f64>,
-    full: Option<bool>,
+    #[serde(flatten)]
+    method: AskedMethod,
     train_file: Option<String>,
     validation_file: Option<String>,
     test_file: Option<String>,
@@ -107,6 +108,37 @@ struct Asked {
     precision: Option<PrecisionChoice>,
     threads: Option<usize>,
     gradient_checkpointing: Option<bool>,
+}
+
+/// What is to train, as it is asked for.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AskedMethod {
+    /// The method; LoRA, or an existing adapter's, where absent.
+    pub method: Option<Method>,
+    /// The short form of full fine-tuning.
+    pub full: Option<bool>,
+}
+
+impl AskedMethod {
+    /// The method, if one is asked for.
+    ///
+    /// # Errors
+    /// Both are given, and contradict each other.
+    pub fn get(self) -> RunResult<Option<Method>> {
+        let Self { method, full } = self;
+        match (method, full) {
+            (method, None) => Ok(method),
+            (None, Some(true)) => Ok(Some(Method::Full)),
+            (None, Some(false)) => Ok(None),
+            (Some(method), Some(full)) if (method == Method::Full) == full => Ok(Some(method)),
+            (Some(method), Some(full)) => Err(RunError::usage(format!(
+                "`full` is {full}, but `method` is {}",
+                method.name()
+            ))
+            .hint("leave one of them out; --full is --method full")),
+        }
+    }
 }
 
 /// A training run in which nothing is open.
@@ -142,7 +174,8 @@ impl RunSpec {
         let Request { settings, given } = request;
         let asked: Asked = typed(settings)?;
         let rows: RowSettings = typed(settings)?;
-        let choice = PrecisionChoice::of(asked.precision, asked.full != Some(true));
+        let method = asked.method.get()?;
+        let choice = PrecisionChoice::of(asked.precision, method != Some(Method::Full));
         let precision = choice.on(host.isa);
         let device = device(host.isa, precision, asked.threads)?;
         let model = ModelSettings {
@@ -154,6 +187,7 @@ impl RunSpec {
             Preset::find(name)?.check_family(&base.config.model_type)?;
         }
         let adapter = open_adapter(&asked, &base, &device)?;
+        let method = method_of(method, adapter.as_ref())?;
         let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
         let train_file = asked.train_file.as_deref().unwrap_or_default();
         let noted = notes.map(|n| n.task);
@@ -162,7 +196,7 @@ impl RunSpec {
         let task = choice.task;
         let max_length = base.max_length(rows.max_length.or(notes.map(|n| n.max_length)))?;
         let known = labels::known_labels(&base, &rows, adapter.as_ref());
-        let mut config = configuration(settings, &asked, &base, (task, precision))?;
+        let mut config = configuration(settings, &asked, &base, (method, task, precision))?;
         config.data.max_length = max_length;
         config.lora = lora_of(settings, &base, adapter.as_ref())?;
         config.validate()?;
@@ -205,6 +239,23 @@ impl RunSpec {
     /// The rows by which the result is told: test rows, else validation rows.
     pub fn reported(&self) -> Option<&Loaded> {
         self.test.as_ref().or(self.validation.as_ref())
+    }
+}
+
+/// The method asked for, or else the adapter's.
+fn method_of(asked: Option<Method>, adapter: Option<&AdapterSource>) -> RunResult<Method> {
+    let own = adapter.map(|adapter| adapter.config.method());
+    match (asked, own) {
+        // That there is no adapter under full fine-tuning is checked with the configuration.
+        (Some(asked), Some(own)) if asked != own && asked != Method::Full => {
+            Err(RunError::usage(format!(
+                "the adapter is one of {}, but `method` is {}",
+                own.title(),
+                asked.name()
+            ))
+            .hint(format!("pass --method {}, or leave it out", own.name())))
+        }
+        (asked, own) => Ok(asked.or(own).unwrap_or_default()),
     }
 }
 
@@ -252,7 +303,7 @@ fn configuration(
     settings: &Settings,
     asked: &Asked,
     base: &Base,
-    (task, precision): (Task, Precision),
+    (method, task, precision): (Method, Task, Precision),
 ) -> RunResult<TrainConfig> {
     let implied = |steps: Option<u64>, otherwise| match steps {
         Some(_) => IntervalStrategy::Steps,
@@ -267,10 +318,8 @@ fn configuration(
     let evaluation = EvaluationSettings::of(task, eval_strategy);
     let save_strategy = implied(asked.save_steps, evaluation.save_strategy);
     let defaults = TrainConfig {
-        optimization: match asked.full {
-            Some(true) => OptimizationSettings::of_full_training(),
-            Some(false) | None => OptimizationSettings::default(),
-        },
+        method,
+        optimization: OptimizationSettings::of(method),
         evaluation: EvaluationSettings {
             save_strategy: asked.save_strategy.unwrap_or(save_strategy),
             ..evaluation
@@ -279,7 +328,14 @@ fn configuration(
         ..TrainConfig::of(&base.name, &base.config.model_type, task, "")
     };
     // These are decided together with the model and the rows.
-    let decided = ["model", "task", "labels", "max_length", "precision"];
+    let decided = [
+        "model",
+        "method",
+        "task",
+        "labels",
+        "max_length",
+        "precision",
+    ];
     let mut settings = settings.clone();
     settings.retain(|name, _| !decided.contains(&name.as_str()));
     laid_over(&defaults, &settings)
@@ -291,10 +347,10 @@ fn lora_of(
     base: &Base,
     adapter: Option<&AdapterSource>,
 ) -> RunResult<LoraSettings> {
-    let Some(adapter) = adapter else {
+    let Some(config) = adapter.and_then(|adapter| adapter.config.lora()) else {
         return laid_over(&LoraSettings::of(&base.config.model_type), settings);
     };
-    let own = LoraSettings::from_peft(&adapter.config);
+    let own = LoraSettings::from_peft(config);
     let asked = laid_over(&own, settings)?;
     let (asked_map, own_map) = (serde_json::to_value(&asked), serde_json::to_value(&own));
     if let (Ok(asked), Ok(own)) = (asked_map, own_map) {

@@ -1,8 +1,9 @@
 //! Settings that would not be obeyed where they stand, each with the reason: a request that is dropped in silence gives
 //! results that nobody asked for. A setting at its default changes nothing, so that printed configurations read back.
 
+use lowrank_model::TrainMode;
 use lowrank_train::config::{
-    EvaluationSettings, IntervalStrategy, OptimizationSettings, Task, TrainConfig,
+    EvaluationSettings, IntervalStrategy, Method, OptimizationSettings, Task, TrainConfig,
 };
 use lowrank_train::schedule::SchedulerType;
 use serde_json::{Value, json};
@@ -42,6 +43,15 @@ pub const COLUMNS: [&str; 5] = [
     "label_column",
     "label_columns",
 ];
+
+/// Why settings of LoRA have no effect under another method.
+pub fn without_lora(method: Method) -> &'static str {
+    match method {
+        Method::Lora => "LoRA has them",
+        Method::Full => "with --full no adapter is trained",
+        Method::BitFit => "with --method bitfit no low-rank adapter is trained",
+    }
+}
 
 impl Unused {
     /// What was given, by name; a preset's settings are not the user's.
@@ -97,13 +107,13 @@ impl Unused {
         let defaults = TrainConfig::of("", "", config.data.task, "");
         self.schedule(config, &defaults.optimization);
         self.evaluation(config, &defaults.evaluation);
-        if config.full {
+        if config.method != Method::Lora {
             // Which modules are the default depends on the model, and a printed configuration names them.
             let target = self.given.get("target_modules").cloned();
             let mut defaults = defaults.to_map();
             defaults.insert("target_modules".to_owned(), target.unwrap_or_default());
             let defaults = LORA.map(|key| (key, defaults[key].clone()));
-            let why = "with --full no adapter is trained";
+            let why = without_lora(config.method);
             self.note_unless(defaults, why);
             self.note(&["loraplus_lr_ratio"], why);
         }
@@ -195,7 +205,13 @@ impl Unused {
     /// Only a loralib checkpoint does not hold its alpha.
     pub fn alpha(&mut self, loaded: &LoadedModel) {
         match loaded.adapter_alpha {
-            None => self.note(&["lora_alpha"], "no adapter is given"),
+            None => {
+                let why = match loaded.model.mode() {
+                    TrainMode::Frozen => "no adapter is given",
+                    TrainMode::Adapter(_) | TrainMode::Full => "the adapter is not of LoRA",
+                };
+                self.note(&["lora_alpha"], why);
+            }
             Some(own) => {
                 let why = format!("the adapter holds its own, {own}");
                 self.note_unless([("lora_alpha", json!(own))], &why);

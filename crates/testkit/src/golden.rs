@@ -100,6 +100,9 @@ pub struct Hyper {
     pub warmup_steps: usize,
     /// Clipping norm.
     pub max_norm: f64,
+    /// LoRA+: how many times the rate of A that of B and of vectors is.
+    #[serde(default)]
+    pub loraplus_lr_ratio: Option<f64>,
 }
 
 /// One optimizer step of a trajectory.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::metrics::Metric;
 pub use bytes::{ByteSize, PrefixCacheLimit};
 pub use defaults::{DEFAULT_MAX_LENGTH, DEFAULT_RUN};
-pub use lowrank_formats::Task;
+pub use lowrank_formats::{Method, Task};
 pub use validate::{ConfigError, Fault, LARGEST_BATCH, LARGEST_THREADS};
 
 use crate::schedule::{
@@ -201,6 +201,20 @@ pub fn keep_old_prompts(settings: &mut serde_json::Map<String, serde_json::Value
     }
 }
 
+/// Reads the settings of a run from before `method`, which had `full` in its place.
+pub fn keep_old_method(settings: &mut serde_json::Map<String, serde_json::Value>) {
+    let Some(full) = settings.shift_remove("full") else {
+        return;
+    };
+    let method = match full.as_bool() {
+        Some(true) => Method::Full,
+        Some(false) | None => Method::Lora,
+    };
+    settings
+        .entry("method")
+        .or_insert_with(|| method.name().into());
+}
+
 /// The adapters, in PEFT's terms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoraSettings {
@@ -333,8 +347,8 @@ pub struct TrainConfig {
     pub ignore_mismatched_sizes: bool,
     /// Adapter to start from; fresh adapters where absent.
     pub adapter: Option<String>,
-    /// Full fine-tuning: every weight trains, and no adapter is attached.
-    pub full: bool,
+    /// What trains.
+    pub method: Method,
     /// Full training from new random weights: of the model's directory only the configuration and the tokenizer are read.
     #[serde(default)]
     pub from_scratch: bool,
@@ -550,6 +564,18 @@ pub(crate) mod tests {
         let differences = config.differences(&asked);
         assert_eq!(differences.len(), 1);
         assert_eq!(differences[0].field, "learning_rate");
+    }
+
+    #[test]
+    fn settings_from_before_methods_are_read() {
+        for (full, method) in [(true, Method::Full), (false, Method::Lora)] {
+            let mut map = example().to_map();
+            map.remove("method");
+            map.insert("full".to_owned(), full.into());
+            keep_old_method(&mut map);
+            let config: TrainConfig = serde_json::from_value(map.into()).unwrap();
+            assert_eq!(config.method, method);
+        }
     }
 
     #[test]

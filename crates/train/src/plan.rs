@@ -3,25 +3,13 @@
 
 use std::cmp::Reverse;
 
-use lowrank_engine::{Device, MemoryReport, StepKey};
-use lowrank_formats::peft::LoraConfig;
-use lowrank_model::{
-    Batch, IGNORE_INDEX, LoadOptions, Model, ModelConfig, ModelError, PassOptions, Targets,
-};
+use lowrank_engine::{MemoryReport, StepKey};
+use lowrank_model::{Batch, IGNORE_INDEX, Model, ModelError, PassOptions, Targets};
 
 use crate::config::{OptimizationSettings, Task, TrainConfig};
 use crate::optimizer::Optimizer;
 use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 use crate::reduce::StepGradients;
-
-/// What trains.
-#[derive(Clone, Copy, Debug)]
-pub enum Method<'a> {
-    /// Adapters under this configuration.
-    Lora(&'a LoraConfig),
-    /// Every weight.
-    Full,
-}
 
 /// A model of shapes only, ready to be planned with.
 pub struct DryRun {
@@ -50,25 +38,7 @@ impl Needs {
 }
 
 impl DryRun {
-    /// Builds the model of `config` without weights and attaches what trains.
-    ///
-    /// # Errors
-    /// The adapter configuration does not fit the model.
-    pub fn new(
-        config: ModelConfig,
-        options: &LoadOptions,
-        method: Method<'_>,
-        settings: &OptimizationSettings,
-    ) -> Result<Self, ModelError> {
-        let mut model = Model::from_config(config, options, &Device::dry())?;
-        match method {
-            Method::Lora(lora) => model.attach_lora(lora, options.seed).map(|_| ())?,
-            Method::Full => model.train_all().map(|_| ())?,
-        }
-        Ok(Self::of_model(model, settings))
-    }
-
-    /// The same for a model on the dry device on which something trains already, such as a directory loaded there: what its
+    /// Of a model on the dry device on which something trains already, such as a directory loaded there: what its
     /// checkpoint lacks is new there too, but no value is read.
     pub fn of_model(model: Model, settings: &OptimizationSettings) -> Self {
         let micro_batches = settings.gradient_accumulation_steps;

@@ -4,7 +4,7 @@
 use lowrank_engine::{Gradients, Trainables};
 
 use crate::checkpoint::RunState;
-use crate::config::InitLora;
+use crate::config::{InitLora, Method};
 use crate::fingerprint;
 use crate::schedule::Schedule;
 
@@ -55,7 +55,7 @@ impl Proof {
         let lora = &state.config.lora;
         let b_was_zero = state.config.adapter.is_none()
             && lora.init_lora_weights != InitLora::Random
-            && !state.config.full;
+            && state.config.method == Method::Lora;
         let why = |name: &str, had_gradient: bool, moved: bool| {
             let is_a = name.contains(".lora_A.");
             if had_gradient && moved {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::base::BaseId;
 use crate::best::BestState;
 use crate::checkpoint::{CheckpointError, invalid};
-use crate::config::{IntervalStrategy, TrainConfig, keep_old_prompts};
+use crate::config::{IntervalStrategy, TrainConfig, keep_old_method, keep_old_prompts};
 use crate::fingerprint;
 use crate::seal;
 
@@ -120,6 +120,7 @@ impl RunState {
         let mut opened = seal::open(&json).map_err(|error| fault(error.to_string()))?;
         if let Some(Value::Object(config)) = opened.object.get_mut("config") {
             keep_old_prompts(config);
+            keep_old_method(config);
         }
         let state: RunState = serde_json::from_value(Value::Object(opened.object))
             .map_err(|error| fault(error.to_string()))?;

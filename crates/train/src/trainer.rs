@@ -538,7 +538,7 @@ impl Trainer {
         }
         let base = self.config.model.as_str();
         let export = |dir: &Path| match model.mode() {
-            TrainMode::Lora(_) => model.save_adapter(dir, Some(base)).map(|_| ()),
+            TrainMode::Adapter(_) => model.save_adapter(dir, Some(base)).map(|_| ()),
             TrainMode::Frozen | TrainMode::Full => Ok(()),
         };
         let path =

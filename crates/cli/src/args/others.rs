@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, NewHeadArgs, named};
 use super::generate::DecodingArgs;
 use super::scoring::ScoringArgs;
-use super::train::{LoraArgs, MemoryArgs};
+use super::train::{LoraArgs, MemoryArgs, MethodArgs};
 use crate::presets::PresetArgs;
 
 /// Measure a model on labelled rows.
@@ -352,9 +352,10 @@ pub struct ProfileArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraArgs,
-    /// Train all weights, no adapter
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
-    pub full: Option<bool>,
+    /// What trains.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub method: MethodArgs,
     /// Rows a batch [default: 16]
     #[arg(long, value_name = "ROWS")]
     pub batch: Option<usize>,
@@ -365,7 +366,7 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
     /// Time so many new tokens after each row in place of training steps; `steps` is then how often [default: 3]
-    #[arg(long, value_name = "N", conflicts_with = "full")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["full", "method"])]
     pub generate: Option<usize>,
     /// Every dropout of the model [default: the config's own]
     #[arg(long, value_name = "P")]

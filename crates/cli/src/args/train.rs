@@ -1,8 +1,12 @@
 //! The flags of `lowrank train`: PEFT's and transformers' names.
 
 use clap::Args;
+use lowrank_run::RunResult;
 use lowrank_run::device::PrecisionChoice;
-use lowrank_train::config::{BiasMode, ByteSize, InitLora, IntervalStrategy, PrefixCacheLimit};
+use lowrank_run::spec::AskedMethod;
+use lowrank_train::config::{
+    BiasMode, ByteSize, InitLora, IntervalStrategy, Method, PrefixCacheLimit,
+};
 use lowrank_train::metrics::Metric;
 use lowrank_train::schedule::SchedulerType;
 use serde::{Deserialize, Serialize};
@@ -12,6 +16,26 @@ use super::common::{
     one_pattern, pairs,
 };
 use crate::presets::PresetArgs;
+
+/// What trains.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MethodArgs {
+    /// What trains: lora, full (all weights), or bitfit (biases and the head) [default: lora, or as --adapter]
+    #[arg(long, value_parser = named::<Method>, value_name = "METHOD", help_heading = "Model")]
+    pub method: Option<Method>,
+    /// Train all weights, no adapter: --method full
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model", conflicts_with = "method")]
+    pub full: Option<bool>,
+}
+
+impl MethodArgs {
+    /// The method, LoRA where none is asked for.
+    pub fn get(&self) -> RunResult<Method> {
+        let &Self { method, full } = self;
+        Ok(AskedMethod { method, full }.get()?.unwrap_or_default())
+    }
+}
 
 /// What is adapted and how.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -246,9 +270,10 @@ pub struct TrainArgs {
     /// Adapter directory or file to start from, in place of fresh adapters
     #[arg(long, value_name = "PATH", help_heading = "Model")]
     pub adapter: Option<String>,
-    /// Train all weights, no adapter
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
-    pub full: Option<bool>,
+    /// What trains.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub method: MethodArgs,
     /// With --full: start from new random weights; of the model's directory only config and tokenizer are read
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
     pub from_scratch: Option<bool>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_engine::Device;
-use lowrank_formats::peft::{AdapterFile, LoraConfig, parse_key};
+use lowrank_formats::peft::{AdapterConfig, BitFitConfig, LoraConfig, parse_key};
 use lowrank_formats::{Checkpoint, RunDir, files, read_json};
 use lowrank_model::{LoadOptions, Model, ModelConfig};
 use lowrank_train::checkpoint::{Checkpoints, Newest};
@@ -219,9 +219,12 @@ fn model_dir(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
 }
 
 fn adapter(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
-    let config = LoraConfig::read(dir)?;
-    let file = AdapterFile::read(dir)?;
-    let table = adapter_settings(&config);
+    let config = AdapterConfig::read(dir)?;
+    let file = config.read_tensors(dir)?;
+    let (table, mut json) = match &config {
+        AdapterConfig::Lora(config) => lora_settings(config, dir),
+        AdapterConfig::BitFit(config) => bitfit_settings(config, dir),
+    };
     let mut layers: BTreeMap<&str, (Vec<String>, u64)> = BTreeMap::new();
     for (key, tensor) in file.iter() {
         let module = parse_key(key).map_or(key, |(module, _)| module);
@@ -234,13 +237,15 @@ fn adapter(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
     for (module, (shapes, n)) in &layers {
         modules.row([(*module).to_owned(), shapes.join(" "), count(*n)]);
     }
-    let warnings: Vec<String> = config
-        .unsupported_fields()
+    let unsupported = config.lora().map(LoraConfig::unsupported_fields);
+    let warnings: Vec<String> = unsupported
         .iter()
+        .flatten()
         .map(|f| f.to_string())
         .collect();
     let mut text = format!(
-        "LoRA adapter {}\n{table}\n{} values\n{modules}",
+        "{} adapter {}\n{table}\n{} values\n{modules}",
+        config.method().title(),
         dir.display(),
         count(total)
     );
@@ -260,16 +265,26 @@ fn adapter(args: &InspectArgs, dir: &Path) -> RunResult<Found> {
             ));
         }
     }
-    let json = json!({
-        "kind": "adapter", "path": dir, "base_model": config.base_model_name_or_path, "r": config.r,
-        "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout, "use_rslora": config.use_rslora,
-        "modules_to_save": config.modules_to_save, "values": total, "warnings": warnings,
-        "modules": layers.iter().map(|(m, (shapes, n))| json!({ "path": m, "shapes": shapes, "values": n })).collect::<Vec<_>>(),
-    });
+    let module = |(path, (shapes, n)): (&&str, &(Vec<String>, u64))| json!({ "path": path, "shapes": shapes, "values": n });
+    json["values"] = json!(total);
+    json["warnings"] = json!(warnings);
+    json["modules"] = layers.iter().map(module).collect();
     Ok(Found { text, json })
 }
 
-fn adapter_settings(config: &LoraConfig) -> TextTable {
+fn bitfit_settings(config: &BitFitConfig, dir: &Path) -> (TextTable, Value) {
+    let (base, saved) = (&config.base_model_name_or_path, &config.modules_to_save);
+    let mut table = TextTable::new(&[]);
+    table
+        .row(["base model", base.as_deref().unwrap_or("-")])
+        .row(["modules to save", &saved.join(", ")]);
+    let json = json!({
+        "kind": "adapter", "path": dir, "method": "bitfit", "base_model": base, "modules_to_save": saved,
+    });
+    (table, json)
+}
+
+fn lora_settings(config: &LoraConfig, dir: &Path) -> (TextTable, Value) {
     let mut table = TextTable::new(&[]);
     table
         .row([
@@ -299,7 +314,12 @@ fn adapter_settings(config: &LoraConfig) -> TextTable {
             "PEFT version",
             config.peft_version.as_deref().unwrap_or("-"),
         ]);
-    table
+    let json = json!({
+        "kind": "adapter", "path": dir, "base_model": config.base_model_name_or_path, "r": config.r,
+        "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout, "use_rslora": config.use_rslora,
+        "modules_to_save": config.modules_to_save,
+    });
+    (table, json)
 }
 
 fn run_dir(dir: &Path) -> RunResult<Found> {

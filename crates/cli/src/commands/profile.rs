@@ -9,6 +9,7 @@ use std::time::Instant;
 use lowrank_data::{Example, Label, PackedBatch};
 use lowrank_engine::host::fill_uniform;
 use lowrank_engine::{Device, Gradients, OpTime, Profile, StepKey};
+use lowrank_formats::peft::BitFitConfig;
 use lowrank_model::{IGNORE_INDEX, LoadOptions, Model, ModelConfig, PassOptions, Task};
 use lowrank_run::base::{Base, Head};
 use lowrank_run::device::PrecisionChoice;
@@ -17,7 +18,7 @@ use lowrank_run::head::task_of;
 use lowrank_run::rows::{load_rows, load_spec};
 use lowrank_run::settings::laid_over;
 use lowrank_run::{RunError, RunResult, labels, memory};
-use lowrank_train::config::{LARGEST_BATCH, LoraSettings, OptimizationSettings};
+use lowrank_train::config::{LARGEST_BATCH, LoraSettings, Method, OptimizationSettings};
 use lowrank_train::evaluate::{model_batch, model_targets};
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
 use serde_json::json;
@@ -37,7 +38,7 @@ pub fn run(flags: ProfileArgs) -> RunResult {
     unused::check_profile(unused::given_args(&args), &args)?;
     let device = session::device(
         &args.common,
-        PrecisionChoice::of(args.precision, args.full != Some(true)),
+        PrecisionChoice::of(args.precision, args.method.get()? != Method::Full),
     )?;
     let (mut model, examples) = model_and_rows(&args, &device)?;
     if let Some(new) = args.generate {
@@ -125,14 +126,18 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Arc<
                 model.config().model_type
             )));
         }
-    } else if args.full.unwrap_or(false) {
-        model.train_all()?;
-    } else {
-        let fresh = LoraSettings::of(&model.config().model_type);
-        let lora = laid_over(&fresh, &settings::to_map(&args.lora))?;
-        lora.validate()?;
-        model.attach_lora(&lora.to_peft("profile", None), 1)?;
+        return Ok((model, examples));
     }
+    match args.method.get()? {
+        Method::Full => model.train_all()?,
+        Method::BitFit => model.train_biases(&BitFitConfig::default())?,
+        Method::Lora => {
+            let fresh = LoraSettings::of(&model.config().model_type);
+            let lora = laid_over(&fresh, &settings::to_map(&args.lora))?;
+            lora.validate()?;
+            model.attach_lora(&lora.to_peft("profile", None), 1)?
+        }
+    };
     Ok((model, examples))
 }
 
@@ -233,10 +238,7 @@ fn time_steps(
     begin: Instant,
 ) -> RunResult<Timing> {
     let device = model.device().clone();
-    let settings = match args.full {
-        Some(true) => OptimizationSettings::of_full_training(),
-        Some(false) | None => OptimizationSettings::default(),
-    };
+    let settings = OptimizationSettings::of(args.method.get()?);
     let mut optimizer = Optimizer::new(&device, model.trainables(), &settings);
     let mut gradients = Gradients::zeros(&device, model.trainables());
     let (mut seconds, mut speeds) = (Vec::new(), Vec::new());

@@ -51,7 +51,7 @@ pub fn run(flags: TrainArgs) -> RunResult {
         return Ok(());
     }
     let stop = interrupt::listen()?;
-    existing.check(Path::new(&run_path), result_name(args.full == Some(true)))?;
+    existing.check(Path::new(&run_path), result_name(args.method.get()?))?;
     let spec = RunSpec::resolve(&asked.request, &host)?;
     let metric = headline_metric(&spec.config);
     let progress = Progress::new(args.common.is_quiet(), metric);
@@ -178,6 +178,7 @@ fn with_settings_of(run: &str, flags: TrainArgs) -> RunResult<TrainArgs> {
         }
         of_run.shift_remove("output_dir");
         lowrank_train::config::keep_old_prompts(&mut of_run);
+        lowrank_train::config::keep_old_method(&mut of_run);
         return settings::overlay(of_run, &flags);
     }
     // A run that was killed before it wrote its configuration has nothing to go on from but the flags.

@@ -221,6 +221,58 @@ fn full_fine_tuning_writes_a_model() {
 }
 
 #[test]
+fn biases_are_trained_saved_evaluated_trained_further_and_merged() {
+    let lab = Lab::new();
+    let words = "--method bitfit --max-steps 5 --lr 1e-2 --precision f32 --json";
+    let summary = lab
+        .train("run", &words.split(' ').collect::<Vec<_>>())
+        .ok()
+        .json();
+    assert_eq!(
+        summary["predicted_peak_bytes"],
+        summary["counted_peak_bytes"]
+    );
+    assert_eq!(summary["idle_values"], serde_json::json!([]));
+    let metrics = |flag: &str, value: &str| {
+        let (data, model) = (lab.text("validation.tsv"), lab.text("model"));
+        let mut words = vec!["eval", "--data-file", &data, "--json", flag, value];
+        words.extend(["--precision", "f32"]);
+        if flag == "--adapter" {
+            words.extend(["--model", &model]);
+        }
+        lowrank(&words).ok().json()["metrics"].clone()
+    };
+    let adapter = lab.text("run/adapter");
+    assert_eq!(metrics("--adapter", &adapter), summary["after"]["metrics"]);
+    let merged = lab.text("merged");
+    lowrank(&[
+        "merge",
+        "--model",
+        &lab.text("model"),
+        "--adapter",
+        &adapter,
+        "--output-dir",
+        &merged,
+        "--verify",
+        "--quiet",
+    ])
+    .ok();
+    assert_eq!(metrics("--model", &merged), summary["after"]["metrics"]);
+    let shown = lowrank(&["inspect", &adapter]).ok().stdout;
+    assert!(shown.starts_with("BitFit adapter"), "{shown}");
+    // The adapter says what is trained further.
+    let more = ["--adapter", &adapter, "--max-steps", "2", "--quiet"];
+    lab.train("more", &more).ok();
+    assert_ne!(lab.adapter_bytes("run"), lab.adapter_bytes("more"));
+    let other = [more.as_slice(), &["--method", "lora"]].concat();
+    let words = ["the adapter is one of BitFit", "--method bitfit"];
+    lab.train("other", &other).fails(2, &words);
+    let idle = ["--method", "bitfit", "--r", "4"];
+    let words = ["--r: with --method bitfit no low-rank adapter is trained"];
+    lab.train("idle", &idle).fails(2, &words);
+}
+
+#[test]
 fn the_other_tasks_train_and_predict() {
     let lab = Lab::new();
     let jsonl = |name: &str, row: &dyn Fn(usize) -> Value| {

@@ -214,10 +214,15 @@ struct NormBackward<'m> {
 impl NormBackward<'_> {
     fn param_grads(&self, d_y: &Tensor, cx: &mut Backprop<'_>) {
         let trained = self.saved.params.trained();
-        if trained.iter().all(Option::is_none) {
+        if let [None, bias] = trained {
+            // A bias alone needs nothing of what was saved; the sums and their order are the other call's.
+            if let Some(id) = bias {
+                let (x, out) = (d_y, cx.gradients.get_mut(id));
+                cx.device.run(Call::ColumnSum { x, out });
+            }
             return;
         }
-        // The call writes all; a frozen one's goes to scratch.
+        // The call writes both; a frozen bias's goes to scratch.
         let zeros = || Tensor::zeros(&cx.device, 1, d_y.cols(), Purpose::Workspace);
         let (mut d_weight, mut d_bias) = (zeros(), self.saved.params.bias().map(|_| zeros()));
         cx.device.run(Call::NormParamGrads {

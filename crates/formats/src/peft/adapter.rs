@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::{ADAPTER_CONFIG, LoraConfig};
+use super::any::AdapterConfig;
+use super::config::ADAPTER_CONFIG;
 use super::keys;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
@@ -104,6 +105,14 @@ impl AdapterFile {
             return Ok(file);
         }
         Err(FormatError::Adapter { path, faults })
+    }
+
+    /// Reads parameters of a model that stand under their own names, such as trained biases, from a folder or a file; here they
+    /// get PEFT's keys.
+    pub(super) fn read_parameters(path: &Path) -> Result<AdapterFile> {
+        let path = weights_path(path)?;
+        let file = AdapterFile::from_checkpoint(&Checkpoint::open_file(&path)?)?;
+        Ok(file.map_keys(|name| format!("{KEY_PREFIX}{name}")))
     }
 
     /// What was done to the keys, one sentence each.
@@ -262,23 +271,23 @@ impl IntoIterator for AdapterFile {
 }
 
 /// Saves an adapter into `dir`, which is made if it is missing: all of it or nothing, and what was there before stays until
-/// the new is complete. Tensors are (key, shape, values) and are written as f32.
+/// the new is complete. Tensors are (PEFT's key, shape, values) and are written as f32.
 ///
 /// Two files cannot be renamed at once, so the order is: both are written and flushed under the names `.<name>.next`; then
 /// the marker `.adapter.commit` is made, which decides the save; then the tensors are renamed, then the configuration; then
 /// the marker goes. A process killed before the marker leaves the old adapter whole; one killed after it leaves the new:
-/// while the marker stands, [`AdapterFile::read`] and [`LoraConfig::read`] take a `.next` file where there is one, and the
+/// while the marker stands, [`AdapterFile::read`] and [`AdapterConfig::read`] take a `.next` file where there is one, and the
 /// next save finishes the renames first.
 pub fn write_adapter(
     dir: &Path,
-    config: &LoraConfig,
+    config: &AdapterConfig,
     tensors: &[(&str, &[usize], &[f32])],
 ) -> Result<()> {
     files::create_dir_all(dir)?;
     finish_save(dir)?;
     let out: Vec<OutTensor<'_>> = tensors
         .iter()
-        .map(|(key, shape, values)| OutTensor::f32(key, shape, values))
+        .map(|(key, shape, values)| OutTensor::f32(config.name_in_file(key), shape, values))
         .collect();
     let weights = next_path(dir, ADAPTER_WEIGHTS);
     let written = write_safetensors(&weights, &out, &pt_metadata())

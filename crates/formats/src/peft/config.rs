@@ -110,7 +110,7 @@ pub enum TaskType {
     FeatureExtraction,
 }
 
-const TASK_TYPES: [(&str, TaskType); 6] = [
+pub(super) const TASK_TYPES: [(&str, TaskType); 6] = [
     ("SEQ_CLS", TaskType::SequenceClassification),
     ("SEQ_2_SEQ_LM", TaskType::SequenceToSequence),
     ("CAUSAL_LM", TaskType::CausalLm),
@@ -472,7 +472,7 @@ impl LoraConfig {
 }
 
 /// The configuration file of a folder, or the file itself.
-fn config_path(path: &Path) -> Result<PathBuf> {
+pub(super) fn config_path(path: &Path) -> Result<PathBuf> {
     if !files::is_dir(path) {
         return Ok(path.to_owned());
     }

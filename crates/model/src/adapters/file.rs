@@ -1,4 +1,4 @@
-//! Adapters on disk: what is saved is exactly what is trained, checked by reading it back.
+//! Adapters on disk, of any method: what is saved is exactly what is trained, checked by reading it back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::path::Path;
 use lowrank_engine::{Trainable, TrainableId};
 use lowrank_formats::files;
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, KEY_PREFIX, LoraConfig, ParameterKind, parse_key,
-    write_adapter,
+    ADAPTER_WEIGHTS, AdapterConfig, AdapterFile, AdapterTensor, KEY_PREFIX, ParameterKind,
+    parse_key, write_adapter,
 };
 
 use crate::adapters::HEAD_NAMES;
@@ -24,23 +24,26 @@ struct SavedTensor<'a> {
 }
 
 impl Model {
-    /// Attaches the adapter in `dir`: PEFT's `adapter_config.json` beside `adapter_model.safetensors` or `.bin`.
+    /// Attaches the adapter in `dir`: `adapter_config.json` beside `adapter_model.safetensors` or `.bin`.
     /// Errors: a configuration that does not fit this model, tensors that are missing, unexpected, of another shape or
     /// not finite (all of them listed).
     pub fn load_adapter(&mut self, dir: &Path) -> Result<&AdapterReport, ModelError> {
-        let config = LoraConfig::read(dir)?;
-        let file = AdapterFile::read(dir)?;
+        let config = AdapterConfig::read(dir)?;
+        let file = config.read_tensors(dir)?;
         self.attach_tensors(&config, file)
     }
 
     /// Attaches an adapter that is in memory, such as one read from a loralib checkpoint.
     pub fn attach_tensors(
         &mut self,
-        config: &LoraConfig,
+        config: &AdapterConfig,
         file: AdapterFile,
     ) -> Result<&AdapterReport, ModelError> {
-        self.attach_existing(config)?;
-        let base = config.base_model_name_or_path.clone();
+        match config {
+            AdapterConfig::Lora(config) => self.attach_existing(config)?,
+            AdapterConfig::BitFit(config) => self.attach_biases(config.clone(), Vec::new())?,
+        }
+        let base = config.base_model().map(str::to_owned);
         self.report.notes.extend_from_slice(file.notes());
         let file = self.with_own_paths(file);
         self.set_adapter_values(file, base)?;
@@ -147,15 +150,15 @@ impl Model {
         }
     }
 
-    /// Writes the adapter into `dir` in PEFT's format, reads it back and compares. `base` is what the file names as its
+    /// Writes the adapter into `dir` in the form of its method, LoRA's in PEFT's, reads it back and compares. `base` is what the file names as its
     /// base model. Returns the bytes of the tensor file. Errors if nothing is adapted, or if writing fails.
     pub fn save_adapter(&self, dir: &Path, base: Option<&str>) -> Result<u64, ModelError> {
-        let TrainMode::Lora(config) = &self.mode else {
+        let TrainMode::Adapter(config) = &self.mode else {
             return Err(ModelError::State("there is no adapter to save".to_string()));
         };
-        let mut config = (**config).clone();
+        let mut config = config.clone();
         if let Some(base) = base {
-            config.base_model_name_or_path = Some(base.to_string());
+            config.set_base_model(base);
         }
         let saved = self.saved_tensors();
         let tensors: Vec<(&str, &[usize], &[f32])> = saved
@@ -163,7 +166,7 @@ impl Model {
             .map(|t| (t.name, t.shape.as_slice(), t.values.as_ref()))
             .collect();
         write_adapter(dir, &config, &tensors)?;
-        self.check_saved(dir, &saved)?;
+        self.check_saved(&config.read_tensors(dir)?, dir, &saved)?;
         Ok(files::size(&dir.join(ADAPTER_WEIGHTS))?)
     }
 
@@ -197,8 +200,12 @@ impl Model {
     }
 
     /// set(saved) = set(trained), value by value.
-    fn check_saved(&self, dir: &Path, saved: &[SavedTensor<'_>]) -> Result<(), ModelError> {
-        let file = AdapterFile::read(dir)?;
+    fn check_saved(
+        &self,
+        file: &AdapterFile,
+        dir: &Path,
+        saved: &[SavedTensor<'_>],
+    ) -> Result<(), ModelError> {
         let same = |a: &[f32], b: &[f32]| {
             a.iter()
                 .map(|v| v.to_bits())

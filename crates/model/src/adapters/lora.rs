@@ -14,8 +14,7 @@ use lowrank_formats::peft::{
     Bias, InitLoraWeights, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType,
 };
 
-use crate::adapters::{HEAD_NAMES, check_shared, train_whole};
-use crate::config::Task;
+use crate::adapters::{HEAD_NAMES, add_name, check_shared, train_whole};
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::modules::{Kind, Module, Modules, name_hash};
@@ -33,38 +32,12 @@ impl Model {
         seed: u64,
     ) -> Result<&AdapterReport, ModelError> {
         let mut config = config.clone();
-        let mut notes = Vec::new();
         self.complete(&mut config)?;
         let parts = Parts::take(&mut config, self.config.family)?;
         if config.task_type.is_none() {
             config.task_type = Some(self.task.peft_type());
         }
-        if config.modules_to_save.is_none() {
-            let paths = || self.modules.iter().map(|module| &module.path);
-            let has = |name: &str| paths().any(|path| path.split('.').any(|part| part == name));
-            for name in self
-                .config
-                .family
-                .default_saved
-                .iter()
-                .filter(|name| has(name))
-            {
-                add_name(&mut config.modules_to_save, name);
-                notes.push(format!("`{name}` is trained and saved too"));
-            }
-        }
-        for path in self.new_poolers(&config) {
-            // A new pooler that were neither trained nor saved would be another one at each load.
-            add_name(&mut config.modules_to_save, "pooler");
-            notes.push(format!(
-                "`{path}` is new, so `pooler` is trained and saved too"
-            ));
-        }
-        if self.task != Task::CausalLm {
-            HEAD_NAMES
-                .iter()
-                .for_each(|name| add_name(&mut config.modules_to_save, name));
-        }
+        let notes = self.complete_saved(&mut config.modules_to_save);
         // As PEFT does, with a warning: the file says how the adapted weights stand in theirs.
         config.fan_in_fan_out = self.is_conv1d(&config)?;
         self.attach(config, parts, Origin::New { seed }, notes)?;
@@ -91,7 +64,8 @@ impl Model {
                 "`{path}` is neither in the checkpoint nor in the adapter: its values are new, results will differ"
             )
         };
-        let notes = self.new_poolers(&config).into_iter().map(note).collect();
+        let poolers = self.new_poolers(config.modules_to_save.as_deref());
+        let notes = poolers.into_iter().map(note).collect();
         self.attach(config, None, Origin::File, notes)
     }
 
@@ -129,7 +103,7 @@ impl Model {
             attach.module(module)?;
         }
         self.report = attach.report;
-        self.mode = TrainMode::Lora(Box::new(config));
+        self.mode = TrainMode::Adapter(config.into());
         Ok(())
     }
 
@@ -161,29 +135,6 @@ impl Model {
             }
         }
         Ok(false)
-    }
-
-    /// Poolers that the checkpoint lacks and the configuration does not save.
-    fn new_poolers(&self, config: &LoraConfig) -> Vec<String> {
-        let saved = config
-            .modules_to_save
-            .iter()
-            .flatten()
-            .any(|name| name.contains("pooler"));
-        if saved {
-            return Vec::new();
-        }
-        let is_pooler =
-            |module: &&Module| module.parameters[0].is_new && module.path.contains("pooler");
-        let poolers = self.modules.iter().filter(is_pooler);
-        poolers.map(|module| module.path.clone()).collect()
-    }
-}
-
-fn add_name(names: &mut Option<Vec<String>>, name: &str) {
-    let names = names.get_or_insert_default();
-    if !names.iter().any(|n| n == name) {
-        names.push(name.to_string());
     }
 }
 

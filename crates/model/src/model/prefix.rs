@@ -12,7 +12,7 @@ use crate::trained::TrainMode;
 impl Model {
     /// The frozen prefix of passes with the model's own dropout, or of those without.
     pub fn frozen_prefix(&self, with_dropout: bool) -> Prefix {
-        let TrainMode::Lora(_) = self.mode else {
+        let TrainMode::Adapter(_) = self.mode else {
             return Prefix::default();
         };
         let step = with_dropout.then_some(StepKey {

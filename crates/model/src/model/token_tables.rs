@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use lowrank_formats::peft::{
-    AdapterFile, AdapterTensor, KEY_PREFIX, LoraConfig, Matcher, ParameterKind, parse_key,
+    AdapterConfig, AdapterFile, AdapterTensor, KEY_PREFIX, Matcher, ParameterKind, parse_key,
 };
 
 use crate::error::ModelError;
@@ -30,7 +30,7 @@ impl TokenTables {
     /// tied tables trained by itself.
     pub fn take(
         file: AdapterFile,
-        lora: &LoraConfig,
+        adapter: &AdapterConfig,
         config: &ModelConfig,
     ) -> Result<(AdapterFile, Option<Self>), ModelError> {
         let path = config.family.naming.tokens;
@@ -69,10 +69,12 @@ impl TokenTables {
             )]));
         }
         let trained = |path: &str| -> Result<bool, ModelError> {
-            if lora.modules_to_save.is_none() || lora.target_modules.is_none() {
-                return Ok(false);
+            match adapter.lora() {
+                Some(lora) if lora.modules_to_save.is_some() && lora.target_modules.is_some() => {
+                    Ok(Matcher::new(lora)?.is_module_to_save(path))
+                }
+                Some(_) | None => Ok(false),
             }
-            Ok(Matcher::new(lora)?.is_module_to_save(path))
         };
         if has_head && is_tied {
             refuse_one_of_two(path, &trained)?;

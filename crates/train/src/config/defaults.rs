@@ -7,7 +7,7 @@ use lowrank_model::families::family;
 
 use super::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    MemorySettings, ModulePattern, OptimizationSettings, Precision, Task, TrainConfig,
+    MemorySettings, Method, ModulePattern, OptimizationSettings, Precision, Task, TrainConfig,
 };
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
@@ -26,7 +26,7 @@ impl TrainConfig {
             revision: None,
             ignore_mismatched_sizes: false,
             adapter: None,
-            full: false,
+            method: Method::Lora,
             from_scratch: false,
             data: DataSettings::of(task, train_file),
             lora: LoraSettings::of(model_type),
@@ -122,11 +122,15 @@ impl Default for OptimizationSettings {
 }
 
 impl OptimizationSettings {
-    /// The defaults where every weight trains, which takes smaller steps than an adapter.
-    pub fn of_full_training() -> Self {
+    /// The defaults of a method: where every weight trains, smaller steps than those of an adapter.
+    pub fn of(method: Method) -> Self {
+        let default = Self::default();
         Self {
-            learning_rate: 5e-5,
-            ..Self::default()
+            learning_rate: match method {
+                Method::Full => 5e-5,
+                Method::Lora | Method::BitFit => default.learning_rate,
+            },
+            ..default
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{IntervalStrategy, LoraSettings, ModulePattern, Task, TrainConfig};
+use super::{IntervalStrategy, LoraSettings, Method, ModulePattern, Task, TrainConfig};
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
 
@@ -26,15 +26,16 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut faults = Faults::default();
         self.check_data(&mut faults);
-        if !self.full {
+        let is_full = self.method == Method::Full;
+        if self.method == Method::Lora {
             self.lora.check(&mut faults);
         }
         self.check_optimization(&mut faults);
         self.check_evaluation(&mut faults);
-        if self.full && self.adapter.is_some() {
+        if is_full && self.adapter.is_some() {
             faults.add("adapter", "absent with `full`", "an adapter");
         }
-        if self.from_scratch && !self.full {
+        if self.from_scratch && !is_full {
             faults.add(
                 "from_scratch",
                 "`full` with it",

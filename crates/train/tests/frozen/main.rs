@@ -194,7 +194,7 @@ fn hashes_of(isa: Isa) -> BTreeMap<String, String> {
                 let key = format!("{} {precision:?} {} {what}", isa.name(), network.name);
                 found.insert(key.to_lowercase(), bits.hash());
             };
-            for training in [Training::Lora, Training::Full] {
+            for training in [Training::Lora, Training::Full, Training::BitFit] {
                 let bits = train(network, training, MICRO_BATCHES, &device());
                 note(training.name(), bits);
             }
@@ -264,6 +264,6 @@ fn runs_generation_and_merged_files_keep_their_bits() {
         let lines = frozen
             .keys()
             .filter(|key| key.starts_with(&format!("{name} ")));
-        assert_eq!(lines.count(), 2 * (5 * 4 + 2), "lines of {name}");
+        assert_eq!(lines.count(), 2 * (5 * 5 + 2), "lines of {name}");
     }
 }

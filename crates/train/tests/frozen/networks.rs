@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lowrank_engine::Device;
-use lowrank_formats::peft::{InitLoraWeights, LoraConfig, TargetModules};
+use lowrank_formats::peft::{BitFitConfig, InitLoraWeights, LoraConfig, TargetModules};
 use lowrank_model::{LoadOptions, Model, ModelConfig, Task};
 use serde_json::{Value, json};
 
@@ -14,6 +14,8 @@ pub enum Training {
     Lora,
     /// All weights.
     Full,
+    /// The biases and the head.
+    BitFit,
 }
 
 impl Training {
@@ -21,6 +23,7 @@ impl Training {
         match self {
             Training::Lora => "lora",
             Training::Full => "full",
+            Training::BitFit => "bitfit",
         }
     }
 }
@@ -136,6 +139,10 @@ impl Network {
             }
             Training::Full => {
                 model.train_all().expect("all weights train");
+            }
+            Training::BitFit => {
+                let config = BitFitConfig::default();
+                model.train_biases(&config).expect("the biases train");
             }
         }
         model

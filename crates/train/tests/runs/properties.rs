@@ -1,10 +1,11 @@
 //! What must hold for every run: accumulation equals the large batch, and what is written can be used.
 
+use crate::planned::planned_peak;
 use crate::tiny::{Place, config, run};
-use lowrank_engine::{DType, Device, Gradients, Isa, StepKey};
+use lowrank_engine::{DType, Device, Gradients, Isa, Purpose, StepKey};
 use lowrank_model::{Batch, Model, PassOptions, Targets};
 use lowrank_testkit::{Tolerance, check_close, compare_close};
-use lowrank_train::config::InitLora;
+use lowrank_train::config::{InitLora, Method};
 use lowrank_train::reduce::{Reducer, Solo, StepGradients};
 use lowrank_train::trainer::TrainError;
 
@@ -150,4 +151,20 @@ fn a_step_is_the_sum_of_its_micro_batches_bit_for_bit() {
             assert!(bits(&running) != bits(&sum));
         }
     }
+}
+
+#[test]
+fn a_plan_counts_what_biases_and_a_second_gradient_take() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut peaks = Vec::new();
+    for accumulation in [1, 2] {
+        let mut config = config();
+        config.method = Method::BitFit;
+        config.optimization.gradient_accumulation_steps = accumulation;
+        let left = run(&config, &dir.path().join(accumulation.to_string()), 0).expect("it ends");
+        let planned = planned_peak(Place::default(), &config).expect("the rows fit");
+        assert_eq!(planned, left.peak, "{accumulation} micro-batches a step");
+        peaks.push(left.peak.of(Purpose::Gradients));
+    }
+    assert_eq!(2 * peaks[0], peaks[1]);
 }

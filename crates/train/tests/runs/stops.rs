@@ -2,7 +2,7 @@
 
 use lowrank_engine::{Device, Isa};
 use lowrank_model::Batch;
-use lowrank_train::config::{Precision, TrainConfig};
+use lowrank_train::config::{Method, Precision, TrainConfig};
 use lowrank_train::trainer::{Outcome, Watch};
 
 use std::sync::atomic::AtomicBool;
@@ -17,6 +17,10 @@ fn stopped_at_any_event_and_resumed_is_never_stopped() {
             ..config()
         });
     }
+    stop_and_resume(&TrainConfig {
+        method: Method::BitFit,
+        ..config()
+    });
 }
 
 fn stop_and_resume(config: &TrainConfig) {

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank_data::{Example, Label};
 use lowrank_engine::{Device, Isa, MemoryReport};
-use lowrank_formats::peft::LoraConfig;
+use lowrank_formats::peft::BitFitConfig;
 use lowrank_model::{LoadOptions, Model};
 use lowrank_testkit::Golden;
 use lowrank_train::base::BaseId;
 use lowrank_train::config::{
-    DataSettings, EvaluationSettings, IntervalStrategy, LoraSettings, OptimizationSettings, Task,
-    TrainConfig,
+    DataSettings, EvaluationSettings, IntervalStrategy, LoraSettings, Method, OptimizationSettings,
+    Task, TrainConfig,
 };
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::{MetricsLog, MetricsRow};
@@ -109,8 +109,12 @@ impl Place {
         };
         let (mut model, _) =
             Model::load(&golden.model_dir(), &options, device).expect("the model loads");
-        let lora: LoraConfig = config.lora.to_peft("tiny", None);
-        model.attach_lora(&lora, 1).expect("adapters attach");
+        let attached = match config.method {
+            Method::Lora => model.attach_lora(&config.lora.to_peft("tiny", None), 1),
+            Method::Full => model.train_all(),
+            Method::BitFit => model.train_biases(&BitFitConfig::default()),
+        };
+        attached.expect("it attaches");
         model
     }
 }

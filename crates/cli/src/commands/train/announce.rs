@@ -47,6 +47,9 @@ pub fn announce(progress: &Progress, prepared: &Prepared) {
             first.scaling
         ));
     }
+    if report.biases > 0 {
+        progress.line(format!("  {} values of biases", count(report.biases)));
+    }
     let data = &run.train.report;
     progress.line(format!(
         "{}: {} rows, {} tokens, {} rows cut to {} tokens",

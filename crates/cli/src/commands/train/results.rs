@@ -5,6 +5,7 @@ use lowrank_formats::{RunDir, read_json, write_atomic};
 use lowrank_run::result::{REPORT_FILE, Results, SUMMARY_FILE};
 use lowrank_run::spec::to_settings;
 use lowrank_run::{RunResult, memory, yaml};
+use lowrank_train::config::Method;
 use lowrank_train::metrics::Metric;
 use lowrank_train::metrics_log::MetricsLog;
 use lowrank_train::proof::Idle;
@@ -47,11 +48,7 @@ impl Shown<'_> {
                 "{} on {}, {}",
                 self.results.run.config.model,
                 self.results.run.config.data.train_file,
-                if self.results.run.config.full {
-                    "full fine-tuning"
-                } else {
-                    "LoRA"
-                }
+                self.results.run.config.method.title()
             ),
             highlights: self.highlights(),
             rows: &rows,
@@ -138,10 +135,9 @@ impl Shown<'_> {
         let mut table = TextTable::new(&[]);
         let trained = self.results.model.trainables().count();
         let total = self.results.total_parameters();
-        let what = if self.results.run.config.full {
-            "model size"
-        } else {
-            "adapter size"
+        let what = match self.results.run.config.method {
+            Method::Full => "model size",
+            Method::Lora | Method::BitFit => "adapter size",
         };
         let early = if self.results.summary.stopped_early {
             ", stopped early"
