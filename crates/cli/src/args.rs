@@ -17,7 +17,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs};
 pub use generate::GenerateArgs;
 pub use others::{
-    CheckArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs, ProfileArgs,
+    CheckArgs, ConvertArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs,
+    ProfileArgs,
 };
 pub use scoring::ScoringArgs;
 pub use train::TrainArgs;
@@ -94,6 +95,8 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Fold an adapter into its base and write a plain model directory
     Merge(Box<MergeArgs>),
+    /// Write a quantised model, or a GGUF file, as a plain model directory
+    Convert(Box<ConvertArgs>),
     /// Count parameters, bytes and operations of a run without running it; a config.json is enough
     Plan(Box<PlanArgs>),
     /// Show what is in a model, an adapter, a tensor file or a run
@@ -114,7 +117,7 @@ impl Command {
             Self::Merge(args) => Some(&mut args.data),
             Self::Check(args) => Some(&mut args.data),
             Self::Profile(args) => Some(&mut args.data),
-            Self::Generate(_) | Self::Plan(_) | Self::Inspect(_) => None,
+            Self::Generate(_) | Self::Convert(_) | Self::Plan(_) | Self::Inspect(_) => None,
         }
     }
 }

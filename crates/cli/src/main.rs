@@ -25,7 +25,9 @@ mod unused;
 use std::process::ExitCode;
 
 use crate::args::Command;
-use crate::commands::{check, eval, generate, inspect, merge, plan, predict, profile, train};
+use crate::commands::{
+    check, convert, eval, generate, inspect, merge, plan, predict, profile, train,
+};
 
 fn main() -> ExitCode {
     allocator::return_large_blocks();
@@ -57,6 +59,7 @@ fn run(command: Command) -> lowrank_run::RunResult {
         Command::Predict(args) => predict::run(*args),
         Command::Generate(args) => generate::run(*args),
         Command::Merge(args) => merge::run(*args),
+        Command::Convert(args) => convert::run(*args),
         Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(*args),
         Command::Check(args) => check::run(*args),
@@ -71,6 +74,7 @@ fn is_json(command: &Command) -> bool {
         Command::Predict(a) => a.common.is_json(),
         Command::Generate(a) => a.common.is_json(),
         Command::Merge(a) => a.common.is_json(),
+        Command::Convert(a) => a.common.is_json(),
         Command::Plan(a) => a.common.is_json(),
         Command::Inspect(a) => a.common.is_json(),
         Command::Check(a) => a.common.is_json(),

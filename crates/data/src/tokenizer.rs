@@ -7,6 +7,7 @@ mod added;
 mod bounds;
 mod build;
 mod class;
+mod gguf;
 mod long;
 mod open;
 mod read;
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use lowrank_formats::files::{self, Ceiling};
+use lowrank_formats::gguf::is_gguf;
+use lowrank_formats::{to_python_json, write_atomic};
 use tokenizers::models::ModelWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::utils::truncation::{
@@ -115,10 +118,29 @@ impl Tokenizer {
     /// that `tokenizer_config.json` or `config.json` names. `family` is the model's, for folders that name no class.
     pub fn from_dir(dir: &Path, family: Option<TokenizerFamily>) -> Result<Self, TokenizerError> {
         let settings = Settings::parse(dir, &Sources::read(dir)?)?;
-        let mut opened = open::open(dir, &settings, family)?;
+        let opened = open::open(dir, &settings, family)?;
+        Self::from_opened(dir, &settings, opened)
+    }
+
+    /// Loads the tokenizer of a model: of a Hugging Face directory as [`Tokenizer::from_dir`] does, or the one that stands in a
+    /// GGUF file.
+    pub fn of_model(model: &Path, family: Option<TokenizerFamily>) -> Result<Self, TokenizerError> {
+        if !is_gguf(model)? {
+            return Self::from_dir(model, family);
+        }
+        let (opened, settings) = gguf::open(model)?;
+        Self::from_opened(model, &settings, opened)
+    }
+
+    fn from_opened(
+        dir: &Path,
+        settings: &Settings,
+        mut opened: Opened,
+    ) -> Result<Self, TokenizerError> {
         let splits = settings.flag("split_special_tokens") == Some(true);
         opened.inner.set_encode_special_tokens(splits);
-        let fault = |problem| settings::malformed(&dir.join(opened.source), None, problem);
+        let place = place(dir, opened.source);
+        let fault = |problem| settings::malformed(&place, None, problem);
         let growth = catch(|| Growth::of(&opened.inner));
         let growth = growth
             .unwrap_or_else(|| Err(CONTRADICTION.into()))
@@ -137,9 +159,9 @@ impl Tokenizer {
             typed: settings
                 .wants_token_types()
                 .unwrap_or(family.is_none_or(TokenizerFamily::has_token_types)),
-            cleans_up: cleans_up(inner, &settings),
-            unk_id: unk_id(&opened, &settings),
-            eos_id: end_id(&opened, &settings),
+            cleans_up: cleans_up(inner, settings),
+            unk_id: unk_id(&opened, settings),
+            eos_id: end_id(&opened, settings),
             source: opened.source,
             family: opened.family,
             inner: opened.inner,
@@ -304,7 +326,7 @@ impl Tokenizer {
         self.family
     }
 
-    /// The file that the vocabulary came from: `tokenizer.json`, `vocab.txt`, `vocab.json` or `spm.model`.
+    /// The file that the vocabulary came from: `tokenizer.json`, `vocab.txt`, `vocab.json` or `spm.model`; of a GGUF file its key.
     pub fn source(&self) -> &'static str {
         self.source
     }
@@ -318,8 +340,16 @@ impl Tokenizer {
             .collect()
     }
 
-    /// Copies the tokenizer's files, unchanged, into an existing directory.
+    /// Copies the tokenizer's files, unchanged, into an existing directory; one from a GGUF file becomes a `tokenizer.json` with
+    /// its `tokenizer_config.json`.
     pub fn save_files(&self, dir: &Path) -> Result<(), TokenizerError> {
+        if self.source == gguf::SOURCE {
+            let json = self.inner.to_string(false);
+            let json = json.map_err(|error| TokenizerError::Encode(error.to_string()))?;
+            write_atomic(&dir.join("tokenizer.json"), json.as_bytes())?;
+            let config = to_python_json(&gguf::tokenizer_config(&self.dir)?);
+            write_atomic(&dir.join("tokenizer_config.json"), config.as_bytes())?;
+        }
         for path in self.files() {
             let Some(name) = path.file_name() else {
                 continue;
@@ -338,8 +368,16 @@ impl Tokenizer {
             Err(TokenizerError::Encode(problem)) => problem,
             Err(error) => error.to_string(),
         };
-        let path = self.dir.join(self.source);
+        let path = place(&self.dir, self.source);
         Err(settings::malformed(&path, None, problem))
+    }
+}
+
+/// The file of a vocabulary: beside others in its folder, or the GGUF file itself.
+fn place(dir: &Path, source: &str) -> PathBuf {
+    match source {
+        gguf::SOURCE => dir.to_owned(),
+        _ => dir.join(source),
     }
 }
 

@@ -184,6 +184,30 @@ fn chunks<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> i64) -> Vec<
         .collect()
 }
 
+/// Whether a value stays finite in `dtype` (f32, f16 or bf16).
+pub fn fits(value: f32, dtype: DType) -> bool {
+    match dtype {
+        DType::F16 => half::f16::from_f32(value).is_finite(),
+        DType::BF16 => half::bf16::from_f32(value).is_finite(),
+        _ => value.is_finite(),
+    }
+}
+
+/// Little-endian bytes of `values` in `dtype` (f32, f16 or bf16), rounded to nearest even.
+pub fn encode_f32(values: &[f32], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::F16 => values
+            .iter()
+            .flat_map(|&v| half::f16::from_f32(v).to_le_bytes())
+            .collect(),
+        DType::BF16 => values
+            .iter()
+            .flat_map(|&v| half::bf16::from_f32(v).to_le_bytes())
+            .collect(),
+        _ => f32_bytes(values).into_owned(),
+    }
+}
+
 /// f32 values as the little-endian bytes of a file; a view where the machine stores them so.
 pub fn f32_bytes(values: &[f32]) -> std::borrow::Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {

@@ -7,6 +7,7 @@
 //! arithmetic; it must not print or read the environment.
 
 mod checkpoint;
+mod convert;
 mod dtype;
 mod error;
 mod method;
@@ -27,7 +28,8 @@ pub mod torch;
 
 pub use checkpoint::{Checkpoint, PackedAs, TensorInfo};
 pub use config::{ConfigReader, model_config_file, read_model_config};
-pub use dtype::{DType, f32_bytes};
+pub use convert::{Converted, convert};
+pub use dtype::{DType, encode_f32, f32_bytes, fits};
 pub use error::{Fault, FormatError};
 pub use files::{PendingDir, PendingFile, write_atomic};
 pub use method::Method;

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use half::{bf16, f16};
 use lowrank_engine::Matrix;
 use lowrank_engine::param::PackedMatrix;
 use lowrank_formats::{
-    Checkpoint, DType, TensorSpec, read_model_config, to_python_json, write_atomic, write_model,
+    Checkpoint, DType, TensorSpec, encode_f32, fits, read_model_config, to_python_json,
+    write_atomic, write_model,
 };
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ impl Model {
                     message,
                 ));
             }
-            out.write_all(&encode(&values, spec.dtype))
+            out.write_all(&encode_f32(&values, spec.dtype))
         })?;
         let config = self.merged_config(read_model_config(base)?, options);
         write_atomic(
@@ -207,29 +207,5 @@ fn misfit(name: &str, value: f32, dtype: DType) -> String {
         format!(
             "`{name}` would hold {value}: the adapter's values or its lora_alpha are too large for this base"
         )
-    }
-}
-
-/// Whether a value stays finite in `dtype`.
-fn fits(value: f32, dtype: DType) -> bool {
-    match dtype {
-        DType::F16 => f16::from_f32(value).is_finite(),
-        DType::BF16 => bf16::from_f32(value).is_finite(),
-        _ => value.is_finite(),
-    }
-}
-
-/// Little-endian bytes of `values` in `dtype` (f32, f16 or bf16), rounded to nearest even.
-fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
-    match dtype {
-        DType::F16 => values
-            .iter()
-            .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-            .collect(),
-        DType::BF16 => values
-            .iter()
-            .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
-            .collect(),
-        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }

@@ -55,7 +55,7 @@ impl Base {
         let file = model_config_file(&dir);
         let config = ModelConfig::open(&dir).map_err(|e| RunError::from(e).about(&file))?;
         let family = TokenizerFamily::from_name(&config.model_type);
-        let tokenizer = Tokenizer::from_dir(&dir, family);
+        let tokenizer = Tokenizer::of_model(&dir, family);
         let head = BaseHead::read(&dir, &config)?;
         Ok(Self {
             name: settings.model.clone().unwrap_or_default(),

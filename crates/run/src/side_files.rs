@@ -3,10 +3,12 @@
 
 use std::path::Path;
 
+use lowrank_data::{Tokenizer, TokenizerError};
 use lowrank_formats::files::{self, Ceiling};
+use lowrank_formats::gguf::is_gguf;
 use lowrank_formats::write_atomic;
 
-use crate::error::RunResult;
+use crate::error::{RunError, RunResult};
 
 /// Files of settings beside a model are small; a tokenizer is the largest.
 const CEILING: Ceiling = Ceiling::TOKENIZER;
@@ -34,12 +36,16 @@ enum Kind {
     Other(&'static str),
 }
 
-/// Copies what belongs to the model in `from` into `to`.
+/// Copies what belongs to the model in `from`, a folder or a GGUF file, into `to`.
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn copy(from: &Path, to: &Path) -> RunResult<Copied> {
     let mut copied = Copied::default();
+    if is_gguf(from)? {
+        // What stands beside a GGUF file belongs to other models.
+        return of_gguf(from, to);
+    }
     for entry in files::list(from)? {
         let name = entry.name.to_string_lossy().into_owned();
         if files::is_dir(&entry.path) {
@@ -61,6 +67,23 @@ pub fn copy(from: &Path, to: &Path) -> RunResult<Copied> {
         }
     }
     Ok(copied)
+}
+
+/// The tokenizer of a GGUF file as transformers has it; without one there is nothing.
+fn of_gguf(file: &Path, to: &Path) -> RunResult<Copied> {
+    let names = match Tokenizer::of_model(file, None) {
+        Ok(tokenizer) => {
+            let saved = tokenizer.save_files(to);
+            saved.map_err(|error| RunError::from_error(&error))?;
+            vec!["tokenizer.json", "tokenizer_config.json"]
+        }
+        Err(TokenizerError::NotFound { .. }) => Vec::new(),
+        Err(error) => return Err(RunError::from_error(&error)),
+    };
+    Ok(Copied {
+        names: names.into_iter().map(str::to_owned).collect(),
+        left_out: Vec::new(),
+    })
 }
 
 /// Told by the name, as every program that reads such folders tells them.

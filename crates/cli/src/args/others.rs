@@ -172,6 +172,29 @@ pub struct MergeArgs {
     pub common: CommonArgs,
 }
 
+/// Write a quantised model as a plain model directory.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConvertArgs {
+    /// The pretrained model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// Directory of the plain model
+    #[arg(long, short, value_name = "DIR", help_heading = "Model")]
+    pub output_dir: Option<String>,
+    /// Replace what is in the directory
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    pub overwrite: Option<bool>,
+    /// Type of the weights: f32, f16 or bf16 [default: bf16]
+    #[arg(long, value_parser = super::common::named::<MergeDType>, value_name = "TYPE", help_heading = "Model")]
+    pub dtype: Option<MergeDType>,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
 /// How merged weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_engine::Device;
+use lowrank_formats::gguf::is_gguf;
 use lowrank_formats::peft::{AdapterConfig, BitFitConfig, LoraConfig, parse_key};
 use lowrank_formats::{Checkpoint, RunDir, files, read_json};
 use lowrank_model::{LoadOptions, Model, ModelConfig};
@@ -63,6 +64,18 @@ fn tensor_file(args: &InspectArgs, path: &Path) -> RunResult<Found> {
     if path.extension().is_some_and(|e| e == "json") {
         return model_config(path);
     }
+    if is_gguf(path)? {
+        return match ModelConfig::open(path) {
+            Ok(_) => model_dir(args, path),
+            // What no family here computes is still a file of tensors.
+            Err(error) => {
+                let mut found = tensors_of(args, &Checkpoint::open_file(path)?)?;
+                let note = format!("not a model that can be run here: {error}\n");
+                found.text.push_str(&note);
+                Ok(found)
+            }
+        };
+    }
     tensors_of(args, &Checkpoint::open_file(path)?)
 }
 
@@ -79,10 +92,10 @@ fn model_config(path: &Path) -> RunResult<Found> {
 fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> RunResult<Found> {
     let mut by_type: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
     for info in checkpoint.infos() {
-        let entry = by_type.entry(info.dtype.name()).or_default();
+        let entry = by_type.entry(info.stored_as()).or_default();
         entry.0 += 1;
         entry.1 += info.numel() as u64;
-        entry.2 += (info.numel() * info.dtype.size_bytes()) as u64;
+        entry.2 += info.stored_bytes();
     }
     let mut summary = TextTable::new(&["type", "tensors", "values", "size"]);
     for (dtype, (n, values, size)) in &by_type {
@@ -93,6 +106,10 @@ fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> RunResult<Found> {
         checkpoint.path().display(),
         count(checkpoint.infos().len() as u64)
     );
+    let bits = bits_a_parameter(checkpoint);
+    if let Some(bits) = bits {
+        text.push_str(&format!("{bits:.2} bits a parameter\n"));
+    }
     let scan = args.values.unwrap_or(false);
     let list = args.tensors.unwrap_or(false);
     let mut table = TextTable::new(if scan {
@@ -104,11 +121,10 @@ fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> RunResult<Found> {
     for info in checkpoint.infos() {
         let mut cells = vec![
             info.name.clone(),
-            info.dtype.name().to_owned(),
+            info.stored_as().to_owned(),
             format!("{:?}", info.shape),
         ];
-        let mut json =
-            json!({ "name": info.name, "dtype": info.dtype.name(), "shape": info.shape });
+        let mut json = json!({ "name": info.name, "dtype": info.stored_as(), "shape": info.shape });
         if scan && info.dtype.is_float() {
             let values = checkpoint.read_f32_vec(&info.name)?;
             let odd = values.iter().filter(|v| !v.is_finite()).count();
@@ -136,10 +152,22 @@ fn tensors_of(args: &InspectArgs, checkpoint: &Checkpoint) -> RunResult<Found> {
             )
         })
         .collect();
-    Ok(Found {
-        text,
-        json: json!({ "kind": "tensors", "path": checkpoint.path(), "types": types, "tensors": tensors }),
-    })
+    let mut json =
+        json!({ "kind": "tensors", "path": checkpoint.path(), "types": types, "tensors": tensors });
+    if let Some(bits) = bits {
+        json["bits_per_parameter"] = json!(bits);
+    }
+    Ok(Found { text, json })
+}
+
+/// Bits that a value takes on average, scales included, where some are packed.
+fn bits_a_parameter(checkpoint: &Checkpoint) -> Option<f64> {
+    let is_packed = checkpoint.infos().any(|info| info.packed.is_some());
+    let floats = checkpoint.infos().filter(|info| info.dtype.is_float());
+    let (values, bytes) = floats.fold((0, 0), |(values, bytes), info| {
+        (values + info.numel() as u64, bytes + info.stored_bytes())
+    });
+    (is_packed && values > 0).then(|| 8.0 * bytes as f64 / values as f64)
 }
 
 fn describe_config(config: &ModelConfig, head: &BaseHead) -> (TextTable, Value) {

@@ -15,6 +15,7 @@ mod outputs;
 mod parts;
 mod places;
 mod presets;
+mod quantised;
 mod settings_obeyed;
 mod snapshots;
 mod support;

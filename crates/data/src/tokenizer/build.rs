@@ -167,7 +167,7 @@ pub(super) fn finish(
 }
 
 /// `[CLS] a [SEP] b [SEP]` with token types 0 and 1.
-fn with_cls_and_sep(
+pub(super) fn with_cls_and_sep(
     inner: &mut Inner,
     path: &Path,
     cls: u32,
@@ -191,6 +191,15 @@ fn with_bos_and_eos(
             ids.push((name, need(inner, path, name, &token)?));
         }
     }
+    with_ids_around(inner, path, &ids)
+}
+
+/// Puts the tokens that are named `bos` and `eos` before and behind each text.
+pub(super) fn with_ids_around(
+    inner: &mut Inner,
+    path: &Path,
+    ids: &[(&str, u32)],
+) -> Result<(), TokenizerError> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -210,7 +219,7 @@ fn with_bos_and_eos(
     };
     let single = around("$A", 0);
     let pair = format!("{single} {}", around("$B", 1));
-    template(inner, path, [&single, &pair], &ids)
+    template(inner, path, [&single, &pair], ids)
 }
 
 /// Sets what stands around a text and a pair. The pieces have names of their own: those of tokens may hold any character.

@@ -99,7 +99,7 @@ pub(super) fn sentence_piece(
 }
 
 /// Control symbols are special, user-defined ones are not; neither is ever split.
-fn added_pieces(pieces: &[Piece]) -> Vec<AddedToken> {
+pub(super) fn added_pieces(pieces: &[Piece]) -> Vec<AddedToken> {
     let token = |piece: &Piece| {
         let special = match piece.kind {
             PieceKind::Normal | PieceKind::Other => return None,
@@ -111,7 +111,10 @@ fn added_pieces(pieces: &[Piece]) -> Vec<AddedToken> {
     pieces.iter().filter_map(token).collect()
 }
 
-fn replace(pattern: ReplacePattern, content: &str) -> tokenizers::Result<NormalizerWrapper> {
+pub(super) fn replace(
+    pattern: ReplacePattern,
+    content: &str,
+) -> tokenizers::Result<NormalizerWrapper> {
     Ok(Replace::new(pattern, content)?.into())
 }
 
@@ -313,7 +316,9 @@ fn generic_steps(
     Ok(steps)
 }
 
-fn generic_decoders(model: &SentencePieceModel) -> tokenizers::Result<Vec<DecoderWrapper>> {
+pub(super) fn generic_decoders(
+    model: &SentencePieceModel,
+) -> tokenizers::Result<Vec<DecoderWrapper>> {
     let blank = Replace::new(ReplacePattern::String("▁".into()), " ")?;
     let mut steps: Vec<DecoderWrapper> = vec![blank.into()];
     if model.byte_fallback {
@@ -402,7 +407,7 @@ fn merges_by_id(model: &SentencePieceModel) -> Result<Vec<(String, String)>, Str
 
 /// Merges of normal pieces, the best score first, then by id and text. Source: transformers 5.24,
 /// `SpmConverter.build_tokenizer_from_spm_proto`.
-fn merges_by_score(model: &SentencePieceModel) -> Result<Vec<(String, String)>, String> {
+pub(super) fn merges_by_score(model: &SentencePieceModel) -> Result<Vec<(String, String)>, String> {
     let pieces: Vec<&Piece> = model
         .pieces
         .iter()

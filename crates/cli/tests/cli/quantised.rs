@@ -1,0 +1,177 @@
+//! GGUF files from the command line: trained on, planned, checked, looked into, generated with, merged, converted, refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::{Ran, golden, lowrank};
+
+fn file(name: &str) -> String {
+    golden("quantised").join(name).display().to_string()
+}
+
+/// A folder with rows for the golden files, whose tokenizers know letters.
+struct Lab(tempfile::TempDir);
+
+impl Lab {
+    fn new() -> Self {
+        let lab = Lab(tempfile::tempdir().expect("a folder"));
+        let lines = |rows: &dyn Fn(usize) -> Value| {
+            (0..12)
+                .map(|i| format!("{}\n", rows(i)))
+                .collect::<String>()
+        };
+        let names = ["red", "green", "blue"];
+        let texts = lines(&|i| json!({ "text": format!("the {} film", names[i % 3]) }));
+        let labelled = lines(&|i| json!({ "text": names[i % 3], "label": names[i % 3] }));
+        fs::write(lab.path("texts.jsonl"), texts).unwrap();
+        fs::write(lab.path("labelled.jsonl"), labelled).unwrap();
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs with `@name` standing for a path in this folder and `%name` for a golden file.
+    fn run(&self, line: &str) -> Ran {
+        let place = |word: &str| match (word.strip_prefix('@'), word.strip_prefix('%')) {
+            (Some(name), _) => self.path(name).display().to_string(),
+            (_, Some(name)) => file(name),
+            (None, None) => word.to_owned(),
+        };
+        let words: Vec<String> = line.split(' ').map(place).collect();
+        lowrank(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_language_model_in_a_gguf_file_goes_the_whole_way() {
+    let lab = Lab::new();
+    let train = "train --model %gpt2.gguf --train-file @texts.jsonl --num-train-epochs 2 --per-device-batch-size 4 --max-length 32";
+    lab.run(&format!("{train} --task causal_lm --output-dir @run"))
+        .ok();
+    let notes = read(&lab.path("run/adapter/lowrank.json"));
+    assert_eq!(notes["base"]["weights"].as_str().map(str::len), Some(64));
+    assert_eq!(notes["base"]["config"]["n_embd"], 32);
+    let plan = lab
+        .run("plan %gpt2.gguf --task causal_lm --json")
+        .ok()
+        .json();
+    assert!(plan.to_string().contains("gpt2"), "{plan}");
+    lab.run("check --model %gpt2.gguf --task causal_lm --train-file @texts.jsonl --max-length 32")
+        .ok();
+    let words = "generate --model %gpt2.gguf --adapter @run --prompt the --max-new-tokens 4 --json";
+    let said = lab.run(words).ok().json();
+    lab.run("merge --model %gpt2.gguf --adapter @run --output-dir @merged --verify")
+        .ok();
+    let merged = lab
+        .run("generate --model @merged --prompt the --max-new-tokens 4 --json")
+        .ok()
+        .json();
+    let text = |found: &Value| {
+        found
+            .to_string()
+            .split("\"text\"")
+            .nth(1)
+            .map(str::to_owned)
+    };
+    assert_eq!(text(&said), text(&merged));
+    // Another file is another base.
+    let other = lab.path("other.gguf");
+    let mut bytes = fs::read(file("gpt2.gguf")).unwrap();
+    let last = bytes.len() - 5;
+    bytes[last] ^= 1;
+    fs::write(&other, bytes).unwrap();
+    lab.run("generate --model @other.gguf --adapter @run --prompt the --max-new-tokens 4")
+        .fails(1, &["the adapter was trained on other weights"]);
+}
+
+#[test]
+fn a_classifier_is_trained_on_a_gguf_file() {
+    let lab = Lab::new();
+    let rows = "--train-file @labelled.jsonl --num-train-epochs 1 --per-device-batch-size 4";
+    lab.run(&format!(
+        "train --model %bert.gguf {rows} --task single_label --ignore-mismatched-sizes --output-dir @run"
+    ))
+    .ok();
+    let words = "predict --model %bert.gguf --adapter @run --data-file @labelled.jsonl";
+    let predicted = lab.run(words).ok();
+    assert_eq!(predicted.stdout.lines().count(), 12);
+}
+
+#[test]
+fn inspect_lists_types_and_bits() {
+    let lab = Lab::new();
+    let found = lab.run("inspect %gpt2.gguf --tensors").ok().stdout;
+    for word in [
+        "gpt2",
+        "Q4_K",
+        "Q6_K",
+        "MXFP4",
+        "bits a parameter",
+        "transformer.h.0.attn.c_attn.weight",
+    ] {
+        assert!(found.contains(word), "{word}: {found}");
+    }
+    let json = lab.run("inspect %gpt2.gguf --json").ok().json();
+    assert!(json["weights"]["bits_per_parameter"].as_f64().unwrap() > 4.0);
+    assert_eq!(json["weights"]["types"]["Q3_K"]["tensors"], 1);
+}
+
+#[test]
+fn a_converted_file_is_a_model_like_any_other() {
+    let lab = Lab::new();
+    lab.run("convert --model %gpt2.gguf --dtype f32 --output-dir @plain")
+        .ok();
+    let config = read(&lab.path("plain/config.json"));
+    assert_eq!(
+        (&config["model_type"], &config["torch_dtype"]),
+        (&json!("gpt2"), &json!("float32"))
+    );
+    let of = |model: &str| {
+        let words = format!("generate --model {model} --prompt the --max-new-tokens 6 --json");
+        let said = lab.run(&words).ok().json().to_string();
+        said.split("\"text\"").nth(1).map(str::to_owned)
+    };
+    assert_eq!(of("%gpt2.gguf"), of("@plain"));
+    let again = lab.run("convert --model %gpt2.gguf --output-dir @plain");
+    again.fails(2, &["is not empty"]);
+    lab.run("convert --model %gpt2.gguf --output-dir @plain --overwrite")
+        .ok();
+    assert_eq!(
+        read(&lab.path("plain/config.json"))["torch_dtype"],
+        "bfloat16"
+    );
+}
+
+#[test]
+fn files_that_cannot_be_models_are_refused_in_a_sentence() {
+    let lab = Lab::new();
+    let bytes = fs::read(file("gpt2.gguf")).unwrap();
+    fs::write(lab.path("cut.gguf"), &bytes[..bytes.len() / 2]).unwrap();
+    let cut = "the file may be cut off";
+    lab.run("inspect @cut.gguf").fails(1, &["cannot read", cut]);
+    let at = bytes
+        .windows(12)
+        .position(|part| part == b"architecture")
+        .unwrap()
+        + 12
+        + 4
+        + 8;
+    let mut named = bytes.clone();
+    named[at..at + 4].copy_from_slice(b"gptz");
+    fs::write(lab.path("named.gguf"), &named).unwrap();
+    lab.run("predict --model @named.gguf --text a")
+        .fails(1, &["its architecture is `gptz`", "did you mean `gpt2`?"]);
+    let listed = lab.run("inspect @named.gguf").ok().stdout;
+    assert!(
+        listed.contains("not a model that can be run here"),
+        "{listed}"
+    );
+}

@@ -1,0 +1,74 @@
+//! Tokenizers from GGUF files: for each way of dividing text, the ids of 200 strings equal those of llama.cpp. Golden files by
+//! `tools/fixtures/make_gguf_tokenizers.py`.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_data::Tokenizer;
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/gguf")
+        .join(name)
+}
+
+fn read(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
+}
+
+/// `bpe.gguf` with another name of its pre-tokenizer: the file has no tensors, so that its bytes may move.
+fn with_pre(dir: &Path, pre: &str) -> PathBuf {
+    let bytes = std::fs::read(fixture("bpe.gguf")).unwrap();
+    let key = b"tokenizer.ggml.pre";
+    let at = bytes
+        .windows(key.len())
+        .position(|part| part == key)
+        .unwrap()
+        + key.len()
+        + 4;
+    let len = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let mut changed = bytes[..at].to_vec();
+    changed.extend((pre.len() as u64).to_le_bytes());
+    changed.extend(pre.as_bytes());
+    changed.extend(&bytes[at + 8 + len..]);
+    let path = dir.join(format!("{pre}.gguf"));
+    std::fs::write(&path, changed).unwrap();
+    path
+}
+
+#[test]
+fn ids_equal_those_of_llama_cpp_for_each_way_of_dividing_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts: Vec<String> = serde_json::from_value(read("texts.json")).unwrap();
+    let all = read("ids.json");
+    let mut faults = Vec::new();
+    let mut checked = 0;
+    for (name, wanted) in all.as_object().unwrap() {
+        if name == "made" {
+            continue;
+        }
+        let file = match name.strip_prefix("bpe ") {
+            Some(pre) => with_pre(dir.path(), pre),
+            None => fixture(&format!("{name}.gguf")),
+        };
+        let tokenizer = Tokenizer::of_model(&file, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let wanted: Vec<Vec<u32>> = serde_json::from_value(wanted.clone()).unwrap();
+        assert_eq!((texts.len(), wanted.len()), (200, 200));
+        let mut differ = 0;
+        for (text, wanted) in texts.iter().zip(&wanted) {
+            let found = tokenizer.encode_plain(text).unwrap();
+            if found != *wanted {
+                differ += 1;
+                if differ <= 3 {
+                    faults.push(format!("{name}: {text:?}\n  {found:?}\n  {wanted:?}"));
+                }
+            }
+        }
+        if differ > 0 {
+            faults.push(format!("{name}: {differ} differ"));
+        }
+        checked += 1;
+    }
+    assert!(checked >= 18, "{checked} files");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
