@@ -513,8 +513,9 @@ impl Call<'_> {
         match self {
             Call::Product(product) => {
                 let [n, k] = product.b.shape();
-                let rank = product.low_rank.as_ref().map_or(0, |term| term.h.cols());
-                2 * (product.a.rows.len() * n * (k + rank)) as u64
+                let terms = product.low_rank.iter();
+                let terms: usize = terms.map(|term| term.h.len()).sum();
+                2 * (n * (product.a.rows.len() * k + terms)) as u64
             }
             Call::Outer { a, b, .. } => 2 * (a.rows() * a.cols() * b.tensor.cols()) as u64,
             Call::Attention { inputs, .. } => inputs.flops(2 + inputs.tables()),

@@ -13,6 +13,7 @@ pub mod ops;
 pub mod param;
 pub mod profile;
 mod site;
+mod slots;
 #[allow(unsafe_code)]
 mod space;
 mod storage;
@@ -27,6 +28,7 @@ pub use meter::{MemoryReport, Purpose};
 pub use param::{Gradients, Matrix, PackedMatrix, Param, Role, Trainable, TrainableId, Trainables};
 pub use profile::{OpTime, Phase, Profile};
 pub use site::Site;
+pub use slots::{Adapters, RowSlots, Segment};
 pub use space::Space;
 pub use tape::{StepKey, Tape, Var};
 pub use tensor::{Scalar, Tensor};

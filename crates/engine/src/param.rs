@@ -224,6 +224,11 @@ impl TrainableId {
     pub fn index(self) -> usize {
         self.0
     }
+
+    /// The name of the same value behind so many others; see [`Trainables::append`].
+    pub fn behind(self, others: usize) -> Self {
+        TrainableId(self.0 + others)
+    }
 }
 
 /// A vector or table: frozen, or trained.
@@ -439,6 +444,19 @@ impl Trainables {
             value,
         });
         TrainableId(self.0.len() - 1)
+    }
+
+    /// Takes in the values of another store, under names that begin with `prefix`, and returns how many stand before them.
+    /// Panics if a name is taken.
+    pub fn append(&mut self, prefix: &str, other: Trainables) -> usize {
+        let before = self.0.len();
+        for mut value in other.0 {
+            value.name = format!("{prefix}{}", value.name);
+            let is_taken = self.find(&value.name).is_some();
+            assert!(!is_taken, "`{}` is there twice", value.name);
+            self.0.push(value);
+        }
+        before
     }
 
     /// The value that `id` names.

@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::param::{Gradients, Trainables};
 use crate::profile::Phase;
 use crate::site::Site;
+use crate::slots::{Adapters, Segment};
 use crate::tensor::Tensor;
 
 /// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches before it.
@@ -129,7 +130,7 @@ pub struct Tape<'m> {
     trainables: &'m Trainables,
     step: Option<StepKey>,
     recording: bool,
-    adapters: bool,
+    adapters: Adapters,
     touched: bool,
     dropped: bool,
     next_site: Site,
@@ -161,7 +162,7 @@ impl<'m> Tape<'m> {
             trainables,
             step,
             recording,
-            adapters: true,
+            adapters: Adapters::Own,
             touched: false,
             dropped: false,
             next_site: Site::default(),
@@ -170,15 +171,40 @@ impl<'m> Tape<'m> {
         }
     }
 
-    /// The same tape with every adapter switched off or on; they are on from the start.
-    pub fn with_adapters(mut self, adapters: bool) -> Self {
+    /// The same tape with other adapters than each layer's own. Panics where slots are to be recorded: a backward knows one
+    /// adapter a layer.
+    pub fn with_adapters(mut self, adapters: Adapters) -> Self {
+        let is_by_slot = matches!(adapters, Adapters::BySlot(_));
+        assert!(!(is_by_slot && self.recording), "slots are for inference");
         self.adapters = adapters;
         self
     }
 
-    /// Whether adapters are switched on.
-    pub fn adapters(&self) -> bool {
-        self.adapters
+    /// Whether each layer's own adapter is used.
+    pub fn has_own_adapters(&self) -> bool {
+        matches!(self.adapters, Adapters::Own)
+    }
+
+    /// The segments of tensors of so many rows, where rows name slots.
+    pub(crate) fn segments(&self, rows: usize) -> Option<Arc<[Segment]>> {
+        match &self.adapters {
+            Adapters::BySlot(slots) => Some(slots.segments(rows).clone()),
+            Adapters::Own | Adapters::Off => None,
+        }
+    }
+
+    /// Says that the pass runs some of the batch's rows only.
+    pub fn narrow_rows(&mut self, run: &[usize]) {
+        if let Adapters::BySlot(slots) = &mut self.adapters {
+            slots.narrow(run);
+        }
+    }
+
+    /// Says that some of `rows` rows go on.
+    pub(crate) fn choose_rows(&mut self, rows: usize, chosen: &[usize]) {
+        if let Adapters::BySlot(slots) = &mut self.adapters {
+            slots.choose(rows, chosen);
+        }
     }
 
     /// The device of this pass.
@@ -343,7 +369,7 @@ impl<'m> Tape<'m> {
             self.device.clone(),
             self.trainables,
             self.step,
-            self.adapters,
+            self.adapters.clone(),
         );
         self.push_shared(out.value, needed, || Recompute {
             device,
@@ -520,7 +546,7 @@ struct Recompute<'m, F> {
     device: Device,
     trainables: &'m Trainables,
     step: Option<StepKey>,
-    adapters: bool,
+    adapters: Adapters,
     first_site: Site,
     input: Arc<Tensor>,
     input_node: Option<usize>,

@@ -66,6 +66,7 @@ fn layer<'m>(weight: &'m Matrix, adapter: Option<&'m Adapter>) -> LinearParams<'
         weight,
         bias: None,
         adapter,
+        slots: &[],
     }
 }
 

@@ -92,6 +92,7 @@ impl Model {
                 weight,
                 bias: None,
                 adapter: Some(adapter),
+                slots: &[],
             };
             linear(tape, y.clone(), params)
         };

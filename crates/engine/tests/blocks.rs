@@ -65,6 +65,7 @@ fn pass(precision: DType, blocks: Option<Blocks>, a: &[f32], b: (&[f32], [usize;
         weight: &matrix,
         bias: None,
         adapter: Some(&adapter),
+        slots: &[],
     };
     let y = linear(&mut tape, x, params);
     let mut gradients = Gradients::zeros(&device, &trainables);

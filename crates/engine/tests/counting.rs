@@ -90,6 +90,7 @@ fn pass(device: &Device) -> (f64, Vec<f32>) {
         weight: &weight,
         bias: None,
         adapter: Some(&adapter),
+        slots: &[],
     };
     let mut tape = Tape::training(device, &trainables, None);
     let mut x = Tensor::uninit(device, 3, 8, Purpose::Activations);

@@ -260,6 +260,7 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
             weight: &matrix,
             bias: Some(&bias),
             adapter: Some(&adapter),
+            slots: &[],
         };
         let y = linear(&mut tape, x, params);
         let sum = y
@@ -331,6 +332,7 @@ fn a_trained_linear_gives_gradients_of_weight_and_bias() {
             weight: &matrix,
             bias: Some(&vector),
             adapter: None,
+            slots: &[],
         },
     );
     let mut gradients = Gradients::zeros(&device, &trainables);
@@ -769,6 +771,7 @@ fn adapted<'m>(
         weight,
         bias: None,
         adapter: Some(adapter),
+        slots: &[],
     };
     linear(tape, x, params).tensor().read()
 }
@@ -822,6 +825,7 @@ fn frozen_values_below_the_lowest_adapter_are_not_recorded() {
             weight: &matrix,
             bias: None,
             adapter: None,
+            slots: &[],
         },
     );
     let y = activation(&mut tape, y, Activation::Gelu);

@@ -163,6 +163,7 @@ fn a_trained_conv1d_is_a_trained_linear_transposed() {
             weight: &matrix,
             bias: None,
             adapter: None,
+            slots: &[],
         };
         let y = linear(&mut tape, h, params);
         let values = y.tensor().read();

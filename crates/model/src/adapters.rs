@@ -5,6 +5,7 @@ mod bitfit;
 mod file;
 mod full;
 mod lora;
+mod slots;
 
 use lowrank_engine::{Device, Trainables};
 
@@ -15,6 +16,7 @@ use crate::model::Model;
 use crate::modules::{Module, Parameter};
 use crate::trained::{SavedModule, TrainMode};
 pub(crate) use lora::merged_weight;
+pub use slots::AdapterSlot;
 
 /// Names that PEFT saves with the adapter for classification tasks, whether or not the model has them.
 const HEAD_NAMES: [&str; 2] = ["classifier", "score"];
@@ -22,7 +24,7 @@ const HEAD_NAMES: [&str; 2] = ["classifier", "score"];
 impl Model {
     /// A model has one method.
     fn check_frozen(&self) -> Result<(), ModelError> {
-        if matches!(self.mode, TrainMode::Frozen) {
+        if matches!(self.mode, TrainMode::Frozen) && self.trainables.is_empty() {
             return Ok(());
         }
         Err(ModelError::State(

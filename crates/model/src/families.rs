@@ -57,6 +57,11 @@ pub trait Network: Send + Sync {
     /// The logits [N, num_labels] of hidden states. A language model has none here.
     fn classify(&self, pass: &mut Pass<'_, '_>, hidden: Var) -> Var;
 
+    /// Whether the rows of each layer's input are tokens of one sequence each, so that sequences may have adapters of their own.
+    fn keeps_rows_apart(&self) -> bool {
+        true
+    }
+
     /// What a language model has beside; absent for every other task.
     fn language_model(&self) -> Option<&dyn LanguageModel> {
         None

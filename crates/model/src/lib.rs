@@ -16,6 +16,7 @@ pub mod modules;
 mod pass;
 mod trained;
 
+pub use adapters::AdapterSlot;
 pub use config::{Dropouts, Facts, HeadNames, LabelFields, Task, builtin_config, builtin_names};
 pub use error::ModelError;
 pub use families::{HeadKind, HeadTensors, StoredHead};

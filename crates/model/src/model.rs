@@ -31,6 +31,8 @@ pub struct Model {
     pub(crate) network: Box<dyn Network>,
     pub(crate) modules: Modules,
     pub(crate) trainables: Trainables,
+    /// The names of loaded adapters by slot from 1 on; those that were removed have none.
+    pub(crate) slots: Vec<Option<String>>,
     pub(crate) mode: TrainMode,
     pub(crate) report: AdapterReport,
 }
@@ -120,6 +122,7 @@ impl Model {
             network,
             modules,
             trainables: Trainables::default(),
+            slots: Vec::new(),
             mode: TrainMode::Frozen,
             report: AdapterReport::default(),
         };

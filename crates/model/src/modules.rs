@@ -160,6 +160,8 @@ pub struct Module {
     pub parameters: Vec<Parameter>,
     /// The adapter, if one is attached to this linear layer.
     pub adapter: Option<Adapter>,
+    /// What loaded adapters have for it, by slot from 1 on.
+    pub(crate) slots: Vec<Option<Adapter>>,
     /// Whether checkpoints hold it; a norm without parameters of its own has constants in their place.
     pub(crate) is_listed: bool,
 }
@@ -172,6 +174,7 @@ impl Module {
             kind,
             parameters,
             adapter: None,
+            slots: Vec::new(),
             is_listed: true,
         }
     }

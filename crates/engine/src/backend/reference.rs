@@ -101,10 +101,12 @@ fn product(product: Product<'_>) {
     let alpha = f64::from(product.alpha);
     let zeros = vec![0.0; m * n];
     let mut v = definition::gemm([m, n, k], &a, &operand(&product.b), alpha, bias, &zeros);
-    if let Some(term) = &product.low_rank {
+    for term in product.low_rank {
         let (h, scale) = (term.h.host(), f64::from(term.scale));
-        let shape = [m, n, term.h.cols()];
-        v = definition::gemm(shape, h, &operand(&term.g), scale, None, &v);
+        let shape = [term.rows.len(), n, term.h.cols()];
+        let v = &mut v[term.rows.start * n..term.rows.end * n];
+        let with_term = definition::gemm(shape, h, &operand(&term.g), scale, None, v);
+        v.copy_from_slice(&with_term);
     }
     let c = &mut product.c.tensor.host_mut::<f64>()[product.c.rows.start * n..][..m * n];
     match product.epilogue {

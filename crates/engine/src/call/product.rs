@@ -1,5 +1,7 @@
 //! A product and what becomes of it.
 
+use std::ops::Range;
+
 use lowrank_kernels::Activation;
 
 use super::check::check_range;
@@ -39,9 +41,11 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// The low-rank term of an adapter: scale · h·gᵀ, h [m, r] in f32, g [n, r].
-#[derive(Clone, Copy, Debug)]
+/// The low-rank term of an adapter on some rows: scale · h·gᵀ, h [rows, r] in f32, g [n, r].
+#[derive(Clone, Debug)]
 pub struct LowRankTerm<'a> {
+    /// Which rows of the product it is added to.
+    pub rows: Range<usize>,
     /// h.
     pub h: &'a Tensor,
     /// g.
@@ -80,8 +84,8 @@ pub struct Product<'a> {
     pub b: Operand<'a>,
     /// Factor of the product.
     pub alpha: f32,
-    /// The adapter's term.
-    pub low_rank: Option<LowRankTerm<'a>>,
+    /// The adapters' terms; no row has two.
+    pub low_rank: &'a [LowRankTerm<'a>],
     /// `[n]`, f32.
     pub bias: Option<&'a Tensor>,
     /// c [m, n].
@@ -103,7 +107,7 @@ impl<'a> Product<'a> {
             a: a.into(),
             b,
             alpha: 1.0,
-            low_rank: None,
+            low_rank: &[],
             bias: None,
             c: c.into(),
             epilogue: Epilogue::Write(Write::Store),
@@ -121,9 +125,13 @@ impl<'a> Product<'a> {
         assert_eq!(c, (m, n), "the product's shape");
         check_range(&self.a.rows, self.a.tensor);
         check_range(&self.c.rows, self.c.tensor);
-        if let Some(LowRankTerm { h, g, .. }) = &self.low_rank {
-            assert_eq!(h.rows(), m, "rows of the low-rank term");
-            assert_eq!(g.shape(), [n, h.cols()], "the low-rank term's factor");
+        let mut end = 0;
+        for LowRankTerm { rows, h, g, .. } in self.low_rank {
+            let is_apart = end <= rows.start && rows.end <= m;
+            assert!(is_apart, "terms on rows {rows:?} of {m}, behind {end}");
+            assert_eq!(h.rows(), rows.len(), "rows of a low-rank term");
+            assert_eq!(g.shape(), [n, h.cols()], "a low-rank term's factor");
+            end = rows.end;
         }
         if let Some(bias) = self.bias {
             assert_eq!(bias.len(), n, "the bias");

@@ -33,8 +33,8 @@ impl Call<'_> {
                     Epilogue::ActivateBackward { pre, .. } => tensors(&[pre]),
                     Epilogue::Write(_) | Epilogue::Activate { pre: None, .. } => {}
                 }
-                if let Some(term) = &product.low_rank {
-                    tensors(&[term.h]);
+                for term in product.low_rank {
+                    visit(term.h.storage());
                     visit(term.g.matrix.storage());
                 }
                 visit(product.b.matrix.storage());

@@ -4,17 +4,20 @@
 //! behind, y (by the tape). A frozen weight gets no gradient. The adapter's two products and the bias ride in the base product
 //! where the arithmetic allows it.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_kernels::{Activation, DType, Dropout};
 
-use crate::call::{Call, Epilogue, LowRankTerm, Operand, Product, Transpose, Write};
+use crate::call::{Call, Epilogue, LowRankTerm, Operand, Product, Rows, Transpose, Write};
 use crate::device::Device;
 use crate::meter::Purpose;
 use crate::ops::blocks::{Blocks, add_to_b, packed_b};
 use crate::ops::dropout::{drop_out, dropped_out};
 use crate::param::{Matrix, PackedMatrix, Param, TrainableId, Trainables};
 use crate::site::Site;
+use crate::slots::Segment;
 use crate::tape::{Backprop, Backward, Kept, Output, Tape, Through, Var};
 use crate::tensor::Tensor;
 
@@ -42,11 +45,39 @@ pub struct LinearParams<'m> {
     pub weight: &'m Matrix,
     /// bias `[out]`.
     pub bias: Option<&'m Param>,
-    /// The adapter, if this layer has one and it is switched on.
+    /// The layer's own adapter, if it has one and it is switched on.
     pub adapter: Option<&'m Adapter>,
+    /// What it has in slots 1, 2, …, for passes whose rows name slots.
+    pub slots: &'m [Option<Adapter>],
 }
 
-impl LinearParams<'_> {
+/// An adapter on some rows.
+struct Term<'m> {
+    rows: Range<usize>,
+    adapter: &'m Adapter,
+}
+
+impl<'m> LinearParams<'m> {
+    /// The adapters of so many rows of x, in their order.
+    fn terms(&self, tape: &Tape<'_>, rows: usize) -> Vec<Term<'m>> {
+        let own = self.adapter.map(|adapter| {
+            let rows = 0..rows;
+            Term { rows, adapter }
+        });
+        if self.slots.is_empty() {
+            return own.into_iter().collect();
+        }
+        let Some(segments) = tape.segments(rows) else {
+            return own.into_iter().collect();
+        };
+        let term = |Segment { rows, slot }: &Segment| {
+            let adapter = self.slots.get(slot.checked_sub(1)?)?.as_ref()?;
+            let rows = rows.clone();
+            Some(Term { rows, adapter })
+        };
+        segments.iter().filter_map(term).collect()
+    }
+
     fn trained(&self) -> bool {
         self.adapter.is_some()
             || self.weight.trainable().is_some()
@@ -98,22 +129,31 @@ fn forward<'m>(
     let dropout = params
         .adapter
         .and_then(|adapter| tape.dropout_at(adapter.dropout, adapter.site));
-    let h = params
-        .adapter
-        .map(|adapter| adapter_h(&device, trainables, x.tensor(), adapter, dropout));
-    let g = params
-        .adapter
-        .map(|adapter| packed_b(&device, adapter, trainables, Transpose::No));
+    let terms = params.terms(tape, rows);
+    let mut h: Vec<Tensor> = (terms.iter())
+        .map(|term| {
+            let x = Rows::of(x.tensor(), term.rows.clone());
+            adapter_h(&device, trainables, x, term.adapter, dropout)
+        })
+        .collect();
+    let mut packed: BTreeMap<TrainableId, PackedMatrix> = BTreeMap::new();
+    for Term { adapter, .. } in &terms {
+        let pack = || packed_b(&device, adapter, trainables, Transpose::No);
+        packed.entry(adapter.b).or_insert_with(pack);
+    }
     let b = params.weight.operand(&device, trainables, Transpose::No);
     let needed = x.requires_grad() || params.trained();
     let mut pre = (activation.is_some() && needed && tape.recording()).then(new_y);
-    let adapted = params.adapter.zip(h.as_ref()).zip(g.as_ref());
-    device.run(Call::Product(Product {
-        low_rank: adapted.map(|((adapter, h), g)| LowRankTerm {
+    let low_rank: Vec<LowRankTerm<'_>> = (terms.iter().zip(&h))
+        .map(|(term, h)| LowRankTerm {
+            rows: term.rows.clone(),
             h,
-            g: Operand::straight(g),
-            scale: adapter.scaling,
-        }),
+            g: Operand::straight(&packed[&term.adapter.b]),
+            scale: term.adapter.scaling,
+        })
+        .collect();
+    device.run(Call::Product(Product {
+        low_rank: &low_rank,
         bias: params.bias.map(|bias| bias.tensor(trainables)),
         epilogue: match activation {
             None => Epilogue::Write(Write::Store),
@@ -124,7 +164,10 @@ fn forward<'m>(
         },
         ..Product::new(x.tensor(), b.get(), &mut y)
     }));
-    drop((b, g));
+    drop((b, low_rank));
+    drop(packed);
+    // A pass with slots is not recorded.
+    let h = h.pop();
     let needs_x = params.adapter.is_some() || params.weight.trainable().is_some();
     let kept = needs_x.then(|| tape.keep(&x));
     tape.push_output(y, needed, || {
@@ -152,18 +195,18 @@ fn dropped(x: &Tensor, dropout: Option<Dropout>) -> Option<Tensor> {
     dropout.map(|dropout| dropped_out(x, dropout))
 }
 
-/// h = dropout(x)·Aᵀ, in f32.
+/// h = dropout(x)·Aᵀ, in f32; with dropout of all rows of x.
 fn adapter_h(
     device: &Device,
     trainables: &Trainables,
-    x: &Tensor,
+    x: Rows<'_>,
     adapter: &Adapter,
     dropout: Option<Dropout>,
 ) -> Tensor {
     let a = &trainables.get(adapter.a).value;
-    let mut h = Tensor::uninit(device, x.rows(), a.rows(), Purpose::Activations);
-    let dropped = dropped(x, dropout);
-    let x = dropped.as_ref().unwrap_or(x);
+    let mut h = Tensor::uninit(device, x.rows.len(), a.rows(), Purpose::Activations);
+    let dropped = dropped(x.tensor, dropout);
+    let x = dropped.as_ref().map_or(x, Rows::from);
     let a = PackedMatrix::trained(device, a, Transpose::No);
     device.run(Call::Product(Product::new(
         x,
@@ -269,6 +312,7 @@ fn input_backward(
     let term = adapted
         .zip(a.as_ref())
         .map(|((adapter, h), g)| LowRankTerm {
+            rows: 0..rows,
             h,
             g: Operand::straight(g),
             scale: adapter.scaling,
@@ -281,7 +325,7 @@ fn input_backward(
     let b = params.weight.operand(&device, trainables, Transpose::Yes);
     let run = |d_x: &mut Tensor, epilogue: Epilogue<'_>| {
         device.run(Call::Product(Product {
-            low_rank,
+            low_rank: low_rank.as_slice(),
             epilogue,
             ..Product::new(d_y, b.get(), d_x)
         }));

@@ -18,6 +18,7 @@ pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &[usize]) -> Var {
         y: &mut y,
     });
     let (x_node, x_rows) = (x.node(), x.rows());
+    tape.choose_rows(x_rows, rows);
     tape.push(y, x_node.is_some(), || SelectBackward {
         x_node,
         x_rows,

@@ -45,7 +45,34 @@ impl Model {
     }
 
     /// Attaches the modules that an existing adapter's configuration names; their values are still to be set.
-    pub(crate) fn attach_existing(&mut self, config: &LoraConfig) -> Result<(), ModelError> {
+    pub(super) fn attach_existing(&mut self, config: &LoraConfig) -> Result<(), ModelError> {
+        let config = self.complete_existing(config)?;
+        let note = |path: String| {
+            format!(
+                "`{path}` is neither in the checkpoint nor in the adapter: its values are new, results will differ"
+            )
+        };
+        let poolers = self.new_poolers(config.modules_to_save.as_deref());
+        let notes = poolers.into_iter().map(note).collect();
+        self.attach(config, None, Origin::File, notes)
+    }
+
+    /// What an existing adapter trains beside low-rank terms.
+    pub(super) fn trained_beside_terms(
+        &self,
+        config: &LoraConfig,
+    ) -> Result<Vec<String>, ModelError> {
+        let config = self.complete_existing(config)?;
+        let saved = resolve(&config, &self.modules, Origin::File, None)?.saved;
+        let mut trained: Vec<String> = saved.iter().map(|path| format!("`{path}`")).collect();
+        if config.bias != Bias::None {
+            trained.push("biases".to_owned());
+        }
+        Ok(trained)
+    }
+
+    /// The configuration of an existing adapter with its targets, and the head where its task has one.
+    fn complete_existing(&self, config: &LoraConfig) -> Result<LoraConfig, ModelError> {
         let mut config = config.clone();
         self.complete(&mut config).map_err(|error| match error {
             ModelError::AdapterConfig(faults) => ModelError::AdapterUnsupported(faults),
@@ -59,14 +86,7 @@ impl Model {
                 .iter()
                 .for_each(|name| add_name(&mut config.modules_to_save, name));
         }
-        let note = |path: String| {
-            format!(
-                "`{path}` is neither in the checkpoint nor in the adapter: its values are new, results will differ"
-            )
-        };
-        let poolers = self.new_poolers(config.modules_to_save.as_deref());
-        let notes = poolers.into_iter().map(note).collect();
-        self.attach(config, None, Origin::File, notes)
+        Ok(config)
     }
 
     fn attach(

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use lowrank_engine::ops::cached_attention::QueryRole;
 use lowrank_engine::ops::lm_head::lm_logits;
 use lowrank_engine::ops::rows::select_rows;
-use lowrank_engine::{KvCache, SequenceId, Tape};
+use lowrank_engine::{Adapters, KvCache, SequenceId, Tape};
 use rayon::prelude::*;
 
 use super::Generated;
@@ -294,7 +294,10 @@ impl Session<'_> {
         let batch = CausalBatch::in_cache(&self.cache, parts);
         model.device().install(|| {
             let tape = Tape::inference(model.device(), &model.trainables);
-            let mut tape = tape.with_adapters(adapters);
+            let mut tape = tape.with_adapters(match adapters {
+                true => Adapters::Own,
+                false => Adapters::Off,
+            });
             let pass = &mut model.pass(&mut tape);
             let mut hidden = (self.language).hidden_of(pass, &batch, LayerRange::whole(false));
             if rows.is_empty() {

@@ -3,7 +3,7 @@
 
 use lowrank_engine::ops::lm_head::{LmTargets, lm_logits, lm_loss, lm_loss_backward};
 use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets, loss};
-use lowrank_engine::{Gradients, StepKey, Tape, Var};
+use lowrank_engine::{Adapters, Gradients, StepKey, Tape, Var};
 
 use crate::error::ModelError;
 use crate::model::Model;
@@ -78,6 +78,10 @@ impl Model {
     /// classification and for a language model. With `adapters` false, adapters are switched off. Empty on the dry device.
     pub fn logits(&self, batch: &Batch<'_>, adapters: bool) -> Result<Vec<f32>, ModelError> {
         self.check(batch, None)?;
+        let adapters = match adapters {
+            true => Adapters::Own,
+            false => Adapters::Off,
+        };
         Ok(self
             .device
             .install(|| self.to_vec(&self.infer(batch, adapters))))
@@ -128,7 +132,7 @@ impl Model {
         }))
     }
 
-    fn infer(&self, batch: &Batch<'_>, adapters: bool) -> Var {
+    pub(crate) fn infer(&self, batch: &Batch<'_>, adapters: Adapters) -> Var {
         let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
         let range = LayerRange::whole(false);
         let Some(model) = self.network.language_model() else {
@@ -162,7 +166,7 @@ impl Model {
         self.network.classify(&mut self.pass(tape), hidden)
     }
 
-    fn to_vec(&self, logits: &Var) -> Vec<f32> {
+    pub(crate) fn to_vec(&self, logits: &Var) -> Vec<f32> {
         if self.device.is_dry() {
             Vec::new()
         } else {

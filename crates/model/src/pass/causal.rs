@@ -111,6 +111,9 @@ impl CausalBatch {
 
     /// A range that starts from what layers below gave for every row of the batch, for the rows that are run.
     pub(crate) fn narrow(&self, pass: &mut Pass<'_, '_>, range: LayerRange) -> LayerRange {
+        if let Some(run) = &self.run {
+            pass.narrow_rows(run);
+        }
         range.map_entry(|state| match &self.run {
             Some(run) if run.len() < state.rows() => select_rows(pass, &state, run),
             _ => state,

@@ -2,15 +2,15 @@
 //! An operand's format decides the arithmetic: f32 panels multiply in f32, bf16 panels in bf16 with f32 sums.
 
 use lowrank_kernels::product::{
-    self as products, Arithmetic, LowRankTerm, Order, Output, PackedWeights, PanelForm,
-    ProductShape, Side, WeightFormat, product_scratch,
+    self as products, Arithmetic, Order, Output, PackedWeights, PanelForm, ProductShape, Side,
+    WeightFormat, product_scratch,
 };
 use lowrank_kernels::{
     self as kernels, AnyMatRef, DType, Isa, MatRef, OuterShape, Scratch, Values, ValuesMut,
     outer_scratch,
 };
 
-use crate::call::{Epilogue, Operand, Product, Rows, Transpose, Write};
+use crate::call::{Epilogue, LowRankTerm, Operand, Product, Rows, Transpose, Write};
 use crate::param::PackedMatrix;
 use crate::tensor::Tensor;
 
@@ -118,14 +118,14 @@ pub(super) fn product_scratch_bytes(product: &Product<'_>, threads: usize) -> us
             _ => PanelForm::Lines,
         },
         c: product.c.tensor.dtype(),
-        rank: product.low_rank.as_ref().map_or(0, |term| term.h.cols()),
-        terms: product.low_rank.iter().len(),
+        rank: product.low_rank.iter().map(|term| term.h.cols()).sum(),
+        terms: product.low_rank.len(),
     };
     kernels::bytes_of::<u8>(copy) + product_scratch(&shape, threads).bytes(threads)
 }
 
 /// A product, on the pool that the scratch is for.
-pub(super) fn product(isa: Isa, product: Product<'_>, scratch: &mut Scratch<'_>) {
+pub(super) fn product<'a>(isa: Isa, product: Product<'a>, scratch: &mut Scratch<'_>) {
     let Product {
         a,
         b,
@@ -151,22 +151,23 @@ pub(super) fn product(isa: Isa, product: Product<'_>, scratch: &mut Scratch<'_>)
         kernels::repack_transposed(isa, straight, k, n, copy);
         PackedWeights::of_f32([n, k], copy).panels(Side::Straight)
     };
-    let term = low_rank.as_ref().map(|term| {
+    let term = |term: &LowRankTerm<'a>| {
         assert_eq!(
             term.g.transpose,
             Transpose::No,
             "a factor is packed as it is used"
         );
-        LowRankTerm {
-            rows: 0..a.rows.len(),
+        products::LowRankTerm {
+            rows: term.rows.clone(),
             h: MatRef::new(term.h.host(), term.h.rows(), term.h.cols()),
             g: weights(term.g.matrix),
             scale: term.scale,
         }
-    });
+    };
+    let low_rank: Vec<_> = low_rank.iter().map(term).collect();
     let call = products::Product {
         alpha,
-        low_rank: term.as_slice(),
+        low_rank: &low_rank,
         bias: bias.map(Tensor::host),
         ..products::Product::new(arithmetic(&b), view(&a), &operand)
     };

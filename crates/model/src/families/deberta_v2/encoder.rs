@@ -107,6 +107,11 @@ impl<P: Projections> Classifier<P> {
 }
 
 impl<P: Projections> Network for Classifier<P> {
+    /// A layer's projections are those of the table of relative positions too, which all sequences read.
+    fn keeps_rows_apart(&self) -> bool {
+        false
+    }
+
     fn hidden<'m>(&self, pass: &mut Pass<'_, 'm>, batch: &Batch<'_>, range: LayerRange) -> Var {
         let lengths = batch.offsets.windows(2).map(|range| range[1] - range[0]);
         let longest = lengths.max().unwrap_or(0);
