@@ -1,5 +1,5 @@
 //! Which adapter each row of a pass takes, where several share a batch: rows are in segments, each of one slot. Slot 0 is no
-//! adapter. It knows no layer.
+//! adapter, slot 1 each layer's own, slots from 2 on are those of loaded adapters. It knows no layer.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub enum Adapters {
 pub struct Segment {
     /// The rows.
     pub rows: Range<usize>,
-    /// The slot of their adapter; 0 for none.
+    /// The slot of their adapter.
     pub slot: usize,
 }
 

@@ -180,9 +180,9 @@ impl<'m> Tape<'m> {
         self
     }
 
-    /// Whether each layer's own adapter is used.
-    pub fn has_own_adapters(&self) -> bool {
-        matches!(self.adapters, Adapters::Own)
+    /// Whether adapters are switched on.
+    pub fn has_adapters(&self) -> bool {
+        !matches!(self.adapters, Adapters::Off)
     }
 
     /// The segments of tensors of so many rows, where rows name slots.

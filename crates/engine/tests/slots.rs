@@ -30,6 +30,8 @@ struct Layer {
     weight: Matrix,
     bias: Param,
     trainables: Trainables,
+    /// The layer's own adapter, and those of two slots.
+    own: Adapter,
     slots: Vec<Option<Adapter>>,
     x: Vec<f32>,
 }
@@ -59,22 +61,24 @@ impl Layer {
                 let name = format!("{i} {shape:?}");
                 trainables.add(&device, name, &shape, &values)
             });
-            Some(Adapter {
+            Adapter {
                 a,
                 b,
                 blocks,
                 scaling: 0.5 + i as f32,
                 dropout: 0.3,
                 site: Site::named(i as u64),
-            })
+            }
         });
-        let slots = slots.collect();
+        let mut adapters: Vec<Adapter> = slots.collect();
+        let own = adapters.remove(0);
         let rows: usize = SEQUENCES.iter().map(|(rows, _)| rows).sum();
         let bias = trainables.add(&device, "bias".into(), &[OUT], &random.normals_f32(OUT));
         Layer {
             weight: Matrix::Frozen(packed),
             bias: Param::Trainable(bias),
-            slots,
+            own,
+            slots: adapters.into_iter().map(Some).collect(),
             x: random.normals_f32(rows * IN),
             trainables,
             device,
@@ -107,7 +111,7 @@ impl Layer {
         });
         offsets.extend(ends);
         let slots = RowSlots::of_sequences(&offsets, &SEQUENCES.map(|(_, slot)| slot));
-        self.run(&self.x, Adapters::BySlot(slots), None)
+        self.run(&self.x, Adapters::BySlot(slots), Some(&self.own))
     }
 }
 
@@ -121,7 +125,11 @@ fn rows_of_several_adapters_have_the_bits_of_each_alone() {
             let mut first = 0;
             for (rows, slot) in SEQUENCES {
                 let x = &layer.x[first * IN..][..rows * IN];
-                let own = slot.checked_sub(1).and_then(|at| layer.slots[at].as_ref());
+                let own = match slot {
+                    0 => None,
+                    1 => Some(&layer.own),
+                    loaded => layer.slots[loaded - 2].as_ref(),
+                };
                 let alone = layer.run(x, Adapters::Own, own);
                 for (found, alone) in found.iter().zip(&alone) {
                     let found = &found[first * OUT..][..rows * OUT];

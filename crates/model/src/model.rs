@@ -31,7 +31,7 @@ pub struct Model {
     pub(crate) network: Box<dyn Network>,
     pub(crate) modules: Modules,
     pub(crate) trainables: Trainables,
-    /// The names of loaded adapters by slot from 1 on; those that were removed have none.
+    /// The names of loaded adapters in the order of their slots; those that were removed have none.
     pub(crate) slots: Vec<Option<String>>,
     pub(crate) mode: TrainMode,
     pub(crate) report: AdapterReport,

@@ -160,7 +160,7 @@ pub struct Module {
     pub parameters: Vec<Parameter>,
     /// The adapter, if one is attached to this linear layer.
     pub adapter: Option<Adapter>,
-    /// What loaded adapters have for it, by slot from 1 on.
+    /// What loaded adapters have for it, in the order of [`crate::Model`]'s.
     pub(crate) slots: Vec<Option<Adapter>>,
     /// Whether checkpoints hold it; a norm without parameters of its own has constants in their place.
     pub(crate) is_listed: bool,

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use lowrank_engine::{Device, Isa};
 use lowrank_model::{
-    BeamSearch, EarlyStopping, Generate, Generated, Generation, LoadOptions, Model, Sampling,
-    Search, Task,
+    AdapterSlot, BeamSearch, EarlyStopping, Generate, Generated, Generation, LoadOptions, Model,
+    Sampling, Search, Task,
 };
 use lowrank_testkit::Golden;
 
@@ -175,7 +175,7 @@ fn positions_that_end_and_adapters_that_are_off() {
     assert_eq!(generate(&model, &prompt, &options)[0].tokens.len(), 2);
     let prompts = prompts(&golden, 5);
     let off = Generate {
-        adapters: false,
+        adapter: AdapterSlot::BASE,
         ..options.clone()
     };
     assert_ne!(

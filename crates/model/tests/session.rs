@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lowrank_engine::{Device, Isa};
 use lowrank_model::{
-    BeamSearch, Event, Generate, Generated, LoadOptions, Model, Request, RequestId, Sampling,
-    Search, Session, Task,
+    AdapterSlot, BeamSearch, Event, Generate, Generated, LoadOptions, Model, Request, RequestId,
+    Sampling, Search, Session, Task,
 };
 use lowrank_testkit::Golden;
 
@@ -48,7 +48,7 @@ fn requests(golden: &Golden) -> Vec<Request> {
             ..Generate::default()
         },
         Generate {
-            adapters: false,
+            adapter: AdapterSlot::BASE,
             ..Generate::default()
         },
         Generate {
@@ -159,20 +159,23 @@ fn a_shared_prefix_is_read_once_and_changes_no_bit() {
         let expected = alone(&model, &requests);
         let mut session = model.session().expect("a language model");
         session.limit_prefill(5);
-        let [on, off] = [true, false].map(|adapters| {
-            let added = session.add_prefix(prefix.clone(), adapters);
+        let [on, off] = [AdapterSlot::OWN, AdapterSlot::BASE].map(|adapter| {
+            let added = session.add_prefix(prefix.clone(), adapter);
             added.expect("it is read")
         });
         let held = session.cached_tokens();
         for request in &mut requests {
-            request.prefix = Some(if request.options.adapters { on } else { off });
+            request.prefix = Some(match request.options.adapter {
+                AdapterSlot::BASE => off,
+                _ => on,
+            });
         }
         assert_eq!(run(&mut session, &requests), expected, "{name}");
         assert_eq!(session.cached_tokens(), held, "only the prefixes are left");
         let mut wrong = requests[0].clone();
         wrong.prefix = Some(off);
-        let error = session.add(wrong.clone()).expect_err("other adapters");
-        assert!(error.to_string().contains("other adapters"), "{error}");
+        let error = session.add(wrong.clone()).expect_err("another adapter");
+        assert!(error.to_string().contains("another adapter"), "{error}");
         wrong.prefix = Some(on);
         wrong.prompt.clone_from(&prefix);
         let error = session.add(wrong.clone()).expect_err("nothing after it");

@@ -1,13 +1,16 @@
 //! Sequences with adapters of their own in one batch: each has, bit for bit, the logits that its adapter alone gives, on every
 //! instruction set and in every precision.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_engine::{DType, Device, Isa};
 use lowrank_formats::peft::{
     AdapterConfig, AdapterFile, BitFitConfig, InitLoraWeights, LoraConfig, TargetModules,
 };
-use lowrank_model::{AdapterSlot, Batch, LoadOptions, Model, Task};
+use lowrank_model::{
+    AdapterSlot, Batch, Event, Generate, Generated, LoadOptions, Model, Request, RequestId, Task,
+};
 use lowrank_testkit::Golden;
 
 /// Golden models, and the layers that two adapters adapt, each its own.
@@ -187,6 +190,82 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
+/// What each prompt gets, with its adapter; all in one session.
+fn generated(model: &Model, prompts: &[(Vec<u32>, AdapterSlot)]) -> Vec<Generated> {
+    let mut session = model.session().expect("a language model");
+    session.limit_prefill(5);
+    let ids: Vec<RequestId> = (prompts.iter().enumerate())
+        .map(|(number, (prompt, adapter))| {
+            let options = Generate {
+                adapter: *adapter,
+                max_new_tokens: 6 + number % 3,
+                guidance_scale: if number == 2 { 1.5 } else { 1.0 },
+                ..Generate::default()
+            };
+            let request = Request {
+                prompt: prompt.clone(),
+                options: options.into(),
+                number,
+                prefix: None,
+            };
+            session.add(request).expect("it is taken in")
+        })
+        .collect();
+    let mut found = BTreeMap::new();
+    while !session.is_empty() {
+        for event in session.step() {
+            match event {
+                Event::Token(..) => {}
+                Event::Finished(id, generated) => drop(found.insert(id, generated)),
+                Event::Failed(_, error) => panic!("{error}"),
+            }
+        }
+    }
+    ids.iter().map(|id| found[id].clone()).collect()
+}
+
+#[test]
+fn requests_of_a_session_have_adapters_of_their_own() {
+    for (name, task, targets) in &CASES[..3] {
+        let case = case(name, *task);
+        let dir = tempfile::tempdir().expect("a folder");
+        let adapters = [0, 1].map(|i| {
+            let dir = dir.path().join(i.to_string());
+            case.adapter(targets[i], 1 + i as u64, &dir)
+        });
+        for precision in [DType::F32, DType::Bf16] {
+            let device = Device::cpu_in(precision, Isa::best(), 2).expect("threads start");
+            let mut model = case.model(&device);
+            let mut slots = vec![AdapterSlot::BASE];
+            for (i, Loaded { config, file }) in adapters.iter().enumerate() {
+                let slot = model.add_adapter(&i.to_string(), config, file.clone());
+                slots.push(slot.expect("it is loaded"));
+            }
+            let prompts = SEQUENCES.into_iter().enumerate();
+            let prompts: Vec<_> = prompts
+                .map(|(i, (len, adapter))| (ids(i, len), slots[adapter]))
+                .collect();
+            let found = generated(&model, &prompts);
+            for (i, slot) in slots.iter().enumerate() {
+                let mut alone = case.model(&device);
+                if let Some(Loaded { config, file }) = i.checked_sub(1).map(|at| &adapters[at]) {
+                    let attached = alone.attach_tensors(config, file.clone());
+                    attached.expect("it attaches");
+                }
+                let own = prompts
+                    .iter()
+                    .map(|(prompt, _)| (prompt.clone(), AdapterSlot::OWN));
+                let expected = generated(&alone, &own.collect::<Vec<_>>());
+                let of = |at: &usize| prompts[*at].1 == *slot;
+                for at in (0..prompts.len()).filter(of) {
+                    assert_eq!(found[at], expected[at], "{name}, prompt {at}");
+                }
+                assert_ne!(found, expected, "{name}: the adapters differ");
+            }
+        }
+    }
+}
+
 #[test]
 fn slots_are_named_removed_and_refused_with_a_reason() {
     let device = Device::cpu(Isa::best(), 1).expect("threads start");
@@ -240,7 +319,7 @@ fn slots_are_named_removed_and_refused_with_a_reason() {
     assert_eq!(few.to_string(), "1 adapter slots for 2 sequences");
     assert!(model.remove_adapter(first) && !model.remove_adapter(first));
     let gone = model.logits_by_slot(&batch, &slots).expect_err("removed");
-    assert_eq!(gone.to_string(), "slot 1 holds no adapter (any more)");
+    assert_eq!(gone.to_string(), "slot 2 holds no adapter (any more)");
     assert_eq!(model.adapters().collect::<Vec<_>>(), [("b", second)]);
     assert!(model.remove_adapter(second));
     assert_eq!(device.memory().total(), before);

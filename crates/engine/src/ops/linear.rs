@@ -47,7 +47,7 @@ pub struct LinearParams<'m> {
     pub bias: Option<&'m Param>,
     /// The layer's own adapter, if it has one and it is switched on.
     pub adapter: Option<&'m Adapter>,
-    /// What it has in slots 1, 2, …, for passes whose rows name slots.
+    /// What it has in slots 2, 3, …, for passes whose rows name slots.
     pub slots: &'m [Option<Adapter>],
 }
 
@@ -64,14 +64,19 @@ impl<'m> LinearParams<'m> {
             let rows = 0..rows;
             Term { rows, adapter }
         });
-        if self.slots.is_empty() {
-            return own.into_iter().collect();
+        if self.adapter.is_none() && self.slots.is_empty() {
+            return Vec::new();
         }
         let Some(segments) = tape.segments(rows) else {
             return own.into_iter().collect();
         };
         let term = |Segment { rows, slot }: &Segment| {
-            let adapter = self.slots.get(slot.checked_sub(1)?)?.as_ref()?;
+            let adapter = match slot {
+                0 => None,
+                1 => self.adapter,
+                loaded => self.slots.get(loaded - 2)?.as_ref(),
+            };
+            let adapter = adapter?;
             let rows = rows.clone();
             Some(Term { rows, adapter })
         };

@@ -10,13 +10,30 @@ use crate::model::Model;
 use crate::pass::Batch;
 use crate::trained::{AdapterReport, TrainMode};
 
-/// Names a loaded adapter of a model, or none of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+/// Names an adapter of a model: none, the attached one, or a loaded one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdapterSlot(usize);
 
 impl AdapterSlot {
     /// The base model.
     pub const BASE: AdapterSlot = AdapterSlot(0);
+    /// What is attached to the model, if anything is.
+    pub const OWN: AdapterSlot = AdapterSlot(1);
+
+    fn loaded(place: usize) -> Self {
+        AdapterSlot(place + 2)
+    }
+
+    /// The place among the loaded adapters.
+    fn place(self) -> Option<usize> {
+        self.0.checked_sub(2)
+    }
+}
+
+impl Default for AdapterSlot {
+    fn default() -> Self {
+        AdapterSlot::OWN
+    }
 }
 
 impl Model {
@@ -52,12 +69,12 @@ impl Model {
             });
         }
         self.slots.push(Some(name.to_owned()));
-        Ok(AdapterSlot(self.slots.len()))
+        Ok(AdapterSlot::loaded(self.slots.len() - 1))
     }
 
     /// Forgets a loaded adapter and frees its values; its slot is never given again. Returns whether it was there.
     pub fn remove_adapter(&mut self, slot: AdapterSlot) -> bool {
-        let Some(at) = slot.0.checked_sub(1) else {
+        let Some(at) = slot.place() else {
             return false;
         };
         let Some(_name) = self.slots.get_mut(at).and_then(Option::take) else {
@@ -78,16 +95,16 @@ impl Model {
     /// The slot of a loaded adapter.
     pub fn adapter_slot(&self, name: &str) -> Option<AdapterSlot> {
         let place = (self.slots.iter()).position(|slot| slot.as_deref() == Some(name))?;
-        Some(AdapterSlot(place + 1))
+        Some(AdapterSlot::loaded(place))
     }
 
     /// The loaded adapters by name.
     pub fn adapters(&self) -> impl Iterator<Item = (&str, AdapterSlot)> {
         let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(at, name)| Some((name.as_deref()?, AdapterSlot(at + 1))))
+        slots.filter_map(|(at, name)| Some((name.as_deref()?, AdapterSlot::loaded(at))))
     }
 
-    /// As [`Model::logits`] with a loaded adapter for each sequence. A sequence's logits have the bits that its adapter alone
+    /// As [`Model::logits`] with an adapter for each sequence. A sequence's logits have the bits that its adapter alone
     /// gives, whatever the others are.
     ///
     /// # Errors
@@ -112,12 +129,7 @@ impl Model {
         if !matches!(self.mode, TrainMode::Frozen) {
             return state("this model has an adapter of its own: load it anew".to_owned());
         }
-        if !self.network.keeps_rows_apart() {
-            return state(format!(
-                "a `{}` model projects positions for all sequences of a batch at once, so that they share one adapter",
-                self.config.model_type
-            ));
-        }
+        self.check_rows_apart()?;
         let beside = match config {
             AdapterConfig::Lora(config) => self.trained_beside_terms(config)?,
             AdapterConfig::BitFit(_) => vec!["biases".to_owned()],
@@ -131,10 +143,20 @@ impl Model {
         }
     }
 
+    fn check_rows_apart(&self) -> Result<(), ModelError> {
+        match self.network.keeps_rows_apart() {
+            true => Ok(()),
+            false => Err(ModelError::State(format!(
+                "a `{}` model projects positions for all sequences of a batch at once, so that they share one adapter",
+                self.config.model_type
+            ))),
+        }
+    }
+
     /// The adapters of a pass over sequences of these offsets.
     ///
     /// # Errors
-    /// There are not as many slots as sequences, or one of them is no loaded adapter's.
+    /// There are not as many slots as sequences, one of them is no adapter's, or they differ where they cannot.
     pub(crate) fn by_slot(
         &self,
         offsets: &[usize],
@@ -148,6 +170,10 @@ impl Model {
             )));
         }
         slots.iter().try_for_each(|&slot| self.check_loaded(slot))?;
+        if slots.iter().all(|slot| *slot == AdapterSlot::OWN) {
+            return Ok(Adapters::Own);
+        }
+        self.check_rows_apart()?;
         let slots: Vec<usize> = slots.iter().map(|slot| slot.0).collect();
         Ok(Adapters::BySlot(RowSlots::of_sequences(offsets, &slots)))
     }
@@ -155,7 +181,7 @@ impl Model {
     /// Refuses a slot that holds no adapter.
     pub(crate) fn check_loaded(&self, slot: AdapterSlot) -> Result<(), ModelError> {
         let is_loaded = |at: usize| self.slots.get(at).is_some_and(Option::is_some);
-        match slot.0.checked_sub(1).is_none_or(is_loaded) {
+        match slot.place().is_none_or(is_loaded) {
             true => Ok(()),
             false => Err(ModelError::State(format!(
                 "slot {} holds no adapter (any more)",

@@ -1,6 +1,8 @@
 //! What is generated and how: the settings of a call with their ranges. Where they come from, a file or flags, is the
 //! business of `config.rs`.
 
+use crate::adapters::AdapterSlot;
+
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Search {
@@ -126,8 +128,8 @@ pub struct Generate {
     pub begin_suppress: Vec<u32>,
     /// Whether what is left is made logarithms of probabilities again, which a beam's score is the sum of.
     pub renormalize_logits: bool,
-    /// Whether adapters are switched on.
-    pub adapters: bool,
+    /// The adapter: the model's own, a loaded one, or none.
+    pub adapter: AdapterSlot,
     /// Prompts of a list that are gone on with together, at most; no token depends on it.
     pub batch_size: usize,
     /// The number of the first prompt, where these are a part of a list: draws hang on a prompt's number.
@@ -157,7 +159,7 @@ impl Default for Generate {
             suppress: Vec::new(),
             begin_suppress: Vec::new(),
             renormalize_logits: false,
-            adapters: true,
+            adapter: AdapterSlot::OWN,
             batch_size: usize::MAX,
             first_prompt: 0,
         }

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use lowrank_engine::ops::cached_attention::QueryRole;
 use lowrank_engine::ops::lm_head::lm_logits;
 use lowrank_engine::ops::rows::select_rows;
-use lowrank_engine::{Adapters, KvCache, SequenceId, Tape};
+use lowrank_engine::{KvCache, SequenceId, Tape};
 use rayon::prelude::*;
 
 use super::Generated;
 use super::live::{Advance, Choice, Live};
 use super::options::{Generate, SettingFault};
 use super::scores::NoChoice;
+use crate::adapters::AdapterSlot;
 use crate::error::ModelError;
 use crate::families::LanguageModel;
 use crate::model::Model;
@@ -57,7 +58,7 @@ pub enum Event {
 struct Prefix {
     sequence: SequenceId,
     tokens: Vec<u32>,
-    adapters: bool,
+    adapter: AdapterSlot,
 }
 
 /// Requests and the KV cache that they share.
@@ -137,11 +138,13 @@ impl Session<'_> {
     ///
     /// # Errors
     /// A setting is out of range or does not fit the vocabulary; the prompt is empty, holds ids outside the vocabulary or leaves
-    /// no position for a new token; or it does not begin with its prefix, which other adapters were used for or which is gone.
+    /// no position for a new token; its adapter is not loaded; or it does not begin with its prefix, which another adapter was used
+    /// for or which is gone.
     pub fn add(&mut self, request: Request) -> Result<RequestId, ModelError> {
         let vocab_size = self.model.config.facts.vocab_size;
         check_options(&request.options, vocab_size)?;
         self.model.check_prompt(&request)?;
+        self.model.check_loaded(request.options.adapter)?;
         let room = self.model.room(&request);
         let (sequence, cached) = match request.prefix {
             None => (self.cache().add(), 0),
@@ -165,11 +168,16 @@ impl Session<'_> {
         Some(live.generated())
     }
 
-    /// Reads a beginning that several prompts have in common. The last token of such a prompt is not a part of it.
+    /// Reads a beginning that several prompts with this adapter have in common. The last token of such a prompt is not a part of it.
     ///
     /// # Errors
     /// As for a prompt.
-    pub fn add_prefix(&mut self, tokens: Vec<u32>, adapters: bool) -> Result<PrefixId, ModelError> {
+    pub fn add_prefix(
+        &mut self,
+        tokens: Vec<u32>,
+        adapter: AdapterSlot,
+    ) -> Result<PrefixId, ModelError> {
+        self.model.check_loaded(adapter)?;
         self.model.check_prompt(&Request {
             prompt: tokens.clone(),
             options: Arc::default(),
@@ -183,13 +191,13 @@ impl Session<'_> {
                 tokens,
                 role: QueryRole::Prompt,
             };
-            self.pass(&[part], adapters, &[]);
+            self.pass(&[part], &[adapter], &[]);
         }
         let id = PrefixId(self.number());
         let prefix = Prefix {
             sequence,
             tokens,
-            adapters,
+            adapter,
         };
         self.prefixes.insert(id, prefix);
         Ok(id)
@@ -248,56 +256,52 @@ impl Session<'_> {
                 }
             }
         }
+        // Neighbours of one adapter share its products.
+        parts.sort_by_key(|part| self.live[part.live].options().adapter);
         parts
     }
 
     /// Runs the parts and takes them off what is pending; gives the logits that are wanted.
-    fn read(&mut self, parts: &[Part]) -> Vec<Logits> {
-        let mut all = Vec::new();
-        for adapters in [true, false] {
-            let mine = |part: &&Part| self.live[part.live].options().adapters == adapters;
-            let parts: Vec<&Part> = parts.iter().filter(mine).collect();
-            if parts.is_empty() {
-                continue;
-            }
-            let continuations: Vec<_> = (parts.iter())
-                .map(|part| {
-                    let branch = &self.live[part.live].branches[part.branch];
-                    Continuation {
-                        sequence: branch.sequence,
-                        tokens: &branch.pending[..part.tokens],
-                        role: branch.role,
-                    }
-                })
-                .collect();
-            let rows = parts.iter().enumerate();
-            let rows: Vec<usize> = rows
-                .filter(|(_, part)| part.is_last)
-                .map(|(i, _)| i)
-                .collect();
-            let of = |&row: &usize| [parts[row].live, parts[row].branch];
-            all.push(Logits {
-                of: rows.iter().map(of).collect(),
-                rows: self.pass(&continuations, adapters, &rows),
-            });
-        }
+    fn read(&mut self, parts: &[Part]) -> Logits {
+        let branch = |part: &Part| &self.live[part.live].branches[part.branch];
+        let continuations: Vec<_> = (parts.iter())
+            .map(|part| Continuation {
+                sequence: branch(part).sequence,
+                tokens: &branch(part).pending[..part.tokens],
+                role: branch(part).role,
+            })
+            .collect();
+        let adapters: Vec<_> = (parts.iter())
+            .map(|part| self.live[part.live].options().adapter)
+            .collect();
+        let rows = (0..parts.len()).filter(|&row| parts[row].is_last);
+        let rows: Vec<usize> = rows.collect();
+        let of = |&row: &usize| [parts[row].live, parts[row].branch];
+        let logits = Logits {
+            of: rows.iter().map(of).collect(),
+            rows: self.pass(&continuations, &adapters, &rows),
+        };
         for part in parts {
             let branch = &mut self.live[part.live].branches[part.branch];
             branch.pending.drain(..part.tokens);
         }
-        all
+        logits
     }
 
     /// Runs the tokens of some sequences through the model, and gives the logits [n, V] after those of the numbers `rows`.
-    fn pass(&self, parts: &[Continuation<'_>], adapters: bool, rows: &[usize]) -> Vec<f32> {
+    fn pass(
+        &self,
+        parts: &[Continuation<'_>],
+        adapters: &[AdapterSlot],
+        rows: &[usize],
+    ) -> Vec<f32> {
         let model = self.model;
         let batch = CausalBatch::in_cache(&self.cache, parts);
+        let adapters = model.by_slot(batch.context.offsets(), adapters);
+        let adapters = adapters.expect("checked as the requests were taken in");
         model.device().install(|| {
             let tape = Tape::inference(model.device(), &model.trainables);
-            let mut tape = tape.with_adapters(match adapters {
-                true => Adapters::Own,
-                false => Adapters::Off,
-            });
+            let mut tape = tape.with_adapters(adapters);
             let pass = &mut model.pass(&mut tape);
             let mut hidden = (self.language).hidden_of(pass, &batch, LayerRange::whole(false));
             if rows.is_empty() {
@@ -312,17 +316,15 @@ impl Session<'_> {
     }
 
     /// What may follow each branch of the requests that have all their logits, by the request's place.
-    fn choose(&self, logits: &mut [Logits]) -> BTreeMap<usize, Vec<Result<Choice, NoChoice>>> {
+    fn choose(&self, logits: &mut Logits) -> BTreeMap<usize, Vec<Result<Choice, NoChoice>>> {
         let (device, vocab) = (self.model.device(), self.model.vocab());
         let mut jobs: BTreeMap<usize, Vec<&mut [f32]>> = BTreeMap::new();
-        for logits in logits {
-            let rows = logits.rows.chunks_exact_mut(vocab);
-            for ([live, branch], row) in logits.of.iter().zip(rows) {
-                let rows = jobs.entry(*live).or_default();
-                // A branch is read after those before it, so that all of them are there with the last.
-                if rows.len() == *branch {
-                    rows.push(row);
-                }
+        let rows = logits.rows.chunks_exact_mut(vocab);
+        for ([live, branch], row) in logits.of.iter().zip(rows) {
+            let rows = jobs.entry(*live).or_default();
+            // A branch is read after those before it, so that all of them are there with the last.
+            if rows.len() == *branch {
+                rows.push(row);
             }
         }
         jobs.retain(|&live, rows| rows.len() == self.live[live].branches.len());
@@ -391,8 +393,8 @@ impl Session<'_> {
         let Some(prefix) = self.prefixes.get(&id) else {
             return fault("has a prefix that the session does not hold (any more)");
         };
-        if prefix.adapters != request.options.adapters {
-            return fault("has a prefix that was read with other adapters");
+        if prefix.adapter != request.options.adapter {
+            return fault("has a prefix that was read with another adapter");
         }
         let tokens = prefix.tokens.len();
         if !request.prompt.starts_with(&prefix.tokens) || request.prompt.len() == tokens {

@@ -40,7 +40,7 @@ impl Linear {
         LinearParams {
             weight: module.parameters[0].matrix(),
             bias: module.parameters.get(1).map(Parameter::param),
-            adapter: (module.adapter.as_ref()).filter(|_| pass.has_own_adapters()),
+            adapter: (module.adapter.as_ref()).filter(|_| pass.has_adapters()),
             slots: &module.slots,
         }
     }
