@@ -2,7 +2,7 @@
 
 use lowrank_data::Loaded;
 use lowrank_engine::{Device, Isa};
-use lowrank_run::device::PrecisionChoice;
+use lowrank_run::device::NumericChoices;
 use lowrank_run::loaded::LoadedModel;
 use lowrank_run::settings::RowSettings;
 use lowrank_run::{RunError, RunResult};
@@ -11,15 +11,15 @@ use crate::args::{AdapterArgs, CommonArgs, ModelArgs};
 use crate::output;
 
 /// The processor with the threads asked for. `LOWRANK_ISA` chooses another instruction set than the best, for comparisons.
-pub fn device(common: &CommonArgs, precision: PrecisionChoice) -> RunResult<Device> {
+pub fn device(common: &CommonArgs, numerics: NumericChoices) -> RunResult<Device> {
     let isa = instruction_set()?;
-    lowrank_run::device::device(isa, precision.on(isa), common.threads)
+    lowrank_run::device::device(isa, numerics.on(isa)?, common.threads)
 }
 
 /// The device that counts what [`device`] would use.
-pub fn dry_device(common: &CommonArgs, precision: PrecisionChoice) -> RunResult<Device> {
+pub fn dry_device(common: &CommonArgs, numerics: NumericChoices) -> RunResult<Device> {
     let (isa, threads) = (instruction_set()?, common.threads.unwrap_or(0));
-    Ok(Device::dry_cpu(precision.on(isa).into(), isa, threads))
+    Ok(Device::dry_cpu(numerics.on(isa)?, isa, threads))
 }
 
 /// The instruction set to compute with.

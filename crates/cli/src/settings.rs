@@ -154,10 +154,11 @@ fn fitting_value<T: DeserializeOwned>(id: &str, entry: &Entry) -> Result<Value, 
 
 #[cfg(test)]
 mod tests {
+    use lowrank_engine::{Arithmetic, DType};
     use lowrank_run::settings::laid_over;
     use lowrank_run::spec::to_settings;
     use lowrank_train::config::{
-        ByteSize, InitLora, Precision, PrefixCacheLimit, Task, TrainConfig,
+        ByteSize, InitLora, NumericSettings, PrefixCacheLimit, Task, TrainConfig,
     };
 
     use super::*;
@@ -197,7 +198,7 @@ mod tests {
         config.optimization.learning_rate = 3e-4;
         config.memory.max_memory = Some(ByteSize(2_000_000_000));
         config.memory.prefix_cache = PrefixCacheLimit::Off;
-        config.precision = Precision::Bf16;
+        config.numerics = NumericSettings::new(DType::Bf16, None, Some(Arithmetic::F32));
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.yaml");
         std::fs::write(&file, yaml::to_yaml(&to_settings(&config))).unwrap();

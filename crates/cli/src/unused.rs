@@ -81,6 +81,7 @@ pub fn check_eval(mut unused: Unused, args: &EvalArgs) -> RunResult {
             ],
             why,
         );
+        unused.note(&["precision", "base_format", "arithmetic"], why);
         unused.note(&COLUMNS, why);
         unused.note(&decoding, why);
         unused.note_unless([("generate", json!(false))], why);
@@ -146,6 +147,9 @@ pub fn check_profile(mut unused: Unused, args: &ProfileArgs) -> RunResult {
         unused.note(&COLUMNS, "it needs --train-file");
     }
     let method = args.method.get()?;
+    if method == Method::Full {
+        unused.nothing_frozen(json!("auto"));
+    }
     if method != Method::Lora {
         unused.note(&LORA, without_lora(method));
     }

@@ -8,7 +8,7 @@ mod reference;
 
 use std::sync::Arc;
 
-use lowrank_kernels::DType;
+use lowrank_kernels::product::{Arithmetic, WeightFormat};
 
 use crate::call::Call;
 use crate::host::Host;
@@ -51,11 +51,11 @@ pub trait Sizes: Send + Sync {
     fn threads(&self) -> usize;
 
     /// Nominal bytes of a matrix [rows, depth] as the second operand of products.
-    fn packed_bytes(&self, format: DType, rows: usize, depth: usize) -> usize;
+    fn packed_bytes(&self, format: WeightFormat, rows: usize, depth: usize) -> usize;
 
     /// Rows that are laid out together: where a product's depth is a count of such rows, it runs faster padded to a
     /// multiple with zeros.
-    fn depth_multiple(&self, format: DType) -> usize;
+    fn depth_multiple(&self, arithmetic: Arithmetic) -> usize;
 
     /// Nominal bytes that a call needs beside its tensors. Values do not matter.
     fn scratch_bytes(&self, call: &Call<'_>) -> usize;
@@ -65,8 +65,8 @@ pub trait Sizes: Send + Sync {
 ///
 /// The tensors that it is given belong to one device, which has checked them.
 pub trait Backend: Send + Sync {
-    /// What it computes with, for tables and records.
-    fn arithmetic(&self) -> &'static str;
+    /// What computes, for tables and records: `avx512_bf16`, for example.
+    fn name(&self) -> &'static str;
 
     /// Its memory, in which the device lays tensors out.
     fn space(&self) -> &Space;

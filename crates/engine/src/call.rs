@@ -18,7 +18,7 @@ use crate::param::PackedMatrix;
 use crate::tensor::{Scalar, Tensor};
 
 pub use attention::{AttentionGradients, AttentionInputs, CachedAttention, PositionTables};
-pub use product::{Epilogue, LowRankTerm, Operand, Product};
+pub use product::{Epilogue, LowRankTerm, Operand, Outer, Product};
 
 /// Some rows of a tensor, to read.
 #[derive(Clone, Debug)]
@@ -278,14 +278,8 @@ pub enum Call<'a> {
     },
     /// A product.
     Product(Product<'a>),
-    /// out += alpha · aᵀ·b, the gradient of a weight or a factor: a [M, out or wider], b [M, in], out [out, in] in f32.
-    /// Columns of `a` behind `out` are padding.
-    Outer {
-        a: &'a Tensor,
-        b: Rows<'a>,
-        alpha: f32,
-        out: &'a mut Tensor,
-    },
+    /// An outer product.
+    Outer(Outer<'a>),
     /// The B [out, n·r] of a stored one of some parts.
     ExpandBlocks {
         blocks: Blocks,
@@ -476,7 +470,7 @@ impl Call<'_> {
             Call::Add { .. } => "add",
             Call::Pack { .. } => "pack",
             Call::Product(product) => product.label,
-            Call::Outer { .. } => "outer product",
+            Call::Outer(_) => "outer product",
             Call::ExpandBlocks { .. } | Call::GatherBlocks { .. } => "blocks",
             Call::Attention { inputs, .. } | Call::AttentionBackward { inputs, .. } => {
                 inputs.name()
@@ -517,7 +511,7 @@ impl Call<'_> {
                 let terms: usize = terms.map(|term| term.h.len()).sum();
                 2 * (n * (product.a.rows.len() * k + terms)) as u64
             }
-            Call::Outer { a, b, .. } => 2 * (a.rows() * a.cols() * b.tensor.cols()) as u64,
+            Call::Outer(Outer { a, b, .. }) => 2 * (a.rows() * a.cols() * b.tensor.cols()) as u64,
             Call::Attention { inputs, .. } => inputs.flops(2 + inputs.tables()),
             // Of each table: its scores again, what they give to the content, and to the table.
             Call::AttentionBackward {

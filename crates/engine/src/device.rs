@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use lowrank_kernels::{DType, Isa};
 
-use crate::backend::{Backend, Cpu, CpuSizes, Dry, Reference, Sizes};
+use crate::backend::{Backend, Cpu, CpuSizes, Dry, Reference};
 use crate::call::Call;
 use crate::host::Host;
 use crate::meter::{MemoryReport, Meter, Purpose};
+use crate::numerics::Numerics;
 use crate::profile::{Phase, Profile};
 use crate::space::Place;
 use crate::storage::Storage;
@@ -48,7 +49,7 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     backend: Box<dyn Backend>,
-    precision: DType,
+    numerics: Numerics,
     counts: Mutex<Counts>,
 }
 
@@ -59,11 +60,11 @@ struct Counts {
 }
 
 impl Device {
-    /// A device of any backend. Activations and frozen weights are stored in `precision`.
-    pub fn new(backend: impl Backend + 'static, precision: DType) -> Self {
+    /// A device of any backend. A type in the place of numerics is that of all values.
+    pub fn new(backend: impl Backend + 'static, numerics: impl Into<Numerics>) -> Self {
         Device(Arc::new(Inner {
             backend: Box::new(backend),
-            precision,
+            numerics: numerics.into(),
             counts: Mutex::default(),
         }))
     }
@@ -73,12 +74,14 @@ impl Device {
         Self::cpu_in(DType::F32, isa, threads)
     }
 
-    /// The processor. Frozen weights and activations are stored in `precision`, and products take operands of it; sums,
-    /// norms, softmax, losses and everything trained are f32 in either. `isa` must be available here (see
-    /// [`Isa::is_available`]); `threads` 0 means one per core. Panics if `isa` is not available; errors if threads or
-    /// address space cannot be had.
-    pub fn cpu_in(precision: DType, isa: Isa, threads: usize) -> Result<Self, std::io::Error> {
-        Ok(Self::new(Cpu::new(isa, threads)?, precision))
+    /// The processor. `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means one per core. Panics if
+    /// `isa` is not available; errors if threads or address space cannot be had.
+    pub fn cpu_in(
+        numerics: impl Into<Numerics>,
+        isa: Isa,
+        threads: usize,
+    ) -> Result<Self, std::io::Error> {
+        Ok(Self::new(Cpu::new(isa, threads)?, numerics))
     }
 
     /// The definition of every call, in f64 and on one thread: slow, to compare others with.
@@ -94,29 +97,24 @@ impl Device {
         Self::dry_in(DType::F32)
     }
 
-    /// Shapes only: computes nothing, counts everything, as this machine's processor in this precision would with all
-    /// its cores.
-    pub fn dry_in(precision: DType) -> Self {
-        Self::dry_cpu(precision, Isa::best(), 0)
+    /// Shapes only: computes nothing, counts everything, as this machine's processor would with all its cores.
+    pub fn dry_in(numerics: impl Into<Numerics>) -> Self {
+        Self::dry_cpu(numerics, Isa::best(), 0)
     }
 
     /// Shapes only, counted as [`Device::cpu_in`] would.
-    pub fn dry_cpu(precision: DType, isa: Isa, threads: usize) -> Self {
-        Self::dry_of(Arc::new(CpuSizes::new(isa, threads)), precision)
+    pub fn dry_cpu(numerics: impl Into<Numerics>, isa: Isa, threads: usize) -> Self {
+        Self::new(Dry::new(Arc::new(CpuSizes::new(isa, threads))), numerics)
     }
 
     /// As [`Device::dry_in`], planning for another device.
     pub fn dry_like(device: &Device) -> Self {
-        Self::dry_of(device.backend().sizes(), device.precision())
+        Self::new(Dry::new(device.backend().sizes()), device.numerics())
     }
 
-    fn dry_of(sizes: Arc<dyn Sizes>, precision: DType) -> Self {
-        Self::new(Dry::new(sizes), precision)
-    }
-
-    /// How frozen weights and activations are stored.
-    pub fn precision(&self) -> DType {
-        self.0.precision
+    /// How values are stored and multiplied.
+    pub fn numerics(&self) -> Numerics {
+        self.0.numerics
     }
 
     /// Whether this device computes nothing.
@@ -124,9 +122,9 @@ impl Device {
         !self.backend().computes()
     }
 
-    /// What the backend computes with, as it is called in tables and records: `avx512_bf16`, for example.
-    pub fn arithmetic(&self) -> &'static str {
-        self.backend().arithmetic()
+    /// What computes, as it is called in tables and records: `avx512_bf16`, for example.
+    pub fn name(&self) -> &'static str {
+        self.backend().name()
     }
 
     /// Number of threads that compute, or that are planned for.
@@ -147,7 +145,7 @@ impl Device {
     /// with the weight runs fast.
     pub(crate) fn padded_depth(&self, depth: usize) -> usize {
         let sizes = self.backend().sizes();
-        depth.next_multiple_of(sizes.depth_multiple(self.precision()))
+        depth.next_multiple_of(sizes.depth_multiple(self.numerics().arithmetic))
     }
 
     /// Runs `work` where this device's calls cost least, on its threads. A forward or backward pass is wrapped in one
@@ -280,6 +278,6 @@ impl Device {
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let threads = self.threads();
-        write!(f, "Device({}, {threads} threads)", self.arithmetic())
+        write!(f, "Device({}, {threads} threads)", self.name())
     }
 }

@@ -22,7 +22,7 @@ const FIRST_PAGES: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(u64);
 
-/// Keys and values [rows, Hkv·Dh] of every layer, in the precision of the device, for sequences that come and go.
+/// Keys and values [rows, Hkv·Dh] of every layer, as the device stores activations, for sequences that come and go.
 #[derive(Debug, Default)]
 pub struct KvCache {
     /// Keys and values of each layer: as many rows as pages have, once there is any.

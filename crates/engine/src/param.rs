@@ -1,7 +1,8 @@
 //! Weights. Frozen is a type: a frozen weight has no place where a gradient could be stored. Trainable values live in one
 //! store, [`Trainables`], so that the optimizer, checkpoints and adapter files all see the same list.
 
-use lowrank_kernels::{DType, Plain};
+use lowrank_kernels::Plain;
+use lowrank_kernels::product::WeightFormat;
 
 use crate::backend::BlockOfRows;
 use crate::call::{Call, Operand, Transpose};
@@ -38,19 +39,15 @@ impl Frozen {
         )
     }
 
-    /// As [`Frozen::from_blocks`] in the device's precision, for a table that is looked up and not computed with.
+    /// As [`Frozen::from_blocks`] in the device's format of weights, for a table that is looked up and not computed with.
     pub fn table_from_blocks<E>(
         device: &Device,
         rows: usize,
         cols: usize,
         fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let precision = device.precision();
-        let purpose = Purpose::FrozenWeights;
-        Self::filled(
-            Tensor::uninit_as(precision, device, rows, cols, purpose),
-            fill,
-        )
+        let (dtype, purpose) = (device.numerics().weights.of_rows(), Purpose::FrozenWeights);
+        Self::filled(Tensor::uninit_as(dtype, device, rows, cols, purpose), fill)
     }
 
     fn filled<E>(
@@ -104,7 +101,7 @@ fn for_each_block<E>(
 pub struct PackedMatrix {
     out_features: usize,
     in_features: usize,
-    format: DType,
+    format: WeightFormat,
     storage: Storage,
 }
 
@@ -113,9 +110,19 @@ impl PackedMatrix {
     /// model, and whole panels of every backend.
     pub const BLOCK_ROWS: usize = 256;
 
-    /// A matrix in the device's precision, values unspecified.
-    pub(crate) fn uninit(device: &Device, [out, inp]: [usize; 2], purpose: Purpose) -> Self {
-        let format = device.precision();
+    /// A frozen matrix in the device's format, values unspecified.
+    fn frozen(device: &Device, shape: [usize; 2]) -> Self {
+        let format = device.numerics().weights;
+        Self::uninit(device, format, shape, Purpose::FrozenWeights)
+    }
+
+    /// Values unspecified.
+    fn uninit(
+        device: &Device,
+        format: WeightFormat,
+        [out, inp]: [usize; 2],
+        purpose: Purpose,
+    ) -> Self {
         let bytes = device.backend().sizes().packed_bytes(format, out, inp);
         PackedMatrix {
             out_features: out,
@@ -134,7 +141,7 @@ impl PackedMatrix {
         fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
         let shape = [out_features, in_features];
-        let mut matrix = Self::uninit(device, shape, Purpose::FrozenWeights);
+        let mut matrix = Self::frozen(device, shape);
         if !device.is_dry() {
             for_each_block(shape, fill, |block| {
                 device.backend().write_packed(&mut matrix, block);
@@ -152,7 +159,7 @@ impl PackedMatrix {
         stored: &[f32],
     ) -> Self {
         let shape = [out_features, in_features];
-        let mut matrix = Self::uninit(device, shape, Purpose::FrozenWeights);
+        let mut matrix = Self::frozen(device, shape);
         if !device.is_dry() {
             assert_eq!(stored.len(), out_features * in_features, "{shape:?}");
             device
@@ -162,13 +169,15 @@ impl PackedMatrix {
         matrix
     }
 
-    /// A trained value, or its transpose, in scratch.
+    /// A trained value, or its transpose, in scratch and in the format of the device's arithmetic: what is used once is
+    /// laid out as it is read.
     pub(crate) fn trained(device: &Device, x: &Tensor, transpose: Transpose) -> Self {
         let shape = match transpose {
             Transpose::No => [x.rows(), x.cols()],
             Transpose::Yes => [x.cols(), x.rows()],
         };
-        let mut out = Self::uninit(device, shape, Purpose::Workspace);
+        let format = device.numerics().arithmetic.format();
+        let mut out = Self::uninit(device, format, shape, Purpose::Workspace);
         device.run(Call::Pack {
             x,
             transpose,
@@ -188,8 +197,13 @@ impl PackedMatrix {
     }
 
     /// How values are stored.
-    pub fn format(&self) -> DType {
+    pub fn format(&self) -> WeightFormat {
         self.format
+    }
+
+    /// Where it lives.
+    pub(crate) fn device(&self) -> &Device {
+        self.storage.device()
     }
 
     pub(crate) fn storage(&self) -> &Storage {

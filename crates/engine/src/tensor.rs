@@ -41,9 +41,15 @@ impl Tensor {
         }
     }
 
-    /// Activations, or their gradient, in the device's precision; values unspecified.
+    /// Activations, or their gradient, in the device's type of them; values unspecified.
     pub fn activations(device: &Device, rows: usize, cols: usize) -> Self {
-        Self::uninit_as(device.precision(), device, rows, cols, Purpose::Activations)
+        Self::uninit_as(
+            device.numerics().activations,
+            device,
+            rows,
+            cols,
+            Purpose::Activations,
+        )
     }
 
     /// A matrix of the same shape, storage and device, values unspecified.

@@ -21,7 +21,7 @@ struct Counting {
 }
 
 impl Backend for Counting {
-    fn arithmetic(&self) -> &'static str {
+    fn name(&self) -> &'static str {
         "counting"
     }
 

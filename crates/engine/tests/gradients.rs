@@ -22,9 +22,10 @@ use lowrank_engine::ops::rope::{RopeForm, RopeLayout, RopeTable, rope};
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{
-    Activation, DType, Device, Gradients, Isa, Matrix, Param, Purpose, StepKey, Tape, Tensor,
-    Trainables, Var,
+    Activation, Arithmetic, DType, Device, Gradients, Isa, Matrix, Numerics, Param, Purpose,
+    StepKey, Tape, Tensor, Trainables, Var, WeightFormat,
 };
+use lowrank_kernels::bf16;
 use lowrank_testkit::Random;
 use lowrank_testkit::{GradientCheck, Tolerance, check_close, check_gradient};
 
@@ -55,12 +56,38 @@ const OF_F32: Tolerance = Tolerance::new(2e-6, 2e-6);
 /// Values and products in bf16, of which each rounding is 2^-9. Measured worst 0.025 · (1 + |x|).
 const OF_BF16: Tolerance = Tolerance::new(0.04, 0.04);
 
+/// Every combination of settings that a run may have.
+const NUMERICS: [Numerics; 6] = [
+    numerics(DType::F32, WeightFormat::F32, Arithmetic::F32),
+    numerics(DType::F32, WeightFormat::Bf16, Arithmetic::F32),
+    numerics(DType::F32, WeightFormat::Bf16, Arithmetic::Bf16),
+    numerics(DType::Bf16, WeightFormat::F32, Arithmetic::F32),
+    numerics(DType::Bf16, WeightFormat::Bf16, Arithmetic::F32),
+    numerics(DType::Bf16, WeightFormat::Bf16, Arithmetic::Bf16),
+];
+
+const fn numerics(activations: DType, weights: WeightFormat, arithmetic: Arithmetic) -> Numerics {
+    Numerics {
+        activations,
+        weights,
+        arithmetic,
+    }
+}
+
+/// Frozen weights of the cases are values that bf16 holds, so that their format alone rounds nothing.
+fn tolerance(numerics: Numerics) -> Tolerance {
+    match (numerics.activations, numerics.arithmetic) {
+        (DType::F32, Arithmetic::F32) => OF_F32,
+        (DType::Bf16, _) | (_, Arithmetic::Bf16) => OF_BF16,
+    }
+}
+
 /// Trained values by shape, and a function of them on the tape.
 struct Case<'c> {
     shapes: Vec<[usize; 2]>,
     step: Option<StepKey>,
     build: &'c dyn for<'m> Fn(&mut Tape<'m>, &'m [Param], &'m Extra) -> Var,
-    extra: &'c dyn Fn(&Device) -> Extra,
+    extra: &'c dyn Fn(&Device, &[Param]) -> Extra,
 }
 
 /// What is not trained.
@@ -68,9 +95,10 @@ struct Case<'c> {
 struct Extra {
     vectors: Vec<Param>,
     table: Option<RopeTable>,
+    adapted: Option<(Matrix, Adapter)>,
 }
 
-fn nothing(_: &Device) -> Extra {
+fn nothing(_: &Device, _: &[Param]) -> Extra {
     Extra::default()
 }
 
@@ -87,13 +115,11 @@ fn reference() -> Device {
     DEVICE.clone()
 }
 
-/// Every instruction set of this machine in each precision.
+/// Every instruction set of this machine, in all of [`NUMERICS`].
 fn processors() -> &'static [Device] {
     static DEVICES: LazyLock<Vec<Device>> = LazyLock::new(|| {
-        let of = |isa| {
-            [DType::F32, DType::Bf16]
-                .map(|precision| Device::cpu_in(precision, isa, 2).expect("threads start"))
-        };
+        let of =
+            |isa| NUMERICS.map(|numerics| Device::cpu_in(numerics, isa, 2).expect("threads start"));
         Isa::available().into_iter().flat_map(of).collect()
     });
     &DEVICES
@@ -127,21 +153,33 @@ impl Case<'_> {
         check_gradient(what, f, &x, &gradient, check);
         let wanted = self.pass(&reference(), &x, Some(&cotangent));
         for device in processors() {
-            let tolerance = match device.precision() {
-                DType::F32 => OF_F32,
-                DType::Bf16 => OF_BF16,
-            };
+            let tolerance = tolerance(device.numerics());
             let found = self.pass(device, &x, Some(&cotangent));
-            let what = format!("{what}, {device:?} in {}", device.precision().name());
+            let what = format!("{what}, {device:?} in {}", device.numerics());
             check_close(&format!("{what}: y"), &found.y, &wanted.y, tolerance);
             let gradients = (&found.gradient, &wanted.gradient);
             check_close(&format!("{what}: d"), gradients.0, gradients.1, tolerance);
         }
     }
 
+    /// Weights that bf16 holds have the bits of f32 where they are widened.
+    fn check_widened(&self) {
+        let total: usize = self.shapes.iter().map(|[r, c]| r * c).sum();
+        let x = Random::new(17).normals(total);
+        let wanted = self.pass(&reference(), &x, None);
+        let cotangent = Random::new(18).normals_f32(wanted.y.len());
+        for of_isa in processors().chunks_exact(NUMERICS.len()) {
+            let [of_f32, widened] = [&of_isa[0], &of_isa[1]].map(|device| {
+                let Pass { y, gradient } = self.pass(device, &x, Some(&cotangent));
+                [y, gradient].concat()
+            });
+            assert!(of_f32 == widened, "{:?}", of_isa[0]);
+        }
+    }
+
     fn pass(&self, device: &Device, x: &[f64], cotangent: Option<&[f32]>) -> Pass {
         let (trainables, params) = self.values(device, x);
-        let extra = (self.extra)(device);
+        let extra = (self.extra)(device, &params);
         let mut tape = Tape::training(device, &trainables, self.step);
         let y = (self.build)(&mut tape, &params, &extra);
         let values = y.tensor().read();
@@ -195,12 +233,21 @@ fn frozen_matrix(out: usize, inp: usize) -> Matrix {
 }
 
 fn frozen_matrix_on(device: &Device, out: usize, inp: usize) -> Matrix {
-    let values = Random::new(23).normals_f32(out * inp);
+    let values = halves(23, out * inp);
     let packed = PackedMatrix::from_blocks(device, out, inp, |first, block| {
         block.copy_from_slice(&values[first * inp..][..block.len()]);
         Ok::<(), std::convert::Infallible>(())
     });
     Matrix::Frozen(packed.expect("nothing can fail"))
+}
+
+/// Values that bf16 holds, small enough that sums over a few hundred have the size of 1.
+fn halves(seed: u64, n: usize) -> Vec<f32> {
+    let values = Random::new(seed).normals_f32(n);
+    values
+        .iter()
+        .map(|&v| bf16::from_f32(v).to_f32() / 16.0)
+        .collect()
 }
 
 fn vector(device: &Device, len: usize, seed: u64) -> Param {
@@ -299,6 +346,59 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
         &gradient,
         check,
     );
+}
+
+#[test]
+fn frozen_tables_and_weights_under_an_adapter_in_every_format() {
+    // Few rows, whose panels are widened in registers, and more; a depth beyond one block of f32 sums, each way.
+    for (rows, inp, out, rank) in [(5, 40, 35, 4), (33, 40, 420, 8), (33, 420, 40, 8)] {
+        for step in [None, Some(STEP)] {
+            let ids: Vec<u32> = (0..rows as u32).collect();
+            let case = Case {
+                shapes: vec![[rows, inp], [rank, inp], [out, rank]],
+                step,
+                build: &|tape, params, extra| {
+                    let lookup = |param| Lookup {
+                        table: Table::Rows(param),
+                        ids: &ids,
+                        padding_idx: None,
+                    };
+                    let x = embedding(tape, &[lookup(&params[0]), lookup(&extra.vectors[0])]);
+                    let (weight, adapter) = extra.adapted.as_ref().expect("a layer");
+                    let params = LinearParams {
+                        weight,
+                        bias: None,
+                        adapter: Some(adapter),
+                        slots: &[],
+                    };
+                    linear(tape, x, params)
+                },
+                extra: &|device, params| {
+                    let table = Frozen::table_from_blocks(device, rows, inp, |first, block| {
+                        let values = halves(29, rows * inp);
+                        block.copy_from_slice(&values[first * inp..][..block.len()]);
+                        Ok::<(), std::convert::Infallible>(())
+                    });
+                    let trained = |i: usize| params[i].trainable().expect("it is trained");
+                    let adapter = Adapter {
+                        a: trained(1),
+                        b: trained(2),
+                        blocks: None,
+                        scaling: 1.0 / 64.0,
+                        dropout: 0.4,
+                        site: lowrank_engine::Site::named(9 << 32),
+                    };
+                    Extra {
+                        vectors: vec![Param::Frozen(table.expect("nothing can fail"))],
+                        adapted: Some((frozen_matrix_on(device, out, inp), adapter)),
+                        ..Extra::default()
+                    }
+                },
+            };
+            case.check(&format!("adapted {rows}x{inp}x{out}"), CURVED);
+            case.check_widened();
+        }
+    }
 }
 
 #[test]
@@ -433,12 +533,12 @@ fn rotations_of_whole_and_partial_heads() {
                 // x is read again, so that the rotation must not take its place.
                 add(tape, y, x, 0.0)
             },
-            extra: &|device| {
+            extra: &|device, _| {
                 let frequencies: Vec<f32> =
                     (0..rotary_dim / 2).map(|i| 0.7 / (i + 1) as f32).collect();
                 Extra {
-                    vectors: Vec::new(),
                     table: Some(RopeTable::new(device, 10, &frequencies, 1.0)),
+                    ..Extra::default()
                 }
             },
         };
@@ -518,9 +618,9 @@ fn one_value_read_twice_gets_both_gradients() {
                 };
                 layer_norm(tape, h, Some(x), norm, 0.1)
             },
-            extra: &|device| Extra {
+            extra: &|device, _| Extra {
                 vectors: (0..2).map(|i| vector(device, 33, i)).collect(),
-                table: None,
+                ..Extra::default()
             },
         };
         case.check("x read twice", CURVED);

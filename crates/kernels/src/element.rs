@@ -3,6 +3,7 @@
 use crate::aligned::Plain;
 use crate::simd::Simd;
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 /// The storage of an activation: `f32` or [`bf16`]. Sealed: kernels are written for these two.
 pub trait Element:
@@ -144,7 +145,8 @@ impl Element for bf16 {
 }
 
 /// How values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DType {
     /// f32.
     F32,

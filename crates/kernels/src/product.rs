@@ -19,6 +19,8 @@ mod weights;
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::activation::Activation;
 use crate::element::{DType, Values, ValuesMut};
 use crate::isa::Isa;
@@ -38,12 +40,28 @@ pub(crate) use tile_f32::{Block, each_row, multiply_block};
 pub use weights::{PackedWeights, Side, WeightFormat, WeightPanels, pack_weights, packed_bytes};
 
 /// What multiplies, whatever the operands are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
     /// f32 values; bf16 and smaller ones are widened in cache or registers. Sums over 384 of the depth are added in order.
     F32,
     /// Pairs of bf16 values with f32 sums over the whole depth; wider operands are rounded in cache.
     Bf16,
+}
+
+impl Arithmetic {
+    /// The name, as users write it.
+    pub fn name(self) -> &'static str {
+        self.format().name()
+    }
+
+    /// The format whose panels it reads as they lie: that of what is packed for one use.
+    pub fn format(self) -> WeightFormat {
+        match self {
+            Arithmetic::F32 => WeightFormat::F32,
+            Arithmetic::Bf16 => WeightFormat::Bf16,
+        }
+    }
 }
 
 /// A low-rank term of some rows of a product: scale·h·gᵀ.
@@ -151,10 +169,7 @@ impl<'a> Product<'a> {
         if let Some(bias) = self.bias {
             assert_eq!(bias.len(), n, "bias");
         }
-        let format = match self.arithmetic {
-            Arithmetic::F32 => WeightFormat::F32,
-            Arithmetic::Bf16 => WeightFormat::Bf16,
-        };
+        let format = self.arithmetic.format();
         for term in self.low_rank {
             let Range { start, end } = term.rows;
             assert!(

@@ -212,7 +212,7 @@ impl Base {
         self.shape_in(head, &Device::dry())
     }
 
-    /// The same on a dry device of another precision.
+    /// The same on another dry device.
     pub fn shape_in(&self, head: &Head, dry: &Device) -> RunResult<Model> {
         let options = self.load_options(head, 0);
         let (config, tables) = (self.config.clone(), self.tables.as_ref());

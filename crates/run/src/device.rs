@@ -1,40 +1,110 @@
-//! The processor that a run computes on: instruction set, threads, and how weights and activations are stored.
+//! The processor that a run computes on: instruction set, threads, and how weights and activations are stored and multiplied.
 
-use lowrank_engine::{Device, Isa};
-use lowrank_train::config::{LARGEST_THREADS, Precision};
-use serde::{Deserialize, Serialize};
+use lowrank_engine::{Arithmetic, DType, Device, Isa, WeightFormat};
+use lowrank_train::config::{LARGEST_THREADS, Method, NumericSettings};
+use serde::de::{DeserializeOwned, Error as _, IntoDeserializer, value};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{RunError, RunResult};
 
-/// How weights and activations are to be stored and multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PrecisionChoice {
-    /// bf16 where the processor multiplies it faster, else f32.
+/// A setting that may be left to the processor and the other settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice<T> {
+    /// `auto`.
     Auto,
-    /// The reference.
-    F32,
-    /// bf16 operands, f32 sums.
-    Bf16,
+    /// This one.
+    Is(T),
 }
 
-impl PrecisionChoice {
-    /// What a setting means for a model that is adapted, or is not. Without adapters a model is trained whole or measured as it
-    /// is in its file: that is worth f32, unless asked otherwise.
-    pub fn of(asked: Option<Self>, adapted: bool) -> Self {
-        match asked {
-            None | Some(Self::Auto) if !adapted => Self::F32,
-            None => Self::Auto,
-            Some(choice) => choice,
+impl<T: Serialize> Serialize for Choice<T> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Choice::Auto => to.serialize_str("auto"),
+            Choice::Is(value) => value.serialize(to),
+        }
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Choice<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        if name == "auto" {
+            return Ok(Choice::Auto);
+        }
+        let value: Result<T, value::Error> = T::deserialize(name.as_str().into_deserializer());
+        let value = value.map_err(|error| D::Error::custom(format!("{error}, or `auto`")))?;
+        Ok(Choice::Is(value))
+    }
+}
+
+/// How weights and activations are to be stored and multiplied; what is absent is `auto`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NumericChoices {
+    /// How activations are stored. `auto`: bf16 where products run in bf16, and those do where the processor multiplies it
+    /// faster and nothing else is asked for.
+    pub precision: Option<Choice<DType>>,
+    /// How frozen weights are stored. `auto`: as activations.
+    pub base_format: Option<Choice<WeightFormat>>,
+    /// What multiplies. `auto`: bf16 where activations and weights are bf16, else f32.
+    pub arithmetic: Option<Choice<Arithmetic>>,
+}
+
+fn named<T>(choice: Option<Choice<T>>) -> Option<T> {
+    match choice {
+        Some(Choice::Is(value)) => Some(value),
+        Some(Choice::Auto) | None => None,
+    }
+}
+
+impl NumericChoices {
+    /// What they mean for a model that is trained whole, or measured as it is in its file: that is worth f32, unless asked
+    /// otherwise.
+    pub fn without_adapter(self) -> Self {
+        let precision = self.precision.filter(|choice| *choice != Choice::Auto);
+        Self { precision, ..self }.or_f32()
+    }
+
+    /// What they mean for a model that is trained by a method.
+    pub fn for_method(self, method: Method) -> Self {
+        match method {
+            Method::Full => self.without_adapter(),
+            Method::Lora | Method::BitFit => self,
         }
     }
 
-    /// The storage that a choice means on an instruction set.
-    pub fn on(self, isa: Isa) -> Precision {
-        match self {
-            Self::Auto if isa.multiplies_bf16() => Precision::Bf16,
-            Self::Auto | Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::Bf16,
+    /// What they mean where f32 is the default, and `auto` must be asked for. Who asks for products in bf16 asks for it.
+    pub fn or_f32(self) -> Self {
+        let default = match named(self.arithmetic) {
+            Some(Arithmetic::Bf16) => Choice::Auto,
+            Some(Arithmetic::F32) | None => Choice::Is(DType::F32),
+        };
+        let precision = self.precision.or(Some(default));
+        Self { precision, ..self }
+    }
+
+    /// What they mean on an instruction set.
+    ///
+    /// # Errors
+    /// The settings exclude each other.
+    pub fn on(self, isa: Isa) -> RunResult<NumericSettings> {
+        let (weights, arithmetic) = (named(self.base_format), named(self.arithmetic));
+        let products = arithmetic.unwrap_or(match weights {
+            None | Some(WeightFormat::Bf16) if isa.multiplies_bf16() => Arithmetic::Bf16,
+            None | Some(WeightFormat::F32 | WeightFormat::Bf16) => Arithmetic::F32,
+        });
+        let precision = named(self.precision).unwrap_or(match products {
+            Arithmetic::F32 => DType::F32,
+            Arithmetic::Bf16 => DType::Bf16,
+        });
+        let settings = NumericSettings::new(precision, weights, arithmetic);
+        match (settings.base_format, settings.arithmetic) {
+            (WeightFormat::F32, Arithmetic::Bf16) => Err(RunError::usage(
+                "`--arithmetic bf16` would round f32 weights anew in every product, and `--base-format` is f32",
+            )
+            .hint("pass --base-format bf16, or leave out --arithmetic")),
+            (WeightFormat::F32 | WeightFormat::Bf16, Arithmetic::F32)
+            | (WeightFormat::Bf16, Arithmetic::Bf16) => Ok(settings),
         }
     }
 }
@@ -43,18 +113,103 @@ impl PrecisionChoice {
 ///
 /// # Errors
 /// The number of threads is out of range, or the system refuses threads or address space.
-pub fn device(isa: Isa, precision: Precision, threads: Option<usize>) -> RunResult<Device> {
+pub fn device(isa: Isa, numerics: NumericSettings, threads: Option<usize>) -> RunResult<Device> {
     if let Some(n) = threads.filter(|n| !(1..=LARGEST_THREADS).contains(n)) {
         return Err(RunError::usage(format!(
             "`threads` is {n}, expected from 1 to {LARGEST_THREADS}"
         )));
     }
     let threads = threads.unwrap_or(0);
-    Device::cpu_in(precision.into(), isa, threads).map_err(|error| {
+    Device::cpu_in(numerics, isa, threads).map_err(|error| {
         RunError::failure("cannot start threads, or reserve address space for tensors")
             .caused_by(Some(&error))
             .hint(
                 "pass --threads 1, or raise the limits of this process (`ulimit -v`, `ulimit -u`)",
             )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choices(words: [&str; 3]) -> NumericChoices {
+        let names = ["precision", "base_format", "arithmetic"].into_iter();
+        let given = names.zip(words).filter(|(_, word)| *word != "-");
+        let map = given.map(|(name, word)| (name.to_owned(), word.into()));
+        serde_json::from_value(serde_json::Value::Object(map.collect())).expect("names")
+    }
+
+    fn resolved(choices: NumericChoices, isa: Isa) -> Result<[&'static str; 3], String> {
+        let found = choices.on(isa).map_err(|error| error.to_string())?;
+        let NumericSettings {
+            precision,
+            base_format,
+            arithmetic,
+        } = found;
+        Ok([precision.name(), base_format.name(), arithmetic.name()])
+    }
+
+    #[test]
+    fn one_setting_decides_what_the_others_leave_open() {
+        let (plain, fast) = (Isa::Avx2, Isa::Avx512Bf16);
+        for (words, isa, wanted) in [
+            // `--precision` alone means all three.
+            (["f32", "-", "-"], fast, ["f32"; 3]),
+            (["bf16", "-", "auto"], plain, ["bf16"; 3]),
+            (["auto", "-", "-"], plain, ["f32"; 3]),
+            (["-", "auto", "-"], fast, ["bf16"; 3]),
+            (["f32", "bf16", "-"], fast, ["f32", "bf16", "f32"]),
+            (["bf16", "f32", "-"], fast, ["bf16", "f32", "f32"]),
+            (["bf16", "-", "f32"], plain, ["bf16", "bf16", "f32"]),
+            (["f32", "bf16", "bf16"], plain, ["f32", "bf16", "bf16"]),
+            // What products run in decides the type of activations that nobody names.
+            (["-", "f32", "-"], fast, ["f32"; 3]),
+            (["-", "-", "f32"], fast, ["f32"; 3]),
+            (["-", "bf16", "-"], plain, ["f32", "bf16", "f32"]),
+            (["-", "bf16", "-"], fast, ["bf16"; 3]),
+            (["-", "bf16", "f32"], fast, ["f32", "bf16", "f32"]),
+            (["-", "-", "bf16"], plain, ["bf16"; 3]),
+        ] {
+            assert_eq!(
+                resolved(choices(words), isa),
+                Ok(wanted),
+                "{words:?} on {isa:?}"
+            );
+        }
+        for words in [["f32", "-", "bf16"], ["bf16", "f32", "bf16"]] {
+            let error = resolved(choices(words), plain).expect_err("it is refused");
+            assert!(error.contains("--arithmetic"), "{error}");
+            assert!(error.contains("--base-format"), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_an_adapter_auto_is_f32_unless_bf16_is_named() {
+        for (words, whole, predicted) in [
+            (["-", "-", "-"], ["f32"; 3], ["f32"; 3]),
+            (["auto", "-", "-"], ["f32"; 3], ["bf16"; 3]),
+            (["bf16", "-", "-"], ["bf16"; 3], ["bf16"; 3]),
+            (
+                ["-", "bf16", "-"],
+                ["f32", "bf16", "f32"],
+                ["f32", "bf16", "f32"],
+            ),
+            (["-", "-", "bf16"], ["bf16"; 3], ["bf16"; 3]),
+        ] {
+            let asked = choices(words);
+            let found = [asked.without_adapter(), asked.or_f32()];
+            let found = found.map(|choices| resolved(choices, Isa::Avx512Bf16));
+            assert_eq!(found, [Ok(whole), Ok(predicted)], "{words:?}");
+        }
+    }
+
+    #[test]
+    fn other_names_are_told_what_there_is() {
+        let error = serde_json::from_str::<Choice<WeightFormat>>("\"f16\"").expect_err("no format");
+        let error = error.to_string();
+        for name in ["`f16`", "`f32`", "`bf16`", "`auto`"] {
+            assert!(error.contains(name), "{error}");
+        }
+    }
 }

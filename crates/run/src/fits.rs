@@ -74,7 +74,7 @@ pub fn check_model(dry: &Model, device: &Device) -> RunResult {
         what: "the weights need",
         reserved: dry.device().reserved_bytes(),
         peak: dry.device().peak_memory(),
-        hint: "take a smaller model, or a machine with more memory; --precision bf16 halves the frozen weights".to_owned(),
+        hint: "take a smaller model, or a machine with more memory; --base-format bf16 halves the frozen weights".to_owned(),
     };
     need.check(device)
 }

@@ -5,14 +5,14 @@ use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::{Device, Isa};
 use lowrank_model::TokenTables;
 use lowrank_train::config::{
-    EvaluationSettings, IntervalStrategy, LoraSettings, Method, OptimizationSettings, Precision,
-    Task, TrainConfig,
+    EvaluationSettings, IntervalStrategy, LoraSettings, Method, NumericSettings,
+    OptimizationSettings, Task, TrainConfig,
 };
 use serde::Deserialize;
 
 use crate::adapter::AdapterSource;
 use crate::base::{Base, Head};
-use crate::device::{PrecisionChoice, device};
+use crate::device::{NumericChoices, device};
 use crate::error::{RunError, RunResult};
 use crate::hub::Hub;
 use crate::labels::{self, TaskChoice};
@@ -105,7 +105,8 @@ struct Asked {
     eval_steps: Option<u64>,
     save_strategy: Option<IntervalStrategy>,
     save_steps: Option<u64>,
-    precision: Option<PrecisionChoice>,
+    #[serde(flatten)]
+    numerics: NumericChoices,
     threads: Option<usize>,
     gradient_checkpointing: Option<bool>,
 }
@@ -175,9 +176,9 @@ impl RunSpec {
         let asked: Asked = typed(settings)?;
         let rows: RowSettings = typed(settings)?;
         let method = asked.method.get()?;
-        let choice = PrecisionChoice::of(asked.precision, method != Some(Method::Full));
-        let precision = choice.on(host.isa);
-        let device = device(host.isa, precision, asked.threads)?;
+        let numerics = asked.numerics.for_method(method.unwrap_or(Method::Lora));
+        let numerics = numerics.on(host.isa)?;
+        let device = device(host.isa, numerics, asked.threads)?;
         let model = ModelSettings {
             hub: host.hub.clone(),
             ..typed(settings)?
@@ -196,7 +197,7 @@ impl RunSpec {
         let task = choice.task;
         let max_length = base.max_length(rows.max_length.or(notes.map(|n| n.max_length)))?;
         let known = labels::known_labels(&base, &rows, adapter.as_ref());
-        let mut config = configuration(settings, &asked, &base, (method, task, precision))?;
+        let mut config = configuration(settings, &asked, &base, (method, task, numerics))?;
         config.data.max_length = max_length;
         config.lora = lora_of(settings, &base, adapter.as_ref())?;
         config.validate()?;
@@ -303,7 +304,7 @@ fn configuration(
     settings: &Settings,
     asked: &Asked,
     base: &Base,
-    (method, task, precision): (Method, Task, Precision),
+    (method, task, numerics): (Method, Task, NumericSettings),
 ) -> RunResult<TrainConfig> {
     let implied = |steps: Option<u64>, otherwise| match steps {
         Some(_) => IntervalStrategy::Steps,
@@ -324,7 +325,7 @@ fn configuration(
             save_strategy: asked.save_strategy.unwrap_or(save_strategy),
             ..evaluation
         },
-        precision,
+        numerics,
         ..TrainConfig::of(&base.name, &base.config.model_type, task, "")
     };
     // These are decided together with the model and the rows.
@@ -335,6 +336,8 @@ fn configuration(
         "labels",
         "max_length",
         "precision",
+        "base_format",
+        "arithmetic",
     ];
     let mut settings = settings.clone();
     settings.retain(|name, _| !decided.contains(&name.as_str()));

@@ -3,7 +3,8 @@
 
 use lowrank_model::TrainMode;
 use lowrank_train::config::{
-    EvaluationSettings, IntervalStrategy, Method, OptimizationSettings, Task, TrainConfig,
+    EvaluationSettings, IntervalStrategy, Method, NumericSettings, OptimizationSettings, Task,
+    TrainConfig,
 };
 use lowrank_train::schedule::SchedulerType;
 use serde_json::{Value, json};
@@ -117,8 +118,20 @@ impl Unused {
             self.note_unless(defaults, why);
             self.note(&["loraplus_lr_ratio"], why);
         }
+        if config.method == Method::Full {
+            let own = NumericSettings::of(config.numerics.precision).base_format;
+            self.nothing_frozen(json!(own));
+        }
         self.data(config.data.task);
         self.finish()
+    }
+
+    /// Where all weights train, their format has no effect; `own` is what it is without being asked for.
+    pub fn nothing_frozen(&mut self, own: Value) {
+        if self.given.get("base_format") != Some(&json!("auto")) {
+            let why = "with --full no weight is frozen";
+            self.note_unless([("base_format", own)], why);
+        }
     }
 
     fn schedule(&mut self, config: &TrainConfig, default: &OptimizationSettings) {

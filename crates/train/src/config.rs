@@ -5,13 +5,13 @@
 
 mod bytes;
 mod defaults;
+mod numerics;
 mod validate;
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use lowrank_data::{BadRows, Batching, LongRows, NlgFormat, Order, UnlabelledRows};
-use lowrank_engine::DType;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -19,6 +19,7 @@ use crate::metrics::Metric;
 pub use bytes::{ByteSize, PrefixCacheLimit};
 pub use defaults::{DEFAULT_MAX_LENGTH, DEFAULT_RUN};
 pub use lowrank_formats::{Method, Task};
+pub use numerics::NumericSettings;
 pub use validate::{ConfigError, Fault, LARGEST_BATCH, LARGEST_THREADS};
 
 use crate::schedule::{
@@ -98,34 +99,6 @@ impl<'de> Deserialize<'de> for InitLora {
             InitWritten::Switch(true) => Ok(Self::Default),
             InitWritten::Switch(false) => Ok(Self::Random),
             InitWritten::Name(name) => name.parse().map_err(D::Error::custom),
-        }
-    }
-}
-
-/// How frozen weights and activations are stored and multiplied; what trains is f32 in either.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// f32 throughout: the reference.
-    F32,
-    /// bf16 operands, f32 sums.
-    Bf16,
-}
-
-impl From<DType> for Precision {
-    fn from(dtype: DType) -> Self {
-        match dtype {
-            DType::F32 => Precision::F32,
-            DType::Bf16 => Precision::Bf16,
-        }
-    }
-}
-
-impl From<Precision> for DType {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::Bf16,
         }
     }
 }
@@ -367,8 +340,9 @@ pub struct TrainConfig {
     /// Memory.
     #[serde(flatten)]
     pub memory: MemorySettings,
-    /// How frozen weights and activations are stored.
-    pub precision: Precision,
+    /// How weights and activations are stored and multiplied.
+    #[serde(flatten)]
+    pub numerics: NumericSettings,
     /// Directory of the run.
     pub output_dir: String,
     /// Threads; all cores where absent. The results do not depend on it.

@@ -89,7 +89,13 @@ impl PrefixCache {
         }
         let (device, width) = (model.device(), model.config().facts.hidden_size);
         let purpose = Purpose::PrefixCache;
-        let states = Tensor::uninit_as(device.precision(), device, starts[places], width, purpose);
+        let states = Tensor::uninit_as(
+            device.numerics().activations,
+            device,
+            starts[places],
+            width,
+            purpose,
+        );
         Some(Self {
             prefix,
             starts,
@@ -193,7 +199,7 @@ impl PrefixCache {
 
 /// Bytes of the state of one token.
 pub fn token_bytes(model: &Model) -> u64 {
-    (model.config().facts.hidden_size * model.device().precision().bytes()) as u64
+    (model.config().facts.hidden_size * model.device().numerics().activations.bytes()) as u64
 }
 
 /// Some sequences of a batch.

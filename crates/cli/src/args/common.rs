@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::Args;
 use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
+use lowrank_engine::{Arithmetic, DType, WeightFormat};
+use lowrank_run::device::{Choice, NumericChoices};
 use lowrank_run::settings::{AdapterSettings, ModelSettings, RowSettings};
 use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::{ModulePattern, Task};
@@ -41,6 +43,41 @@ impl CommonArgs {
     /// Whether results are wanted as JSON.
     pub fn is_json(&self) -> bool {
         self.json.unwrap_or(false)
+    }
+}
+
+/// How values are stored and multiplied.
+#[derive(Args, Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NumericArgs {
+    /// How activations are stored, and by default weights and products with them: f32, bf16, or auto, which is bf16 where the
+    /// processor multiplies it faster, but f32 where weights are trained or measured without an adapter [default: auto, f32 in generate and predict]
+    #[arg(long, value_parser = named::<Choice<DType>>, value_name = "PRECISION", help_heading = "Model")]
+    pub precision: Option<Choice<DType>>,
+    /// How frozen weights are stored: f32, bf16 (half the memory), or auto, which follows --precision [default: auto]
+    #[arg(long, value_parser = named::<Choice<WeightFormat>>, value_name = "FORMAT", help_heading = "Model")]
+    pub base_format: Option<Choice<WeightFormat>>,
+    /// What multiplies: f32, bf16 (sums are f32), or auto, which is bf16 where activations and weights are bf16 [default: auto]
+    #[arg(long, value_parser = named::<Choice<Arithmetic>>, value_name = "ARITHMETIC", help_heading = "Model")]
+    pub arithmetic: Option<Choice<Arithmetic>>,
+}
+
+impl NumericArgs {
+    /// As the run library takes them.
+    pub fn choices(self) -> NumericChoices {
+        NumericChoices {
+            precision: self.precision,
+            base_format: self.base_format,
+            arithmetic: self.arithmetic,
+        }
+    }
+
+    /// The same for a model that has an adapter, or for one that has none.
+    pub fn for_adapter<T>(self, adapter: Option<T>) -> NumericChoices {
+        match adapter {
+            Some(_) => self.choices(),
+            None => self.choices().without_adapter(),
+        }
     }
 }
 

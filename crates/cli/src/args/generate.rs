@@ -2,11 +2,10 @@
 
 use clap::Args;
 use lowrank_data::NlgFormat;
-use lowrank_run::device::PrecisionChoice;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::common::{AdapterArgs, CommonArgs, ModelArgs, named};
+use super::common::{AdapterArgs, CommonArgs, ModelArgs, NumericArgs, named};
 use crate::presets::PresetArgs;
 
 /// Write text after prompts.
@@ -24,9 +23,10 @@ pub struct GenerateArgs {
     /// Fold the adapter into the weights in memory first: each token costs less
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
     pub merge_adapter: Option<bool>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 where the processor multiplies it faster [default: f32]
-    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionChoice>,
+    /// How values are stored and multiplied.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub numerics: NumericArgs,
     /// What to go on with: one or more prompts
     #[arg(long, short, num_args = 1.., value_name = "TEXT", conflicts_with_all = ["prompt_file", "interactive"], help_heading = "Prompts")]
     pub prompt: Option<Vec<String>>,

@@ -1,10 +1,11 @@
 //! The flags of every command but `train`.
 
 use clap::Args;
-use lowrank_run::device::PrecisionChoice;
 use serde::{Deserialize, Serialize};
 
-use super::common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs, NewHeadArgs, named};
+use super::common::{
+    AdapterArgs, CommonArgs, DataArgs, ModelArgs, NewHeadArgs, NumericArgs, named,
+};
 use super::generate::DecodingArgs;
 use super::scoring::ScoringArgs;
 use super::train::{LoraArgs, MemoryArgs, MethodArgs};
@@ -43,9 +44,10 @@ pub struct EvalArgs {
         help_heading = "Data"
     )]
     pub per_device_eval_batch_size: Option<usize>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
-    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionChoice>,
+    /// How values are stored and multiplied.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub numerics: NumericArgs,
     /// Generated texts.
     #[command(flatten)]
     #[serde(flatten)]
@@ -123,9 +125,10 @@ pub struct PredictArgs {
     /// File for the JSON lines [default: standard output]
     #[arg(long, short, value_name = "FILE", help_heading = "General")]
     pub output_file: Option<String>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: f32]
-    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionChoice>,
+    /// How values are stored and multiplied.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub numerics: NumericArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]
@@ -264,9 +267,10 @@ pub struct PlanArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub memory: MemoryArgs,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
-    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionChoice>,
+    /// How values are stored and multiplied.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub numerics: NumericArgs,
     /// The recipe.
     #[command(flatten)]
     #[serde(flatten)]
@@ -397,9 +401,10 @@ pub struct ProfileArgs {
     /// Recompute activations block by block in the backward pass
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub gradient_checkpointing: Option<bool>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
-    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionChoice>,
+    /// How values are stored and multiplied.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub numerics: NumericArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use lowrank_run::RunResult;
-use lowrank_run::device::PrecisionChoice;
 use lowrank_run::spec::AskedMethod;
 use lowrank_train::config::{
     BiasMode, ByteSize, InitLora, IntervalStrategy, Method, PrefixCacheLimit,
@@ -12,8 +11,8 @@ use lowrank_train::schedule::SchedulerType;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, NewHeadArgs, named, one_or_many,
-    one_pattern, pairs,
+    CommonArgs, DataArgs, KeyValue, ModelArgs, Modules, NewHeadArgs, NumericArgs, named,
+    one_or_many, one_pattern, pairs,
 };
 use crate::presets::PresetArgs;
 
@@ -318,9 +317,10 @@ pub struct TrainArgs {
     /// Print the resolved configuration as YAML, which --config takes, and stop
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Run")]
     pub dry_run: Option<bool>,
-    /// How weights and activations are stored and multiplied: f32, bf16, or auto, which is bf16 under an adapter where the processor multiplies it faster [default: auto]
-    #[arg(long, value_parser = named::<PrecisionChoice>, value_name = "PRECISION", help_heading = "Model")]
-    pub precision: Option<PrecisionChoice>,
+    /// How values are stored and multiplied.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub numerics: NumericArgs,
     /// The recipe.
     #[command(flatten)]
     #[serde(flatten)]

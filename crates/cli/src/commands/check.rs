@@ -5,7 +5,7 @@ use lowrank_data::{LabelMap, Loaded, Table};
 use lowrank_engine::Device;
 use lowrank_model::Model;
 use lowrank_run::base::{Base, Head};
-use lowrank_run::device::PrecisionChoice;
+use lowrank_run::device::NumericChoices;
 use lowrank_run::labels::{self, TaskChoice};
 use lowrank_run::loaded::batch_size;
 use lowrank_run::rows::{KnownLabels, load_spec, rows_of};
@@ -27,7 +27,7 @@ pub fn run(flags: CheckArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args =
         check_with_default_assets(with_preset(flags, file.as_deref(), |args| &args.preset)?)?;
-    let device = device(&args.common, PrecisionChoice::F32)?;
+    let device = device(&args.common, NumericChoices::default().or_f32())?;
     let base =
         Base::open(&args.model.settings())?.with_new_head(args.new_head.ignore_mismatched_sizes);
     check_family(&args.preset, &base.config.model_type)?;

@@ -4,7 +4,6 @@ mod generated;
 mod meteor_tables;
 mod texts;
 
-use lowrank_run::device::PrecisionChoice;
 use lowrank_run::fits::check_pass;
 use lowrank_run::loaded::{BATCH_SIZE, batch_size};
 use lowrank_run::rows::{KnownLabels, load_rows, load_spec};
@@ -34,7 +33,7 @@ pub fn run(flags: EvalArgs) -> RunResult {
     }
     let device = device(
         &args.common,
-        PrecisionChoice::of(args.precision, args.adapter.adapter.is_some()),
+        args.numerics.for_adapter(args.adapter.adapter.as_ref()),
     )?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let settings = args.data.settings();

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use lowrank_data::{ColumnSpec, DataError, Prompt, Table, nlg, prompts_of};
 use lowrank_model::Generated;
-use lowrank_run::device::PrecisionChoice;
 use lowrank_run::generation::Asked;
 use lowrank_run::rows::header;
 use lowrank_run::settings::RowSettings;
@@ -31,7 +30,7 @@ pub fn run(flags: GenerateArgs) -> RunResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let device = device(&args.common, args.precision.unwrap_or(PrecisionChoice::F32))?;
+    let device = device(&args.common, args.numerics.choices().or_f32())?;
     let rows = RowSettings::of_language();
     let mut loaded = open_model(&args.model, &args.adapter, &rows, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;

@@ -15,7 +15,7 @@ use crate::args::{MergeArgs, MergeDType};
 use crate::output::{self, TextTable, bytes, count};
 use crate::session::{device, open_model};
 use crate::{settings, targets, unused};
-use lowrank_run::device::PrecisionChoice;
+use lowrank_run::device::NumericChoices;
 use lowrank_run::loaded::{BATCH_SIZE, LoadedModel};
 use lowrank_run::result::MAX_SHARD_BYTES;
 use lowrank_run::rows::{load_rows, load_spec, unlabelled};
@@ -60,7 +60,7 @@ pub fn run(flags: MergeArgs) -> RunResult {
         ("--config", args.common.config.as_deref()),
     ];
     targets::check_folder(target, args.overwrite, &inputs)?;
-    let device = device(&args.common, PrecisionChoice::F32)?;
+    let device = device(&args.common, NumericChoices::default().or_f32())?;
     let loaded = open_model(&args.model, &args.adapter, &args.data.settings(), &device)?;
     unused::check_merged(unused::given_args(&args), &loaded)?;
     // The base may be the one that the adapter names, or stand in the cache.

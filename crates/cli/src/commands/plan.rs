@@ -4,20 +4,19 @@ mod choices;
 
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{MemoryReport, Purpose};
+use lowrank_engine::{MemoryReport, Numerics, Purpose};
 use lowrank_formats::gguf::is_gguf;
 use lowrank_formats::{Checkpoint, files, model_config_file, to_python_json, write_atomic};
 use lowrank_model::modules::Module;
 use lowrank_model::{LoadOptions, Model, ModelConfig, builtin_config, builtin_names};
 use lowrank_run::base::load_error;
-use lowrank_run::device::PrecisionChoice;
 use lowrank_run::head::BaseHead;
 use lowrank_run::hub::find_model;
 use lowrank_run::memory::by_purpose;
 use lowrank_run::settings::laid_over;
 use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::{
-    DEFAULT_MAX_LENGTH, LARGEST_BATCH, LoraSettings, OptimizationSettings, Task,
+    DEFAULT_MAX_LENGTH, LARGEST_BATCH, LoraSettings, Method, OptimizationSettings, Task,
 };
 use lowrank_train::fit::BatchShape;
 use lowrank_train::plan::{DryRun, Needs};
@@ -106,7 +105,7 @@ fn write_config(args: &PlanArgs, dir: &str) -> RunResult {
 
 /// One way of training.
 struct Way {
-    precision: &'static str,
+    numerics: Numerics,
     trainable: u64,
     adapter: u64,
     head: u64,
@@ -174,9 +173,9 @@ impl Plan {
         lora_settings.validate()?;
         let peft = lora_settings.to_peft("base", None);
         // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
-        let model = |adapted: bool| -> RunResult<Model> {
-            let precision = PrecisionChoice::of(args.precision, adapted);
-            let dry = session::dry_device(&args.common, precision)?;
+        let model = |method: Method| -> RunResult<Model> {
+            let numerics = args.numerics.choices().for_method(method);
+            let dry = session::dry_device(&args.common, numerics)?;
             Ok(match &dir {
                 Some(dir) => {
                     let loaded = Model::load(dir, &options, &dry);
@@ -190,7 +189,7 @@ impl Plan {
             ..OptimizationSettings::default()
         };
         let adapted = |accumulation: usize| -> RunResult<DryRun> {
-            let mut adapted = model(true)?;
+            let mut adapted = model(Method::Lora)?;
             adapted.attach_lora(&peft, 0)?;
             Ok(DryRun::of_model(adapted, &optimizer(accumulation)))
         };
@@ -208,7 +207,7 @@ impl Plan {
             accumulation = shape.accumulation;
         }
         let batch = vec![vec![length; rows]];
-        let mut whole = model(false)?;
+        let mut whole = model(Method::Full)?;
         whole.train_all()?;
         let mut lora = adapted(accumulation)?;
         let mut full = DryRun::of_model(whole, &optimizer(accumulation));
@@ -239,7 +238,9 @@ impl Plan {
     fn to_json(&self) -> Value {
         let way = |way: &Way| {
             json!({
-                "precision": way.precision,
+                "precision": way.numerics.activations,
+                "base_format": way.numerics.weights,
+                "arithmetic": way.numerics.arithmetic,
                 "trainable_parameters": way.trainable,
                 "adapter_parameters": way.adapter,
                 "head_parameters": way.head,
@@ -316,8 +317,8 @@ impl Plan {
         let total = self.base_parameters + lora.adapter;
         let mut table = TextTable::new(&[
             "",
-            &format!("LoRA, {}", lora.precision),
-            &format!("full fine-tuning, {}", full.precision),
+            &format!("LoRA, {}", lora.numerics),
+            &format!("full fine-tuning, {}", full.numerics),
         ]);
         table
             .row([
@@ -460,7 +461,7 @@ fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: bool) -> RunResult<W
         .map(Module::count)
         .sum();
     Ok(Way {
-        precision: model.device().precision().name(),
+        numerics: model.device().numerics(),
         trainable,
         adapter,
         head,

@@ -5,7 +5,6 @@ mod tokens;
 use lowrank_data::{Example, Loaded, RowFault, RowFaultKind};
 use lowrank_engine::Device;
 use lowrank_run::base::Head;
-use lowrank_run::device::PrecisionChoice;
 use lowrank_run::fits::check_pass;
 use lowrank_run::loaded::{BATCH_SIZE, LoadedModel, batch_size};
 use lowrank_run::rows::{load_rows, load_spec, unlabelled};
@@ -32,7 +31,7 @@ pub fn run(flags: PredictArgs) -> RunResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let device = device(&args.common, args.precision.unwrap_or(PrecisionChoice::F32))?;
+    let device = device(&args.common, args.numerics.choices().or_f32())?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let loaded = open_model(&args.model, &args.adapter, &args.data.settings(), &device)?;
     if loaded.head.task == Task::CausalLm {

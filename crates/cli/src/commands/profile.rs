@@ -12,7 +12,6 @@ use lowrank_engine::{Device, Gradients, OpTime, Profile, StepKey};
 use lowrank_formats::peft::BitFitConfig;
 use lowrank_model::{IGNORE_INDEX, LoadOptions, Model, ModelConfig, PassOptions, Task};
 use lowrank_run::base::{Base, Head};
-use lowrank_run::device::PrecisionChoice;
 use lowrank_run::fits::check_model;
 use lowrank_run::head::task_of;
 use lowrank_run::rows::{load_rows, load_spec};
@@ -36,10 +35,8 @@ pub fn run(flags: ProfileArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
     unused::check_profile(unused::given_args(&args), &args)?;
-    let device = session::device(
-        &args.common,
-        PrecisionChoice::of(args.precision, args.method.get()? != Method::Full),
-    )?;
+    let numerics = args.numerics.choices().for_method(args.method.get()?);
+    let device = session::device(&args.common, numerics)?;
     let (mut model, examples) = model_and_rows(&args, &device)?;
     if let Some(new) = args.generate {
         return generation::run(&args, &model, &examples, new);
@@ -317,8 +314,10 @@ fn as_json(timing: &Timing, peak: f64, device: &Device) -> serde_json::Value {
         "share_of_peak": timing.share_of(peak),
         "peak_rss_bytes": timing.peak_rss_bytes,
         "counted_peak_bytes": device.peak_memory().total(),
-        "precision": device.precision().name(),
-        "isa": device.arithmetic(),
+        "precision": device.numerics().activations,
+        "base_format": device.numerics().weights,
+        "arithmetic": device.numerics().arithmetic,
+        "isa": device.name(),
         "threads": device.threads(),
         "seconds": timing.seconds,
         "ops": timing.profile.longest_first().into_iter().map(op_json).collect::<Vec<_>>(),
@@ -391,8 +390,8 @@ fn print_tables(timing: &Timing, peak: f64, device: &Device) {
         "on",
         &format!(
             "{}, {}, {} threads",
-            device.precision().name(),
-            device.arithmetic(),
+            device.numerics(),
+            device.name(),
             device.threads()
         ),
     ]);

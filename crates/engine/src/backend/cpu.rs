@@ -8,7 +8,8 @@ mod rows;
 
 use std::sync::Arc;
 
-use lowrank_kernels::{self as kernels, DType, Isa, PANEL};
+use lowrank_kernels::product::{Arithmetic, WeightFormat};
+use lowrank_kernels::{self as kernels, Isa, PANEL};
 
 use super::{Backend, BlockOfRows, Scratch, Sizes};
 use crate::call::Call;
@@ -55,21 +56,21 @@ impl Sizes for CpuSizes {
         self.threads
     }
 
-    fn packed_bytes(&self, format: DType, rows: usize, depth: usize) -> usize {
-        kernels::product::packed_bytes(products::weight_format(format), rows, depth)
+    fn packed_bytes(&self, format: WeightFormat, rows: usize, depth: usize) -> usize {
+        kernels::product::packed_bytes(format, rows, depth)
     }
 
-    fn depth_multiple(&self, format: DType) -> usize {
-        match format {
-            DType::F32 => 1,
-            DType::Bf16 => PANEL,
+    fn depth_multiple(&self, arithmetic: Arithmetic) -> usize {
+        match arithmetic {
+            Arithmetic::F32 => 1,
+            Arithmetic::Bf16 => PANEL,
         }
     }
 
     fn scratch_bytes(&self, call: &Call<'_>) -> usize {
         match call {
             Call::Product(product) => products::product_scratch_bytes(product, self.threads),
-            Call::Outer { a, b, out, .. } => products::outer_scratch_bytes(a, b, out, self.threads),
+            Call::Outer(outer) => products::outer_scratch_bytes(outer, self.threads),
             Call::Attention { inputs, .. } => {
                 attention::forward_scratch(inputs).bytes(self.threads)
             }
@@ -118,7 +119,7 @@ fn losses_in<'s>(scratch: &'s mut kernels::Scratch<'_>, count: usize) -> &'s mut
 }
 
 impl Backend for Cpu {
-    fn arithmetic(&self) -> &'static str {
+    fn name(&self) -> &'static str {
         self.sizes.isa.name()
     }
 
@@ -152,13 +153,7 @@ impl Backend for Cpu {
             Call::Product(product) => self.pool.install(|| {
                 products::product(isa, product, scratch);
             }),
-            Call::Outer { a, b, alpha, out } => self.pool.install(|| {
-                let outer = products::Outer {
-                    a,
-                    b,
-                    alpha,
-                    into: out,
-                };
+            Call::Outer(outer) => self.pool.install(|| {
                 products::outer(isa, outer, scratch);
             }),
             Call::ExpandBlocks {

@@ -25,7 +25,7 @@ impl Dry {
 const NO_VALUES: &str = "what is only planned has no values";
 
 impl Backend for Dry {
-    fn arithmetic(&self) -> &'static str {
+    fn name(&self) -> &'static str {
         "dry"
     }
 

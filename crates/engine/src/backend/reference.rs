@@ -6,13 +6,14 @@ mod norms;
 
 use std::sync::Arc;
 
+use lowrank_kernels::product::{Arithmetic, WeightFormat};
 use lowrank_kernels::reference as definition;
-use lowrank_kernels::{Activation, DType, Rope};
+use lowrank_kernels::{Activation, Rope};
 
 use super::{Backend, BlockOfRows, Scratch, Sizes};
 use crate::call::{
-    Call, CrossEntropy, ElementLoss, Epilogue, GateUp, GateUpGradients, Operand, Product, Rotation,
-    RotationSense, Rows, TableRef, TableRows, Transpose, Write,
+    Call, CrossEntropy, ElementLoss, Epilogue, GateUp, GateUpGradients, Operand, Outer, Product,
+    Rotation, RotationSense, Rows, TableRef, TableRows, Transpose, Write,
 };
 use crate::param::PackedMatrix;
 use crate::space::Space;
@@ -44,11 +45,11 @@ impl Sizes for ReferenceSizes {
         1
     }
 
-    fn packed_bytes(&self, _: DType, rows: usize, depth: usize) -> usize {
+    fn packed_bytes(&self, _: WeightFormat, rows: usize, depth: usize) -> usize {
         rows * depth * size_of::<f64>() / SCALE
     }
 
-    fn depth_multiple(&self, _: DType) -> usize {
+    fn depth_multiple(&self, _: Arithmetic) -> usize {
         1
     }
 
@@ -128,9 +129,10 @@ fn product(product: Product<'_>) {
     }
 }
 
-fn outer(a: &Tensor, b: &Rows<'_>, alpha: f32, out: &mut Tensor) {
+fn outer(call: Outer<'_>) {
+    let Outer { a, b, out, .. } = call;
     let (m, n) = (a.cols(), b.tensor.cols());
-    let (a_values, b, alpha) = (a.host::<f64>(), rows_of(b), f64::from(alpha));
+    let (a_values, b, alpha) = (a.host::<f64>(), rows_of(&b), f64::from(call.alpha));
     let out_rows = out.rows();
     let out = out.host_mut::<f64>();
     for row in 0..a.rows() {
@@ -268,7 +270,7 @@ fn cross_entropy(call: CrossEntropy<'_>) {
 }
 
 impl Backend for Reference {
-    fn arithmetic(&self) -> &'static str {
+    fn name(&self) -> &'static str {
         "reference"
     }
 
@@ -298,7 +300,7 @@ impl Backend for Reference {
                 values_mut(out).copy_from_slice(&x);
             }
             Call::Product(call) => product(call),
-            Call::Outer { a, b, alpha, out } => outer(a, &b, alpha, out),
+            Call::Outer(call) => outer(call),
             Call::ExpandBlocks {
                 blocks,
                 stored,

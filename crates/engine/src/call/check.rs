@@ -36,15 +36,7 @@ impl Call<'_> {
             Call::Convert { x, out } => check_shape(x, out),
             Call::Add { x, out } => check_same(x, out),
             Call::Product(product) => product.check(),
-            Call::Outer { a, b, out, .. } => {
-                check_range(&b.rows, b.tensor);
-                assert_eq!(a.rows(), b.rows.len(), "rows of an outer product");
-                assert!(
-                    a.cols() >= out.rows() && b.tensor.cols() == out.cols(),
-                    "an outer product of {a:?} and {:?} into {out:?}",
-                    b.tensor
-                );
-            }
+            Call::Outer(outer) => outer.check(),
             Call::Attention { inputs, .. } => inputs.check(),
             Call::AttentionBackward { inputs, d_out, .. } => {
                 inputs.check();

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use lowrank_kernels::Activation;
+use lowrank_kernels::product::Arithmetic;
 
 use super::check::check_range;
 use super::{Rows, RowsMut, Transpose, Write};
@@ -78,6 +79,8 @@ pub enum Epilogue<'a> {
 /// v = alpha · a·bᵀ + scale · h·gᵀ + bias. Sums are f32.
 #[derive(Debug)]
 pub struct Product<'a> {
+    /// What multiplies.
+    pub arithmetic: Arithmetic,
     /// [m, k], or wider, where the columns behind k are zeros: see [`crate::backend::Sizes::depth_multiple`].
     pub a: Rows<'a>,
     /// [n, k].
@@ -100,10 +103,11 @@ pub struct Product<'a> {
 const THIN: usize = 32;
 
 impl<'a> Product<'a> {
-    /// c = a·bᵀ.
+    /// c = a·bᵀ, in the arithmetic of b's device.
     pub fn new(a: impl Into<Rows<'a>>, b: Operand<'a>, c: impl Into<RowsMut<'a>>) -> Self {
         let [n, k] = b.shape();
         Product {
+            arithmetic: b.matrix.device().numerics().arithmetic,
             a: a.into(),
             b,
             alpha: 1.0,
@@ -143,5 +147,44 @@ impl<'a> Product<'a> {
         };
         assert_eq!((pre.rows(), pre.cols()), (m, n), "the activation's input");
         assert_eq!(pre.dtype(), self.c.tensor.dtype(), "its storage");
+    }
+}
+
+/// out += alpha · aᵀ·b: the gradient of a weight or a factor.
+#[derive(Debug)]
+pub struct Outer<'a> {
+    /// What multiplies, where no operand is a factor's or f32 is all that there is.
+    pub arithmetic: Arithmetic,
+    /// [M, out], or wider, where the columns behind are padding.
+    pub a: &'a Tensor,
+    /// [M, in].
+    pub b: Rows<'a>,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// [out, in], f32.
+    pub out: &'a mut Tensor,
+}
+
+impl<'a> Outer<'a> {
+    /// out += aᵀ·b, in the arithmetic of a's device.
+    pub fn new(a: &'a Tensor, b: impl Into<Rows<'a>>, out: &'a mut Tensor) -> Self {
+        Outer {
+            arithmetic: a.device().numerics().arithmetic,
+            a,
+            b: b.into(),
+            alpha: 1.0,
+            out,
+        }
+    }
+
+    pub(super) fn check(&self) {
+        let Outer { a, b, out, .. } = self;
+        check_range(&b.rows, b.tensor);
+        assert_eq!(a.rows(), b.rows.len(), "rows of an outer product");
+        assert!(
+            a.cols() >= out.rows() && b.tensor.cols() == out.cols(),
+            "an outer product of {a:?} and {:?} into {out:?}",
+            b.tensor
+        );
     }
 }

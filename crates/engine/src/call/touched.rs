@@ -2,7 +2,7 @@
 
 use super::{
     AttentionGradients, Call, Epilogue, GateUp, GateUpGradients, Norm, NormForm, NormInput,
-    NormKind, NormSaved, TableRef,
+    NormKind, NormSaved, Outer, TableRef,
 };
 use crate::storage::Storage;
 use crate::tensor::Tensor;
@@ -39,7 +39,7 @@ impl Call<'_> {
                 }
                 visit(product.b.matrix.storage());
             }
-            Call::Outer { a, b, out, .. } => tensors(&[a, b.tensor, out]),
+            Call::Outer(Outer { a, b, out, .. }) => tensors(&[a, b.tensor, out]),
             Call::ExpandBlocks { stored, out, .. } => tensors(&[stored, out]),
             Call::GatherBlocks { whole, out, .. } => tensors(&[whole, out]),
             Call::Attention { inputs, out, lse } => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use lowrank_kernels::{Activation, DType, Dropout};
 
-use crate::call::{Call, Epilogue, LowRankTerm, Operand, Product, Rows, Transpose, Write};
+use crate::call::{Call, Epilogue, LowRankTerm, Operand, Outer, Product, Rows, Transpose, Write};
 use crate::device::Device;
 use crate::meter::Purpose;
 use crate::ops::blocks::{Blocks, add_to_b, packed_b};
@@ -92,11 +92,11 @@ impl<'m> LinearParams<'m> {
 
 /// Forward of a linear layer. Panics if the widths disagree.
 pub fn linear<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> Var {
-    let precision = tape.device().precision();
-    forward(tape, x, params, precision, None)
+    let dtype = tape.device().numerics().activations;
+    forward(tape, x, params, dtype, None)
 }
 
-/// As [`linear`] with y in f32 whatever the precision: logits, which a loss or a person reads.
+/// As [`linear`] with y in f32 whatever activations are: logits, which a loss or a person reads.
 pub fn linear_f32<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> Var {
     forward(tape, x, params, DType::F32, None)
 }
@@ -108,8 +108,8 @@ pub fn linear_activation<'m>(
     params: LinearParams<'m>,
     kind: Activation,
 ) -> Var {
-    let precision = tape.device().precision();
-    forward(tape, x, params, precision, Some(kind))
+    let dtype = tape.device().numerics().activations;
+    forward(tape, x, params, dtype, Some(kind))
 }
 
 fn forward<'m>(
@@ -223,8 +223,10 @@ fn adapter_h(
 
 /// into += alpha · aᵀ·b.
 fn add_outer(device: &Device, a: &Tensor, b: &Tensor, alpha: f32, out: &mut Tensor) {
-    let b = b.into();
-    device.run(Call::Outer { a, b, alpha, out });
+    device.run(Call::Outer(Outer {
+        alpha,
+        ..Outer::new(a, b, out)
+    }));
 }
 
 struct LinearBackward<'m> {

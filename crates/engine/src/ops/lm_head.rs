@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use lowrank_kernels::{CrossEntropyForm, DType};
 
-use crate::call::{Call, CrossEntropy, Operand, Product, Rows, RowsMut, Transpose};
+use crate::call::{Call, CrossEntropy, Operand, Outer, Product, Rows, RowsMut, Transpose};
 use crate::device::Device;
 use crate::meter::Purpose;
 use crate::param::{Gradients, Matrix, Trainables, WeightOperand};
@@ -18,8 +18,8 @@ const LOGIT_ROWS: usize = 128;
 
 /// Rows whose gradient stands in memory at once, and which share one turning of the table. In f32, where the gradient takes the
 /// logits' place, 128 rows would save 14 MB of GPT-2 small and take 1% longer.
-fn gradient_rows(precision: DType) -> usize {
-    match precision {
+fn gradient_rows(activations: DType) -> usize {
+    match activations {
         DType::Bf16 => 512,
         DType::F32 => 192,
     }
@@ -83,15 +83,11 @@ pub fn lm_loss_backward(
     let (node, trained) = (h.node(), targets.table.trainable());
     let mut h = h.into_owned();
     let mut sum = Scalar::zero(&device);
-    for rows in parts(0..h.rows(), gradient_rows(device.precision())) {
+    for rows in parts(0..h.rows(), gradient_rows(device.numerics().activations)) {
         let d = head.gradient(&h, rows.clone(), &mut sum);
         if let Some(id) = trained {
-            device.run(Call::Outer {
-                a: &d,
-                b: Rows::of(&h, rows.clone()),
-                alpha: 1.0,
-                out: gradients.get_mut(id),
-            });
+            let h = Rows::of(&h, rows.clone());
+            device.run(Call::Outer(Outer::new(&d, h, gradients.get_mut(id))));
         }
         if node.is_some() {
             let d_h = RowsMut::of(&mut h, rows);
@@ -136,17 +132,18 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Adds the loss's sum of some rows; their logits' gradient [C, V] in the device's precision, with as many columns of
+    /// Adds the loss's sum of some rows; their logits' gradient [C, V] as activations are stored, with as many columns of
     /// zeros behind as make the product with the table fast.
     fn gradient(&self, h: &Tensor, rows: Range<usize>, sum: &mut Scalar) -> Tensor {
         let (device, purpose) = (h.device(), Purpose::Workspace);
         let width = device.padded_depth(self.vocab);
-        if device.precision() == DType::F32 && width == self.vocab {
+        let dtype = device.numerics().activations;
+        if dtype == DType::F32 && width == self.vocab {
             let mut logits = self.logits(h, rows.clone());
             self.loss(&mut logits, rows, None, sum);
             return logits;
         }
-        let mut d = Tensor::uninit_as(device.precision(), device, rows.len(), width, purpose);
+        let mut d = Tensor::uninit_as(dtype, device, rows.len(), width, purpose);
         for part in parts(rows.clone(), LOGIT_ROWS) {
             let into = part.start - rows.start..part.end - rows.start;
             let mut logits = self.logits(h, part.clone());

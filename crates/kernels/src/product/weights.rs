@@ -4,8 +4,10 @@
 //! A format is an arm of each `match` here and a file with its layout. Nothing assumes that an element has a size.
 
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 use crate::aligned::{Plain, typed, typed_mut};
+use crate::element::DType;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
 
@@ -13,7 +15,8 @@ use super::panels::{PANEL, PanelForm, PanelPart, PanelSource, PanelsInPlace, rou
 use super::{pack_bf16, pack_f32};
 
 /// How packed weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WeightFormat {
     /// f32 lines.
     F32,
@@ -27,6 +30,14 @@ impl WeightFormat {
         match self {
             WeightFormat::F32 => "f32",
             WeightFormat::Bf16 => "bf16",
+        }
+    }
+
+    /// The type of a table in this format whose rows are looked up one by one.
+    pub fn of_rows(self) -> DType {
+        match self {
+            WeightFormat::F32 => DType::F32,
+            WeightFormat::Bf16 => DType::Bf16,
         }
     }
 

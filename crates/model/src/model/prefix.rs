@@ -53,7 +53,7 @@ impl Model {
         tape
     }
 
-    /// What the layers of a prefix give for every token of a batch [M, D], without dropout, in the device's precision.
+    /// What the layers of a prefix give for every token of a batch [M, D], without dropout, as activations are stored.
     ///
     /// # Errors
     /// The batch does not fit the model.

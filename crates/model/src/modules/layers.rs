@@ -23,7 +23,7 @@ impl Linear {
         linear(pass, x, params)
     }
 
-    /// As [`Linear::forward`] in f32 whatever the precision: the logits.
+    /// As [`Linear::forward`] in f32 whatever activations are: the logits.
     pub fn logits(self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
         let params = self.params(pass);
         linear_f32(pass, x, params)

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use lowrank_data::UnlabelledRows;
+use lowrank_engine::DType;
 use lowrank_model::families::family;
 
 use super::{
     BiasMode, DataSettings, EvaluationSettings, InitLora, IntervalStrategy, LoraSettings,
-    MemorySettings, Method, ModulePattern, OptimizationSettings, Precision, Task, TrainConfig,
+    MemorySettings, Method, ModulePattern, NumericSettings, OptimizationSettings, Task,
+    TrainConfig,
 };
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
@@ -33,7 +35,7 @@ impl TrainConfig {
             optimization: OptimizationSettings::default(),
             evaluation: EvaluationSettings::of(task, IntervalStrategy::No),
             memory: MemorySettings::default(),
-            precision: Precision::F32,
+            numerics: NumericSettings::of(DType::F32),
             output_dir: DEFAULT_RUN.to_owned(),
             threads: None,
         }

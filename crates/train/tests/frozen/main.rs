@@ -1,4 +1,5 @@
-//! Bit hashes of short training runs, of generation and of merged files, frozen for each instruction set and precision.
+//! Bit hashes of short training runs, of generation and of merged files, frozen for each instruction set, in f32, in
+//! bf16, and in f32 with bf16 weights.
 //!
 //! They say that a change left the arithmetic alone: every bit of losses, gradients and trained values is in a hash. Where
 //! a change must alter bits, it is a commit of its own that says why, and the hashes are frozen anew with
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{DType, Device, Isa, StepKey};
+use lowrank_engine::{DType, Device, Isa, Numerics, StepKey, WeightFormat};
 use lowrank_model::{
     Batch, BeamSearch, Generate, MergeOptions, Model, PassOptions, Sampling, Search, Targets, Task,
 };
@@ -187,11 +188,19 @@ fn merge(network: &Network, device: &Device) -> Bits {
 
 fn hashes_of(isa: Isa) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    for precision in [DType::F32, DType::Bf16] {
-        let device = || Device::cpu_in(precision, isa, 2).expect("threads start");
+    let widened = Numerics {
+        weights: WeightFormat::Bf16,
+        ..Numerics::from(DType::F32)
+    };
+    for (name, numerics) in [
+        ("f32", DType::F32.into()),
+        ("bf16", DType::Bf16.into()),
+        ("f32-bf16", widened),
+    ] {
+        let device = || Device::cpu_in(numerics, isa, 2).expect("threads start");
         for network in NETWORKS {
             let mut note = |what: &str, bits: Bits| {
-                let key = format!("{} {precision:?} {} {what}", isa.name(), network.name);
+                let key = format!("{} {name} {} {what}", isa.name(), network.name);
                 found.insert(key.to_lowercase(), bits.hash());
             };
             for training in [Training::Lora, Training::Full, Training::BitFit] {
@@ -264,6 +273,6 @@ fn runs_generation_and_merged_files_keep_their_bits() {
         let lines = frozen
             .keys()
             .filter(|key| key.starts_with(&format!("{name} ")));
-        assert_eq!(lines.count(), 2 * (5 * 5 + 2), "lines of {name}");
+        assert_eq!(lines.count(), 3 * (5 * 5 + 2), "lines of {name}");
     }
 }

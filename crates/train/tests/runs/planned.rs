@@ -18,8 +18,8 @@ pub fn lengths(task: Task) -> RowLengths {
 
 /// The peak of all passes of a run.
 pub fn planned_peak(place: Place, config: &TrainConfig) -> Result<MemoryReport, ModelError> {
-    let precision = config.precision.into();
-    let device = Device::cpu_in(precision, Isa::best(), place.threads).expect("threads start");
+    let device =
+        Device::cpu_in(config.numerics, Isa::best(), place.threads).expect("threads start");
     let model = place.model(config, &Device::dry_like(&device));
     let mut dry = DryRun::of_model(model, &config.optimization);
     let lengths = lengths(config.data.task);

@@ -1,7 +1,7 @@
 //! What frozen layers give may be kept or not, in whole or in part: not one bit of the result depends on it.
 
-use lowrank_engine::{Device, Purpose};
-use lowrank_train::config::{ModulePattern, Precision, Task, TrainConfig};
+use lowrank_engine::{DType, Device, Purpose, WeightFormat};
+use lowrank_train::config::{ModulePattern, NumericSettings, Task, TrainConfig};
 use lowrank_train::metrics::Metric;
 use lowrank_train::prefix_cache::PrefixCaches;
 
@@ -13,11 +13,11 @@ const ALL: u64 = 1 << 30;
 const SOME: u64 = 32 * 4 * 70;
 
 /// Adapters in the second of two layers, with dropout in them.
-fn upper(task: Task, precision: Precision) -> TrainConfig {
+fn upper(task: Task, numerics: NumericSettings) -> TrainConfig {
     let mut config = config();
     config.data.task = task;
     config.lora.target_modules = in_layers("1");
-    config.precision = precision;
+    config.numerics = numerics;
     config.optimization.max_steps = Some(12);
     config.evaluation.metric_for_best_model = Metric::Loss;
     config
@@ -46,8 +46,8 @@ const CASES: [(&str, Task); 9] = [
 fn kept_or_not_the_adapter_is_the_same_byte_for_byte() {
     let dir = tempfile::tempdir().expect("a folder");
     for (golden, task) in CASES {
-        for precision in [Precision::F32, Precision::Bf16] {
-            let config = upper(task, precision);
+        for precision in [DType::F32, DType::Bf16] {
+            let config = upper(task, NumericSettings::of(precision));
             let run = |name: &str, threads, prefix_cache_bytes, stop_at| {
                 let place = Place {
                     golden,
@@ -82,14 +82,17 @@ fn kept_or_not_the_adapter_is_the_same_byte_for_byte() {
 fn the_plan_counts_the_kept_states_as_the_run_does() {
     let dir = tempfile::tempdir().expect("a folder");
     for (golden, task) in CASES {
-        for limit in [0, SOME, ALL] {
-            let config = upper(task, Precision::Bf16);
+        let mixed = NumericSettings::new(DType::F32, Some(WeightFormat::Bf16), None);
+        let in_bf16 = NumericSettings::of(DType::Bf16);
+        for (limit, numerics) in [(0, in_bf16), (SOME, in_bf16), (ALL, in_bf16), (SOME, mixed)] {
+            let config = upper(task, numerics);
             let place = Place {
                 golden,
                 threads: 2,
                 prefix_cache_bytes: limit,
             };
-            let run_dir = dir.path().join(format!("{golden}-{limit}"));
+            let precision = numerics.precision.name();
+            let run_dir = dir.path().join(format!("{golden}-{limit}-{precision}"));
             let run = run_at(place, &config, &run_dir, 0).expect("the run ends");
             let planned = planned_peak(place, &config).expect("the rows fit");
             let kept = [&planned, &run.peak].map(|peak| peak.of(Purpose::PrefixCache));
@@ -113,7 +116,7 @@ fn the_plan_counts_the_kept_states_as_the_run_does() {
 #[test]
 fn what_is_kept_is_what_does_not_change() {
     let kept = |golden, change: &dyn Fn(&mut TrainConfig)| {
-        let mut config = upper(Task::SingleLabel, Precision::F32);
+        let mut config = upper(Task::SingleLabel, NumericSettings::of(DType::F32));
         change(&mut config);
         let place = Place {
             golden,
@@ -161,7 +164,7 @@ fn what_is_kept_is_what_does_not_change() {
 
 #[test]
 fn with_dropout_only_evaluation_is_kept() {
-    let config = upper(Task::SingleLabel, Precision::F32);
+    let config = upper(Task::SingleLabel, NumericSettings::of(DType::F32));
     let golden = lowrank_testkit::Golden::open("bert-single-label").expect("a golden case opens");
     let path = golden.model_dir().join("config.json");
     let mut with_dropout = lowrank_model::ModelConfig::read(&path).expect("a config");

@@ -1,8 +1,8 @@
 //! A run that is told to stop at any event and goes on again ends as the run that never stopped: same values, same log.
 
-use lowrank_engine::{Device, Isa};
+use lowrank_engine::{DType, Device, Isa, WeightFormat};
 use lowrank_model::Batch;
-use lowrank_train::config::{Method, Precision, TrainConfig};
+use lowrank_train::config::{Method, NumericSettings, TrainConfig};
 use lowrank_train::trainer::{Outcome, Watch};
 
 use std::sync::atomic::AtomicBool;
@@ -11,9 +11,13 @@ use crate::tiny::{Place, bits, config, run, trainer};
 
 #[test]
 fn stopped_at_any_event_and_resumed_is_never_stopped() {
-    for precision in [Precision::F32, Precision::Bf16] {
+    for numerics in [
+        NumericSettings::of(DType::F32),
+        NumericSettings::of(DType::Bf16),
+        NumericSettings::new(DType::F32, Some(WeightFormat::Bf16), None),
+    ] {
         stop_and_resume(&TrainConfig {
-            precision,
+            numerics,
             ..config()
         });
     }

@@ -194,10 +194,10 @@ pub fn run_at(
     dir: &Path,
     stop_at: usize,
 ) -> Result<Left, TrainError> {
-    let precision = config.precision.into();
     std::fs::create_dir_all(dir).expect("a folder");
     for starts in 1..200 {
-        let device = Device::cpu_in(precision, Isa::best(), place.threads).expect("threads start");
+        let device =
+            Device::cpu_in(config.numerics, Isa::best(), place.threads).expect("threads start");
         let model = place.model(config, &device);
         let stop = AtomicBool::new(false);
         let events = Cell::new(0);

@@ -15,7 +15,6 @@ use crate::output::{self, TextTable, count};
 use crate::session::{device, open_model};
 use crate::sink::Sink;
 use crate::{presets, settings, targets};
-use lowrank_run::device::PrecisionChoice;
 use lowrank_run::generation::Asked;
 use lowrank_run::loaded::batch_size;
 use lowrank_run::rows::header;
@@ -67,8 +66,8 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
     )?;
     let rows = read_rows(args, path)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
-    let precision = PrecisionChoice::of(args.precision, args.adapter.adapter.is_some());
-    let device = device(&args.common, precision)?;
+    let numerics = args.numerics.for_adapter(args.adapter.adapter.as_ref());
+    let device = device(&args.common, numerics)?;
     let language = RowSettings::of_language();
     let loaded = open_model(&args.model, &args.adapter, &language, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;

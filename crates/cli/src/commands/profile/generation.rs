@@ -134,8 +134,10 @@ fn as_json(timing: &Timing, device: &Device) -> serde_json::Value {
         "new_tokens": timing.new,
         "rounds": timing.rounds,
         "peak_rss_bytes": memory::peak_resident_bytes(),
-        "precision": device.precision().name(),
-        "isa": device.arithmetic(),
+        "precision": device.numerics().activations,
+        "base_format": device.numerics().weights,
+        "arithmetic": device.numerics().arithmetic,
+        "isa": device.name(),
         "threads": device.threads(),
         "seconds": timing.seconds,
         "tokens": timing.tokens,
@@ -174,8 +176,8 @@ fn print_tables(timing: &Timing, device: &Device) {
     if let Some(resident) = memory::peak_resident_bytes() {
         whole.row(["resident memory at the peak", &bytes(resident)]);
     }
-    let (precision, isa) = (device.precision().name(), device.arithmetic());
+    let (numerics, isa) = (device.numerics(), device.name());
     let threads = device.threads();
-    whole.row(["on", &format!("{precision}, {isa}, {threads} threads")]);
+    whole.row(["on", &format!("{numerics}, {isa}, {threads} threads")]);
     output::print(whole);
 }

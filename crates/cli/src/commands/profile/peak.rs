@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lowrank_engine::call::{Call, Operand, Product};
 use lowrank_engine::host::fill_uniform;
-use lowrank_engine::{Device, PackedMatrix, Purpose, Tensor};
+use lowrank_engine::{Device, PackedMatrix, Tensor};
 
 /// The best of a few square-ish products on this device, in FLOP/s: what a step's share is measured against.
 pub fn product_flops_per_second(device: &Device) -> f64 {
@@ -14,9 +14,8 @@ pub fn product_flops_per_second(device: &Device) -> f64 {
     let uniform = |stream: u64, values: &mut [f32]| fill_uniform(1, stream, -1.0, 1.0, values);
     let (mut a_values, mut block) = (vec![0.0f32; M * K], 2);
     uniform(1, &mut a_values);
-    let precision = device.precision();
-    let mut a = Tensor::uninit_as(precision, device, M, K, Purpose::Workspace);
-    let mut c = Tensor::uninit_as(precision, device, M, N, Purpose::Workspace);
+    let mut a = Tensor::activations(device, M, K);
+    let mut c = Tensor::activations(device, M, N);
     a.write(&a_values);
     let filled = PackedMatrix::from_blocks(device, N, K, |_, values| {
         uniform(block, values);

@@ -23,8 +23,8 @@ pub fn announce(progress: &Progress, prepared: &Prepared) {
         "{}: {} parameters in {} on {} ({} threads)",
         config.model,
         count(model.base_parameters()),
-        model.device().precision().name(),
-        model.device().arithmetic(),
+        model.device().numerics(),
+        model.device().name(),
         model.device().threads()
     ));
     for note in notes {

@@ -1,30 +1,21 @@
-//! Products: which arithmetic multiplies what, and the layouts that they need.
-//! An operand's format decides the arithmetic: f32 panels multiply in f32, bf16 panels in bf16 with f32 sums.
+//! Products: the layouts and the scratch that they need, by the format of the weights and the arithmetic of the call.
 
 use lowrank_kernels::product::{
-    self as products, Arithmetic, Order, Output, PackedWeights, PanelForm, ProductShape, Side,
-    WeightFormat, product_scratch,
+    self as products, Order, Output, PackedWeights, PanelForm, ProductShape, Side, WeightFormat,
+    product_scratch,
 };
 use lowrank_kernels::{
     self as kernels, AnyMatRef, DType, Isa, MatRef, OuterShape, Scratch, Values, ValuesMut,
     outer_scratch,
 };
 
-use crate::call::{Epilogue, LowRankTerm, Operand, Product, Rows, Transpose, Write};
+use crate::call::{Epilogue, LowRankTerm, Operand, Outer, Product, Rows, Transpose, Write};
 use crate::param::PackedMatrix;
 use crate::tensor::Tensor;
 
 /// Bytes of a transposed f32 copy that is made once for all rows of a product. A larger one, a vocabulary's, is made in
 /// cache by the tasks that need it, with the same bits: a copy would be as large as the table.
 const LARGEST_COPY: usize = 48 << 20;
-
-/// How a matrix of a format is laid out.
-pub(super) fn weight_format(format: DType) -> WeightFormat {
-    match format {
-        DType::F32 => WeightFormat::F32,
-        DType::Bf16 => WeightFormat::Bf16,
-    }
-}
 
 /// The layout of a matrix.
 pub(super) fn weights(matrix: &PackedMatrix) -> PackedWeights<'_> {
@@ -33,14 +24,14 @@ pub(super) fn weights(matrix: &PackedMatrix) -> PackedWeights<'_> {
 
 /// The layout of a matrix, whose last panel may count as whole.
 fn weights_of(matrix: &PackedMatrix, [rows, depth]: [usize; 2]) -> PackedWeights<'_> {
-    let format = weight_format(matrix.format());
+    let format = matrix.format();
     let bytes = products::packed_bytes(format, rows, depth);
     PackedWeights::new(format, [rows, depth], &matrix.host()[..bytes])
 }
 
 /// Lays out rows of a matrix from `first` on, which stands at a panel's start.
 pub(super) fn pack_rows(isa: Isa, rows: MatRef<'_>, first: usize, into: &mut PackedMatrix) {
-    let (format, depth) = (weight_format(into.format()), into.in_features());
+    let (format, depth) = (into.format(), into.in_features());
     // Blocks are whole panels, so that the layout of the rows before ends where this one begins.
     let start = products::packed_bytes(format, first, depth);
     let len = products::packed_bytes(format, rows.rows(), depth);
@@ -83,18 +74,11 @@ fn values_mut(tensor: &mut Tensor) -> ValuesMut<'_> {
 
 /// Bytes of the transposed copy that a product makes.
 fn copy_bytes(b: &Operand<'_>) -> usize {
-    let is_copied = b.transpose == Transpose::Yes && b.matrix.format() == DType::F32;
+    let is_copied = b.transpose == Transpose::Yes && b.matrix.format() == WeightFormat::F32;
     let [n, k] = b.shape();
     match products::packed_bytes(WeightFormat::F32, n, k) {
         bytes if is_copied && bytes <= LARGEST_COPY => bytes,
         _ => 0,
-    }
-}
-
-fn arithmetic(b: &Operand<'_>) -> Arithmetic {
-    match b.matrix.format() {
-        DType::F32 => Arithmetic::F32,
-        DType::Bf16 => Arithmetic::Bf16,
     }
 }
 
@@ -108,13 +92,13 @@ fn side(b: &Operand<'_>) -> Side {
 pub(super) fn product_scratch_bytes(product: &Product<'_>, threads: usize) -> usize {
     let (b, copy, [n, _]) = (&product.b, copy_bytes(&product.b), product.b.shape());
     let shape = ProductShape {
-        arithmetic: arithmetic(b),
+        arithmetic: product.arithmetic,
         m: product.a.rows.len(),
         n,
         k: product.a.tensor.cols(),
         a: Order::Rows,
         b: match copy {
-            0 => weight_format(b.matrix.format()).form(side(b)),
+            0 => b.matrix.format().form(side(b)),
             _ => PanelForm::Lines,
         },
         c: product.c.tensor.dtype(),
@@ -127,6 +111,7 @@ pub(super) fn product_scratch_bytes(product: &Product<'_>, threads: usize) -> us
 /// A product, on the pool that the scratch is for.
 pub(super) fn product<'a>(isa: Isa, product: Product<'a>, scratch: &mut Scratch<'_>) {
     let Product {
+        arithmetic,
         a,
         b,
         alpha,
@@ -169,7 +154,7 @@ pub(super) fn product<'a>(isa: Isa, product: Product<'a>, scratch: &mut Scratch<
         alpha,
         low_rank: &low_rank,
         bias: bias.map(Tensor::host),
-        ..products::Product::new(arithmetic(&b), view(&a), &operand)
+        ..products::Product::new(arithmetic, view(&a), &operand)
     };
     let epilogue = match epilogue {
         Epilogue::Write(Write::Store) => products::Epilogue::Store,
@@ -195,39 +180,26 @@ pub(super) fn product<'a>(isa: Isa, product: Product<'a>, scratch: &mut Scratch<
     products::product(isa, &call, epilogue, c, &mut scratch);
 }
 
-pub(super) fn outer_scratch_bytes(
-    a: &Tensor,
-    b: &Rows<'_>,
-    into: &Tensor,
-    threads: usize,
-) -> usize {
+pub(super) fn outer_scratch_bytes(outer: &Outer<'_>, threads: usize) -> usize {
     let shape = OuterShape {
-        arithmetic: Arithmetic::Bf16,
-        rows: a.rows(),
-        m: into.rows(),
-        n: into.cols(),
-        a: a.dtype(),
-        x: b.tensor.dtype(),
+        arithmetic: outer.arithmetic,
+        rows: outer.a.rows(),
+        m: outer.out.rows(),
+        n: outer.out.cols(),
+        a: outer.a.dtype(),
+        x: outer.b.tensor.dtype(),
     };
     outer_scratch(&shape, threads).bytes(threads)
 }
 
-/// A gradient: into += alpha · aᵀ·b. Columns of `a` beyond the rows of `into` are padding.
-pub(super) struct Outer<'a> {
-    pub a: &'a Tensor,
-    pub b: Rows<'a>,
-    pub alpha: f32,
-    pub into: &'a mut Tensor,
-}
-
 /// An outer product, on the pool that the scratch is for.
 pub(super) fn outer(isa: Isa, outer: Outer<'_>, scratch: &mut Scratch<'_>) {
-    let Outer { a, b, alpha, into } = outer;
+    let Outer { a, b, out, .. } = outer;
     let call = kernels::Outer {
-        arithmetic: Arithmetic::Bf16,
-        a: view(&a.into()).cols_range(0..into.rows()),
+        arithmetic: outer.arithmetic,
+        a: view(&a.into()).cols_range(0..out.rows()),
         x: view(&b),
-        alpha,
+        alpha: outer.alpha,
     };
-    kernels::outer(isa, &call, into.host_mut(), scratch);
+    kernels::outer(isa, &call, out.host_mut(), scratch);
 }
