@@ -131,7 +131,7 @@ pub fn check_merged(mut unused: Unused, loaded: &LoadedModel) -> RunResult {
 
 /// Those of `plan`.
 pub fn check_plan(mut unused: Unused, args: &PlanArgs, task: Task) -> RunResult {
-    if matches!(task, Task::CausalLm | Task::Regression) && args.num_labels != Some(1) {
+    if !task.has_label_names() && args.num_labels != Some(1) {
         let why = format!("the head of the task {} is known", task.name());
         unused.note(&["num_labels"], &why);
     }

@@ -60,4 +60,20 @@ impl Task {
             Task::CausalLm => TaskType::CausalLm,
         }
     }
+
+    /// Whether there is a label for each token, not for a sequence.
+    pub fn is_per_token(self) -> bool {
+        match self {
+            Task::TokenClassification | Task::CausalLm => true,
+            Task::SingleLabel | Task::MultiLabel | Task::Regression => false,
+        }
+    }
+
+    /// Whether labels have names.
+    pub fn has_label_names(self) -> bool {
+        match self {
+            Task::SingleLabel | Task::MultiLabel | Task::TokenClassification => true,
+            Task::Regression | Task::CausalLm => false,
+        }
+    }
 }

@@ -253,9 +253,9 @@ impl Model {
     }
 
     fn check_targets(&self, batch: &Batch<'_>, targets: Targets<'_>) -> Result<(), ModelError> {
-        let rows = match self.task {
-            Task::TokenClassification | Task::CausalLm => batch.tokens(),
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => batch.sequences(),
+        let rows = match self.task.is_per_token() {
+            true => batch.tokens(),
+            false => batch.sequences(),
         };
         let labels = self.num_labels;
         let fault = match (self.task, targets) {

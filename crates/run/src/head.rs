@@ -208,11 +208,9 @@ pub fn existing_head(
                 None => base.task(),
             },
         });
-    let labels = match task {
-        Task::Regression | Task::CausalLm => Vec::new(),
-        Task::SingleLabel | Task::MultiLabel | Task::TokenClassification => {
-            names_of_outputs(base, data, adapter, found)?
-        }
+    let labels = match task.has_label_names() {
+        false => Vec::new(),
+        true => names_of_outputs(base, data, adapter, found)?,
     };
     Ok(Head {
         task,

@@ -118,7 +118,7 @@ pub fn choose_labels(
         names,
         origin: LabelOrigin::TrainingRows,
     };
-    if matches!(task, Task::Regression | Task::CausalLm) {
+    if !task.has_label_names() {
         return of_rows(Vec::new());
     }
     if let Some(known) = known {

@@ -74,11 +74,7 @@ impl AdapterNotes {
         if notes.max_length == 0 {
             return Err("`max_length` is 0, expected at least 1".to_owned());
         }
-        let named = match notes.task {
-            Task::SingleLabel | Task::MultiLabel | Task::TokenClassification => true,
-            Task::Regression | Task::CausalLm => false,
-        };
-        if named == notes.labels.is_empty() {
+        if notes.task.has_label_names() == notes.labels.is_empty() {
             let (task, n) = (notes.task.name(), notes.labels.len());
             return Err(format!("`task` is {task}, with {n} names of labels"));
         }

@@ -200,7 +200,7 @@ impl Unused {
             );
             self.note(&["template", "data_format"], &why);
         }
-        if matches!(task, Task::CausalLm | Task::Regression) {
+        if !task.has_label_names() {
             let why = format!("the task {} has no labels", task.name());
             self.note_unless([("labels", json!([]))], &why);
         }

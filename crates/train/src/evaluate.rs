@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lowrank_data::{BatchLabels, Example, Label, PackedBatch, batches};
 use lowrank_model::{Batch, Model, ModelError, Targets};
 
-use crate::config::Task;
 use crate::metrics::{Evaluation, MetricAccumulator};
 use crate::prefix_cache::PrefixCache;
 
@@ -166,9 +165,9 @@ pub fn predict(
 
 /// Where the logits of a row of a batch lie: one set a row, or one a token.
 fn values_of_row(model: &Model, batch: &PackedBatch, row: usize) -> std::ops::Range<usize> {
-    let (first, last) = match model.task() {
-        Task::SingleLabel | Task::MultiLabel | Task::Regression => (row, row + 1),
-        Task::TokenClassification | Task::CausalLm => (batch.offsets[row], batch.offsets[row + 1]),
+    let (first, last) = match model.task().is_per_token() {
+        false => (row, row + 1),
+        true => (batch.offsets[row], batch.offsets[row + 1]),
     };
     first * model.num_labels()..last * model.num_labels()
 }
@@ -228,7 +227,7 @@ fn not_finite(examples: &[Example], rows: &[usize], what: &str, value: f64) -> M
     ))
 }
 
-fn pack_range(examples: &[Example], range: std::ops::Range<usize>) -> PackedBatch {
+pub(crate) fn pack_range(examples: &[Example], range: std::ops::Range<usize>) -> PackedBatch {
     let rows: Vec<u32> = range.map(|row| row as u32).collect();
     PackedBatch::from_rows(examples, &rows)
 }

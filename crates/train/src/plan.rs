@@ -3,10 +3,12 @@
 
 use std::cmp::Reverse;
 
+use lowrank_data::{Example, Label};
 use lowrank_engine::{MemoryReport, StepKey};
 use lowrank_model::{Batch, IGNORE_INDEX, Model, ModelError, PassOptions, Targets};
 
 use crate::config::{OptimizationSettings, Task, TrainConfig};
+use crate::evaluate::{model_batch, model_targets, pack_range};
 use crate::optimizer::Optimizer;
 use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 use crate::reduce::StepGradients;
@@ -197,9 +199,13 @@ impl DryRun {
         let before = device.flops();
         let mut needs = Needs::default();
         for (lengths, rows) in batches {
-            let batch = Blank::new(&lengths, self.model.task(), self.model.num_labels());
-            needs.tokens += batch.ids.len() as u64;
-            pass(self, &batch.batch(), batch.targets(), &rows)?;
+            let (task, num_labels) = (self.model.task(), self.model.num_labels());
+            let example = |&tokens: &usize| blank(tokens, task, num_labels);
+            let examples: Vec<Example> = lengths.iter().map(example).collect();
+            let batch = pack_range(&examples, 0..examples.len());
+            let targets = model_targets(&batch).expect("blank examples have labels");
+            needs.tokens += batch.total_tokens() as u64;
+            pass(self, &model_batch(&batch), targets, &rows)?;
         }
         needs.peak = device.peak_memory();
         needs.flops = device.flops() - before;
@@ -218,60 +224,27 @@ fn with_lengths<'a>(
     })
 }
 
-/// A batch of given lengths with nothing in it; the dry device looks at shapes only.
-struct Blank {
-    ids: Vec<u32>,
-    offsets: Vec<usize>,
-    task: Task,
-    classes: Vec<i64>,
-    values: Vec<f32>,
-}
-
-impl Blank {
-    fn new(lengths: &[usize], task: Task, num_labels: usize) -> Self {
-        let mut offsets = vec![0];
-        let ends = lengths.iter().scan(0, |end, n| {
-            *end += n;
-            Some(*end)
-        });
-        offsets.extend(ends);
-        let tokens: usize = lengths.iter().sum();
-        let (classes, values) = match task {
-            Task::SingleLabel => (lengths.len(), 0),
-            Task::TokenClassification | Task::CausalLm => (tokens, 0),
-            Task::MultiLabel | Task::Regression => (0, lengths.len() * num_labels),
-        };
-        let mut classes = vec![0; classes];
-        if task == Task::CausalLm {
-            // Nothing predicts a sequence's first token; every other one may count.
-            let firsts = &offsets[..lengths.len()];
-            firsts.iter().for_each(|&row| classes[row] = IGNORE_INDEX);
-        }
-        Self {
-            ids: vec![0; tokens],
-            offsets,
-            task,
-            classes,
-            values: vec![0.0; values],
-        }
+/// An example of so many tokens with nothing in it; the dry device looks at shapes only.
+fn blank(tokens: usize, task: Task, num_labels: usize) -> Example {
+    let mut classes = vec![0; if task.is_per_token() { tokens } else { 0 }];
+    if task == Task::CausalLm {
+        // Nothing predicts a sequence's first token; every other one may count.
+        classes
+            .iter_mut()
+            .take(1)
+            .for_each(|class| *class = IGNORE_INDEX);
     }
-
-    fn batch(&self) -> Batch<'_> {
-        Batch {
-            input_ids: &self.ids,
-            token_type_ids: Some(&self.ids),
-            offsets: &self.offsets,
-        }
-    }
-
-    fn targets(&self) -> Targets<'_> {
-        match self.task {
-            Task::SingleLabel | Task::TokenClassification | Task::CausalLm => {
-                Targets::Class(&self.classes)
-            }
-            Task::MultiLabel => Targets::Multi(&self.values),
-            Task::Regression => Targets::Value(&self.values),
-        }
+    Example {
+        input_ids: vec![0; tokens],
+        token_type_ids: None,
+        label: match task {
+            Task::SingleLabel => Label::Class(0),
+            Task::TokenClassification | Task::CausalLm => Label::Tokens(classes),
+            Task::MultiLabel => Label::Multi(vec![0.0; num_labels]),
+            Task::Regression => Label::Value(0.0),
+        },
+        line: 0,
+        truncated_tokens: 0,
     }
 }
 

@@ -10,7 +10,7 @@ use lowrank_engine::{Activation, Var};
 use lowrank_formats::ConfigReader;
 
 use crate::config::{
-    Dropouts, Facts, Task, read_activation, read_dropout, read_dropout_else, read_heads,
+    Dropouts, Facts, read_activation, read_dropout, read_dropout_else, read_heads,
 };
 use crate::error::ModelError;
 use crate::families::residual::Residual;
@@ -128,11 +128,9 @@ impl Architecture for BertConfig {
     ) -> Result<Box<dyn Network>, ModelError> {
         let (width, new) = (config.facts.hidden_size, Presence::NewIfAbsent);
         let encoder = Encoder::build("bert.", config, &self.0, None, loader)?;
-        let pooler = match loader.task() {
-            Task::TokenClassification | Task::CausalLm => None,
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
-                Some(loader.linear("bert.pooler.dense", [width, width], new)?)
-            }
+        let pooler = match loader.task().is_per_token() {
+            true => None,
+            false => Some(loader.linear("bert.pooler.dense", [width, width], new)?),
         };
         let classifier = loader.linear("classifier", [width, loader.num_labels()], new)?;
         Ok(Box::new(Bert {

@@ -4,7 +4,6 @@
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::{Activation, Var};
 
-use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::bert::{self, Encoder, EncoderConfig, Rows};
 use crate::families::{Architecture, Classes, Family, FamilyConfig, HeadTensors, Network};
@@ -60,11 +59,9 @@ impl Architecture for RobertaConfig {
         let encoder = Encoder::build("roberta.", config, &self.0, Some(pad_token_id), loader)?;
         let (task, labels) = (loader.task(), loader.num_labels());
         let mut linear = |path: &str, out| loader.linear(path, [width, out], Presence::NewIfAbsent);
-        let head = match task {
-            Task::TokenClassification | Task::CausalLm => {
-                Head::Token(linear("classifier", labels)?)
-            }
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => Head::Sequence {
+        let head = match task.is_per_token() {
+            true => Head::Token(linear("classifier", labels)?),
+            false => Head::Sequence {
                 dense: linear("classifier.dense", width)?,
                 out_proj: linear("classifier.out_proj", labels)?,
             },

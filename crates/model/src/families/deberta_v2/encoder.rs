@@ -10,7 +10,6 @@ use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Var};
 
-use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::deberta_v2::DebertaConfig;
 use crate::families::deberta_v2::positions::RelativeRows;
@@ -83,9 +82,9 @@ impl<P: Projections> Classifier<P> {
         };
         let (task, labels) = (loader.task(), loader.num_labels());
         let mut linear = |path: &str, out| loader.linear(path, [width, out], Presence::NewIfAbsent);
-        let (pooler, classifier_dropout) = match task {
-            Task::TokenClassification | Task::CausalLm => (None, dropouts.hidden),
-            Task::SingleLabel | Task::MultiLabel | Task::Regression => {
+        let (pooler, classifier_dropout) = match task.is_per_token() {
+            true => (None, dropouts.hidden),
+            false => {
                 let pooler = Pooler {
                     dense: linear("pooler.dense", width)?,
                     activation: own.pooler_hidden_act,
