@@ -9,12 +9,13 @@ use crate::root;
 const SECONDS: u64 = 600;
 
 /// Real files that make good first inputs, by target.
-const SEEDS: [(&str, &str); 5] = [
+const SEEDS: [(&str, &str); 6] = [
     ("torch_file", "crates/formats/tests/fixtures/torch"),
     ("safetensors", "crates/formats/tests/fixtures/safetensors"),
     ("adapter_config", "crates/formats/tests/fixtures/peft"),
     ("spm", "crates/data/tests/fixtures/deberta-v2"),
     ("tokenizer_config", "crates/data/tests/fixtures/roberta"),
+    ("gguf", "crates/data/tests/fixtures/gguf"),
 ];
 
 /// Runs the targets that are named, or all of them; a target that finds something does not keep the others from running.

@@ -134,6 +134,7 @@ impl Checkpoint {
                 }),
             }),
             Values::Blocks(blocks) => blocks.read_f32(reading, start, out),
+            Values::Packed(packed) => packed.read_f32(reading, start, out),
         }
     }
 
@@ -183,6 +184,7 @@ impl Checkpoint {
             Values::Blocks(blocks) => {
                 self.sources[entry.info.file].read_vec(blocks.offset + start, end - start)
             }
+            Values::Packed(packed) => packed.stored_bytes(self.reading(entry), start, len as u64),
             Values::Plain(_) => Err(self.out_of_range(entry, start as usize, len)),
         }
     }
@@ -201,6 +203,7 @@ impl Checkpoint {
     fn reading(&self, entry: &Entry) -> Reading<'_> {
         Reading {
             source: &self.sources[entry.info.file],
+            files: &self.sources,
             kept: &self.kept,
             entry: self.by_name[&entry.info.name],
             dtype: entry.info.dtype,
@@ -238,7 +241,7 @@ impl Checkpoint {
     fn read_range(&self, entry: &Entry, start: usize, len: usize) -> Result<Vec<u8>> {
         match &entry.values {
             Values::Plain(plain) => plain.read_bytes(self.reading(entry), start, len),
-            Values::Blocks(_) => {
+            Values::Blocks(_) | Values::Packed(_) => {
                 let mut values = vec![0.0; len];
                 self.read_f32_range(&entry.info.name, start, &mut values)?;
                 Ok(f32_bytes(&values).into_owned())

@@ -110,6 +110,16 @@ pub enum FormatError {
         /// What is wrong.
         fault: Box<GgufFault>,
     },
+    /// Packed values whose parts do not fit each other, or that are packed in a way that is not known.
+    #[error("`{name}` of the quantised model in `{}` {message}", shown(path))]
+    Packed {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor or setting.
+        name: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A configuration file with one or more faults, all of them listed.
     #[error("{}", config_message(path, faults))]
     Config {

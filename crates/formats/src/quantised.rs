@@ -1,7 +1,15 @@
-//! Values stored in fewer bits than a float has, decoded to f32: blocks of GGUF. Knows no file and no tensor's meaning.
+//! Values stored in fewer bits than a float has, decoded to f32: blocks of GGUF, and the packed tensors of Hugging Face
+//! directories. Knows no tensor's meaning.
 
+mod bitsandbytes;
 pub mod blocks;
+mod columns;
 mod k_blocks;
+pub(crate) mod packed;
+mod present;
+mod scaled;
 mod small_blocks;
 
 pub use blocks::{BLOCK_FORMATS, BlockFormat};
+pub(crate) use packed::Packed;
+pub(crate) use present::present;

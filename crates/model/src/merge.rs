@@ -149,6 +149,8 @@ impl Model {
         let Some(object) = config.as_object_mut() else {
             return config;
         };
+        // What is written is decoded.
+        object.remove("quantization_config");
         if is_other {
             object.insert("vocab_size".to_string(), json!(rows));
         }

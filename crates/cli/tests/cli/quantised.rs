@@ -125,6 +125,37 @@ fn inspect_lists_types_and_bits() {
 }
 
 #[test]
+fn a_directory_in_nf4_is_a_model() {
+    let lab = Lab::new();
+    let rows: String = (0..12)
+        .map(|i| {
+            format!(
+                "{}\n",
+                json!({ "input_ids": [2, 5 + i, 9, 3], "label": if i % 2 == 0 { "no" } else { "yes" } })
+            )
+        })
+        .collect();
+    fs::write(lab.path("ids.jsonl"), rows).unwrap();
+    let found = lab.run("inspect %bert-nf4").ok().stdout;
+    assert!(
+        found.contains("NF4") && found.contains("bits a parameter"),
+        "{found}"
+    );
+    lab.run("train --model %bert-nf4 --train-file @ids.jsonl --num-train-epochs 1 --per-device-batch-size 4 --output-dir @run")
+        .ok();
+    lab.run("merge --model %bert-nf4 --adapter @run --output-dir @merged --verify")
+        .ok();
+    let merged = read(&lab.path("merged/config.json"));
+    assert_eq!(merged.get("quantization_config"), None);
+    let predicted = |words: &str| {
+        let words = format!("predict {words} --data-file @ids.jsonl");
+        lab.run(&words).ok().stdout.lines().count()
+    };
+    assert_eq!(predicted("--model @merged"), 12);
+    assert_eq!(predicted("--model %bert-nf4 --adapter @run"), 12);
+}
+
+#[test]
 fn a_converted_file_is_a_model_like_any_other() {
     let lab = Lab::new();
     lab.run("convert --model %gpt2.gguf --dtype f32 --output-dir @plain")

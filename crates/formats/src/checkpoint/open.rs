@@ -6,11 +6,13 @@ use std::path::Path;
 use super::values::{Blocks, Kept, Plain, RowOrder, Values, Walk};
 use super::{Checkpoint, Entry, PackedAs, TensorInfo};
 use crate::Result;
+use crate::config::model_config_file;
 use crate::dtype::DType;
 use crate::error::{Fault, FormatError};
 use crate::files;
 use crate::gguf::{self, Architecture, Gguf, GgufTensor, View};
 use crate::pyjson::read_json;
+use crate::quantised::present;
 use crate::safetensors::{Header, SafetensorsFault};
 use crate::source::Source;
 use crate::torch::TorchFile;
@@ -45,10 +47,12 @@ impl Checkpoint {
     }
 
     /// Opens the weights of a model: of a folder as [`Checkpoint::open_dir`] does, and of one GGUF file under the names that
-    /// transformers has for them.
+    /// transformers has for them. Where the folder's `config.json` says that it is quantised, packed tensors are listed as what
+    /// they stand for.
     ///
     /// # Errors
-    /// Files that cannot be read, and a GGUF file of an architecture whose tensors are not known.
+    /// Files that cannot be read; a GGUF file of an architecture whose tensors are not known; packed values that do not fit what
+    /// the configuration says.
     pub fn open_model(path: &Path) -> Result<Checkpoint> {
         match gguf::is_gguf(path)? {
             true => {
@@ -56,8 +60,27 @@ impl Checkpoint {
                 let architecture = gguf.architecture()?;
                 Checkpoint::of_gguf(gguf, Some(architecture))
             }
-            false => Checkpoint::open_dir(path),
+            false => {
+                let checkpoint = Checkpoint::open_dir(path)?;
+                let config = model_config_file(path);
+                match files::is_file(&config) {
+                    true => checkpoint.unpacked(&read_json(&config)?),
+                    false => Ok(checkpoint),
+                }
+            }
         }
+    }
+
+    /// The same with packed tensors in the place of their parts, as the object of a `config.json` says that they are packed.
+    ///
+    /// # Errors
+    /// A way of packing that is not known; parts that are missing or do not fit each other.
+    pub fn unpacked(mut self, config: &serde_json::Value) -> Result<Checkpoint> {
+        let entries = std::mem::take(&mut self.entries);
+        let entries = present(entries, &self.sources, &self.path, config)?;
+        self.by_name.clear();
+        self.list(entries);
+        Ok(self)
     }
 
     /// Opens one file: safetensors, PyTorch's or GGUF's, told by its content; the last one under its own names. Of a PyTorch file the state dict is taken: the value

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Result;
 use crate::dtype::{DType, decode_f32};
-use crate::quantised::BlockFormat;
+use crate::quantised::packed::Files;
+use crate::quantised::{BlockFormat, Packed};
 use crate::source::Source;
 
 /// Values read at a time.
@@ -18,6 +19,8 @@ pub(crate) enum Values {
     Plain(Plain),
     /// Blocks.
     Blocks(Blocks),
+    /// Several stored tensors.
+    Packed(PackedValues),
 }
 
 /// Elements, one after the other.
@@ -49,6 +52,15 @@ pub(crate) struct Blocks {
     pub(crate) order: RowOrder,
 }
 
+/// Values packed into several stored tensors.
+#[derive(Debug)]
+pub(crate) struct PackedValues {
+    pub(crate) values: Box<dyn Packed>,
+    /// The rows and their values, as they are stored.
+    pub(crate) stored: [usize; 2],
+    pub(crate) order: RowOrder,
+}
+
 /// How stored rows stand to the tensor's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RowOrder {
@@ -64,7 +76,75 @@ pub(crate) enum RowOrder {
     },
 }
 
+impl PackedValues {
+    /// The values `start..start + out.len()` as f32; the range is inside the tensor.
+    pub(super) fn read_f32(&self, of: Reading<'_>, start: usize, out: &mut [f32]) -> Result<()> {
+        let files = Files(of.files);
+        let decode = |start: usize, out: &mut [f32]| self.values.read(files, start, out);
+        self.order.read(of, self.stored, start, out, &decode)
+    }
+
+    /// Bytes `start..start + len` of all parts, one after the other; the range is inside them.
+    pub(super) fn stored_bytes(&self, of: Reading<'_>, start: u64, len: u64) -> Result<Vec<u8>> {
+        let (mut bytes, mut first) = (Vec::new(), 0);
+        for part in self.values.parts() {
+            let (from, to) = (start.max(first), (start + len).min(first + part.byte_len()));
+            if from < to {
+                let offset = part.offset + (from - first);
+                bytes.extend(of.files[part.file].read_vec(offset, to - from)?);
+            }
+            first += part.byte_len();
+        }
+        Ok(bytes)
+    }
+}
+
+/// Decodes values in their stored order, from a first one on.
+type Decode<'a> = &'a dyn Fn(usize, &mut [f32]) -> Result<()>;
+
 impl RowOrder {
+    /// The tensor's values `start..start + out.len()`, which `decode` gives in their stored order of [rows, columns].
+    fn read(
+        self,
+        of: Reading<'_>,
+        stored: [usize; 2],
+        start: usize,
+        out: &mut [f32],
+        decode: Decode<'_>,
+    ) -> Result<()> {
+        let [rows, cols] = stored;
+        match self {
+            RowOrder::Same => decode(start, out),
+            RowOrder::HalvesInTurn { heads } => {
+                let (mut at, mut rest) = (start, out);
+                while !rest.is_empty() {
+                    let (row, within) = (at / cols, at % cols);
+                    let (part, after) = rest.split_at_mut((cols - within).min(rest.len()));
+                    decode(stored_row(row, rows / heads) * cols + within, part)?;
+                    at += part.len();
+                    rest = after;
+                }
+                Ok(())
+            }
+            RowOrder::Transposed if out.len() == of.count => transpose(stored, out, decode),
+            RowOrder::Transposed => {
+                let values = match of.kept.get(of.entry) {
+                    Some(Gathered::Values(values)) => values,
+                    Some(Gathered::Bytes(_)) | None => {
+                        let mut values = vec![0.0; of.count];
+                        transpose(stored, &mut values, decode)?;
+                        let values: Arc<[f32]> = values.into();
+                        of.kept.put(of.entry, Gathered::Values(values.clone()));
+                        values
+                    }
+                };
+                out.copy_from_slice(&values[start..start + out.len()]);
+                of.kept.forget_at_end(start + out.len() == of.count);
+                Ok(())
+            }
+        }
+    }
+
     /// The view that undoes it, of rows of single elements.
     pub(super) fn walk(self, [rows, cols]: [usize; 2]) -> Option<Walk> {
         match self {
@@ -124,6 +204,8 @@ impl Kept {
 #[derive(Clone, Copy)]
 pub(super) struct Reading<'a> {
     pub(super) source: &'a Source,
+    /// All files, of which `source` is one.
+    pub(super) files: &'a [Source],
     pub(super) kept: &'a Kept,
     /// The tensor's number.
     pub(super) entry: usize,
@@ -198,64 +280,8 @@ impl Plain {
 impl Blocks {
     /// The values `start..start + out.len()` as f32; the range is inside the tensor and its type is read.
     pub(super) fn read_f32(&self, of: Reading<'_>, start: usize, out: &mut [f32]) -> Result<()> {
-        let [_, cols] = self.stored;
-        match self.order {
-            RowOrder::Same => self.decode(of.source, start, out),
-            RowOrder::HalvesInTurn { heads } => {
-                let mut at = start;
-                let mut rest = out;
-                while !rest.is_empty() {
-                    let (row, within) = (at / cols, at % cols);
-                    let (part, after) = rest.split_at_mut((cols - within).min(rest.len()));
-                    self.decode(of.source, self.stored_row(row, heads) * cols + within, part)?;
-                    at += part.len();
-                    rest = after;
-                }
-                Ok(())
-            }
-            RowOrder::Transposed if out.len() == of.count => self.transpose(of.source, out),
-            RowOrder::Transposed => {
-                let values = match of.kept.get(of.entry) {
-                    Some(Gathered::Values(values)) => values,
-                    Some(Gathered::Bytes(_)) | None => {
-                        let mut values = vec![0.0; of.count];
-                        self.transpose(of.source, &mut values)?;
-                        let values: Arc<[f32]> = values.into();
-                        of.kept.put(of.entry, Gathered::Values(values.clone()));
-                        values
-                    }
-                };
-                out.copy_from_slice(&values[start..start + out.len()]);
-                of.kept.forget_at_end(start + out.len() == of.count);
-                Ok(())
-            }
-        }
-    }
-
-    /// Where the tensor's row `row` is stored.
-    fn stored_row(&self, row: usize, heads: usize) -> usize {
-        let width = self.stored[0] / heads;
-        let (head, within) = (row / width, row % width);
-        let (half, place) = (within / (width / 2), within % (width / 2));
-        head * width + 2 * place + half
-    }
-
-    /// All values, columns as rows.
-    fn transpose(&self, source: &Source, out: &mut [f32]) -> Result<()> {
-        let [rows, cols] = self.stored;
-        let at_once = (BLOCK_VALUES / cols).clamp(1, rows);
-        let mut block = vec![0.0; at_once * cols];
-        for first in (0..rows).step_by(at_once) {
-            let n = at_once.min(rows - first);
-            let block = &mut block[..n * cols];
-            self.decode(source, first * cols, block)?;
-            for (row, values) in block.chunks_exact(cols).enumerate() {
-                for (column, value) in values.iter().enumerate() {
-                    out[column * rows + first + row] = *value;
-                }
-            }
-        }
-        Ok(())
+        let decode = |start: usize, out: &mut [f32]| self.decode(of.source, start, out);
+        self.order.read(of, self.stored, start, out, &decode)
     }
 
     /// Values `start..start + out.len()` in their stored order, which may begin and end inside a block.
@@ -286,6 +312,30 @@ impl Blocks {
         }
         Ok(())
     }
+}
+
+/// Where the row `row` of heads of `width` rows is stored, whose halves stand in turn.
+fn stored_row(row: usize, width: usize) -> usize {
+    let (head, within) = (row / width, row % width);
+    let (half, place) = (within / (width / 2), within % (width / 2));
+    head * width + 2 * place + half
+}
+
+/// All values of a stored matrix [rows, cols], columns as rows.
+fn transpose([rows, cols]: [usize; 2], out: &mut [f32], decode: Decode<'_>) -> Result<()> {
+    let at_once = (BLOCK_VALUES / cols).clamp(1, rows);
+    let mut block = vec![0.0; at_once * cols];
+    for first in (0..rows).step_by(at_once) {
+        let n = at_once.min(rows - first);
+        let block = &mut block[..n * cols];
+        decode(first * cols, block)?;
+        for (row, values) in block.chunks_exact(cols).enumerate() {
+            for (column, value) in values.iter().enumerate() {
+                out[column * rows + first + row] = *value;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where the values of a view lie, in row-major order, in elements from its first value.

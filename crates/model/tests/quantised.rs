@@ -1,4 +1,5 @@
-//! Models in GGUF files: their logits equal transformers' from the same decoded weights. Made by `tools/golden/gguf_models.py`.
+//! Models in GGUF files and in quantised directories: their logits equal transformers' from the same decoded weights. Made by
+//! `tools/golden/gguf_models.py` and `packed_models.py`.
 
 use std::path::PathBuf;
 
@@ -24,11 +25,11 @@ fn golden(name: &str) -> PathBuf {
 fn load(name: &str, task: Task, device: &Device) -> Model {
     let options = LoadOptions {
         task,
-        num_labels: 3,
+        num_labels: if task == Task::SingleLabel { 2 } else { 3 },
         seed: 1,
         ignore_mismatched_sizes: false,
     };
-    let (model, report) = Model::load(&golden(name), &options, device).expect("the file loads");
+    let (model, report) = Model::load(&golden(name), &options, device).expect("it loads");
     assert_eq!(report.new, [] as [String; 0]);
     assert_eq!(report.unused, [] as [String; 0]);
     model
@@ -52,13 +53,14 @@ fn logits(model: &Model, expected: &Checkpoint) -> Vec<f32> {
 #[test]
 fn logits_equal_those_of_transformers_from_the_same_blocks() {
     let tasks = [
-        ("gpt2", Task::CausalLm),
-        ("bert", Task::TokenClassification),
+        ("gpt2", ".gguf", Task::CausalLm),
+        ("bert", ".gguf", Task::TokenClassification),
+        ("bert-nf4", "", Task::SingleLabel),
     ];
-    for (name, task) in tasks {
+    for (name, end, task) in tasks {
         let expected = Checkpoint::open_file(&golden(&format!("{name}.expected.safetensors")));
         let expected = expected.unwrap();
-        let model = load(&format!("{name}.gguf"), task, &device());
+        let model = load(&format!("{name}{end}"), task, &device());
         let found = logits(&model, &expected);
         let wanted = expected.read_f32_vec("logits").unwrap();
         check_close(name, &found, &wanted, LOGITS);

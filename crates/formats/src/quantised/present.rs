@@ -1,0 +1,593 @@
+//! Which tensors of a checkpoint are parts of packed ones, by the `quantization_config` of its `config.json`: they are taken off the
+//! list, and what they stand for takes their place. Everything that is read later is checked here. Knows no model.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::bitsandbytes::{EightBits, FourBits, Maxima};
+use super::columns::{Columns, Packing, Rows};
+use super::packed::{Files, Packed, Part};
+use super::scaled::Scaled;
+use crate::Result;
+use crate::checkpoint::values::{PackedValues, Plain, RowOrder, Values};
+use crate::checkpoint::{Entry, PackedAs, TensorInfo};
+use crate::dtype::DType;
+use crate::error::FormatError;
+use crate::source::Source;
+
+/// Models whose layers stand transposed in their own checkpoints, but not where they are packed. Source: transformers' `Conv1D`.
+const TRANSPOSED_MODELS: [&str; 3] = ["gpt2", "openai-gpt", "imagegpt"];
+
+/// The ways of packing that are read, by `quant_method`.
+const METHODS: [&str; 5] = ["bitsandbytes", "fp8", "compressed-tensors", "gptq", "awq"];
+
+/// The tensors of a checkpoint while packed ones are looked for.
+struct Listing<'a> {
+    path: &'a Path,
+    files: Files<'a>,
+    parts: HashMap<String, Part>,
+    names: Vec<String>,
+    taken: HashSet<String>,
+    found: Vec<Found>,
+    is_transposed: bool,
+}
+
+/// A packed tensor.
+struct Found {
+    name: String,
+    shape: Vec<usize>,
+    values: Box<dyn Packed>,
+}
+
+/// The list of tensors with packed ones in the place of their parts; as it is where nothing is quantised.
+///
+/// # Errors
+/// A way of packing that is not known; parts that are missing or do not fit each other.
+pub(crate) fn present(
+    entries: Vec<Entry>,
+    sources: &[Source],
+    path: &Path,
+    config: &Value,
+) -> Result<Vec<Entry>> {
+    let key = ["quantization_config", "compression_config"];
+    let Some(quantised) = key.iter().find_map(|key| config.get(*key)?.as_object()) else {
+        return Ok(entries);
+    };
+    let method = quantised.get("quant_method").and_then(Value::as_str);
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    let mut listing = Listing {
+        path,
+        files: Files(sources),
+        parts: entries.iter().filter_map(part_of).collect(),
+        names: entries.iter().map(|e| e.info.name.clone()).collect(),
+        taken: HashSet::new(),
+        found: Vec::new(),
+        is_transposed: model_type.is_some_and(|name| TRANSPOSED_MODELS.contains(&name)),
+    };
+    let number = |key: &str| quantised.get(key).and_then(Value::as_i64);
+    match method {
+        Some("bitsandbytes") => listing.bitsandbytes()?,
+        Some("fp8") => listing.fp8(quantised.get("weight_block_size"))?,
+        Some("compressed-tensors") => listing.compressed_tensors()?,
+        Some("gptq") => {
+            let is_second =
+                quantised.get("checkpoint_format").and_then(Value::as_str) == Some("gptq_v2");
+            let less = if is_second { 0 } else { 1 };
+            listing.columns(Packing::Gptq { less }, number("bits"), number("group_size"))?;
+        }
+        Some("awq") => listing.columns(Packing::Awq, number("bits"), number("group_size"))?,
+        other => {
+            let other = other.unwrap_or("missing");
+            let known = METHODS.map(|name| format!("`{name}`")).join(", ");
+            return Err(listing.fault(
+                "quantization_config",
+                format!("`quant_method` is `{other}`, expected one of {known}"),
+            ));
+        }
+    }
+    Ok(listing.finish(entries))
+}
+
+fn part_of(entry: &Entry) -> Option<(String, Part)> {
+    let Values::Plain(Plain {
+        offset,
+        walk: None,
+        plus: 0.0,
+    }) = entry.values
+    else {
+        return None;
+    };
+    let info = &entry.info;
+    let part = Part {
+        dtype: info.dtype,
+        shape: info.shape.clone(),
+        file: info.file,
+        offset,
+    };
+    Some((info.name.clone(), part))
+}
+
+impl Listing<'_> {
+    fn fault(&self, name: &str, message: String) -> FormatError {
+        FormatError::Packed {
+            path: self.path.to_owned(),
+            name: name.to_owned(),
+            message,
+        }
+    }
+
+    /// The part `name`, taken off the list, if it is there.
+    fn take(&mut self, name: String) -> Option<Part> {
+        let part = self.parts.get(&name).cloned()?;
+        self.taken.insert(name);
+        Some(part)
+    }
+
+    /// The part of `module`, which must be there, of one of these types.
+    fn need(&mut self, module: &str, end: &str, types: &[DType]) -> Result<Part> {
+        let name = format!("{module}{end}");
+        let Some(part) = self.take(name.clone()) else {
+            return Err(self.fault(&name, "is missing beside the packed values".into()));
+        };
+        self.of_type(&name, &part, types)?;
+        Ok(part)
+    }
+
+    fn of_type(&self, name: &str, part: &Part, types: &[DType]) -> Result<()> {
+        if types.contains(&part.dtype) {
+            return Ok(());
+        }
+        let names: Vec<&str> = types.iter().map(|dtype| dtype.name()).collect();
+        let message = format!(
+            "is stored as {}, expected {}",
+            part.dtype,
+            names.join(" or ")
+        );
+        Err(self.fault(name, message))
+    }
+
+    fn of_shape(&self, name: &str, part: &Part, expected: &[usize]) -> Result<()> {
+        if part.shape == expected {
+            return Ok(());
+        }
+        let message = format!("has the shape {:?}, expected {expected:?}", part.shape);
+        Err(self.fault(name, message))
+    }
+
+    fn of_count(&self, name: &str, part: &Part, expected: usize) -> Result<()> {
+        if part.count() == expected {
+            return Ok(());
+        }
+        let message = format!("has {} values, expected {expected}", part.count());
+        Err(self.fault(name, message))
+    }
+
+    fn of_two_dimensions(&self, name: &str, part: &Part) -> Result<[usize; 2]> {
+        match part.shape[..] {
+            [rows, cols] if rows > 0 && cols > 0 => Ok([rows, cols]),
+            _ => Err(self.fault(
+                name,
+                format!("has the shape {:?}, expected two dimensions", part.shape),
+            )),
+        }
+    }
+
+    /// The names that end so, without their ends.
+    fn modules(&self, end: &str) -> Vec<String> {
+        let names = self.names.iter();
+        names
+            .filter_map(|name| Some(name.strip_suffix(end)?.to_owned()))
+            .collect()
+    }
+
+    fn add(&mut self, name: String, shape: &[usize], values: impl Packed + 'static) {
+        self.found.push(Found {
+            name,
+            shape: shape.to_vec(),
+            values: Box::new(values),
+        });
+    }
+
+    fn bitsandbytes(&mut self) -> Result<()> {
+        for (kind, format) in [("nf4", "NF4"), ("fp4", "FP4")] {
+            let end = format!(".quant_state.bitsandbytes__{kind}");
+            for name in self.modules(&end) {
+                self.four_bits(&name, &end, format)?;
+            }
+        }
+        for module in self.modules(".SCB") {
+            let name = format!("{module}.weight");
+            let codes = self.need(&name, "", &[DType::I8])?;
+            let [rows, cols] = self.of_two_dimensions(&name, &codes)?;
+            let maxima = self.need(&module, ".SCB", &[DType::F32])?;
+            self.of_count(&format!("{module}.SCB"), &maxima, rows)?;
+            let settings = self.take(format!("{module}.weight_format"));
+            if let Some(part) = &settings {
+                let place = format!("{module}.weight_format");
+                self.of_type(&place, part, &[DType::U8])?;
+                self.of_count(&place, part, 1)?;
+                if part.bytes(self.files, 0, 1)? != [0] {
+                    return Err(self.fault(&place, "is no row-major order (0)".into()));
+                }
+            }
+            let values = EightBits {
+                codes,
+                maxima,
+                settings,
+            };
+            self.add(name, &[rows, cols], values);
+        }
+        Ok(())
+    }
+
+    fn four_bits(&mut self, name: &str, end: &str, format: &'static str) -> Result<()> {
+        const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+        let state = self.need(name, end, &[DType::U8])?;
+        let place = format!("{name}{end}");
+        if state.count() > 1 << 16 {
+            return Err(self.fault(
+                &place,
+                format!("has {} bytes, expected a small JSON object", state.count()),
+            ));
+        }
+        let bytes = state.bytes(self.files, 0, state.count())?;
+        let Ok(json) = serde_json::from_slice::<Value>(&bytes) else {
+            return Err(self.fault(&place, "is no JSON object".into()));
+        };
+        let number = |key: &str| {
+            json.get(key)
+                .and_then(Value::as_u64)
+                .and_then(|n| usize::try_from(n).ok())
+        };
+        let wrong = |key: &str| self.fault(&place, format!("has no usable `{key}`"));
+        let block = number("blocksize")
+            .filter(|n| n.is_power_of_two())
+            .ok_or_else(|| wrong("blocksize"))?;
+        let shape: Option<Vec<usize>> =
+            json.get("shape")
+                .and_then(Value::as_array)
+                .and_then(|list| {
+                    list.iter()
+                        .map(|n| usize::try_from(n.as_u64()?).ok())
+                        .collect()
+                });
+        let shape = shape
+            .filter(|shape| !shape.is_empty())
+            .ok_or_else(|| wrong("shape"))?;
+        let dtype = match json.get("dtype").and_then(Value::as_str) {
+            Some("float32") => DType::F32,
+            Some("float16") => DType::F16,
+            Some("bfloat16") => DType::BF16,
+            _ => return Err(wrong("dtype")),
+        };
+        let Some(count) = shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))
+            .filter(|n| *n > 0)
+        else {
+            return Err(wrong("shape"));
+        };
+        let codes = self.need(name, "", &[DType::U8])?;
+        self.of_count(name, &codes, count.div_ceil(2))?;
+        let map_part = self.need(name, ".quant_map", &[DType::F32])?;
+        self.of_count(&format!("{name}.quant_map"), &map_part, 16)?;
+        let mut map = [0.0; 16];
+        map.copy_from_slice(&map_part.floats(self.files, 0, 16)?);
+        let mut settings = vec![state, map_part];
+        let (blocks, place) = (count.div_ceil(block), format!("{name}.absmax"));
+        let nested = json
+            .get("nested_blocksize")
+            .is_some_and(|value| !value.is_null());
+        let maxima = if nested {
+            let codes = self.need(name, ".absmax", &[DType::U8])?;
+            self.of_count(&place, &codes, blocks)?;
+            let state = || {
+                self.fault(
+                    &format!("{name}{end}"),
+                    "has no usable `nested_blocksize` and `nested_offset`".into(),
+                )
+            };
+            let block = number("nested_blocksize")
+                .filter(|n| *n > 0)
+                .ok_or_else(state)?;
+            let offset = json
+                .get("nested_offset")
+                .and_then(Value::as_f64)
+                .ok_or_else(state)?;
+            let maxima = self.need(name, ".nested_absmax", &FLOATS)?;
+            self.of_count(
+                &format!("{name}.nested_absmax"),
+                &maxima,
+                blocks.div_ceil(block),
+            )?;
+            let map = self.need(name, ".nested_quant_map", &[DType::F32])?;
+            self.of_count(&format!("{name}.nested_quant_map"), &map, 256)?;
+            let values = map.floats(self.files, 0, 256)?;
+            settings.push(map);
+            Maxima::Nested {
+                codes,
+                maxima,
+                map: values,
+                block,
+                offset: offset as f32,
+            }
+        } else {
+            let part = self.need(name, ".absmax", &FLOATS)?;
+            self.of_count(&place, &part, blocks)?;
+            Maxima::Plain(part)
+        };
+        let values = FourBits {
+            format,
+            codes,
+            map,
+            block,
+            maxima,
+            dtype,
+            settings,
+        };
+        self.add(name.to_owned(), &shape, values);
+        Ok(())
+    }
+
+    fn fp8(&mut self, block: Option<&Value>) -> Result<()> {
+        let size = |i: usize| {
+            let size = block?.as_array()?.get(i)?.as_u64()?;
+            usize::try_from(size).ok().filter(|n| *n > 0)
+        };
+        let block = [size(0).unwrap_or(128), size(1).unwrap_or(128)];
+        for end in ["_scale_inv", "_scale"] {
+            for name in self.modules(end) {
+                self.scaled(&name, end, block)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compressed_tensors(&mut self) -> Result<()> {
+        for module in self.modules(".weight_packed") {
+            self.dense_rows(&module)?;
+        }
+        for name in self.modules("_scale") {
+            self.scaled(&name, "_scale", [128, 128])?;
+        }
+        Ok(())
+    }
+
+    /// A weight of 8 bits with its scales. A scale of something else is left where it is.
+    fn scaled(&mut self, name: &str, end: &str, block: [usize; 2]) -> Result<()> {
+        let format = match self.parts.get(name).map(|part| part.dtype) {
+            Some(DType::F8E4M3) => "FP8 (e4m3)",
+            Some(DType::F8E5M2) => "FP8 (e5m2)",
+            Some(DType::I8) => "int8",
+            Some(_) | None => return Ok(()),
+        };
+        let codes = self.need(name, "", &[DType::F8E4M3, DType::F8E5M2, DType::I8])?;
+        let [rows, cols] = self.of_two_dimensions(name, &codes)?;
+        let place = format!("{name}{end}");
+        let scales = self.need(name, end, &[DType::F32, DType::F16, DType::BF16])?;
+        let tiles = [rows.div_ceil(block[0]), cols.div_ceil(block[1])];
+        let block = match scales.shape[..] {
+            _ if scales.count() == 1 => [rows, cols],
+            [n] | [n, 1] if n == rows => [1, cols],
+            [a, b] if [a, b] == tiles => block,
+            _ => {
+                let message = format!(
+                    "has the shape {:?}, expected one value, {rows} or {tiles:?}",
+                    scales.shape
+                );
+                return Err(self.fault(&place, message));
+            }
+        };
+        let values = Scaled {
+            format,
+            codes,
+            scales,
+            block,
+        };
+        self.add(name.to_owned(), &[rows, cols], values);
+        Ok(())
+    }
+
+    /// GPTQ and AWQ.
+    fn columns(&mut self, packing: Packing, bits: Option<i64>, group: Option<i64>) -> Result<()> {
+        let allowed: &[i64] = match packing {
+            Packing::Gptq { .. } => &[2, 4, 8],
+            Packing::Awq => &[4],
+        };
+        let Some(bits) = bits.filter(|bits| allowed.contains(bits)) else {
+            let bits = bits.map_or("missing".to_owned(), |bits| bits.to_string());
+            let message = format!("`bits` is {bits}, expected one of {allowed:?}");
+            return Err(self.fault("quantization_config", message));
+        };
+        let bits = bits as usize;
+        let per = 32 / bits;
+        for module in self.modules(".qweight") {
+            let codes = self.need(&module, ".qweight", &[DType::I32])?;
+            let place = format!("{module}.qweight");
+            let stored = self.of_two_dimensions(&place, &codes)?;
+            let scales = self.need(&module, ".scales", &[DType::F16, DType::BF16, DType::F32])?;
+            let [groups, out] = self.of_two_dimensions(&format!("{module}.scales"), &scales)?;
+            let inp = match packing {
+                Packing::Gptq { .. } => stored[0].saturating_mul(per),
+                Packing::Awq => stored[0],
+            };
+            let expected = match packing {
+                Packing::Gptq { .. } => [inp / per, out],
+                Packing::Awq => [inp, out / per],
+            };
+            self.of_shape(&place, &codes, &expected)?;
+            if !out.is_multiple_of(per) {
+                return Err(self.fault(
+                    &place,
+                    format!("has {out} outputs, expected a multiple of {per}"),
+                ));
+            }
+            let zeros = self.need(&module, ".qzeros", &[DType::I32])?;
+            self.of_shape(&format!("{module}.qzeros"), &zeros, &[groups, out / per])?;
+            let table = self.take(format!("{module}.g_idx"));
+            self.check_groups(&format!("{module}.g_idx"), table.as_ref(), [inp, groups])?;
+            let group = match group.and_then(|n| usize::try_from(n).ok()) {
+                Some(n) if n > 0 => n,
+                // -1: one group for all.
+                Some(_) | None => inp,
+            };
+            if table.is_none() && inp.div_ceil(group) != groups {
+                let message = format!("has {groups} groups of {group} for {inp} inputs");
+                return Err(self.fault(&format!("{module}.scales"), message));
+            }
+            let values = Columns {
+                format: match packing {
+                    Packing::Gptq { .. } => "GPTQ",
+                    Packing::Awq => "AWQ",
+                },
+                packing,
+                bits,
+                shape: [out, inp],
+                codes,
+                zeros,
+                scales,
+                group,
+                groups: table,
+            };
+            self.add(format!("{module}.weight"), &[out, inp], values);
+        }
+        Ok(())
+    }
+
+    /// A table of the groups of inputs names groups that there are.
+    fn check_groups(
+        &self,
+        place: &str,
+        table: Option<&Part>,
+        [inp, groups]: [usize; 2],
+    ) -> Result<()> {
+        let Some(table) = table else { return Ok(()) };
+        self.of_type(place, table, &[DType::I32, DType::I64])?;
+        self.of_count(place, table, inp)?;
+        let numbers = table.integers(self.files, 0, inp)?;
+        let is_group = |n: &i64| usize::try_from(*n).is_ok_and(|n| n < groups);
+        match numbers.iter().find(|n| !is_group(n)) {
+            None => Ok(()),
+            Some(other) => Err(self.fault(place, format!("names the group {other} of {groups}"))),
+        }
+    }
+
+    /// compressed-tensors' `pack-quantized`.
+    fn dense_rows(&mut self, module: &str) -> Result<()> {
+        let codes = self.need(module, ".weight_packed", &[DType::I32])?;
+        let place = format!("{module}.weight_packed");
+        let [rows, words] = self.of_two_dimensions(&place, &codes)?;
+        let settings = self.need(module, ".weight_shape", &[DType::I64, DType::I32])?;
+        self.of_count(&format!("{module}.weight_shape"), &settings, 2)?;
+        let shape = settings.integers(self.files, 0, 2)?;
+        let cols = usize::try_from(shape[1])
+            .ok()
+            .filter(|n| *n > 0 && shape[0] == rows as i64);
+        // The bits follow from the count of words.
+        let dense = |cols: usize| {
+            (1..=8).find(|bits| cols.checked_mul(*bits).map(|n| n.div_ceil(32)) == Some(words))
+        };
+        let Some((cols, bits)) = cols.and_then(|cols| Some((cols, dense(cols)?))) else {
+            let message = format!("has the shape [{rows}, {words}], which is no packed {shape:?}");
+            return Err(self.fault(&place, message));
+        };
+        let scales = self.need(
+            module,
+            ".weight_scale",
+            &[DType::F32, DType::F16, DType::BF16],
+        )?;
+        let place = format!("{module}.weight_scale");
+        let groups = match scales.shape[..] {
+            _ if scales.count() == 1 => 1,
+            [n] if n == rows => 1,
+            [n, groups] if n == rows && groups > 0 => groups,
+            _ => {
+                return Err(self.fault(
+                    &place,
+                    format!("has the shape {:?}, expected {rows} rows", scales.shape),
+                ));
+            }
+        };
+        let table = self.take(format!("{module}.weight_g_idx"));
+        self.check_groups(
+            &format!("{module}.weight_g_idx"),
+            table.as_ref(),
+            [cols, groups],
+        )?;
+        if table.is_none() && !cols.is_multiple_of(groups) {
+            return Err(self.fault(&place, format!("has {groups} groups for {cols} inputs")));
+        }
+        let zeros = self.take(format!("{module}.weight_zero_point"));
+        if let Some(zeros) = &zeros {
+            let place = format!("{module}.weight_zero_point");
+            self.of_type(&place, zeros, &[DType::I32])?;
+            self.of_shape(&place, zeros, &[(rows * bits).div_ceil(32), groups])?;
+        }
+        let values = Rows {
+            bits,
+            shape: [rows, cols],
+            codes,
+            scales,
+            zeros,
+            groups: table,
+            settings,
+        };
+        self.add(format!("{module}.weight"), &[rows, cols], values);
+        Ok(())
+    }
+
+    /// The list with packed tensors where their first part was.
+    fn finish(self, entries: Vec<Entry>) -> Vec<Entry> {
+        let mut list: Vec<Entry> = entries
+            .into_iter()
+            .filter(|entry| !self.taken.contains(&entry.info.name))
+            .collect();
+        for Found {
+            name,
+            shape,
+            values,
+        } in self.found
+        {
+            let order = match &shape[..] {
+                [_, _] if self.is_transposed && is_layer(&name) => RowOrder::Transposed,
+                _ => RowOrder::Same,
+            };
+            let bytes = values.parts().iter().map(|part| part.byte_len()).sum();
+            let packed = PackedAs {
+                format: values.format(),
+                bytes,
+            };
+            let file = values.parts()[0].file;
+            let cols = shape.last().copied().unwrap_or(1);
+            let stored = [shape.iter().product::<usize>() / cols, cols];
+            let mut shape = shape;
+            if order == RowOrder::Transposed {
+                shape.reverse();
+            }
+            list.push(Entry {
+                values: Values::Packed(PackedValues {
+                    values,
+                    stored,
+                    order,
+                }),
+                info: TensorInfo {
+                    name,
+                    dtype: DType::F32,
+                    packed: Some(packed),
+                    shape,
+                    file,
+                },
+            });
+        }
+        list
+    }
+}
+
+/// A layer of GPT-2, whose matrices transformers calls `Conv1D`.
+fn is_layer(name: &str) -> bool {
+    ["c_attn.weight", "c_proj.weight", "c_fc.weight"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
