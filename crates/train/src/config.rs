@@ -476,6 +476,8 @@ impl TrainConfig {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use lowrank_engine::DType;
+
     use super::*;
 
     /// A configuration that is valid, for the tests of this crate.
@@ -549,6 +551,20 @@ pub(crate) mod tests {
             keep_old_method(&mut map);
             let config: TrainConfig = serde_json::from_value(map.into()).unwrap();
             assert_eq!(config.method, method);
+        }
+    }
+
+    #[test]
+    fn a_precision_from_before_three_settings_means_all_of_them() {
+        for precision in [DType::F32, DType::Bf16] {
+            let mut config = example();
+            config.numerics = NumericSettings::of(precision);
+            let mut map = config.to_map();
+            for name in ["base_format", "arithmetic"] {
+                assert_eq!(map.remove(name), Some(precision.name().into()));
+            }
+            let read: TrainConfig = serde_json::from_value(map.into()).unwrap();
+            assert_eq!(read, config);
         }
     }
 

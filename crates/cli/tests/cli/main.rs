@@ -11,6 +11,7 @@ mod interrupted;
 mod labels;
 mod language_model;
 mod memory;
+mod numerics;
 mod outputs;
 mod parts;
 mod places;

@@ -1,0 +1,142 @@
+//! How values are stored and multiplied: a run with bf16 weights in f32 from training to merging, and what is refused.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::language_model::Lab;
+use crate::support::{self, Ran, lowrank};
+
+const WIDENED: &str = "--precision f32 --base-format bf16";
+
+fn run(lab: &Lab, words: &str) -> Ran {
+    let words: Vec<&str> = words.split(' ').filter(|word| !word.is_empty()).collect();
+    lab.run(&words)
+}
+
+/// A model of random weights, and an adapter that was trained on it with bf16 weights multiplied in f32.
+fn adapted() -> Lab {
+    let lab = Lab::new();
+    let scratch = "train --model @base --full --from-scratch --train-file @texts.jsonl --output-dir @scratch --max-steps 4 --learning-rate 0.01 --quiet";
+    run(&lab, scratch).ok();
+    let train = "train --model @scratch/model --train-file @prompts.jsonl --output-dir @run --max-steps 6 --save-steps 2 --save-total-limit 9 --learning-rate 0.01 --quiet";
+    run(&lab, &format!("{train} {WIDENED}")).ok();
+    lab
+}
+
+#[test]
+fn a_run_with_bf16_weights_in_f32_goes_on_as_it_began() {
+    let lab = adapted();
+    let config = fs::read_to_string(lab.path("run/config.yaml")).unwrap();
+    for line in ["precision: f32", "base_format: bf16", "arithmetic: f32"] {
+        assert!(config.lines().any(|of| of == line), "{line}: {config}");
+    }
+    let adapter = lab.path("run/adapter/adapter_model.safetensors");
+    let whole = fs::read(&adapter).unwrap();
+    // Killed before its last checkpoint, it goes on to the same bytes without being told again.
+    fs::remove_dir_all(lab.path("run/checkpoint-6")).unwrap();
+    fs::remove_dir_all(lab.path("run/adapter")).unwrap();
+    fs::remove_file(lab.path("run/summary.json")).unwrap();
+    let resume = "train --resume --output-dir @run";
+    run(&lab, &format!("{resume} --base-format f32")).fails(
+        1,
+        &[
+            "base_format: \"bf16\" in the run",
+            "\"f32\" asked",
+            "hint: --resume alone",
+        ],
+    );
+    run(&lab, resume).ok();
+    assert_eq!(fs::read(&adapter).unwrap(), whole);
+    // Weights that were rounded train other adapters.
+    let plain = "train --model @scratch/model --train-file @prompts.jsonl --output-dir @plain --max-steps 6 --learning-rate 0.01 --quiet --precision f32";
+    run(&lab, plain).ok();
+    assert_ne!(
+        fs::read(lab.path("plain/adapter/adapter_model.safetensors")).unwrap(),
+        whole
+    );
+}
+
+#[test]
+fn a_model_that_bf16_holds_says_the_same_in_f32_with_bf16_weights() {
+    let lab = adapted();
+    run(
+        &lab,
+        "merge --model @scratch/model --adapter @run --output-dir @merged --dtype bf16",
+    )
+    .ok();
+    let eval = "eval --model @merged --data-file @prompts.jsonl --json";
+    let generate = "generate --model @merged --prompt Zizzi --max-new-tokens 7 --json";
+    for command in [eval, generate] {
+        let said = |flags: &str| run(&lab, &format!("{command} {flags}")).ok().stdout;
+        let wanted = said("--precision f32");
+        assert_eq!(said(WIDENED), wanted);
+        assert_eq!(said(&format!("{WIDENED} --arithmetic f32")), wanted);
+        said("--precision bf16 --arithmetic f32");
+    }
+    let profile = "profile --model @merged --batch 2 --seq 8 --steps 1 --json";
+    for more in ["", "--generate 2"] {
+        let timed = run(&lab, &format!("{profile} {WIDENED} {more}"))
+            .ok()
+            .json();
+        let found = ["precision", "base_format", "arithmetic"].map(|name| timed[name].clone());
+        assert_eq!(found, ["f32", "bf16", "f32"], "{more}");
+    }
+    let frozen = |flags: &str| -> u64 {
+        let planned = run(&lab, &format!("plan @merged --json {flags}"))
+            .ok()
+            .json();
+        let bytes: &Value = &planned["lora"]["fixed_bytes"]["frozen_weights"];
+        bytes.as_u64().unwrap_or_else(|| panic!("{planned}"))
+    };
+    let [of_f32, of_bf16] = [frozen("--precision f32"), frozen("--precision bf16")];
+    assert!(of_bf16 < of_f32);
+    assert_eq!(frozen(WIDENED), of_bf16);
+}
+
+#[test]
+fn settings_that_exclude_each_other_are_refused_by_their_flags() {
+    let lab = support::Lab::new();
+    let (model, rows) = (lab.text("model"), lab.text("test.tsv"));
+    let of_f32 = ["--base-format", "f32", "--arithmetic", "bf16"];
+    for command in [
+        vec!["eval", "--model", &model, "--data-file", &rows],
+        vec!["predict", "--model", &model, "--text", "w5"],
+        vec!["plan", &model],
+        vec!["profile", "--model", &model],
+    ] {
+        lowrank(&[&command[..], &of_f32].concat()).fails(
+            2,
+            &[
+                "--arithmetic bf16",
+                "--base-format",
+                "hint: pass --base-format bf16",
+            ],
+        );
+        lowrank(&[&command[..], &["--base-format", "f16"]].concat())
+            .fails(2, &["--base-format", "f16", "f32", "bf16", "auto"]);
+    }
+    lab.train("run", &of_f32)
+        .fails(2, &["--arithmetic bf16", "--base-format"]);
+    for full in [&["--full"][..], &["--full", "--precision", "bf16"]] {
+        let format = if full.len() == 1 { "bf16" } else { "f32" };
+        let words = [full, &["--base-format", format, "--dry-run"]].concat();
+        lab.train("run", &words)
+            .fails(2, &["no effect", "--base-format: with --full"]);
+    }
+    lab.train("run", &["--full", "--base-format", "auto", "--dry-run"])
+        .ok();
+    // A printed configuration reads back.
+    let words = [
+        "--full",
+        "--precision",
+        "bf16",
+        "--arithmetic",
+        "f32",
+        "--dry-run",
+    ];
+    let printed = lab.train("run", &words).ok().stdout;
+    fs::write(lab.path("full.yaml"), &printed).unwrap();
+    let again = lowrank(&["train", "--config", &lab.text("full.yaml"), "--dry-run"]);
+    assert_eq!(again.ok().stdout, printed);
+}
