@@ -81,8 +81,8 @@ pub fn run(words: &[String]) -> Result<(), String> {
     let arguments = work.preparation();
     with_prepared(&python, arguments.iter().map(String::as_str), |folder| {
         (dtypes.iter()).try_for_each(|dtype| {
-            let command = |side| command(&python, (&work, folder), dtype, side);
-            compare(&work, dtype, (&sides, rounds), command)
+            let command = |side| command(&python, &work, folder, dtype, side);
+            compare(&work, dtype, &sides, rounds, command)
         })
     })
 }
@@ -112,7 +112,7 @@ impl Work {
     }
 }
 
-fn command(python: &str, (work, folder): (&Work, &Path), dtype: &str, side: Side) -> Command {
+fn command(python: &str, work: &Work, folder: &Path, dtype: &str, side: Side) -> Command {
     let mut command = match side {
         Side::Lowrank => {
             let mut command = Command::new(root().join("target/release/lowrank"));
@@ -156,7 +156,8 @@ fn command(python: &str, (work, folder): (&Work, &Path), dtype: &str, side: Side
 fn compare(
     work: &Work,
     dtype: &str,
-    (sides, rounds): (&[Side], usize),
+    sides: &[Side],
+    rounds: usize,
     command: impl Fn(Side) -> Command,
 ) -> Result<(), String> {
     let samples = in_turns(sides, rounds, |round, side| {

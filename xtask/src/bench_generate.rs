@@ -76,8 +76,8 @@ pub fn run(words: &[String]) -> Result<(), String> {
     with_prepared(&python, arguments, |folder| {
         for dtype in &dtypes {
             for &batch in &sizes {
-                let command = |side| work.command((&python, folder), (dtype, batch), side);
-                work.compare((dtype, batch), (&sides, rounds), command)?;
+                let command = |side| work.command(&python, folder, dtype, batch, side);
+                work.compare(dtype, batch, &sides, rounds, command)?;
             }
         }
         Ok(())
@@ -88,8 +88,10 @@ impl Work {
     /// One process. The peer's cache grows; under torch.compile it is static.
     fn command(
         &self,
-        (python, folder): (&str, &Path),
-        (dtype, batch): (&str, usize),
+        python: &str,
+        folder: &Path,
+        dtype: &str,
+        batch: usize,
         side: Side,
     ) -> Command {
         let mut command = match side {
@@ -122,8 +124,10 @@ impl Work {
     /// One precision and size of batch: every side in each round.
     fn compare(
         &self,
-        what: (&str, usize),
-        (sides, rounds): (&[Side], usize),
+        dtype: &str,
+        batch: usize,
+        sides: &[Side],
+        rounds: usize,
         command: impl Fn(Side) -> Command,
     ) -> Result<(), String> {
         let samples = in_turns(sides, rounds, |_, side| {
@@ -134,8 +138,8 @@ impl Work {
         println!(
             "{}, {}, batch {}, {} new tokens after {}, {rounds} rounds",
             name.display(),
-            what.0,
-            what.1,
+            dtype,
+            batch,
             self.new,
             self.prompt,
         );

@@ -6,6 +6,7 @@ mod edges;
 mod files;
 mod map;
 mod seam;
+mod signatures;
 mod text;
 
 use crate::arguments::Arguments;
@@ -28,6 +29,7 @@ pub fn run(words: &[String]) -> Result<(), String> {
     faults.extend(edges::crate_edges(&repository));
     faults.extend(commands::commands_stand_alone(&repository));
     faults.extend(seam::file_calls(&repository));
+    faults.extend(signatures::parameters(&repository));
     if let Err(golden) = lowrank_testkit::verify_manifest(&root().join("tests/golden")) {
         faults.extend(
             golden

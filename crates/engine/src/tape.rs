@@ -142,32 +142,26 @@ pub struct Tape<'m> {
 impl<'m> Tape<'m> {
     /// A tape that records for backward. With a `step`, dropout is on.
     pub fn training(device: &Device, trainables: &'m Trainables, step: Option<StepKey>) -> Self {
-        Self::new(device, trainables, step, true)
-    }
-
-    /// A tape that records nothing and drops nothing out.
-    pub fn inference(device: &Device, trainables: &'m Trainables) -> Self {
-        Self::new(device, trainables, None, false)
-    }
-
-    fn new(
-        device: &Device,
-        trainables: &'m Trainables,
-        step: Option<StepKey>,
-        recording: bool,
-    ) -> Self {
         let device = device.clone();
         Tape {
             device,
             trainables,
             step,
-            recording,
+            recording: true,
             adapters: Adapters::Own,
             touched: false,
             dropped: false,
             next_site: Site::default(),
             is_second_use: false,
             nodes: Vec::new(),
+        }
+    }
+
+    /// A tape that records nothing and drops nothing out.
+    pub fn inference(device: &Device, trainables: &'m Trainables) -> Self {
+        Tape {
+            recording: false,
+            ..Self::training(device, trainables, None)
         }
     }
 
@@ -568,7 +562,7 @@ where
 {
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let mut tape =
-            Tape::new(&self.device, self.trainables, self.step, true).with_adapters(self.adapters);
+            Tape::training(&self.device, self.trainables, self.step).with_adapters(self.adapters);
         tape.next_site = self.first_site;
         let arrived = Arc::new(std::sync::Mutex::new(None));
         let needed = self.input_node.is_some();

@@ -248,8 +248,8 @@ fn bench_attention(isa: Isa, peak: f64) {
             let kind = if mask == causal { "causal" } else { "full" };
             let p = dropout.map_or(0.0, |d| d.p);
             let name = format!("{kind} {count:3} x {len:4} x {num_heads} x {head_dim} p {p}");
-            time_attention::<f32>((isa, peak), &shape, &name, [2 * flops, 5 * flops], false);
-            time_attention::<bf16>((isa, peak), &shape, &name, [2 * flops, 5 * flops], false);
+            time_attention::<f32>(isa, peak, &shape, &name, [2 * flops, 5 * flops], None);
+            time_attention::<bf16>(isa, peak, &shape, &name, [2 * flops, 5 * flops], None);
         }
     }
 }
@@ -275,18 +275,19 @@ fn bench_disentangled(isa: Isa, peak: f64) {
             format!("{count} x {len} x {num_heads} x {head_dim}"),
         );
         let flops = 2 * rows * len * num_heads * head_dim;
-        time_attention::<f32>((isa, peak), &shape, &name, [4 * flops, 11 * flops], true);
-        time_attention::<bf16>((isa, peak), &shape, &name, [4 * flops, 11 * flops], true);
+        time_attention::<f32>(isa, peak, &shape, &name, [4 * flops, 11 * flops], Some(2));
+        time_attention::<bf16>(isa, peak, &shape, &name, [4 * flops, 11 * flops], Some(2));
     }
 }
 
-/// Times both passes in one storage, with both tables of relative positions or without.
+/// Times both passes in one storage, with `tables` of relative positions or without.
 fn time_attention<E: AttentionElement>(
-    (isa, peak): (Isa, f64),
+    isa: Isa,
+    peak: f64,
     shape: &AttentionShape,
     name: &str,
     flops: [usize; 2],
-    is_relative: bool,
+    tables: Option<usize>,
 ) {
     let width = shape.num_heads * shape.head_dim;
     let rows = shape.q_offsets[shape.q_offsets.len() - 1];
@@ -299,20 +300,20 @@ fn time_attention<E: AttentionElement>(
         q: view(&q),
         k: view(&k),
         v: view(&v),
-        positions: is_relative.then_some(RelativePositions {
+        positions: tables.map(|_| RelativePositions {
             rows: &places,
             keys: Some(&table),
             queries: Some(&table),
         }),
     };
-    let (tables, trained) = (is_relative.then_some(2), if is_relative { 2 } else { 0 });
+    let trained = tables.unwrap_or(0);
     let need = attend_backward_scratch::<E>(shape, tables, trained, places.len());
     let need = need.max(attend_scratch::<E>(shape, tables));
     let threads = rayon::current_num_threads();
     let mut scratch = ScratchBuffer::new(need.bytes(threads), threads);
     let [mut out, mut d_q, mut d_k, mut d_v] = [(); 4].map(|()| q.clone());
     let mut lse = vec![0.0; rows * shape.num_heads];
-    let mut d_tables = [(); 2].map(|()| is_relative.then(|| table.clone()));
+    let mut d_tables = [(); 2].map(|()| tables.map(|_| table.clone()));
     let storage = E::DTYPE.name();
     report(
         &format!("forward  {storage} {name}"),

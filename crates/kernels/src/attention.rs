@@ -75,7 +75,7 @@ pub fn attend_scratch<E: AttentionElement>(
     shape: &AttentionShape,
     tables: Option<usize>,
 ) -> ScratchNeed {
-    let need = scratch::<E>(shape, Pass::Forward, tables.is_some());
+    let need = scratch::<E>(shape, Pass::Forward, tables);
     ScratchNeed {
         shared: positions::shared_bytes::<E>(shape, Pass::Forward, tables.unwrap_or(0), 0),
         per_thread: need.max(positions::slot_bytes::<E>(shape, 0)),
@@ -90,7 +90,7 @@ pub fn attend_backward_scratch<E: AttentionElement>(
     trained: usize,
     table_rows: usize,
 ) -> ScratchNeed {
-    let need = scratch::<E>(shape, Pass::Backward, tables.is_some());
+    let need = scratch::<E>(shape, Pass::Backward, tables);
     let tables = tables.unwrap_or(0);
     ScratchNeed {
         shared: positions::shared_bytes::<E>(shape, Pass::Backward, tables, trained),
@@ -99,8 +99,8 @@ pub fn attend_backward_scratch<E: AttentionElement>(
 }
 
 /// Bytes of a thread's buffers.
-fn scratch<E: WithPositions>(shape: &AttentionShape, pass: Pass, is_relative: bool) -> usize {
-    let layout = if is_relative { E::MARGINED } else { E::PLAIN };
+fn scratch<E: WithPositions>(shape: &AttentionShape, pass: Pass, tables: Option<usize>) -> usize {
+    let layout = tables.map_or(E::PLAIN, |_| E::MARGINED);
     let need = work_need(shape, layout, pass);
     Carver::count(|carver| E::work(carver, &need))
 }
@@ -164,9 +164,15 @@ impl<E: WithPositions> ForwardCall<'_, E> {
         match &self.x.positions {
             None => self.run(|_| Plainly),
             Some(positions) => {
-                let memory = (&mut shared, self.slots);
                 let pass = Pass::Forward;
-                let tables = Tables::prepare(self.isa, self.shape, positions, pass, memory);
+                let tables = Tables::prepare(
+                    self.isa,
+                    self.shape,
+                    positions,
+                    pass,
+                    &mut shared,
+                    self.slots,
+                );
                 self.run(|h| tables.head(h, [None; 2]));
             }
         }
@@ -296,8 +302,7 @@ impl<E: WithPositions> BackwardCall<'_, E> {
             self.run(&deal, |_| {}, |_, _| Plainly);
             return;
         };
-        let memory = (&mut shared, slots);
-        let tables = Tables::prepare(isa, shape, positions, Pass::Backward, memory);
+        let tables = Tables::prepare(isa, shape, positions, Pass::Backward, &mut shared, slots);
         let sides = [
             (d_keys, positions.keys, Side::Keys),
             (d_queries, positions.queries, Side::Queries),

@@ -400,8 +400,7 @@ pub fn layer_norm_param_grads<E: Element>(
     mean: &[f32],
     rstd: &[f32],
     d_y: &[E],
-    d_weight: &mut [f32],
-    d_bias: &mut [f32],
+    [d_weight, d_bias]: [&mut [f32]; 2],
 ) {
     let (n, d) = (mean.len(), d_weight.len());
     assert_eq!(d_bias.len(), d);

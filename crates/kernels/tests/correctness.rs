@@ -165,7 +165,14 @@ fn layer_norm_agrees() {
                     check_close(&got, &d_z, 2e-5, &what);
                 }
                 let (mut got_weight, mut got_bias) = (vec![0.0; d], vec![0.0; d]);
-                layer_norm_param_grads(isa, &z, &mean, &rstd, &d_y, &mut got_weight, &mut got_bias);
+                layer_norm_param_grads(
+                    isa,
+                    &z,
+                    &mean,
+                    &rstd,
+                    &d_y,
+                    [&mut got_weight, &mut got_bias],
+                );
                 check_close(&got_weight, &d_weight, 1e-5, &what);
                 check_close(&got_bias, &d_bias, TOLERANCE, &what);
             }
@@ -327,7 +334,7 @@ fn cross_entropy_agrees() {
             let mut elsewhere = vec![bf16::NAN; n * width];
             let (mut scratch, mut same) = (logits.clone(), vec![f32::NAN; n]);
             let out = &mut elsewhere;
-            cross_entropy_into(isa, (&mut scratch, c), &labels, form, &mut same, out);
+            cross_entropy_into(isa, &mut scratch, &labels, form, &mut same, out);
             assert_eq!(same, losses, "{what}");
             for (row, d) in elsewhere.chunks(width).zip(d.chunks(c)) {
                 let rounded: Vec<bf16> = d.iter().map(|&v| bf16::narrow(v)).collect();

@@ -82,7 +82,7 @@ fn threads_change_nothing() {
                 },
             );
             let (mut d_weight, mut d_bias) = (vec![0.0; d], vec![0.0; d]);
-            layer_norm_param_grads(isa, &z, &mean, &rstd, &y, &mut d_weight, &mut d_bias);
+            layer_norm_param_grads(isa, &z, &mean, &rstd, &y, [&mut d_weight, &mut d_bias]);
             layer_norm_backward(isa, &z, &mean, &rstd, &weight, &mut out);
             [z, out, mean, rstd, d_weight, d_bias].concat()
         });

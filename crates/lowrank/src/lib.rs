@@ -106,7 +106,7 @@
 //! let merge = MergeOptions { dtype: None, max_shard_bytes: 5_000_000_000, labels: None };
 //! model.write_merged(&base, &out.join("merged"), &merge)?;
 //! let (merged, _) = Model::load(&out.join("merged"), &options, &device)?;
-//! for (a, b) in merged.logits(&batch, true)?.iter().zip(model.logits(&batch, true)?) {
+//! for (a, b) in merged.logits(&batch)?.iter().zip(model.logits(&batch)?) {
 //!     assert!((a - b).abs() < 1e-5);
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             token_type_ids: None,
             offsets: &[0, ids.len()],
         };
-        let logits = model.logits(&batch, true)?;
+        let logits = model.logits(&batch)?;
         let logits: Vec<&[f32]> = logits.chunks_exact(model.num_labels()).collect();
         println!("{}", json!({ "logits": logits }));
     }

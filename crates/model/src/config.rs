@@ -176,12 +176,12 @@ pub(crate) fn read_heads(
     reader: &ConfigReader<'_>,
     key: &str,
     default: usize,
-    width: (&str, usize),
+    width_name: &str,
+    hidden_size: usize,
 ) -> usize {
     let heads = reader.usize_or(key, default, 1..=1 << 12);
-    let (name, hidden_size) = width;
     if !hidden_size.is_multiple_of(heads) {
-        let message = format!("expected a divisor of {name} = {hidden_size}, found {heads}");
+        let message = format!("expected a divisor of {width_name} = {hidden_size}, found {heads}");
         reader.fault(key, message);
     }
     heads

@@ -120,7 +120,7 @@ fn bf16_gives_nearly_the_peers_logits() {
             token_type_ids: None,
             offsets: &offsets,
         };
-        let got = model.logits(&batch, true).expect("the batch is sound");
+        let got = model.logits(&batch).expect("the batch is sound");
         let want = &golden.logits().data;
         let largest = want.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let worst = got
@@ -157,7 +157,7 @@ fn rows_do_not_mix() {
                 token_type_ids: None,
                 offsets: &offsets,
             };
-            model.logits(&batch, true).expect("the batch is sound")
+            model.logits(&batch).expect("the batch is sound")
         };
         let together = logits(&[2, 1, 0]);
         let labels = golden.num_labels;

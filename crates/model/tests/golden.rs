@@ -155,7 +155,7 @@ fn check_case(golden: &Golden, device: &Device, recompute: bool) {
     let (_, sum, count) = model
         .evaluate(&rows.batch(), targets)
         .expect("the batch fits");
-    let logits = model.logits(&rows.batch(), true).expect("the batch fits");
+    let logits = model.logits(&rows.batch()).expect("the batch fits");
     check_close(
         &format!("{} logits", golden.name),
         &logits,
@@ -254,7 +254,7 @@ fn run_pass(golden: &Golden, device: &Device, recompute: bool) -> Pass {
         .expect("the batch fits");
     let of = |(id, t): (_, &lowrank_engine::Trainable)| (t.name.clone(), gradients.get(id).read());
     Pass {
-        logits: model.logits(&rows.batch(), true).expect("the batch fits"),
+        logits: model.logits(&rows.batch()).expect("the batch fits"),
         loss,
         gradients: model.trainables().iter().map(of).collect(),
     }
@@ -402,7 +402,7 @@ fn without_the_adapter_the_logits_are_the_bases() {
         let (model, _) =
             Model::load(&golden.model_dir(), &options(&golden), &device).expect("the model loads");
         let rows = Rows::new(&golden);
-        let logits = model.logits(&rows.batch(), true).expect("the batch fits");
+        let logits = model.logits(&rows.batch()).expect("the batch fits");
         check_close(
             &format!("{} base logits", golden.name),
             &logits,
@@ -419,16 +419,16 @@ fn fresh_adapters_change_no_bit_of_the_logits() {
     let rows = Rows::new(&golden);
     let (mut model, _) =
         Model::load(&golden.model_dir(), &options(&golden), &device).expect("the model loads");
-    let before = model.logits(&rows.batch(), true).expect("the batch fits");
+    let before = model.logits(&rows.batch()).expect("the batch fits");
     let config = LoraConfig {
         r: 4,
         ..LoraConfig::default()
     };
     model.attach_lora(&config, 7).expect("adapters attach");
-    let after = model.logits(&rows.batch(), true).expect("the batch fits");
+    let after = model.logits(&rows.batch()).expect("the batch fits");
     assert_eq!(before, after);
     assert_eq!(
-        model.logits(&rows.batch(), false).expect("the batch fits"),
+        model.base_logits(&rows.batch()).expect("the batch fits"),
         before
     );
 }
@@ -476,17 +476,17 @@ fn the_order_of_rows_and_the_number_of_threads_change_no_bit() {
     let one = Device::cpu(Isa::best(), 1).expect("threads start");
     let three = Device::cpu(Isa::best(), 3).expect("threads start");
     let model = load(&golden, &one);
-    let logits = model.logits(&rows.batch(), true).expect("the batch fits");
+    let logits = model.logits(&rows.batch()).expect("the batch fits");
     assert_eq!(
         load(&golden, &three)
-            .logits(&rows.batch(), true)
+            .logits(&rows.batch())
             .expect("the batch fits"),
         logits
     );
     let mut reversed = Golden::open("bert-long-rows").expect("a golden case opens");
     reversed.rows.reverse();
     let other = Rows::new(&reversed);
-    let mut back = model.logits(&other.batch(), true).expect("the batch fits");
+    let mut back = model.logits(&other.batch()).expect("the batch fits");
     back = back
         .chunks(golden.num_labels)
         .rev()

@@ -29,7 +29,7 @@ fn logits(model: &Model) -> Vec<f32> {
         token_type_ids: None,
         offsets: &[0, 9, 17],
     };
-    model.logits(&batch, true).expect("the batch fits")
+    model.logits(&batch).expect("the batch fits")
 }
 
 /// W [in, 3 · out] of a layer with s · (B_q A_q)ᵀ in its first columns and s · (B_v A_v)ᵀ in its last, in f64.

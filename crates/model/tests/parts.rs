@@ -52,7 +52,7 @@ fn logits(model: &Model) -> Vec<f32> {
         token_type_ids: None,
         offsets: &[0, 9, 17],
     };
-    model.logits(&batch, true).expect("the batch fits")
+    model.logits(&batch).expect("the batch fits")
 }
 
 fn refusal(change: impl FnOnce(&mut LoraConfig), targets: &[&str]) -> String {

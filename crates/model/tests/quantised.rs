@@ -47,7 +47,7 @@ fn logits(model: &Model, expected: &Checkpoint) -> Vec<f32> {
         token_type_ids: None,
         offsets: &offsets,
     };
-    model.logits(&batch, false).unwrap()
+    model.base_logits(&batch).unwrap()
 }
 
 #[test]

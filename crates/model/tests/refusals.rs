@@ -252,7 +252,7 @@ fn batches_out_of_range() {
             offsets,
         };
         model
-            .logits(&batch, true)
+            .logits(&batch)
             .expect_err("this batch must be refused")
             .to_string()
     };

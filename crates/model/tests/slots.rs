@@ -162,7 +162,7 @@ fn check(case: &Case, adapters: &[Loaded; 2], device: &Device) {
             token_type_ids: None,
             offsets: &[0, len],
         };
-        expected.extend(alone[adapter].logits(&batch, true).expect("logits"));
+        expected.extend(alone[adapter].logits(&batch).expect("logits"));
         input_ids.extend(own);
         offsets.push(input_ids.len());
     }
@@ -180,7 +180,7 @@ fn check(case: &Case, adapters: &[Loaded; 2], device: &Device) {
         let same = model.logits_by_slot(&batch, &of).expect("logits");
         assert!(bits(&same) != bits(&expected), "{name}");
     }
-    let base = model.logits(&batch, true).expect("logits");
+    let base = model.logits(&batch).expect("logits");
     let of = [AdapterSlot::BASE; SEQUENCES.len()];
     let none = model.logits_by_slot(&batch, &of).expect("logits");
     assert!(bits(&base) == bits(&none), "{name}");

@@ -64,7 +64,7 @@ fn logits(model: &Model, last: u32) -> Vec<u32> {
         token_type_ids: None,
         offsets: &[0, 5],
     };
-    let logits = model.logits(&batch, true).expect("logits");
+    let logits = model.logits(&batch).expect("logits");
     logits.into_iter().map(f32::to_bits).collect()
 }
 

@@ -83,7 +83,8 @@ pub fn check_model(dry: &Model, device: &Device) -> RunResult {
 pub fn check_pass(
     base: &Base,
     head: &Head,
-    (examples, size): (&[Example], usize),
+    examples: &[Example],
+    size: usize,
     device: &Device,
 ) -> RunResult {
     let lengths: Vec<usize> = examples.iter().map(|e| e.input_ids.len()).collect();

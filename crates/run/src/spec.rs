@@ -197,7 +197,7 @@ impl RunSpec {
         let task = choice.task;
         let max_length = base.max_length(rows.max_length.or(notes.map(|n| n.max_length)))?;
         let known = labels::known_labels(&base, &rows, adapter.as_ref());
-        let mut config = configuration(settings, &asked, &base, (method, task, numerics))?;
+        let mut config = configuration(settings, &asked, &base, method, task, numerics)?;
         config.data.max_length = max_length;
         config.lora = lora_of(settings, &base, adapter.as_ref())?;
         config.validate()?;
@@ -304,7 +304,9 @@ fn configuration(
     settings: &Settings,
     asked: &Asked,
     base: &Base,
-    (method, task, numerics): (Method, Task, NumericSettings),
+    method: Method,
+    task: Task,
+    numerics: NumericSettings,
 ) -> RunResult<TrainConfig> {
     let implied = |steps: Option<u64>, otherwise| match steps {
         Some(_) => IntervalStrategy::Steps,

@@ -153,7 +153,7 @@ pub fn predict(
         }
         let end = range.end;
         let batch = pack_range(examples, range);
-        let logits = model.logits(&model_batch(&batch), true)?;
+        let logits = model.logits(&model_batch(&batch))?;
         check_finite(model, examples, &batch, &logits)?;
         for (i, &row) in batch.rows.iter().enumerate() {
             take(row, &logits[values_of_row(model, &batch, i)]);

@@ -50,7 +50,7 @@ pub fn run(flags: EvalArgs) -> RunResult {
         loaded.max_length,
     )?;
     let rows = load_rows(path, &spec, &loaded.base, &device)?;
-    check_pass(&loaded.base, &loaded.head, (&rows.examples, size), &device)?;
+    check_pass(&loaded.base, &loaded.head, &rows.examples, size, &device)?;
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(output::note);
     }

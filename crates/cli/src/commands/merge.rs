@@ -237,8 +237,8 @@ fn verify(
         let first = range.start;
         let rows: Vec<u32> = range.map(|r| r as u32).collect();
         let batch = PackedBatch::from_rows(&examples, &rows);
-        let adapted = loaded.model.logits(&model_batch(&batch), true)?;
-        let plain = other.logits(&model_batch(&batch), true)?;
+        let adapted = loaded.model.logits(&model_batch(&batch))?;
+        let plain = other.logits(&model_batch(&batch))?;
         // Of a language model the vocabulary, which is no number of labels.
         let n = loaded.model.num_labels();
         for (i, (a, b)) in adapted

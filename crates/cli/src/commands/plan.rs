@@ -197,7 +197,7 @@ impl Plan {
             .map(|limit| {
                 let asked = args.gradient_checkpointing;
                 let dry = |shape: BatchShape| adapted(shape.accumulation);
-                Choices::make(limit, (rows, length), asked, &dry)
+                Choices::make(limit, rows, length, asked, &dry)
             })
             .transpose()?;
         let mut accumulation = 1;

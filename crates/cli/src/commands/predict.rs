@@ -56,7 +56,7 @@ pub fn run(flags: PredictArgs) -> RunResult {
         false => Rows::Whole(read_rows(&args, &loaded, &device)?),
     };
     let read = rows.loaded();
-    check_pass(&loaded.base, &loaded.head, (&read.examples, size), &device)?;
+    check_pass(&loaded.base, &loaded.head, &read.examples, size, &device)?;
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(output::note);
     }

@@ -188,7 +188,7 @@ fn llama(model: &SentencePieceModel, settings: &Settings) -> Result<Inner, Strin
     let mut inner = Inner::new(bpe.map_err(|error| error.to_string())?);
     let scheme = llama_prefix(settings);
     inner.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
-    decode_bytes(&mut inner, scheme != PrependScheme::Never).map_err(|error| error.to_string())?;
+    decode_bytes(&mut inner, scheme).map_err(|error| error.to_string())?;
     Ok(inner)
 }
 
@@ -215,22 +215,22 @@ fn gemma(model: &SentencePieceModel, settings: &Settings) -> Result<Inner, Strin
         let behavior = SplitDelimiterBehavior::MergedWithPrevious;
         let split = Split::new(SplitPattern::String(" ".into()), behavior, false)?;
         inner.with_pre_tokenizer(Some(split));
-        decode_bytes(inner, false)
+        decode_bytes(inner, PrependScheme::Never)
     };
     let mut inner = Inner::new(bpe.build().map_err(|error| error.to_string())?);
     rest(&mut inner).map_err(|error| error.to_string())?;
     Ok(inner)
 }
 
-/// `▁` to blanks and pieces of one byte to text; `prefix`: the text's first blank goes.
-fn decode_bytes(inner: &mut Inner, prefix: bool) -> tokenizers::Result<()> {
+/// `▁` to blanks and pieces of one byte to text; a blank that encoding puts before the text goes.
+fn decode_bytes(inner: &mut Inner, scheme: PrependScheme) -> tokenizers::Result<()> {
     let blank = Replace::new(ReplacePattern::String("▁".into()), " ")?;
     let mut steps: Vec<DecoderWrapper> = vec![
         blank.into(),
         decoders::byte_fallback::ByteFallback::new().into(),
         decoders::fuse::Fuse::new().into(),
     ];
-    if prefix {
+    if scheme != PrependScheme::Never {
         steps.push(decoders::strip::Strip::new(' ', 1, 0).into());
     }
     inner.with_decoder(Some(decoders::sequence::Sequence::new(steps)));

@@ -139,6 +139,7 @@ impl Backend for Cpu {
         self.pool.install(work);
     }
 
+    #[expect(clippy::too_many_lines, reason = "one exhaustive match over `Call`")]
     fn run(&self, call: Call<'_>, scratch: Scratch<'_>) {
         let isa = self.sizes.isa;
         let scratch = &mut kernels::Scratch::new(scratch.bytes(), self.sizes.threads);
@@ -254,8 +255,8 @@ impl Backend for Cpu {
                 sum,
             } => {
                 let losses = losses_in(scratch, targets.len());
-                let targets = (targets, grad_scale);
-                *sum.host_mut() += elementwise::element_loss(kind, logits, targets, losses);
+                *sum.host_mut() +=
+                    elementwise::element_loss(kind, logits, targets, grad_scale, losses);
             }
             Call::AdamW {
                 settings,

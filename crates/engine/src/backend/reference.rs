@@ -282,6 +282,7 @@ impl Backend for Reference {
         Arc::new(ReferenceSizes)
     }
 
+    #[expect(clippy::too_many_lines, reason = "one exhaustive match over `Call`")]
     fn run(&self, call: Call<'_>, _: Scratch<'_>) {
         match call {
             Call::Fill { out, value } => out.host_mut().fill(f64::from(value)),

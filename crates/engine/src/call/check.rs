@@ -24,6 +24,7 @@ fn check_shape(a: &Tensor, b: &Tensor) {
 
 impl Call<'_> {
     /// Panics where the shapes do not fit together. How a model's shapes come about is checked before.
+    #[expect(clippy::too_many_lines, reason = "one exhaustive match over `Call`")]
     pub(crate) fn check(&self) {
         match self {
             Call::Copy { x, out } => {

@@ -9,6 +9,7 @@ use crate::tensor::Tensor;
 
 impl Call<'_> {
     /// Shows everything that it reads or writes.
+    #[expect(clippy::too_many_lines, reason = "one exhaustive match over `Call`")]
     pub(crate) fn for_each_storage(&self, visit: &mut dyn FnMut(&Storage)) {
         let mut tensors = |all: &[&Tensor]| all.iter().for_each(|t| visit(t.storage()));
         match self {

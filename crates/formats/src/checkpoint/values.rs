@@ -139,7 +139,7 @@ impl RowOrder {
                     }
                 };
                 out.copy_from_slice(&values[start..start + out.len()]);
-                of.kept.forget_at_end(start + out.len() == of.count);
+                of.kept.forget_at_end(start + out.len(), of.count);
                 Ok(())
             }
         }
@@ -193,8 +193,8 @@ impl Kept {
     }
 
     /// Readers go from front to back: after the last value nobody will want it again.
-    fn forget_at_end(&self, is_end: bool) {
-        if is_end {
+    fn forget_at_end(&self, read: usize, count: usize) {
+        if read == count {
             *self.lock() = None;
         }
     }
@@ -247,7 +247,7 @@ impl Plain {
         }
         let values = self.row_major(of, walk)?;
         let part = values[start * size..(start + len) * size].to_vec();
-        of.kept.forget_at_end(start + len == of.count);
+        of.kept.forget_at_end(start + len, of.count);
         Ok(part)
     }
 

@@ -70,7 +70,8 @@ impl WithPositions for bf16 {
     fn lay_out<S: Simd>(
         s: S,
         rows: MatRef<bf16>,
-        (p, columns): (usize, usize),
+        p: usize,
+        columns: usize,
         for_scores: &mut [bf16],
         for_gradients: &mut [bf16],
     ) {

@@ -6,7 +6,9 @@ use super::arithmetic::{
 };
 use super::head::{Head, Layout, MOST_ROWS, RowsMut};
 use super::pair_positions::{SkewWork, skew_work};
-use super::rows::{PairGradient, PairRows, RowGradient, RowState, narrow_softmax_row, store_pairs};
+use super::rows::{
+    PairGradient, PairRows, RowGradient, RowState, SoftmaxRow, narrow_softmax_row, store_pairs,
+};
 use crate::elementwise::convert_in;
 use crate::matrix::MatRef;
 use crate::product::PANEL;
@@ -145,7 +147,7 @@ impl Arithmetic for bf16 {
         let scores = &mut w.scores[0][row * layout.stride + layout.margin..][..n];
         let narrow = &mut w.narrow[row * layout.narrow..][..2 * pairs_of(n)];
         let sums = &mut w.sums[0][row * width..][..width];
-        narrow_softmax_row(s, at, row, (scores, narrow), state, sums);
+        narrow_softmax_row(s, at, row, SoftmaxRow { scores, narrow }, state, sums);
     }
 
     #[inline(always)]

@@ -146,7 +146,8 @@ impl<'a, E: WithPositions> Tables<'a, E> {
         shape: &AttentionShape,
         positions: &RelativePositions<E>,
         pass: Pass,
-        (room, slots): (&mut Room<'a>, &Slots),
+        room: &mut Room<'a>,
+        slots: &Slots,
     ) -> Self {
         let head_lens = head_lens::<E>(shape, pass);
         let mut make = |from: &[E], side| {
@@ -253,7 +254,7 @@ impl<E: WithPositions> SimdOp for LayOutHead<'_, E> {
                 row[..d].copy_from_slice(&from[start..start + d]);
             }
             let rows = MatRef::strided(self.gathered, PANEL, d, stride, 1);
-            E::lay_out(s, rows, (p, columns), self.for_scores, self.for_gradients);
+            E::lay_out(s, rows, p, columns, self.for_scores, self.for_gradients);
         }
     }
 }
@@ -371,7 +372,8 @@ pub trait WithPositions: Arithmetic {
     fn lay_out<S: Simd>(
         s: S,
         rows: MatRef<Self>,
-        panel: (usize, usize),
+        p: usize,
+        columns: usize,
         for_scores: &mut [Self],
         for_gradients: &mut [Self],
     );

@@ -26,9 +26,9 @@ impl RowState {
     fn advance<S: Simd>(
         &mut self,
         s: S,
-        (tile, row): (Tile, usize),
-        max: f32,
-        sum: f32,
+        tile: Tile,
+        row: usize,
+        [max, sum]: [f32; 2],
         out: &mut [f32],
     ) {
         if tile.is_first {
@@ -132,10 +132,16 @@ pub(super) fn softmax_row<S: Simd>(
     }
     let max = row_max(s, p).max(state.max[row]);
     let sum = exp_in_place(s, p, max);
-    state.advance(s, (tile, row), max, sum, out);
+    state.advance(s, tile, row, [max, sum], out);
     if let Some(mask) = at.mask {
         mask.apply(s, head.dropout_index(tile.i + row) + start as u64, p);
     }
+}
+
+/// A row of scores, and the place of its exponentials.
+pub(super) struct SoftmaxRow<'a> {
+    pub scores: &'a mut [f32],
+    pub narrow: &'a mut [bf16],
 }
 
 /// Scores become exponentials in `narrow`, zero up to its end: the softmax on bf16.
@@ -144,10 +150,11 @@ pub(super) fn narrow_softmax_row<S: Simd>(
     s: S,
     at: &At,
     row: usize,
-    (scores, narrow): (&mut [f32], &mut [bf16]),
+    rows: SoftmaxRow<'_>,
     state: &mut RowState,
     out: &mut [f32],
 ) {
+    let SoftmaxRow { scores, narrow } = rows;
     let (head, tile) = (at.head, at.tile);
     let columns = head.tile_columns(tile, row);
     narrow[..columns.start].fill(bf16::ZERO);
@@ -193,7 +200,7 @@ pub(super) fn narrow_softmax_row<S: Simd>(
         }
         start += run.len;
     }
-    state.advance(s, (tile, row), max, s.reduce_add(sum), out);
+    state.advance(s, tile, row, [max, s.reduce_add(sum)], out);
 }
 
 /// What the gradient of a row of scores depends on.

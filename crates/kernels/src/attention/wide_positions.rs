@@ -23,7 +23,8 @@ impl WithPositions for f32 {
     fn lay_out<S: Simd>(
         s: S,
         rows: MatRef<f32>,
-        (p, _): (usize, usize),
+        p: usize,
+        _: usize,
         for_scores: &mut [f32],
         for_gradients: &mut [f32],
     ) {
@@ -121,10 +122,10 @@ impl WithPositions for f32 {
                 x: rows_of_block(q, block),
                 column: first - block - PANEL,
             };
-            let d_q = (x.d_q.at(at.tile.i + block), x.d_q.stride());
+            let d_q = x.d_q.at(at.tile.i + block);
             // SAFETY: the caller's contract; a row of the skewed view ends inside its right margin; the run of distances lies
             // inside the table.
-            unsafe { skewed.add(s, table, d_q) };
+            unsafe { skewed.add(s, table, d_q, x.d_q.stride()) };
         }
     }
 
@@ -160,9 +161,9 @@ impl WithPositions for f32 {
                 x: keys,
                 column: first - block - PANEL,
             };
-            let d_k = (x.d_k.at(tile.j + block), x.d_k.stride());
+            let d_k = x.d_k.at(tile.j + block);
             // SAFETY: as in `add_keys_gradients`.
-            unsafe { skewed.add(s, table, d_k) };
+            unsafe { skewed.add(s, table, d_k, x.d_k.stride()) };
         }
     }
 }
@@ -204,7 +205,7 @@ impl Skewed<'_> {
     /// # Safety
     /// As `multiply_block` for both products.
     #[inline(always)]
-    unsafe fn add<S: Simd>(&self, s: S, table: &HeadTable<f32>, (d_x, stride): (*mut f32, usize)) {
+    unsafe fn add<S: Simd>(&self, s: S, table: &HeadTable<f32>, d_x: *mut f32, stride: usize) {
         let d = self.x.cols();
         let skewed = Block {
             a: self.a,

@@ -65,7 +65,7 @@ pub(crate) fn read<A: Architecture + 'static>(
     let hidden = read_dropout(reader, "hidden_dropout_prob", 0.1);
     let vocab_size = reader.usize("vocab_size", 1..=1 << 24);
     let num_hidden_layers = reader.usize("num_hidden_layers", 1..=1 << 10);
-    let heads = read_heads(reader, "num_attention_heads", 12, ("hidden_size", width));
+    let heads = read_heads(reader, "num_attention_heads", 12, "hidden_size", width);
     let pad_token_id = reader.usize_or("pad_token_id", default_pad, 0..=1 << 24) as u32;
     let (rows, offset) = (
         reader.usize("max_position_embeddings", 1..=1 << 20),
@@ -277,13 +277,14 @@ impl Layer {
             let path = format!("{path}.attention.self.{name}");
             loader.linear(&path, [width, width], Presence::Required)
         };
-        let form = (own.hidden_act, dropouts.hidden);
+        let (activation, dropout) = (own.hidden_act, dropouts.hidden);
+        let eps = own.layer_norm_eps;
         Ok(Layer {
             query: linear("query")?,
             key: linear("key")?,
             value: linear("value")?,
             attention: facts.attention(AttentionMask::Full, dropouts.attention),
-            residual: Residual::of_bert(path, facts, own.layer_norm_eps, form, loader)?,
+            residual: Residual::of_bert(path, facts, eps, activation, dropout, loader)?,
         })
     }
 }

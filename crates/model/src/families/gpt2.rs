@@ -49,7 +49,7 @@ const NAMES: Names = Names {
 
 fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
     let width = reader.usize_or("n_embd", 768, 1..=1 << 16);
-    let heads = read_heads(reader, "n_head", 12, ("n_embd", width));
+    let heads = read_heads(reader, "n_head", 12, "n_embd", width);
     let layers = reader.usize_or("n_layer", 12, 1..=1 << 10);
     // Computes the scores in f32, as is always done here.
     reader.bool_or("reorder_and_upcast_attn", false);

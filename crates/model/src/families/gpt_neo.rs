@@ -58,7 +58,7 @@ const NAMES: Names = Names {
 
 fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
     let width = reader.usize_or("hidden_size", 2048, 1..=1 << 16);
-    let heads = read_heads(reader, "num_heads", 16, ("hidden_size", width));
+    let heads = read_heads(reader, "num_heads", 16, "hidden_size", width);
     let layers = reader.usize_or("num_layers", 24, 1..=1 << 10);
     let facts = Facts {
         vocab_size: reader.usize_or("vocab_size", 50257, 1..=1 << 24),

@@ -59,7 +59,7 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 
 fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
     let width = reader.usize_or("hidden_size", 768, 1..=1 << 16);
-    let heads = read_heads(reader, "num_attention_heads", 12, ("hidden_size", width));
+    let heads = read_heads(reader, "num_attention_heads", 12, "hidden_size", width);
     let norm_first = reader.bool_or("do_layer_norm_before", true);
     let has_bias = reader.bool_or("enable_bias", true);
     if reader.f64_or("layerdrop", 0.0, 0.0..=1.0) > 0.0 {

@@ -43,7 +43,8 @@ impl Residual {
         path: &str,
         facts: &Facts,
         eps: f32,
-        (activation, dropout): (Activation, f32),
+        activation: Activation,
+        dropout: f32,
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         let (width, inner) = (facts.hidden_size, facts.intermediate_size);

@@ -100,7 +100,7 @@ impl Beams {
             prompt_len: self.prompt_len,
             room: self.room,
         };
-        process(host, (stand.rules, sampling), at, scores)?;
+        process(host, stand.rules, sampling, at, scores)?;
         let noise = sampling.map(|sampling| {
             let step = (self.new_tokens() as u64) << 20;
             let stream = ((stand.request.number as u64) << 40) | step | number as u64;
@@ -108,8 +108,13 @@ impl Beams {
             fill_uniform(sampling.seed, stream, 0.0, 1.0, &mut uniform);
             uniform
         });
-        let so_far = (number, beam.score);
-        Ok(best_candidates(so_far, scores, noise.as_deref(), self.keep))
+        Ok(best_candidates(
+            number,
+            beam.score,
+            scores,
+            noise.as_deref(),
+            self.keep,
+        ))
     }
 
     /// One token more for every running beam, by the best continuations of each. Returns the beams that the new ones go on with;
@@ -186,7 +191,8 @@ impl Beams {
 /// From the logits `[V]` to what is added to a beam's score: the logarithms of the tokens' probabilities, changed by the rules.
 pub(super) fn process(
     host: Host,
-    (rules, sampling): (&Rules, Option<Sampling>),
+    rules: &Rules,
+    sampling: Option<Sampling>,
     at: At,
     scores: &mut [f32],
 ) -> Result<(), NoChoice> {
@@ -215,7 +221,8 @@ fn has_any(scores: &[f32]) -> bool {
 /// the best first; of equals, the smaller token. With noise, uniform in [0, 1), they are drawn without taking one twice: the
 /// largest of log-probability + Gumbel noise are such a draw (Kool et al. 2019).
 fn best_candidates(
-    (beam, so_far): (usize, f64),
+    beam: usize,
+    so_far: f64,
     log_probs: &[f32],
     noise: Option<&[f32]>,
     keep: usize,

@@ -94,7 +94,7 @@ fn scores_of(options: &Generate, at: At, logits: &[f32]) -> Vec<f32> {
     let rules = Rules::of(&Arc::new(options.clone()), scores.len());
     match options.search {
         Search::Beam(form) => {
-            process(Host::default(), (&rules, form.sampling), at, &mut scores).expect("numbers");
+            process(Host::default(), &rules, form.sampling, at, &mut scores).expect("numbers");
         }
         Search::Sample(sampling) => {
             rules.apply(at, &mut scores);

@@ -67,8 +67,10 @@ impl Live {
     pub(super) fn new(
         id: RequestId,
         request: Request,
-        (vocab_size, room): (usize, usize),
-        (sequence, cached): (SequenceId, usize),
+        vocab_size: usize,
+        room: usize,
+        sequence: SequenceId,
+        cached: usize,
     ) -> Self {
         let prompt = &request.prompt;
         let search = match request.options.search {

@@ -50,12 +50,13 @@ pub(super) fn check_finite(host: Host, logits: &[f32]) -> Result<(), NoChoice> {
     }
 }
 
-/// The next token by scores `[V]` that the rules have changed; `at` is the prompt's number and the step, which a draw hangs on.
+/// The next token by scores `[V]` that the rules have changed; a draw hangs on the prompt's number and the step.
 pub(super) fn choose(
     host: Host,
     scores: &mut [f32],
     search: &Search,
-    at: (usize, usize),
+    number: usize,
+    step: usize,
 ) -> Result<u32, NoChoice> {
     let best = host.argmax(scores);
     if scores[best] == f32::NEG_INFINITY {
@@ -64,7 +65,7 @@ pub(super) fn choose(
     match search {
         Search::Sample(sampling) => {
             let mut uniform = [0.0f32];
-            let stream = ((at.0 as u64) << 32) | at.1 as u64;
+            let stream = ((number as u64) << 32) | step as u64;
             fill_uniform(sampling.seed, stream, 0.0, 1.0, &mut uniform);
             Ok(draw(scores, sampling, uniform[0]))
         }
@@ -128,7 +129,7 @@ mod tests {
         assert!(message.contains("prompt 3, new token 1"), "{message}");
         assert!(message.contains("token id 130 is NaN"), "{message}");
         let mut none = [f32::NEG_INFINITY; 3];
-        let chosen = choose(Host::default(), &mut none, &Search::Greedy, (0, 0));
+        let chosen = choose(Host::default(), &mut none, &Search::Greedy, 0, 0);
         assert_eq!(chosen, Err(NoChoice::NothingLeft));
     }
 }

@@ -152,7 +152,7 @@ impl Session<'_> {
         };
         let id = RequestId(self.number());
         let is_guided = request.options.guidance_scale != 1.0;
-        let mut live = Live::new(id, request, (vocab_size, room), (sequence, cached));
+        let mut live = Live::new(id, request, vocab_size, room, sequence, cached);
         if is_guided {
             live.guide_by(self.cache().add());
         }

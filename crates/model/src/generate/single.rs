@@ -35,7 +35,7 @@ impl Single {
         };
         stand.rules.apply(at, logits);
         let step = self.tokens.len() - prompt_len;
-        scores::choose(host, logits, &options.search, (stand.request.number, step))
+        scores::choose(host, logits, &options.search, stand.request.number, step)
     }
 }
 

@@ -75,13 +75,24 @@ impl Model {
     }
 
     /// The logits without dropout [N, num_labels], row by row; one row a sequence, or one a token for token
-    /// classification and for a language model. With `adapters` false, adapters are switched off. Empty on the dry device.
-    pub fn logits(&self, batch: &Batch<'_>, adapters: bool) -> Result<Vec<f32>, ModelError> {
+    /// classification and for a language model. Empty on the dry device.
+    ///
+    /// # Errors
+    /// The batch does not fit the model.
+    pub fn logits(&self, batch: &Batch<'_>) -> Result<Vec<f32>, ModelError> {
+        self.logits_with(batch, Adapters::Own)
+    }
+
+    /// As [`Model::logits`] with the adapters switched off.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn base_logits(&self, batch: &Batch<'_>) -> Result<Vec<f32>, ModelError> {
+        self.logits_with(batch, Adapters::Off)
+    }
+
+    fn logits_with(&self, batch: &Batch<'_>, adapters: Adapters) -> Result<Vec<f32>, ModelError> {
         self.check(batch, None)?;
-        let adapters = match adapters {
-            true => Adapters::Own,
-            false => Adapters::Off,
-        };
         Ok(self
             .device
             .install(|| self.to_vec(&self.infer(batch, adapters))))

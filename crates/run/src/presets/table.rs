@@ -296,8 +296,11 @@ const GPT3: [(&str, usize, u64); 3] = [("wikisql", 384, 6), ("mnli", 768, 3), ("
 const GPT3_RANKS: [(&str, usize, u64); 2] = [("4.7m", 1, 4_718_592), ("37.7m", 8, 37_748_736)];
 
 fn gpt3(
-    (task, length, warmup): (&str, usize, u64),
-    (size, rank, parameters): (&str, usize, u64),
+    [task, size]: [&str; 2],
+    length: usize,
+    warmup: u64,
+    rank: usize,
+    parameters: u64,
 ) -> Preset {
     Preset {
         name: format!("paper/gpt3-{task}-{size}"),
@@ -333,9 +336,10 @@ pub fn all() -> Vec<Preset> {
     });
     let (medium, parameters) = GPT2_SIZES[0];
     let scripts = gpt2(medium, parameters, &NLG[0], Follows::Scripts);
-    let gpt3 = GPT3
-        .iter()
-        .flat_map(|&task| GPT3_RANKS.map(|rank| gpt3(task, rank)));
+    let gpt3 = GPT3.iter().flat_map(|&(task, length, warmup)| {
+        GPT3_RANKS
+            .map(|(size, rank, parameters)| gpt3([task, size], length, warmup, rank, parameters))
+    });
     glue.chain(paper).chain([scripts]).chain(gpt3).collect()
 }
 

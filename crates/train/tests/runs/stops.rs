@@ -70,10 +70,10 @@ fn a_model_that_is_asked_between_steps_trains_as_if_it_were_not() {
         token_type_ids: None,
         offsets: &[0, 4],
     };
-    let mut answers = vec![trainer.model().logits(&batch, true).expect("logits")];
+    let mut answers = vec![trainer.model().logits(&batch).expect("logits")];
     let outcome = loop {
         match trainer.advance(watch).expect("a step") {
-            None => answers.push(trainer.model().logits(&batch, true).expect("logits")),
+            None => answers.push(trainer.model().logits(&batch).expect("logits")),
             Some(outcome) => break outcome,
         }
     };

@@ -38,7 +38,7 @@ pub fn score_files(args: &EvalArgs) -> RunResult {
     };
     let scorer = Scorer::new(&args.scoring)?;
     let groups = read_references(references, args.data.data_format)?;
-    let segments = pair((outputs, read_outputs(outputs)?), (references, &groups))?;
+    let segments = pair(outputs, read_outputs(outputs)?, references, &groups)?;
     let empty = segments
         .iter()
         .filter(|s| s.output.trim().is_empty())
@@ -116,7 +116,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
         ));
     }
     let groups: Vec<Group> = rows.into_iter().map(|row| row.group).collect();
-    let segments = pair(("the model", outputs), (path, &groups))?;
+    let segments = pair("the model", outputs, path, &groups)?;
     report(args, &scorer, &segments, &groups)
 }
 

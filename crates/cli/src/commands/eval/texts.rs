@@ -92,8 +92,10 @@ pub fn read_references(path: &str, format: Option<NlgFormat>) -> RunResult<Vec<G
 
 /// Outputs with their references; there must be as many of the one as of the other.
 pub fn pair(
-    (outputs_path, outputs): (&str, Vec<Output>),
-    (references_path, groups): (&str, &[Group]),
+    outputs_path: &str,
+    outputs: Vec<Output>,
+    references_path: &str,
+    groups: &[Group],
 ) -> RunResult<Vec<Segment>> {
     if outputs.len() != groups.len() {
         let (lonely, line) = match outputs.get(groups.len()) {

@@ -22,7 +22,8 @@ impl Choices {
     /// comes first, as it is less work; `asked` leaves one of the two only.
     pub fn make(
         ByteSize(limit): ByteSize,
-        (rows, length): (usize, usize),
+        rows: usize,
+        length: usize,
         asked: Option<bool>,
         dry: &dyn Fn(BatchShape) -> RunResult<DryRun>,
     ) -> RunResult<Self> {

@@ -92,7 +92,7 @@ pub(super) fn cross_entropy(isa: Isa, call: CrossEntropy<'_>, losses: &mut [f32]
         Some(into) => {
             let width = into.tensor.cols();
             let range = into.rows.start * width..into.rows.end * width;
-            let logits = (logits.host_mut(), classes);
+            let logits = logits.host_mut();
             with_element!(into.tensor.dtype(), E => {
                 let d = &mut into.tensor.host_mut::<E>()[range];
                 kernels::cross_entropy_into(isa, logits, labels, form, losses, d);
@@ -110,7 +110,8 @@ fn sum_of(losses: &[f32]) -> f64 {
 pub(super) fn element_loss(
     kind: ElementLoss,
     logits: &mut Tensor,
-    (targets, grad_scale): (&[f32], f32),
+    targets: &[f32],
+    grad_scale: f32,
     losses: &mut [f32],
 ) -> f64 {
     match kind {

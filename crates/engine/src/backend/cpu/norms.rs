@@ -129,7 +129,7 @@ pub(super) fn param_grads(
         match d_bias {
             Some(d_bias) => {
                 let (mean, d_bias) = (mean_of(saved), d_bias.host_mut());
-                kernels::layer_norm_param_grads(isa, z, mean, rstd, d_y, d_weight, d_bias);
+                kernels::layer_norm_param_grads(isa, z, mean, rstd, d_y, [d_weight, d_bias]);
             }
             None => kernels::rms_norm_weight_grad(isa, z, rstd, d_y, d_weight),
         }

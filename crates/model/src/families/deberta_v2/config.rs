@@ -110,7 +110,7 @@ impl Parts {
         }
         let vocab_size = reader.usize_or("vocab_size", vocab_size, 1..=1 << 24);
         let num_hidden_layers = reader.usize("num_hidden_layers", 1..=1 << 10);
-        let heads = read_heads(reader, "num_attention_heads", 12, ("hidden_size", width));
+        let heads = read_heads(reader, "num_attention_heads", 12, "hidden_size", width);
         let type_vocab_size = reader.usize_or("type_vocab_size", 0, 0..=1 << 16);
         let facts = Facts {
             vocab_size,

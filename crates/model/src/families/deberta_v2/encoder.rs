@@ -290,14 +290,15 @@ impl<P: Projections> Layer<P> {
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         let (facts, dropouts) = (&config.facts, &config.dropouts);
-        let form = (own.hidden_act, dropouts.hidden);
+        let (activation, dropout) = (own.hidden_act, dropouts.hidden);
+        let eps = own.layer_norm_eps;
         Ok(Layer {
             projections: P::build(&format!("{path}.attention.self"), own, config, loader)?,
             attention: AttentionForm {
                 scale: 1.0 / ((facts.head_dim * own.scale_factor()) as f32).sqrt(),
                 ..facts.attention(AttentionMask::Full, dropouts.attention)
             },
-            residual: Residual::of_bert(path, facts, own.layer_norm_eps, form, loader)?,
+            residual: Residual::of_bert(path, facts, eps, activation, dropout, loader)?,
         })
     }
 }
