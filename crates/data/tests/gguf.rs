@@ -72,3 +72,50 @@ fn ids_equal_those_of_llama_cpp_for_each_way_of_dividing_text() {
     assert!(checked >= 18, "{checked} files");
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+#[test]
+fn no_damage_makes_it_panic_and_what_is_taken_encodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("damaged.gguf");
+    for name in ["bpe", "spm", "bert"] {
+        let sound = std::fs::read(fixture(&format!("{name}.gguf"))).unwrap();
+        for step in 0..60 {
+            // Half of them where the keys are, at the beginning and at the end.
+            let at = match step % 3 {
+                0 => step * 9,
+                1 => sound.len() - 1 - step * 7,
+                _ => step * (sound.len() / 60),
+            };
+            let mut damaged = sound.clone();
+            damaged[at] ^= 1 << (step % 8);
+            std::fs::write(&path, &damaged).unwrap();
+            if let Ok(tokenizer) = Tokenizer::of_model(&path, None) {
+                let _ = tokenizer.encode("the film 12", Some("is"), Some(64));
+            }
+        }
+    }
+}
+
+#[test]
+fn names_that_are_not_known_are_refused_with_the_nearest() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Tokenizer::of_model(&with_pre(dir.path(), "gpt2"), None).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("`tokenizer.ggml.pre` is `gpt2`"), "{text}");
+    assert!(text.contains("did you mean `gpt-2`?"), "{text}");
+}
+
+#[test]
+fn a_saved_tokenizer_gives_the_ids_of_its_file() {
+    let texts: Vec<String> = serde_json::from_value(read("texts.json")).unwrap();
+    for name in ["bpe", "spm", "spm-no-prefix", "bert"] {
+        let own = Tokenizer::of_model(&fixture(&format!("{name}.gguf")), None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        own.save_files(dir.path()).unwrap();
+        let saved = Tokenizer::from_dir(dir.path(), None).unwrap();
+        for text in &texts {
+            let (own, saved) = (own.encode(text, None, None), saved.encode(text, None, None));
+            assert_eq!(own.unwrap(), saved.unwrap(), "{name}: {text:?}");
+        }
+    }
+}

@@ -29,9 +29,19 @@ pub fn no_model_in(dir: &Path) -> RunError {
     }
     let holds_none = format!("{name} holds no `{MODEL_FILE}`");
     elsewhere(dir, MODEL_FILE, "--model", holds_none).unwrap_or_else(|holds_none| {
-        RunError::failure(holds_none)
-            .hint("pass --model with a directory that holds config.json and weights")
+        let hint = match gguf_file_in(dir) {
+            Some(file) => format!("pass --model {}", file.display()),
+            None => "pass --model with a directory that holds config.json and weights".to_owned(),
+        };
+        RunError::failure(holds_none).hint(hint)
     })
+}
+
+/// The GGUF file in a folder, the first by name; a part of one stands for all of it.
+fn gguf_file_in(dir: &Path) -> Option<PathBuf> {
+    let entries = files::list(dir).ok()?.into_iter().map(|entry| entry.path);
+    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|end| end == "gguf");
+    entries.filter(is_gguf).min()
 }
 
 /// Why a folder without an adapter's configuration is no adapter, and what to pass in its place.

@@ -85,7 +85,7 @@ impl NumericArgs {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelArgs {
-    /// Pretrained model: a Hugging Face directory, or an id like `org/name` that is in the local cache
+    /// Pretrained model: a Hugging Face directory, a GGUF file, or an id like `org/name` that is in the local cache
     #[arg(long, short, value_name = "DIR|ID", help_heading = "Model")]
     pub model: Option<String>,
     /// Revision of a model id [default: main]

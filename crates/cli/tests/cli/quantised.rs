@@ -200,6 +200,9 @@ fn files_that_cannot_be_models_are_refused_in_a_sentence() {
     fs::write(lab.path("named.gguf"), &named).unwrap();
     lab.run("predict --model @named.gguf --text a")
         .fails(1, &["its architecture is `gptz`", "did you mean `gpt2`?"]);
+    let folder = "generate --model @ --prompt a";
+    lab.run(folder)
+        .fails(1, &["holds no `config.json`", "cut.gguf"]);
     let listed = lab.run("inspect @named.gguf").ok().stdout;
     assert!(
         listed.contains("not a model that can be run here"),
