@@ -498,7 +498,8 @@ impl Call<'_> {
             Call::Unfold { .. } | Call::UnfoldBackward { .. } => "neighbours",
             Call::CrossEntropy(_) => "cross_entropy",
             Call::ElementLoss { .. } => "loss",
-            Call::AdamW { .. } | Call::SumOfSquares { .. } | Call::Scale { .. } => "optimizer",
+            Call::Scale { .. } => "scale",
+            Call::AdamW { .. } | Call::SumOfSquares { .. } => "optimizer",
         }
     }
 

@@ -15,5 +15,7 @@ pub mod lm_head;
 pub mod loss;
 pub mod neighbours;
 pub mod norm;
+pub mod reshape;
 pub mod rope;
 pub mod rows;
+pub mod scale;

@@ -105,6 +105,12 @@ impl Tensor {
         copy
     }
 
+    /// The same values, row by row, as a matrix of another shape. Panics if that has another number of them.
+    pub fn reshaped(self, rows: usize, cols: usize) -> Self {
+        assert_eq!(rows * cols, self.len(), "{self:?} as [{rows}, {cols}]");
+        Tensor { rows, cols, ..self }
+    }
+
     /// Sets every value.
     pub fn fill(&mut self, value: f32) {
         let device = self.device().clone();

@@ -18,8 +18,10 @@ use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
 use lowrank_engine::ops::loss::{Targets, loss};
 use lowrank_engine::ops::neighbours::neighbours;
 use lowrank_engine::ops::norm::{LayerNormParams, RmsFactor, RmsNormParams, layer_norm, rms_norm};
+use lowrank_engine::ops::reshape::reshape;
 use lowrank_engine::ops::rope::{RopeForm, RopeLayout, RopeTable, rope};
 use lowrank_engine::ops::rows::select_rows;
+use lowrank_engine::ops::scale::scale;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{
     Activation, Arithmetic, DType, Device, Gradients, Isa, Matrix, Numerics, Param, Purpose,
@@ -94,7 +96,7 @@ struct Case<'c> {
 #[derive(Default)]
 struct Extra {
     vectors: Vec<Param>,
-    table: Option<RopeTable>,
+    table: Option<Arc<RopeTable>>,
     adapted: Option<(Matrix, Adapter)>,
 }
 
@@ -510,6 +512,30 @@ fn rms_norm_with_residual_and_dropout() {
 }
 
 #[test]
+fn scaled_values_and_values_under_another_shape() {
+    let case = Case {
+        shapes: vec![[5, 16], [1, 4]],
+        step: None,
+        build: &|tape, params, _| {
+            let x = leaf(tape, &params[0]);
+            let y = scale(tape, x.clone(), -0.7);
+            let heads = reshape(tape, y, 4);
+            let norm = RmsNormParams {
+                weight: &params[1],
+                factor: RmsFactor::Weight,
+                eps: 1e-5,
+            };
+            let heads = rms_norm(tape, heads, None, norm, 0.0);
+            let y = reshape(tape, heads, 16);
+            // x is read again, so that neither op must take its place.
+            add(tape, y, x, 0.0)
+        },
+        extra: &nothing,
+    };
+    case.check("scale and reshape", CURVED);
+}
+
+#[test]
 fn rotations_of_whole_and_partial_heads() {
     for (layout, rotary_dim) in [
         (RopeLayout::HalfSplit, 8),
@@ -537,8 +563,8 @@ fn rotations_of_whole_and_partial_heads() {
                 let frequencies: Vec<f32> =
                     (0..rotary_dim / 2).map(|i| 0.7 / (i + 1) as f32).collect();
                 Extra {
-                    table: Some(RopeTable::new(device, 10, &frequencies, 1.0)),
-                    ..Extra::default()
+    table: Option<Arc<RopeTable>>,
+    adapted: Option<(Matrix, Adapter)>,
                 }
             },
         };

@@ -177,6 +177,34 @@ impl<'a> ConfigReader<'a> {
         })
     }
 
+    /// A list of true and false, if the key is there and not `null`; numbers count as in Python.
+    pub fn opt_bools(&self, key: &str) -> Option<Vec<bool>> {
+        self.optional(key, "a list of true and false", |value| {
+            let truth = |value: &Value| value.as_bool().or(Some(value.as_i64()? != 0));
+            value.as_array()?.iter().map(truth).collect()
+        })
+    }
+
+    /// A list of numbers, if the key is there and not `null`.
+    pub fn opt_numbers(&self, key: &str, range: RangeInclusive<f64>) -> Option<Vec<f64>> {
+        let expected = format!("a list of {}", number_range(&range));
+        self.optional(key, &expected, |value| {
+            let values = value.as_array()?.iter();
+            values.map(|value| as_f64(value, &range)).collect()
+        })
+    }
+
+    /// What `read` makes of the object under `key`, if it is there and not `null`; its faults are named `key.field`.
+    pub fn within<T>(&self, key: &str, read: impl FnOnce(&ConfigReader<'a>) -> T) -> Option<T> {
+        let value = self.optional(key, "an object", |value| value.is_object().then_some(value))?;
+        let inner = ConfigReader::new(&self.path, value);
+        let found = read(&inner);
+        for fault in inner.faults.into_inner() {
+            self.fault(&format!("{key}.{}", fault.place), fault.message);
+        }
+        Some(found)
+    }
+
     /// One of several words; must be there. The stand-in is the first choice.
     ///
     /// Panics if `choices` is empty.

@@ -42,12 +42,12 @@ pub fn add_assign<D: Element, E: Element>(isa: Isa, dst: &mut [D], src: &[E]) {
     });
 }
 
-struct Scale<'a> {
-    x: &'a mut [f32],
+struct Scale<'a, E> {
+    x: &'a mut [E],
     factor: f32,
 }
 
-impl SimdOp for Scale<'_> {
+impl<E: Element> SimdOp for Scale<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -57,7 +57,7 @@ impl SimdOp for Scale<'_> {
 
 /// x *= factor.
 #[inline(always)]
-pub(crate) fn scale_in_place<S: Simd>(s: S, x: &mut [f32], factor: f32) {
+pub(crate) fn scale_in_place<S: Simd, E: Element>(s: S, x: &mut [E], factor: f32) {
     let factor = s.splat(factor);
     let mut at = 0;
     while at < x.len() {
@@ -68,8 +68,8 @@ pub(crate) fn scale_in_place<S: Simd>(s: S, x: &mut [f32], factor: f32) {
     }
 }
 
-/// x *= factor.
-pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
+/// x *= factor, rounded once to the storage.
+pub fn scale<E: Element>(isa: Isa, x: &mut [E], factor: f32) {
     for_each_chunk(x, CHUNK, |_, x| dispatch(isa, Scale { x, factor }));
 }
 

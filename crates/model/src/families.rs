@@ -4,11 +4,21 @@ pub mod bert;
 pub mod deberta;
 pub mod deberta_v2;
 mod decoder;
+pub mod gemma;
+pub mod gemma3_text;
 pub mod gpt2;
 pub mod gpt_neo;
+pub mod granite;
+pub mod llama;
+pub mod mistral;
+pub mod olmo2;
 pub mod opt;
+pub mod phi3;
+pub mod qwen2;
+pub mod qwen3;
 mod residual;
 pub mod roberta;
+pub mod smollm3;
 mod stored_head;
 
 use std::fmt::Debug;
@@ -126,6 +136,30 @@ pub struct Family {
 }
 
 impl Family {
+    /// A decoder with rotary positions, under LLaMA's names.
+    const fn rotary(
+        model_type: &'static str,
+        classes: Classes,
+        default_targets: &'static [&'static str],
+        read: fn(&ConfigReader<'_>) -> FamilyConfig,
+    ) -> Self {
+        Family {
+            naming: Naming {
+                model_type,
+                prefix: "model.",
+                tokens: decoder::TOKENS,
+            },
+            heads: decoder::SCORE,
+            classes,
+            default_targets,
+            default_saved: &[],
+            fused: &[],
+            // Frequencies as a buffer, and the copy of a tied table that some files hold.
+            ignored: &["rotary_emb.inv_freq", "lm_head.weight"],
+            read,
+        }
+    }
+
     /// The names of a checkpoint of this family.
     ///
     /// # Errors
@@ -155,6 +189,16 @@ pub const FAMILIES: &[Family] = &[
     gpt2::FAMILY,
     gpt_neo::FAMILY,
     opt::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    gemma::FAMILY,
+    gemma3_text::FAMILY,
+    phi3::FAMILY,
+    olmo2::FAMILY,
+    smollm3::FAMILY,
+    granite::FAMILY,
 ];
 
 /// The family of a `model_type`.

@@ -7,6 +7,7 @@ mod names;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lowrank_engine::host;
+use lowrank_engine::ops::norm::RmsFactor;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{Device, Matrix, Param};
 use lowrank_formats::peft::AdapterTensor;
@@ -16,7 +17,7 @@ use crate::config::Task;
 use crate::error::ModelError;
 use crate::modules::{
     Bias, Convolution, Embedding, Kind, LayerNorm, Linear, Module, ModuleId, Modules, Parameter,
-    Value, name_hash,
+    RmsNorm, Rope, RopeId, Value, name_hash,
 };
 pub(crate) use names::Names;
 pub use names::Naming;
@@ -294,6 +295,37 @@ impl<'a> Loader<'a> {
         let bias = self.vector(format!("{path}.bias"), width, Presence::Required)?;
         let id = self.push(path, Kind::LayerNorm, vec![weight, bias]);
         Ok(LayerNorm { id, eps })
+    }
+
+    /// An RMS norm.
+    pub fn rms_norm(
+        &mut self,
+        path: &str,
+        width: usize,
+        factor: RmsFactor,
+        eps: f32,
+    ) -> Result<RmsNorm, ModelError> {
+        let mean = match factor {
+            RmsFactor::Weight => 1.0,
+            RmsFactor::OnePlusWeight => 0.0,
+        };
+        let weight = self.parameter(Wanted {
+            std: 0.0,
+            mean,
+            ..self.weight(path, &[width], Store::Vector)
+        })?;
+        let id = self.push(path, Kind::RmsNorm, vec![weight]);
+        Ok(RmsNorm {
+            id,
+            width,
+            factor,
+            eps,
+        })
+    }
+
+    /// A rotation that layers share.
+    pub(crate) fn rope(&mut self, rope: Rope) -> RopeId {
+        self.modules.push_rope(rope)
     }
 
     /// A layer norm without parameters: weight 1, bias 0, in no checkpoint.

@@ -3,6 +3,7 @@
 
 mod layers;
 mod pass;
+mod rope;
 
 use std::ops::Index;
 
@@ -10,8 +11,9 @@ use lowrank_engine::ops::linear::Adapter;
 use lowrank_engine::param::transpose;
 use lowrank_engine::{Device, Matrix, Param, TrainableId, Trainables};
 
-pub use layers::{Bias, Convolution, Embedding, LayerNorm, Linear};
+pub use layers::{Bias, Convolution, Embedding, LayerNorm, Linear, RmsNorm};
 pub use pass::Pass;
+pub(crate) use rope::{Rope, RopeId, RopeKind};
 
 /// What a module is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub enum Kind {
     Conv1d,
     /// A layer norm.
     LayerNorm,
+    /// An RMS norm, which has no bias.
+    RmsNorm,
     /// An embedding table.
     Embedding,
     /// A convolution over tokens, weight [out, in, taps].
@@ -36,6 +40,7 @@ impl Kind {
         match self {
             Kind::Linear | Kind::Conv1d => "linear layer",
             Kind::LayerNorm => "layer norm",
+            Kind::RmsNorm => "RMS norm",
             Kind::Embedding => "embedding table",
             Kind::Convolution => "convolution",
             Kind::Bias => "bias",
@@ -216,25 +221,38 @@ impl Module {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModuleId(usize);
 
-/// Every module of a model, in order.
+/// Every module of a model, in order, and the rotations that its layers share.
 #[derive(Debug, Default)]
-pub struct Modules(Vec<Module>);
+pub struct Modules {
+    list: Vec<Module>,
+    ropes: Vec<Rope>,
+}
 
 impl Modules {
     /// Appends a module.
     pub(crate) fn push(&mut self, module: Module) -> ModuleId {
-        self.0.push(module);
-        ModuleId(self.0.len() - 1)
+        self.list.push(module);
+        ModuleId(self.list.len() - 1)
+    }
+
+    /// Appends a rotation.
+    pub(crate) fn push_rope(&mut self, rope: Rope) -> RopeId {
+        self.ropes.push(rope);
+        RopeId(self.ropes.len() - 1)
+    }
+
+    pub(crate) fn rope(&self, id: RopeId) -> &Rope {
+        &self.ropes[id.0]
     }
 
     /// The modules that checkpoints hold, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Module> {
-        self.0.iter().filter(|module| module.is_listed)
+        self.list.iter().filter(|module| module.is_listed)
     }
 
     /// The same, to change them.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Module> {
-        self.0.iter_mut().filter(|module| module.is_listed)
+        self.list.iter_mut().filter(|module| module.is_listed)
     }
 
     /// The linear layers with [out, in], in order.
@@ -253,7 +271,7 @@ impl Index<ModuleId> for Modules {
     type Output = Module;
 
     fn index(&self, id: ModuleId) -> &Module {
-        &self.0[id.0]
+        &self.list[id.0]
     }
 }
 

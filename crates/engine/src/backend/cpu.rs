@@ -148,7 +148,7 @@ impl Backend for Cpu {
             Call::Copy { x, out } => rows::copy(x, out),
             Call::Convert { x, out } => elementwise::convert(isa, x, out),
             Call::Add { x, out } => elementwise::add(isa, x, out),
-            Call::Scale { x, factor } => kernels::scale(isa, x.host_mut(), factor),
+            Call::Scale { x, factor } => elementwise::scale(isa, x, factor),
             Call::Pack { x, transpose, out } => products::pack(isa, x, transpose, out),
             // On the pool that the scratch has slots for.
             Call::Product(product) => self.pool.install(|| {

@@ -44,13 +44,18 @@ impl RopeTable {
         let [cos, sin] = [cos, sin].map(|table| Frozen::new(device, positions, pairs, &table));
         RopeTable { cos, sin }
     }
+
+    /// How many positions it has.
+    pub fn positions(&self) -> usize {
+        self.cos.shape()[0]
+    }
 }
 
 /// Forward of the rotation. Panics where a position has no row in the table, or x is no whole number of heads wide.
-pub fn rope<'m>(
-    tape: &mut Tape<'m>,
+pub fn rope(
+    tape: &mut Tape<'_>,
     x: Var,
-    table: &'m RopeTable,
+    table: &Arc<RopeTable>,
     form: RopeForm,
     positions: Arc<[u32]>,
 ) -> Var {
@@ -58,7 +63,7 @@ pub fn rope<'m>(
     let mut y = x.into_owned();
     let op = RopeBackward {
         x_node,
-        table,
+        table: table.clone(),
         form,
         positions,
     };
@@ -66,14 +71,14 @@ pub fn rope<'m>(
     tape.push(y, x_node.is_some(), || op)
 }
 
-struct RopeBackward<'m> {
+struct RopeBackward {
     x_node: Option<usize>,
-    table: &'m RopeTable,
+    table: Arc<RopeTable>,
     form: RopeForm,
     positions: Arc<[u32]>,
 }
 
-impl RopeBackward<'_> {
+impl RopeBackward {
     fn rotate(&self, sense: RotationSense, x: &mut Tensor) {
         let device = x.device().clone();
         let rotation = Rotation {
@@ -86,7 +91,7 @@ impl RopeBackward<'_> {
     }
 }
 
-impl Backward for RopeBackward<'_> {
+impl Backward for RopeBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
         let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
         self.rotate(RotationSense::Backward, &mut d_x);

@@ -1,36 +1,50 @@
-//! The decoder that GPT-2, GPT-Neo and OPT share: tables of tokens and positions, causal blocks, a head. Each family's file
-//! says how its parts are named; this one knows no names. D = hidden size, M = tokens of the batch, N = tokens that the head
-//! reads, B = sequences. Source: transformers `modeling_gpt2.py`, `modeling_gpt_neo.py`, `modeling_opt.py`.
+//! The frame of every decoder: tables, causal layers, a last norm, a head. It knows no layer's insides: those of GPT-2,
+//! GPT-Neo and OPT are in `absolute`, those with rotary positions in `rotary`. Each family's file says how its parts are named.
+//! D = hidden size, M = tokens of the batch, N = tokens that the head reads, B = sequences.
 
-mod assembly;
+mod absolute;
+mod rotary;
 
+use half::bf16;
 use lowrank_engine::ops::add::add;
-use lowrank_engine::ops::attention::AttentionForm;
-use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
-use lowrank_engine::{Matrix, Var};
+use lowrank_engine::ops::scale::scale;
+use lowrank_engine::{DType, Matrix, Var};
 
-use crate::families::residual::Residual;
-use crate::families::{LanguageModel, Network};
-use crate::modules::{Embedding, LayerNorm, Linear, Modules};
-use crate::pass::{AttentionContext, Batch, Block, CausalBatch, LayerRange, Pass};
-pub(crate) use assembly::{DecoderConfig, Names, Projections, SCORE, Scores};
+use crate::config::Task;
+use crate::error::ModelError;
+use crate::families::{HeadTensors, LM_HEAD, LanguageModel, Network};
+use crate::load::{LinearSpec, Loader, Presence};
+use crate::modules::{Embedding, LayerNorm, Linear, Modules, RmsNorm};
+use crate::pass::{Batch, Block, CausalBatch, LayerRange, Pass};
+pub(crate) use absolute::{DecoderConfig, Names, Projections, Scores};
+pub(crate) use rotary::{
+    Biases, Defaults, Fusion, HeadNorms, LLAMA, NormPlaces, Read, RopeRule, TOKENS, WindowRule,
+};
+
+/// A decoder's classification head.
+pub(crate) const SCORE: HeadTensors = HeadTensors {
+    sequence: &["score.weight"],
+    tokens: None,
+};
 
 /// A decoder with a head.
-struct Decoder {
+struct Decoder<L> {
     tokens: Embedding,
-    positions: Embedding,
-    /// The row of the position table of a sequence's first token.
-    first_position: u32,
+    /// Multiplies a token's row, rounded to the precision.
+    token_scale: f32,
+    positions: Option<PositionTable>,
     /// From the width of the token table to D, where they differ.
     project_in: Option<Linear>,
     embedding_dropout: f32,
-    layers: Vec<Layer>,
-    final_norm: Option<LayerNorm>,
+    layers: Vec<L>,
+    final_norm: FinalNorm,
     /// From D to the width of the token table.
     project_out: Option<Linear>,
     head: Head,
+    /// Multiplies what the head reads.
+    head_scale: f32,
     /// What does not count as a sequence's last token, for the classification head.
     pad_token_id: Option<u32>,
 }
@@ -43,21 +57,59 @@ enum Head {
     Score(Linear),
 }
 
-/// One layer.
-#[derive(Clone, Copy)]
-struct Layer {
-    projections: Projections<Linear>,
-    attention: AttentionForm,
-    residual: Residual,
+impl Head {
+    /// Loads the head of the loader's task. A language model's is `tokens` where it is tied; tables are [V, `width`].
+    fn build(
+        tokens: Embedding,
+        is_tied: bool,
+        [vocab, width]: [usize; 2],
+        loader: &mut Loader<'_>,
+    ) -> Result<Self, ModelError> {
+        match loader.task() {
+            Task::CausalLm if is_tied => Ok(Head::Table(tokens)),
+            Task::CausalLm => Ok(Head::Table(loader.head_table(LM_HEAD, [vocab, width])?)),
+            _ => {
+                let score = loader.spec("score", [width, loader.num_labels()]);
+                let score = loader.linear_of(LinearSpec {
+                    presence: Presence::NewIfAbsent,
+                    ..score.unbiased()
+                })?;
+                Ok(Head::Score(score))
+            }
+        }
+    }
 }
 
-impl Decoder {
+/// Learned positions.
+#[derive(Clone, Copy)]
+struct PositionTable {
+    table: Embedding,
+    /// The row of a sequence's first token.
+    first: u32,
+}
+
+/// The norm of the last layer's output.
+enum FinalNorm {
+    None,
+    Layer(LayerNorm),
+    Rms(RmsNorm),
+}
+
+impl<L> Decoder<L> {
     /// The sum of the tables' rows [M, D].
     fn embed(&self, pass: &mut Pass<'_, '_>, batch: &CausalBatch) -> Var {
-        let places = batch.positions.iter();
-        let places: Vec<u32> = places.map(|place| self.first_position + place).collect();
         let tokens = self.tokens.lookup(pass.modules, &batch.input_ids);
-        let positions = self.positions.lookup(pass.modules, &places);
+        let Some(positions) = self.positions else {
+            let x = embedding(pass, &[tokens]);
+            let factor = match pass.device().precision() {
+                DType::F32 => self.token_scale,
+                DType::Bf16 => bf16::from_f32(self.token_scale).to_f32(),
+            };
+            return scale(pass, x, factor);
+        };
+        let places = batch.positions.iter();
+        let places: Vec<u32> = places.map(|place| positions.first + place).collect();
+        let positions = positions.table.lookup(pass.modules, &places);
         let Some(project) = &self.project_in else {
             return embedding(pass, &[tokens, positions]);
         };
@@ -69,9 +121,11 @@ impl Decoder {
 
     fn finish(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
         let x = match &self.final_norm {
-            Some(norm) => norm.forward(pass, x),
-            None => x,
+            FinalNorm::None => x,
+            FinalNorm::Layer(norm) => norm.forward(pass, x),
+            FinalNorm::Rms(norm) => norm.forward(pass, x),
         };
+        let x = scale(pass, x, self.head_scale);
         match &self.project_out {
             Some(project) => project.forward(pass, x),
             None => x,
@@ -90,7 +144,7 @@ impl Decoder {
     }
 }
 
-impl LanguageModel for Decoder {
+impl<L: Block + Copy + Send + Sync + 'static> LanguageModel for Decoder<L> {
     fn hidden_of<'m>(
         &self,
         pass: &mut Pass<'_, 'm>,
@@ -124,7 +178,7 @@ impl LanguageModel for Decoder {
     }
 }
 
-impl Network for Decoder {
+impl<L: Block + Copy + Send + Sync + 'static> Network for Decoder<L> {
     fn hidden(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, range: LayerRange) -> Var {
         let rows = if range.ends_below() {
             // With every last token wanted, all tokens are needed.
@@ -147,37 +201,5 @@ impl Network for Decoder {
             Head::Table(_) => Some(self),
             Head::Score(_) => None,
         }
-    }
-}
-
-impl Layer {
-    /// Queries of the context's rows, keys and values of x [M, D].
-    fn project(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> [Var; 3] {
-        match self.projections {
-            Projections::Fused(fused) => {
-                let all = fused.forward(pass, x);
-                let form = &self.attention;
-                let width = form.num_heads * form.head_dim;
-                let [q, k, v] =
-                    [0, 1, 2].map(|i| select_columns(pass, &all, i * width..(i + 1) * width));
-                [context.select(pass, &q), k, v]
-            }
-            Projections::Separate([key, value, query]) => {
-                let k = key.forward(pass, x.clone());
-                let v = value.forward(pass, x.clone());
-                let x = context.select(pass, &x);
-                [query.forward(pass, x), k, v]
-            }
-        }
-    }
-}
-
-impl Block for Layer {
-    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> Var {
-        let y = self.residual.before_attention(pass, &x);
-        let qkv = self.project(pass, y, context);
-        let x = context.select(pass, &x);
-        let y = context.attend(pass, qkv, &self.attention);
-        self.residual.after_attention(pass, y, x)
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use lowrank_engine::ops::embedding::{self, Lookup};
 use lowrank_engine::ops::linear::{LinearParams, linear, linear_activation, linear_f32};
 use lowrank_engine::ops::neighbours::neighbours;
-use lowrank_engine::ops::norm::{LayerNormParams, layer_norm};
+use lowrank_engine::ops::norm::{LayerNormParams, RmsFactor, RmsNormParams, layer_norm, rms_norm};
+use lowrank_engine::ops::reshape::reshape;
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Matrix, Param, Var};
 
@@ -79,6 +80,36 @@ impl LayerNorm {
             bias: module.parameters[1].param(),
             eps: self.eps,
         }
+    }
+}
+
+/// An RMS norm.
+#[derive(Debug, Clone, Copy)]
+pub struct RmsNorm {
+    pub(crate) id: ModuleId,
+    /// Width of what is normed: of x, or of a head of it.
+    pub(crate) width: usize,
+    /// What the weight means.
+    pub(crate) factor: RmsFactor,
+    /// Added to the mean square.
+    pub(crate) eps: f32,
+}
+
+impl RmsNorm {
+    /// RMS norm of x, or of each of its heads where those are what the norm is wide.
+    pub fn forward(self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
+        let params = RmsNormParams {
+            weight: pass.modules[self.id].parameters[0].param(),
+            factor: self.factor,
+            eps: self.eps,
+        };
+        let cols = x.cols();
+        if cols == self.width {
+            return rms_norm(pass, x, None, params, 0.0);
+        }
+        let x = reshape(pass, x, self.width);
+        let x = rms_norm(pass, x, None, params, 0.0);
+        reshape(pass, x, cols)
     }
 }
 

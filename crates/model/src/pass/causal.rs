@@ -16,7 +16,7 @@ pub struct CausalBatch {
     /// Token ids [M].
     pub(crate) input_ids: Vec<u32>,
     /// Places in their sequences [M].
-    pub(crate) positions: Vec<u32>,
+    pub(crate) positions: Arc<[u32]>,
     pub(crate) context: AttentionContext,
     /// Of a batch, the rows of it that are run.
     run: Option<Vec<usize>>,
@@ -61,10 +61,11 @@ impl CausalBatch {
             offsets: query_offsets.into(),
         };
         let queries = Some(queries).filter(|queries| queries.rows.len() < input_ids.len());
+        let positions: Arc<[u32]> = positions.into();
         CausalBatch {
             input_ids,
+            context: AttentionContext::of_batch(offsets.into(), queries).at(positions.clone()),
             positions,
-            context: AttentionContext::of_batch(offsets.into(), queries),
             run: Some(run),
             wanted: Some(wanted),
         }
@@ -100,10 +101,11 @@ impl CausalBatch {
             additions,
             offsets: offsets.into(),
         };
+        let positions: Arc<[u32]> = positions.into();
         CausalBatch {
             input_ids,
+            context: AttentionContext::of_cache(batch, queries).at(positions.clone()),
             positions,
-            context: AttentionContext::of_cache(batch, queries),
             run: None,
             wanted: None,
         }

@@ -9,10 +9,11 @@ use lowrank_engine::ops::attention::{
 use lowrank_engine::ops::cached_attention::{
     CachedLayer, CachedSequence, QueryRole, cached_attention,
 };
+use lowrank_engine::ops::rope::rope;
 use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{KvCache, SequenceId, Var};
 
-use crate::modules::Pass;
+use crate::modules::{Pass, RopeId};
 
 /// A clone is cheap: the tape keeps one with each layer that it will run again.
 #[derive(Clone)]
@@ -22,6 +23,8 @@ pub(crate) struct AttentionContext {
     /// The rows of the last layer that go on; all of them where absent.
     queries: Option<Queries>,
     keys: Keys,
+    /// Places of the batch's tokens in their sequences [M]; of encoders without rotations, empty.
+    positions: Arc<[u32]>,
 }
 
 /// Rows of a batch, some of each sequence, in its order.
@@ -63,6 +66,7 @@ impl AttentionContext {
             layer: 0,
             queries,
             keys: Keys::Batch(offsets),
+            positions: Arc::default(),
         }
     }
 
@@ -72,7 +76,13 @@ impl AttentionContext {
             layer: 0,
             queries,
             keys: Keys::Cache(batch.into()),
+            positions: Arc::default(),
         }
+    }
+
+    /// The same with the places of the tokens in their sequences.
+    pub(crate) fn at(self, positions: Arc<[u32]>) -> Self {
+        AttentionContext { positions, ..self }
     }
 
     /// The context of layer `layer` of `count`.
@@ -81,6 +91,7 @@ impl AttentionContext {
             layer,
             queries: self.queries.clone().filter(|_| layer + 1 == count),
             keys: self.keys.clone(),
+            positions: self.positions.clone(),
         }
     }
 
@@ -95,6 +106,21 @@ impl AttentionContext {
             None => x.clone(),
             Some(rows) => select_rows(pass, x, rows),
         }
+    }
+
+    /// q [N, H·Dh] and k [M, Hkv·Dh] rotated by their places.
+    pub(crate) fn rotate(&self, pass: &mut Pass<'_, '_>, [q, k]: [Var; 2], id: RopeId) -> [Var; 2] {
+        let (modules, positions) = (pass.modules, &self.positions);
+        let kind = modules.rope(id);
+        let longest = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let table = kind.table(pass.device(), longest);
+        let of_q = match self.queries() {
+            None => positions.clone(),
+            Some(rows) => rows.iter().map(|&row| positions[row]).collect(),
+        };
+        let q = rope(pass, q, &table, kind.form, of_q);
+        let k = rope(pass, k, &table, kind.form, positions.clone());
+        [q, k]
     }
 
     /// Where each sequence's tokens start in the batch, and the end.

@@ -20,6 +20,10 @@ pub(super) fn add(isa: Isa, x: &Tensor, out: &mut Tensor) {
     with_element!(out.dtype(), E => kernels::add_assign(isa, out.host_mut::<E>(), x.host::<E>()));
 }
 
+pub(super) fn scale(isa: Isa, x: &mut Tensor, factor: f32) {
+    with_element!(x.dtype(), E => kernels::scale(isa, x.host_mut::<E>(), factor));
+}
+
 pub(super) fn rotate(isa: Isa, rotation: &Rotation<'_>, sense: RotationSense, x: &mut Tensor) {
     let rope = kernels::Rope {
         head_dim: rotation.form.head_dim,

@@ -1,21 +1,19 @@
-//! How a decoder is put together from a family's names and configuration. It knows no family and computes nothing.
+//! Layers of decoders with learned positions, GPT-2's, GPT-Neo's and OPT's, and how such a decoder is put together from a
+//! family's names and configuration. It knows no family. M = tokens, D = hidden size. Source: transformers
+//! `modeling_gpt2.py`, `modeling_gpt_neo.py`, `modeling_opt.py`.
 
-use lowrank_engine::Activation;
 use lowrank_engine::ops::attention::{AttentionForm, AttentionMask};
+use lowrank_engine::ops::columns::select_columns;
+use lowrank_engine::{Activation, Var};
 
 use crate::config::Task;
 use crate::error::ModelError;
-use crate::families::decoder::{Decoder, Head, Layer};
+use crate::families::decoder::{Decoder, FinalNorm, Head, PositionTable};
 use crate::families::residual::{Norms, Residual};
-use crate::families::{Architecture, FamilyConfig, HeadTensors, LM_HEAD, Network};
-use crate::load::{Layout, LinearSpec, Loader, Presence};
-use crate::modules::LayerNorm;
-
-/// A decoder's classification head.
-pub(crate) const SCORE: HeadTensors = HeadTensors {
-    sequence: &["score.weight"],
-    tokens: None,
-};
+use crate::families::{Architecture, FamilyConfig, Network};
+use crate::load::{Layout, LinearSpec, Loader};
+use crate::modules::{LayerNorm, Linear};
+use crate::pass::{AttentionContext, Block, Pass};
 
 /// How a family names its modules.
 #[derive(Debug)]
@@ -96,7 +94,10 @@ impl Architecture for DecoderConfig {
             loader.embedding(names.tokens, [vocab, narrow], self.padding_idx)?
         };
         let rows = facts.max_positions + self.first_position as usize;
-        let positions = loader.embedding(names.positions, [rows, width], None)?;
+        let positions = PositionTable {
+            table: loader.embedding(names.positions, [rows, width], None)?,
+            first: self.first_position,
+        };
         let (mut project_in, mut project_out) = (None, None);
         if let Some([inward, outward]) = names.projects.filter(|_| narrow != width) {
             project_in = Some(loader.linear_of(loader.spec(inward, [narrow, width]).unbiased())?);
@@ -105,30 +106,22 @@ impl Architecture for DecoderConfig {
         let layers = (0..facts.num_hidden_layers)
             .map(|i| self.layer(i, config, loader))
             .collect::<Result<_, _>>()?;
-        let final_norm = (self.has_final_norm)
-            .then(|| self.norm(names.final_norm, width, loader))
-            .transpose()?;
-        let head = match loader.task() {
-            Task::CausalLm if is_tied => Head::Table(tokens),
-            Task::CausalLm => Head::Table(loader.head_table(LM_HEAD, [vocab, narrow])?),
-            _ => {
-                let score = loader.spec("score", [narrow, loader.num_labels()]);
-                Head::Score(loader.linear_of(LinearSpec {
-                    presence: Presence::NewIfAbsent,
-                    ..score.unbiased()
-                })?)
-            }
+        let final_norm = match self.has_final_norm {
+            true => FinalNorm::Layer(self.norm(names.final_norm, width, loader)?),
+            false => FinalNorm::None,
         };
+        let head = Head::build(tokens, is_tied, [vocab, narrow], loader)?;
         Ok(Box::new(Decoder {
             tokens,
-            positions,
-            first_position: self.first_position,
+            token_scale: 1.0,
+            positions: Some(positions),
             project_in,
             embedding_dropout: config.dropouts.embedding.unwrap_or(0.0),
             layers,
             final_norm,
             project_out,
             head,
+            head_scale: 1.0,
             pad_token_id: facts.pad_token_id,
         }))
     }
@@ -197,5 +190,45 @@ impl DecoderConfig {
         } else {
             Ok(loader.plain_layer_norm(path, width, self.layer_norm_eps))
         }
+    }
+}
+
+/// One layer.
+#[derive(Clone, Copy)]
+struct Layer {
+    projections: Projections<Linear>,
+    attention: AttentionForm,
+    residual: Residual,
+}
+
+impl Layer {
+    /// Queries of the context's rows, keys and values of x [M, D].
+    fn project(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> [Var; 3] {
+        match self.projections {
+            Projections::Fused(fused) => {
+                let all = fused.forward(pass, x);
+                let form = &self.attention;
+                let width = form.num_heads * form.head_dim;
+                let [q, k, v] =
+                    [0, 1, 2].map(|i| select_columns(pass, &all, i * width..(i + 1) * width));
+                [context.select(pass, &q), k, v]
+            }
+            Projections::Separate([key, value, query]) => {
+                let k = key.forward(pass, x.clone());
+                let v = value.forward(pass, x.clone());
+                let x = context.select(pass, &x);
+                [query.forward(pass, x), k, v]
+            }
+        }
+    }
+}
+
+impl Block for Layer {
+    fn forward(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> Var {
+        let y = self.residual.before_attention(pass, &x);
+        let qkv = self.project(pass, y, context);
+        let x = context.select(pass, &x);
+        let y = context.attend(pass, qkv, &self.attention);
+        self.residual.after_attention(pass, y, x)
     }
 }
