@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import debertas
 import decoders
+import rotary
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Case:
     def config_fields(self):
         if self.family in decoders.CLASSES:
             return decoders.config_fields(self)
+        if self.family in rotary.CLASSES:
+            return rotary.config_fields(self)
         if self.family in debertas.CLASSES:
             return debertas.config_fields(self)
         roberta = self.family != "bert"
@@ -103,6 +106,9 @@ PAIR_LENGTHS = (7, 5, 17, 11, 4, 14)
 
 # Long enough that far positions share buckets, and one row of a single pair.
 LONG = (41, 3, 17, 2, 5, 33)
+
+# Longer than the windows of rotary decoders.
+ROTARY = (40, 3, 17, 2, 5, 33)
 
 CASES = [
     Case("bert-single-label", "bert", lora=seq()),
@@ -260,6 +266,121 @@ CASES = [
         lora=None,
         note="the pad token's row of embed_tokens gets the head's gradient",
     ),
+    Case("llama-causal", "llama", task="causal_lm", lora=causal(), lengths=ROTARY, generate=True),
+    Case(
+        "llama-llama3",
+        "llama",
+        task="causal_lm",
+        config={
+            "max_position_embeddings": 64,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "rope_theta": 500.0,
+            "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 24},
+        },
+        lora=causal(target_modules="all-linear"),
+        checkpoint="safetensors+bf16",
+        lengths=(57, 3, 31, 2, 40),
+        num_rows=5,
+        generate=True,
+        note="the old form of rotations, rows longer than the original positions, heads wider than D / H",
+    ),
+    Case(
+        "llama-yarn",
+        "llama",
+        task="causal_lm",
+        config={
+            "max_position_embeddings": 64,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": {"rope_type": "yarn", "rope_theta": 300.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0},
+        },
+        lora=causal(target_modules="all-linear", bias="all"),
+        lengths=(57, 3, 31, 2, 40),
+        num_rows=5,
+    ),
+    Case(
+        "llama-linear",
+        "llama",
+        task="causal_lm",
+        config={"num_key_value_heads": 1, "rope_scaling": {"type": "linear", "factor": 3.0}},
+        lora=causal(target_modules=["k_proj", "gate_proj"], modules_to_save=["lm_head", "embed_tokens"]),
+        checkpoint="bin-sharded",
+        note="one head of keys and values",
+    ),
+    Case("llama-single-label", "llama", num_labels=3, lora=seq(target_modules=["q_proj", "v_proj"]), pad_inside=True),
+    Case("llama-full", "llama", task="causal_lm", lora=None, config={"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    Case("mistral-causal", "mistral", task="causal_lm", lora=causal(), lengths=ROTARY, generate=True, note="rows longer than the window"),
+    Case("mistral-regression", "mistral", task="regression", num_labels=1, config={"sliding_window": None, "head_dim": 12}, lora=seq(target_modules="all-linear")),
+    Case("qwen2-causal", "qwen2", task="causal_lm", config={"tie_word_embeddings": True}, lora=causal(), checkpoint="safetensors+tied-copy", generate=True),
+    Case(
+        "qwen2-window",
+        "qwen2",
+        task="causal_lm",
+        config={"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+        lora=causal(target_modules="all-linear"),
+        lengths=ROTARY,
+    ),
+    Case("qwen3-causal", "qwen3", task="causal_lm", lora=causal(target_modules="all-linear"), lengths=ROTARY, generate=True),
+    Case("qwen3-multi-label", "qwen3", task="multi_label", num_labels=3, lora=seq(target_modules=["q_proj", "o_proj"])),
+    Case("qwen3-full", "qwen3", task="causal_lm", config={"tie_word_embeddings": True}, lora=None),
+    Case("gemma-causal", "gemma", task="causal_lm", lora=causal(), generate=True, note="the table of tokens is scaled, its gradient too"),
+    Case("gemma-full", "gemma", task="causal_lm", lora=None),
+    Case("gemma3_text-causal", "gemma3_text", task="causal_lm", lora=causal(target_modules="all-linear"), lengths=ROTARY, generate=True),
+    Case(
+        "gemma3_text-scaled",
+        "gemma3_text",
+        task="causal_lm",
+        config={
+            "num_hidden_layers": 7,
+            "layer_types": None,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0},
+            },
+        },
+        lora=causal(),
+        lengths=ROTARY,
+        note="layers by their number, a rotation for each kind, capped scores",
+    ),
+    Case("gemma3_text-full", "gemma3_text", task="causal_lm", lora=None),
+    Case("phi3-causal", "phi3", task="causal_lm", lora=causal(target_modules=["qkv_proj"]), lengths=ROTARY, generate=True),
+    Case(
+        "phi3-longrope",
+        "phi3",
+        task="causal_lm",
+        config={
+            "max_position_embeddings": 96,
+            "original_max_position_embeddings": 48,
+            "sliding_window": 7,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.2, 1.7],
+                "long_factor": [1.5, 3.0, 7.0],
+            },
+        },
+        lora=causal(target_modules="all-linear"),
+        lengths=ROTARY,
+        note="a part of each head is rotated, by the factors of short rows",
+    ),
+    Case("olmo2-causal", "olmo2", task="causal_lm", lora=causal(target_modules=["q_proj", "v_proj"]), generate=True),
+    Case("olmo2-full", "olmo2", task="causal_lm", config={"attention_bias": True}, lora=None),
+    Case("smollm3-causal", "smollm3", task="causal_lm", config={"tie_word_embeddings": True}, lora=causal(target_modules="all-linear"), generate=True),
+    Case(
+        "granite-causal",
+        "granite",
+        task="causal_lm",
+        config={"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 5.0},
+        lora=causal(target_modules="all-linear"),
+        generate=True,
+    ),
+    Case("granite-full", "granite", task="causal_lm", config={"logits_scaling": 3.0, "embedding_multiplier": 2.0}, lora=None),
+    Case("llama-trajectory", "llama", task="causal_lm", lora=causal(target_modules="all-linear"), num_rows=24, trajectory=TRAJECTORY),
+    Case("gemma3_text-trajectory", "gemma3_text", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY),
     Case("gpt2-trajectory", "gpt2", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 0.5}),
     Case("gpt_neo-trajectory", "gpt_neo", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY),
     Case("opt-trajectory", "opt", task="causal_lm", lora=causal(), num_rows=24, trajectory=TRAJECTORY),

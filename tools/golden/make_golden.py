@@ -37,6 +37,7 @@ import decoders  # noqa: E402
 import generated_text  # noqa: E402
 import generation  # noqa: E402
 import numbers_alone  # noqa: E402
+import rotary  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from checkpoints import write_checkpoint  # noqa: E402
@@ -65,6 +66,7 @@ CLASSES = {
         "XLMRobertaModel",
     ),
     **decoders.CLASSES,
+    **rotary.CLASSES,
     **debertas.CLASSES,
 }
 
@@ -100,7 +102,7 @@ def make_rows(case, generator):
                 row["token_type_ids"] = [0] * cut + [1] * (length - cut)
         if case.pad_inside and length > 6:
             ids[3] = 1 if case.family != "bert" else 0
-            if case.family in decoders.CLASSES:
+            if case.family in decoders.CLASSES | rotary.CLASSES:
                 ids[-1] = 1
         rows.append(row)
     return rows
@@ -169,7 +171,9 @@ def make_model(case, generator):
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if "LayerNorm.weight" in name or name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight", "layer_norm.weight")):
+            if name.endswith("norm.weight") and case.family in rotary.CLASSES:
+                value.copy_((0.0 if case.family.startswith("gemma") else 1.0) + 0.2 * noise)
+            elif "LayerNorm.weight" in name or name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight", "layer_norm.weight")):
                 value.copy_(1.0 + 0.2 * noise)
             elif name.endswith("bias"):
                 value.copy_(0.2 * noise)
@@ -501,6 +505,7 @@ def main():
     prefix = parse()
     torch.set_num_threads(1)
     decoders.attention_in_full_precision()
+    rotary.in_full_precision()
     debertas.full_precision()
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()

@@ -163,6 +163,14 @@ impl DType {
         }
     }
 
+    /// x as it is stored.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            DType::F32 => x,
+            DType::Bf16 => bf16::from_f32(x).to_f32(),
+        }
+    }
+
     /// The name, as users write it.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! Generation against transformers' `generate`, token by token, and what must hold of it by itself.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use lowrank_engine::{Device, Isa};
 use lowrank_model::{
@@ -52,6 +53,17 @@ fn greedy_and_beam_search_give_the_peers_tokens() {
         "gpt_neo-causal",
         "opt-causal",
         "opt-post-norm",
+        "llama-causal",
+        "llama-llama3",
+        "mistral-causal",
+        "qwen2-causal",
+        "qwen3-causal",
+        "gemma-causal",
+        "gemma3_text-causal",
+        "phi3-causal",
+        "olmo2-causal",
+        "smollm3-causal",
+        "granite-causal",
     ] {
         let golden = Golden::open(name).expect("a golden case opens");
         let model = model(&golden);
@@ -86,7 +98,8 @@ fn greedy_and_beam_search_give_the_peers_tokens() {
             compared += found.len();
         }
     }
-    assert_eq!(compared, 5 * 6 * 6);
+    // Decodings of so many rows each; two models have five rows.
+    assert_eq!(compared, 15 * 6 * 6 + 6 * 5);
 }
 
 #[test]
@@ -361,4 +374,36 @@ fn numbers_that_are_none_never_become_tokens() {
         };
         assert!(!generate(&model, &[vec![5]], &replaced)[0].tokens.is_empty());
     }
+}
+
+/// A Llama that was really trained (TinyStories, 260,000 parameters), with the greedy tokens of llama2.c.
+#[test]
+fn a_pretrained_llama_tells_its_story() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = repository.join("../shared/data/models/stories260k");
+    if !folder.join("model.safetensors").exists() {
+        println!("SKIPPED: no pretrained model at {}", folder.display());
+        return;
+    }
+    let options = LoadOptions {
+        task: Task::CausalLm,
+        num_labels: 1,
+        seed: 1,
+        ignore_mismatched_sizes: false,
+    };
+    let device = Device::cpu(Isa::best(), 2).expect("threads start");
+    let (model, report) = Model::load(&folder, &options, &device).expect("it loads");
+    assert!(report.new.is_empty(), "{:?}", report.new);
+    let text = std::fs::read(folder.join("expected_greedy.json")).expect("it is read");
+    let expected: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let ids = |key: &str| -> Vec<u32> {
+        serde_json::from_value(expected[key].clone()).expect("token ids")
+    };
+    let (prompt, all) = (ids("prompt_ids"), ids("greedy_ids"));
+    let options = Generate {
+        max_new_tokens: all.len() - prompt.len(),
+        ..Generate::default()
+    };
+    let found = generate(&model, &[prompt.clone()], &options);
+    assert_eq!(found[0].tokens, all[prompt.len()..]);
 }

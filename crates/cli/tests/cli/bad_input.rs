@@ -103,8 +103,8 @@ fn models() {
         ))
     });
     train(&SHORT).fails(1, &["hidden_size", "num_hidden_layers"]);
-    changed(&|c| drop(c.insert("model_type".into(), "llama".into())));
-    train(&SHORT).fails(1, &["llama", "not supported", "bert"]);
+    changed(&|c| drop(c.insert("model_type".into(), "mamba".into())));
+    train(&SHORT).fails(1, &["mamba", "not supported", "bert"]);
     changed(&|c| drop(c.insert("intermediate_size".into(), 65.into())));
     train(&SHORT).fails(1, &["expected [65, 32], found [64, 32]"]);
     fs::write(&config, "{").unwrap();

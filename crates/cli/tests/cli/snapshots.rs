@@ -299,7 +299,7 @@ fn errors_of_models() {
     fs::write(&config, "{\"model_type\": ").unwrap();
     train();
     let faults: [fn(&mut Value); 4] = [
-        |c| c["model_type"] = json!("llama"),
+        |c| c["model_type"] = json!("mamba"),
         |c| c["intermediate_size"] = json!(65),
         |c| {
             c["num_hidden_layers"] = json!(-3);

@@ -5,12 +5,11 @@
 mod absolute;
 mod rotary;
 
-use half::bf16;
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
 use lowrank_engine::ops::scale::scale;
-use lowrank_engine::{DType, Matrix, Var};
+use lowrank_engine::{Matrix, Var};
 
 use crate::config::Task;
 use crate::error::ModelError;
@@ -20,7 +19,7 @@ use crate::modules::{Embedding, LayerNorm, Linear, Modules, RmsNorm};
 use crate::pass::{Batch, Block, CausalBatch, LayerRange, Pass};
 pub(crate) use absolute::{DecoderConfig, Names, Projections, Scores};
 pub(crate) use rotary::{
-    Biases, Defaults, Fusion, HeadNorms, LLAMA, NormPlaces, Read, RopeRule, TOKENS, WindowRule,
+    Defaults, Fusion, HeadNorms, LLAMA, NormPlaces, Read, RopeRule, TOKENS, WindowRule,
 };
 
 /// A decoder's classification head.
@@ -101,10 +100,7 @@ impl<L> Decoder<L> {
         let tokens = self.tokens.lookup(pass.modules, &batch.input_ids);
         let Some(positions) = self.positions else {
             let x = embedding(pass, &[tokens]);
-            let factor = match pass.device().precision() {
-                DType::F32 => self.token_scale,
-                DType::Bf16 => bf16::from_f32(self.token_scale).to_f32(),
-            };
+            let factor = pass.device().precision().round(self.token_scale);
             return scale(pass, x, factor);
         };
         let places = batch.positions.iter();

@@ -47,7 +47,7 @@ fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
     let scale = reader.f64_or("query_pre_attn_scalar", 256.0, 1e-6..=1e12);
     let config = &mut read.config;
     config.score_scale = scale.powf(-0.5) as f32;
-    config.soft_cap = (reader.opt_f64("attn_logit_softcapping", 1e-6..=1e12)).map(|cap| cap as f32);
+    // transformers reads `attn_logit_softcapping` here and applies it nowhere.
     config.head_norms = HeadNorms::Each;
     config.norms = NormPlaces::Around;
     if reader.has("final_logit_softcapping") {

@@ -42,7 +42,6 @@ pub(crate) struct RotaryConfig {
     pub(crate) residual_scale: f32,
     /// Multiplies the logits.
     pub(crate) logit_scale: f32,
-    pub(crate) soft_cap: Option<f32>,
     /// The rotations that layers name.
     pub(crate) ropes: Vec<RopeKind>,
     pub(crate) layers: Vec<LayerKind>,
@@ -199,7 +198,6 @@ impl RotaryConfig {
             rope: kind.rope.map(|rope| ropes[rope]),
             attention: AttentionForm {
                 scale: self.score_scale,
-                soft_cap: self.soft_cap,
                 ..facts.attention(mask, dropouts.attention)
             },
             output,
