@@ -100,7 +100,7 @@ impl<L> Decoder<L> {
         let tokens = self.tokens.lookup(pass.modules, &batch.input_ids);
         let Some(positions) = self.positions else {
             let x = embedding(pass, &[tokens]);
-            let factor = pass.device().precision().round(self.token_scale);
+            let factor = pass.device().numerics().activations.round(self.token_scale);
             return scale(pass, x, factor);
         };
         let places = batch.positions.iter();
