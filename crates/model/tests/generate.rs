@@ -404,6 +404,6 @@ fn a_pretrained_llama_tells_its_story() {
         max_new_tokens: all.len() - prompt.len(),
         ..Generate::default()
     };
-    let found = generate(&model, &[prompt.clone()], &options);
+    let found = generate(&model, std::slice::from_ref(&prompt), &options);
     assert_eq!(found[0].tokens, all[prompt.len()..]);
 }

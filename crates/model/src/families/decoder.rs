@@ -57,16 +57,17 @@ enum Head {
 }
 
 impl Head {
-    /// Loads the head of the loader's task. A language model's is `tokens` where it is tied; tables are [V, `width`].
+    /// Loads the head of the loader's task; a language model's is the tied table, if there is one. Tables are [V, `width`].
     fn build(
-        tokens: Embedding,
-        is_tied: bool,
+        tied: Option<Embedding>,
         [vocab, width]: [usize; 2],
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         match loader.task() {
-            Task::CausalLm if is_tied => Ok(Head::Table(tokens)),
-            Task::CausalLm => Ok(Head::Table(loader.head_table(LM_HEAD, [vocab, width])?)),
+            Task::CausalLm => Ok(Head::Table(match tied {
+                Some(tokens) => tokens,
+                None => loader.head_table(LM_HEAD, [vocab, width])?,
+            })),
             _ => {
                 let score = loader.spec("score", [width, loader.num_labels()]);
                 let score = loader.linear_of(LinearSpec {

@@ -110,7 +110,7 @@ impl Architecture for DecoderConfig {
             true => FinalNorm::Layer(self.norm(names.final_norm, width, loader)?),
             false => FinalNorm::None,
         };
-        let head = Head::build(tokens, is_tied, [vocab, narrow], loader)?;
+        let head = Head::build(is_tied.then_some(tokens), [vocab, narrow], loader)?;
         Ok(Box::new(Decoder {
             tokens,
             token_scale: 1.0,

@@ -19,7 +19,7 @@ use crate::config::{Facts, Task};
 use crate::error::ModelError;
 use crate::families::decoder::{Decoder, FinalNorm, Head};
 use crate::families::{Architecture, FamilyConfig, Network};
-use crate::load::Loader;
+use crate::load::{LinearSpec, Loader};
 use crate::modules::{Linear, RmsNorm, Rope, RopeId, RopeKind};
 use crate::pass::{AttentionContext, Block, Pass};
 pub(crate) use read::{Defaults, LLAMA, Read, RopeRule, WindowRule};
@@ -120,7 +120,7 @@ impl Architecture for RotaryConfig {
             .map(|i| self.layer(i, config, &ropes, loader))
             .collect::<Result<_, _>>()?;
         let final_norm = FinalNorm::Rms(self.norm("model.norm", facts.hidden_size, loader)?);
-        let head = Head::build(tokens, is_tied, shape, loader)?;
+        let head = Head::build(is_tied.then_some(tokens), shape, loader)?;
         let head_scale = match loader.task() {
             Task::CausalLm => self.logit_scale,
             _ => 1.0,
@@ -223,7 +223,9 @@ impl RotaryConfig {
         let kv = facts.num_key_value_heads * facts.head_dim;
         let biases = self.biases;
         let mut linear = |name: &str, shape, has_bias| {
-            linear(loader, &format!("{path}.{name}"), shape, has_bias)
+            let path = format!("{path}.{name}");
+            let spec = loader.spec(&path, shape);
+            loader.linear_of(LinearSpec { has_bias, ..spec })
         };
         match self.fusion {
             Fusion::None => {
@@ -261,8 +263,12 @@ impl RotaryConfig {
 
     fn mlp(&self, path: &str, facts: &Facts, loader: &mut Loader<'_>) -> Result<Mlp, ModelError> {
         let (width, inner) = (facts.hidden_size, facts.intermediate_size);
-        let mut linear =
-            |name: &str, shape| linear(loader, &format!("{path}.{name}"), shape, self.biases.mlp);
+        let has_bias = self.biases.mlp;
+        let mut linear = |name: &str, shape| {
+            let path = format!("{path}.{name}");
+            let spec = loader.spec(&path, shape);
+            loader.linear_of(LinearSpec { has_bias, ..spec })
+        };
         let gate_up = match self.fusion {
             Fusion::None => GateUp::Separate([
                 linear("gate_proj", [width, inner])?,
@@ -275,16 +281,6 @@ impl RotaryConfig {
             down: linear("down_proj", [inner, width])?,
         })
     }
-}
-
-fn linear(
-    loader: &mut Loader<'_>,
-    path: &str,
-    shape: [usize; 2],
-    has_bias: bool,
-) -> Result<Linear, ModelError> {
-    let spec = loader.spec(path, shape);
-    loader.linear_of(if has_bias { spec } else { spec.unbiased() })
 }
 
 /// One layer.
