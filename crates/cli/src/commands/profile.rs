@@ -81,7 +81,7 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Arc<
             }
             let config = with_dropout(ModelConfig::read(Path::new(path))?, args.dropout)?;
             let options = LoadOptions {
-                task: task_of(&config),
+                task: args.data.task.unwrap_or_else(|| task_of(&config)),
                 num_labels: 2,
                 seed: 1,
                 ignore_mismatched_sizes: false,
@@ -119,9 +119,10 @@ fn model_and_rows(args: &ProfileArgs, device: &Device) -> RunResult<(Model, Arc<
     if args.generate.is_some() {
         if model.task() != Task::CausalLm {
             return Err(RunError::usage(format!(
-                "a `{}` model generates no text",
-                model.config().model_type
-            )));
+                "the task is `{}`, whose models generate no text",
+                model.task().name()
+            ))
+            .hint("pass --task causal_lm for a language model"));
         }
         return Ok((model, examples));
     }

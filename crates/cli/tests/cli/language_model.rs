@@ -582,3 +582,28 @@ fn what_a_language_model_refuses() {
     lab.run(&["predict", "--model", "@scratch/model", "--text", "a"])
         .fails(2, &["lowrank generate"]);
 }
+
+#[test]
+fn a_profile_of_a_configuration_has_the_task_that_is_asked_for() {
+    let lab = Lab::new();
+    let file = lab.path("base/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    config.as_object_mut().unwrap().remove("architectures");
+    fs::write(&file, config.to_string()).unwrap();
+    let file = file.display().to_string();
+    let words = [
+        "profile",
+        "--model-config",
+        &file,
+        "--generate",
+        "3",
+        "--batch",
+        "2",
+        "--seq",
+        "4",
+        "--steps",
+        "1",
+    ];
+    lowrank(&words).fails(2, &["--task causal_lm"]);
+    lowrank(&[&words[..], &["--task", "causal_lm"]].concat()).ok();
+}
