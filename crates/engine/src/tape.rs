@@ -65,7 +65,7 @@ impl Var {
     }
 
     pub(crate) fn into_owned(self) -> Tensor {
-        Arc::try_unwrap(self.value).unwrap_or_else(|shared| shared.duplicate())
+        Tensor::owned(self.value)
     }
 }
 
@@ -525,7 +525,7 @@ impl Backprop<'_> {
 impl Through {
     /// f'(pre) d_y, in the place of d_y unless others hold it.
     fn backward(&self, d_y: Arc<Tensor>) -> Tensor {
-        let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let mut d_x = Tensor::owned(d_y);
         let device = d_x.device().clone();
         device.run(Call::ActivationBackward {
             kind: self.kind,

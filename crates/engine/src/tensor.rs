@@ -2,6 +2,7 @@
 //! read and written by copies; only a backend sees the values where they lie.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use lowrank_kernels::{DType, Plain};
 
@@ -103,6 +104,11 @@ impl Tensor {
             out: &mut copy,
         });
         copy
+    }
+
+    /// A shared tensor to keep or overwrite: itself where nobody else holds it, else a copy.
+    pub(crate) fn owned(shared: Arc<Tensor>) -> Self {
+        Arc::try_unwrap(shared).unwrap_or_else(|shared| shared.duplicate())
     }
 
     /// The same values, row by row, as a matrix of another shape. Panics if that has another number of them.

@@ -247,7 +247,7 @@ impl Backward for NormBackward<'_> {
         if self.x_node.is_none() && self.residual_node.is_none() {
             return;
         }
-        let mut d_z = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let mut d_z = Tensor::owned(d_y);
         let NormBackward {
             saved,
             x_node,

@@ -22,7 +22,7 @@ struct ReshapeBackward {
 
 impl Backward for ReshapeBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let d_y = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let d_y = Tensor::owned(d_y);
         let rows = d_y.len() / self.x_cols.max(1);
         cx.add(self.x_node, d_y.reshaped(rows, self.x_cols));
     }

@@ -93,7 +93,7 @@ impl RopeBackward {
 
 impl Backward for RopeBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let mut d_x = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let mut d_x = Tensor::owned(d_y);
         self.rotate(RotationSense::Backward, &mut d_x);
         cx.add(self.x_node, d_x);
     }

@@ -23,7 +23,7 @@ struct ScaleBackward {
 
 impl Backward for ScaleBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let d_y = Arc::try_unwrap(d_y).unwrap_or_else(|shared| shared.duplicate());
+        let d_y = Tensor::owned(d_y);
         cx.add(self.x_node, scaled(d_y, self.factor));
     }
 }
