@@ -8,7 +8,7 @@ mod layer_range;
 pub use crate::modules::Pass;
 pub use causal::CausalBatch;
 pub(crate) use causal::Continuation;
-pub(crate) use context::{AttentionContext, Queries};
+pub(crate) use context::{AttentionContext, Queries, SharedCache};
 pub(crate) use layer_range::Block;
 pub use layer_range::{Entry, LayerRange, Prefix};
 

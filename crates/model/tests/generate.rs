@@ -5,15 +5,16 @@ use std::path::Path;
 
 use lowrank_engine::{Device, Isa};
 use lowrank_model::{
-    AdapterSlot, BeamSearch, EarlyStopping, Generate, Generated, Generation, LoadOptions, Model,
-    Sampling, Search, Task,
+    AdapterSlot, BeamSearch, EarlyStopping, Generate, Generated, Generation, LoadOptions,
+    LoadReport, Model, Sampling, Search, Task,
 };
 use lowrank_testkit::Golden;
 
 /// End token of the golden models.
 const EOS: u32 = 2;
 
-fn model(golden: &Golden) -> Model {
+/// The language model of a folder.
+fn load(folder: &Path) -> (Model, LoadReport) {
     let options = LoadOptions {
         task: Task::CausalLm,
         num_labels: 1,
@@ -21,7 +22,11 @@ fn model(golden: &Golden) -> Model {
         ignore_mismatched_sizes: false,
     };
     let device = Device::cpu(Isa::best(), 2).expect("threads start");
-    let (mut model, _) = Model::load(&golden.model_dir(), &options, &device).expect("it loads");
+    Model::load(folder, &options, &device).expect("it loads")
+}
+
+fn model(golden: &Golden) -> Model {
+    let (mut model, _) = load(&golden.model_dir());
     let adapter = golden.adapter_dir().expect("the case has an adapter");
     model.load_adapter(&adapter).expect("it fits");
     model
@@ -385,14 +390,7 @@ fn a_pretrained_llama_tells_its_story() {
         println!("SKIPPED: no pretrained model at {}", folder.display());
         return;
     }
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 1,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
-    let device = Device::cpu(Isa::best(), 2).expect("threads start");
-    let (model, report) = Model::load(&folder, &options, &device).expect("it loads");
+    let (model, report) = load(&folder);
     assert!(report.new.is_empty(), "{:?}", report.new);
     let text = std::fs::read(folder.join("expected_greedy.json")).expect("it is read");
     let expected: serde_json::Value = serde_json::from_slice(&text).expect("JSON");

@@ -104,7 +104,7 @@ impl<L> Decoder<L> {
             let factor = pass.device().numerics().activations.round(self.token_scale);
             return scale(pass, x, factor);
         };
-        let places = batch.positions.iter();
+        let places = batch.context.positions().iter();
         let places: Vec<u32> = places.map(|place| positions.first + place).collect();
         let positions = positions.table.lookup(pass.modules, &places);
         let Some(project) = &self.project_in else {

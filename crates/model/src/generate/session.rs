@@ -3,7 +3,7 @@
 //! Source: Yu et al. 2022, "Orca" (requests join and leave step by step); Kwon et al. 2023, "PagedAttention".
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 
 use lowrank_engine::ops::cached_attention::QueryRole;
 use lowrank_engine::ops::lm_head::lm_logits;
@@ -19,7 +19,7 @@ use crate::adapters::AdapterSlot;
 use crate::error::ModelError;
 use crate::families::LanguageModel;
 use crate::model::Model;
-use crate::pass::{CausalBatch, Continuation, LayerRange};
+use crate::pass::{CausalBatch, Continuation, LayerRange, SharedCache};
 
 /// Names one request of its session; a number is never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,7 +65,7 @@ struct Prefix {
 pub struct Session<'m> {
     model: &'m Model,
     language: &'m dyn LanguageModel,
-    cache: Arc<Mutex<KvCache>>,
+    cache: SharedCache,
     live: Vec<Live>,
     prefixes: BTreeMap<PrefixId, Prefix>,
     prefill_tokens: usize,
@@ -103,7 +103,7 @@ impl Model {
         Ok(Session {
             model: self,
             language,
-            cache: Arc::new(Mutex::new(KvCache::new(language.num_layers()))),
+            cache: SharedCache::new(language.num_layers()),
             live: Vec::new(),
             prefixes: BTreeMap::new(),
             prefill_tokens: usize::MAX,
@@ -362,7 +362,7 @@ impl Session<'_> {
         let (mut events, mut gone) = (Vec::new(), Vec::new());
         for (place, chosen) in chosen {
             let cache = self.cache.clone();
-            let cache = &mut cache.lock().expect("no layer panicked in a cache");
+            let cache = &mut cache.lock();
             let live = &mut self.live[place];
             let id = live.id;
             let (token, end) = match live.advance(chosen, cache) {
@@ -416,7 +416,7 @@ impl Session<'_> {
     }
 
     fn cache(&self) -> MutexGuard<'_, KvCache> {
-        self.cache.lock().expect("no layer panicked in a cache")
+        self.cache.lock()
     }
 }
 

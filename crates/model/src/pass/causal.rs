@@ -1,22 +1,18 @@
 //! What a decoder runs of a batch: what comes after a sequence's last wanted row changes none of them, and only wanted rows
 //! go on after the last layer's attention. It knows no network. M = tokens that are run, N = rows that are wanted.
 
-use std::sync::{Arc, Mutex};
-
 use lowrank_engine::ops::cached_attention::QueryRole;
 use lowrank_engine::ops::rows::select_rows;
-use lowrank_engine::{KvCache, SequenceId, Var};
+use lowrank_engine::{SequenceId, Var};
 
 use crate::modules::Pass;
-use crate::pass::context::{Addition, AttentionContext, CachedBatch, Queries};
+use crate::pass::context::{Addition, AttentionContext, CachedBatch, Queries, SharedCache};
 use crate::pass::{Batch, LayerRange};
 
 /// Tokens that run through a decoder.
 pub struct CausalBatch {
     /// Token ids [M].
     pub(crate) input_ids: Vec<u32>,
-    /// Places in their sequences [M].
-    pub(crate) positions: Arc<[u32]>,
     pub(crate) context: AttentionContext,
     /// Of a batch, the rows of it that are run.
     run: Option<Vec<usize>>,
@@ -61,21 +57,19 @@ impl CausalBatch {
             offsets: query_offsets.into(),
         };
         let queries = Some(queries).filter(|queries| queries.rows.len() < input_ids.len());
-        let positions: Arc<[u32]> = positions.into();
         CausalBatch {
             input_ids,
-            context: AttentionContext::of_batch(offsets.into(), queries).at(positions.clone()),
-            positions,
+            context: AttentionContext::of_batch(offsets.into(), queries).at(positions),
             run: Some(run),
             wanted: Some(wanted),
         }
     }
 
     /// Sequences of a cache go on; the last token of each is wanted. Panics if one goes on with nothing.
-    pub(crate) fn in_cache(cache: &Arc<Mutex<KvCache>>, sequences: &[Continuation<'_>]) -> Self {
+    pub(crate) fn in_cache(cache: &SharedCache, sequences: &[Continuation<'_>]) -> Self {
         let (mut input_ids, mut positions) = (Vec::new(), Vec::new());
         let (mut offsets, mut additions) = (vec![0], Vec::new());
-        let mut held = cache.lock().expect("no layer panicked in a cache");
+        let mut held = cache.lock();
         for sequence in sequences {
             let (id, tokens) = (sequence.sequence, sequence.tokens.len());
             assert!(tokens > 0, "no new token");
@@ -101,11 +95,9 @@ impl CausalBatch {
             additions,
             offsets: offsets.into(),
         };
-        let positions: Arc<[u32]> = positions.into();
         CausalBatch {
             input_ids,
-            context: AttentionContext::of_cache(batch, queries).at(positions.clone()),
-            positions,
+            context: AttentionContext::of_cache(batch, queries).at(positions),
             run: None,
             wanted: None,
         }

@@ -23,8 +23,10 @@ pub(crate) struct AttentionContext {
     /// The rows of the last layer that go on; all of them where absent.
     queries: Option<Queries>,
     keys: Keys,
-    /// Places of the batch's tokens in their sequences [M]; of encoders without rotations, empty.
+    /// Places of the batch's tokens in their sequences [M]; of encoders, empty.
     positions: Arc<[u32]>,
+    /// One more than the largest of them.
+    longest: usize,
 }
 
 /// Rows of a batch, some of each sequence, in its order.
@@ -42,10 +44,14 @@ enum Keys {
     Cache(Arc<CachedBatch>),
 }
 
+/// A KV cache that a session and the layers of its passes hold.
+#[derive(Clone)]
+pub(crate) struct SharedCache(Arc<Mutex<KvCache>>);
+
 /// Tokens that sequences of a KV cache go on with.
 pub(crate) struct CachedBatch {
     /// Locked by one layer at a time.
-    pub(crate) cache: Arc<Mutex<KvCache>>,
+    pub(crate) cache: SharedCache,
     pub(crate) additions: Vec<Addition>,
     /// Where each sequence's tokens start in the batch, and the end.
     pub(crate) offsets: Arc<[usize]>,
@@ -67,6 +73,7 @@ impl AttentionContext {
             queries,
             keys: Keys::Batch(offsets),
             positions: Arc::default(),
+            longest: 0,
         }
     }
 
@@ -77,12 +84,22 @@ impl AttentionContext {
             queries,
             keys: Keys::Cache(batch.into()),
             positions: Arc::default(),
+            longest: 0,
         }
     }
 
     /// The same with the places of the tokens in their sequences.
-    pub(crate) fn at(self, positions: Arc<[u32]>) -> Self {
-        AttentionContext { positions, ..self }
+    pub(crate) fn at(self, positions: Vec<u32>) -> Self {
+        AttentionContext {
+            longest: positions.iter().max().map_or(0, |&last| last as usize + 1),
+            positions: positions.into(),
+            ..self
+        }
+    }
+
+    /// Places of the batch's tokens in their sequences [M].
+    pub(crate) fn positions(&self) -> &[u32] {
+        &self.positions
     }
 
     /// The context of layer `layer` of `count`.
@@ -92,6 +109,7 @@ impl AttentionContext {
             queries: self.queries.clone().filter(|_| layer + 1 == count),
             keys: self.keys.clone(),
             positions: self.positions.clone(),
+            longest: self.longest,
         }
     }
 
@@ -112,8 +130,7 @@ impl AttentionContext {
     pub(crate) fn rotate(&self, pass: &mut Pass<'_, '_>, [q, k]: [Var; 2], id: RopeId) -> [Var; 2] {
         let (modules, positions) = (pass.modules, &self.positions);
         let kind = modules.rope(id);
-        let longest = positions.iter().max().map_or(0, |&last| last as usize + 1);
-        let table = kind.table(pass.device(), longest);
+        let table = kind.table(pass.device(), self.longest);
         let of_q = match self.queries() {
             None => positions.clone(),
             Some(rows) => rows.iter().map(|&row| positions[row]).collect(),
@@ -157,7 +174,7 @@ impl AttentionContext {
             Keys::Batch(_) => return attention(pass, q, k, v, self.spec(form)),
             Keys::Cache(batch) => batch,
         };
-        let mut cache = batch.lock();
+        let mut cache = batch.cache.lock();
         let new: Vec<_> = (batch.additions.iter())
             .map(|addition| (addition.sequence, addition.tokens))
             .collect();
@@ -200,8 +217,12 @@ impl Queries {
     }
 }
 
-impl CachedBatch {
-    fn lock(&self) -> MutexGuard<'_, KvCache> {
-        self.cache.lock().expect("no layer panicked in a cache")
+impl SharedCache {
+    pub(crate) fn new(layers: usize) -> Self {
+        SharedCache(Arc::new(Mutex::new(KvCache::new(layers))))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, KvCache> {
+        self.0.lock().expect("no layer panicked in a cache")
     }
 }
