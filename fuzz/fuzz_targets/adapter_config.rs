@@ -1,5 +1,5 @@
-//! Any bytes as `adapter_config.json`: an error, or a configuration that is written back to the same bytes, whose changed
-//! form is read again, and whose patterns can be asked about any module.
+//! Any bytes as `adapter_config.json`: an error, or a configuration that is written back to the
+//! same bytes, whose changed form is read again, and whose patterns can be asked about any module.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Any JSON as a model's `config.json`: every kind of field is asked for, and rendering it gives JSON that means the same.
+//! Any JSON as a model's `config.json`: every kind of field is asked for, and rendering it gives
+//! JSON that means the same.
 #![no_main]
 
 use std::path::Path;

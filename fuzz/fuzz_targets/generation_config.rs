@@ -1,4 +1,5 @@
-//! Any bytes as a generation_config.json: what is read can be shown, checked against a vocabulary and laid over itself.
+//! Any bytes as a generation_config.json: what is read can be shown, checked against a vocabulary
+//! and laid over itself.
 #![no_main]
 
 use std::path::Path;

@@ -1,5 +1,6 @@
-//! Any bytes as a GGUF file: an error, or a file whose every key and tensor can be read. The bytes are taken as they are, and once
-//! more behind a sound beginning, which the fuzzer would hardly find by itself.
+//! Any bytes as a GGUF file: an error, or a file whose every key and tensor can be read. The bytes
+//! are taken as they are, and once more behind a sound beginning, which the fuzzer would hardly
+//! find by itself.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

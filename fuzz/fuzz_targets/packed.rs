@@ -1,5 +1,5 @@
-//! Any bytes as the safetensors file of a quantised model: an error, or tensors that can be read, also in parts. The first byte says
-//! how it is packed.
+//! Any bytes as the safetensors file of a quantised model: an error, or tensors that can be read,
+//! also in parts. The first byte says how it is packed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Any bytes as the pickle inside a legacy PyTorch file, behind the right magic: the opcodes are reached at once.
+//! Any bytes as the pickle inside a legacy PyTorch file, behind the right magic: the opcodes are
+//! reached at once.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

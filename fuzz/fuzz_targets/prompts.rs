@@ -1,5 +1,6 @@
-//! Any bytes as a file of generation data (E2E, WebNLG in both forms, DART, references), its kind told or given: an error or
-//! prompts with their references, never a panic. The first byte chooses the file's extension.
+//! Any bytes as a file of generation data (E2E, WebNLG in both forms, DART, references), its kind
+//! told or given: an error or prompts with their references, never a panic. The first byte chooses
+//! the file's extension.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

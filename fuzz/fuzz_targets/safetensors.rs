@@ -1,5 +1,6 @@
-//! Any bytes as a safetensors file: an error, or a file whose every tensor can be read. The bytes are taken as they are, and
-//! once more as a header with its true length before them, which the fuzzer would hardly find by itself.
+//! Any bytes as a safetensors file: an error, or a file whose every tensor can be read. The bytes
+//! are taken as they are, and once more as a header with its true length before them, which the
+//! fuzzer would hardly find by itself.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

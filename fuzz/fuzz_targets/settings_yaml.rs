@@ -1,4 +1,5 @@
-//! Any text as a file of settings: an error with a line, or settings that are written and read back as the same.
+//! Any text as a file of settings: an error with a line, or settings that are written and read back
+//! as the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

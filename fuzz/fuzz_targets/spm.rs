@@ -1,13 +1,13 @@
-//! Any bytes as `spm.model`, and texts through it: an error or ids that are read back to text, never a panic. One text is taken
-//! from the end of the bytes.
+//! Any bytes as `spm.model`, and texts through it: an error or ids that are read back to text,
+//! never a panic. One text is taken from the end of the bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use lowrank_data::{Tokenizer, TokenizerFamily};
 
 fuzz_target!(init: {
-    // The library under ours panics on files that contradict themselves, which ours turns into errors: only a panic that
-    // comes out ends the run.
+    // The library under ours panics on files that contradict themselves, which ours turns into
+    // errors: only a panic that comes out ends the run.
     std::panic::set_hook(Box::new(|_| {}));
 }, |bytes: &[u8]| {
     let dir = std::env::temp_dir().join(format!("lowrank-fuzz-spm-{}", std::process::id()));

@@ -1,5 +1,5 @@
-//! Any bytes as the files of a tokenizer, and any text through it: an error or ids, never a panic. The first byte chooses the
-//! file, a line of `---` parts it from a second one and from the text.
+//! Any bytes as the files of a tokenizer, and any text through it: an error or ids, never a panic.
+//! The first byte chooses the file, a line of `---` parts it from a second one and from the text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,8 +13,8 @@ const FILES: [&[&str]; 4] = [
 ];
 
 fuzz_target!(init: {
-    // The library under ours panics on files that contradict themselves, which ours turns into errors: only a panic that
-    // comes out ends the run.
+    // The library under ours panics on files that contradict themselves, which ours turns into
+    // errors: only a panic that comes out ends the run.
     std::panic::set_hook(Box::new(|_| {}));
 }, |bytes: &[u8]| {
     let Some((&choice, rest)) = bytes.split_first() else { return };

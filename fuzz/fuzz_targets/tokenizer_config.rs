@@ -1,5 +1,6 @@
-//! Any bytes as tokenizer_config.json, special_tokens_map.json and added_tokens.json beside a small vocabulary: an error, or a
-//! tokenizer whose ids are read back to text, never a panic. A line of `---` parts the files.
+//! Any bytes as tokenizer_config.json, special_tokens_map.json and added_tokens.json beside a small
+//! vocabulary: an error, or a tokenizer whose ids are read back to text, never a panic. A line of
+//! `---` parts the files.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Any bytes as a PyTorch file (zip, legacy, or neither): an error, or a state dict whose every tensor can be read.
+//! Any bytes as a PyTorch file (zip, legacy, or neither): an error, or a state dict whose every
+//! tensor can be read.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

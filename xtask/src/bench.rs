@@ -1,6 +1,7 @@
-//! `cargo xtask bench`: our training step and the peer's, in turns, so that the machine's drift meets all alike.
-//! Both read one checkpoint with random weights and one file of rows (tools/bench/prepare.py). Each run is a process of its
-//! own that prints one JSON line with `tokens_per_s`, `peak_rss_bytes` and `loss`.
+//! `cargo xtask bench`: our training step and the peer's, in turns, so that the machine's drift
+//! meets all alike. Both read one checkpoint with random weights and one file of rows
+//! (tools/bench/prepare.py). Each run is a process of its own that prints one JSON line with
+//! `tokens_per_s`, `peak_rss_bytes` and `loss`.
 
 use std::path::Path;
 use std::process::Command;

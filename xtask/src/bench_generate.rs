@@ -1,6 +1,7 @@
-//! `cargo xtask bench-generate`: how fast lowrank and transformers' `generate` write, greedily, in turns. Both read one
-//! checkpoint with random weights and one file of prompts (tools/bench/prepare.py); each run is a process of its own that
-//! prints one JSON line with its speeds and its tokens.
+//! `cargo xtask bench-generate`: how fast lowrank and transformers' `generate` write, greedily, in
+//! turns. Both read one checkpoint with random weights and one file of prompts
+//! (tools/bench/prepare.py); each run is a process of its own that prints one JSON line with its
+//! speeds and its tokens.
 
 use std::path::Path;
 use std::process::Command;

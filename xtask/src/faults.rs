@@ -1,4 +1,5 @@
-//! `cargo xtask faults`: the test that lets file calls fail, with every call in place of some. Minutes, outside the gate.
+//! `cargo xtask faults`: the test that lets file calls fail, with every call in place of some.
+//! Minutes, outside the gate.
 
 use std::process::Command;
 

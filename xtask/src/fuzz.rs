@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: every fuzz target for ten minutes, outside the gate. Needs `cargo install cargo-fuzz`.
+//! `cargo xtask fuzz`: every fuzz target for ten minutes, outside the gate. Needs
+//! `cargo install cargo-fuzz`.
 
 use std::process::Command;
 
@@ -18,7 +19,8 @@ const SEEDS: [(&str, &str); 6] = [
     ("gguf", "crates/data/tests/fixtures/gguf"),
 ];
 
-/// Runs the targets that are named, or all of them; a target that finds something does not keep the others from running.
+/// Runs the targets that are named, or all of them; a target that finds something does not keep the
+/// others from running.
 pub fn run(words: &[String]) -> Result<(), String> {
     let mut arguments = Arguments::new(words);
     let seconds = arguments.number("--seconds", SECONDS)?;
@@ -75,7 +77,8 @@ fn fuzz(target: &str, seconds: u64) -> Result<bool, String> {
             &format!("-max_total_time={seconds}"),
             "-rss_limit_mb=4096",
         ])
-        // The instrumentation asks for unstable flags, which the stable compiler has under another name.
+        // The instrumentation asks for unstable flags, which the stable compiler has under another
+        // name.
         .env("RUSTC_BOOTSTRAP", "1")
         .current_dir(root())
         .status()

@@ -1,4 +1,5 @@
-//! `cargo xtask`: the development commands. It knows the layout of the repository and nothing of the product's code.
+//! `cargo xtask`: the development commands. It knows the layout of the repository and nothing of
+//! the product's code.
 
 mod arguments;
 mod bench;

@@ -1,5 +1,5 @@
-//! What the benchmarks against peers share: who runs, in which turns, on what both sides read, and the ratios of the rounds.
-//! It does not know what is measured.
+//! What the benchmarks against peers share: who runs, in which turns, on what both sides read, and
+//! the ratios of the rounds. It does not know what is measured.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -78,8 +78,9 @@ pub fn script(python: &str, name: &str) -> Command {
     command
 }
 
-/// Makes a folder of this process with a checkpoint and rows (tools/bench/prepare.py, told `arguments`), and removes it
-/// when `work` is done with it: half a gigabyte that nobody needs any more.
+/// Makes a folder of this process with a checkpoint and rows (tools/bench/prepare.py, told
+/// `arguments`), and removes it when `work` is done with it: half a gigabyte that nobody needs any
+/// more.
 pub fn with_prepared<'a>(
     python: &str,
     arguments: impl IntoIterator<Item = &'a str>,

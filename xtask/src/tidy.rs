@@ -1,5 +1,5 @@
-//! `cargo xtask tidy`: the rules of the repository that no compiler checks. Each rule is a function from the files to
-//! lines of complaint; all rules run before anything is reported.
+//! `cargo xtask tidy`: the rules of the repository that no compiler checks. Each rule is a function
+//! from the files to lines of complaint; all rules run before anything is reported.
 
 mod commands;
 mod edges;
@@ -20,6 +20,7 @@ pub fn run(words: &[String]) -> Result<(), String> {
     let mut faults = Vec::new();
     faults.extend(text::file_headers(&repository));
     faults.extend(text::file_lengths(&repository));
+    faults.extend(text::comment_widths(&repository));
     faults.extend(text::file_names(&repository));
     faults.extend(text::module_layout(&repository));
     faults.extend(text::banned_strings(&repository));

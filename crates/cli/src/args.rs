@@ -1,7 +1,8 @@
-//! The command line: one struct a command. A doc comment is the help; a field's name is the flag and the key in a file.
+//! The command line: one struct a command. A doc comment is the help; a field's name is the flag
+//! and the key in a file.
 //!
-//! Every value is optional here: defaults are filled in by `resolve.rs`, so that a file, the flags and a resumed run can
-//! be laid over each other first.
+//! Every value is optional here: defaults are filled in by `resolve.rs`, so that a file, the flags
+//! and a resumed run can be laid over each other first.
 
 pub mod common;
 pub mod generate;
@@ -60,7 +61,8 @@ pub fn parse() -> Command {
     }
 }
 
-/// With negative numbers as values: `--lr -1` is refused by its name, not as an unknown flag, and `--labels -1 1` are names.
+/// With negative numbers as values: `--lr -1` is refused by its name, not as an unknown flag, and
+/// `--labels -1 1` are names.
 fn command_line() -> clap::Command {
     Cli::command().mut_subcommands(|command| {
         command.mut_args(|arg| match arg.get_action().takes_values() {
@@ -85,7 +87,8 @@ fn finite(text: &str) -> Result<f64, String> {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train an adapter (or all weights, with --full) and write it with its log, checkpoints and report
+    /// Train an adapter (or all weights, with --full) and write it with its log, checkpoints and
+    /// report
     Train(Box<TrainArgs>),
     /// Measure a model, with or without an adapter, on labelled rows; or score generated texts
     Eval(Box<EvalArgs>),

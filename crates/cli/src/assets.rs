@@ -68,8 +68,8 @@ fn asset(name: &str) -> RunResult<String> {
     Ok(shown.display().to_string())
 }
 
-/// A file or folder of the repository that holds this program's default model and data: looked for from the current directory
-/// upward, then from the program's own folder upward.
+/// A file or folder of the repository that holds this program's default model and data: looked for
+/// from the current directory upward, then from the program's own folder upward.
 fn find_asset(relative: &str) -> Option<PathBuf> {
     let here = env::current_dir().ok();
     let program = env::current_exe().ok();

@@ -1,4 +1,5 @@
-//! One file a command. Each has a `run` that takes its flags, laid over their file, and does the work.
+//! One file a command. Each has a `run` that takes its flags, laid over their file, and does the
+//! work.
 
 pub mod check;
 pub mod convert;

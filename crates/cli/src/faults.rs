@@ -1,5 +1,6 @@
-//! Faults that a test asks for, in a debug build: `LOWRANK_FAULT=<n>:<kill|full|io|hold>` lets the n-th file call fail, and
-//! `LOWRANK_FAULT_LOG=FILE` lists all calls. A release build reads neither.
+//! Faults that a test asks for, in a debug build: `LOWRANK_FAULT=<n>:<kill|full|io|hold>` lets the
+//! n-th file call fail, and `LOWRANK_FAULT_LOG=FILE` lists all calls. A release build reads
+//! neither.
 
 use std::env;
 

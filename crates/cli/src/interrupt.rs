@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP: `train` is asked to stop at a safe place, and a second signal ends it at once; any other command
-//! ends at the first. What was half-written goes with it.
+//! Ctrl-C, SIGTERM and SIGHUP: `train` is asked to stop at a safe place, and a second signal ends
+//! it at once; any other command ends at the first. What was half-written goes with it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,8 @@ pub fn listen() -> RunResult<Arc<AtomicBool>> {
     Ok(raised)
 }
 
-/// For commands without a place to stop at: the first signal removes temporary files and folders and ends the program.
+/// For commands without a place to stop at: the first signal removes temporary files and folders
+/// and ends the program.
 ///
 /// # Errors
 /// The system refuses the handler.
@@ -42,7 +43,8 @@ pub fn end_cleanly() -> RunResult {
     set_handler(handler)
 }
 
-/// Listens to the signals that nobody asked to ignore: under `nohup` a closed terminal ends nothing.
+/// Listens to the signals that nobody asked to ignore: under `nohup` a closed terminal ends
+/// nothing.
 fn set_handler(handler: impl FnMut() + Send + 'static) -> RunResult {
     let hangup = Hangup::found();
     ctrlc::set_handler(handler).map_err(|error| RunError::from_error(&error))?;
@@ -61,7 +63,8 @@ enum Hangup {
 #[allow(unsafe_code)]
 impl Hangup {
     fn found() -> Self {
-        // SAFETY: all bytes zero are a valid `sigaction`: it holds integers and a pointer that may be null.
+        // SAFETY: all bytes zero are a valid `sigaction`: it holds integers and a pointer that may
+        // be null.
         let mut found: libc::sigaction = unsafe { std::mem::zeroed() };
         // SAFETY: a null pointer for the new action only asks; `found` lives through the call.
         let outcome = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut found) };

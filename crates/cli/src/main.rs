@@ -1,5 +1,5 @@
-//! The program `lowrank`: parses the command line, runs one command, and turns its failure into a message and an exit code.
-//! The only crate that prints or reads the environment.
+//! The program `lowrank`: parses the command line, runs one command, and turns its failure into a
+//! message and an exit code. The only crate that prints or reads the environment.
 #![deny(unsafe_code, clippy::print_stdout, clippy::print_stderr)]
 
 mod allocator;

@@ -84,13 +84,14 @@ impl std::fmt::Display for TextTable {
     }
 }
 
-/// Writes to standard output, control characters escaped. A reader that went away (`| head`) ends the program quietly; a full
-/// disk is an error.
+/// Writes to standard output, control characters escaped. A reader that went away (`| head`) ends
+/// the program quietly; a full disk is an error.
 pub fn print(text: impl std::fmt::Display) {
     write_out(&printable(&text.to_string()));
 }
 
-/// Writes text that a model made: as it is into a file or pipe, control characters escaped on a terminal.
+/// Writes text that a model made: as it is into a file or pipe, control characters escaped on a
+/// terminal.
 pub fn print_generated(text: &str) {
     match io::stdout().is_terminal() {
         true => print(text),

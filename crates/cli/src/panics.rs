@@ -1,4 +1,5 @@
-//! Panics: one that a library's caller catches prints nothing; any other becomes one clear message and exit code 101.
+//! Panics: one that a library's caller catches prints nothing; any other becomes one clear message
+//! and exit code 101.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{self, AssertUnwindSafe};
@@ -26,8 +27,8 @@ pub fn remember() {
     }));
 }
 
-/// Runs a command; a panic in it is an internal error. What does not fit is refused before it is begun; where a plan cannot tell, the
-/// engine unwinds, and that is an error of its own.
+/// Runs a command; a panic in it is an internal error. What does not fit is refused before it is
+/// begun; where a plan cannot tell, the engine unwinds, and that is an error of its own.
 ///
 /// # Errors
 /// Those of the command.

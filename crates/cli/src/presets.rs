@@ -14,7 +14,8 @@ use crate::settings;
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PresetArgs {
-    /// Start from a recipe of the LoRA paper, such as paper/gpt2-medium-e2e; files and flags win over it
+    /// Start from a recipe of the LoRA paper, such as paper/gpt2-medium-e2e; files and flags win
+    /// over it
     #[arg(long, value_name = "NAME", help_heading = "General")]
     pub preset: Option<String>,
 }

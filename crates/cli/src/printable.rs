@@ -1,15 +1,18 @@
-//! What comes out of files may stand on a terminal: control characters would move its cursor, rename its window or hide text. They
-//! are shown as `\u001b`, which JSON reads back as the character that it was. Every line that the program prints passes here.
+//! What comes out of files may stand on a terminal: control characters would move its cursor,
+//! rename its window or hide text. They are shown as `\u001b`, which JSON reads back as the
+//! character that it was. Every line that the program prints passes here.
 
 use std::borrow::Cow;
 
-/// The most characters of one line of a message. A name of megabytes says no more than its beginning.
+/// The most characters of one line of a message. A name of megabytes says no more than its
+/// beginning.
 const LONGEST_LINE: usize = 1000;
 
 /// The most lines of a message.
 const MOST_LINES: usize = 200;
 
-/// The text with all control characters but line feeds and tabs, and what turns the direction of writing, as `\uXXXX`.
+/// The text with all control characters but line feeds and tabs, and what turns the direction of
+/// writing, as `\uXXXX`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_escaped) {
         return Cow::Borrowed(text);

@@ -1,5 +1,5 @@
-//! What is shown while a run goes on, on standard error: a live line on a terminal, plain lines elsewhere, nothing when
-//! told to be quiet.
+//! What is shown while a run goes on, on standard error: a live line on a terminal, plain lines
+//! elsewhere, nothing when told to be quiet.
 
 use std::cell::Cell;
 use std::io::IsTerminal;

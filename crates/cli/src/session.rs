@@ -1,4 +1,5 @@
-//! What several commands do first: choose the device, open a model as the flags name it; and say what rows held.
+//! What several commands do first: choose the device, open a model as the flags name it; and say
+//! what rows held.
 
 use lowrank_data::Loaded;
 use lowrank_engine::{Device, Isa};
@@ -10,7 +11,8 @@ use lowrank_run::{RunError, RunResult};
 use crate::args::{AdapterArgs, CommonArgs, ModelArgs};
 use crate::output;
 
-/// The processor with the threads asked for. `LOWRANK_ISA` chooses another instruction set than the best, for comparisons.
+/// The processor with the threads asked for. `LOWRANK_ISA` chooses another instruction set than the
+/// best, for comparisons.
 pub fn device(common: &CommonArgs, numerics: NumericChoices) -> RunResult<Device> {
     let isa = instruction_set()?;
     lowrank_run::device::device(isa, numerics.on(isa)?, common.threads)

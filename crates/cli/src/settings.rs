@@ -1,5 +1,5 @@
-//! Lays flags over a file of settings. Every fault of the file is reported at once, each with its line and, for an unknown
-//! key, the nearest known one.
+//! Lays flags over a file of settings. Every fault of the file is reported at once, each with its
+//! line and, for an unknown key, the nearest known one.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -83,7 +83,8 @@ pub fn to_map<T: Serialize>(flags: &T) -> Map<String, Value> {
 /// Every name a setting may have, with the name it has in the structs.
 fn known_names<T: Args + Serialize + DeserializeOwned>() -> BTreeMap<String, String> {
     let command = T::augment_args(clap::Command::new("settings"));
-    // Flags that exist on the command line alone (`--config`, `--no-shuffle`) are not among the serialised fields.
+    // Flags that exist on the command line alone (`--config`, `--no-shuffle`) are not among the
+    // serialised fields.
     let fields = serde_json::from_value::<T>(Value::Object(Map::new())).map(|empty| to_map(&empty));
     let fields = fields.unwrap_or_default();
     let mut names = BTreeMap::new();
@@ -141,7 +142,8 @@ fn check_entries<T: Args + Serialize + DeserializeOwned>(
     }
 }
 
-/// The value as its type, or as the text that was written where the setting is text (`labels: [0, 1]`).
+/// The value as its type, or as the text that was written where the setting is text
+/// (`labels: [0, 1]`).
 fn fitting_value<T: DeserializeOwned>(id: &str, entry: &Entry) -> Result<Value, String> {
     let fits = |value: &Value| {
         let single = Map::from_iter([(id.to_owned(), value.clone())]);

@@ -1,5 +1,5 @@
-//! What the environment says of models: the cache of Hugging Face's tools, and the network where it is asked for (in a build with the
-//! feature `hub`).
+//! What the environment says of models: the cache of Hugging Face's tools, and the network where it
+//! is asked for (in a build with the feature `hub`).
 
 use std::env;
 #[cfg(feature = "hub")]

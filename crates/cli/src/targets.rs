@@ -1,5 +1,5 @@
-//! Where a command may write: nothing that it did not make itself is replaced. A folder that `merge` made is known by a list of its
-//! files that it leaves in it. Knows paths, not models.
+//! Where a command may write: nothing that it did not make itself is replaced. A folder that
+//! `merge` made is known by a list of its files that it leaves in it. Knows paths, not models.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,8 +33,8 @@ pub fn write_manifest(dir: &Path) -> RunResult {
     Ok(write_atomic(&dir.join(MANIFEST), &json)?)
 }
 
-/// Refuses a folder that a model is to be written to, unless it is missing, empty, or may be replaced: made by `merge`, unchanged
-/// since, and nothing that this command reads.
+/// Refuses a folder that a model is to be written to, unless it is missing, empty, or may be
+/// replaced: made by `merge`, unchanged since, and nothing that this command reads.
 ///
 /// # Errors
 /// The folder must stay; the message says why and which flag takes another.
@@ -111,8 +111,8 @@ fn sizes(dir: &Path) -> RunResult<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-/// Refuses a file for results that is one of the command's inputs, or a file of a run, a model or an adapter. Any other file is
-/// replaced when the new one is whole.
+/// Refuses a file for results that is one of the command's inputs, or a file of a run, a model or
+/// an adapter. Any other file is replaced when the new one is whole.
 ///
 /// # Errors
 /// The file must stay.
@@ -175,7 +175,8 @@ fn owner(file: &Path) -> Option<&'static str> {
     found.map(|(_, owner)| *owner)
 }
 
-/// Refuses a folder for a model's configuration that holds another one, or something that is more than a configuration.
+/// Refuses a folder for a model's configuration that holds another one, or something that is more
+/// than a configuration.
 ///
 /// # Errors
 /// The folder's `config.json` must stay.

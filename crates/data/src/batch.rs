@@ -67,8 +67,8 @@ impl PackedBatch {
 
 /// Lays examples end to end; `rows` are their row numbers.
 ///
-/// Panics if there are not as many rows as examples, or if the examples' labels are of different kinds; those of one
-/// [`crate::Loaded`] never are.
+/// Panics if there are not as many rows as examples, or if the examples' labels are of different
+/// kinds; those of one [`crate::Loaded`] never are.
 pub fn pack(examples: &[&Example], rows: &[usize]) -> PackedBatch {
     assert_eq!(
         examples.len(),
@@ -148,7 +148,8 @@ pub fn batches(
         .map(move |i| i * batch_size..((i + 1) * batch_size).min(n_rows))
 }
 
-/// Which rows go together in each optimizer step of a run. Training and its plan both ask here, so that they cannot differ.
+/// Which rows go together in each optimizer step of a run. Training and its plan both ask here, so
+/// that they cannot differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batching {
     order: Order,
@@ -160,7 +161,8 @@ pub struct Batching {
 }
 
 impl Batching {
-    /// Steps of `accumulation` batches of `batch_size` rows over `n_rows` rows. Panics if a batch or a step has nothing.
+    /// Steps of `accumulation` batches of `batch_size` rows over `n_rows` rows. Panics if a batch
+    /// or a step has nothing.
     pub fn new(order: Order, n_rows: usize, batch_size: usize, accumulation: usize) -> Self {
         assert!(batch_size > 0, "a batch has at least one row");
         assert!(accumulation > 0, "a step has at least one batch");
@@ -173,7 +175,8 @@ impl Batching {
         }
     }
 
-    /// The rows of each batch of the step that begins at `cursor`. An epoch's last batch and last step may be smaller.
+    /// The rows of each batch of the step that begins at `cursor`. An epoch's last batch and last
+    /// step may be smaller.
     pub fn step(&mut self, cursor: Cursor) -> impl ExactSizeIterator<Item = &[u32]> {
         if self.epoch.as_ref().map(|(epoch, _)| *epoch) != Some(cursor.epoch) {
             self.epoch = Some((cursor.epoch, self.order.epoch(cursor.epoch, self.n_rows)));

@@ -1,4 +1,5 @@
-//! The pre-flight: what the model will see of a data set, and what is odd about it. Counts and shows; changes nothing.
+//! The pre-flight: what the model will see of a data set, and what is odd about it. Counts and
+//! shows; changes nothing.
 
 mod render;
 mod unread;

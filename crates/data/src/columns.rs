@@ -16,13 +16,14 @@ pub const NO_COLUMN: &str = "none";
 /// Columns named by the user; what is not named is found by common names.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ColumnSpec {
-    /// The text, or the first of a pair; for token classification the list of words; or a column of token ids named
-    /// `input_ids`.
+    /// The text, or the first of a pair; for token classification the list of words; or a column of
+    /// token ids named `input_ids`.
     pub text: Option<String>,
     /// The second text of a pair. If `text` is named and this is not, there is no second text.
     pub text_pair: Option<String>,
-    /// What a language model's prompt is about, which becomes part of the prompt. If `text` and `text_pair` are named and this
-    /// is not, there is none. [`NO_COLUMN`], where no column has that name, says that nothing beside the prompt is read.
+    /// What a language model's prompt is about, which becomes part of the prompt. If `text` and
+    /// `text_pair` are named and this is not, there is none. [`NO_COLUMN`], where no column has
+    /// that name, says that nothing beside the prompt is read.
     pub context: Option<String>,
     /// The label.
     pub label: Option<String>,
@@ -143,7 +144,8 @@ pub struct Columns {
     pub label: Option<LabelColumns>,
 }
 
-/// Pairs of common data sets, in order of preference: GLUE, SNLI and MNLI, QNLI, QQP, BoolQ, SICK, and plain names.
+/// Pairs of common data sets, in order of preference: GLUE, SNLI and MNLI, QNLI, QQP, BoolQ, SICK,
+/// and plain names.
 const PAIRS: [(&str, &str); 13] = [
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -293,7 +295,8 @@ impl ColumnSpec {
         Ok(Columns { label, ..taken })
     }
 
-    /// The columns named, or else found: by a known name, by the names of the classes, or as all columns of 0 and 1.
+    /// The columns named, or else found: by a known name, by the names of the classes, or as all
+    /// columns of 0 and 1.
     fn label_columns(
         &self,
         finder: &Finder,
@@ -337,7 +340,8 @@ impl ColumnSpec {
         let Some(known) = known else {
             return Ok(LabelColumns::Each(self.labels.clone()));
         };
-        // In the order of the classes where they have the columns' names; else the order named is theirs.
+        // In the order of the classes where they have the columns' names; else the order named is
+        // theirs.
         if known.names().iter().all(|name| self.labels.contains(name)) {
             return Ok(LabelColumns::Each(known.names().to_vec()));
         }
@@ -351,7 +355,8 @@ impl ColumnSpec {
         Ok(LabelColumns::Each(self.labels.clone()))
     }
 
-    /// The same with columns that the form of a table without a header gives away, where none is named.
+    /// The same with columns that the form of a table without a header gives away, where none is
+    /// named.
     fn by_place(&self, table: &Table) -> Self {
         match table.by_place().filter(|_| *self == Self::default()) {
             None => self.clone(),
@@ -449,7 +454,8 @@ impl Beside {
 }
 
 impl ColumnSpec {
-    /// A text to go on with, or a prompt and its completion; `pair` is the column of the completion, if it was named.
+    /// A text to go on with, or a prompt and its completion; `pair` is the column of the
+    /// completion, if it was named.
     fn causal_columns(
         &self,
         finder: &Finder,

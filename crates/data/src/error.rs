@@ -1,4 +1,5 @@
-//! What can be wrong with a data file or a tokenizer, said with file, line and column. Knows nothing of how rows are read.
+//! What can be wrong with a data file or a tokenizer, said with file, line and column. Knows
+//! nothing of how rows are read.
 
 mod column;
 mod row;
@@ -19,7 +20,8 @@ pub const MAX_FAULTS_SHOWN: usize = 10;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// The file is no regular one where it must be, too long, or cannot be read: the error names it.
+    /// The file is no regular one where it must be, too long, or cannot be read: the error names
+    /// it.
     #[error(transparent)]
     File(#[from] lowrank_formats::FormatError),
     /// The file's extension names no format that we read.
@@ -96,7 +98,8 @@ pub enum DataError {
         /// The columns that may be meant.
         columns: Vec<String>,
     },
-    /// A column of labels that are half of one kind and half of another, so that neither is the fault.
+    /// A column of labels that are half of one kind and half of another, so that neither is the
+    /// fault.
     #[error("`{}`, column `{column}`: {count} labels are {} (`{}`) and {count} are {} (`{}`): which are meant?", path.display(), kinds[0].0, shorten(&kinds[0].1), kinds[1].0, shorten(&kinds[1].1))]
     MixedLabels {
         /// The file.
@@ -129,7 +132,8 @@ pub enum DataError {
         rows: usize,
         /// Where labels were looked for.
         column: Option<String>,
-        /// The line of the first word that is no label, and the word; `None` where nothing stands at all.
+        /// The line of the first word that is no label, and the word; `None` where nothing stands
+        /// at all.
         found: Option<(u64, String)>,
     },
     /// No column was named, and none has a name that we know.

@@ -1,5 +1,5 @@
-//! Labels: what a task expects of them, the map from names to classes, and reading them from a cell. Knows nothing of
-//! files and tokens.
+//! Labels: what a task expects of them, the map from names to classes, and reading them from a
+//! cell. Knows nothing of files and tokens.
 
 pub(crate) mod census;
 pub(crate) mod several;
@@ -162,9 +162,10 @@ impl LabelMap {
         Self::new(names.ok_or_else(|| fault("a key stands twice in different spellings".into()))?)
     }
 
-    /// A map learned from the names found in data: numbers in order of size, or else names in alphabetical order. Where 0
-    /// occurs, numbers that do not occur are classes too, so that a number is its class whatever a file lacks; not where
-    /// most would be missing (Sentiment140 writes 0 and 4 for two classes).
+    /// A map learned from the names found in data: numbers in order of size, or else names in
+    /// alphabetical order. Where 0 occurs, numbers that do not occur are classes too, so that a
+    /// number is its class whatever a file lacks; not where most would be missing (Sentiment140
+    /// writes 0 and 4 for two classes).
     pub fn learn<'a>(found: impl IntoIterator<Item = &'a str>) -> Result<Self, LabelMapError> {
         let found: BTreeSet<&str> = found.into_iter().collect();
         let mut names: Vec<String> = found.into_iter().map(str::to_string).collect();
@@ -215,8 +216,9 @@ impl LabelMap {
         self.all_numbers
     }
 
-    /// The class of a label: by name, or by number where the names are not numbers themselves. `true` and `false` in any
-    /// case are one thing, and stand for 1 and 0 where two classes have other names.
+    /// The class of a label: by name, or by number where the names are not numbers themselves.
+    /// `true` and `false` in any case are one thing, and stand for 1 and 0 where two classes have
+    /// other names.
     pub fn class(&self, label: &str) -> Option<u32> {
         if let Some(class) = self.index.get(label) {
             return Some(*class);

@@ -1,10 +1,13 @@
-//! From data files to padding-free batches: rows (JSONL, CSV, TSV, Parquet) → examples → token ids → batches, with
-//! an order of rows that is stable for ever and a cursor into it. Stands alone: knows nothing of models and devices.
+//! From data files to padding-free batches: rows (JSONL, CSV, TSV, Parquet) → examples → token ids
+//! → batches, with an order of rows that is stable for ever and a cursor into it. Stands alone:
+//! knows nothing of models and devices.
 //!
-//! All outside input is checked here once: what comes out of [`load_examples`] holds only ids and labels in range.
+//! All outside input is checked here once: what comes out of [`load_examples`] holds only ids and
+//! labels in range.
 //!
 //! ```no_run
-//! use lowrank_data::{Batching, Cursor, LoadSpec, Order, PackedBatch, Task, Tokenizer, load_examples};
+//! use lowrank_data::{Batching, Cursor, LoadSpec, Order, PackedBatch};
+//! use lowrank_data::{Task, Tokenizer, load_examples};
 //! use std::path::Path;
 //!
 //! let tokenizer = Tokenizer::from_dir(Path::new("model"), None)?;

@@ -1,5 +1,5 @@
-//! Rows to examples: token ids and a label each, checked against the vocabulary and the map. The faults of all rows
-//! are collected before they are reported.
+//! Rows to examples: token ids and a label each, checked against the vocabulary and the map. The
+//! faults of all rows are collected before they are reported.
 
 mod bad_rows;
 mod causal;
@@ -85,10 +85,11 @@ pub struct LoadSpec {
     pub long_rows: LongRows,
     /// What to do with rows that cannot be used.
     pub bad_rows: BadRows,
-    /// The largest share of a file's rows, from 0 to 1, that [`BadRows::Skip`] leaves out; one row always may be.
+    /// The largest share of a file's rows, from 0 to 1, that [`BadRows::Skip`] leaves out; one row
+    /// always may be.
     pub max_bad_rows: f64,
-    /// Which data set of text generation a file is of. A language model's file is looked at where this is not given and no
-    /// column is named.
+    /// Which data set of text generation a file is of. A language model's file is looked at where
+    /// this is not given and no column is named.
     pub nlg: Option<NlgFormat>,
     /// How a language model's rows are laid out.
     pub template: Template,
@@ -99,7 +100,8 @@ pub struct LoadSpec {
 }
 
 impl LoadSpec {
-    /// The usual way for a task: format and columns found, labels required and learned, nothing cut.
+    /// The usual way for a task: format and columns found, labels required and learned, nothing
+    /// cut.
     pub fn new(task: Task) -> Self {
         Self {
             format: None,
@@ -129,7 +131,8 @@ pub struct Example {
     pub input_ids: Vec<u32>,
     /// Token types, one for each id; `None` where all are 0.
     pub token_type_ids: Option<Vec<u32>>,
-    /// The label, of the kind that the task needs; [`Label::None`] for all rows of a file without labels.
+    /// The label, of the kind that the task needs; [`Label::None`] for all rows of a file without
+    /// labels.
     pub label: Label,
     /// The line of the file, counted from 1.
     pub line: u64,
@@ -181,7 +184,8 @@ pub struct Loaded {
     pub examples: Arc<Vec<Example>>,
     /// The rows that gave no example, and why, in file order.
     pub left_out: Vec<RowFault>,
-    /// The classes, given or learned; `None` for regression, and where no labels are read and none were given.
+    /// The classes, given or learned; `None` for regression, and where no labels are read and none
+    /// were given.
     pub label_map: Option<LabelMap>,
     /// What was done.
     pub report: LoadReport,
@@ -197,8 +201,8 @@ impl Loaded {
     }
 }
 
-/// Reads a file's rows and turns them into examples. Without a tokenizer only rows that are already tokenised
-/// (`input_ids`) can be used.
+/// Reads a file's rows and turns them into examples. Without a tokenizer only rows that are already
+/// tokenised (`input_ids`) can be used.
 pub fn load_examples(
     path: &Path,
     spec: &LoadSpec,
@@ -207,7 +211,8 @@ pub fn load_examples(
     examples_from_table(&read_table(path, spec)?, spec, tokenizer)
 }
 
-/// Reads a file's rows. Of a data set of text generation each reference is a row of `prompt` and `completion`.
+/// Reads a file's rows. Of a data set of text generation each reference is a row of `prompt` and
+/// `completion`.
 pub fn read_table(path: &Path, spec: &LoadSpec) -> Result<Table, DataError> {
     let is_causal = spec.task == Task::CausalLm;
     if let Some(format) = spec.nlg.filter(|_| !is_causal) {
@@ -225,7 +230,8 @@ pub fn read_table(path: &Path, spec: &LoadSpec) -> Result<Table, DataError> {
     }
 }
 
-/// Turns rows that were read into examples. Rows are worked on in parallel; the result is in file order.
+/// Turns rows that were read into examples. Rows are worked on in parallel; the result is in file
+/// order.
 pub fn examples_from_table(
     table: &Table,
     spec: &LoadSpec,
@@ -315,8 +321,8 @@ struct Usable {
     parted: usize,
 }
 
-/// Reads all rows. Where rows are left out, the others are read
-/// again as if these had never been there, so that no bad row has a say in what the labels of the others mean.
+/// Reads all rows. Where rows are left out, the others are read again as if these had never been
+/// there, so that no bad row has a say in what the labels of the others mean.
 fn usable(
     table: &Table,
     columns: &Columns,

@@ -1,6 +1,8 @@
-//! The nearest of several names, for "did you mean" in errors. Knows nothing of what the names stand for.
+//! The nearest of several names, for "did you mean" in errors. Knows nothing of what the names
+//! stand for.
 
-/// The candidate with the smallest edit distance to `name`, ignoring case, if one is near enough to be a slip of the pen.
+/// The candidate with the smallest edit distance to `name`, ignoring case, if one is near enough to
+/// be a slip of the pen.
 pub(crate) fn nearest<'a, S: AsRef<str> + 'a>(
     name: &str,
     candidates: impl IntoIterator<Item = &'a S>,

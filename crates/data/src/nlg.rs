@@ -1,6 +1,7 @@
-//! The data sets of the paper's text generation (E2E, WebNLG, DART) in the shapes that they are published in: rows of a
-//! prompt, linearised as in the paper's own code, and its references. One file a data set; here is what they share.
-//! Source of the linearisations: microsoft/LoRA, `examples/NLG/src/format_converting_*.py`.
+//! The data sets of the paper's text generation (E2E, WebNLG, DART) in the shapes that they are
+//! published in: rows of a prompt, linearised as in the paper's own code, and its references. One
+//! file a data set; here is what they share. Source of the linearisations: microsoft/LoRA,
+//! `examples/NLG/src/format_converting_*.py`.
 
 mod dart;
 mod e2e;
@@ -24,9 +25,11 @@ use crate::rows::{Cell, FileFormat, Header, Row, Table, bytes_of, text_of, unix_
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NlgFormat {
-    /// E2E: JSONL with `mr` and `refs`, the published CSV `mr,ref`, or the paper's lines `meaning||text`.
+    /// E2E: JSONL with `mr` and `refs`, the published CSV `mr,ref`, or the paper's lines
+    /// `meaning||text`.
     E2e,
-    /// WebNLG 2017: the published XML, JSONL with `triples` and `texts`, or the JSON with `entries`.
+    /// WebNLG 2017: the published XML, JSONL with `triples` and `texts`, or the JSON with
+    /// `entries`.
     Webnlg,
     /// DART: the published JSON array, or JSONL with `triples` and `texts`.
     Dart,
@@ -107,7 +110,8 @@ enum Shape {
 /// Bytes at a file's beginning by which its shape is told.
 const HEAD: u64 = 1 << 16;
 
-/// The kind of a file's rows, told by how it begins; nothing where it is no data set that is known here, or cannot be read.
+/// The kind of a file's rows, told by how it begins; nothing where it is no data set that is known
+/// here, or cannot be read.
 pub fn detect(path: &Path) -> Option<NlgFormat> {
     let head = head(path)?;
     let first = head.lines().find(|line| !line.trim().is_empty())?;
@@ -157,12 +161,13 @@ fn shape(path: &Path, text: &str) -> Shape {
     }
 }
 
-/// Reads a file's prompts with their references; the kind is told by its beginning where not given. Meanings without any
-/// text are left out, as in the paper's code. Where each line is one text (CSV and lines of E2E), those of one meaning
-/// come together, in the order of its first appearance.
+/// Reads a file's prompts with their references; the kind is told by its beginning where not given.
+/// Meanings without any text are left out, as in the paper's code. Where each line is one text (CSV
+/// and lines of E2E), those of one meaning come together, in the order of its first appearance.
 ///
 /// # Errors
-/// The file cannot be read, is of no such kind, or some of its rows cannot be used: each fault with its line and field.
+/// The file cannot be read, is of no such kind, or some of its rows cannot be used: each fault with
+/// its line and field.
 pub fn read_prompts(path: &Path, format: Option<NlgFormat>) -> Result<Vec<PromptRow>, DataError> {
     let bytes = bytes_of(path)?;
     let text = &*unix_lines(text_of(path, &bytes)?);
@@ -209,7 +214,8 @@ fn empty(path: &Path) -> DataError {
     }
 }
 
-/// A file's rows as a table of `prompt` and `completion`, one row a reference, in the order of the file's lines.
+/// A file's rows as a table of `prompt` and `completion`, one row a reference, in the order of the
+/// file's lines.
 ///
 /// # Errors
 /// As [`read_prompts`].
@@ -277,7 +283,8 @@ impl Source<'_> {
     ) -> Result<Vec<PromptRow>, DataError> {
         let (mut line, mut seen) = (1, 0);
         let rows = values.iter().map(|raw| {
-            // A borrowed value is a piece of the text, so that its distance from the beginning is its place.
+            // A borrowed value is a piece of the text, so that its distance from the beginning is
+            // its place.
             let at = (raw.get().as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
             let between = self.text.get(seen..at).unwrap_or_default();
             line += between.matches('\n').count() as u64;

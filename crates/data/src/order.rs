@@ -1,5 +1,5 @@
-//! The order of rows in each epoch, and where a run stands in it. The generator is written out here and must never
-//! change: a run that is resumed by a later version sees the same rows.
+//! The order of rows in each epoch, and where a run stands in it. The generator is written out here
+//! and must never change: a run that is resumed by a later version sees the same rows.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,8 @@ impl Order {
     }
 }
 
-/// Where a run stands in its rows: the next row to be seen is the `next_row`-th of the order of `epoch`.
+/// Where a run stands in its rows: the next row to be seen is the `next_row`-th of the order of
+/// `epoch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
@@ -41,7 +42,8 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Moves over `rows` rows of an epoch of `n_rows`; the end of an epoch is the start of the next.
+    /// Moves over `rows` rows of an epoch of `n_rows`; the end of an epoch is the start of the
+    /// next.
     pub fn advance(&mut self, rows: usize, n_rows: usize) {
         self.next_row += rows as u64;
         if self.next_row >= n_rows as u64 {
@@ -74,7 +76,8 @@ impl Counter {
         mix(self.key.wrapping_add(self.next.wrapping_mul(GOLDEN)))
     }
 
-    /// A uniform number below `bound`, without bias: the high half of a product, the few uneven products drawn again.
+    /// A uniform number below `bound`, without bias: the high half of a product, the few uneven
+    /// products drawn again.
     fn below(&mut self, bound: u64) -> u64 {
         let uneven = bound.wrapping_neg() % bound;
         loop {

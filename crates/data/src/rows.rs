@@ -1,4 +1,5 @@
-//! A data file as a table of raw rows: formats, headers, line numbers. Knows nothing of labels and token ids.
+//! A data file as a table of raw rows: formats, headers, line numbers. Knows nothing of labels and
+//! token ids.
 
 mod delimited;
 mod jsonl;
@@ -22,7 +23,8 @@ pub(crate) use python::parse_list;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
-    /// One JSON object a line; one array of objects, or a document with one in its field `data`, is read too.
+    /// One JSON object a line; one array of objects, or a document with one in its field `data`, is
+    /// read too.
     Jsonl,
     /// Comma-separated, fields quoted with `"` where needed (RFC 4180).
     Csv,
@@ -60,7 +62,8 @@ impl FileFormat {
         }
     }
 
-    /// The format of this name (`jsonl`, `ndjson`, `json`, `csv`, `tsv`, `tab`, `txt`, `text`, `parquet`), in any case.
+    /// The format of this name (`jsonl`, `ndjson`, `json`, `csv`, `tsv`, `tab`, `txt`, `text`,
+    /// `parquet`), in any case.
     pub fn from_name(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
             "jsonl" | "ndjson" | "json" => Some(Self::Jsonl),
@@ -160,7 +163,8 @@ impl Cell<'_> {
 }
 
 impl Table {
-    /// Reads a file; `format` is told by its extension where not given. The whole file is held in memory.
+    /// Reads a file; `format` is told by its extension where not given. The whole file is held in
+    /// memory.
     pub fn read(
         path: &Path,
         format: Option<FileFormat>,
@@ -177,7 +181,8 @@ impl Table {
         }
     }
 
-    /// As [`Table::read`], but rows that cannot be read as their format are set aside: see [`Table::faults`].
+    /// As [`Table::read`], but rows that cannot be read as their format are set aside: see
+    /// [`Table::faults`].
     pub fn read_lenient(
         path: &Path,
         format: Option<FileFormat>,
@@ -200,7 +205,8 @@ impl Table {
         Self::parse_lenient(path, bytes, format, header)?.without_faults()
     }
 
-    /// As [`Table::parse`], but rows that cannot be read as their format are set aside: see [`Table::faults`].
+    /// As [`Table::parse`], but rows that cannot be read as their format are set aside: see
+    /// [`Table::faults`].
     pub fn parse_lenient(
         path: &Path,
         bytes: Vec<u8>,
@@ -349,7 +355,8 @@ impl Table {
         self.header
     }
 
-    /// Where text and label stand in a table without a header, where its form says it: a single column, or GLUE's CoLA.
+    /// Where text and label stand in a table without a header, where its form says it: a single
+    /// column, or GLUE's CoLA.
     pub(crate) fn by_place(&self) -> Option<(&'static str, &'static str)> {
         match (self.header, self.columns.len()) {
             (Header::Absent, 1) => Some(("0", "")),
@@ -409,7 +416,8 @@ impl Table {
         }
     }
 
-    /// A row as a JSON object, for showing it or carrying it through; the fields of CSV and TSV are strings.
+    /// A row as a JSON object, for showing it or carrying it through; the fields of CSV and TSV are
+    /// strings.
     pub fn to_json(&self, row: &Row) -> Map<String, Value> {
         match &row.fields {
             Fields::Object(map) => map.clone(),
@@ -473,7 +481,8 @@ pub(crate) fn text_of<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, DataE
         (b"PAR1", FileProblem::Compressed("Parquet")),
     ];
     for (start, problem) in magic {
-        // The text markers among them could open an ordinary line; binary content follows only in the real thing.
+        // The text markers among them could open an ordinary line; binary content follows only in
+        // the real thing.
         if !bytes.starts_with(start) {
             continue;
         }

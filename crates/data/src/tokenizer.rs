@@ -1,7 +1,8 @@
-//! Text to token ids, equal to transformers: `tokenizer.json`, or the older vocabulary files. Knows nothing of rows.
+//! Text to token ids, equal to transformers: `tokenizer.json`, or the older vocabulary files. Knows
+//! nothing of rows.
 //!
-//! A `tokenizer.json` may carry a truncation and a padding of its own; both are switched off here, because the caller
-//! decides the length and batches are padding-free.
+//! A `tokenizer.json` may carry a truncation and a padding of its own; both are switched off here,
+//! because the caller decides the length and batches are padding-free.
 
 mod added;
 mod bounds;
@@ -61,8 +62,8 @@ pub struct EncodedWords {
 }
 
 impl EncodedWords {
-    /// One label a token: that of its word on the first token of each word, [`IGNORE_INDEX`] on all others.
-    /// Words that `labels` does not reach get [`IGNORE_INDEX`].
+    /// One label a token: that of its word on the first token of each word, [`IGNORE_INDEX`] on all
+    /// others. Words that `labels` does not reach get [`IGNORE_INDEX`].
     pub fn align(&self, labels: &[i64]) -> Vec<i64> {
         let mut previous = None;
         let mut aligned = Vec::with_capacity(self.word_ids.len());
@@ -114,16 +115,17 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a Hugging Face directory: `tokenizer.json` with what stands beside it, else the vocabulary of the class
-    /// that `tokenizer_config.json` or `config.json` names. `family` is the model's, for folders that name no class.
+    /// Loads the tokenizer of a Hugging Face directory: `tokenizer.json` with what stands beside
+    /// it, else the vocabulary of the class that `tokenizer_config.json` or `config.json` names.
+    /// `family` is the model's, for folders that name no class.
     pub fn from_dir(dir: &Path, family: Option<TokenizerFamily>) -> Result<Self, TokenizerError> {
         let settings = Settings::parse(dir, &Sources::read(dir)?)?;
         let opened = open::open(dir, &settings, family)?;
         Self::from_opened(dir, &settings, opened)
     }
 
-    /// Loads the tokenizer of a model: of a Hugging Face directory as [`Tokenizer::from_dir`] does, or the one that stands in a
-    /// GGUF file.
+    /// Loads the tokenizer of a model: of a Hugging Face directory as [`Tokenizer::from_dir`] does,
+    /// or the one that stands in a GGUF file.
     pub fn of_model(model: &Path, family: Option<TokenizerFamily>) -> Result<Self, TokenizerError> {
         if !is_gguf(model)? {
             return Self::from_dir(model, family);
@@ -170,8 +172,8 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Encodes a text or a pair, with special tokens. Longer than `max_length` tokens: the longer text of a pair loses
-    /// tokens first (transformers' `longest_first`).
+    /// Encodes a text or a pair, with special tokens. Longer than `max_length` tokens: the longer
+    /// text of a pair loses tokens first (transformers' `longest_first`).
     pub fn encode(
         &self,
         text: &str,
@@ -183,8 +185,8 @@ impl Tokenizer {
         Ok(self.finish(&self.inner, first, second, max_length)?.0)
     }
 
-    /// Encodes a list of words as one text, and says which token belongs to which word (transformers'
-    /// `is_split_into_words`; a byte-level BPE sees a space before every word).
+    /// Encodes a list of words as one text, and says which token belongs to which word
+    /// (transformers' `is_split_into_words`; a byte-level BPE sees a space before every word).
     pub fn encode_words(
         &self,
         words: &[String],
@@ -274,8 +276,9 @@ impl Tokenizer {
         guarded(|| self.inner.encode_fast(input, false))
     }
 
-    /// The token that ends a text: the one that the settings name, else the one whose id `config.json` or
-    /// `generation_config.json` gives, else the class's usual one; `None` if the vocabulary has none of them.
+    /// The token that ends a text: the one that the settings name, else the one whose id
+    /// `config.json` or `generation_config.json` gives, else the class's usual one; `None` if the
+    /// vocabulary has none of them.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos_id
     }
@@ -316,7 +319,8 @@ impl Tokenizer {
             .map_or(0, |post| post.added_tokens(pair))
     }
 
-    /// The limit named in `tokenizer_config.json`, for reporting; [`Self::encode`] does not apply it.
+    /// The limit named in `tokenizer_config.json`, for reporting; [`Self::encode`] does not apply
+    /// it.
     pub fn model_max_length(&self) -> Option<usize> {
         self.model_max_length
     }
@@ -326,7 +330,8 @@ impl Tokenizer {
         self.family
     }
 
-    /// The file that the vocabulary came from: `tokenizer.json`, `vocab.txt`, `vocab.json` or `spm.model`; of a GGUF file its key.
+    /// The file that the vocabulary came from: `tokenizer.json`, `vocab.txt`, `vocab.json` or
+    /// `spm.model`; of a GGUF file its key.
     pub fn source(&self) -> &'static str {
         self.source
     }
@@ -340,8 +345,8 @@ impl Tokenizer {
             .collect()
     }
 
-    /// Copies the tokenizer's files, unchanged, into an existing directory; one from a GGUF file becomes a `tokenizer.json` with
-    /// its `tokenizer_config.json`.
+    /// Copies the tokenizer's files, unchanged, into an existing directory; one from a GGUF file
+    /// becomes a `tokenizer.json` with its `tokenizer_config.json`.
     pub fn save_files(&self, dir: &Path) -> Result<(), TokenizerError> {
         if self.source == gguf::SOURCE {
             let json = self.inner.to_string(false);
@@ -359,7 +364,8 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Encodes a text and a pair once: a file whose parts contradict each other makes the library panic only then.
+    /// Encodes a text and a pair once: a file whose parts contradict each other makes the library
+    /// panic only then.
     fn probe(&self) -> Result<(), TokenizerError> {
         let probed = self.encode("a", None, None);
         let probed = probed.and_then(|_| self.encode("a", Some("b"), None));
@@ -404,7 +410,8 @@ fn with_prefix_space(inner: &Inner) -> Option<Inner> {
     Some(copy)
 }
 
-/// The token that the settings name, or the one that the model itself knows, or the one with an id in `config.json`.
+/// The token that the settings name, or the one that the model itself knows, or the one with an id
+/// in `config.json`.
 fn unk_id(opened: &Opened, settings: &Settings) -> Option<u32> {
     let inner = &opened.inner;
     let by_name = match inner.get_model() {
@@ -443,8 +450,8 @@ fn end_id(opened: &Opened, settings: &Settings) -> Option<u32> {
     id_of(usual.or(separator).unwrap_or("</s>"))
 }
 
-/// Whether the settings want blanks before punctuation taken out of decoded text. For a BPE transformers ignores it: there such a
-/// blank was in the text.
+/// Whether the settings want blanks before punctuation taken out of decoded text. For a BPE
+/// transformers ignores it: there such a blank was in the text.
 fn cleans_up(inner: &Inner, settings: &Settings) -> bool {
     let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
     let wanted = settings.flag("clean_up_tokenization_spaces") == Some(true);
@@ -452,7 +459,8 @@ fn cleans_up(inner: &Inner, settings: &Settings) -> bool {
     wanted && (!is_bpe || settings.flag(forced) == Some(true))
 }
 
-/// Takes out blanks before punctuation and English contractions. Source: transformers `clean_up_tokenization`.
+/// Takes out blanks before punctuation and English contractions. Source: transformers
+/// `clean_up_tokenization`.
 fn clean_up(text: &str) -> String {
     let rules = [
         (" .", "."),

@@ -1,4 +1,5 @@
-//! Rows of language models: how prompt and completion are laid out, which tokens count, and what the pre-flight says of it.
+//! Rows of language models: how prompt and completion are laid out, which tokens count, and what
+//! the pre-flight says of it.
 
 use std::path::Path;
 

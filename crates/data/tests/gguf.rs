@@ -1,5 +1,5 @@
-//! Tokenizers from GGUF files: for each way of dividing text, the ids of 200 strings equal those of llama.cpp. Golden files by
-//! `tools/fixtures/make_gguf_tokenizers.py`.
+//! Tokenizers from GGUF files: for each way of dividing text, the ids of 200 strings equal those of
+//! llama.cpp. Golden files by `tools/fixtures/make_gguf_tokenizers.py`.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,8 @@ fn read(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
 }
 
-/// `bpe.gguf` with another name of its pre-tokenizer: the file has no tensors, so that its bytes may move.
+/// `bpe.gguf` with another name of its pre-tokenizer: the file has no tensors, so that its bytes
+/// may move.
 fn with_pre(dir: &Path, pre: &str) -> PathBuf {
     let bytes = std::fs::read(fixture("bpe.gguf")).unwrap();
     let key = b"tokenizer.ggml.pre";

@@ -1,4 +1,5 @@
-//! The promise on labels: what a column of labels means, which values are no classes, and what is said about them.
+//! The promise on labels: what a column of labels means, which values are no classes, and what is
+//! said about them.
 
 use std::path::Path;
 

@@ -709,7 +709,8 @@ fn separators_are_found_by_looking() {
         message(parse(&ragged, "a.csv"))
             .contains("line 11: expected 2 fields as in the header, found 3")
     );
-    // The separator that the name promises wins wherever it parts the rows, and where no other does.
+    // The separator that the name promises wins wherever it parts the rows, and where no other
+    // does.
     for text in [
         "text,label\na;b,1\nc;d,0\n",
         "text\na;b\nc;d\n",
@@ -1055,7 +1056,8 @@ fn plain_text_is_no_table_of_labels() {
 
 #[test]
 fn what_is_kept_of_a_long_text_is_as_of_the_whole() {
-    // Some words of one token, some of several, accents and signs; over the size from which a part is tokenised.
+    // Some words of one token, some of several, accents and signs; over the size from which a part
+    // is tokenised.
     let words = [
         "the",
         "unreadable",

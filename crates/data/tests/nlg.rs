@@ -1,5 +1,5 @@
-//! E2E, WebNLG and DART in their published shapes: prompts as in the paper's code, references, faults with line and field;
-//! and the real sets, where they are at hand.
+//! E2E, WebNLG and DART in their published shapes: prompts as in the paper's code, references,
+//! faults with line and field; and the real sets, where they are at hand.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -189,7 +189,8 @@ fn webnlg_as_it_is_published_gives_the_rows_of_the_json() {
     assert_eq!(rows, same(found("a.jsonl", lines, NlgFormat::Webnlg)));
     assert_eq!(rows, same(found("a.json", document, NlgFormat::Webnlg)));
 
-    // By how it begins, whatever its name and however its lines end; and where the beginning does not tell, by its kind.
+    // By how it begins, whatever its name and however its lines end; and where the beginning does
+    // not tell, by its kind.
     let bare = XML.split_once('\n').unwrap().1;
     for text in [bare.replace('\n', "\r\n"), format!("\u{feff}{XML}")] {
         assert_eq!(same(found("a.txt", &text, NlgFormat::Webnlg)), rows);

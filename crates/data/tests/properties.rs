@@ -93,7 +93,8 @@ proptest! {
         let (mut seen, mut made) = (Vec::new(), 0);
         let mut cursor = Cursor { epoch: 3, next_row: 0 };
         while cursor.epoch == 3 {
-            // A run that goes on here, or one of another number of batches a step, has the same batches.
+            // A run that goes on here, or one of another number of batches a step, has the same
+            // batches.
             let next = Batching::new(order, examples.len(), size, 1).step(cursor).next().map(<[u32]>::to_vec);
             let step: Vec<Vec<u32>> = run.step(cursor).map(<[u32]>::to_vec).collect();
             prop_assert_eq!(step.first(), next.as_ref());

@@ -189,7 +189,8 @@ fn the_hard_strings_on_real_tokenizers() {
     }
 }
 
-/// The directory of a real BERT-uncased tokenizer (MiniLM's) may be named; both of its forms are tried.
+/// The directory of a real BERT-uncased tokenizer (MiniLM's) may be named; both of its forms are
+/// tried.
 #[test]
 fn the_hard_strings_on_real_bert() {
     let (Ok(dir), Some(expected)) = (
@@ -381,7 +382,8 @@ fn broken_files_are_said_with_their_line() {
     );
 }
 
-/// A template that speaks of a token or a text that is not there must be an error when loading, not a panic in training.
+/// A template that speaks of a token or a text that is not there must be an error when loading, not
+/// a panic in training.
 #[test]
 fn contradictions_are_found_when_loading() {
     let mut file = json(&fixture("bert-uncased-json").join("tokenizer.json"));

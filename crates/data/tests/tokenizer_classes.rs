@@ -1,5 +1,6 @@
-//! For each class of transformers that we build, and for what may stand beside a `tokenizer.json`: the ids of 200 strings equal those
-//! that transformers gives. Golden files by `tools/fixtures/make_tokenizer_classes.py`.
+//! For each class of transformers that we build, and for what may stand beside a `tokenizer.json`:
+//! the ids of 200 strings equal those that transformers gives. Golden files by
+//! `tools/fixtures/make_tokenizer_classes.py`.
 
 use std::path::{Path, PathBuf};
 

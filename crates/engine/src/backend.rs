@@ -1,4 +1,5 @@
-//! What runs calls. A new kind of device is one more folder here: the compiler names the calls that it lacks.
+//! What runs calls. A new kind of device is one more folder here: the compiler names the calls that
+//! it lacks.
 //!
 //! Instruction sets, threads, packed layouts and values in host memory are matters of `cpu` alone.
 
@@ -45,7 +46,8 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// What a backend's layouts take, without the backend: a plan asks it for a device that is not there.
+/// What a backend's layouts take, without the backend: a plan asks it for a device that is not
+/// there.
 pub trait Sizes: Send + Sync {
     /// Threads that compute.
     fn threads(&self) -> usize;
@@ -53,8 +55,8 @@ pub trait Sizes: Send + Sync {
     /// Nominal bytes of a matrix [rows, depth] as the second operand of products.
     fn packed_bytes(&self, format: WeightFormat, rows: usize, depth: usize) -> usize;
 
-    /// Rows that are laid out together: where a product's depth is a count of such rows, it runs faster padded to a
-    /// multiple with zeros.
+    /// Rows that are laid out together: where a product's depth is a count of such rows, it runs
+    /// faster padded to a multiple with zeros.
     fn depth_multiple(&self, arithmetic: Arithmetic) -> usize;
 
     /// Nominal bytes that a call needs beside its tensors. Values do not matter.
@@ -101,8 +103,8 @@ pub trait Backend: Send + Sync {
     /// The value of a scalar.
     fn read_scalar(&self, scalar: &Scalar) -> f64;
 
-    /// Sets some rows of a packed matrix, rounded to its format. Blocks come in order; each but the last has a multiple of
-    /// [`PackedMatrix::BLOCK_ROWS`].
+    /// Sets some rows of a packed matrix, rounded to its format. Blocks come in order; each but the
+    /// last has a multiple of [`PackedMatrix::BLOCK_ROWS`].
     fn write_packed(&self, matrix: &mut PackedMatrix, block: BlockOfRows<'_>);
 
     /// Sets a packed matrix [rows, depth] from its transpose [depth, rows].

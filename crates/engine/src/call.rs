@@ -1,5 +1,6 @@
-//! What a backend is asked for: every primitive as data over tensors. A call knows its name, its operations, what it
-//! touches and whether its shapes fit; how it is computed is the backend's matter.
+//! What a backend is asked for: every primitive as data over tensors. A call knows its name, its
+//! operations, what it touches and whether its shapes fit; how it is computed is the backend's
+//! matter.
 //! Shapes: M rows, of which ranges may be named; D or C columns; [n, k] a weight with n outputs.
 
 mod attention;
@@ -173,7 +174,8 @@ pub struct NormSaved<'a> {
     pub rstd: &'a Tensor,
 }
 
-/// The rotation of pairs of each head's elements by the position of the token. Shapes: cos, sin [positions, rotary_dim / 2].
+/// The rotation of pairs of each head's elements by the position of the token. Shapes: cos, sin
+/// [positions, rotary_dim / 2].
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation<'a> {
     /// Dh, rotary_dim and the pairs.
@@ -231,8 +233,8 @@ pub struct TableRows<'a> {
     pub ids: &'a [u32],
 }
 
-/// Cross entropy of logits [N, C] against labels `[N]`, -100 of which count for nothing. The logits become what they
-/// have as a gradient, or are used up where the gradient has a place of its own.
+/// Cross entropy of logits [N, C] against labels `[N]`, -100 of which count for nothing. The logits
+/// become what they have as a gradient, or are used up where the gradient has a place of its own.
 #[derive(Debug)]
 pub struct CrossEntropy<'a> {
     /// [N, C] in f32.
@@ -292,7 +294,8 @@ pub enum Call<'a> {
         whole: &'a Tensor,
         out: &'a mut Tensor,
     },
-    /// out [Mq, H·Dh] = softmax(scores)·v, and the logarithm of each row's sum of exponentials, lse [Mq, H].
+    /// out [Mq, H·Dh] = softmax(scores)·v, and the logarithm of each row's sum of exponentials, lse
+    /// [Mq, H].
     Attention {
         inputs: AttentionInputs<'a>,
         out: &'a mut Tensor,
@@ -503,7 +506,8 @@ impl Call<'_> {
         }
     }
 
-    /// Floating-point operations of its products (a multiply-add is two); what else it does counts for nothing.
+    /// Floating-point operations of its products (a multiply-add is two); what else it does counts
+    /// for nothing.
     pub fn flops(&self) -> u64 {
         match self {
             Call::Product(product) => {

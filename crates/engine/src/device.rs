@@ -1,5 +1,6 @@
-//! Where tensors live and calls run. A device counts memory, layout, operations and time, and has a backend that does the
-//! rest. Both a device that computes and one that only plans count with the same code, which is why a plan is the run.
+//! Where tensors live and calls run. A device counts memory, layout, operations and time, and has a
+//! backend that does the rest. Both a device that computes and one that only plans count with the
+//! same code, which is why a plan is the run.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -15,8 +16,8 @@ use crate::profile::{Phase, Profile};
 use crate::space::Place;
 use crate::storage::Storage;
 
-/// What a device unwinds with where tensors do not fit into its address space. A plan tells before it: see
-/// [`Device::reserved_bytes`] of a dry device and [`Device::address_space_bytes`].
+/// What a device unwinds with where tensors do not fit into its address space. A plan tells before
+/// it: see [`Device::reserved_bytes`] of a dry device and [`Device::address_space_bytes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfAddressSpace {
     /// Bytes of the tensor that found no place.
@@ -74,8 +75,9 @@ impl Device {
         Self::cpu_in(DType::F32, isa, threads)
     }
 
-    /// The processor. `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means one per core. Panics if
-    /// `isa` is not available; errors if threads or address space cannot be had.
+    /// The processor. `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means
+    /// one per core. Panics if `isa` is not available; errors if threads or address space cannot be
+    /// had.
     pub fn cpu_in(
         numerics: impl Into<Numerics>,
         isa: Isa,
@@ -97,7 +99,8 @@ impl Device {
         Self::dry_in(DType::F32)
     }
 
-    /// Shapes only: computes nothing, counts everything, as this machine's processor would with all its cores.
+    /// Shapes only: computes nothing, counts everything, as this machine's processor would with all
+    /// its cores.
     pub fn dry_in(numerics: impl Into<Numerics>) -> Self {
         Self::dry_cpu(numerics, Isa::best(), 0)
     }
@@ -141,15 +144,15 @@ impl Device {
         &*self.0.backend
     }
 
-    /// Columns with which a gradient against `depth` rows of a weight is stored, the last ones zeros, so that its product
-    /// with the weight runs fast.
+    /// Columns with which a gradient against `depth` rows of a weight is stored, the last ones
+    /// zeros, so that its product with the weight runs fast.
     pub(crate) fn padded_depth(&self, depth: usize) -> usize {
         let sizes = self.backend().sizes();
         depth.next_multiple_of(sizes.depth_multiple(self.numerics().arithmetic))
     }
 
-    /// Runs `work` where this device's calls cost least, on its threads. A forward or backward pass is wrapped in one
-    /// such call.
+    /// Runs `work` where this device's calls cost least, on its threads. A forward or backward pass
+    /// is wrapped in one such call.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         let (mut work, mut result) = (Some(work), None);
         self.backend().install(&mut || {
@@ -158,8 +161,8 @@ impl Device {
         result.expect("a backend runs what it is given, once")
     }
 
-    /// Counts a call and has the backend run it. Panics where a shape does not fit or, on a device that computes, a
-    /// tensor lives on another device.
+    /// Counts a call and has the backend run it. Panics where a shape does not fit or, on a device
+    /// that computes, a tensor lives on another device.
     pub fn run(&self, call: Call<'_>) {
         call.check();
         let (op, flops) = (call.name(), call.flops());
@@ -186,7 +189,8 @@ impl Device {
         }
     }
 
-    /// What `work` on the host gives; a profile shows it as an op. On the dry device it does not run.
+    /// What `work` on the host gives; a profile shows it as an op. On the dry device it does not
+    /// run.
     pub fn run_on_host<R>(&self, op: &'static str, work: impl FnOnce() -> R) -> Option<R> {
         if self.is_dry() {
             return None;
@@ -208,7 +212,8 @@ impl Device {
         self.counts().profile = Some(Profile::default());
     }
 
-    /// The times taken since [`Device::start_profile`], and an end to taking them. None if it was never called.
+    /// The times taken since [`Device::start_profile`], and an end to taking them. None if it was
+    /// never called.
     pub fn end_profile(&self) -> Option<Profile> {
         self.counts().profile.take()
     }
@@ -225,7 +230,8 @@ impl Device {
         self.counts().meter.now()
     }
 
-    /// Bytes in use, by purpose, at the moment of the largest total since the start or the last [`Device::reset_peak`].
+    /// Bytes in use, by purpose, at the moment of the largest total since the start or the last
+    /// [`Device::reset_peak`].
     pub fn peak_memory(&self) -> MemoryReport {
         self.counts().meter.peak()
     }
@@ -240,8 +246,8 @@ impl Device {
         self.counts().meter.flops()
     }
 
-    /// Bytes from the first to the last that tensors have occupied so far: the memory in use at the peak, and the holes
-    /// between. On a device that computes, this is what they keep resident.
+    /// Bytes from the first to the last that tensors have occupied so far: the memory in use at the
+    /// peak, and the holes between. On a device that computes, this is what they keep resident.
     pub fn reserved_bytes(&self) -> u64 {
         self.backend().space().highest_top() as u64
     }
@@ -261,7 +267,8 @@ impl Device {
                 in_use: self.memory().total(),
                 limit: space.len().unwrap_or(usize::MAX) as u64,
             };
-            // A pass has no way to fail between two ops, so whoever began it is told. Nothing is printed here.
+            // A pass has no way to fail between two ops, so whoever began it is told. Nothing is
+            // printed here.
             std::panic::resume_unwind(Box::new(error))
         })
     }

@@ -1,5 +1,5 @@
-//! Arithmetic on host memory: what is drawn, and what is done with values that were read back. Its bits do not depend on
-//! where the values came from.
+//! Arithmetic on host memory: what is drawn, and what is done with values that were read back. Its
+//! bits do not depend on where the values came from.
 
 use lowrank_kernels::{self as kernels, Isa};
 
@@ -14,7 +14,8 @@ impl Host {
         Host(isa)
     }
 
-    /// The place of the first of the largest values. Panics if there are none; NaNs make it unspecified.
+    /// The place of the first of the largest values. Panics if there are none; NaNs make it
+    /// unspecified.
     pub fn argmax(self, x: &[f32]) -> usize {
         kernels::argmax(self.0, x)
     }

@@ -1,8 +1,9 @@
 //! The KV cache: keys and values of the tokens so far, in pages that sequences share and give back.
 //!
-//! A sequence is a list of row numbers, which attention reads through. Sequences that have a beginning in common share its
-//! pages; one that goes on in a shared page gets a copy of its own first. A page that no sequence holds is used again.
-//! It knows no tokens: a caller says how many there are. Source: Kwon et al. 2023, "PagedAttention".
+//! A sequence is a list of row numbers, which attention reads through. Sequences that have a
+//! beginning in common share its pages; one that goes on in a shared page gets a copy of its own
+//! first. A page that no sequence holds is used again. It knows no tokens: a caller says how many
+//! there are. Source: Kwon et al. 2023, "PagedAttention".
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,8 @@ const FIRST_PAGES: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(u64);
 
-/// Keys and values [rows, Hkv·Dh] of every layer, as the device stores activations, for sequences that come and go.
+/// Keys and values [rows, Hkv·Dh] of every layer, as the device stores activations, for sequences
+/// that come and go.
 #[derive(Debug, Default)]
 pub struct KvCache {
     /// Keys and values of each layer: as many rows as pages have, once there is any.
@@ -97,7 +99,8 @@ impl KvCache {
         self.insert(Sequence::default())
     }
 
-    /// A sequence that shares the first `tokens` tokens of another. Panics if there are not as many.
+    /// A sequence that shares the first `tokens` tokens of another. Panics if there are not as
+    /// many.
     pub fn fork(&mut self, id: SequenceId, tokens: usize) -> SequenceId {
         let rows = self.sequences[&id].rows[..tokens].to_vec();
         let sequence = Sequence { rows };
@@ -142,8 +145,9 @@ impl KvCache {
         (self.pages.holders.len() - self.pages.free.len()) * PAGE_ROWS
     }
 
-    /// Makes a place for `tokens` more tokens of a sequence: each layer then [writes](Self::write) their keys and values.
-    /// Copies the page that the sequence goes on in, where others hold it too.
+    /// Makes a place for `tokens` more tokens of a sequence: each layer then [writes](Self::write)
+    /// their keys and values. Copies the page that the sequence goes on in, where others hold it
+    /// too.
     pub fn extend(&mut self, id: SequenceId, tokens: usize) {
         let sequence = &self.sequences[&id];
         let shared = sequence.partial_page();
@@ -182,8 +186,8 @@ impl KvCache {
         }
     }
 
-    /// Writes the keys and values of the last tokens of some sequences in one layer: `of` says how many each has, and they lie
-    /// end to end in `k` and `v`. Panics if there are not as many rows.
+    /// Writes the keys and values of the last tokens of some sequences in one layer: `of` says how
+    /// many each has, and they lie end to end in `k` and `v`. Panics if there are not as many rows.
     pub fn write(&mut self, layer: usize, k: &Var, v: &Var, of: &[(SequenceId, usize)]) {
         let rows: Vec<u32> = (of.iter())
             .flat_map(|(id, tokens)| {

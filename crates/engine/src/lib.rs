@@ -1,5 +1,5 @@
-//! The engine: devices that allocate and count, tensors, the tape, and one file an op with its forward and its backward.
-//! It knows nothing of models, files or rows of text.
+//! The engine: devices that allocate and count, tensors, the tape, and one file an op with its
+//! forward and its backward. It knows nothing of models, files or rows of text.
 //! Unsafe code stands in `space` alone.
 #![deny(unsafe_code)]
 

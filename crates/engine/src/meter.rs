@@ -1,5 +1,5 @@
-//! Counts of bytes by purpose and of floating-point operations. The same counter serves `cpu` and `dry`, so that what a
-//! plan predicts is what a run counts.
+//! Counts of bytes by purpose and of floating-point operations. The same counter serves `cpu` and
+//! `dry`, so that what a plan predicts is what a run counts.
 
 /// What an allocation is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

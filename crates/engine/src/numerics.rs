@@ -5,7 +5,8 @@ use std::fmt;
 use lowrank_kernels::DType;
 use lowrank_kernels::product::{Arithmetic, WeightFormat};
 
-/// The types of a device. Sums, norms, softmax, losses and everything trained are f32 in all of them.
+/// The types of a device. Sums, norms, softmax, losses and everything trained are f32 in all of
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numerics {
     /// How activations are stored.

@@ -1,4 +1,5 @@
-//! The ops of the tape: each file holds one op's forward and backward, with the shapes in its first lines.
+//! The ops of the tape: each file holds one op's forward and backward, with the shapes in its first
+//! lines.
 
 pub mod activation;
 pub mod add;

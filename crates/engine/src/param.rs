@@ -1,5 +1,6 @@
-//! Weights. Frozen is a type: a frozen weight has no place where a gradient could be stored. Trainable values live in one
-//! store, [`Trainables`], so that the optimizer, checkpoints and adapter files all see the same list.
+//! Weights. Frozen is a type: a frozen weight has no place where a gradient could be stored.
+//! Trainable values live in one store, [`Trainables`], so that the optimizer, checkpoints and
+//! adapter files all see the same list.
 
 use lowrank_kernels::Plain;
 use lowrank_kernels::product::WeightFormat;
@@ -25,8 +26,8 @@ impl Frozen {
         Frozen(tensor)
     }
 
-    /// Freezes a table [rows, cols] in f32 that `fill` writes, block of rows by block of rows: `fill(first_row, block)`.
-    /// Not called on the dry device. Errors are those of `fill`.
+    /// Freezes a table [rows, cols] in f32 that `fill` writes, block of rows by block of rows:
+    /// `fill(first_row, block)`. Not called on the dry device. Errors are those of `fill`.
     pub fn from_blocks<E>(
         device: &Device,
         rows: usize,
@@ -39,7 +40,8 @@ impl Frozen {
         )
     }
 
-    /// As [`Frozen::from_blocks`] in the device's format of weights, for a table that is looked up and not computed with.
+    /// As [`Frozen::from_blocks`] in the device's format of weights, for a table that is looked up
+    /// and not computed with.
     pub fn table_from_blocks<E>(
         device: &Device,
         rows: usize,
@@ -95,8 +97,8 @@ fn for_each_block<E>(
     Ok(())
 }
 
-/// A matrix [out, in] as the second operand of products, laid out once as the backend wants it. One layout serves
-/// y = x·Wᵀ and dx = dy·W.
+/// A matrix [out, in] as the second operand of products, laid out once as the backend wants it. One
+/// layout serves y = x·Wᵀ and dx = dy·W.
 #[derive(Debug)]
 pub struct PackedMatrix {
     out_features: usize,
@@ -106,8 +108,8 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Rows of a block that is read and laid out at once: large enough to read files at full speed, small beside any
-    /// model, and whole panels of every backend.
+    /// Rows of a block that is read and laid out at once: large enough to read files at full speed,
+    /// small beside any model, and whole panels of every backend.
     pub const BLOCK_ROWS: usize = 256;
 
     /// A frozen matrix in the device's format, values unspecified.
@@ -132,8 +134,9 @@ impl PackedMatrix {
         }
     }
 
-    /// Packs a weight [out, in] that `fill` writes, block of rows by block of rows: `fill(first_row, block)`, so that the
-    /// matrix never stands in memory twice. Not called on the dry device. Errors are those of `fill`.
+    /// Packs a weight [out, in] that `fill` writes, block of rows by block of rows:
+    /// `fill(first_row, block)`, so that the matrix never stands in memory twice. Not called on the
+    /// dry device. Errors are those of `fill`.
     pub fn from_blocks<E>(
         device: &Device,
         out_features: usize,
@@ -150,8 +153,8 @@ impl PackedMatrix {
         Ok(matrix)
     }
 
-    /// Packs a weight whose transpose [in, out] is given, as GPT-2's `Conv1D` stores it. On the dry device only the shape
-    /// counts. Panics elsewhere if the length does not fit.
+    /// Packs a weight whose transpose [in, out] is given, as GPT-2's `Conv1D` stores it. On the dry
+    /// device only the shape counts. Panics elsewhere if the length does not fit.
     pub fn from_transposed(
         device: &Device,
         out_features: usize,
@@ -169,8 +172,8 @@ impl PackedMatrix {
         matrix
     }
 
-    /// A trained value, or its transpose, in scratch and in the format of the device's arithmetic: what is used once is
-    /// laid out as it is read.
+    /// A trained value, or its transpose, in scratch and in the format of the device's arithmetic:
+    /// what is used once is laid out as it is read.
     pub(crate) fn trained(device: &Device, x: &Tensor, transpose: Transpose) -> Self {
         let shape = match transpose {
             Transpose::No => [x.rows(), x.cols()],
@@ -363,7 +366,8 @@ impl WeightOperand<'_> {
         }
     }
 
-    /// Its transpose: d·b, where d is the gradient of a product with b. Panics for what is a transpose already.
+    /// Its transpose: d·b, where d is the gradient of a product with b. Panics for what is a
+    /// transpose already.
     pub(crate) fn transposed(&self) -> Operand<'_> {
         let Operand { matrix, transpose } = self.get();
         assert_eq!(transpose, Transpose::No, "an operand transposed twice");
@@ -429,8 +433,9 @@ impl Trainables {
         self.add_as(Role::Parameter, device, name, shape, values)
     }
 
-    /// Adds a value. `shape` has one to three dimensions; the last two are a matrix's columns. On the dry device `values` may be empty.
-    /// Panics if the name is taken or the length does not fit.
+    /// Adds a value. `shape` has one to three dimensions; the last two are a matrix's columns. On
+    /// the dry device `values` may be empty. Panics if the name is taken or the length does not
+    /// fit.
     pub fn add_as(
         &mut self,
         role: Role,
@@ -460,8 +465,8 @@ impl Trainables {
         TrainableId(self.0.len() - 1)
     }
 
-    /// Takes in the values of another store, under names that begin with `prefix`, and returns how many stand before them.
-    /// Panics if a name is taken.
+    /// Takes in the values of another store, under names that begin with `prefix`, and returns how
+    /// many stand before them. Panics if a name is taken.
     pub fn append(&mut self, prefix: &str, other: Trainables) -> usize {
         let before = self.0.len();
         for mut value in other.0 {
@@ -509,8 +514,8 @@ impl Trainables {
     }
 }
 
-/// One gradient for each trainable, allocated once and summed into until cleared. One pass over a micro-batch starts from
-/// zeros where its bits must not depend on what was computed before.
+/// One gradient for each trainable, allocated once and summed into until cleared. One pass over a
+/// micro-batch starts from zeros where its bits must not depend on what was computed before.
 #[derive(Debug)]
 pub struct Gradients(Vec<Tensor>);
 

@@ -1,5 +1,6 @@
-//! Where a model drops something out: what tells the mask of one place from those of all others in a pass. Masks, and with
-//! them every trained bit, follow from these numbers, so they never change. It knows no generator.
+//! Where a model drops something out: what tells the mask of one place from those of all others in
+//! a pass. Masks, and with them every trained bit, follow from these numbers, so they never change.
+//! It knows no generator.
 
 /// One dropout site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -8,11 +9,13 @@ pub struct Site(u32);
 /// Of sites with a name.
 const NAMED: u32 = 1 << 31;
 
-/// Turned over where a pass uses the same layers for a second input; no pass has as many numbered sites.
+/// Turned over where a pass uses the same layers for a second input; no pass has as many numbered
+/// sites.
 const SECOND_USE: u32 = 1 << 30;
 
 impl Site {
-    /// The site of a layer by the hash of its name: the same whichever other layers drop something out.
+    /// The site of a layer by the hash of its name: the same whichever other layers drop something
+    /// out.
     pub fn named(hash: u64) -> Self {
         Site((hash >> 32) as u32 | NAMED)
     }

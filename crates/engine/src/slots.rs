@@ -1,5 +1,6 @@
-//! Which adapter each row of a pass takes, where several share a batch: rows are in segments, each of one slot. Slot 0 is no
-//! adapter, slot 1 each layer's own, slots from 2 on are those of loaded adapters. It knows no layer.
+//! Which adapter each row of a pass takes, where several share a batch: rows are in segments, each
+//! of one slot. Slot 0 is no adapter, slot 1 each layer's own, slots from 2 on are those of loaded
+//! adapters. It knows no layer.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,14 +26,15 @@ pub struct Segment {
     pub slot: usize,
 }
 
-/// The slots of a pass's rows. A pass begins with the rows of all its tokens, and goes on with some of them; each choice leaves
-/// fewer rows or all of them, so that their number says which rows they are.
+/// The slots of a pass's rows. A pass begins with the rows of all its tokens, and goes on with some
+/// of them; each choice leaves fewer rows or all of them, so that their number says which rows they
+/// are.
 #[derive(Debug, Clone)]
 pub struct RowSlots(BTreeMap<usize, Arc<[Segment]>>);
 
 impl RowSlots {
-    /// The slots of sequences that lie end to end: sequence `i` has the rows from `offsets[i]` to `offsets[i + 1]`. Panics if
-    /// there are not as many slots as sequences.
+    /// The slots of sequences that lie end to end: sequence `i` has the rows from `offsets[i]` to
+    /// `offsets[i + 1]`. Panics if there are not as many slots as sequences.
     pub fn of_sequences(offsets: &[usize], slots: &[usize]) -> Self {
         assert_eq!(offsets.len(), slots.len() + 1, "a slot a sequence");
         let ranges = offsets.windows(2).map(|range| range[0]..range[1]);
@@ -41,7 +43,8 @@ impl RowSlots {
         RowSlots(BTreeMap::from([(rows, segments)]))
     }
 
-    /// The segments of tensors of so many rows. Panics if no such rows were chosen: they are none of the batch's tokens.
+    /// The segments of tensors of so many rows. Panics if no such rows were chosen: they are none
+    /// of the batch's tokens.
     pub(crate) fn segments(&self, rows: usize) -> &Arc<[Segment]> {
         let known = self.0.get(&rows);
         known.unwrap_or_else(|| panic!("{rows} rows that are not the tokens of sequences"))

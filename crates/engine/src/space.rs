@@ -1,9 +1,11 @@
-//! Memory for tensors: one arena of address space, handed out by offset. It knows sizes only, not what is stored.
+//! Memory for tensors: one arena of address space, handed out by offset. It knows sizes only, not
+//! what is stored.
 //!
-//! A pass is nearly a stack: forward appends, backward gives back. Lowest-address first fit with merging of neighbours keeps
-//! the top of the arena close to the bytes in use, pages once touched are used again, and after the first large batch
-//! nothing is asked of the system. The arithmetic of offsets needs no memory, so the dry device runs it too: the top that it
-//! finds is the one that the processor will touch.
+//! A pass is nearly a stack: forward appends, backward gives back. Lowest-address first fit with
+//! merging of neighbours keeps the top of the arena close to the bytes in use, pages once touched
+//! are used again, and after the first large batch nothing is asked of the system. The arithmetic
+//! of offsets needs no memory, so the dry device runs it too: the top that it finds is the one that
+//! the processor will touch.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,7 +17,8 @@ use memmap2::{MmapOptions, MmapRaw};
 /// Every block starts on a cache line.
 const LINE_BYTES: usize = 64;
 
-/// Address space asked for, in bytes: far more than any machine's memory, as untouched pages cost nothing.
+/// Address space asked for, in bytes: far more than any machine's memory, as untouched pages cost
+/// nothing.
 const RESERVE_BYTES: usize = 1 << 40;
 
 /// Offsets of free and used blocks.
@@ -74,8 +77,9 @@ impl Layout {
 
 /// Address space for tensors, and where in it they lie. A backend has one. Clones share it.
 ///
-/// Places are counted in nominal bytes, which are those of the storage types that a model names; each stands for `scale`
-/// bytes of memory, so that a backend may store every value wider than its nominal type.
+/// Places are counted in nominal bytes, which are those of the storage types that a model names;
+/// each stands for `scale` bytes of memory, so that a backend may store every value wider than its
+/// nominal type.
 #[derive(Debug, Clone)]
 pub struct Space(Arc<Inner>);
 
@@ -131,13 +135,14 @@ impl Space {
         memory.map(|memory| memory.len() / self.0.scale)
     }
 
-    /// The highest end of any place so far, in nominal bytes: what is resident once every place has been written.
+    /// The highest end of any place so far, in nominal bytes: what is resident once every place has
+    /// been written.
     pub(crate) fn highest_top(&self) -> usize {
         self.layout().highest_top
     }
 
-    /// A place for `bytes` nominal bytes. Its values are zeros in a process's first use of it, and whatever was last
-    /// stored there later. None where the reserve has none.
+    /// A place for `bytes` nominal bytes. Its values are zeros in a process's first use of it, and
+    /// whatever was last stored there later. None where the reserve has none.
     pub(crate) fn take(&self, bytes: usize) -> Option<Place> {
         let range = self.layout().take(bytes);
         let space = self.clone();
@@ -151,8 +156,9 @@ impl Space {
     }
 }
 
-/// Asks for pages of 2 MiB: with small ones a step of RoBERTa-base took 1.5 to 2.3% longer in a virtual machine. What is
-/// touched stays one stretch from the bottom, so that they cost one page more at most.
+/// Asks for pages of 2 MiB: with small ones a step of RoBERTa-base took 1.5 to 2.3% longer in a
+/// virtual machine. What is touched stays one stretch from the bottom, so that they cost one page
+/// more at most.
 #[cfg(target_os = "linux")]
 fn ask_for_huge_pages(map: &memmap2::MmapMut) {
     // A kernel without them works as well, only slower.
@@ -173,9 +179,10 @@ impl Place {
     /// All values. Panics for a place without memory.
     pub(crate) fn slice<T: Plain>(&self) -> &[T] {
         let (pointer, len) = self.parts();
-        // SAFETY: the pointer is that of `len` values within the mapping (checked in `Space::take`), a multiple of 64 bytes
-        // from its start, and the mapping lives as long as `self.space`; anonymous pages are initialised and any bytes are
-        // values of T; no other place overlaps this one until it is dropped.
+        // SAFETY: the pointer is that of `len` values within the mapping (checked in
+        // `Space::take`), a multiple of 64 bytes from its start, and the mapping lives as long as
+        // `self.space`; anonymous pages are initialised and any bytes are values of T; no other
+        // place overlaps this one until it is dropped.
         unsafe { std::slice::from_raw_parts(pointer, len) }
     }
 

@@ -1,5 +1,6 @@
-//! The tape: ops record themselves in forward, and backward walks them in reverse. An op is recorded only if something
-//! below it is trained, so nothing is kept or differentiated under the lowest adapter.
+//! The tape: ops record themselves in forward, and backward walks them in reverse. An op is
+//! recorded only if something below it is trained, so nothing is kept or differentiated under the
+//! lowest adapter.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use crate::site::Site;
 use crate::slots::{Adapters, Segment};
 use crate::tensor::Tensor;
 
-/// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches before it.
+/// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches
+/// before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepKey {
     /// The run's seed.
@@ -23,7 +25,8 @@ pub struct StepKey {
     pub micro_step: u64,
 }
 
-/// A value on the tape. Clones share the tensor; moving a value into its last op lets that op overwrite it.
+/// A value on the tape. Clones share the tensor; moving a value into its last op lets that op
+/// overwrite it.
 #[derive(Clone)]
 pub struct Var {
     value: Arc<Tensor>,
@@ -71,12 +74,14 @@ impl Var {
 
 /// The backward half of a recorded op. It owns what forward saved and frees it when done.
 pub(crate) trait Backward {
-    /// Takes the gradient of the op's output, adds to the gradients of its inputs and of its trainables.
+    /// Takes the gradient of the op's output, adds to the gradients of its inputs and of its
+    /// trainables.
     fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>);
 }
 
-/// The activation in which an op's output ends. The gradient of such an output is kept as that of the activation's input:
-/// the derivative is linear in what arrives, so that each op above can multiply its own share by f'(pre) as it writes it.
+/// The activation in which an op's output ends. The gradient of such an output is kept as that of
+/// the activation's input: the derivative is linear in what arrives, so that each op above can
+/// multiply its own share by f'(pre) as it writes it.
 #[derive(Clone)]
 pub(crate) struct Through {
     /// f.
@@ -85,7 +90,8 @@ pub(crate) struct Through {
     pub pre: Arc<Tensor>,
 }
 
-/// What an op saved, where its output can be made from it once more: ops above then need not keep that.
+/// What an op saved, where its output can be made from it once more: ops above then need not keep
+/// that.
 pub(crate) trait Again {
     /// The output, with the bits that forward gave it.
     fn again(&self, trainables: &Trainables) -> Arc<Tensor>;
@@ -165,8 +171,8 @@ impl<'m> Tape<'m> {
         }
     }
 
-    /// The same tape with other adapters than each layer's own. Panics where slots are to be recorded: a backward knows one
-    /// adapter a layer.
+    /// The same tape with other adapters than each layer's own. Panics where slots are to be
+    /// recorded: a backward knows one adapter a layer.
     pub fn with_adapters(mut self, adapters: Adapters) -> Self {
         let is_by_slot = matches!(adapters, Adapters::BySlot(_));
         assert!(!(is_by_slot && self.recording), "slots are for inference");
@@ -234,7 +240,8 @@ impl<'m> Tape<'m> {
         self.next_site
     }
 
-    /// Goes on as if the sites before `site` had been passed: for a pass that starts above layers that are known already.
+    /// Goes on as if the sites before `site` had been passed: for a pass that starts above layers
+    /// that are known already.
     pub fn enter_at(&mut self, site: Site) {
         self.next_site = site;
     }
@@ -244,8 +251,8 @@ impl<'m> Tape<'m> {
         self.recording
     }
 
-    /// The dropout of the next site in the model, or none in inference or at p = 0. Sites are numbered in the order of
-    /// the model's code, whether or not they drop.
+    /// The dropout of the next site in the model, or none in inference or at p = 0. Sites are
+    /// numbered in the order of the model's code, whether or not they drop.
     pub(crate) fn dropout(&mut self, p: f32) -> Option<Dropout> {
         let site = self.next_site;
         self.next_site = site.next();
@@ -298,8 +305,8 @@ impl<'m> Tape<'m> {
         self.push_node(value, needed, || (make(), Output::default()))
     }
 
-    /// As [`Tape::push`], for an output of which there is more to know. Where it ends in an activation, the op's backward gets
-    /// the gradient of the activation's input.
+    /// As [`Tape::push`], for an output of which there is more to know. Where it ends in an
+    /// activation, the op's backward gets the gradient of the activation's input.
     pub(crate) fn push_output<B: Backward + 'm>(
         &mut self,
         value: Tensor,
@@ -336,7 +343,8 @@ impl<'m> Tape<'m> {
         again.map_or_else(|| Kept::Tensor(x.shared()), Kept::Again)
     }
 
-    /// Runs `block` on `x` without keeping anything but `x`; backward runs it once more, with the same dropout masks.
+    /// Runs `block` on `x` without keeping anything but `x`; backward runs it once more, with the
+    /// same dropout masks.
     /// Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
     pub fn recompute<F>(&mut self, x: Var, block: F) -> Var
     where
@@ -377,7 +385,8 @@ impl<'m> Tape<'m> {
         })
     }
 
-    /// Walks the tape backward from `output`, whose gradient is `d_output`, and adds to `gradients`.
+    /// Walks the tape backward from `output`, whose gradient is `d_output`, and adds to
+    /// `gradients`.
     pub fn backward(self, output: &Var, d_output: Tensor, gradients: &mut Gradients) {
         self.backward_from(output.node, d_output, gradients);
     }
@@ -467,8 +476,8 @@ impl Backprop<'_> {
         self.add_below(node, d);
     }
 
-    /// The activation in which a value ends, for an op that multiplies by its derivative as it writes the gradient and
-    /// hands it to [`Backprop::add_below`].
+    /// The activation in which a value ends, for an op that multiplies by its derivative as it
+    /// writes the gradient and hands it to [`Backprop::add_below`].
     pub(crate) fn through(&self, node: Option<usize>) -> Option<(usize, Through)> {
         let node = node?;
         Some((node, self.slots[node].through.clone()?))
@@ -493,8 +502,8 @@ impl Backprop<'_> {
         *slot = Some(Arc::new(sum));
     }
 
-    /// Lets a call write the gradient of a value directly: `write` gets a matrix [rows, cols] and is told whether to add to
-    /// what it holds or to overwrite it.
+    /// Lets a call write the gradient of a value directly: `write` gets a matrix [rows, cols] and
+    /// is told whether to add to what it holds or to overwrite it.
     pub(crate) fn write(
         &mut self,
         node: Option<usize>,

@@ -1,5 +1,5 @@
-//! A dense matrix on a device, f32 or bf16, counted while it lives. A vector is a matrix of one row. What it holds is
-//! read and written by copies; only a backend sees the values where they lie.
+//! A dense matrix on a device, f32 or bf16, counted while it lives. A vector is a matrix of one
+//! row. What it holds is read and written by copies; only a backend sees the values where they lie.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A matrix of f32 whose values are unspecified (stale or zero): every op that makes one writes all of it.
+    /// A matrix of f32 whose values are unspecified (stale or zero): every op that makes one writes
+    /// all of it.
     pub fn uninit(device: &Device, rows: usize, cols: usize, purpose: Purpose) -> Self {
         Self::uninit_as(DType::F32, device, rows, cols, purpose)
     }
@@ -65,7 +66,8 @@ impl Tensor {
         tensor
     }
 
-    /// A copy of `values` [rows, cols] in f32; on the dry device only its shape. Panics if the length does not fit.
+    /// A copy of `values` [rows, cols] in f32; on the dry device only its shape. Panics if the
+    /// length does not fit.
     pub fn from_slice(
         device: &Device,
         rows: usize,
@@ -85,8 +87,8 @@ impl Tensor {
         copy
     }
 
-    /// Writes some rows of `from` over the rows from `at` on. Panics if a range exceeds its rows, or if the tensors differ
-    /// in width or storage.
+    /// Writes some rows of `from` over the rows from `at` on. Panics if a range exceeds its rows,
+    /// or if the tensors differ in width or storage.
     pub fn copy_rows(&mut self, at: usize, from: &Tensor, rows: Range<usize>) {
         let device = self.device().clone();
         let into = at..at + rows.len();
@@ -111,7 +113,8 @@ impl Tensor {
         Arc::try_unwrap(shared).unwrap_or_else(|shared| shared.duplicate())
     }
 
-    /// The same values, row by row, as a matrix of another shape. Panics if that has another number of them.
+    /// The same values, row by row, as a matrix of another shape. Panics if that has another number
+    /// of them.
     pub fn reshaped(self, rows: usize, cols: usize) -> Self {
         assert_eq!(rows * cols, self.len(), "{self:?} as [{rows}, {cols}]");
         Tensor { rows, cols, ..self }
@@ -136,13 +139,14 @@ impl Tensor {
         self.device().backend().read(self, values);
     }
 
-    /// Sets all values, row by row, rounded to the storage; nothing on the dry device. Panics if the length does not fit.
+    /// Sets all values, row by row, rounded to the storage; nothing on the dry device. Panics if
+    /// the length does not fit.
     pub fn write(&mut self, values: &[f32]) {
         self.write_rows(0, values);
     }
 
-    /// Sets whole rows from `first` on, rounded to the storage; nothing on the dry device. Panics if they are not whole or
-    /// exceed the rows.
+    /// Sets whole rows from `first` on, rounded to the storage; nothing on the dry device. Panics
+    /// if they are not whole or exceed the rows.
     pub fn write_rows(&mut self, first: usize, values: &[f32]) {
         let device = self.device().clone();
         if device.is_dry() {
@@ -202,8 +206,8 @@ impl Tensor {
         &self.storage
     }
 
-    /// The values where a backend in host memory keeps them, row by row. Panics where they have no memory. The backend
-    /// answers for T.
+    /// The values where a backend in host memory keeps them, row by row. Panics where they have no
+    /// memory. The backend answers for T.
     pub(crate) fn host<T: Plain>(&self) -> &[T] {
         &self.storage.place().slice()[..self.rows * self.cols]
     }

@@ -1,5 +1,6 @@
-//! Two layers with an activation between them: its derivative is multiplied in where the gradient of its output is written,
-//! with an adapter above, with dropout in its branch, and where the output is read twice.
+//! Two layers with an activation between them: its derivative is multiplied in where the gradient
+//! of its output is written, with an adapter above, with dropout in its branch, and where the
+//! output is read twice.
 
 use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::add::add;
@@ -25,13 +26,15 @@ enum Above {
     Frozen,
     /// An adapted layer.
     Adapted,
-    /// An adapted layer with dropout in the adapter's branch, which is not written by the base's product.
+    /// An adapted layer with dropout in the adapter's branch, which is not written by the base's
+    /// product.
     Dropped,
     /// An adapted layer, and the output itself.
     Twice,
     /// Nothing: the output is the end of the pass.
     Nothing,
-    /// As `Adapted`, with the activation an op of its own, and the two layers recomputed in backward.
+    /// As `Adapted`, with the activation an op of its own, and the two layers recomputed in
+    /// backward.
     Recomputed,
 }
 

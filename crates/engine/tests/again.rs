@@ -1,4 +1,5 @@
-//! What is made again in backward instead of being kept: a norm's output that adapters above it read.
+//! What is made again in backward instead of being kept: a norm's output that adapters above it
+//! read.
 
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
@@ -101,7 +102,8 @@ impl Model {
     }
 }
 
-/// The gradients of all adapters, where the layers read the norm's output or, with `held`, a value that holds the same.
+/// The gradients of all adapters, where the layers read the norm's output or, with `held`, a value
+/// that holds the same.
 fn adapter_gradients(device: &Device, held: bool) -> (Vec<Vec<f32>>, u64) {
     let values = Random::new(9).normals_f32(ROWS * COLS);
     let mut model = Model::new(device, &values);

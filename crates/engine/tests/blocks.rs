@@ -1,5 +1,6 @@
-//! Parts of a fused layer with adapters of their own give, bit for bit, what one adapter with zeros between its blocks gives:
-//! outputs, the gradients of x and A, and the blocks of B's gradient. That one's gradients are proved by finite differences.
+//! Parts of a fused layer with adapters of their own give, bit for bit, what one adapter with zeros
+//! between its blocks gives: outputs, the gradients of x and A, and the blocks of B's gradient.
+//! That one's gradients are proved by finite differences.
 
 use lowrank_engine::ops::blocks::Blocks;
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};

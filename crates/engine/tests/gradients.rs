@@ -1,6 +1,6 @@
-//! Every op on the tape: its backward against finite differences of its forward, through the public face. The kernels' own
-//! derivatives are proved in f64 beside them; this proves what the tape does with them: which gradients are formed,
-//! scaled, masked and summed.
+//! Every op on the tape: its backward against finite differences of its forward, through the public
+//! face. The kernels' own derivatives are proved in f64 beside them; this proves what the tape does
+//! with them: which gradients are formed, scaled, masked and summed.
 
 use std::sync::{Arc, LazyLock};
 
@@ -53,7 +53,8 @@ const STEP: StepKey = StepKey {
     micro_step: 11,
 };
 
-/// Against f64: rounding of f32 and of sums over a few dozen elements. Measured worst 6.3e-7 · (1 + |x|).
+/// Against f64: rounding of f32 and of sums over a few dozen elements. Measured worst 6.3e-7 ·
+/// (1 + |x|).
 const OF_F32: Tolerance = Tolerance::new(2e-6, 2e-6);
 /// Values and products in bf16, of which each rounding is 2^-9. Measured worst 0.025 · (1 + |x|).
 const OF_BF16: Tolerance = Tolerance::new(0.04, 0.04);
@@ -76,7 +77,8 @@ const fn numerics(activations: DType, weights: WeightFormat, arithmetic: Arithme
     }
 }
 
-/// Frozen weights of the cases are values that bf16 holds, so that their format alone rounds nothing.
+/// Frozen weights of the cases are values that bf16 holds, so that their format alone rounds
+/// nothing.
 fn tolerance(numerics: Numerics) -> Tolerance {
     match (numerics.activations, numerics.arithmetic) {
         (DType::F32, Arithmetic::F32) => OF_F32,
@@ -352,7 +354,8 @@ fn check_linear([rows, inp, out, rank]: [usize; 4], moved: usize, step: Option<S
 
 #[test]
 fn frozen_tables_and_weights_under_an_adapter_in_every_format() {
-    // Few rows, whose panels are widened in registers, and more; a depth beyond one block of f32 sums, each way.
+    // Few rows, whose panels are widened in registers, and more; a depth beyond one block of f32
+    // sums, each way.
     for (rows, inp, out, rank) in [(5, 40, 35, 4), (33, 40, 420, 8), (33, 420, 40, 8)] {
         for step in [None, Some(STEP)] {
             let ids: Vec<u32> = (0..rows as u32).collect();
@@ -776,7 +779,8 @@ fn disentangled_attention_with_each_table() {
     }
 }
 
-/// A table that nothing below needs a gradient for is neither differentiated nor in the way of the other's gradient.
+/// A table that nothing below needs a gradient for is neither differentiated nor in the way of the
+/// other's gradient.
 #[test]
 fn disentangled_attention_with_a_frozen_table() {
     let rows: Vec<u32> = (0..7).collect();
@@ -902,7 +906,8 @@ fn adapted<'m>(
     linear(tape, x, params).tensor().read()
 }
 
-/// A layer that is used twice in a pass drops other elements the second time, and the same ones in every pass.
+/// A layer that is used twice in a pass drops other elements the second time, and the same ones in
+/// every pass.
 #[test]
 fn a_second_use_has_masks_of_its_own() {
     let device = device();

@@ -1,5 +1,5 @@
-//! The head of a language model and what it shares with the embedding: chunked loss against finite differences, tied
-//! tables, and weights that are stored as GPT-2 stores them.
+//! The head of a language model and what it shares with the embedding: chunked loss against finite
+//! differences, tied tables, and weights that are stored as GPT-2 stores them.
 
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
 use lowrank_engine::ops::linear::{LinearParams, linear};
@@ -227,7 +227,8 @@ fn the_loss_in_bf16_is_that_in_f32_up_to_the_rounding_of_its_gradients() {
         eprintln!("skipped: {} does not multiply bf16", Isa::best().name());
         return;
     }
-    // More rows than one part holds, a vocabulary that goes by blocks, and is neither even nor whole panels; a small one.
+    // More rows than one part holds, a vocabulary that goes by blocks, and is neither even nor
+    // whole panels; a small one.
     for shape in [[600, 6, 6211], [5, 9, 33]] {
         for trained in [false, true] {
             let (sum, d_h, d_table) = loss_in(DType::Bf16, trained, shape);
@@ -273,7 +274,8 @@ fn the_loss_holds_some_rows_of_logits_and_no_second_table() {
         device.reset_peak();
         lm_loss_backward(tape, h, targets, 1.0, &mut gradients);
         let workspace = device.peak_memory().of(Purpose::Workspace);
-        // f32: 192 rows of logits, which become their gradient. bf16: also the gradient of 512 rows, at half the size.
+        // f32: 192 rows of logits, which become their gradient. bf16: also the gradient of 512
+        // rows, at half the size.
         let rows_of_logits = match precision {
             DType::F32 => 192,
             DType::Bf16 => 128 + 512 / 2,

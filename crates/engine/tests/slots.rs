@@ -1,5 +1,6 @@
-//! A layer whose rows have adapters of their own gives each row the bits that its adapter alone gives, on every instruction set
-//! and in both precisions, parts of a fused layer among them; and the definition's values.
+//! A layer whose rows have adapters of their own gives each row the bits that its adapter alone
+//! gives, on every instruction set and in both precisions, parts of a fused layer among them; and
+//! the definition's values.
 
 use lowrank_engine::ops::blocks::Blocks;
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear_activation, linear_f32};

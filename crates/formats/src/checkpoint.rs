@@ -1,5 +1,6 @@
-//! Tensors by name, from whatever files hold them: one safetensors, PyTorch or GGUF file, or the shards of a Hugging Face folder.
-//! Knows no model: what a name means, and whether one is missing, is the reader's business.
+//! Tensors by name, from whatever files hold them: one safetensors, PyTorch or GGUF file, or the
+//! shards of a Hugging Face folder. Knows no model: what a name means, and whether one is missing,
+//! is the reader's business.
 
 mod open;
 pub(crate) mod values;
@@ -106,7 +107,8 @@ impl Checkpoint {
         self.by_name.get(name).map(|&at| &self.entries[at].info)
     }
 
-    /// Reads all values of a float tensor as f32 (exact from f16, bf16 and f32). `out` has the tensor's length.
+    /// Reads all values of a float tensor as f32 (exact from f16, bf16 and f32). `out` has the
+    /// tensor's length.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let entry = self.entry(name)?;
         let found = entry.info.numel();
@@ -116,7 +118,8 @@ impl Checkpoint {
         self.read_f32_range(name, 0, out)
     }
 
-    /// Reads `out.len()` values of a float tensor as f32, from the value `start` in row-major order.
+    /// Reads `out.len()` values of a float tensor as f32, from the value `start` in row-major
+    /// order.
     pub fn read_f32_range(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
         let entry = self.entry(name)?;
         if !entry.info.dtype.is_float() {
@@ -140,7 +143,8 @@ impl Checkpoint {
 
     /// Reads all values of a float tensor as f32.
     pub fn read_f32_vec(&self, name: &str) -> Result<Vec<f32>> {
-        // The length is that of values that lie in the file (or of a small expanded tensor): see `TorchFile`.
+        // The length is that of values that lie in the file (or of a small expanded tensor): see
+        // `TorchFile`.
         let mut values = vec![0.0; self.entry(name)?.info.numel()];
         self.read_f32(name, &mut values)?;
         Ok(values)
@@ -156,14 +160,15 @@ impl Checkpoint {
         Ok(decode_i64(entry.info.dtype, &bytes))
     }
 
-    /// Reads all values of a tensor as the little-endian, row-major bytes of its type: those that are stored, or of packed values
-    /// the f32 that they stand for.
+    /// Reads all values of a tensor as the little-endian, row-major bytes of its type: those that
+    /// are stored, or of packed values the f32 that they stand for.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entry(name)?;
         self.read_range(entry, 0, entry.info.numel())
     }
 
-    /// Reads `len` values of a tensor, from the value `start` in row-major order, as [`Checkpoint::read_bytes`] does.
+    /// Reads `len` values of a tensor, from the value `start` in row-major order, as
+    /// [`Checkpoint::read_bytes`] does.
     pub fn read_bytes_range(&self, name: &str, start: usize, len: usize) -> Result<Vec<u8>> {
         let entry = self.entry(name)?;
         self.check_range(entry, start, len)?;

@@ -1,5 +1,5 @@
-//! Reading `config.json`: every field is asked for with its range, all faults are collected, then reported together.
-//! Knows no model: the families say which fields they need.
+//! Reading `config.json`: every field is asked for with its range, all faults are collected, then
+//! reported together. Knows no model: the families say which fields they need.
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -14,7 +14,8 @@ use crate::gguf::{self, Gguf};
 use crate::pyjson::read_json;
 use crate::suggest::nearest;
 
-/// The file that a model's configuration stands in: `config.json` of its folder, or the GGUF file itself.
+/// The file that a model's configuration stands in: `config.json` of its folder, or the GGUF file
+/// itself.
 pub fn model_config_file(model: &Path) -> PathBuf {
     match files::is_file(model) {
         true => model.to_owned(),
@@ -22,10 +23,12 @@ pub fn model_config_file(model: &Path) -> PathBuf {
     }
 }
 
-/// The configuration of a model in a folder or in a GGUF file, as the object that `config.json` holds.
+/// The configuration of a model in a folder or in a GGUF file, as the object that `config.json`
+/// holds.
 ///
 /// # Errors
-/// The file cannot be read, or is no JSON; a GGUF file of an architecture that is not known, or without its settings.
+/// The file cannot be read, or is no JSON; a GGUF file of an architecture that is not known, or
+/// without its settings.
 pub fn read_model_config(model: &Path) -> Result<Value> {
     match gguf::is_gguf(model)? {
         true => Gguf::open(model)?.config(),
@@ -33,7 +36,8 @@ pub fn read_model_config(model: &Path) -> Result<Value> {
     }
 }
 
-/// Reads fields of one JSON object. A faulty field gives a harmless stand-in and is remembered; [`finish`](Self::finish) tells.
+/// Reads fields of one JSON object. A faulty field gives a harmless stand-in and is remembered;
+/// [`finish`](Self::finish) tells.
 ///
 /// ```
 /// # use lowrank_formats::ConfigReader;
@@ -44,7 +48,8 @@ pub fn read_model_config(model: &Path) -> Result<Value> {
 /// assert_eq!(hidden_size, 384);
 /// assert_eq!(
 ///     reader.finish().unwrap_err().to_string(),
-///     "`config.json` has a fault\n  layer_norm_eps: expected a number from 0 to 1, found `\"small\"`"
+///     "`config.json` has a fault\n  layer_norm_eps: expected a number from 0 to 1, \
+///      found `\"small\"`"
 /// );
 /// # let _ = eps;
 /// ```
@@ -71,7 +76,8 @@ impl<'a> ConfigReader<'a> {
         reader
     }
 
-    /// Lets `key` also be found under another name, as in GPT-2's `n_embd` for `hidden_size`. `key` itself goes first.
+    /// Lets `key` also be found under another name, as in GPT-2's `n_embd` for `hidden_size`. `key`
+    /// itself goes first.
     pub fn alias(mut self, key: &str, other: &str) -> Self {
         self.aliases.push((key.into(), other.into()));
         self
@@ -194,7 +200,8 @@ impl<'a> ConfigReader<'a> {
         })
     }
 
-    /// What `read` makes of the object under `key`, if it is there and not `null`; its faults are named `key.field`.
+    /// What `read` makes of the object under `key`, if it is there and not `null`; its faults are
+    /// named `key.field`.
     pub fn within<T>(&self, key: &str, read: impl FnOnce(&ConfigReader<'a>) -> T) -> Option<T> {
         let value = self.optional(key, "an object", |value| value.is_object().then_some(value))?;
         let inner = ConfigReader::new(&self.path, value);

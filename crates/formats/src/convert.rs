@@ -1,5 +1,6 @@
-//! A model in plain values: every tensor decoded and written again, block by block, with the configuration beside it. Knows no model:
-//! a family need not be known for its files to be converted.
+//! A model in plain values: every tensor decoded and written again, block by block, with the
+//! configuration beside it. Knows no model: a family need not be known for its files to be
+//! converted.
 
 use std::path::Path;
 
@@ -27,8 +28,9 @@ pub struct Converted {
     pub bytes: u64,
 }
 
-/// Writes the weights and the configuration of the model in `model`, a folder or a GGUF file, into the folder `dir`, which must
-/// exist. Floats get the type `dtype`, f32, f16 or bf16; whole numbers stay as they are.
+/// Writes the weights and the configuration of the model in `model`, a folder or a GGUF file, into
+/// the folder `dir`, which must exist. Floats get the type `dtype`, f32, f16 or bf16; whole numbers
+/// stay as they are.
 ///
 /// # Errors
 /// Files that cannot be read or written; values that `dtype` cannot hold.

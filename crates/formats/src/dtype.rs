@@ -1,8 +1,10 @@
-//! The element types of stored tensors, and their conversion to what the engine computes in. Knows nothing of files.
+//! The element types of stored tensors, and their conversion to what the engine computes in. Knows
+//! nothing of files.
 
 use half::slice::HalfFloatSliceExt;
 
-/// The type of one stored element. The order of the variants is the order in which safetensors sorts tensors (descending).
+/// The type of one stored element. The order of the variants is the order in which safetensors
+/// sorts tensors (descending).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)] // The names are the documentation; `name()` gives the spelling in files.
 pub enum DType {
@@ -123,8 +125,9 @@ impl std::fmt::Display for DType {
     }
 }
 
-/// Converts little-endian elements to f32: exact from f16, bf16 and f32, rounded to nearest from f64.
-/// `bytes` holds exactly `out.len()` elements and `dtype.is_float()`; both are the caller's to check.
+/// Converts little-endian elements to f32: exact from f16, bf16 and f32, rounded to nearest from
+/// f64. `bytes` holds exactly `out.len()` elements and `dtype.is_float()`; both are the caller's to
+/// check.
 pub(crate) fn decode_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     debug_assert_eq!(bytes.len(), out.len() * dtype.size_bytes());
     match dtype {

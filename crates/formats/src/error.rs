@@ -1,4 +1,5 @@
-//! The one error type of this crate: what was wrong, in which file, what was expected, and a hint where there is one.
+//! The one error type of this crate: what was wrong, in which file, what was expected, and a hint
+//! where there is one.
 
 use std::path::{Path, PathBuf};
 
@@ -110,7 +111,8 @@ pub enum FormatError {
         /// What is wrong.
         fault: Box<GgufFault>,
     },
-    /// Packed values whose parts do not fit each other, or that are packed in a way that is not known.
+    /// Packed values whose parts do not fit each other, or that are packed in a way that is not
+    /// known.
     #[error("`{name}` of the quantised model in `{}` {message}", shown(path))]
     Packed {
         /// The checkpoint.

@@ -1,5 +1,5 @@
-//! The seam to the file system: every file call of the program goes through here, and nowhere else (`cargo xtask tidy`).
-//! Knows nothing of what is in a file.
+//! The seam to the file system: every file call of the program goes through here, and nowhere else
+//! (`cargo xtask tidy`). Knows nothing of what is in a file.
 //!
 //! | need | call |
 //! | --- | --- |
@@ -11,9 +11,9 @@
 //! | a log that grows | [`Appender`] |
 //! | names, folders, removal | [`list`], [`create_dir_all`], [`rename`], [`remove_file`], [`remove_dir_all`], … |
 //!
-//! Each error names the file and what was tried. A file that is read whole must be a regular one, so that no pipe hangs and no
-//! device is read until memory ends. In a debug build the system's answers can be made to fail, one after the other: see
-//! [`fault`].
+//! Each error names the file and what was tried. A file that is read whole must be a regular one,
+//! so that no pipe hangs and no device is read until memory ends. In a debug build the system's
+//! answers can be made to fail, one after the other: see [`fault`].
 
 mod append;
 mod folders;

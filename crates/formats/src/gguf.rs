@@ -1,8 +1,10 @@
-//! GGUF, the format of llama.cpp: a header of keys and values, tensors in blocks, perhaps in several files. Versions 2 and 3,
-//! little-endian. Source: ggml `docs/gguf.md`; gguf-py 0.19. Knows what keys and tensors are called, not what a model computes.
+//! GGUF, the format of llama.cpp: a header of keys and values, tensors in blocks, perhaps in
+//! several files. Versions 2 and 3, little-endian. Source: ggml `docs/gguf.md`; gguf-py 0.19. Knows
+//! what keys and tensors are called, not what a model computes.
 //!
-//! Layout: `GGUF`, u32 version, u64 tensors, u64 keys; the keys, each with its type; of each tensor its name, dimensions (the
-//! innermost first), type and offset; padding to `general.alignment`; the data.
+//! Layout: `GGUF`, u32 version, u64 tensors, u64 keys; the keys, each with its type; of each tensor
+//! its name, dimensions (the innermost first), type and offset; padding to `general.alignment`; the
+//! data.
 
 mod architecture;
 mod cursor;
@@ -36,10 +38,12 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens a file. One that is named `…-00001-of-00003.gguf` is opened with its other parts, whichever of them is named.
+    /// Opens a file. One that is named `…-00001-of-00003.gguf` is opened with its other parts,
+    /// whichever of them is named.
     ///
     /// # Errors
-    /// Parts that cannot be read, and every count, length, offset and type that the file cannot hold.
+    /// Parts that cannot be read, and every count, length, offset and type that the file cannot
+    /// hold.
     pub fn open(path: &Path) -> Result<Gguf> {
         let Some(names) = split::parts_of(path)? else {
             return Gguf::from_sources(vec![Source::open(path)?]);
@@ -150,7 +154,8 @@ impl Gguf {
     }
 }
 
-/// Whether a path is that of a GGUF file, told by its first bytes. A folder and a file that is not there are none.
+/// Whether a path is that of a GGUF file, told by its first bytes. A folder and a file that is not
+/// there are none.
 ///
 /// # Errors
 /// The file cannot be read.

@@ -1,10 +1,12 @@
-//! Files in and out: safetensors, PyTorch's pickled checkpoints, Hugging Face directories, `config.json`, PEFT and loralib
-//! adapters, and directories that are written as a whole or not at all.
+//! Files in and out: safetensors, PyTorch's pickled checkpoints, Hugging Face directories,
+//! `config.json`, PEFT and loralib adapters, and directories that are written as a whole or not at
+//! all.
 //!
-//! Everything read here was written by a stranger. So lengths are checked against the file before anything is allocated,
-//! no code inside a pickle is ever executed, nothing is mapped into memory (a file that shrinks is an error, never a crash),
-//! and every fault is a [`FormatError`] that says what, where and what was expected. This crate knows no model and no tensor
-//! arithmetic; it must not print or read the environment.
+//! Everything read here was written by a stranger. So lengths are checked against the file before
+//! anything is allocated, no code inside a pickle is ever executed, nothing is mapped into memory
+//! (a file that shrinks is an error, never a crash), and every fault is a [`FormatError`] that says
+//! what, where and what was expected. This crate knows no model and no tensor arithmetic; it must
+//! not print or read the environment.
 
 mod checkpoint;
 mod convert;

@@ -1,5 +1,6 @@
-//! PEFT's adapters: `adapter_config.json` and its tensors, as Python's `peft` reads and writes them, and the paper's own
-//! loralib checkpoints. Knows names, shapes and files; what an adapter computes is the model's business.
+//! PEFT's adapters: `adapter_config.json` and its tensors, as Python's `peft` reads and writes
+//! them, and the paper's own loralib checkpoints. Knows names, shapes and files; what an adapter
+//! computes is the model's business.
 //!
 //! ```no_run
 //! use lowrank_formats::peft::{AdapterFile, LoraConfig, Matcher};

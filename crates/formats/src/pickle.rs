@@ -1,8 +1,10 @@
-//! A restricted unpickler: it builds plain data, and has no way to run anything. Knows torch's few constructors by name.
+//! A restricted unpickler: it builds plain data, and has no way to run anything. Knows torch's few
+//! constructors by name.
 //!
-//! A pickle is a program. Ours interprets only the opcodes that build data, looks up only the names of its own list, and
-//! refuses every other name by its name. Classes that carry nothing but attributes (`argparse.Namespace`) become opaque
-//! objects whose attributes can be read. Sizes are never trusted: nothing is allocated beyond what the file holds.
+//! A pickle is a program. Ours interprets only the opcodes that build data, looks up only the names
+//! of its own list, and refuses every other name by its name. Classes that carry nothing but
+//! attributes (`argparse.Namespace`) become opaque objects whose attributes can be read. Sizes are
+//! never trusted: nothing is allocated beyond what the file holds.
 
 mod build;
 mod globals;
@@ -257,8 +259,8 @@ impl<'a> ValueRef<'a> {
         ids.iter().map(move |&id| self.at(id))
     }
 
-    /// Keys and values of a dict, or the attributes of an inert object, in order of insertion; nothing for other values.
-    /// A key given twice appears twice, the value that counts last.
+    /// Keys and values of a dict, or the attributes of an inert object, in order of insertion;
+    /// nothing for other values. A key given twice appears twice, the value that counts last.
     pub fn items(self) -> impl Iterator<Item = (ValueRef<'a>, ValueRef<'a>)> {
         self.pairs()
             .iter()

@@ -1,5 +1,5 @@
-//! JSON as Python reads and writes it: `json.dumps(value, indent=2, sort_keys=True)`, floats as `repr` prints them.
-//! Knows no key of any file.
+//! JSON as Python reads and writes it: `json.dumps(value, indent=2, sort_keys=True)`, floats as
+//! `repr` prints them. Knows no key of any file.
 
 use std::path::Path;
 
@@ -9,7 +9,8 @@ use crate::Result;
 use crate::error::FormatError;
 use crate::files::{Ceiling, read};
 
-/// Reads a JSON file; keys keep the file's order, of a key given twice the last value counts (as in Python).
+/// Reads a JSON file; keys keep the file's order, of a key given twice the last value counts (as in
+/// Python).
 pub fn read_json(path: &Path) -> Result<Value> {
     let bytes = read(path, Ceiling::JSON)?;
     parse(path, &bytes)
@@ -42,7 +43,8 @@ pub(crate) fn without_position(error: &serde_json::Error) -> String {
     }
 }
 
-/// `json.dumps(value, indent=2, sort_keys=True)`: keys sorted by code point, everything but ASCII escaped, no newline at the end.
+/// `json.dumps(value, indent=2, sort_keys=True)`: keys sorted by code point, everything but ASCII
+/// escaped, no newline at the end.
 pub fn to_python_json(value: &Value) -> String {
     let mut text = String::new();
     write_value(&mut text, value, 0);
@@ -128,7 +130,8 @@ fn write_string(text: &mut String, string: &str) {
     text.push('"');
 }
 
-/// A float as Python's `repr` prints it: the shortest digits that give it back, an exponent below 1e-4 and from 1e16 on.
+/// A float as Python's `repr` prints it: the shortest digits that give it back, an exponent below
+/// 1e-4 and from 1e16 on.
 pub fn python_float_repr(value: f64) -> String {
     if value.is_nan() {
         return "NaN".into();

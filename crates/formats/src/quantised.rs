@@ -1,5 +1,5 @@
-//! Values stored in fewer bits than a float has, decoded to f32: blocks of GGUF, and the packed tensors of Hugging Face
-//! directories. Knows no tensor's meaning.
+//! Values stored in fewer bits than a float has, decoded to f32: blocks of GGUF, and the packed
+//! tensors of Hugging Face directories. Knows no tensor's meaning.
 
 mod bitsandbytes;
 pub mod blocks;

@@ -1,4 +1,5 @@
-//! The folder of a run: taken by one process at a time, never shared with another run. Knows nothing of what a run is.
+//! The folder of a run: taken by one process at a time, never shared with another run. Knows
+//! nothing of what a run is.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use crate::files::{self, Handle, LockOutcome, parent, remove_stale, sync_dir};
 /// The file that makes a folder a run's. It is locked while a process works there.
 const MARKER: &str = ".lowrank-run";
 
-/// A run's folder, held exclusively until dropped. The lock is the operating system's: it goes when the process does,
-/// however that ends.
+/// A run's folder, held exclusively until dropped. The lock is the operating system's: it goes when
+/// the process does, however that ends.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
@@ -20,8 +21,8 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Takes a folder for a new run, making it and its parents where they are missing. Other files may be in it, another
-    /// run's not: that is [`FormatError::RunExists`].
+    /// Takes a folder for a new run, making it and its parents where they are missing. Other files
+    /// may be in it, another run's not: that is [`FormatError::RunExists`].
     pub fn create(path: &Path) -> Result<RunDir> {
         files::create_dir_all(path)?;
         let marker = path.join(MARKER);
@@ -46,8 +47,9 @@ impl RunDir {
         })
     }
 
-    /// Like [`create`](RunDir::create), but a run that is there already is moved aside first, to `<name>.old-1` (or the next
-    /// free number): nothing is deleted. Gives where it went. A run in use is [`FormatError::RunBusy`].
+    /// Like [`create`](RunDir::create), but a run that is there already is moved aside first, to
+    /// `<name>.old-1` (or the next free number): nothing is deleted. Gives where it went. A run in
+    /// use is [`FormatError::RunBusy`].
     pub fn create_moving_old(path: &Path) -> Result<(RunDir, Option<PathBuf>)> {
         if !RunDir::is_run(path) {
             return Ok((RunDir::create(path)?, None));
@@ -67,7 +69,8 @@ impl RunDir {
         Ok((RunDir::create(path)?, Some(aside)))
     }
 
-    /// Takes the folder of an existing run, to go on with it; what a killed process left half-written is removed.
+    /// Takes the folder of an existing run, to go on with it; what a killed process left
+    /// half-written is removed.
     pub fn open(path: &Path) -> Result<RunDir> {
         let marker = path.join(MARKER);
         let file = match files::open_update(&marker) {

@@ -1,7 +1,9 @@
-//! The safetensors format: a checked header, and writers whose bytes equal those of the Python library. Knows no tensor's meaning.
+//! The safetensors format: a checked header, and writers whose bytes equal those of the Python
+//! library. Knows no tensor's meaning.
 //!
-//! Layout: 8 bytes little-endian header length; JSON `{"__metadata__": {..}, name: {dtype, shape, data_offsets}}` padded with
-//! spaces to a multiple of 8; then the data, contiguous, without gaps or overlaps, to the file's last byte.
+//! Layout: 8 bytes little-endian header length; JSON
+//! `{"__metadata__": {..}, name: {dtype, shape, data_offsets}}` padded with spaces to a multiple of
+//! 8; then the data, contiguous, without gaps or overlaps, to the file's last byte.
 
 mod write;
 
@@ -197,7 +199,8 @@ impl Header {
         Ok(header)
     }
 
-    /// Parses the JSON of a header and checks every rule of the format against a file of `file_len` bytes.
+    /// Parses the JSON of a header and checks every rule of the format against a file of `file_len`
+    /// bytes.
     pub fn parse(json: &[u8], file_len: u64) -> Result<Header, SafetensorsFault> {
         if json.first() != Some(&b'{') {
             return Err(SafetensorsFault::Header {

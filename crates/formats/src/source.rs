@@ -66,7 +66,8 @@ impl Source {
         Ok(start == magic)
     }
 
-    /// `len` bytes from `offset`. The range is checked against the file's length before anything is allocated.
+    /// `len` bytes from `offset`. The range is checked against the file's length before anything is
+    /// allocated.
     pub(crate) fn read_vec(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         let Some(size) = usize::try_from(len).ok().filter(|_| inside) else {

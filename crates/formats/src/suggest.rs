@@ -2,8 +2,8 @@
 
 /// The name nearest to `wanted` by edit distance, when one is near enough to be a likely slip.
 ///
-/// A name that ends with `wanted` after a dot (or the reverse) counts as near too: a missing or an extra prefix is the most
-/// common difference between two checkpoints.
+/// A name that ends with `wanted` after a dot (or the reverse) counts as near too: a missing or an
+/// extra prefix is the most common difference between two checkpoints.
 pub fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Longer strings are not typed by hand, and the distance is quadratic.
     const LONGEST: usize = 256;

@@ -1,5 +1,6 @@
-//! PyTorch's files: the zip archives of today and the pickles in a row of before 1.6. Tensors are found and checked here,
-//! and read as any other tensor; nothing in the file is executed. Knows no model.
+//! PyTorch's files: the zip archives of today and the pickles in a row of before 1.6. Tensors are
+//! found and checked here, and read as any other tensor; nothing in the file is executed. Knows no
+//! model.
 
 mod legacy;
 mod zip;
@@ -13,7 +14,8 @@ use crate::error::FormatError;
 use crate::pickle::{Pickle, PickleFault, Tensor, ValueRef};
 use crate::source::Source;
 
-/// Where trainers put the state dict when a checkpoint holds more than that, in order of preference.
+/// Where trainers put the state dict when a checkpoint holds more than that, in order of
+/// preference.
 const STATE_DICT_KEYS: [&str; 6] = [
     "state_dict",
     "model_state_dict",
@@ -26,7 +28,8 @@ const STATE_DICT_KEYS: [&str; 6] = [
 /// How many of those dicts may lie in one another.
 const STATE_DICT_DEPTH: usize = 3;
 
-/// An expanded tensor (one value seen many times) may have this many values before it is refused as absurd.
+/// An expanded tensor (one value seen many times) may have this many values before it is refused as
+/// absurd.
 const MOST_EXPANDED_VALUES: u64 = 1 << 20;
 
 /// No module path is as long; one text of megabytes may name thousands of tensors.
@@ -156,7 +159,8 @@ impl TorchFile {
         self.pickle.root()
     }
 
-    /// Names, types and shapes of the state dict: see [`Checkpoint::open_file`](crate::Checkpoint::open_file).
+    /// Names, types and shapes of the state dict: see
+    /// [`Checkpoint::open_file`](crate::Checkpoint::open_file).
     pub(crate) fn state_dict(&self) -> Result<Vec<StoredTensor>> {
         let root = self.root();
         match state_dict_in(root, STATE_DICT_DEPTH).or_else(|| only_dict_of_tensors(root)) {
@@ -298,8 +302,8 @@ fn count_tensors(value: ValueRef<'_>) -> usize {
         .count()
 }
 
-/// The value itself or a dict at trainers' keys in it, whichever holds the most tensors: a counter beside the model may be a
-/// tensor too.
+/// The value itself or a dict at trainers' keys in it, whichever holds the most tensors: a counter
+/// beside the model may be a tensor too.
 fn state_dict_in(value: ValueRef<'_>, depth: usize) -> Option<ValueRef<'_>> {
     let mut best = Some(value).filter(|value| count_tensors(*value) > 0);
     if depth == 0 || value.kind() != "dict" {

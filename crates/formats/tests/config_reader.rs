@@ -1,4 +1,5 @@
-//! `config.json`: fields with their ranges, aliases and defaults, and all faults of a file in one message.
+//! `config.json`: fields with their ranges, aliases and defaults, and all faults of a file in one
+//! message.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Folders: model checkpoints in their several forms, writes that are whole or not at all, and the folder of a run.
+//! Folders: model checkpoints in their several forms, writes that are whole or not at all, and the
+//! folder of a run.
 
 mod common;
 
@@ -187,7 +188,8 @@ fn the_left_overs_of_killed_writes_are_removed() {
 #[test]
 fn a_folder_that_was_being_replaced_comes_back() {
     let dir = scratch("aside");
-    // Killed between the two renames of a replacement: the old one aside, the new one still temporary.
+    // Killed between the two renames of a replacement: the old one aside, the new one still
+    // temporary.
     fs::create_dir(dir.join(".adapter.12-0-18eaf7.old")).unwrap();
     fs::write(dir.join(".adapter.12-0-18eaf7.old/file"), "old").unwrap();
     fs::create_dir(dir.join(".adapter.12-0-18eaf7.tmp")).unwrap();

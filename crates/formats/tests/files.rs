@@ -1,5 +1,6 @@
-//! The seam to the file system: what is read whole is a regular file of bounded size, streams may be pipes, replacements are one
-//! step, and what a killed process left is swept while what a living one holds stays.
+//! The seam to the file system: what is read whole is a regular file of bounded size, streams may
+//! be pipes, replacements are one step, and what a killed process left is swept while what a living
+//! one holds stays.
 
 use std::fs;
 use std::io::{Read, Write};

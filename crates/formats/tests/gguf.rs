@@ -1,4 +1,5 @@
-//! GGUF files: what is in them is read, and whatever lies is refused in a sentence, without an allocation of that size.
+//! GGUF files: what is in them is read, and whatever lies is refused in a sentence, without an
+//! allocation of that size.
 
 mod common;
 
@@ -345,7 +346,8 @@ fn a_split_file_is_opened_whole_whichever_part_is_named() {
         assert_eq!(places, [("a", 0), ("b", 1)]);
         assert_eq!(gguf.files(), [one.clone(), two.clone()]);
     }
-    // The first part once more in the place of the second, another count, a name that lies, a name without number.
+    // The first part once more in the place of the second, another count, a name that lies, a name
+    // without number.
     for (bytes, expected) in [
         (part(0, 2, "b"), "said to be part 1, expected 2"),
         (part(1, 9, "b"), "said to be one of 9 parts, expected 2"),

@@ -1,4 +1,5 @@
-//! PEFT's files: configurations and tensors that Python's peft wrote come back byte for byte, and names match as they do there.
+//! PEFT's files: configurations and tensors that Python's peft wrote come back byte for byte, and
+//! names match as they do there.
 
 mod common;
 
@@ -54,7 +55,8 @@ fn every_adapter_of_peft_comes_back_byte_for_byte() {
             text,
             "{name}"
         );
-        // The pickled one is that of `default` after a loading and a saving, so its tensors are too.
+        // The pickled one is that of `default` after a loading and a saving, so its tensors are
+        // too.
         let source = if name == "default_bin" {
             "default"
         } else {
@@ -74,7 +76,8 @@ fn every_adapter_of_peft_comes_back_byte_for_byte() {
     }
 }
 
-/// What the file says, written anew from our fields alone, must be what PEFT wrote: names, order, numbers and escapes.
+/// What the file says, written anew from our fields alone, must be what PEFT wrote: names, order,
+/// numbers and escapes.
 #[test]
 fn a_new_configuration_has_the_bytes_that_peft_writes() {
     for name in variants() {
@@ -210,7 +213,8 @@ fn the_fields_are_read() {
     }
 }
 
-/// Ranks, scalings and wrapped modules of every variant, as the model that PEFT made of it has them.
+/// Ranks, scalings and wrapped modules of every variant, as the model that PEFT made of it has
+/// them.
 #[test]
 fn the_adapted_layers_are_those_of_peft() {
     let expected = json("peft/expected.json");
@@ -648,7 +652,8 @@ fn saved(dir: &Path) -> (f64, f64) {
     (config.lora_alpha, f64::from(value))
 }
 
-/// A save that is killed between any two of its steps leaves the old pair or the new pair, never one of each.
+/// A save that is killed between any two of its steps leaves the old pair or the new pair, never
+/// one of each.
 #[test]
 fn a_killed_save_never_mixes_old_and_new() {
     let new = scratch("peft_killed_new");

@@ -50,7 +50,8 @@ fn every_block_decodes_to_the_bits_of_gguf_py() {
     assert_eq!(read.join(" "), all);
 }
 
-/// The forms of Hugging Face directories, made by `tools/golden/packed_models.py`, and what `inspect` calls them.
+/// The forms of Hugging Face directories, made by `tools/golden/packed_models.py`, and what
+/// `inspect` calls them.
 const FORMS: [(&str, &[&str]); 11] = [
     ("bnb-nf4", &["NF4"]),
     ("bnb-nf4-double", &["NF4"]),
@@ -65,7 +66,8 @@ const FORMS: [(&str, &[&str]); 11] = [
     ("awq", &["AWQ"]),
 ];
 
-/// The first value that differs in its bits. Of FP4's second zero bitsandbytes gives either sign, as its kernel has it.
+/// The first value that differs in its bits. Of FP4's second zero bitsandbytes gives either sign,
+/// as its kernel has it.
 fn check_bits(name: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{name}");
     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {

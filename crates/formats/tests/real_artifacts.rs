@@ -1,4 +1,5 @@
-//! Real files of other people. They are not part of the repository: without them these tests say so and check nothing.
+//! Real files of other people. They are not part of the repository: without them these tests say so
+//! and check nothing.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! Safetensors: bytes equal to Python's, every lie in a header refused, nothing left behind by a write that fails.
+//! Safetensors: bytes equal to Python's, every lie in a header refused, nothing left behind by a
+//! write that fails.
 
 mod common;
 

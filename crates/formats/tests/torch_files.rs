@@ -1,4 +1,5 @@
-//! PyTorch files, zip and legacy: every kind of tensor is read as torch has it, and nothing that could run code is accepted.
+//! PyTorch files, zip and legacy: every kind of tensor is read as torch has it, and nothing that
+//! could run code is accepted.
 
 mod common;
 

@@ -1,12 +1,14 @@
 //! Times the kernels and prints GFLOP/s with the share of the machine's measured FMA peak.
 //!
-//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- products | attention | disentangled | elementwise | decoder] [threads]`
+//! `cargo run --release -p lowrank-kernels --example bench_kernels [-- products | attention |
+//! disentangled | elementwise | decoder] [threads]`
 
 use lowrank_kernels::product::*;
 use lowrank_kernels::*;
 use std::time::Instant;
 
-/// Seconds of one call: the quickest of nine rounds of at least 2 ms, since other programs may share the machine.
+/// Seconds of one call: the quickest of nine rounds of at least 2 ms, since other programs may
+/// share the machine.
 fn seconds(mut f: impl FnMut()) -> f64 {
     f();
     let start = Instant::now();
@@ -414,7 +416,8 @@ fn bench_elementwise(isa: Isa) {
     bandwidth("column_sum", n * d, || column_sum(isa, &x, d, &mut sum));
 }
 
-/// What decoders add, at the shapes of a model of 2048 columns, 64 a head, and 8192 columns of a gate.
+/// What decoders add, at the shapes of a model of 2048 columns, 64 a head, and 8192 columns of a
+/// gate.
 fn bench_decoder<E: Element>(isa: Isa) {
     println!("decoder, 512 tokens, {}", E::DTYPE.name());
     let (n, d, width) = (512, 2048, 8192);

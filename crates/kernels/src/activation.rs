@@ -6,8 +6,8 @@ use crate::math::{Odd, normal_cdf, normal_pdf, odd, sigmoid, tanh};
 use crate::parallel::{CHUNK, for_each_chunk};
 use crate::simd::{Simd, SimdOp, dispatch, load_at, store_at};
 
-/// An activation function. The errors are those in f32; bf16 storage has GELUs with 1.4e-5 max(1, |x|), its derivatives with
-/// 2e-4, where its own rounding is up to 4e-3 of a value.
+/// An activation function. The errors are those in f32; bf16 storage has GELUs with 1.4e-5
+/// max(1, |x|), its derivatives with 2e-4, where its own rounding is up to 4e-3 of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// x Φ(x), the exact (erf) form. Error <= 2.5e-7 max(1, |x|).
@@ -26,7 +26,8 @@ pub enum Activation {
 const GELU_SLOPE: f32 = 0.797_884_6;
 const GELU_CUBIC: f32 = 0.044_715;
 
-/// Φ(x) - 1/2, of [`Activation::Gelu`]. These four are ours: minimax fits of degree 8 in x² that are 1/2 at their end.
+/// Φ(x) - 1/2, of [`Activation::Gelu`]. These four are ours: minimax fits of degree 8 in x² that
+/// are 1/2 at their end.
 const GELU: Odd = Odd {
     end: 4.25,
     coefficients: [
@@ -161,8 +162,8 @@ pub(crate) fn derivative_for<E: Element, S: Simd>(s: S, kind: Activation, x: S::
     s.add(s.splat(0.5), odd(s, x, slope))
 }
 
-/// Calls a method with the kind as its last argument, a constant: a loop for each kind, not a choice
-/// for each vector.
+/// Calls a method with the kind as its last argument, a constant: a loop for each kind, not a
+/// choice for each vector.
 macro_rules! for_each_kind {
     ($kind:expr, $this:ident.$method:ident($s:expr)) => {
         match $kind {
@@ -279,7 +280,8 @@ mod tests {
     use crate::reference;
     use half::bf16;
 
-    /// Every value of bf16 up to where any of them is constant, and beyond: measured 1.28e-5 and 1.94e-4.
+    /// Every value of bf16 up to where any of them is constant, and beyond: measured 1.28e-5 and
+    /// 1.94e-4.
     #[test]
     fn gelus_of_bf16_have_their_stated_errors() {
         struct Values<'a>(Activation, &'a [f32], [&'a mut [f32]; 2]);

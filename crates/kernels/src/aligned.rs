@@ -1,4 +1,5 @@
-//! Scratch that starts on a cache line: a vector that crosses from one line to the next costs two accesses.
+//! Scratch that starts on a cache line: a vector that crosses from one line to the next costs two
+//! accesses.
 
 use half::bf16;
 
@@ -31,7 +32,8 @@ impl Line {
     pub(crate) const ZERO: Self = Line([0; LINE_BYTES]);
 }
 
-/// The same memory as values of another type. Panics if it is not aligned for them, or not a whole number of them.
+/// The same memory as values of another type. Panics if it is not aligned for them, or not a whole
+/// number of them.
 pub(crate) fn typed<T: Plain, B: Plain>(bytes: &[B]) -> &[T] {
     if bytes.is_empty() {
         return &[];

@@ -1,8 +1,9 @@
 //! Attention by offsets, forward and backward, in tiles: no T x T scores are ever stored.
 //!
-//! A task is one head of one sequence (in the backward a head of keys and values); it walks tiles of scores with a running
-//! maximum and sum (flash attention, Dao et al. 2022). A mask is a range of columns for each row: tiles outside every row's
-//! range are not visited, and within a tile a row works on its range alone. One body each way serves every element
+//! A task is one head of one sequence (in the backward a head of keys and values); it walks tiles
+//! of scores with a running maximum and sum (flash attention, Dao et al. 2022). A mask is a range
+//! of columns for each row: tiles outside every row's range are not visited, and within a tile a
+//! row works on its range alone. One body each way serves every element
 //! ([`arithmetic::Arithmetic`]) and every kind of scores ([`arithmetic::ScoreSource`]).
 
 mod arithmetic;
@@ -35,8 +36,8 @@ use head::{Head, Layout, RowsMut};
 use positions::{Side, TableGradient, Tables, WithPositions};
 use shape::Deal;
 
-/// An element that attention is written for: f32 or bf16. Its functions are here so that they are compiled with this crate,
-/// not with each that calls them.
+/// An element that attention is written for: f32 or bf16. Its functions are here so that they are
+/// compiled with this crate, not with each that calls them.
 pub trait AttentionElement: WithPositions {
     /// [`attend`].
     #[doc(hidden)]
@@ -82,8 +83,8 @@ pub fn attend_scratch<E: AttentionElement>(
     }
 }
 
-/// What [`attend_backward`] needs; `tables` of relative positions are there, each of `table_rows` rows, and the gradients of
-/// `trained` of them are wanted.
+/// What [`attend_backward`] needs; `tables` of relative positions are there, each of `table_rows`
+/// rows, and the gradients of `trained` of them are wanted.
 pub fn attend_backward_scratch<E: AttentionElement>(
     shape: &AttentionShape,
     tables: Option<usize>,
@@ -115,12 +116,15 @@ fn work_need(shape: &AttentionShape, layout: Layout, pass: Pass) -> WorkNeed {
     }
 }
 
-/// out = softmax(scores) v by head and sequence; the probabilities with dropout if asked. A sequence without keys gives 0.
+/// out = softmax(scores) v by head and sequence; the probabilities with dropout if asked. A
+/// sequence without keys gives 0.
 ///
-/// On bf16: products of bf16 pairs summed in f32, softmax in f32, probabilities rounded to bf16 before they meet the values.
+/// On bf16: products of bf16 pairs summed in f32, softmax in f32, probabilities rounded to bf16
+/// before they meet the values.
 ///
-/// Shapes: out [q rows, H * Dh]; lse [q rows, H]; scratch as [`attend_scratch`] says. Panics if a shape disagrees, a sequence
-/// is longer than the positions' reach, or a row is past the end of a table.
+/// Shapes: out [q rows, H * Dh]; lse [q rows, H]; scratch as [`attend_scratch`] says. Panics if a
+/// shape disagrees, a sequence is longer than the positions' reach, or a row is past the end of a
+/// table.
 pub fn attend<E: AttentionElement>(
     isa: Isa,
     shape: &AttentionShape,
@@ -216,11 +220,12 @@ fn head_operands<'a, E: Copy>(x: &AttentionOperands<'a, E>, head: &Head) -> Head
     }
 }
 
-/// The gradients of the operands, overwritten. Scores are computed again from the operands and lse, dropout from its key.
-/// Each task adds up the gradients of the tables over its own sequences; tasks are summed in their order, in f32, and rounded
-/// once.
+/// The gradients of the operands, overwritten. Scores are computed again from the operands and lse,
+/// dropout from its key. Each task adds up the gradients of the tables over its own sequences;
+/// tasks are summed in their order, in f32, and rounded once.
 ///
-/// Shapes: d_out [q rows, H * Dh]; scratch as [`attend_backward_scratch`] says. Panics if a shape disagrees.
+/// Shapes: d_out [q rows, H * Dh]; scratch as [`attend_backward_scratch`] says. Panics if a shape
+/// disagrees.
 pub fn attend_backward<E: AttentionElement>(
     isa: Isa,
     shape: &AttentionShape,
@@ -390,7 +395,8 @@ impl<E: WithPositions> BackwardCall<'_, E> {
     }
 }
 
-/// Asks for a head's rows that will soon be read: their distance defeats the machine's own prefetching.
+/// Asks for a head's rows that will soon be read: their distance defeats the machine's own
+/// prefetching.
 #[inline(always)]
 fn prefetch_rows<S: Simd, E: Copy>(s: S, x: MatRef<E>) {
     for row in 0..x.rows().min(PREFETCHED) {
@@ -401,8 +407,8 @@ fn prefetch_rows<S: Simd, E: Copy>(s: S, x: MatRef<E>) {
     }
 }
 
-/// Asks for `len` values from `start` on, which a later task reads or writes. Tasks of a few rows far apart wait for memory
-/// otherwise (measured: a sixth of the time of rows of 30 tokens).
+/// Asks for `len` values from `start` on, which a later task reads or writes. Tasks of a few rows
+/// far apart wait for memory otherwise (measured: a sixth of the time of rows of 30 tokens).
 #[inline(always)]
 fn prefetch_row<S: Simd, E>(s: S, start: *const E, len: usize) {
     for at in (0..len).step_by(64 / size_of::<E>()) {

@@ -1,7 +1,9 @@
-//! Dropout whose mask is a pure function of a key and the element's index: it is recomputed, never stored.
+//! Dropout whose mask is a pure function of a key and the element's index: it is recomputed, never
+//! stored.
 //!
-//! Elements come in groups of 128: element 128 g + 32 w + 16 h + b takes half h, the low one first, of word w of Philox
-//! block 16 g + b, so that sixteen blocks in vector lanes yield eight vectors of neighbouring elements without a shuffle.
+//! Elements come in groups of 128: element 128 g + 32 w + 16 h + b takes half h, the low one first,
+//! of word w of Philox block 16 g + b, so that sixteen blocks in vector lanes yield eight vectors
+//! of neighbouring elements without a shuffle.
 
 use crate::element::Element;
 use crate::isa::Isa;
@@ -26,7 +28,8 @@ pub struct DropoutKey {
     pub site: u32,
 }
 
-/// Dropout with probability `p`, rounded to a multiple of 2^-16: kept elements are scaled by 1 / (1 - p), p the rounded one.
+/// Dropout with probability `p`, rounded to a multiple of 2^-16: kept elements are scaled by 1 /
+/// (1 - p), p the rounded one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// Probability of dropping an element, in [0, 1].
@@ -49,7 +52,8 @@ impl Mask {
     /// Panics if `p` is not in [0, 1].
     pub(crate) fn new(d: Dropout) -> Self {
         assert!((0.0..=1.0).contains(&d.p), "dropout probability {}", d.p);
-        // Step and site do not fit beside a 64-bit index in one counter: they are hashed into the key of the stream.
+        // Step and site do not fit beside a 64-bit index in one counter: they are hashed into the
+        // key of the stream.
         let [step_low, step_high] = words(d.key.step);
         let hashed = philox4x32_10([step_low, step_high, d.key.site, 0], words(d.key.seed));
         const HALVES: u32 = 1 << 16;
@@ -59,7 +63,8 @@ impl Mask {
             high: [hashed[0], hashed[1]],
             key: [hashed[2], hashed[3]],
             threshold: dropped.min(HALVES - 1) << 16,
-            // Where all are dropped, no threshold drops the largest half word: its factor is 0 as well.
+            // Where all are dropped, no threshold drops the largest half word: its factor is 0 as
+            // well.
             scale: if kept == 0 {
                 0.0
             } else {
@@ -144,7 +149,8 @@ impl<E: Element> SimdOp for Apply<'_, E> {
     }
 }
 
-/// dst = src mask / (1 - p): [`dropout_apply`] where the source is still needed. Panics if the lengths differ, or as it does.
+/// dst = src mask / (1 - p): [`dropout_apply`] where the source is still needed. Panics if the
+/// lengths differ, or as it does.
 pub fn dropout_into<E: Element>(isa: Isa, d: Dropout, src: &[E], dst: &mut [E]) {
     assert_eq!(src.len(), dst.len());
     let mask = Mask::new(d);
@@ -158,7 +164,8 @@ pub fn dropout_into<E: Element>(isa: Isa, d: Dropout, src: &[E], dst: &mut [E]) 
     });
 }
 
-/// x *= mask / (1 - p). An element's index is its position in the slice; the same call on the gradient is the backward.
+/// x *= mask / (1 - p). An element's index is its position in the slice; the same call on the
+/// gradient is the backward.
 ///
 /// Panics if `p` is not in [0, 1].
 pub fn dropout_apply<E: Element>(isa: Isa, d: Dropout, x: &mut [E]) {

@@ -1,4 +1,5 @@
-//! What a stored value may be: f32, or bf16 that is widened when read and rounded when written. Arithmetic is always f32.
+//! What a stored value may be: f32, or bf16 that is widened when read and rounded when written.
+//! Arithmetic is always f32.
 
 use crate::aligned::Plain;
 use crate::simd::Simd;

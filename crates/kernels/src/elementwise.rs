@@ -145,7 +145,8 @@ impl<E: Element> SimdOp for ColumnSum<'_, E> {
     }
 }
 
-/// out += the sums of the columns. Shapes: x [n, cols], out `[cols]`. Rows are summed in fixed chunks, in order.
+/// out += the sums of the columns. Shapes: x [n, cols], out `[cols]`. Rows are summed in fixed
+/// chunks, in order.
 pub fn column_sum<E: Element>(isa: Isa, x: &[E], cols: usize, out: &mut [f32]) {
     assert_eq!(out.len(), cols);
     if cols == 0 {
@@ -158,8 +159,8 @@ pub fn column_sum<E: Element>(isa: Isa, x: &[E], cols: usize, out: &mut [f32]) {
     });
 }
 
-/// Adds to N lists what `add` adds to zeros for each part of `n` rows. Parts are fixed by the lists' length, and their sums are
-/// added in order.
+/// Adds to N lists what `add` adds to zeros for each part of `n` rows. Parts are fixed by the
+/// lists' length, and their sums are added in order.
 pub(crate) fn add_row_sums<const N: usize>(
     isa: Isa,
     n: usize,

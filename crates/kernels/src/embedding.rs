@@ -55,7 +55,8 @@ impl<E: Element> SimdOp for Gather<'_, '_, E> {
     }
 }
 
-/// out = Σ over the tables of their rows named by their ids, summed in f32 in the order of the tables. Shape: out [ids, d].
+/// out = Σ over the tables of their rows named by their ids, summed in f32 in the order of the
+/// tables. Shape: out [ids, d].
 ///
 /// Panics if an id has no row or the numbers of ids disagree.
 pub fn embedding_gather<E: Element>(isa: Isa, tables: &[TableRows], d: usize, out: &mut [E]) {
@@ -76,7 +77,8 @@ pub fn embedding_gather<E: Element>(isa: Isa, tables: &[TableRows], d: usize, ou
     });
 }
 
-/// `d_table[id]` += the rows of `d_out`, one after the other in the order of `ids`: deterministic, single-threaded.
+/// `d_table[id]` += the rows of `d_out`, one after the other in the order of `ids`: deterministic,
+/// single-threaded.
 ///
 /// Shapes: d_out [ids, d], d_table [rows, d]. Panics if an id has no row.
 pub fn embedding_scatter_add<E: Element>(d: usize, ids: &[u32], d_out: &[E], d_table: &mut [f32]) {

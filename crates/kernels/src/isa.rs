@@ -1,6 +1,7 @@
 //! The instruction sets that the kernels are written for, and which of them this machine has.
 
-/// An instruction set. A value that the machine lacks may be named, but every kernel panics when told to use it.
+/// An instruction set. A value that the machine lacks may be named, but every kernel panics when
+/// told to use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// Plain Rust, one lane; available everywhere.

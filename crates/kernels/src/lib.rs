@@ -1,9 +1,11 @@
-//! Arithmetic on slices of `f32`: packed GEMM, attention, norms, activations, losses, AdamW and counter-based random numbers.
+//! Arithmetic on slices of `f32`: packed GEMM, attention, norms, activations, losses, AdamW and
+//! counter-based random numbers.
 //!
-//! Nothing here knows of tensors, devices or models. Every function takes the instruction set to use as its first argument
-//! ([`Isa`]) and reduces in an order that shapes alone decide (tasks may be cut by the number of threads), so that the result's bits depend neither on
-//! the number of threads nor, for functions of rows, on the other rows of the call. [`mod@reference`] holds a slow `f64`
-//! definition of every operation, forward and backward.
+//! Nothing here knows of tensors, devices or models. Every function takes the instruction set to
+//! use as its first argument ([`Isa`]) and reduces in an order that shapes alone decide (tasks may
+//! be cut by the number of threads), so that the result's bits depend neither on the number of
+//! threads nor, for functions of rows, on the other rows of the call. [`mod@reference`] holds a
+//! slow `f64` definition of every operation, forward and backward.
 
 mod activation;
 mod aligned;

@@ -15,14 +15,16 @@ const IGNORE_INDEX: i64 = -100;
 pub struct CrossEntropyForm {
     /// Multiplies the gradient.
     pub grad_scale: f32,
-    /// ε: the target is (1 - ε) onehot + ε / c. Source: Szegedy et al. 2016; transformers' `LabelSmoother`.
+    /// ε: the target is (1 - ε) onehot + ε / c. Source: Szegedy et al. 2016; transformers'
+    /// `LabelSmoother`.
     pub smoothing: f32,
 }
 
 /// Cross entropy of each row. Shapes: logits [n, c]; labels, losses `[n]`.
 ///
 /// `losses[i] = ln Σ exp(logits[i]) - Σ target logits[i]`, 0 where the label is -100; logits become
-/// (softmax - target) grad_scale, 0 in ignored rows. Panics if a length disagrees or a label is not -100 nor below c.
+/// (softmax - target) grad_scale, 0 in ignored rows. Panics if a length disagrees or a label is not
+/// -100 nor below c.
 pub fn cross_entropy(
     isa: Isa,
     logits: &mut [f32],
@@ -55,8 +57,9 @@ pub fn cross_entropy(
         });
 }
 
-/// As [`cross_entropy`], but the gradient goes to `d` [n, c or wider], rounded if that is narrower, with zeros behind column c;
-/// the logits are left without meaning. Panics also if `d` is not n rows.
+/// As [`cross_entropy`], but the gradient goes to `d` [n, c or wider], rounded if that is narrower,
+/// with zeros behind column c; the logits are left without meaning. Panics also if `d` is not n
+/// rows.
 pub fn cross_entropy_into<E: Element>(
     isa: Isa,
     logits: &mut [f32],
@@ -189,8 +192,8 @@ impl Slope {
     }
 }
 
-/// The loss of a row that is not empty, the gradient at its label, and how it is made elsewhere from the exponentials that
-/// the logits become.
+/// The loss of a row that is not empty, the gradient at its label, and how it is made elsewhere
+/// from the exponentials that the logits become.
 #[inline(always)]
 fn exponents<S: Simd>(
     s: S,
@@ -279,7 +282,8 @@ pub(crate) fn exp_in_place<S: Simd>(s: S, x: &mut [f32], shift: f32) -> f32 {
     s.reduce_add(sum)
 }
 
-/// Squared error, element by element: losses = (x - t)²; logits become 2 (x - t) grad_scale. Panics if lengths differ.
+/// Squared error, element by element: losses = (x - t)²; logits become 2 (x - t) grad_scale. Panics
+/// if lengths differ.
 pub fn mse(logits: &mut [f32], targets: &[f32], grad_scale: f32, losses: &mut [f32]) {
     assert_eq!(logits.len(), targets.len());
     assert_eq!(logits.len(), losses.len());
@@ -290,8 +294,8 @@ pub fn mse(logits: &mut [f32], targets: &[f32], grad_scale: f32, losses: &mut [f
     }
 }
 
-/// Binary cross entropy on logits, element by element: losses = max(x, 0) - x t + ln(1 + e^-|x|); logits become
-/// (sigmoid(x) - t) grad_scale. Panics if lengths differ.
+/// Binary cross entropy on logits, element by element: losses = max(x, 0) - x t + ln(1 + e^-|x|);
+/// logits become (sigmoid(x) - t) grad_scale. Panics if lengths differ.
 pub fn bce_with_logits(logits: &mut [f32], targets: &[f32], grad_scale: f32, losses: &mut [f32]) {
     assert_eq!(logits.len(), targets.len());
     assert_eq!(logits.len(), losses.len());

@@ -1,4 +1,5 @@
-//! Vector exp, tanh, sigmoid and the normal distribution function, each with a stated and tested error.
+//! Vector exp, tanh, sigmoid and the normal distribution function, each with a stated and tested
+//! error.
 
 use crate::simd::Simd;
 
@@ -16,7 +17,8 @@ const EXP: [f32; 6] = [
     0.5,
 ];
 
-/// e^x. Relative error <= 2e-7 within [-87.3, 88.3]; 0 below, saturated above (at 2.4e38). NaN gives NaN.
+/// e^x. Relative error <= 2e-7 within [-87.3, 88.3]; 0 below, saturated above (at 2.4e38). NaN
+/// gives NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let lowest = s.splat(LOWEST);
@@ -32,7 +34,8 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.select_lt(x, lowest, s.splat(0.0), y)
 }
 
-/// Coefficients of 2^f on |f| <= 1/2, highest first: degree 4, the largest relative error made least.
+/// Coefficients of 2^f on |f| <= 1/2, highest first: degree 4, the largest relative error made
+/// least.
 const EXP2: [f32; 5] = [
     9.570_101e-3,
     5.591_786e-2,
@@ -41,7 +44,8 @@ const EXP2: [f32; 5] = [
     9.999_993e-1,
 ];
 
-/// 2^x for x up to 127 and results that are rounded to bf16: relative error <= 3e-6 from -126 on, 2^-126 below. NaN gives NaN.
+/// 2^x for x up to 127 and results that are rounded to bf16: relative error <= 3e-6 from -126 on,
+/// 2^-126 below. NaN gives NaN.
 #[inline(always)]
 pub(crate) fn exp2_for_bf16<S: Simd>(s: S, x: S::V) -> S::V {
     // The constant first: `max` returns its second argument for NaN.
@@ -91,9 +95,9 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     s.select_lt(s.splat(0.625), magnitude, large, small)
 }
 
-/// Coefficients of ln(2 Φ(-t)) = t P(t) for t >= 0, highest first. Fitted by us: reweighted least squares at 4,000
-/// Chebyshev points of [0, 8], weighted by Φ(-t) max(1, t); the error of Φ is 3.6e-8 there, and the leading coefficient
-/// is negative, so that Φ(-t) goes on to 0 beyond.
+/// Coefficients of ln(2 Φ(-t)) = t P(t) for t >= 0, highest first. Fitted by us: reweighted least
+/// squares at 4,000 Chebyshev points of [0, 8], weighted by Φ(-t) max(1, t); the error of Φ is
+/// 3.6e-8 there, and the leading coefficient is negative, so that Φ(-t) goes on to 0 beyond.
 const LOG_NORMAL: [f32; 8] = [
     -8.594_941_3e-7,
     1.468_732_1e-5,
@@ -105,7 +109,8 @@ const LOG_NORMAL: [f32; 8] = [
     -7.978_875e-1,
 ];
 
-/// The normal distribution function Φ(x) = (1 + erf(x / √2)) / 2. Absolute error <= 1.5e-7, times max(1, |x|) for x < 0 too.
+/// The normal distribution function Φ(x) = (1 + erf(x / √2)) / 2. Absolute error <= 1.5e-7, times
+/// max(1, |x|) for x < 0 too.
 #[inline(always)]
 pub(crate) fn normal_cdf<S: Simd>(s: S, x: S::V) -> S::V {
     let t = s.abs(x);

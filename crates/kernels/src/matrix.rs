@@ -1,4 +1,5 @@
-//! Views of matrices inside slices of f32 or bf16 values: strided to read, of contiguous rows to write.
+//! Views of matrices inside slices of f32 or bf16 values: strided to read, of contiguous rows to
+//! write.
 
 use crate::parallel::SharedMut;
 use std::marker::PhantomData;
@@ -8,7 +9,8 @@ use half::bf16;
 
 use crate::element::DType;
 
-/// A matrix view: element (i, j) lies at `data[i * row_stride + j * col_stride]`. Bounds are asserted at construction.
+/// A matrix view: element (i, j) lies at `data[i * row_stride + j * col_stride]`. Bounds are
+/// asserted at construction.
 #[derive(Clone, Copy, Debug)]
 pub struct MatRef<'a, T = f32> {
     data: &'a [T],
@@ -80,7 +82,8 @@ impl<'a, T: Copy> MatRef<'a, T> {
         self.transposed().rows_range(range).transposed()
     }
 
-    /// Some of the rows, and of them some of the columns, of which there is one. Panics if a range exceeds them.
+    /// Some of the rows, and of them some of the columns, of which there is one. Panics if a range
+    /// exceeds them.
     #[inline]
     pub(crate) fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
@@ -130,7 +133,8 @@ impl<'a, T: Copy> MatRef<'a, T> {
     }
 }
 
-/// A matrix that is written: row i starts at `i * row_stride` and is contiguous. Several may be columns of one buffer.
+/// A matrix that is written: row i starts at `i * row_stride` and is contiguous. Several may be
+/// columns of one buffer.
 #[derive(Debug)]
 pub struct MatMut<'a, T = f32> {
     start: *mut T,

@@ -1,4 +1,5 @@
-//! The rows around each row of a sequence, side by side: what turns a convolution over tokens into a product.
+//! The rows around each row of a sequence, side by side: what turns a convolution over tokens into
+//! a product.
 
 use crate::element::Element;
 use crate::parallel::{SharedMut, for_each_task, rows_per_task};
@@ -36,15 +37,17 @@ fn for_each_row(
     });
 }
 
-/// y[i, c * taps + t] = x[i + t - taps / 2, c], 0 where that row is of another sequence. Shapes: x [M, D], y [M, D * taps],
-/// offsets `[B + 1]` rising from 0 to M. Columns of y are ordered as a `Conv1d`'s weight [out, D, taps] is.
+/// y[i, c * taps + t] = x[i + t - taps / 2, c], 0 where that row is of another sequence. Shapes: x
+/// [M, D], y [M, D * taps], offsets `[B + 1]` rising from 0 to M. Columns of y are ordered as a
+/// `Conv1d`'s weight [out, D, taps] is.
 ///
 /// Panics if a length disagrees or `taps` is even.
 pub fn neighbours<E: Element>(offsets: &[usize], taps: usize, width: usize, x: &[E], y: &mut [E]) {
     check(offsets, taps, width, x, y);
     let out = SharedMut::new(y);
     for_each_row(offsets, width * taps, |row, sequence| {
-        // SAFETY: the row lies inside y, whose length was asserted, and each row belongs to one task.
+        // SAFETY: the row lies inside y, whose length was asserted, and each row belongs to one
+        // task.
         let to = unsafe {
             std::slice::from_raw_parts_mut(out.get().add(row * width * taps), width * taps)
         };
@@ -61,8 +64,8 @@ pub fn neighbours<E: Element>(offsets: &[usize], taps: usize, width: usize, x: &
     });
 }
 
-/// The gradient of x: d_x[i, c] = Σ over t of d_y[i - t + taps / 2, c * taps + t], rows of its sequence alone; overwritten.
-/// Sums are in f32.
+/// The gradient of x: d_x[i, c] = Σ over t of d_y[i - t + taps / 2, c * taps + t], rows of its
+/// sequence alone; overwritten. Sums are in f32.
 ///
 /// Panics if a length disagrees or `taps` is even.
 pub fn neighbours_backward<E: Element>(
@@ -86,7 +89,8 @@ pub fn neighbours_backward<E: Element>(
                     .for_each(|(sum, from)| *sum += from.widen());
             }
         }
-        // SAFETY: the row lies inside d_x, whose length was asserted, and each row belongs to one task.
+        // SAFETY: the row lies inside d_x, whose length was asserted, and each row belongs to one
+        // task.
         let to = unsafe { std::slice::from_raw_parts_mut(out.get().add(row * width), width) };
         to.iter_mut()
             .zip(&sums)

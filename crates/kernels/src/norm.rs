@@ -11,7 +11,8 @@ use rayon::prelude::*;
 /// Independent sums over a row: one alone would wait for the addition before it.
 pub(crate) const CHAINS: usize = 4;
 
-/// Arguments of [`layer_norm_forward`]. Shapes: x, residual, y [n, d]; weight, bias `[d]`; mean, rstd `[n]`.
+/// Arguments of [`layer_norm_forward`]. Shapes: x, residual, y [n, d]; weight, bias `[d]`; mean,
+/// rstd `[n]`.
 pub struct LayerNormForward<'a, E> {
     /// The input; on return z = dropout(x) + residual, which the backward needs.
     pub x: &'a mut [E],
@@ -33,7 +34,8 @@ pub struct LayerNormForward<'a, E> {
     pub rstd: &'a mut [f32],
 }
 
-/// y = (z - mean) rstd weight + bias over each row of z = dropout(x) + residual; the variance is the biased one.
+/// y = (z - mean) rstd weight + bias over each row of z = dropout(x) + residual; the variance is
+/// the biased one.
 ///
 /// Panics if a length disagrees.
 pub fn layer_norm_forward<E: Element>(isa: Isa, args: LayerNormForward<E>) {
@@ -151,8 +153,8 @@ fn affine<S: Simd, E: Element>(
     }
 }
 
-/// y once more, with the bits that the forward gave it, from z, mean and rstd. Shapes: z, y [n, d]; `stats` mean and rstd `[n]`;
-/// `params` weight and bias `[d]`. Panics if a length disagrees.
+/// y once more, with the bits that the forward gave it, from z, mean and rstd. Shapes: z, y [n, d];
+/// `stats` mean and rstd `[n]`; `params` weight and bias `[d]`. Panics if a length disagrees.
 pub fn layer_norm_again<E: Element>(
     isa: Isa,
     z: &[E],
@@ -313,10 +315,11 @@ fn row_square_deviation<S: Simd, E: Element>(s: S, x: &[E], mean: f32) -> f32 {
     s.reduce_add(joined(s, sums)) + rest
 }
 
-/// d_z in place of d_y: d_z = rstd (g - mean(g) - n mean(g n)) with g = d_y weight and n = (z - mean) rstd.
+/// d_z in place of d_y: d_z = rstd (g - mean(g) - n mean(g n)) with g = d_y weight and n = (z -
+/// mean) rstd.
 ///
-/// Shapes: z, d_y [n, d]; mean, rstd `[n]`; weight `[d]`. Panics if a length disagrees. The gradient of the residual is d_z
-/// itself; that of x is d_z after the same dropout.
+/// Shapes: z, d_y [n, d]; mean, rstd `[n]`; weight `[d]`. Panics if a length disagrees. The
+/// gradient of the residual is d_z itself; that of x is d_z after the same dropout.
 pub fn layer_norm_backward<E: Element>(
     isa: Isa,
     z: &[E],
@@ -393,7 +396,8 @@ impl<E: Element> SimdOp for BackwardRows<'_, E> {
 
 /// d_weight += Σ d_y (z - mean) rstd and d_bias += Σ d_y over the rows, in fixed chunks, in order.
 ///
-/// `d_y` is the upstream gradient, untouched by [`layer_norm_backward`]. Panics if a length disagrees.
+/// `d_y` is the upstream gradient, untouched by [`layer_norm_backward`]. Panics if a length
+/// disagrees.
 pub fn layer_norm_param_grads<E: Element>(
     isa: Isa,
     z: &[E],

@@ -24,7 +24,8 @@ pub struct AdamW {
 
 /// One step of `torch.optim.AdamW` (decoupled decay, bias correction) on one parameter.
 ///
-/// Scalars are computed in f64 and then rounded, as torch's single-tensor path does. Panics if lengths differ or step is 0.
+/// Scalars are computed in f64 and then rounded, as torch's single-tensor path does. Panics if
+/// lengths differ or step is 0.
 pub fn adamw_step(
     isa: Isa,
     adamw: &AdamW,

@@ -1,5 +1,6 @@
-//! Outer products, the gradients of weights and factors: c += alpha aᵀ x. Factors, a few columns of `a` against wide rows of
-//! `x`, have tiles of their own; wide ones are products whose second operand is x as it lies, or packed.
+//! Outer products, the gradients of weights and factors: c += alpha aᵀ x. Factors, a few columns of
+//! `a` against wide rows of `x`, have tiles of their own; wide ones are products whose second
+//! operand is x as it lies, or packed.
 
 use crate::aligned::typed;
 use crate::element::{DType, Element, ValuesMut};
@@ -23,13 +24,15 @@ const AHEAD: usize = 12;
 /// Columns up to which one side counts as a factor's: wider ones are worth packing.
 const THIN: usize = 32;
 
-/// Rows over which bf16 pairs are summed at once: their packed strips and a panel share the L2 cache.
+/// Rows over which bf16 pairs are summed at once: their packed strips and a panel share the L2
+/// cache.
 const PACKED_ROWS: usize = 2048;
 
 /// c += alpha·aᵀ·x. Rows of both are contiguous.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer<'a> {
-    /// What multiplies operands of which one is bf16 and none is a factor's; all others are multiplied in f32.
+    /// What multiplies operands of which one is bf16 and none is a factor's; all others are
+    /// multiplied in f32.
     pub arithmetic: Arithmetic,
     /// [rows, m].
     pub a: AnyMatRef<'a>,
@@ -61,7 +64,8 @@ pub struct OuterShape {
 enum Form {
     /// As a product in f32.
     Product,
-    /// As the product of the sides exchanged, which is then transposed: few columns would leave most lanes idle.
+    /// As the product of the sides exchanged, which is then transposed: few columns would leave
+    /// most lanes idle.
     Exchanged,
     /// a is a factor's side.
     ThinA,
@@ -107,8 +111,8 @@ impl OuterShape {
 }
 
 impl OuterShape {
-    /// The different products of [`Form::Pairs`]: over a whole part and over the last one. A single column of `a` is a row of
-    /// its transpose too.
+    /// The different products of [`Form::Pairs`]: over a whole part and over the last one. A single
+    /// column of `a` is a row of its transpose too.
     fn parts(self, part: usize) -> impl Iterator<Item = ProductShape> {
         let last = match self.rows % part.max(1) {
             0 => part.min(self.rows),
@@ -164,8 +168,8 @@ impl<'a> Outer<'a> {
     }
 }
 
-/// Adds an outer product to c [m, n]. Each element's sum over the rows runs in order. Panics if a length disagrees, or if
-/// `scratch` is less than [`outer_scratch`] says.
+/// Adds an outer product to c [m, n]. Each element's sum over the rows runs in order. Panics if a
+/// length disagrees, or if `scratch` is less than [`outer_scratch`] says.
 pub fn outer(isa: Isa, call: &Outer, c: &mut [f32], scratch: &mut Scratch<'_>) {
     let (shape, Outer { a, x, alpha, .. }) = (call.shape(), *call);
     let OuterShape { rows, m, n, .. } = shape;
@@ -262,8 +266,8 @@ enum OuterLayout {
     Transposed,
 }
 
-/// c += alpha aᵀ x. Shapes: a [m, r], x [m, n] with rows end to end, c [r, n] or [n, r]. Each element's sum over m runs in
-/// order. Panics if a length disagrees.
+/// c += alpha aᵀ x. Shapes: a [m, r], x [m, n] with rows end to end, c [r, n] or [n, r]. Each
+/// element's sum over m runs in order. Panics if a length disagrees.
 fn outer_add<E: Element>(
     isa: Isa,
     a: MatRef,
@@ -277,8 +281,8 @@ fn outer_add<E: Element>(
     assert!(x.col_stride() == 1 || n <= 1, "rows of x are contiguous");
     assert_eq!(c.len(), r * n, "c [{r}, {n}]");
     let c = SharedMut::new(c);
-    // Two tiles of three vectors of the widest instruction set: whole cache lines of bf16, so that the line that the two share
-    // comes from memory once.
+    // Two tiles of three vectors of the widest instruction set: whole cache lines of bf16, so that
+    // the line that the two share comes from memory once.
     let block = 96;
     for_each_task(n.div_ceil(block) * r.div_ceil(A_COLUMNS), |task| {
         let (columns, first) = (
@@ -420,7 +424,8 @@ impl<E: Element, const R: usize, const V: usize> TileOf<'_, '_, E, R, V> {
                 OuterLayout::Rows => i * n + j + lane,
                 OuterLayout::Transposed => (j + lane) * r + i,
             };
-            // SAFETY: i < r and j + lane < n, whose product is the length of c; tasks' rectangles are disjoint.
+            // SAFETY: i < r and j + lane < n, whose product is the length of c; tasks' rectangles
+            // are disjoint.
             unsafe { *block.c.get().add(at) += block.alpha * value };
         }
     }

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Elements of an elementwise task: 64 KiB, small enough for the L1 and L2 caches, large enough to hide a task's cost.
+/// Elements of an elementwise task: 64 KiB, small enough for the L1 and L2 caches, large enough to
+/// hide a task's cost.
 pub(crate) const CHUNK: usize = 16 * 1024;
 
 /// Runs `task` for each index, on several threads unless there is but one task.
@@ -61,7 +62,8 @@ pub(crate) fn map_tasks<T: Send>(
 
 /// A base pointer that tasks share to write disjoint, interleaved parts of one buffer.
 ///
-/// Slices cannot say "these columns of every row"; every use names in its SAFETY comment why the parts are disjoint.
+/// Slices cannot say "these columns of every row"; every use names in its SAFETY comment why the
+/// parts are disjoint.
 pub(crate) struct SharedMut<T = f32>(*mut T);
 
 impl<T> Clone for SharedMut<T> {
@@ -72,7 +74,8 @@ impl<T> Clone for SharedMut<T> {
 
 impl<T> Copy for SharedMut<T> {}
 
-// SAFETY: the pointer is only dereferenced in unsafe blocks, each of which argues disjointness and lifetime.
+// SAFETY: the pointer is only dereferenced in unsafe blocks, each of which argues disjointness and
+// lifetime.
 unsafe impl<T: Send> Send for SharedMut<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for SharedMut<T> {}

@@ -1,7 +1,7 @@
 //! Philox4x32, the counter-based generator: ten rounds for initialisation, seven for dropout.
 //!
-//! Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", whose table 2 has both pass every test of
-//! BigCrush; the known answers of ten rounds are random123's.
+//! Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", whose table 2 has
+//! both pass every test of BigCrush; the known answers of ten rounds are random123's.
 
 use crate::simd::Simd;
 
@@ -33,7 +33,8 @@ pub(crate) fn philox4x32<const ROUNDS: usize>(counter: [u32; 4], key: [u32; 2]) 
     c
 }
 
-/// `LANES` blocks at once: lane l has the counter [counter[0] + l, counter[1], ..]. The first word must not wrap.
+/// `LANES` blocks at once: lane l has the counter [counter[0] + l, counter[1], ..]. The first word
+/// must not wrap.
 #[inline(always)]
 pub(crate) fn philox_blocks<S: Simd, const ROUNDS: usize>(
     s: S,
@@ -69,7 +70,8 @@ fn block(seed: u64, stream: u64, index: u64) -> [u32; 4] {
     philox4x32_10([i0, i1, s0, s1], words(seed))
 }
 
-/// Fills with uniform values in [low, high); a pure function of seed, stream and position, the same on every machine.
+/// Fills with uniform values in [low, high); a pure function of seed, stream and position, the same
+/// on every machine.
 pub fn fill_uniform(seed: u64, stream: u64, low: f32, high: f32, out: &mut [f32]) {
     const SCALE: f32 = 1.0 / (1 << 24) as f32;
     for (index, chunk) in out.chunks_mut(4).enumerate() {

@@ -1,9 +1,11 @@
-//! Products of matrices: c = alpha·a·bᵀ + Σ scale·h·gᵀ + bias, and then what the layer does with it, tile by tile in cache.
+//! Products of matrices: c = alpha·a·bᵀ + Σ scale·h·gᵀ + bias, and then what the layer does with
+//! it, tile by tile in cache.
 //!
-//! One driver cuts the work into tasks of some rows of `a` against some panels of `b`, in whichever format the panels are
-//! stored ([`PanelSource`]). An [`Arithmetic`] is a register tile, and the form of its operands in cache. The sum of an
-//! element runs in an order that the depth alone decides, so that its bits depend on neither the other rows, nor the
-//! row's place, nor the threads.
+//! One driver cuts the work into tasks of some rows of `a` against some panels of `b`, in whichever
+//! format the panels are stored ([`PanelSource`]). An [`Arithmetic`] is a register tile, and the
+//! form of its operands in cache. The sum of an element runs in an order that the depth alone
+//! decides, so that its bits depend on neither the other rows, nor the row's place, nor the
+//! threads.
 
 mod driver;
 mod epilogue;
@@ -43,9 +45,11 @@ pub use weights::{PackedWeights, Side, WeightFormat, WeightPanels, pack_weights,
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
-    /// f32 values; bf16 and smaller ones are widened in cache or registers. Sums over 384 of the depth are added in order.
+    /// f32 values; bf16 and smaller ones are widened in cache or registers. Sums over 384 of the
+    /// depth are added in order.
     F32,
-    /// Pairs of bf16 values with f32 sums over the whole depth; wider operands are rounded in cache.
+    /// Pairs of bf16 values with f32 sums over the whole depth; wider operands are rounded in
+    /// cache.
     Bf16,
 }
 
@@ -192,7 +196,8 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Runs a product. Panics if a length disagrees with the shapes, or if `scratch` is less than [`product_scratch`] says.
+/// Runs a product. Panics if a length disagrees with the shapes, or if `scratch` is less than
+/// [`product_scratch`] says.
 pub fn product(isa: Isa, call: &Product, epilogue: Epilogue, c: Output, scratch: &mut Scratch<'_>) {
     let in_place = call.b.in_place();
     let shape = call.shape_of(in_place, c.values.dtype());

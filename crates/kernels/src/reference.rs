@@ -1,6 +1,8 @@
-//! The definition of every operation in `f64`: slow, plain, one thread. What the kernels are tested against.
+//! The definition of every operation in `f64`: slow, plain, one thread. What the kernels are tested
+//! against.
 //!
-//! Gradients are written from the formulas, not from the kernels, and are themselves checked against finite differences.
+//! Gradients are written from the formulas, not from the kernels, and are themselves checked
+//! against finite differences.
 
 mod decoder;
 mod disentangled;
@@ -13,7 +15,8 @@ pub use disentangled::{
 };
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-/// `c[m,n] = start + alpha * a[m,k] · b[n,k]ᵀ + bias`, all row-major; `start` is c where it accumulates, else zeros.
+/// `c[m,n] = start + alpha * a[m,k] · b[n,k]ᵀ + bias`, all row-major; `start` is c where it
+/// accumulates, else zeros.
 pub fn gemm(
     [m, n, k]: [usize; 3],
     a: &[f64],
@@ -55,7 +58,8 @@ pub fn gemm_backward(
     (d_a, d_b)
 }
 
-/// The error function by its series with positive terms; 1 beyond 6, where it differs by less than 1e-16.
+/// The error function by its series with positive terms; 1 beyond 6, where it differs by less than
+/// 1e-16.
 pub fn erf(x: f64) -> f64 {
     if x.is_nan() {
         return x;
@@ -214,7 +218,8 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Calls `row(head, query row, the first key of its sequence, the keys it attends to)` for each row of each head.
+    /// Calls `row(head, query row, the first key of its sequence, the keys it attends to)` for each
+    /// row of each head.
     fn for_each_row(&self, mut row: impl FnMut(usize, usize, usize, std::ops::Range<usize>)) {
         let shape = &self.shape;
         for b in 0..shape.q_offsets.len().saturating_sub(1) {
@@ -272,7 +277,8 @@ impl Attention<'_> {
     }
 }
 
-/// Of each key of a row its probability, the slope of its score over the product of query and key, and its dropout factor.
+/// Of each key of a row its probability, the slope of its score over the product of query and key,
+/// and its dropout factor.
 struct AttentionRow {
     p: Vec<f64>,
     slopes: Vec<f64>,

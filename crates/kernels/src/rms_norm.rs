@@ -205,8 +205,8 @@ pub fn rms_norm_again<E: Element>(isa: Isa, norm: &RmsNorm, z: &[E], rstd: &[f32
     });
 }
 
-/// Calls `part` with each part of the rows [n, d] that are written, and z and rstd of the same rows. Panics if a length
-/// disagrees.
+/// Calls `part` with each part of the rows [n, d] that are written, and z and rstd of the same
+/// rows. Panics if a length disagrees.
 fn for_each_part<E: Element>(
     norm: &RmsNorm,
     z: &[E],

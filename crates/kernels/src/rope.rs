@@ -74,8 +74,8 @@ pub fn rope_inverse_frequencies(theta: f64, rotary_dim: usize) -> Vec<f32> {
 /// `attention_scaling`, which is 1 but for some scaled frequencies. Shapes:
 /// cos, sin [positions, frequencies].
 ///
-/// The angle is rounded to f32 as in transformers; its cosine and sine are taken in f64 and rounded.
-/// Panics if the lengths disagree.
+/// The angle is rounded to f32 as in transformers; its cosine and sine are taken in f64 and
+/// rounded. Panics if the lengths disagree.
 pub fn rope_table(
     inverse_frequencies: &[f32],
     attention_scaling: f32,
@@ -176,8 +176,8 @@ fn half_split<S: Simd, E: Element>(s: S, cos: &[f32], sin: &[f32], direction: f3
 const RUN: usize = 128;
 
 /// A plain loop on widened values: the compiler parts and joins pairs by the shuffles of the
-/// instruction set that this is inlined into. On stored bf16 it does not, which took 6.3 ms in place
-/// of 0.34 for [512, 2048] with AVX-512 on a thread of an AMD EPYC.
+/// instruction set that this is inlined into. On stored bf16 it does not, which took 6.3 ms in
+/// place of 0.34 for [512, 2048] with AVX-512 on a thread of an AMD EPYC.
 #[inline(always)]
 fn interleaved<S: Simd, E: Element>(s: S, cos: &[f32], sin: &[f32], direction: f32, x: &mut [E]) {
     let mut wide = [0.0; RUN];

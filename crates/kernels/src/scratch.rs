@@ -1,8 +1,9 @@
-//! Scratch memory that a caller lends to a call: a part that all of the call's tasks share, and a slot for each thread.
-//! What is in it at the start is unspecified, and nothing is kept from one call to the next.
+//! Scratch memory that a caller lends to a call: a part that all of the call's tasks share, and a
+//! slot for each thread. What is in it at the start is unspecified, and nothing is kept from one
+//! call to the next.
 //!
-//! Nothing here knows what the memory is for. A call says what it needs from its shapes alone ([`ScratchNeed`]), so that a
-//! plan can ask without data.
+//! Nothing here knows what the memory is for. A call says what it needs from its shapes alone
+//! ([`ScratchNeed`]), so that a plan can ask without data.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -59,7 +60,8 @@ pub struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    /// Lends `bytes` to calls that run on `threads` threads. Panics if they do not start on a cache line of 64 bytes.
+    /// Lends `bytes` to calls that run on `threads` threads. Panics if they do not start on a cache
+    /// line of 64 bytes.
     pub fn new(bytes: &'a mut [u8], threads: usize) -> Self {
         let aligned = bytes.as_ptr().addr().is_multiple_of(LINE_BYTES);
         assert!(
@@ -74,7 +76,8 @@ impl<'a> Scratch<'a> {
         self.threads
     }
 
-    /// The first `bytes`, up to a whole cache line, and what is left for another call. Panics if there are fewer.
+    /// The first `bytes`, up to a whole cache line, and what is left for another call. Panics if
+    /// there are fewer.
     pub fn cut(&mut self, bytes: usize) -> (Room<'_>, Scratch<'_>) {
         let (needed, found) = (round_up(bytes), self.bytes.len());
         assert!(
@@ -90,7 +93,8 @@ impl<'a> Scratch<'a> {
         (Room { bytes: taken }, rest)
     }
 
-    /// The shared part, and the slots. Panics if there are fewer bytes than `need` says for these threads.
+    /// The shared part, and the slots. Panics if there are fewer bytes than `need` says for these
+    /// threads.
     pub(crate) fn split(&mut self, need: ScratchNeed) -> (Room<'_>, Slots<'_>) {
         let (needed, found) = (need.bytes(self.threads), self.bytes.len());
         assert!(
@@ -125,8 +129,9 @@ impl<'r> Room<'r> {
         );
         let (taken, rest) = bytes.split_at_mut(needed);
         self.bytes = rest;
-        // SAFETY: the bytes are initialised and ours alone for 'r; any bytes are values of T; parts start on cache lines, which
-        // is all the alignment that a Plain type may ask for; `needed` covers `len` values.
+        // SAFETY: the bytes are initialised and ours alone for 'r; any bytes are values of T; parts
+        // start on cache lines, which is all the alignment that a Plain type may ask for; `needed`
+        // covers `len` values.
         unsafe { std::slice::from_raw_parts_mut(taken.as_mut_ptr().cast(), len) }
     }
 }
@@ -154,8 +159,8 @@ impl<'s> Slots<'s> {
         };
         if slots.slot_bytes > 0 {
             for slot in 0..threads {
-                // SAFETY: `split` asserted that the slots lie inside the bytes, which nobody else uses; a slot starts with a
-                // line for its flag.
+                // SAFETY: `split` asserted that the slots lie inside the bytes, which nobody else
+                // uses; a slot starts with a line for its flag.
                 unsafe {
                     slots
                         .start
@@ -168,8 +173,9 @@ impl<'s> Slots<'s> {
         slots
     }
 
-    /// The slot of this thread: a pool's threads by their number, the first one for a thread outside any pool. Panics if the
-    /// call asked for none, if the pool has more threads than the scratch, or if the thread has taken its slot already.
+    /// The slot of this thread: a pool's threads by their number, the first one for a thread
+    /// outside any pool. Panics if the call asked for none, if the pool has more threads than the
+    /// scratch, or if the thread has taken its slot already.
     pub(crate) fn take(&self) -> Slot<'_> {
         let thread = rayon::current_thread_index().unwrap_or(0);
         let threads = self.threads;
@@ -179,12 +185,14 @@ impl<'s> Slots<'s> {
         );
         assert!(self.slot_bytes > 0, "a slot of a call that asked for none");
         let start = self.start.wrapping_add(thread * self.slot_bytes);
-        // SAFETY: `new` wrote a flag at the start of each slot, of which `thread` is one; it is only used atomically since.
+        // SAFETY: `new` wrote a flag at the start of each slot, of which `thread` is one; it is
+        // only used atomically since.
         let busy = unsafe { &*start.cast::<AtomicBool>() };
         let was_busy = busy.swap(true, Ordering::Acquire);
         assert!(!was_busy, "a thread took its scratch twice");
         let (start, len) = (start.wrapping_add(LINE_BYTES), self.slot_bytes - LINE_BYTES);
-        // SAFETY: the slot's memory behind its flag; the flag was false, so that no other guard of it lives.
+        // SAFETY: the slot's memory behind its flag; the flag was false, so that no other guard of
+        // it lives.
         let bytes = unsafe { std::slice::from_raw_parts_mut(start, len) };
         Slot { bytes, busy }
     }
@@ -209,7 +217,8 @@ impl Drop for Slot<'_> {
     }
 }
 
-/// Scratch memory from the heap, for callers that do not count theirs, such as tests and benchmarks.
+/// Scratch memory from the heap, for callers that do not count theirs, such as tests and
+/// benchmarks.
 #[derive(Debug)]
 pub struct ScratchBuffer {
     lines: Vec<Line>,

@@ -1,9 +1,11 @@
-//! The vector interface that every kernel body is written in, once, and its dispatch by instruction set.
+//! The vector interface that every kernel body is written in, once, and its dispatch by instruction
+//! set.
 //!
-//! A type that implements [`Simd`] is a token: holding one proves that the machine has its instructions, which is what
-//! makes its methods safe to call. Bodies are `#[inline(always)]` and generic over the token; only [`dispatch`] and
-//! [`Simd::call`] put a function boundary with `#[target_feature]` around them. Bodies hold no closures: a closure is a
-//! function of its own and would be compiled without the features.
+//! A type that implements [`Simd`] is a token: holding one proves that the machine has its
+//! instructions, which is what makes its methods safe to call. Bodies are `#[inline(always)]` and
+//! generic over the token; only [`dispatch`] and [`Simd::call`] put a function boundary with
+//! `#[target_feature]` around them. Bodies hold no closures: a closure is a function of its own and
+//! would be compiled without the features.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -18,7 +20,8 @@ use crate::isa::Isa;
 use half::bf16;
 pub(crate) use scalar::Scalar;
 
-/// A kernel body with its arguments, generic over the instruction set. Implementations mark `run` `#[inline(always)]`.
+/// A kernel body with its arguments, generic over the instruction set. Implementations mark `run`
+/// `#[inline(always)]`.
 pub trait SimdOp {
     /// What the body returns.
     type Output;
@@ -46,7 +49,8 @@ pub(crate) fn dispatch<O: SimdOp>(isa: Isa, op: O) -> O::Output {
         // SAFETY: the assertion above established that the machine has the AVX-512 features.
         Isa::Avx512 => unsafe { avx512::Avx512::<false>::new() }.call(op),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the assertion above established that the machine has the AVX-512 features and BF16.
+        // SAFETY: the assertion above established that the machine has the AVX-512 features and
+        // BF16.
         Isa::Avx512Bf16 => unsafe { avx512::Avx512::<true>::new() }.call(op),
         #[cfg(not(target_arch = "aarch64"))]
         Isa::Neon => unreachable!("asserted available above"),
@@ -171,7 +175,8 @@ pub trait Simd: Copy + Send + Sync {
         }
     }
 
-    /// The bits of the values rounded to bf16, in the upper half of each lane; the lower half is zero.
+    /// The bits of the values rounded to bf16, in the upper half of each lane; the lower half is
+    /// zero.
     #[inline(always)]
     fn round_bf16(self, v: Self::V) -> Self::U {
         round_bf16_by_integers(self, v)
@@ -197,13 +202,15 @@ pub trait Simd: Copy + Send + Sync {
         let _ = p;
     }
 
-    /// Asks for the cache line of an address, valid or not, that is needed later: no nearer than the L2 cache.
+    /// Asks for the cache line of an address, valid or not, that is needed later: no nearer than
+    /// the L2 cache.
     #[inline(always)]
     fn prefetch_far(self, p: *const f32) {
         let _ = p;
     }
 
-    /// Writes the transpose of a `LANES` x `LANES` block: `dst[j * dst_stride + i] = src[i * src_stride + j]`.
+    /// Writes the transpose of a `LANES` x `LANES` block:
+    /// `dst[j * dst_stride + i] = src[i * src_stride + j]`.
     /// # Safety
     /// Every element named by the strides is valid for reads in `src` and for writes in `dst`.
     unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize);
@@ -222,7 +229,8 @@ fn round_bf16_by_integers<S: Simd>(s: S, v: S::V) -> S::U {
     s.and_u(s.to_bits(kept), s.splat_u(0xffff_0000))
 }
 
-/// The first `n` values of a slice at `at`, zeros behind. `n` is at most `LANES`. Bounds are asserted.
+/// The first `n` values of a slice at `at`, zeros behind. `n` is at most `LANES`. Bounds are
+/// asserted.
 #[inline(always)]
 pub(crate) fn load_at<S: Simd, E: Element>(s: S, x: &[E], at: usize, n: usize) -> S::V {
     assert!(n <= S::LANES && at + n <= x.len());

@@ -1,11 +1,13 @@
-//! What generation asks of the scores of one row over the vocabulary. Single rows: callers spread them over threads.
+//! What generation asks of the scores of one row over the vocabulary. Single rows: callers spread
+//! them over threads.
 
 use crate::isa::Isa;
 use crate::loss::row_max;
 use crate::math::exp;
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 
-/// The place of the first of the largest values. Panics if there are none; NaNs make it unspecified.
+/// The place of the first of the largest values. Panics if there are none; NaNs make it
+/// unspecified.
 pub fn argmax(isa: Isa, x: &[f32]) -> usize {
     assert!(!x.is_empty(), "the largest of no values");
     let max = dispatch(isa, Max(x));

@@ -1,5 +1,5 @@
-//! The kernels on bf16 operands, on every instruction set of the machine, against the f64 reference of the very same
-//! rounded operands: only the order of f32 sums and the last rounding differ.
+//! The kernels on bf16 operands, on every instruction set of the machine, against the f64 reference
+//! of the very same rounded operands: only the order of f32 sums and the last rounding differ.
 
 mod common;
 
@@ -13,7 +13,8 @@ fn widen(x: &[bf16]) -> Vec<f32> {
 
 #[test]
 fn conversions_are_those_of_the_type_on_every_bit_pattern() {
-    // Every bf16, and f32 values about every rounding edge: halves, their neighbours, infinities and NaN.
+    // Every bf16, and f32 values about every rounding edge: halves, their neighbours, infinities
+    // and NaN.
     let values: Vec<f32> = (0..=u16::MAX)
         .flat_map(|upper| {
             [0x0000u32, 0x0001, 0x7fff, 0x8000, 0x8001, 0xffff]
@@ -48,8 +49,8 @@ fn conversions_are_those_of_the_type_on_every_bit_pattern() {
     }
 }
 
-/// Probabilities and gradients of scores are rounded to bf16 before they meet the other operand, and results are: a few
-/// units of 2^-9 of the largest value (measured: at most 1.1%).
+/// Probabilities and gradients of scores are rounded to bf16 before they meet the other operand,
+/// and results are: a few units of 2^-9 of the largest value (measured: at most 1.1%).
 const ATTENTION: f64 = 1.5e-2;
 /// The same, root of the mean square over that of the wanted values (measured: at most 0.56%).
 const ATTENTION_RMS: f64 = 1e-2;
@@ -100,7 +101,8 @@ fn attention_cases() -> Vec<AttentionCase> {
 fn attention_agrees_with_that_of_f32() {
     for isa in isas() {
         for case in attention_cases() {
-            // The f32 kernels, which are tested against the reference, on the same rounded operands.
+            // The f32 kernels, which are tested against the reference, on the same rounded
+            // operands.
             let (q, k, v) = attention_inputs(&case);
             let d_out = random(case.sizes().0, 4);
             let [q, k, v, d_out] = [q, k, v, d_out].map(|x| widen(&narrow(&x)));

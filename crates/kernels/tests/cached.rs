@@ -1,5 +1,6 @@
-//! Attention over cached keys: chunks of a prompt have the bits of the whole, a query those that it has alone, new tokens agree
-//! with the reference. And operands that are columns of one buffer have the bits of their copies.
+//! Attention over cached keys: chunks of a prompt have the bits of the whole, a query those that it
+//! has alone, new tokens agree with the reference. And operands that are columns of one buffer have
+//! the bits of their copies.
 
 mod common;
 
@@ -8,7 +9,8 @@ use lowrank_kernels::*;
 
 const HEAD_DIM: usize = 20;
 
-/// A sequence's pools, in which the rows stand apart and backwards, or end to end, after one that nobody reads.
+/// A sequence's pools, in which the rows stand apart and backwards, or end to end, after one that
+/// nobody reads.
 struct Pools<E> {
     k: Vec<E>,
     v: Vec<E>,
@@ -275,7 +277,8 @@ fn a_row_outside_the_pool_is_refused() {
     run(Isa::Scalar, &of_token, &x[..HEAD_DIM], [&x, &x]);
 }
 
-/// Forward and backward on operands and gradients that are columns of one buffer, or of buffers of their own.
+/// Forward and backward on operands and gradients that are columns of one buffer, or of buffers of
+/// their own.
 fn run_columns<E: AttentionElement>(
     isa: Isa,
     case: &AttentionCase,

@@ -160,7 +160,8 @@ fn layer_norm_agrees() {
                     reference::layer_norm_backward(&want, &wide(&weight), &wide(&d_y));
                 let mut got = d_y.clone();
                 layer_norm_backward(isa, &z, &mean, &rstd, &weight, &mut got);
-                // Rows of one or two elements divide by a variance near 0: there the bound is the norm's own error.
+                // Rows of one or two elements divide by a variance near 0: there the bound is the
+                // norm's own error.
                 if d > 2 {
                     check_close(&got, &d_z, 2e-5, &what);
                 }
@@ -197,7 +198,8 @@ fn attention_agrees() {
         cases.push(AttentionCase::new(1, 16, &[(length, length)]).causal(None));
         cases.push(AttentionCase::new(1, 16, &[(length, length)]).causal(Some(3)));
     }
-    // Causal: whole sequences, last queries only, windows shorter and longer than a tile, keys that no query sees.
+    // Causal: whole sequences, last queries only, windows shorter and longer than a tile, keys that
+    // no query sees.
     cases.extend([
         AttentionCase::new(3, 32, &[(24, 24), (7, 7), (0, 0), (140, 140)]).causal(None),
         AttentionCase::new(2, 64, &[(1, 33), (3, 5), (50, 1128), (0, 4)]).causal(None),
@@ -212,7 +214,8 @@ fn attention_agrees() {
             .causal(Some(90))
             .with_dropout(),
     ]);
-    // Heads that share keys: of a few and of all, with every mask; capped scores, near the cap and far below it.
+    // Heads that share keys: of a few and of all, with every mask; capped scores, near the cap and
+    // far below it.
     cases.extend([
         AttentionCase::new(6, 16, &[(24, 24), (7, 9), (0, 3), (3, 0), (130, 130)]).grouped(2),
         AttentionCase::new(4, 24, &[(140, 140), (1, 33)])
@@ -426,7 +429,8 @@ fn dropout_follows_its_definition() {
     }
 }
 
-/// A mask's elements come from halves of the words of one block: they must be as independent as any others.
+/// A mask's elements come from halves of the words of one block: they must be as independent as any
+/// others.
 #[test]
 fn dropped_elements_do_not_follow_one_another() {
     const N: usize = 1 << 20;
@@ -439,7 +443,8 @@ fn dropped_elements_do_not_follow_one_another() {
             .map(|&v| f64::from(u8::from(v != 0.0)) - rate)
             .collect();
         let variance = rate * (1.0 - rate);
-        // The sum of N products of independent elements has this deviation; 5 of them are seen once in two million.
+        // The sum of N products of independent elements has this deviation; 5 of them are seen once
+        // in two million.
         let deviation = variance * (N as f64).sqrt();
         for distance in [1, 2, 15, 16, 17, 32, 48, 64, 96, 112, 127, 128, 256] {
             let sum: f64 = kept.iter().zip(&kept[distance..]).map(|(a, b)| a * b).sum();

@@ -170,7 +170,8 @@ fn a_row_of_a_product_does_not_know_its_batch() {
 #[test]
 fn a_sequence_does_not_know_its_batch() {
     for isa in isas() {
-        // The first sequence alone, and before others: the same rows, since indices count from the first row.
+        // The first sequence alone, and before others: the same rows, since indices count from the
+        // first row.
         let alone = AttentionCase::new(3, 32, &[(40, 40)]).with_dropout();
         let among = AttentionCase::new(3, 32, &[(40, 40), (90, 90), (2, 2)]).with_dropout();
         for (alone, among) in run_attention::<f32>(isa, &alone)

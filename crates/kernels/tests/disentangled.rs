@@ -1,5 +1,5 @@
-//! Disentangled attention: the reference against finite differences, every instruction set against the reference, the same
-//! bits whatever the threads and, for a sequence, whatever its batch.
+//! Disentangled attention: the reference against finite differences, every instruction set against
+//! the reference, the same bits whatever the threads and, for a sequence, whatever its batch.
 
 mod common;
 
@@ -100,7 +100,8 @@ fn a_sequence_does_not_know_its_batch() {
     for isa in isas() {
         let alone = Case::new(3, 32, &[(40, 40)], Tables::Both).with_dropout();
         let among = Case::new(3, 32, &[(40, 40), (90, 90), (2, 2)], Tables::Both).with_dropout();
-        // The tables are those of the longer batch; the shorter sequence reads the same distances of it.
+        // The tables are those of the longer batch; the shorter sequence reads the same distances
+        // of it.
         let (alone, among) = (with_the_rows_of(isa, &alone, &among), run(isa, &among));
         for (alone, among) in alone.iter().zip(&among) {
             assert_eq!(bits(alone), bits(&among[..alone.len()]));

@@ -1,5 +1,6 @@
-//! Disentangled attention on bf16 pairs: every instruction set against the f64 reference of the very same rounded operands,
-//! the same bits whatever the threads and, for a sequence, whatever its batch.
+//! Disentangled attention on bf16 pairs: every instruction set against the f64 reference of the
+//! very same rounded operands, the same bits whatever the threads and, for a sequence, whatever its
+//! batch.
 
 mod common;
 
@@ -7,7 +8,8 @@ use common::disentangled::*;
 use common::*;
 use lowrank_kernels::*;
 
-/// Relative to the largest result: rounding of probabilities, of gradients of scores and of the result. Measured: 8.3e-3.
+/// Relative to the largest result: rounding of probabilities, of gradients of scores and of the
+/// result. Measured: 8.3e-3.
 const TOLERANCE: f64 = 1.2e-2;
 /// Root mean square of the error, relative to that of the result. Measured: 5.8e-3.
 const TOLERANCE_RMS: f64 = 8e-3;
@@ -135,7 +137,8 @@ fn threads_change_nothing() {
 
 #[test]
 fn a_sequence_does_not_know_its_batch() {
-    // The same distances have the same rows in both: no row is shared, and both tables have the reach of their own.
+    // The same distances have the same rows in both: no row is shared, and both tables have the
+    // reach of their own.
     for isa in isas() {
         let among = Case::new(3, 32, &[(40, 40), (90, 90), (2, 2)], Tables::Both).with_dropout();
         let of_all = operands(&among);

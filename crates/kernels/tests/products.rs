@@ -1,5 +1,5 @@
-//! Products in every format, arithmetic, orientation and type against the f64 reference of the operands as they are stored,
-//! on every instruction set, element by element.
+//! Products in every format, arithmetic, orientation and type against the f64 reference of the
+//! operands as they are stored, on every instruction set, element by element.
 
 mod common;
 
@@ -9,7 +9,8 @@ use half::f16;
 use lowrank_kernels::product::{Epilogue, *};
 use lowrank_kernels::*;
 
-/// f32 sums, relative to the sum of the magnitudes of an element's terms: eight units in the last place.
+/// f32 sums, relative to the sum of the magnitudes of an element's terms: eight units in the last
+/// place.
 const SUM: f64 = 1e-6;
 /// One rounding to bf16.
 const ROUNDED: f64 = 1.0 / 256.0;
@@ -18,8 +19,8 @@ const ACTIVATION: f64 = 1e-6;
 /// The same in bf16 storage.
 const ACTIVATION_BF16: f64 = 4e-4;
 
-/// 32 values along the depth with a scale of sixteen bits, as in Q8_0: not one of the crate's formats, but what a block format
-/// asks of the trait. [rows][ceil(depth / 32)][scale, 32 values].
+/// 32 values along the depth with a scale of sixteen bits, as in Q8_0: not one of the crate's
+/// formats, but what a block format asks of the trait. [rows][ceil(depth / 32)][scale, 32 values].
 struct Blocks {
     rows: usize,
     depth: usize,
@@ -102,7 +103,8 @@ fn transposed(x: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
         .collect()
 }
 
-/// Shapes [m, n, k]: none, one, about a lane, a panel and a tile, pairs across the edges of blocks together.
+/// Shapes [m, n, k]: none, one, about a lane, a panel and a tile, pairs across the edges of blocks
+/// together.
 fn shapes() -> Vec<[usize; 3]> {
     let mut shapes = vec![
         [13, 33, 257],

@@ -1,4 +1,5 @@
-//! The reference's gradients against finite differences in f64, along random directions with random cotangents.
+//! The reference's gradients against finite differences in f64, along random directions with random
+//! cotangents.
 
 mod common;
 

@@ -1,10 +1,12 @@
-//! LoRA fine-tuning of transformers as a library: load a Hugging Face model, attach low-rank adapters, train them, save them
-//! as PEFT files, merge them. This crate only gathers the parts; the program `lowrank` is built on the same ones.
+//! LoRA fine-tuning of transformers as a library: load a Hugging Face model, attach low-rank
+//! adapters, train them, save them as PEFT files, merge them. This crate only gathers the parts;
+//! the program `lowrank` is built on the same ones.
 //!
 //! # A whole run
 //!
-//! What the command line does: settings by name, as its flags and files have them, become one specification; it is planned,
-//! trained a step at a time, evaluated and saved. What is left out has the program's defaults.
+//! What the command line does: settings by name, as its flags and files have them, become one
+//! specification; it is planned, trained a step at a time, evaluated and saved. What is left out
+//! has the program's defaults.
 //!
 //! ```
 //! use std::sync::atomic::AtomicBool;
@@ -17,7 +19,8 @@
 //! use lowrank::train::trainer::Watch;
 //! use serde_json::json;
 //!
-//! # let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert-single-label");
+//! # let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+//! # let root = golden.join("bert-single-label");
 //! # let (base, out) = (root.join("model").display().to_string(), tempfile::tempdir()?);
 //! # let path = |name: &str| out.path().join(name).display().to_string();
 //! // Rows of text need the model's tokenizer; these are token ids already.
@@ -50,7 +53,8 @@
 //! // The adapter, on the base that it names.
 //! let adapter = AdapterSettings { adapter: Some(path("run")), ..AdapterSettings::default() };
 //! let device = results.model.device();
-//! let loaded = LoadedModel::open(&ModelSettings::default(), &adapter, &RowSettings::default(), device)?;
+//! let (model, rows) = (ModelSettings::default(), RowSettings::default());
+//! let loaded = LoadedModel::open(&model, &adapter, &rows, device)?;
 //! assert_eq!(loaded.head.labels, ["no", "yes"]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -73,7 +77,12 @@
 //! # let out = out.path();
 //! // Load: every weight is frozen, and the report says what was new or unused.
 //! let device = Device::cpu(Isa::best(), 2)?;
-//! let options = LoadOptions { task: Task::SingleLabel, num_labels: 2, seed: 1, ignore_mismatched_sizes: false };
+//! let options = LoadOptions {
+//!     task: Task::SingleLabel,
+//!     num_labels: 2,
+//!     seed: 1,
+//!     ignore_mismatched_sizes: false,
+//! };
 //! let (mut model, report) = Model::load(&base, &options, &device)?;
 //! assert!(report.unused.is_empty());
 //!
@@ -86,12 +95,14 @@
 //! let (input_ids, offsets, labels) = ([2, 17, 5, 3, 2, 9, 3], [0, 4, 7], [1, 0]);
 //! let batch = Batch { input_ids: &input_ids, token_type_ids: None, offsets: &offsets };
 //! let mut gradients = Gradients::zeros(&device, model.trainables());
-//! let mut optimizer = Optimizer::new(&device, model.trainables(), &OptimizationSettings::default());
+//! let settings = OptimizationSettings::default();
+//! let mut optimizer = Optimizer::new(&device, model.trainables(), &settings);
 //! let mut losses = Vec::new();
 //! for step in 1..=20 {
 //!     gradients.clear();
 //!     let pass = PassOptions { grad_scale: 1.0 / 2.0, ..PassOptions::default() };
-//!     let (sum, count) = model.forward_backward(&batch, Targets::Class(&labels), &pass, &mut gradients)?;
+//!     let targets = Targets::Class(&labels);
+//!     let (sum, count) = model.forward_backward(&batch, targets, &pass, &mut gradients)?;
 //!     clip_grad_norm(&device, &mut gradients, 1.0);
 //!     optimizer.step(model.trainables_mut(), &gradients, 1e-2, step);
 //!     losses.push(sum / count as f64);
@@ -120,8 +131,14 @@
 //! use lowrank::engine::{Device, Isa};
 //! use lowrank::model::{Event, Generate, LoadOptions, Model, Request, Task};
 //!
-//! # let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gpt2-causal/model");
-//! let options = LoadOptions { task: Task::CausalLm, num_labels: 1, seed: 1, ignore_mismatched_sizes: false };
+//! # let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+//! # let base = golden.join("gpt2-causal/model");
+//! let options = LoadOptions {
+//!     task: Task::CausalLm,
+//!     num_labels: 1,
+//!     seed: 1,
+//!     ignore_mismatched_sizes: false,
+//! };
 //! let (model, _) = Model::load(&base, &options, &Device::cpu(Isa::best(), 2)?)?;
 //! let options = Generate { max_new_tokens: 4, ..Generate::default() };
 //! let request = |number, prompt: &[u32]| {
@@ -161,13 +178,20 @@
 //!
 //! let config = serde_json::json!({
 //!     "model_type": "roberta", "vocab_size": 50265, "hidden_size": 768, "num_hidden_layers": 12,
-//!     "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 514, "type_vocab_size": 1,
+//!     "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 514,
+//!     "type_vocab_size": 1,
 //! });
 //! let config = ModelConfig::from_value("config.json".as_ref(), config)?;
-//! let options = LoadOptions { task: Task::SingleLabel, num_labels: 2, seed: 1, ignore_mismatched_sizes: false };
+//! let options = LoadOptions {
+//!     task: Task::SingleLabel,
+//!     num_labels: 2,
+//!     seed: 1,
+//!     ignore_mismatched_sizes: false,
+//! };
 //! let mut model = Model::from_config(config, &options, &Device::dry())?;
 //! let adapted = model.attach_lora(&LoraConfig::default(), 1)?;
-//! assert_eq!(adapted.adapter_parameters(), 294_912); // The paper's RoBERTa-base row: r = 8 on query and value.
+//! // The paper's RoBERTa-base row: r = 8 on query and value.
+//! assert_eq!(adapted.adapter_parameters(), 294_912);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -176,7 +200,8 @@
 //! ```
 //! use lowrank::metrics::{Segment, bleu, ptb, rouge_l};
 //!
-//! let segments = [Segment::new("A cheap pub by the river.", ["There is a cheap pub by the river."])];
+//! let references = ["There is a cheap pub by the river."];
+//! let segments = [Segment::new("A cheap pub by the river.", references)];
 //! assert!(bleu::score(&segments) > 0.5);
 //! assert!(rouge_l::score(&ptb::tokenize_all(&segments)) > 0.8);
 //! ```

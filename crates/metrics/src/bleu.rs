@@ -1,5 +1,6 @@
-//! BLEU as e2e-metrics computes it (its port of mteval-v13a): lower-cased, the closest reference length, n-grams up to 4,
-//! no smoothing to speak of. Source: Papineni et al. 2002; e2e-metrics `pymteval.py`.
+//! BLEU as e2e-metrics computes it (its port of mteval-v13a): lower-cased, the closest reference
+//! length, n-grams up to 4, no smoothing to speak of. Source: Papineni et al. 2002; e2e-metrics
+//! `pymteval.py`.
 
 use crate::Segment;
 use crate::mteval::lowercased;
@@ -52,7 +53,8 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        // 7 tokens, 6 of them hits; 4 of 6 pairs, 2 of 5 triples, 1 of 4 fours; the closest reference has 8 tokens.
+        // 7 tokens, 6 of them hits; 4 of 6 pairs, 2 of 5 triples, 1 of 4 fours; the closest
+        // reference has 8 tokens.
         let output = "the cat sat on a big mat";
         let references = ["the cat sat on the big mat today", "a mat was sat upon"];
         let precision = (1.0f64 * (4.0 / 6.0) * (2.0 / 5.0) * (1.0 / 4.0)).powf(0.25);

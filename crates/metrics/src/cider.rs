@@ -1,6 +1,7 @@
-//! CIDEr-D as coco-caption (and so e2e-metrics) computes it: n-grams up to 4 weighted by how few segments have them in their
-//! references, the cosine of output and reference with clipped counts and a Gaussian penalty on their difference in
-//! length, averaged over references and orders. Source: Vedantam et al. 2015; coco-caption `cider_scorer.py`.
+//! CIDEr-D as coco-caption (and so e2e-metrics) computes it: n-grams up to 4 weighted by how few
+//! segments have them in their references, the cosine of output and reference with clipped counts
+//! and a Gaussian penalty on their difference in length, averaged over references and orders.
+//! Source: Vedantam et al. 2015; coco-caption `cider_scorer.py`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,8 +13,8 @@ const ORDER: usize = 4;
 /// Standard deviation of the penalty on lengths, in bigrams.
 const SIGMA: f64 = 6.0;
 
-/// The mean over segments whose texts [`crate::ptb`] has tokenised, times ten as published; NaN without segments. Of one
-/// segment alone it is 0: what every segment has weighs nothing.
+/// The mean over segments whose texts [`crate::ptb`] has tokenised, times ten as published; NaN
+/// without segments. Of one segment alone it is 0: what every segment has weighs nothing.
 pub fn score(segments: &[Segment]) -> f64 {
     let corpus = Coded::all(segments, str::split_whitespace);
     let weights = Weights::of(&corpus);
@@ -130,8 +131,9 @@ mod tests {
 
     #[test]
     fn lengths_that_differ_cost_by_their_bigrams() {
-        // The first output shares 1 of 2 unigrams and no bigram: cosine 1/2 of one order in four; 1 bigram against 1.
-        // The second has its reference twice: clipped at the reference, cosines 1/2 and 1/sqrt(5)... of orders 1 and 2.
+        // The first output shares 1 of 2 unigrams and no bigram: cosine 1/2 of one order in four; 1
+        // bigram against 1. The second has its reference twice: clipped at the reference, cosines
+        // 1/2 and 1/sqrt(5)... of orders 1 and 2.
         let segments = [
             Segment::new("a x", ["a b"]),
             Segment::new("e f e f", ["e f"]),

@@ -1,9 +1,10 @@
-//! Metrics of generated text: each compares outputs with what people wrote for the same input, and each gives the number
-//! that the evaluation it is named after publishes, to its last digit.
+//! Metrics of generated text: each compares outputs with what people wrote for the same input, and
+//! each gives the number that the evaluation it is named after publishes, to its last digit.
 //!
-//! One file a metric, beside the tokeniser that its evaluation uses: `mteval` for [`bleu`], [`nist`] and [`sacrebleu`],
-//! [`ptb`] for [`rouge_l`], [`cider`] and [`meteor`]. Token sequences and references in, scores out: nothing here knows
-//! models or opens files. Sums are in f64 and in the order of the segments, so that the same texts give the same bits.
+//! One file a metric, beside the tokeniser that its evaluation uses: `mteval` for [`bleu`],
+//! [`nist`] and [`sacrebleu`], [`ptb`] for [`rouge_l`], [`cider`] and [`meteor`]. Token sequences
+//! and references in, scores out: nothing here knows models or opens files. Sums are in f64 and in
+//! the order of the segments, so that the same texts give the same bits.
 
 pub mod bleu;
 pub mod cider;

@@ -1,9 +1,9 @@
-//! METEOR 1.5 for English as coco-caption (and so e2e-metrics) runs it: `-l en -norm`. Words match exactly, by their stem, as
-//! WordNet synonyms, or as paraphrases; the score is a mean of precision and recall, less a penalty for fragments. Source:
-//! Denkowski and Lavie 2014; METEOR 1.5.
+//! METEOR 1.5 for English as coco-caption (and so e2e-metrics) runs it: `-l en -norm`. Words match
+//! exactly, by their stem, as WordNet synonyms, or as paraphrases; the score is a mean of precision
+//! and recall, less a penalty for fragments. Source: Denkowski and Lavie 2014; METEOR 1.5.
 //!
-//! Function words, synonyms and paraphrases need METEOR's tables. Without them their stages do not run, and the score is not
-//! the published METEOR: [`Meteor::missing`] says what a report must say.
+//! Function words, synonyms and paraphrases need METEOR's tables. Without them their stages do not
+//! run, and the score is not the published METEOR: [`Meteor::missing`] says what a report must say.
 
 mod align;
 mod normalize;
@@ -26,8 +26,8 @@ const SYNONYM: usize = 2;
 const PARAPHRASE: usize = 3;
 /// What a match of each stage is worth.
 const WEIGHTS: [f64; STAGES] = [1.0, 0.6, 0.8, 0.6];
-/// Weight of recall against precision, form and height of the penalty, weight of content words: tuned by METEOR's authors to
-/// rankings by people (task `rank`).
+/// Weight of recall against precision, form and height of the penalty, weight of content words:
+/// tuned by METEOR's authors to rankings by people (task `rank`).
 const ALPHA: f64 = 0.85;
 const BETA: f64 = 0.2;
 const GAMMA: f64 = 0.6;
@@ -89,13 +89,15 @@ impl Meteor {
         }
     }
 
-    /// Reads the list of function words, which weigh less (`function/english.words` in METEOR's jar).
+    /// Reads the list of function words, which weigh less (`function/english.words` in METEOR's
+    /// jar).
     pub fn read_function_words(&mut self, list: impl BufRead) -> Result<(), TableError> {
         self.is_function = Some(tables::function_words(list, &self.words)?);
         Ok(())
     }
 
-    /// Reads WordNet's synsets and irregular forms (`synonym/english.synsets`, `synonym/english.exceptions` in the jar).
+    /// Reads WordNet's synsets and irregular forms (`synonym/english.synsets`,
+    /// `synonym/english.exceptions` in the jar).
     pub fn read_synonyms(
         &mut self,
         synsets: impl BufRead,
@@ -137,7 +139,8 @@ impl Meteor {
         self.best_counts().map(|counts| counts.score()).collect()
     }
 
-    /// The counts of each segment with the reference that gives the highest score, of equals the first.
+    /// The counts of each segment with the reference that gives the highest score, of equals the
+    /// first.
     fn best_counts(&self) -> impl Iterator<Item = Counts> {
         self.segments.iter().map(|(output, references)| {
             let mut best: Option<(f64, Counts)> = None;
@@ -256,7 +259,8 @@ fn have_common(a: &[u32], b: &[u32]) -> bool {
     false
 }
 
-/// Spans of `sources` that the table lets stand for spans of `targets`: by start, length, entry and place.
+/// Spans of `sources` that the table lets stand for spans of `targets`: by start, length, entry and
+/// place.
 fn paraphrased(
     table: &Paraphrases,
     sources: &[u32],

@@ -1,5 +1,5 @@
-//! The tokeniser of NIST's `mteval-v13a.pl`, which BLEU and NIST have been reported with since 2009: punctuation stands
-//! alone, except full stops and commas inside numbers. Case is kept.
+//! The tokeniser of NIST's `mteval-v13a.pl`, which BLEU and NIST have been reported with since
+//! 2009: punctuation stands alone, except full stops and commas inside numbers. Case is kept.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -53,7 +53,8 @@ pub fn tokenize(text: &str) -> String {
     tokens
 }
 
-/// Tokenised and lower-cased segments as numbers. As in e2e-metrics, an empty text is one empty token.
+/// Tokenised and lower-cased segments as numbers. As in e2e-metrics, an empty text is one empty
+/// token.
 pub(crate) fn lowercased(segments: &[Segment]) -> Vec<Coded> {
     let texts: Vec<Segment> = segments
         .iter()

@@ -42,7 +42,8 @@ impl Coded {
     }
 }
 
-/// How often each n-gram occurs. Never iterated where a float is summed: the order of a map is random.
+/// How often each n-gram occurs. Never iterated where a float is summed: the order of a map is
+/// random.
 pub type Counts<'a> = HashMap<&'a [u32], u32>;
 
 /// The n-grams of one text.
@@ -66,8 +67,8 @@ pub fn most(texts: &[Vec<u32>], n: usize) -> Counts<'_> {
     most
 }
 
-/// The n-grams of the output that occur in the references, each at most as often as in the reference that has it most; in
-/// the order of the output.
+/// The n-grams of the output that occur in the references, each at most as often as in the
+/// reference that has it most; in the order of the output.
 pub fn hits<'a>(
     output: &'a [u32],
     references: &'a [Vec<u32>],

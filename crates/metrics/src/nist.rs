@@ -1,5 +1,5 @@
-//! NIST as e2e-metrics computes it: n-grams up to 5, each worth the information that its last token adds in the references,
-//! lower-cased. Source: Doddington 2002; e2e-metrics `pymteval.py`.
+//! NIST as e2e-metrics computes it: n-grams up to 5, each worth the information that its last token
+//! adds in the references, lower-cased. Source: Doddington 2002; e2e-metrics `pymteval.py`.
 
 use std::collections::HashMap;
 
@@ -36,7 +36,8 @@ pub fn score(segments: &[Segment]) -> f64 {
     score * length_penalty(total[0] as f64, information.tokens, &corpus)
 }
 
-/// 1 for outputs that are not shorter than the references on average, 0.5 at two thirds of their length.
+/// 1 for outputs that are not shorter than the references on average, 0.5 at two thirds of their
+/// length.
 fn length_penalty(length: f64, reference_tokens: u64, corpus: &[Coded]) -> f64 {
     let references: usize = corpus.iter().map(|coded| coded.references.len()).sum();
     let mean_length = reference_tokens as f64 * corpus.len() as f64 / references as f64;
@@ -91,7 +92,8 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        // In "a b a c" (4 tokens), a: 1 bit, b and c: 2 bits; "a b" after a (twice): 1 bit; "b a": 0; "a c": 1.
+        // In "a b a c" (4 tokens), a: 1 bit, b and c: 2 bits; "a b" after a (twice): 1 bit; "b a":
+        // 0; "a c": 1.
         let segment = Segment::new("a b a c", ["a b a c"]);
         let unigrams = (1.0 + 2.0 + 1.0 + 2.0) / 4.0;
         let bigrams = (1.0 + 0.0 + 1.0) / 3.0;
@@ -103,7 +105,8 @@ mod tests {
     fn short_outputs_pay() {
         let whole = score(&[Segment::new("a b c", ["a b c"])]);
         let short = score(&[Segment::new("a b", ["a b c"])]);
-        // Two thirds of the length halve the score; of the unigrams, two of two are found as before.
+        // Two thirds of the length halve the score; of the unigrams, two of two are found as
+        // before.
         assert!(
             (short - 0.5 * 3.0f64.log2()).abs() < 1e-12,
             "{short} {whole}"

@@ -1,8 +1,9 @@
-//! The tokens of the Penn Treebank as Stanford's tokeniser (CoreNLP 3.4.1, `-lowerCase`) cuts them, without punctuation:
-//! what coco-caption, and so e2e-metrics, gives to ROUGE-L, CIDEr and METEOR.
+//! The tokens of the Penn Treebank as Stanford's tokeniser (CoreNLP 3.4.1, `-lowerCase`) cuts them,
+//! without punctuation: what coco-caption, and so e2e-metrics, gives to ROUGE-L, CIDEr and METEOR.
 //!
-//! The original is a generated lexer: at each place the rule that matches most characters wins, of equals the first. Here
-//! the rules are compiled to one automaton with the same choice. `rules` holds them; this file walks the text.
+//! The original is a generated lexer: at each place the rule that matches most characters wins, of
+//! equals the first. Here the rules are compiled to one automaton with the same choice. `rules`
+//! holds them; this file walks the text.
 
 mod rules;
 
@@ -15,7 +16,8 @@ use regex_automata::{Anchored, Input, MatchKind};
 use crate::Segment;
 use rules::{Action, RULES};
 
-/// What coco-caption drops, as far as it can still occur: brackets are lower-cased before, to `-lrb-`, and stay.
+/// What coco-caption drops, as far as it can still occur: brackets are lower-cased before, to
+/// `-lrb-`, and stay.
 const PUNCTUATION: [&str; 12] = [
     "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", ";",
 ];
@@ -42,8 +44,9 @@ pub fn tokenize(text: &str) -> String {
     lines([text]).swap_remove(0)
 }
 
-/// The tokens of each text. As in the original, the texts are the lines of one file: whether a full stop belongs to a letter
-/// (`Serie A.`) can depend on the first word of the next line. A line's end inside a text is a blank.
+/// The tokens of each text. As in the original, the texts are the lines of one file: whether a full
+/// stop belongs to a letter (`Serie A.`) can depend on the first word of the next line. A line's
+/// end inside a text is a blank.
 pub fn lines<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut file = String::new();
     for text in texts {
@@ -154,7 +157,8 @@ impl Tokens {
 mod tests {
     use super::*;
 
-    /// Our own sentences; the tokens are those that CoreNLP 3.4.1 and coco-caption's list of punctuation give.
+    /// Our own sentences; the tokens are those that CoreNLP 3.4.1 and coco-caption's list of
+    /// punctuation give.
     #[test]
     fn tokens_of_the_original() {
         let cases = [

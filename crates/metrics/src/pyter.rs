@@ -1,7 +1,8 @@
-//! TER as the LoRA paper reports it for WebNLG and DART: for each output the smallest rate that pyter finds with any of the
-//! references, averaged over outputs. Text is lower-cased and cut at everything that is no letter, digit or underscore, as
-//! the paper's decoding script leaves it. Source: GenerationEval `eval.py` (its second pass by NLTK, which only rewrites
-//! quotation marks and words such as `cannot` in such text, is not repeated here); pyter 0.2.
+//! TER as the LoRA paper reports it for WebNLG and DART: for each output the smallest rate that
+//! pyter finds with any of the references, averaged over outputs. Text is lower-cased and cut at
+//! everything that is no letter, digit or underscore, as the paper's decoding script leaves it.
+//! Source: GenerationEval `eval.py` (its second pass by NLTK, which only rewrites quotation marks
+//! and words such as `cannot` in such text, is not repeated here); pyter 0.2.
 
 use std::sync::LazyLock;
 
@@ -34,7 +35,8 @@ fn rate(output: &str, reference: &str) -> f64 {
     sorted.extend(reference.split_whitespace());
     sorted.sort_unstable();
     sorted.dedup();
-    // Numbers in the order of the words: among moves as good as each other, pyter takes the last in that order.
+    // Numbers in the order of the words: among moves as good as each other, pyter takes the last in
+    // that order.
     let number = |word: &str| {
         sorted
             .binary_search_by(|other| (*other).cmp(word))
@@ -82,7 +84,8 @@ fn best_move(words: &[u32], reference: &[u32], table: &mut Table) -> Option<(usi
     best
 }
 
-/// Levenshtein distances of prefixes: a row for each number of words, a column for each of the reference's.
+/// Levenshtein distances of prefixes: a row for each number of words, a column for each of the
+/// reference's.
 struct Table<'a> {
     reference: &'a [u32],
     rows: Vec<Vec<usize>>,

@@ -1,6 +1,6 @@
-//! ROUGE-L as coco-caption (and so e2e-metrics) computes it: an F score, beta 1.2, of the best precision and the best recall
-//! that the longest common subsequence has with any reference, averaged over segments. Source: Lin and Hovy 2004;
-//! coco-caption `rouge.py`.
+//! ROUGE-L as coco-caption (and so e2e-metrics) computes it: an F score, beta 1.2, of the best
+//! precision and the best recall that the longest common subsequence has with any reference,
+//! averaged over segments. Source: Lin and Hovy 2004; coco-caption `rouge.py`.
 
 use crate::Segment;
 

@@ -1,5 +1,6 @@
-//! Corpus BLEU as sacreBLEU computes it by default: case kept, `13a` tokens, the closest reference length, n-grams up to
-//! 4, exponential smoothing (signature `case:mixed|eff:no|tok:13a|smooth:exp`). Source: Post 2018; sacrebleu 2.6.
+//! Corpus BLEU as sacreBLEU computes it by default: case kept, `13a` tokens, the closest reference
+//! length, n-grams up to 4, exponential smoothing (signature
+//! `case:mixed|eff:no|tok:13a|smooth:exp`). Source: Post 2018; sacrebleu 2.6.
 
 use crate::Segment;
 use crate::mteval::tokenize;
@@ -38,7 +39,8 @@ fn brevity_penalty(length: usize, reference_length: usize) -> f64 {
     }
 }
 
-/// The geometric mean of the precisions; the first order without a hit counts half a hit, the next a quarter, and so on.
+/// The geometric mean of the precisions; the first order without a hit counts half a hit, the next
+/// a quarter, and so on.
 fn precision(found: &[u64; ORDER], total: &[u64; ORDER]) -> f64 {
     if found.iter().all(|&n| n == 0) || total.contains(&0) {
         return 0.0;

@@ -1,5 +1,6 @@
-//! TER as sacreBLEU computes it (tercom's algorithm): the edits that make the output a reference, where a block of words may
-//! move for the price of one, by the references' mean length. Lower-cased, tokens as they stand between blanks (signature
+//! TER as sacreBLEU computes it (tercom's algorithm): the edits that make the output a reference,
+//! where a block of words may move for the price of one, by the references' mean length.
+//! Lower-cased, tokens as they stand between blanks (signature
 //! `case:lc|tok:tercom|norm:no|punct:yes|asian:no`). Source: Snover et al. 2006; sacrebleu 2.6.
 
 use crate::Segment;
@@ -56,7 +57,8 @@ fn edits(output: &[u32], reference: &[u32]) -> usize {
     moves + table.distance()
 }
 
-/// A block that moves. Ordered as tercom prefers: most gained, longest block, earliest, nearest the front.
+/// A block that moves. Ordered as tercom prefers: most gained, longest block, earliest, nearest the
+/// front.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Move {
     gain: isize,
@@ -159,8 +161,8 @@ enum Edit {
 
 type Cell = (usize, Edit);
 
-/// The edit distance of prefixes: a row for each number of output words, a column for each of the reference's. Cells far from
-/// the diagonal are not reached.
+/// The edit distance of prefixes: a row for each number of output words, a column for each of the
+/// reference's. Cells far from the diagonal are not reached.
 struct Table<'a> {
     reference: &'a [u32],
     rows: Vec<Vec<Cell>>,
@@ -184,7 +186,8 @@ impl<'a> Table<'a> {
         self.rows[self.rows.len() - 1][self.reference.len()].0
     }
 
-    /// The distance of other words as many as `words`, of which `rows` is the table before and after.
+    /// The distance of other words as many as `words`, of which `rows` is the table before and
+    /// after.
     fn distance_of(&self, other: &[u32], words: &[u32], rows: &mut [Vec<Cell>]) -> usize {
         let same = other.iter().zip(words).take_while(|(a, b)| a == b).count();
         rows[same].copy_from_slice(&self.rows[same]);
@@ -218,7 +221,8 @@ impl<'a> Table<'a> {
                     true => (0, Edit::Same),
                     false => (1, Edit::Substitute),
                 };
-                // Of equals the first: so does tercom, with insertion and deletion the other way round.
+                // Of equals the first: so does tercom, with insertion and deletion the other way
+                // round.
                 let mut cell = (above[j - 1].0 + cost, edit);
                 for other in [
                     (above[j].0 + 1, Edit::Delete),
@@ -233,7 +237,8 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Which output word each reference word is aligned to, and which words are not as they should be.
+    /// Which output word each reference word is aligned to, and which words are not as they should
+    /// be.
     fn alignment(&self) -> Alignment {
         let (mut i, mut j) = (self.rows.len() - 1, self.reference.len());
         let mut edits = Vec::with_capacity(i + j);

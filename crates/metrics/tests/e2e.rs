@@ -1,5 +1,5 @@
-//! The scores that e2e-metrics gives 21 systems on the E2E validation set, to every digit published, from the raw texts.
-//! Needs ../shared; without it each test says so and passes.
+//! The scores that e2e-metrics gives 21 systems on the E2E validation set, to every digit
+//! published, from the raw texts. Needs ../shared; without it each test says so and passes.
 
 use std::path::{Path, PathBuf};
 
@@ -69,7 +69,8 @@ fn systems(folder: &Path) -> Vec<System> {
     systems
 }
 
-/// Half a unit of the last of four digits. The numbers themselves agree to about 1e-15; a metric that is off shows.
+/// Half a unit of the last of four digits. The numbers themselves agree to about 1e-15; a metric
+/// that is off shows.
 fn check(name: &str, metric: &str, found: f64, expected: &str) {
     let rounded = format!("{found:.4}");
     let rounded = rounded.trim_end_matches('0');

@@ -1,4 +1,5 @@
-//! Texts of our own, with the numbers that sacreBLEU, pyter and coco-caption give them (`tools/golden/generated_text.py`).
+//! Texts of our own, with the numbers that sacreBLEU, pyter and coco-caption give them
+//! (`tools/golden/generated_text.py`).
 
 use lowrank_metrics::{Segment, cider, pyter, rouge_l, sacrebleu, ter};
 use lowrank_testkit::read_golden_json;
@@ -48,7 +49,8 @@ fn scores_are_those_of_the_packages() {
         ];
         for (name, found) in scores {
             let expected = row[name].as_f64().expect("a number");
-            // The same numbers in another order of sums: the largest difference measured is 4.4e-16.
+            // The same numbers in another order of sums: the largest difference measured is
+            // 4.4e-16.
             let error = (found - expected).abs();
             assert!(
                 error <= 1e-14 * expected.abs().max(1.0),

@@ -1,8 +1,10 @@
-//! Logits of a language model with an adapter, a JSON line a row: what `tools/golden/check_peft_loads.py` compares with
-//! Python's peft. A loralib checkpoint is saved in PEFT's form on the way.
+//! Logits of a language model with an adapter, a JSON line a row: what
+//! `tools/golden/check_peft_loads.py` compares with Python's peft. A loralib checkpoint is saved in
+//! PEFT's form on the way.
 //!
-//! usage: cargo run -p lowrank-model --example logits -- MODEL_DIR ADAPTER ROWS.jsonl [ALPHA PEFT_DIR]
-//! ADAPTER is PEFT's directory, or a loralib file, whose alpha is ALPHA. A row is {"input_ids": [...]}.
+//! usage: cargo run -p lowrank-model --example logits -- MODEL_DIR ADAPTER ROWS.jsonl [ALPHA
+//! PEFT_DIR] ADAPTER is PEFT's directory, or a loralib file, whose alpha is ALPHA. A row is
+//! {"input_ids": [...]}.
 
 use std::error::Error;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What of a model is trained, a file a method: it attaches, and says what is merged and saved. What methods share is here;
-//! `file` reads and writes PEFT's files of whatever is trained.
+//! What of a model is trained, a file a method: it attaches, and says what is merged and saved.
+//! What methods share is here; `file` reads and writes PEFT's files of whatever is trained.
 
 mod bitfit;
 mod file;
@@ -18,7 +18,8 @@ use crate::trained::{SavedModule, TrainMode};
 pub(crate) use lora::merged_weight;
 pub use slots::AdapterSlot;
 
-/// Names that PEFT saves with the adapter for classification tasks, whether or not the model has them.
+/// Names that PEFT saves with the adapter for classification tasks, whether or not the model has
+/// them.
 const HEAD_NAMES: [&str; 2] = ["classifier", "score"];
 
 impl Model {
@@ -32,8 +33,8 @@ impl Model {
         ))
     }
 
-    /// Adds the modules that are trained whole beside a new adapter: the family's own, unless some are named, poolers that the
-    /// checkpoint lacks, and the head. Returns what a user should know.
+    /// Adds the modules that are trained whole beside a new adapter: the family's own, unless some
+    /// are named, poolers that the checkpoint lacks, and the head. Returns what a user should know.
     fn complete_saved(&self, saved: &mut Option<Vec<String>>) -> Vec<String> {
         let mut notes = Vec::new();
         if saved.is_none() {
@@ -93,7 +94,8 @@ fn train_whole(
     }
 }
 
-/// A table that is input and output at once cannot be trained beside adapters: PEFT would train one of two copies.
+/// A table that is input and output at once cannot be trained beside adapters: PEFT would train one
+/// of two copies.
 fn check_shared(module: &Module) -> Result<(), ModelError> {
     let path = &module.path;
     if !module.is_table_of_head() || path == LM_HEAD {

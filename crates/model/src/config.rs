@@ -1,5 +1,5 @@
-//! What `config.json` says, as types that every family shares, and readers of fields that several have. Names are Hugging
-//! Face's. It knows no family.
+//! What `config.json` says, as types that every family shares, and readers of fields that several
+//! have. Names are Hugging Face's. It knows no family.
 
 mod labels;
 mod sizes;
@@ -101,7 +101,8 @@ pub(crate) fn checked_dropout(p: f64) -> Result<f32, ModelError> {
     )))
 }
 
-/// transformers' names of the functions that the kernels have; several are the same function computed in another way.
+/// transformers' names of the functions that the kernels have; several are the same function
+/// computed in another way.
 /// Source: transformers `ACT2CLS` (5.24).
 const ACTIVATIONS: &[(&str, Activation)] = &[
     ("gelu", Activation::Gelu),

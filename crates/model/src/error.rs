@@ -1,5 +1,5 @@
-//! What can go wrong with a model or an adapter. Each message says what, where, expected against found; hints are
-//! separate, so that a program can show them apart.
+//! What can go wrong with a model or an adapter. Each message says what, where, expected against
+//! found; hints are separate, so that a program can show them apart.
 
 use lowrank_formats::FormatError;
 

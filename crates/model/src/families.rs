@@ -58,16 +58,18 @@ pub trait Architecture: Debug + Send + Sync {
     ) -> Result<Box<dyn Network>, ModelError>;
 }
 
-/// The forward code of one model; its parameters are in the list of modules that it was loaded into.
+/// The forward code of one model; its parameters are in the list of modules that it was loaded
+/// into.
 pub trait Network: Send + Sync {
-    /// The hidden states [N, D] that the classifier reads, one a sequence or one a token; where the range ends below the
-    /// head, what its last layer gives for every token [M, D].
+    /// The hidden states [N, D] that the classifier reads, one a sequence or one a token; where the
+    /// range ends below the head, what its last layer gives for every token [M, D].
     fn hidden(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, range: LayerRange) -> Var;
 
     /// The logits [N, num_labels] of hidden states. A language model has none here.
     fn classify(&self, pass: &mut Pass<'_, '_>, hidden: Var) -> Var;
 
-    /// Whether the rows of each layer's input are tokens of one sequence each, so that sequences may have adapters of their own.
+    /// Whether the rows of each layer's input are tokens of one sequence each, so that sequences
+    /// may have adapters of their own.
     fn keeps_rows_apart(&self) -> bool {
         true
     }
@@ -80,8 +82,8 @@ pub trait Network: Send + Sync {
 
 /// A network whose head is its table of tokens.
 pub trait LanguageModel: Send + Sync {
-    /// The hidden states [N, D] of the wanted tokens, ready for [`LanguageModel::head`]; where the range ends below the head,
-    /// what its last layer gives for every token [M, D].
+    /// The hidden states [N, D] of the wanted tokens, ready for [`LanguageModel::head`]; where the
+    /// range ends below the head, what its last layer gives for every token [M, D].
     fn hidden_of(&self, pass: &mut Pass<'_, '_>, batch: &CausalBatch, range: LayerRange) -> Var;
 
     /// The output table [V, D]: logits = hidden · tableᵀ.
@@ -125,9 +127,11 @@ pub struct Family {
     pub classes: Classes,
     /// Targets where the user names none. Source: PEFT's mapping of default targets.
     pub default_targets: &'static [&'static str],
-    /// Modules that are trained and saved with an adapter where the user names none and the model has them.
+    /// Modules that are trained and saved with an adapter where the user names none and the model
+    /// has them.
     pub default_saved: &'static [&'static str],
-    /// Names of layers that give queries, keys and values one under the other, whose parts can be adapted each by itself.
+    /// Names of layers that give queries, keys and values one under the other, whose parts can be
+    /// adapted each by itself.
     pub fused: &'static [&'static str],
     /// Ends of names of tensors in checkpoints that hold nothing: buffers.
     pub ignored: &'static [&'static str],
@@ -163,7 +167,8 @@ impl Family {
     /// The names of a checkpoint of this family.
     ///
     /// # Errors
-    /// The file is the state dict of a model with adapters, or holds several models, or one of another family.
+    /// The file is the state dict of a model with adapters, or holds several models, or one of
+    /// another family.
     pub(crate) fn names_in(&self, checkpoint: &Checkpoint) -> Result<Names, ModelError> {
         let all: Vec<Naming> = FAMILIES.iter().map(|family| family.naming).collect();
         Names::read(checkpoint, self.naming, &all)

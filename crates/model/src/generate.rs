@@ -1,5 +1,5 @@
-//! Generation: tokens after prompts, several at a time, over a KV cache. Equal to transformers' `generate`, token by token, for
-//! greedy and beam search. It knows ids, not text.
+//! Generation: tokens after prompts, several at a time, over a KV cache. Equal to transformers'
+//! `generate`, token by token, for greedy and beam search. It knows ids, not text.
 
 mod beam;
 pub mod config;
@@ -45,14 +45,15 @@ impl Model {
         self.generate_with(prompts, options, &mut |_, _| ControlFlow::Continue(()))
     }
 
-    /// Goes on with each prompt, at most `options.batch_size` of them together: the next joins as one ends. `on_event` is told
-    /// the prompt's number in `prompts` and what became of it, as it comes; where it breaks, what was generated so far is given.
-    /// A prompt's tokens do not depend on the other prompts.
+    /// Goes on with each prompt, at most `options.batch_size` of them together: the next joins as
+    /// one ends. `on_event` is told the prompt's number in `prompts` and what became of it, as it
+    /// comes; where it breaks, what was generated so far is given. A prompt's tokens do not depend
+    /// on the other prompts.
     ///
     /// # Errors
-    /// This is no language model, a setting is out of range or does not fit the vocabulary, a prompt is empty, holds ids outside
-    /// the vocabulary or leaves no position for a new token, the model gives numbers that are not finite, or the settings forbid
-    /// every token.
+    /// This is no language model, a setting is out of range or does not fit the vocabulary, a
+    /// prompt is empty, holds ids outside the vocabulary or leaves no position for a new token, the
+    /// model gives numbers that are not finite, or the settings forbid every token.
     pub fn generate_with(
         &self,
         prompts: &[Vec<u32>],
@@ -104,8 +105,9 @@ impl Model {
         Ok(found)
     }
 
-    /// Bytes that generation takes at least beside the model: keys and values of the prompts and of one token more, and what is
-    /// computed of the vocabulary at a step. `lengths` are those of the prompts that are gone on with together.
+    /// Bytes that generation takes at least beside the model: keys and values of the prompts and of
+    /// one token more, and what is computed of the vocabulary at a step. `lengths` are those of the
+    /// prompts that are gone on with together.
     pub fn generation_bytes(&self, lengths: &[usize], options: &Generate) -> u64 {
         let facts = &self.config.facts;
         let (vocab, prompts) = (facts.vocab_size as u64, lengths.len() as u64);

@@ -1,7 +1,8 @@
-//! Models: parameters with their Hugging Face names, linear layers with adapters, one file a family, heads, adapters on
-//! disk, merging. It knows nothing of rows of text, optimizers or the command line.
-//! Rooms from the ground up, each knowing only those before it: `config`, `modules`, `pass`, `load`, `families`, `model`;
-//! on top `adapters`, `merge` and `generate`, which add to [`Model`].
+//! Models: parameters with their Hugging Face names, linear layers with adapters, one file a
+//! family, heads, adapters on disk, merging. It knows nothing of rows of text, optimizers or the
+//! command line. Rooms from the ground up, each knowing only those before it: `config`, `modules`,
+//! `pass`, `load`, `families`, `model`; on top `adapters`, `merge` and `generate`, which add to
+//! [`Model`].
 #![forbid(unsafe_code)]
 
 mod adapters;

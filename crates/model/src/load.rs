@@ -1,5 +1,5 @@
-//! Fills the list of modules from a checkpoint, block by block, or with new values; says what was new, missing and unused.
-//! A network's order of calls is the order of the list.
+//! Fills the list of modules from a checkpoint, block by block, or with new values; says what was
+//! new, missing and unused. A network's order of calls is the order of the list.
 //! It knows no family.
 
 mod names;
@@ -31,7 +31,8 @@ pub struct LoadOptions {
     pub num_labels: usize,
     /// Seeds the values of what is in no checkpoint; each tensor by its own name.
     pub seed: u64,
-    /// Start a new head where the checkpoint's has another shape, instead of failing. Source: transformers' option.
+    /// Start a new head where the checkpoint's has another shape, instead of failing. Source:
+    /// transformers' option.
     pub ignore_mismatched_sizes: bool,
 }
 
@@ -186,7 +187,8 @@ impl<'a> Loader<'a> {
         self.options.num_labels
     }
 
-    /// A linear layer of the body with a bias, from a weight stored as [out, in]; `shape` is [in, out].
+    /// A linear layer of the body with a bias, from a weight stored as [out, in]; `shape` is [in,
+    /// out].
     pub fn spec<'n>(&self, path: &'n str, shape: [usize; 2]) -> LinearSpec<'n> {
         LinearSpec {
             path,

@@ -1,5 +1,5 @@
-//! Merging: W + scaling·B·A written back as an ordinary Hugging Face directory, so that serving pays nothing for the
-//! adapter (LoRA paper, section 4.1). Also how a fully trained model is saved.
+//! Merging: W + scaling·B·A written back as an ordinary Hugging Face directory, so that serving
+//! pays nothing for the adapter (LoRA paper, section 4.1). Also how a fully trained model is saved.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,8 @@ use crate::modules::{Module, Parameter};
 /// How a merged model is written.
 #[derive(Debug, Clone, Default)]
 pub struct MergeOptions {
-    /// The type of every tensor; by default each keeps the type that it has in the base, and new ones are f32.
+    /// The type of every tensor; by default each keeps the type that it has in the base, and new
+    /// ones are f32.
     pub dtype: Option<DType>,
     /// Bytes after which another file is begun.
     pub max_shard_bytes: u64,
@@ -41,9 +42,10 @@ pub struct MergeReport {
 }
 
 impl Model {
-    /// Writes the model with adapters merged into `dir`, which must exist: weights and `config.json`. `base` is the
-    /// directory or GGUF file it was loaded from: its config is carried through and, unless a type is given, its tensor types are kept.
-    /// Tokenizer files are the caller's to copy.
+    /// Writes the model with adapters merged into `dir`, which must exist: weights and
+    /// `config.json`. `base` is the directory or GGUF file it was loaded from: its config is
+    /// carried through and, unless a type is given, its tensor types are kept. Tokenizer files are
+    /// the caller's to copy.
     pub fn write_merged(
         &self,
         base: &Path,
@@ -89,9 +91,9 @@ impl Model {
         })
     }
 
-    /// Folds every adapter into its weight in memory, so that each token costs what it costs without one. For running the
-    /// model: the adapters' values stay among the trained ones, but nothing reads them any more. Returns the number of
-    /// layers. Errors on the dry device.
+    /// Folds every adapter into its weight in memory, so that each token costs what it costs
+    /// without one. For running the model: the adapters' values stay among the trained ones, but
+    /// nothing reads them any more. Returns the number of layers. Errors on the dry device.
     pub fn merge_adapters(&mut self) -> Result<usize, ModelError> {
         if self.device.is_dry() {
             return Err(ModelError::State(
@@ -116,7 +118,8 @@ impl Model {
         Ok(count)
     }
 
-    /// The types in which a checkpoint stores this model's tensors, where they can be written again.
+    /// The types in which a checkpoint stores this model's tensors, where they can be written
+    /// again.
     fn stored_types(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, DType>, ModelError> {
         let names = self.config.family.names_in(checkpoint)?;
         let stored = self.modules.parameters().filter_map(|parameter| {

@@ -1,4 +1,5 @@
-//! A model that can be run and trained: a network on a device, its trained values, and the checks of what goes in.
+//! A model that can be run and trained: a network on a device, its trained values, and the checks
+//! of what goes in.
 
 mod config;
 mod passes;
@@ -38,8 +39,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face directory, `config.json` and its weights, or a GGUF file. All weights are frozen.
-    /// Errors: unreadable files, an unsupported config, tensors that are absent, of another shape or not finite.
+    /// Loads a Hugging Face directory, `config.json` and its weights, or a GGUF file. All weights
+    /// are frozen. Errors: unreadable files, an unsupported config, tensors that are absent, of
+    /// another shape or not finite.
     pub fn load(
         dir: &Path,
         options: &LoadOptions,
@@ -49,7 +51,8 @@ impl Model {
         Self::load_as(dir, config, options, device)
     }
 
-    /// As [`Model::load`] with a configuration other than the directory's, such as one with other dropout.
+    /// As [`Model::load`] with a configuration other than the directory's, such as one with other
+    /// dropout.
     pub fn load_as(
         dir: &Path,
         config: ModelConfig,
@@ -59,8 +62,8 @@ impl Model {
         Self::load_with_tables(dir, config, None, options, device)
     }
 
-    /// As [`Model::load_as`] with the tables of tokens that an adapter brings in the place of the directory's own; the
-    /// configuration's vocabulary becomes theirs.
+    /// As [`Model::load_as`] with the tables of tokens that an adapter brings in the place of the
+    /// directory's own; the configuration's vocabulary becomes theirs.
     pub fn load_with_tables(
         dir: &Path,
         mut config: ModelConfig,
@@ -75,7 +78,8 @@ impl Model {
         Self::build(config, Some((&checkpoint, tables)), options, device)
     }
 
-    /// A model of the same shape whose weights are all new: random on a device that computes, mere shapes on the dry one.
+    /// A model of the same shape whose weights are all new: random on a device that computes, mere
+    /// shapes on the dry one.
     pub fn from_config(
         config: ModelConfig,
         options: &LoadOptions,
@@ -197,7 +201,8 @@ impl Model {
         self.modules.iter().map(Module::count).sum()
     }
 
-    /// Everything about a batch that could be out of range comes from outside: checked before any op.
+    /// Everything about a batch that could be out of range comes from outside: checked before any
+    /// op.
     pub(crate) fn check(
         &self,
         batch: &Batch<'_>,

@@ -1,5 +1,6 @@
-//! The model's modules with their parameters: one list in the order of PyTorch's `named_modules`, under the names of the
-//! checkpoint. Networks hold ids; merging, training and listing are loops over it. It knows no family and no file.
+//! The model's modules with their parameters: one list in the order of PyTorch's `named_modules`,
+//! under the names of the checkpoint. Networks hold ids; merging, training and listing are loops
+//! over it. It knows no family and no file.
 
 mod layers;
 mod pass;
@@ -20,7 +21,8 @@ pub(crate) use rope::{Rope, RopeId, RopeKind};
 pub enum Kind {
     /// A linear layer whose weight is stored as [out, in].
     Linear,
-    /// A linear layer whose weight is stored as [in, out]: GPT-2's `Conv1D`, PEFT's `fan_in_fan_out`.
+    /// A linear layer whose weight is stored as [in, out]: GPT-2's `Conv1D`, PEFT's
+    /// `fan_in_fan_out`.
     Conv1d,
     /// A layer norm.
     LayerNorm,
@@ -53,7 +55,8 @@ impl Kind {
 pub(crate) enum Value {
     /// A vector, or a table that is looked up only.
     Rows(Param),
-    /// A factor of products, stored as [out, in]. A language model's output table may be its input table too.
+    /// A factor of products, stored as [out, in]. A language model's output table may be its input
+    /// table too.
     Matrix(Matrix),
     /// The same, stored as [in, out].
     Conv1d(Matrix),
@@ -108,7 +111,8 @@ impl Parameter {
         }
     }
 
-    /// Makes it a trained parameter with this name on disk, unless it is one. Returns the number of its values, if it was not.
+    /// Makes it a trained parameter with this name on disk, unless it is one. Returns the number of
+    /// its values, if it was not.
     pub(crate) fn train(
         &mut self,
         name: String,
@@ -167,7 +171,8 @@ pub struct Module {
     pub adapter: Option<Adapter>,
     /// What loaded adapters have for it, in the order of [`crate::Model`]'s.
     pub(crate) slots: Vec<Option<Adapter>>,
-    /// Whether checkpoints hold it; a norm without parameters of its own has constants in their place.
+    /// Whether checkpoints hold it; a norm without parameters of its own has constants in their
+    /// place.
     pub(crate) is_listed: bool,
 }
 
@@ -211,7 +216,8 @@ impl Module {
         }
     }
 
-    /// Whether it is a table of which products are made too: both ends of a language model that ties them.
+    /// Whether it is a table of which products are made too: both ends of a language model that
+    /// ties them.
     pub(crate) fn is_table_of_head(&self) -> bool {
         self.kind == Kind::Embedding && matches!(self.parameters[0].value, Value::Matrix(_))
     }

@@ -1,5 +1,5 @@
-//! What a network's pass is given: a batch, the range of its layers that are run, and what their attention reads. It knows no
-//! network.
+//! What a network's pass is given: a batch, the range of its layers that are run, and what their
+//! attention reads. It knows no network.
 
 mod causal;
 mod context;

@@ -1,5 +1,6 @@
-//! DeBERTa's promises beside the golden numbers: counts of the paper's model, what is saved with an adapter, what its
-//! config may say. One batch's rows do not mix, and full fine-tuning writes every tensor in its own shape.
+//! DeBERTa's promises beside the golden numbers: counts of the paper's model, what is saved with an
+//! adapter, what its config may say. One batch's rows do not mix, and full fine-tuning writes every
+//! tensor in its own shape.
 
 use std::path::Path;
 
@@ -35,7 +36,8 @@ fn xxlarge_has_the_paper_s_counts() {
     let config = published("deberta-v2-xxlarge.json");
     let mut model = Model::from_config(config, &options(Task::SingleLabel, 3), &Device::dry())
         .expect("the model is built");
-    // transformers 5.23 counts 1,566,915,075 with three labels; peft 4,718,592 at r = 16 on query_proj and value_proj.
+    // transformers 5.23 counts 1,566,915,075 with three labels; peft 4,718,592 at r = 16 on
+    // query_proj and value_proj.
     assert_eq!(model.base_parameters(), 1_566_915_075);
     let lora = LoraConfig {
         r: 16,
@@ -94,7 +96,8 @@ fn v1_adapts_its_fused_projection() {
     assert_eq!(report.modules[0].shape, [96, 32]);
 }
 
-/// bf16 values and products: the golden logits within its precision. Measured: 0.014 of the largest logit.
+/// bf16 values and products: the golden logits within its precision. Measured: 0.014 of the largest
+/// logit.
 #[test]
 fn bf16_gives_nearly_the_peers_logits() {
     for name in [
@@ -133,7 +136,8 @@ fn bf16_gives_nearly_the_peers_logits() {
     }
 }
 
-/// Neighbours in a batch change no bit: not through the convolution, nor through the table that follows the longest row.
+/// Neighbours in a batch change no bit: not through the convolution, nor through the table that
+/// follows the longest row.
 #[test]
 fn rows_do_not_mix() {
     for name in [

@@ -381,7 +381,8 @@ fn numbers_that_are_none_never_become_tokens() {
     }
 }
 
-/// A Llama that was really trained (TinyStories, 260,000 parameters), with the greedy tokens of llama2.c.
+/// A Llama that was really trained (TinyStories, 260,000 parameters), with the greedy tokens of
+/// llama2.c.
 #[test]
 fn a_pretrained_llama_tells_its_story() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

@@ -1,5 +1,5 @@
-//! Every family against transformers + peft on tiny random models: logits, loss, every gradient. The numbers were computed
-//! in f64 by the peer (tests/golden, tools/golden).
+//! Every family against transformers + peft on tiny random models: logits, loss, every gradient.
+//! The numbers were computed in f64 by the peer (tests/golden, tools/golden).
 
 use lowrank_engine::{Arithmetic, DType, Device, Gradients, Isa, Numerics, WeightFormat};
 use lowrank_formats::peft::{AdapterConfig, LoraConfig};
@@ -7,12 +7,14 @@ use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Targets, Task};
 use lowrank_testkit::{Golden, Labels};
 use lowrank_testkit::{Tolerance, check_close, check_norm};
 
-/// Logits: the peer's own f32 run differs from its f64 numbers by up to 1.2e-6 (case.json, `peer_f32_error`).
+/// Logits: the peer's own f32 run differs from its f64 numbers by up to 1.2e-6 (case.json,
+/// `peer_f32_error`).
 const LOGITS: Tolerance = Tolerance {
     abs: 1e-5,
     rel: 1e-5,
 };
-/// Logits of language models: thirty products of values around 10 each. Measured worst 2.5e-5, the peer's own f32 run alike.
+/// Logits of language models: thirty products of values around 10 each. Measured worst 2.5e-5, the
+/// peer's own f32 run alike.
 const LM_LOGITS: Tolerance = Tolerance {
     abs: 5e-5,
     rel: 1e-5,
@@ -112,7 +114,8 @@ fn load(golden: &Golden, device: &Device) -> Model {
     let mut new = report.new.clone();
     new.sort();
     assert_eq!(new, golden.load.new, "{}: new tensors", golden.name);
-    // Of GPT-2's stored masks transformers names one kind; they hold nothing, so that nothing is said of them here.
+    // Of GPT-2's stored masks transformers names one kind; they hold nothing, so that nothing is
+    // said of them here.
     let unused = golden.load.unused.iter();
     let unused = unused
         .filter(|name| !name.ends_with(".masked_bias"))
@@ -205,8 +208,9 @@ fn logits_losses_and_every_gradient_equal_the_peers() {
     }
 }
 
-/// Relative error by norm of bf16 runs of tiny models, whose few units average little out: logits 3.7% and gradients
-/// 15.6% at worst (gpt_neo, whose scores are not scaled). A wrong sign or a missing term gives 100% and more.
+/// Relative error by norm of bf16 runs of tiny models, whose few units average little out: logits
+/// 3.7% and gradients 15.6% at worst (gpt_neo, whose scores are not scaled). A wrong sign or a
+/// missing term gives 100% and more.
 const BF16_LOGITS: f64 = 0.05;
 const BF16_GRADIENTS: f64 = 0.2;
 
@@ -361,7 +365,8 @@ fn recomputed_blocks_give_the_same_gradients() {
 fn an_adapter_survives_load_and_save_byte_for_byte() {
     let device = Device::cpu(Isa::best(), 1).expect("threads start");
     for golden in cases() {
-        // peft writes keys here that nothing under that name is trained by: a second save does not repeat them.
+        // peft writes keys here that nothing under that name is trained by: a second save does not
+        // repeat them.
         let Some(dir) = golden
             .adapter_dir()
             .filter(|_| golden.saved_by_peft_but_not_trained.is_empty())

@@ -1,4 +1,5 @@
-//! The GPT-3 numbers of the LoRA paper, from the code that trains: every LoRA row of its tables, exactly.
+//! The GPT-3 numbers of the LoRA paper, from the code that trains: every LoRA row of its tables,
+//! exactly.
 
 use std::path::Path;
 
@@ -59,7 +60,8 @@ fn every_lora_row_of_the_papers_tables() {
 
 #[test]
 fn the_sizes_have_the_published_parameters() {
-    // In millions as published (the last is 175 thousand), and how far the counts may be: the table rounds.
+    // In millions as published (the last is 175 thousand), and how far the counts may be: the table
+    // rounds.
     let published = [
         125.0, 350.0, 760.0, 1300.0, 2700.0, 6700.0, 13000.0, 175_000.0,
     ];
@@ -67,7 +69,8 @@ fn the_sizes_have_the_published_parameters() {
         let found = dry(name).base_parameters() as f64 / 1e6;
         assert!((found / millions - 1.0).abs() < 0.02, "{name}: {found} M");
     }
-    // Of the paper's 174,604,259,328 with a bias for each projection; GPT-Neo has none for queries, keys and values.
+    // Of the paper's 174,604,259,328 with a bias for each projection; GPT-Neo has none for queries,
+    // keys and values.
     let biases = 96 * 3 * 12_288;
     assert_eq!(dry("gpt3-175b").base_parameters() + biases, 174_604_259_328);
 }

@@ -1,5 +1,5 @@
-//! Checkpoints of the paper's GPT-2 code: queries and values of the fused layer, each at its own rank, become one adapter
-//! that says exactly the same.
+//! Checkpoints of the paper's GPT-2 code: queries and values of the fused layer, each at its own
+//! rank, become one adapter that says exactly the same.
 
 use lowrank_engine::{Device, Isa};
 use lowrank_formats::peft::{LoraConfig, Loralib};
@@ -32,7 +32,8 @@ fn logits(model: &Model) -> Vec<f32> {
     model.logits(&batch).expect("the batch fits")
 }
 
-/// W [in, 3 · out] of a layer with s · (B_q A_q)ᵀ in its first columns and s · (B_v A_v)ᵀ in its last, in f64.
+/// W [in, 3 · out] of a layer with s · (B_q A_q)ᵀ in its first columns and s · (B_v A_v)ᵀ in its
+/// last, in f64.
 fn adapted(weight: &mut [f32], a: &[f32], b: &[f32]) {
     let scaling = ALPHA / RANK as f64;
     for (part, place) in [(0, 0), (1, 2)] {

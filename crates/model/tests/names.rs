@@ -1,5 +1,6 @@
-//! Names in checkpoints and adapters as people have them: under what wrappers put before and between, with an adapter's
-//! name, without a prefix. Each gives the same bits, or an error that names the cause.
+//! Names in checkpoints and adapters as people have them: under what wrappers put before and
+//! between, with an adapter's name, without a prefix. Each gives the same bits, or an error that
+//! names the cause.
 
 use std::path::Path;
 

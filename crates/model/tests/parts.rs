@@ -1,5 +1,5 @@
-//! Queries and values of GPT-2's fused layer as targets of their own: what is trained, what PEFT's files hold, and that both
-//! are the same function.
+//! Queries and values of GPT-2's fused layer as targets of their own: what is trained, what PEFT's
+//! files hold, and that both are the same function.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Models in GGUF files and in quantised directories: their logits equal transformers' from the same decoded weights. Made by
-//! `tools/golden/gguf_models.py` and `packed_models.py`.
+//! Models in GGUF files and in quantised directories: their logits equal transformers' from the
+//! same decoded weights. Made by `tools/golden/gguf_models.py` and `packed_models.py`.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! What a model refuses, and in which words: every message names the place, what was expected and what was found.
+//! What a model refuses, and in which words: every message names the place, what was expected and
+//! what was found.
 
 use std::path::Path;
 

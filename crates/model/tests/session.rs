@@ -1,4 +1,5 @@
-//! Sessions: what a request is answered does not depend on who else is there, when they came, how prompts are cut or shared.
+//! Sessions: what a request is answered does not depend on who else is there, when they came, how
+//! prompts are cut or shared.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use lowrank_model::{
 };
 use lowrank_testkit::Golden;
 
-/// Models with all that attention over a cache does here: full and windowed, norms first and last, grouped heads, rotations.
+/// Models with all that attention over a cache does here: full and windowed, norms first and last,
+/// grouped heads, rotations.
 const MODELS: [&str; 5] = [
     "gpt2-causal",
     "gpt_neo-causal",

@@ -1,5 +1,5 @@
-//! Sequences with adapters of their own in one batch: each has, bit for bit, the logits that its adapter alone gives, on every
-//! instruction set and in every precision.
+//! Sequences with adapters of their own in one batch: each has, bit for bit, the logits that its
+//! adapter alone gives, on every instruction set and in every precision.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,7 +47,8 @@ const CASES: [(&str, Task, [&[&str]; 2]); 6] = [
     ),
 ];
 
-/// Lengths of sequences, with the adapter of each: neighbours share one, and one sequence has a single token.
+/// Lengths of sequences, with the adapter of each: neighbours share one, and one sequence has a
+/// single token.
 const SEQUENCES: [(usize, usize); 8] = [
     (7, 1),
     (3, 1),

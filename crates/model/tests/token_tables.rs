@@ -1,5 +1,5 @@
-//! An adapter that brings its table of tokens is the same as a base that has this table, bit for bit: of the same size and
-//! grown, of encoders and of decoders that tie theirs.
+//! An adapter that brings its table of tokens is the same as a base that has this table, bit for
+//! bit: of the same size and grown, of encoders and of decoders that tie theirs.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! An adapter on disk, of this program (of any method), of PEFT or of loralib: its configuration, its tensors, and our notes beside it.
+//! An adapter on disk, of this program (of any method), of PEFT or of loralib: its configuration,
+//! its tensors, and our notes beside it.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,8 @@ pub struct AdapterSource {
 }
 
 impl AdapterSource {
-    /// Opens a PEFT directory, a run, a checkpoint of a run, or a loralib file (whose alpha is `alpha`, as it holds none).
+    /// Opens a PEFT directory, a run, a checkpoint of a run, or a loralib file (whose alpha is
+    /// `alpha`, as it holds none).
     pub fn open(path: &str, alpha: Option<f64>) -> RunResult<Self> {
         let given = Path::new(path);
         let in_run = given.join("adapter");

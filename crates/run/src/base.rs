@@ -1,5 +1,5 @@
-//! A pretrained model in its directory: what it is before its weights are read, how they are read, and what an adapter has to do
-//! with it.
+//! A pretrained model in its directory: what it is before its weights are read, how they are read,
+//! and what an adapter has to do with it.
 
 use std::path::{Path, PathBuf};
 
@@ -70,7 +70,8 @@ impl Base {
         })
     }
 
-    /// The same for a command that may start a new head, and does so in the place of one of another shape where that is said.
+    /// The same for a command that may start a new head, and does so in the place of one of another
+    /// shape where that is said.
     pub fn with_new_head(mut self, ignore_mismatched_sizes: Option<bool>) -> Self {
         self.starts_heads = true;
         self.ignore_mismatched_sizes = ignore_mismatched_sizes.unwrap_or(false);
@@ -83,7 +84,8 @@ impl Base {
         self
     }
 
-    /// What was wrong with rows; where they need a tokenizer, why there is none, and what to do about that.
+    /// What was wrong with rows; where they need a tokenizer, why there is none, and what to do
+    /// about that.
     pub fn data_error(&self, error: DataError) -> RunError {
         match (&error, &self.tokenizer) {
             (DataError::NoTokenizer { .. }, Err(reason)) => {
@@ -96,7 +98,8 @@ impl Base {
         }
     }
 
-    /// Takes the tables of tokens that an adapter brings, and the tokenizer beside them. Returns what a user should know.
+    /// Takes the tables of tokens that an adapter brings, and the tokenizer beside them. Returns
+    /// what a user should know.
     pub fn take_tables(&mut self, adapter: &mut AdapterSource) -> RunResult<Vec<String>> {
         let Some(tables) = adapter.take_tables(&self.config)? else {
             return Ok(Vec::new());
@@ -207,7 +210,8 @@ impl Base {
         error
     }
 
-    /// The model as shapes. A directory without weights, from which one can train from scratch, has all that it takes.
+    /// The model as shapes. A directory without weights, from which one can train from scratch, has
+    /// all that it takes.
     pub fn shape(&self, head: &Head) -> RunResult<Model> {
         self.shape_in(head, &Device::dry())
     }

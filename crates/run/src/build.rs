@@ -69,7 +69,8 @@ pub fn load(run: &RunSpec, device: &Device) -> RunResult<(Model, LoadReport)> {
     Ok((model, LoadReport::default()))
 }
 
-/// Attaches what trains: fresh adapters, an existing one, or everything. Returns what a user should know.
+/// Attaches what trains: fresh adapters, an existing one, or everything. Returns what a user should
+/// know.
 pub fn attach(run: &RunSpec, model: &mut Model) -> RunResult<Vec<String>> {
     let config = &run.config;
     let attached = match (&run.adapter, config.method) {

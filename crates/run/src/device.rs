@@ -1,4 +1,5 @@
-//! The processor that a run computes on: instruction set, threads, and how weights and activations are stored and multiplied.
+//! The processor that a run computes on: instruction set, threads, and how weights and activations
+//! are stored and multiplied.
 
 use lowrank_engine::{Arithmetic, DType, Device, Isa, WeightFormat};
 use lowrank_train::config::{LARGEST_THREADS, Method, NumericSettings};
@@ -41,8 +42,8 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Choice<T> {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NumericChoices {
-    /// How activations are stored. `auto`: bf16 where products run in bf16, and those do where the processor multiplies it
-    /// faster and nothing else is asked for.
+    /// How activations are stored. `auto`: bf16 where products run in bf16, and those do where the
+    /// processor multiplies it faster and nothing else is asked for.
     pub precision: Option<Choice<DType>>,
     /// How frozen weights are stored. `auto`: as activations.
     pub base_format: Option<Choice<WeightFormat>>,
@@ -58,8 +59,8 @@ fn named<T>(choice: Option<Choice<T>>) -> Option<T> {
 }
 
 impl NumericChoices {
-    /// What they mean for a model that is trained whole, or measured as it is in its file: that is worth f32, unless asked
-    /// otherwise.
+    /// What they mean for a model that is trained whole, or measured as it is in its file: that is
+    /// worth f32, unless asked otherwise.
     pub fn without_adapter(self) -> Self {
         let precision = self.precision.filter(|choice| *choice != Choice::Auto);
         Self { precision, ..self }.or_f32()
@@ -73,7 +74,8 @@ impl NumericChoices {
         }
     }
 
-    /// What they mean where f32 is the default, and `auto` must be asked for. Who asks for products in bf16 asks for it.
+    /// What they mean where f32 is the default, and `auto` must be asked for. Who asks for products
+    /// in bf16 asks for it.
     pub fn or_f32(self) -> Self {
         let default = match named(self.arithmetic) {
             Some(Arithmetic::Bf16) => Choice::Auto,

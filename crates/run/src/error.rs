@@ -1,4 +1,5 @@
-//! How a run fails: one message with its causes and a hint. Whoever shows it decides how; the kind says whose fault it is.
+//! How a run fails: one message with its causes and a hint. Whoever shows it decides how; the kind
+//! says whose fault it is.
 
 use std::fmt;
 use std::path::Path;
@@ -65,7 +66,8 @@ impl RunError {
         }
     }
 
-    /// The same with the chain of causes behind it; a cause that its parent already repeats is left out.
+    /// The same with the chain of causes behind it; a cause that its parent already repeats is left
+    /// out.
     pub fn caused_by(mut self, cause: Option<&(dyn std::error::Error + 'static)>) -> Self {
         let mut next = cause;
         while let Some(error) = next {

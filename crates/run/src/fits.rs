@@ -1,5 +1,5 @@
-//! Whether what a plan counts can be had at all: refused before anything is read or laid out, with the plan's figures. What the
-//! machine could have but others hold now is not this file's business.
+//! Whether what a plan counts can be had at all: refused before anything is read or laid out, with
+//! the plan's figures. What the machine could have but others hold now is not this file's business.
 
 use lowrank_data::{Example, batches};
 use lowrank_engine::{Device, MemoryReport, Purpose};

@@ -24,7 +24,8 @@ pub enum Existing {
 }
 
 impl Existing {
-    /// Whether the run in the folder of this configuration goes on and keeps the settings that it was started with.
+    /// Whether the run in the folder of this configuration goes on and keeps the settings that it
+    /// was started with.
     pub fn goes_on(self, config: &TrainConfig) -> bool {
         let has_settings = || files::is_file(&Path::new(&config.output_dir).join(CONFIG_FILE));
         self == Existing::Resume && has_settings()
@@ -33,7 +34,8 @@ impl Existing {
     /// Refuses a folder in which no run may begin, before anything is read.
     ///
     /// # Errors
-    /// A run is there, or other files that a run would replace; `result` is the folder for what it trains.
+    /// A run is there, or other files that a run would replace; `result` is the folder for what it
+    /// trains.
     pub fn check(self, dir: &Path, result: &str) -> RunResult {
         if self != Existing::Refuse {
             return Ok(());
@@ -46,7 +48,8 @@ impl Existing {
         }))
     }
 
-    /// Takes the folder for this process alone. Returns also where the old run went, if one was moved aside.
+    /// Takes the folder for this process alone. Returns also where the old run went, if one was
+    /// moved aside.
     ///
     /// # Errors
     /// As [`Existing::check`], or the folder cannot be written to.
@@ -82,8 +85,8 @@ const OF_A_RUN: [&str; 5] = [
     "before.json",
 ];
 
-/// Refuses a folder for a new run in which the run would replace files that are not of a run; `result` is the folder for what it
-/// trains.
+/// Refuses a folder for a new run in which the run would replace files that are not of a run;
+/// `result` is the folder for what it trains.
 ///
 /// # Errors
 /// The folder holds such a file.

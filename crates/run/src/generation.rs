@@ -1,5 +1,5 @@
-//! How texts are generated: flags over the model's generation_config.json over its config.json, as transformers layers them.
-//! What was taken from a file is said, and so is what is not obeyed.
+//! How texts are generated: flags over the model's generation_config.json over its config.json, as
+//! transformers layers them. What was taken from a file is said, and so is what is not obeyed.
 
 use std::path::Path;
 
@@ -54,7 +54,8 @@ struct Source {
 }
 
 impl Asked {
-    /// The settings of decoding by name, and beside them `generation_config` (a file, or `none`) and `seed`.
+    /// The settings of decoding by name, and beside them `generation_config` (a file, or `none`)
+    /// and `seed`.
     ///
     /// # Errors
     /// A value is out of range or of the wrong kind, or settings contradict each other.

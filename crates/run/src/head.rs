@@ -1,5 +1,5 @@
-//! Which head a model has, and what it is called: tensors say it first, then config.json, flags and an adapter's notes.
-//! Only `train` starts a new one.
+//! Which head a model has, and what it is called: tensors say it first, then config.json, flags and
+//! an adapter's notes. Only `train` starts a new one.
 
 use lowrank_formats::peft::TaskType;
 use lowrank_formats::{Checkpoint, FormatError};
@@ -137,24 +137,27 @@ pub fn task_of(config: &ModelConfig) -> Task {
 }
 
 impl Base {
-    /// Whether the checkpoint holds a classification head, or its configuration says that it was made for one.
+    /// Whether the checkpoint holds a classification head, or its configuration says that it was
+    /// made for one.
     pub fn has_head(&self) -> bool {
         self.head.stored.is_some() || is_named(&self.config, "Classification")
     }
 
-    /// The names of the outputs of the head that the checkpoint holds, or that its configuration speaks of.
+    /// The names of the outputs of the head that the checkpoint holds, or that its configuration
+    /// speaks of.
     pub fn head_names(&self) -> Option<&[String]> {
         self.head.names.as_deref().filter(|_| self.has_head())
     }
 
-    /// The task of the head that the checkpoint holds, else the one that the configuration speaks of.
+    /// The task of the head that the checkpoint holds, else the one that the configuration speaks
+    /// of.
     pub fn task(&self) -> Task {
         self.head.task(&self.config)
     }
 }
 
-/// The head of a model that is not being trained: by flags, by the adapter's notes and tensors, by the checkpoint's tensors,
-/// by its configuration.
+/// The head of a model that is not being trained: by flags, by the adapter's notes and tensors, by
+/// the checkpoint's tensors, by its configuration.
 ///
 /// # Errors
 /// There is no head, or names and tensors contradict each other.
@@ -192,7 +195,8 @@ pub fn existing_head(
     let found = match in_adapter.as_ref().or(stored) {
         Some(found) => found,
         None if adapter.is_none() => return Err(no_head(base)),
-        // The adapter may be one for another model: it is attached, and then what nobody holds is refused.
+        // The adapter may be one for another model: it is attached, and then what nobody holds is
+        // refused.
         None => &nowhere,
     };
     let task = data

@@ -1,5 +1,5 @@
-//! From what a user calls a model to a directory: a path, or an id in the local cache of Hugging Face's tools. The network is
-//! touched only by whoever lends the means.
+//! From what a user calls a model to a directory: a path, or an id in the local cache of Hugging
+//! Face's tools. The network is touched only by whoever lends the means.
 
 use std::path::{Path, PathBuf};
 
@@ -82,7 +82,8 @@ fn is_id(name: &str) -> bool {
     parts.len() <= 2 && parts.into_iter().all(part)
 }
 
-/// `models--org--name/snapshots/<commit>`, where the commit is the revision itself or stands in `refs/<revision>`.
+/// `models--org--name/snapshots/<commit>`, where the commit is the revision itself or stands in
+/// `refs/<revision>`.
 fn find_in_cache(cache: &Path, id: &str, revision: &str) -> RunResult<Option<PathBuf>> {
     if revision
         .split('/')

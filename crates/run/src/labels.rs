@@ -1,4 +1,5 @@
-//! What the labels of a run mean: the task, the names of the classes and who named them, and what is said about them.
+//! What the labels of a run mean: the task, the names of the classes and who named them, and what
+//! is said about them.
 
 use std::path::Path;
 
@@ -28,7 +29,8 @@ pub struct TaskChoice {
 }
 
 impl TaskChoice {
-    /// By the flag, the adapter's notes, the model's head; a model without one leaves it to the rows.
+    /// By the flag, the adapter's notes, the model's head; a model without one leaves it to the
+    /// rows.
     pub fn new(
         base: &Base,
         data: &RowSettings,
@@ -106,8 +108,9 @@ pub fn known_labels(
         .or_else(|| config().map(of(LabelOrigin::TrainedHead)))
 }
 
-/// The names of the outputs: known ones, else those of the rows. Numbers are the numbers of a pretrained head's outputs, so
-/// that `1` is output 1 whatever the file lacks; a head with stand-in names and more outputs than classes keeps them.
+/// The names of the outputs: known ones, else those of the rows. Numbers are the numbers of a
+/// pretrained head's outputs, so that `1` is output 1 whatever the file lacks; a head with stand-in
+/// names and more outputs than classes keeps them.
 pub fn choose_labels(
     base: &Base,
     task: Task,
@@ -190,7 +193,8 @@ fn is_placeholder(names: &[String]) -> bool {
         .all(|(i, name)| *name == format!("LABEL_{i}"))
 }
 
-/// What was learned from a file, in one line: labels with counts, the columns taken, the columns not read.
+/// What was learned from a file, in one line: labels with counts, the columns taken, the columns
+/// not read.
 pub fn line(report: &LoadReport) -> String {
     let mut parts = Vec::new();
     if let Some(label) = &report.columns.label {

@@ -1,9 +1,9 @@
-//! What a run of `lowrank` is: from settings by name to a model that is opened, adapted, planned, trained, evaluated, asked
-//! or merged.
+//! What a run of `lowrank` is: from settings by name to a model that is opened, adapted, planned,
+//! trained, evaluated, asked or merged.
 //!
-//! The command line, a server or another program says what is wanted and shows what comes of it. Nothing here prints, reads
-//! the environment or knows how a setting was given; settings bear the names of the command line's flags, so that the hint
-//! of an error names the same thing for all.
+//! The command line, a server or another program says what is wanted and shows what comes of it.
+//! Nothing here prints, reads the environment or knows how a setting was given; settings bear the
+//! names of the command line's flags, so that the hint of an error names the same thing for all.
 #![forbid(unsafe_code)]
 
 pub mod adapter;

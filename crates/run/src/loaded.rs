@@ -52,7 +52,8 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Opens a model and, if one is named, an adapter. Without a model, the adapter's own note of its base is used.
+    /// Opens a model and, if one is named, an adapter. Without a model, the adapter's own note of
+    /// its base is used.
     pub fn open(
         model: &ModelSettings,
         adapter: &AdapterSettings,
@@ -78,7 +79,8 @@ impl LoadedModel {
             None => Vec::new(),
         };
         let head = existing_head(&base, data, adapter.as_ref())?;
-        // An adapter that brings its head takes the place of the checkpoint's; that it brings all of it is checked below.
+        // An adapter that brings its head takes the place of the checkpoint's; that it brings all
+        // of it is checked below.
         let brings_head = match &adapter {
             Some(adapter) => adapter.head(&base.config.model_type)?.is_some(),
             None => false,
@@ -166,7 +168,8 @@ impl LoadedModel {
     }
 }
 
-/// Values that neither the checkpoint nor the adapter holds would be random, and so would be every prediction.
+/// Values that neither the checkpoint nor the adapter holds would be random, and so would be every
+/// prediction.
 fn refuse_random(model: &Model, report: &LoadReport, is_adapted: bool) -> RunResult {
     let held = |name: &String| {
         let key = format!("base_model.model.{name}");

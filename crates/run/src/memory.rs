@@ -1,4 +1,5 @@
-//! What the operating system says this process holds. Only where it can be asked without unsafe code; elsewhere nothing.
+//! What the operating system says this process holds. Only where it can be asked without unsafe
+//! code; elsewhere nothing.
 
 use std::path::Path;
 
@@ -6,8 +7,8 @@ use lowrank_engine::{MemoryReport, Purpose};
 use lowrank_formats::files::{Ceiling, read_text};
 use serde_json::{Value, json};
 
-/// What a process takes while it trains beside program, rows and tensors: stacks, a block of weights that is being read, the
-/// log. Measured from 2 to 3 MB.
+/// What a process takes while it trains beside program, rows and tensors: stacks, a block of
+/// weights that is being read, the log. Measured from 2 to 3 MB.
 pub const BESIDE: u64 = 4 << 20;
 
 /// The largest resident set so far, in bytes.
@@ -20,13 +21,15 @@ pub fn resident_bytes() -> Option<u64> {
     status_field("VmRSS:")
 }
 
-/// Memory that this process could still take, in bytes: what the system can give, within the limits of its control groups.
+/// Memory that this process could still take, in bytes: what the system can give, within the limits
+/// of its control groups.
 pub fn available_bytes() -> Option<u64> {
     let system = field_in_kib("/proc/meminfo", "MemAvailable:");
     [system, group_bytes()].into_iter().flatten().min()
 }
 
-/// Memory and swap of the machine, or the limit of this process's control group where that is less: more cannot be had.
+/// Memory and swap of the machine, or the limit of this process's control group where that is less:
+/// more cannot be had.
 pub fn machine_bytes() -> Option<u64> {
     let memory = field_in_kib("/proc/meminfo", "MemTotal:")?;
     let swap = field_in_kib("/proc/meminfo", "SwapTotal:").unwrap_or(0);
@@ -52,7 +55,8 @@ fn group_number(name: &str) -> Option<u64> {
     group_dirs().iter().find_map(|dir| number(dir, name))
 }
 
-/// Where the control group may be found. In a container its own path may not be there, but the root is the container's.
+/// Where the control group may be found. In a container its own path may not be there, but the root
+/// is the container's.
 fn group_dirs() -> Vec<String> {
     let groups = text("/proc/self/cgroup").unwrap_or_default();
     let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::")) else {

@@ -1,4 +1,5 @@
-//! What to do about an adapter that does not fit the model that was passed: a hint that is true where it stands.
+//! What to do about an adapter that does not fit the model that was passed: a hint that is true
+//! where it stands.
 
 use std::path::Path;
 
@@ -9,8 +10,8 @@ use crate::base::Base;
 use crate::error::RunError;
 
 impl Base {
-    /// Whether a name that an adapter gives its base means this model: the same name, the same folder, or the id of the
-    /// cache's snapshot that was passed as a folder.
+    /// Whether a name that an adapter gives its base means this model: the same name, the same
+    /// folder, or the id of the cache's snapshot that was passed as a folder.
     pub fn is_named(&self, name: &str) -> bool {
         let plain = |name: &str| name.trim_end_matches('/').to_owned();
         if plain(name) == plain(&self.name) {
@@ -27,8 +28,8 @@ impl Base {
             .any(|part| part.as_os_str() == in_cache.as_str())
     }
 
-    /// An error of attaching the adapter whose tensors are in `tensors` and which names its base so: whose fault it is, and what
-    /// can be done about it.
+    /// An error of attaching the adapter whose tensors are in `tensors` and which names its base
+    /// so: whose fault it is, and what can be done about it.
     pub fn misfit(&self, error: ModelError, named: Option<&str>, tensors: &Path) -> RunError {
         let settings = tensors.with_file_name("adapter_config.json");
         let is_of_settings = matches!(
@@ -42,7 +43,8 @@ impl Base {
             false => tensors,
         };
         let hint = match &error {
-            // The patterns are the adapter's own: its modules or its ranks are those of another model.
+            // The patterns are the adapter's own: its modules or its ranks are those of another
+            // model.
             ModelError::AdapterFit { .. } | ModelError::Pattern { .. } => {
                 Some(self.base_hint(named))
             }

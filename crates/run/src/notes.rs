@@ -1,5 +1,5 @@
-//! Our notes beside an adapter's own files, which stay as PEFT writes them: whole and understood, or an error, as an adapter
-//! whose notes are dropped predicts under other names.
+//! Our notes beside an adapter's own files, which stay as PEFT writes them: whole and understood,
+//! or an error, as an adapter whose notes are dropped predicts under other names.
 
 use std::path::Path;
 
@@ -48,7 +48,8 @@ impl AdapterNotes {
         Ok(write_atomic(&dir.join(NOTES_FILE), &json)?)
     }
 
-    /// Those of a directory, or of the run state of a checkpoint; none where another program wrote the adapter.
+    /// Those of a directory, or of the run state of a checkpoint; none where another program wrote
+    /// the adapter.
     ///
     /// # Errors
     /// They are damaged, or missing where a run has written them.

@@ -1,4 +1,5 @@
-//! Where a model or an adapter lies, if not in the folder that was named: one or two folders down, or beside a file.
+//! Where a model or an adapter lies, if not in the folder that was named: one or two folders down,
+//! or beside a file.
 
 use std::path::{Path, PathBuf};
 
@@ -65,7 +66,8 @@ pub fn no_adapter_in(dir: &Path) -> RunError {
     })
 }
 
-/// An error that lists the folders below `dir` that hold `file`; the words back where there is none.
+/// An error that lists the folders below `dir` that hold `file`; the words back where there is
+/// none.
 fn elsewhere(dir: &Path, file: &str, flag: &str, holds_none: String) -> Result<RunError, String> {
     let found = folders_with(dir, file);
     let Some(last) = found.last() else {
@@ -91,7 +93,8 @@ fn elsewhere(dir: &Path, file: &str, flag: &str, holds_none: String) -> Result<R
     Ok(RunError::usage(message).hint(hint))
 }
 
-/// Folders one or two levels below `dir` that hold `file`, in the order of names, numbers in them by size.
+/// Folders one or two levels below `dir` that hold `file`, in the order of names, numbers in them
+/// by size.
 fn folders_with(dir: &Path, file: &str) -> Vec<PathBuf> {
     let (mut found, mut level, mut looked_into) = (Vec::new(), vec![dir.to_owned()], 0);
     for _ in 0..2 {

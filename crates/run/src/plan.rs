@@ -1,5 +1,5 @@
-//! The plan for a run's own batches, from the model run dry over them; and what is chosen by it: the batch that fits into a
-//! limit of memory, and how much may be kept of what frozen layers give.
+//! The plan for a run's own batches, from the model run dry over them; and what is chosen by it:
+//! the batch that fits into a limit of memory, and how much may be kept of what frozen layers give.
 
 use lowrank_data::{Cursor, Loaded, batches};
 use lowrank_engine::{Device, MemoryReport, Purpose};
@@ -19,7 +19,8 @@ use crate::text::{bytes, count};
 /// Batches planned at most; beyond, only the heaviest are.
 const PLANNED_BATCHES: usize = 512;
 
-/// Rows that are put in order to find those batches. A run of more is planned by its first epochs: about a second's work.
+/// Rows that are put in order to find those batches. A run of more is planned by its first epochs:
+/// about a second's work.
 const PLANNED_ROWS: u64 = 50_000_000;
 
 /// What the run needs, from the dry device.
@@ -35,7 +36,8 @@ pub struct RunPlan {
     pub tokens_per_batch: f64,
     /// Optimizer steps.
     pub total_steps: u64,
-    /// The frozen layers below the lowest adapter, and those of them whose states differ from pass to pass by dropout.
+    /// The frozen layers below the lowest adapter, and those of them whose states differ from pass
+    /// to pass by dropout.
     pub frozen_layers: usize,
     /// Whether dropout keeps their states from being used again in training.
     pub dropped: bool,
@@ -86,7 +88,8 @@ impl RunPlan {
     }
 }
 
-/// The plan of a run; takes the batch from the limit of memory first, where there is one and no batch was chosen for the run before.
+/// The plan of a run; takes the batch from the limit of memory first, where there is one and no
+/// batch was chosen for the run before.
 ///
 /// # Errors
 /// Not even one row fits into the limit, or adapter and model do not fit together.
@@ -138,7 +141,8 @@ impl Limit {
     }
 }
 
-/// Bytes that may hold what frozen layers give: under a limit what it leaves, else half of what the machine could spare.
+/// Bytes that may hold what frozen layers give: under a limit what it leaves, else half of what the
+/// machine could spare.
 fn cache_budget(config: &TrainConfig, limit: Option<Limit>, plain: &RunPlan) -> u64 {
     let spare = match limit {
         Some(limit) => limit
@@ -224,7 +228,8 @@ fn dry_run(run: &RunSpec, config: &TrainConfig) -> RunResult<DryRun> {
     Ok(DryRun::of_model(model, &config.optimization))
 }
 
-/// The rows of every batch that the run will see in its first epoch and in all later ones, or of the heaviest of them.
+/// The rows of every batch that the run will see in its first epoch and in all later ones, or of
+/// the heaviest of them.
 fn train_batches(config: &TrainConfig, lengths: &[usize]) -> [Vec<Vec<u32>>; 2] {
     let most_epochs = PLANNED_ROWS / lengths.len().max(1) as u64 + 1;
     let (mut batching, mut cursor) = (config.batching(lengths.len()), Cursor::default());
@@ -256,8 +261,8 @@ fn in_order(lengths: &[usize], size: usize) -> Vec<Vec<u32>> {
     heaviest(all, lengths, PLANNED_BATCHES)
 }
 
-/// The configuration with the largest batch that fits, with as many of them a step as give the rows that were asked for; then
-/// with the largest evaluation batch.
+/// The configuration with the largest batch that fits, with as many of them a step as give the rows
+/// that were asked for; then with the largest evaluation batch.
 fn choose_batch(run: &RunSpec, limit: Limit, recompute: Option<bool>) -> RunResult<TrainConfig> {
     let with = |shape: BatchShape, eval_size: usize| {
         let mut config = run.config.clone();

@@ -1,5 +1,6 @@
-//! Recipes by name, such as `paper/gpt2-medium-e2e`. A preset is a file of settings that the program brings along, laid below
-//! what is asked for. Which numbers they hold is the table's business.
+//! Recipes by name, such as `paper/gpt2-medium-e2e`. A preset is a file of settings that the
+//! program brings along, laid below what is asked for. Which numbers they hold is the table's
+//! business.
 
 mod table;
 
@@ -50,7 +51,8 @@ pub struct Preset {
     pub settings: Map<String, Value>,
 }
 
-/// A setting that makes another one meaningless: who gives the second does not want the preset's first.
+/// A setting that makes another one meaningless: who gives the second does not want the preset's
+/// first.
 const OVERRIDDEN: [(&str, &str); 1] = [("warmup_steps", "warmup_ratio")];
 
 impl Preset {

@@ -1,4 +1,5 @@
-//! Settings as they are asked for, under the names of flags. What is absent is decided by the model, the adapter and the rows.
+//! Settings as they are asked for, under the names of flags. What is absent is decided by the
+//! model, the adapter and the rows.
 
 use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
 use lowrank_train::config::Task;
@@ -81,7 +82,8 @@ pub struct AdapterSettings {
 pub struct RowSettings {
     /// What is predicted; by the model or the labels where absent.
     pub task: Option<Task>,
-    /// Names of the labels in the order of their class numbers; by the model or the rows where absent.
+    /// Names of the labels in the order of their class numbers; by the model or the rows where
+    /// absent.
     pub labels: Option<Vec<String>>,
     /// Column of the text, or of a language model's prompt; found by its name where absent.
     pub text_column: Option<String>,

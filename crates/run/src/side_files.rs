@@ -1,5 +1,6 @@
-//! What stands beside the weights of a model and belongs to it: the tokenizer's files, generation settings, chat templates. They
-//! are copied as they are, whether or not this program can read them. Knows names, not contents.
+//! What stands beside the weights of a model and belongs to it: the tokenizer's files, generation
+//! settings, chat templates. They are copied as they are, whether or not this program can read
+//! them. Knows names, not contents.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! From settings to a run in which nothing is open: the configuration with its defaults, the model, the adapter, the task, the
-//! labels and the rows, all read and checked before the weights are.
+//! From settings to a run in which nothing is open: the configuration with its defaults, the model,
+//! the adapter, the task, the labels and the rows, all read and checked before the weights are.
 
 use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::{Device, Isa};
@@ -208,7 +208,8 @@ impl RunSpec {
         let mut train = rows_of(&table, &spec, &base, &device)?;
         let labels = labels::choose_labels(&base, task, known, train.label_map.as_ref());
         let spec = load_spec(&base, &rows, task, Some(&labels), max_length)?;
-        // Where the names learned from the rows gave way to the checkpoint's own, the rows are read by those.
+        // Where the names learned from the rows gave way to the checkpoint's own, the rows are read
+        // by those.
         let is_other = |map: &LabelMap| map.names() != labels.names;
         if train.label_map.as_ref().is_some_and(is_other) {
             train = rows_of(&table, &spec, &base, &device)?;
@@ -299,7 +300,8 @@ fn refuse_token_tables(base: &Base, adapter: &AdapterSource) -> RunResult {
     .hint("fold it in with `lowrank merge`, and pass --model with the merged model in the place of --adapter"))
 }
 
-/// The defaults with what is asked for in their place; the labels are filled in when the rows are read.
+/// The defaults with what is asked for in their place; the labels are filled in when the rows are
+/// read.
 fn configuration(
     settings: &Settings,
     asked: &Asked,

@@ -43,7 +43,8 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A metric's value as people read it: shares in per cent, others with four digits; undefined ones as a dash.
+/// A metric's value as people read it: shares in per cent, others with four digits; undefined ones
+/// as a dash.
 pub fn metric(metric: Metric, value: f64) -> String {
     if value.is_nan() {
         return "-".to_owned();

@@ -58,7 +58,8 @@ impl Prepared {
             notes,
             base_id,
         } = build(&spec)?;
-        // Only now: a request that fails before here leaves no folder that would be in the way of the next try.
+        // Only now: a request that fails before here leaves no folder that would be in the way of
+        // the next try.
         let (folder, moved_aside) = existing.take(&spec.config)?;
         if !existing.goes_on(&spec.config) {
             let text = yaml::to_yaml(&to_settings(&spec.config));
@@ -78,8 +79,8 @@ impl Prepared {
         })
     }
 
-    /// Evaluates the untrained model on the rows by which the result is told, if there are some; a resumed run that has done it
-    /// reads it back. Returns what was evaluated now.
+    /// Evaluates the untrained model on the rows by which the result is told, if there are some; a
+    /// resumed run that has done it reads it back. Returns what was evaluated now.
     ///
     /// # Errors
     /// A row does not fit, or it was told to stop.
@@ -109,7 +110,8 @@ impl Prepared {
     /// Makes the run ready for its first step, or for the one after its newest checkpoint.
     ///
     /// # Errors
-    /// The run that is to go on was made with other settings, rows or weights, or its checkpoints are broken.
+    /// The run that is to go on was made with other settings, rows or weights, or its checkpoints
+    /// are broken.
     pub fn start(self, watch: Watch<'_>) -> RunResult<TrainRun> {
         let examples = |rows: &lowrank_data::Loaded| rows.examples.clone();
         let setup = RunSetup {
@@ -195,8 +197,8 @@ impl TrainRun {
         &self.folder
     }
 
-    /// Whether a start that had nothing left to do found all results there: they stay as they are, as this process has trained
-    /// nothing, so that its own figures would say less.
+    /// Whether a start that had nothing left to do found all results there: they stay as they are,
+    /// as this process has trained nothing, so that its own figures would say less.
     pub fn was_finished_before(&self, summary: &Summary) -> bool {
         summary.new_steps == 0 && are_written(&self.folder, &self.spec.config)
     }
@@ -226,7 +228,8 @@ impl TrainRun {
     }
 }
 
-/// The rows by which the result is told, measured; none where there are no such rows, or where it was told to stop.
+/// The rows by which the result is told, measured; none where there are no such rows, or where it
+/// was told to stop.
 fn evaluate_reported(
     spec: &RunSpec,
     model: &Model,

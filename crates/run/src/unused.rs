@@ -1,5 +1,6 @@
-//! Settings that would not be obeyed where they stand, each with the reason: a request that is dropped in silence gives
-//! results that nobody asked for. A setting at its default changes nothing, so that printed configurations read back.
+//! Settings that would not be obeyed where they stand, each with the reason: a request that is
+//! dropped in silence gives results that nobody asked for. A setting at its default changes
+//! nothing, so that printed configurations read back.
 
 use lowrank_model::TrainMode;
 use lowrank_train::config::{
@@ -109,7 +110,8 @@ impl Unused {
         self.schedule(config, &defaults.optimization);
         self.evaluation(config, &defaults.evaluation);
         if config.method != Method::Lora {
-            // Which modules are the default depends on the model, and a printed configuration names them.
+            // Which modules are the default depends on the model, and a printed configuration names
+            // them.
             let target = self.given.get("target_modules").cloned();
             let mut defaults = defaults.to_map();
             defaults.insert("target_modules".to_owned(), target.unwrap_or_default());
@@ -126,7 +128,8 @@ impl Unused {
         self.finish()
     }
 
-    /// Where all weights train, their format has no effect; `own` is what it is without being asked for.
+    /// Where all weights train, their format has no effect; `own` is what it is without being asked
+    /// for.
     pub fn nothing_frozen(&mut self, own: Value) {
         if self.given.get("base_format") != Some(&json!("auto")) {
             let why = "with --full no weight is frozen";

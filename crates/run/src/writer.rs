@@ -24,7 +24,8 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Writes with `options`; `asked` is the layout of prompts that was asked for; without it that of the adapter's notes.
+    /// Writes with `options`; `asked` is the layout of prompts that was asked for; without it that
+    /// of the adapter's notes.
     pub fn new(
         loaded: &'a LoadedModel,
         options: Generate,
@@ -42,8 +43,8 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Writes after each prompt, at most `batch_size` of them together, and gives what was generated to `take` with the prompt's
-    /// number, in their order.
+    /// Writes after each prompt, at most `batch_size` of them together, and gives what was
+    /// generated to `take` with the prompt's number, in their order.
     ///
     /// # Errors
     /// A prompt cannot be encoded or gone on with, no memory is there for it, or those of `take`.
@@ -78,7 +79,8 @@ impl<'a> Writer<'a> {
         taken
     }
 
-    /// Writes after one prompt, whose number in its list keys the draws; `on_token` is told each token as it comes.
+    /// Writes after one prompt, whose number in its list keys the draws; `on_token` is told each
+    /// token as it comes.
     ///
     /// # Errors
     /// As [`Writer::write_each`].

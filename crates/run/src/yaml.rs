@@ -1,10 +1,12 @@
-//! YAML files of settings: read with the line of every key, so that each fault can be shown where it stands; and the
-//! small writer that prints a configuration that can be read back.
+//! YAML files of settings: read with the line of every key, so that each fault can be shown where
+//! it stands; and the small writer that prints a configuration that can be read back.
 //!
-//! A file is one flat map whose keys are the names of flags. This file knows nothing of which flags there are.
+//! A file is one flat map whose keys are the names of flags. This file knows nothing of which flags
+//! there are.
 //!
-//! Values are built from the parser's events, one after the other: the time is linear in the file, what is nested is a list and
-//! not recursion, and a scalar's text is at hand as it was written (`01` stays `01`).
+//! Values are built from the parser's events, one after the other: the time is linear in the file,
+//! what is nested is a list and not recursion, and a scalar's text is at hand as it was written
+//! (`01` stays `01`).
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,7 +19,8 @@ const DEEPEST: usize = 64;
 /// How many values a file may hold, those that stand for others (`*name`) counted each time.
 const MOST_VALUES: usize = 1_000_000;
 
-/// YAML's own limit is 1024 characters for a key with its colon on one line; it holds for the key as it would be written back.
+/// YAML's own limit is 1024 characters for a key with its colon on one line; it holds for the key
+/// as it would be written back.
 const LONGEST_KEY: usize = 1000;
 
 /// A setting of a file.
@@ -45,7 +48,8 @@ pub struct YamlError {
 /// The settings of a file in their order. An empty file holds none.
 ///
 /// # Errors
-/// The text is not YAML, not one document, or not a map with text keys; it nests or holds more than any file of settings.
+/// The text is not YAML, not one document, or not a map with text keys; it nests or holds more than
+/// any file of settings.
 pub fn parse(text: &str) -> Result<Vec<Entry>, YamlError> {
     let mut builder = Builder::default();
     for event in Parser::new_from_str(text) {
@@ -311,7 +315,8 @@ fn scalar(
     Ok(Kind::Other(value, as_text))
 }
 
-/// A number as YAML writes it; an error for infinity and what is none by its name, nothing for other text.
+/// A number as YAML writes it; an error for infinity and what is none by its name, nothing for
+/// other text.
 fn number(text: &str) -> Option<Result<Number, ()>> {
     let of_radix = |digits: &str, radix| i64::from_str_radix(digits, radix).ok();
     let integer = match (text.strip_prefix("0x"), text.strip_prefix("0o")) {
@@ -337,8 +342,8 @@ fn number(text: &str) -> Option<Result<Number, ()>> {
     Some(Number::from_f64(float).ok_or(()))
 }
 
-/// A map as YAML, one setting a line, absent values left out. Values are written as JSON, of which YAML is a superset,
-/// but plain words without quotes.
+/// A map as YAML, one setting a line, absent values left out. Values are written as JSON, of which
+/// YAML is a superset, but plain words without quotes.
 pub fn to_yaml(map: &Map<String, Value>) -> String {
     let mut out = String::new();
     for (key, value) in map.iter().filter(|(_, v)| !v.is_null()) {
@@ -383,8 +388,8 @@ fn write_text(out: &mut String, text: &str) {
     }
 }
 
-/// Text in double quotes. Characters that YAML does not print or folds (control characters, other line ends, a byte order
-/// mark) stand as their numbers, which JSON's own escapes leave raw.
+/// Text in double quotes. Characters that YAML does not print or folds (control characters, other
+/// line ends, a byte order mark) stand as their numbers, which JSON's own escapes leave raw.
 fn write_quoted(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {

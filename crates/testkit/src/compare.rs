@@ -1,5 +1,5 @@
-//! Comparators of number lists. Each is written as `!(error <= allowed)`, so that NaN fails; none takes a mean,
-//! and no tolerance grows with the number of elements.
+//! Comparators of number lists. Each is written as `!(error <= allowed)`, so that NaN fails; none
+//! takes a mean, and no tolerance grows with the number of elements.
 
 use std::fmt;
 
@@ -29,7 +29,8 @@ impl Real for f64 {
     }
 }
 
-/// What an element may differ by: `abs + rel * |expected|`. `abs` is the floor that values near zero need.
+/// What an element may differ by: `abs + rel * |expected|`. `abs` is the floor that values near
+/// zero need.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Absolute part.
@@ -129,8 +130,8 @@ impl fmt::Display for Mismatch {
 
 impl std::error::Error for Mismatch {}
 
-/// Compares element by element: each may differ by `tol.abs + tol.rel * |expected|`. What is not finite, on either
-/// side, fails.
+/// Compares element by element: each may differ by `tol.abs + tol.rel * |expected|`. What is not
+/// finite, on either side, fails.
 pub fn compare_close<A: Real, B: Real>(
     found: &[A],
     expected: &[B],
@@ -172,7 +173,8 @@ pub fn compare_close<A: Real, B: Real>(
     })
 }
 
-/// ‖found − expected‖ ÷ max(‖expected‖, floor); NaN if anything is not finite. Panics if the lengths differ.
+/// ‖found − expected‖ ÷ max(‖expected‖, floor); NaN if anything is not finite. Panics if the
+/// lengths differ.
 pub fn relative_error<A: Real, B: Real>(found: &[A], expected: &[B], floor: f64) -> f64 {
     assert_eq!(found.len(), expected.len(), "lists of different lengths");
     let (mut difference, mut norm) = (0.0_f64, 0.0_f64);
@@ -191,8 +193,9 @@ pub fn relative_error<A: Real, B: Real>(found: &[A], expected: &[B], floor: f64)
     }
 }
 
-/// Compares as vectors: the relative error by norm may be `allowed`. `floor` is the least norm that is divided by
-/// (for gradients: a share of the largest gradient's norm, since some gradients are zero in truth).
+/// Compares as vectors: the relative error by norm may be `allowed`. `floor` is the least norm that
+/// is divided by (for gradients: a share of the largest gradient's norm, since some gradients are
+/// zero in truth).
 pub fn compare_norm<A: Real, B: Real>(
     found: &[A],
     expected: &[B],

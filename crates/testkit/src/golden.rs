@@ -1,4 +1,5 @@
-//! Reads the golden cases below `tests/golden`: a tiny model, an adapter, rows, and what transformers + peft computed.
+//! Reads the golden cases below `tests/golden`: a tiny model, an adapter, rows, and what
+//! transformers + peft computed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -177,10 +178,12 @@ pub struct Golden {
     /// Keys that have a gradient.
     #[serde(default)]
     pub trainable: Vec<String>,
-    /// Of these, the keys whose gradient is zero in truth (a key's bias): compare them against a floor.
+    /// Of these, the keys whose gradient is zero in truth (a key's bias): compare them against a
+    /// floor.
     #[serde(default)]
     pub zero_gradient: Vec<String>,
-    /// Keys that peft trained but left out of the adapter file; their values are tensors `value.<key>`.
+    /// Keys that peft trained but left out of the adapter file; their values are tensors
+    /// `value.<key>`.
     #[serde(default)]
     pub trained_but_not_saved_by_peft: Vec<String>,
     /// Keys that peft wrote though nothing under that name is trained: a reader ignores them.
@@ -254,13 +257,14 @@ impl Golden {
         self.adapter_final.as_ref().map(|name| self.dir.join(name))
     }
 
-    /// A tensor of expected.safetensors: `logits`, `logits_base`, `loss`, `grad.<key>`, `value.<key>`.
+    /// A tensor of expected.safetensors: `logits`, `logits_base`, `loss`, `grad.<key>`,
+    /// `value.<key>`.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
     }
 
-    /// The logits with the adapter. Shape: [rows, num_labels]; token classification: [all tokens, num_labels].
-    /// Panics for a trajectory, which has none.
+    /// The logits with the adapter. Shape: [rows, num_labels]; token classification: [all tokens,
+    /// num_labels]. Panics for a trajectory, which has none.
     pub fn logits(&self) -> &Tensor {
         self.tensor("logits")
             .expect("a case has logits, a trajectory has steps")
@@ -271,15 +275,16 @@ impl Golden {
         self.tensor("logits_base")
     }
 
-    /// Every gradient by its key: PEFT's key with an adapter, the checkpoint's for full fine-tuning.
+    /// Every gradient by its key: PEFT's key with an adapter, the checkpoint's for full
+    /// fine-tuning.
     pub fn grads(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors
             .iter()
             .filter_map(|(name, t)| Some((name.strip_prefix("grad.")?, t)))
     }
 
-    /// Compares one gradient: its relative error by norm may be `allowed`. A gradient that is zero in truth is
-    /// measured by the largest gradient's norm.
+    /// Compares one gradient: its relative error by norm may be `allowed`. A gradient that is zero
+    /// in truth is measured by the largest gradient's norm.
     pub fn compare_grad(&self, key: &str, found: &[f32], allowed: f64) -> Result<(), Mismatch> {
         let expected = self.tensor(&format!("grad.{key}")).map_or_else(
             || panic!("{}: no golden gradient `{key}`", self.name),
@@ -295,8 +300,9 @@ fn norm(x: &[f32]) -> f64 {
     x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
 }
 
-/// The folder of the golden files: `tests/golden` of this repository, or what `LOWRANK_GOLDEN_DIR` names, so that the
-/// same tests can be run on cases of another seed or width (see tools/golden/make_golden.py).
+/// The folder of the golden files: `tests/golden` of this repository, or what `LOWRANK_GOLDEN_DIR`
+/// names, so that the same tests can be run on cases of another seed or width (see
+/// tools/golden/make_golden.py).
 pub fn golden_root() -> PathBuf {
     match std::env::var_os("LOWRANK_GOLDEN_DIR") {
         Some(dir) => PathBuf::from(dir),

@@ -1,12 +1,14 @@
-//! Finite differences: a written derivative against the function itself, in f64, along random directions.
-//! A random direction touches every coordinate at once, so that a few of them find what a coordinate-wise check finds.
+//! Finite differences: a written derivative against the function itself, in f64, along random
+//! directions. A random direction touches every coordinate at once, so that a few of them find what
+//! a coordinate-wise check finds.
 
 use crate::random::Random;
 
 /// How a derivative is checked.
 #[derive(Clone, Copy, Debug)]
 pub struct GradientCheck {
-    /// Half the step of the central difference. For functions linear in the argument 1 is exact up to rounding.
+    /// Half the step of the central difference. For functions linear in the argument 1 is exact up
+    /// to rounding.
     pub eps: f64,
     /// How far the two may differ, relative to the larger of the numeric derivative and `floor`.
     pub tolerance: f64,
@@ -91,7 +93,8 @@ pub fn check_gradient(
     }
 }
 
-/// Panics unless `backward(x, d_y)` is the vector-Jacobian product of `forward` at `x`, for random d_y.
+/// Panics unless `backward(x, d_y)` is the vector-Jacobian product of `forward` at `x`, for random
+/// d_y.
 #[track_caller]
 pub fn check_vjp(
     what: &str,

@@ -1,5 +1,5 @@
-//! What the tests of every crate share: comparators that can fail, gradient checks, and the golden cases.
-//! It knows none of our crates, so that nothing it says depends on the code under test.
+//! What the tests of every crate share: comparators that can fail, gradient checks, and the golden
+//! cases. It knows none of our crates, so that nothing it says depends on the code under test.
 
 mod compare;
 mod golden;

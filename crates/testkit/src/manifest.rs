@@ -19,8 +19,8 @@ pub struct Manifest {
     pub files: BTreeMap<String, String>,
 }
 
-/// Checks every file below `root` against `root/manifest.json`, both ways. Returns how many files there are, or one
-/// line for each that is missing, changed or not listed.
+/// Checks every file below `root` against `root/manifest.json`, both ways. Returns how many files
+/// there are, or one line for each that is missing, changed or not listed.
 pub fn verify_manifest(root: &Path) -> Result<usize, Vec<String>> {
     let path = root.join("manifest.json");
     let text = std::fs::read(&path).map_err(|e| vec![format!("{}: {e}", path.display())])?;

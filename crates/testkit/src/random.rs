@@ -1,4 +1,5 @@
-//! A small seeded generator for test inputs. It is not the product's generator, so that a fault there cannot hide here.
+//! A small seeded generator for test inputs. It is not the product's generator, so that a fault
+//! there cannot hide here.
 
 /// SplitMix64: one u64 of state, the same numbers on every machine.
 #[derive(Clone, Debug)]

@@ -1,4 +1,5 @@
-//! The golden files are those that the script wrote, each can be read, and the gradient comparator can fail on them.
+//! The golden files are those that the script wrote, each can be read, and the gradient comparator
+//! can fail on them.
 
 use lowrank_testkit::{
     Golden, Labels, golden_root, read_golden_json, read_safetensors, verify_manifest,

@@ -1,5 +1,6 @@
-//! What a run and an adapter stand on: the weights of their base, by a hash of its tensors, and the settings of its
-//! `config.json`. Files may be another form of the same tensors (one file or shards, safetensors or PyTorch's).
+//! What a run and an adapter stand on: the weights of their base, by a hash of its tensors, and the
+//! settings of its `config.json`. Files may be another form of the same tensors (one file or
+//! shards, safetensors or PyTorch's).
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -12,8 +13,9 @@ use sha2::{Digest, Sha256};
 
 use crate::fingerprint;
 
-/// Keys of `config.json` that do not change what the model computes: who wrote it and how its files are stored, what
-/// transformers returns, and the names of labels, which a run and an adapter have of their own.
+/// Keys of `config.json` that do not change what the model computes: who wrote it and how its files
+/// are stored, what transformers returns, and the names of labels, which a run and an adapter have
+/// of their own.
 const BOOKKEEPING: [&str; 16] = [
     "_name_or_path",
     "architectures",
@@ -40,8 +42,8 @@ const BLOCK_VALUES: usize = 1 << 16;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseId {
-    /// SHA-256 over the names, types, shapes and values of all tensors of numbers with a fraction; nothing where a run began
-    /// with new weights.
+    /// SHA-256 over the names, types, shapes and values of all tensors of numbers with a fraction;
+    /// nothing where a run began with new weights.
     pub weights: Option<String>,
     /// The settings of `config.json` that may change what the model computes.
     pub config: Map<String, Value>,
@@ -130,15 +132,16 @@ struct Block<'a> {
     len: usize,
 }
 
-/// SHA-256 over the digests of all blocks, in the order of names. Tensors of whole numbers are left out: they count positions,
-/// and some versions of transformers store them.
+/// SHA-256 over the digests of all blocks, in the order of names. Tensors of whole numbers are left
+/// out: they count positions, and some versions of transformers store them.
 fn of_tensors(checkpoint: &Checkpoint, threads: usize) -> Result<String, FormatError> {
     let mut infos: Vec<_> = checkpoint.infos().filter(|t| t.dtype.is_float()).collect();
     infos.sort_by(|a, b| a.name.cmp(&b.name));
     let mut blocks = Vec::new();
     for info in infos {
         let head = format!("{} {} {:?}\0", info.name, info.stored_as(), info.shape);
-        // Packed values count as they are stored: the same file is the same base, whatever decodes it.
+        // Packed values count as they are stored: the same file is the same base, whatever decodes
+        // it.
         let count = match info.packed {
             Some(packed) => packed.bytes as usize,
             None => info.numel(),

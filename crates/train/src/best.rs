@@ -1,6 +1,7 @@
 //! Which evaluation was the best so far, and whether to stop early.
 //!
-//! Both are one small state that goes into every checkpoint, so that a resumed run decides as the unbroken one did.
+//! Both are one small state that goes into every checkpoint, so that a resumed run decides as the
+//! unbroken one did.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,8 @@ pub struct BestRule {
     pub metric: Metric,
     /// Evaluations without improvement after which the run stops.
     pub patience: Option<u64>,
-    /// By how much the metric must improve to count against patience, as transformers' `early_stopping_threshold`.
+    /// By how much the metric must improve to count against patience, as transformers'
+    /// `early_stopping_threshold`.
     pub threshold: f64,
 }
 

@@ -1,9 +1,10 @@
 //! Checkpoints: everything a run needs to go on as if it had never stopped, bit for bit.
 //!
-//! A checkpoint is a folder `checkpoint-<step>` in the run's folder: `state.json` (where the run stands), `state.safetensors`
-//! (trained values and the optimizer's moments), and for adapters PEFT's own two files. It is written under a temporary name
-//! and renamed when complete, so a folder with the final name is a whole one; its tensor file's hash stands in `state.json`
-//! all the same, and a checkpoint that does not match is passed over.
+//! A checkpoint is a folder `checkpoint-<step>` in the run's folder: `state.json` (where the run
+//! stands), `state.safetensors` (trained values and the optimizer's moments), and for adapters
+//! PEFT's own two files. It is written under a temporary name and renamed when complete, so a
+//! folder with the final name is a whole one; its tensor file's hash stands in `state.json` all the
+//! same, and a checkpoint that does not match is passed over.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -83,8 +84,8 @@ impl Checkpoints {
         self.run.join(format!("{PREFIX}{step}"))
     }
 
-    /// Writes the checkpoint of `state.step`, unless it is there already, and removes those that are no longer kept.
-    /// `export` adds the adapter's own files.
+    /// Writes the checkpoint of `state.step`, unless it is there already, and removes those that
+    /// are no longer kept. `export` adds the adapter's own files.
     ///
     /// # Errors
     /// The disk refuses; nothing that was there before is lost.
@@ -106,13 +107,15 @@ impl Checkpoints {
         };
         let json = seal::seal(&state).map_err(|error| invalid(&target, error))?;
         lowrank_formats::write_atomic(&pending.path().join(STATE_FILE), &json)?;
-        // The same step is written again when an interrupted evaluation was made up for after a resume.
+        // The same step is written again when an interrupted evaluation was made up for after a
+        // resume.
         pending.commit_replacing()?;
         self.remove_old(&state)?;
         Ok(target)
     }
 
-    /// Steps of all checkpoints, ascending, whole or not. Files, and folders of other names, are none.
+    /// Steps of all checkpoints, ascending, whole or not. Files, and folders of other names, are
+    /// none.
     ///
     /// # Errors
     /// The folder cannot be listed.
@@ -132,7 +135,8 @@ impl Checkpoints {
         Ok(steps)
     }
 
-    /// The newest whole checkpoint for which `fits` has no objection, and what is wrong with newer ones and with the best.
+    /// The newest whole checkpoint for which `fits` has no objection, and what is wrong with newer
+    /// ones and with the best.
     pub fn newest(&self, fits: &dyn Fn(&RunState) -> Result<(), String>) -> Newest {
         let mut newest = Newest::default();
         let steps = match self.steps() {
@@ -164,7 +168,8 @@ impl Checkpoints {
 
     /// Removes checkpoints that are neither among the newest nor the best.
     fn remove_old(&self, state: &RunState) -> Result<(), CheckpointError> {
-        // After a resume from an older checkpoint, later ones are of a discarded past and will be written anew.
+        // After a resume from an older checkpoint, later ones are of a discarded past and will be
+        // written anew.
         let steps: Vec<u64> = self
             .steps()?
             .into_iter()
@@ -205,7 +210,8 @@ pub fn check(path: &Path) -> Result<Found, CheckpointError> {
     })
 }
 
-/// Sets the trained values to those of a checkpoint, and the optimizer's moments where one is given.
+/// Sets the trained values to those of a checkpoint, and the optimizer's moments where one is
+/// given.
 ///
 /// # Errors
 /// The checkpoint holds other tensors than this run trains.

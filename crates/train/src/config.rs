@@ -1,7 +1,8 @@
 //! The resolved configuration of a run: every option typed, every default filled in.
 //!
-//! It serialises to one flat map whose keys are the names of the command line's flags, so that a printed configuration
-//! can be fed back. Where values come from (flags, a file, defaults) is the command line's business, not this file's.
+//! It serialises to one flat map whose keys are the names of the command line's flags, so that a
+//! printed configuration can be fed back. Where values come from (flags, a file, defaults) is the
+//! command line's business, not this file's.
 
 mod bytes;
 mod defaults;
@@ -50,14 +51,16 @@ pub enum BiasMode {
     LoraOnly,
 }
 
-/// How fresh adapters start, written as PEFT's `init_lora_weights`: `true`, `"gaussian"` or `false`.
+/// How fresh adapters start, written as PEFT's `init_lora_weights`: `true`, `"gaussian"` or
+/// `false`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitLora {
     /// PEFT's default: A Kaiming-uniform with a = √5, B zero.
     Default,
     /// A normal with standard deviation 1/r, B zero.
     Gaussian,
-    /// PEFT's `False`: A as the default, B not zero either, so that the adapter does something from the start (for tests).
+    /// PEFT's `False`: A as the default, B not zero either, so that the adapter does something from
+    /// the start (for tests).
     Random,
 }
 
@@ -103,7 +106,8 @@ impl<'de> Deserialize<'de> for InitLora {
     }
 }
 
-/// Which modules: a list of names (equal, or equal after a dot), or one regular expression over whole paths, or `all-linear`.
+/// Which modules: a list of names (equal, or equal after a dot), or one regular expression over
+/// whole paths, or `all-linear`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ModulePattern {
@@ -158,13 +162,14 @@ pub struct DataSettings {
     /// Which data set of text generation the files are of; told by how they begin where absent.
     #[serde(default)]
     pub data_format: Option<NlgFormat>,
-    /// How a language model's prompts and completions are laid out; the paper's layout where absent.
+    /// How a language model's prompts and completions are laid out; the paper's layout where
+    /// absent.
     #[serde(default)]
     pub template: Option<String>,
 }
 
-/// Makes a language model's run from before columns beside the prompt were read go on without them: its
-/// rows stay the same. Runs since then always say what becomes of rows without a label.
+/// Makes a language model's run from before columns beside the prompt were read go on without them:
+/// its rows stay the same. Runs since then always say what becomes of rows without a label.
 pub fn keep_old_prompts(settings: &mut serde_json::Map<String, serde_json::Value>) {
     let is_of_prompts = settings.get("task").is_some_and(|task| task == "causal_lm");
     if is_of_prompts && !settings.contains_key("unlabelled") {
@@ -261,7 +266,8 @@ pub struct OptimizationSettings {
     pub seed: u64,
     /// Whether rows are shuffled each epoch.
     pub shuffle: bool,
-    /// Whether activations are recomputed block by block in the backward pass: less memory, the same bits, more time.
+    /// Whether activations are recomputed block by block in the backward pass: less memory, the
+    /// same bits, more time.
     pub gradient_checkpointing: bool,
     /// Share of a language model's target that is spread over the vocabulary.
     #[serde(default)]
@@ -322,7 +328,8 @@ pub struct TrainConfig {
     pub adapter: Option<String>,
     /// What trains.
     pub method: Method,
-    /// Full training from new random weights: of the model's directory only the configuration and the tokenizer are read.
+    /// Full training from new random weights: of the model's directory only the configuration and
+    /// the tokenizer are read.
     #[serde(default)]
     pub from_scratch: bool,
     /// The rows.
@@ -349,7 +356,8 @@ pub struct TrainConfig {
     pub threads: Option<usize>,
 }
 
-/// Settings that may differ between a run and its continuation, because they do not change what is computed.
+/// Settings that may differ between a run and its continuation, because they do not change what is
+/// computed.
 const FREE_ON_RESUME: [&str; 9] = [
     "output_dir",
     "threads",
@@ -374,7 +382,8 @@ pub struct Difference {
 }
 
 impl TrainConfig {
-    /// The settings that change what is computed and differ between a run (`self`) and a request to continue it.
+    /// The settings that change what is computed and differ between a run (`self`) and a request to
+    /// continue it.
     pub fn differences(&self, asked: &TrainConfig) -> Vec<Difference> {
         let (run, asked) = (self.to_map(), asked.to_map());
         run.iter()

@@ -1,5 +1,6 @@
-//! Entities in sequences of tags and how many were found: seqeval's scores in its default mode, which is that of the CoNLL
-//! script and takes IOB1, IOB2, IOE and IOBES as they come. Knows names of labels, not models.
+//! Entities in sequences of tags and how many were found: seqeval's scores in its default mode,
+//! which is that of the CoNLL script and takes IOB1, IOB2, IOE and IOBES as they come. Knows names
+//! of labels, not models.
 //! Source: seqeval 1.2.2, `get_entities`, `end_of_chunk`, `start_of_chunk`.
 
 use std::collections::BTreeSet;
@@ -135,8 +136,9 @@ impl EntityScores {
     }
 }
 
-/// The kind of each label in the sense of `B-` and `I-`, for those who merge neighbours: whether it begins an entity, and the
-/// entity's kind. Source: transformers `TokenClassificationPipeline.get_tag`.
+/// The kind of each label in the sense of `B-` and `I-`, for those who merge neighbours: whether it
+/// begins an entity, and the entity's kind. Source: transformers
+/// `TokenClassificationPipeline.get_tag`.
 pub fn begins_and_kind(label: &str) -> (bool, &str) {
     match label.split_once('-') {
         Some(("B", kind)) => (true, kind),

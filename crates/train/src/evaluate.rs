@@ -1,5 +1,6 @@
-//! Passes without training: evaluation on labelled rows and prediction. Rows go through the model as they come, without
-//! padding, so batches need no sorting; a row's result does not depend on the batch it is in.
+//! Passes without training: evaluation on labelled rows and prediction. Rows go through the model
+//! as they come, without padding, so batches need no sorting; a row's result does not depend on the
+//! batch it is in.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,7 +34,8 @@ pub fn model_targets(batch: &PackedBatch) -> Option<Targets<'_>> {
 pub struct PassSettings<'a> {
     /// Rows a batch.
     pub batch_size: usize,
-    /// Names of the labels, by which entities of token classification are known; their scores are NaN without.
+    /// Names of the labels, by which entities of token classification are known; their scores are
+    /// NaN without.
     pub labels: &'a [String],
     /// Raised by somebody else to end the pass between two batches.
     pub stop: Option<&'a AtomicBool>,
@@ -59,7 +61,8 @@ pub fn evaluate(
     evaluate_keeping(model, examples, settings, None)
 }
 
-/// As [`evaluate`] with what frozen layers give kept for the next time, and used if it is there: the same bits.
+/// As [`evaluate`] with what frozen layers give kept for the next time, and used if it is there:
+/// the same bits.
 ///
 /// # Errors
 /// A row does not fit the model.
@@ -136,8 +139,8 @@ fn add_predictions(
     }
 }
 
-/// Runs rows through the model and hands out the logits of each: `[num_labels]`, or `[tokens, num_labels]` for token
-/// classification. Returns whether all rows were done.
+/// Runs rows through the model and hands out the logits of each: `[num_labels]`, or
+/// `[tokens, num_labels]` for token classification. Returns whether all rows were done.
 ///
 /// # Errors
 /// A row does not fit the model.
@@ -172,7 +175,8 @@ fn values_of_row(model: &Model, batch: &PackedBatch, row: usize) -> std::ops::Ra
     first * model.num_labels()..last * model.num_labels()
 }
 
-/// Logits that are no numbers are no answer: the row is named. Nothing is looked at where none were kept.
+/// Logits that are no numbers are no answer: the row is named. Nothing is looked at where none were
+/// kept.
 fn check_finite(
     model: &Model,
     examples: &[Example],

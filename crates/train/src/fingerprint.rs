@@ -50,7 +50,8 @@ pub fn of_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// SHA-256 of the content of files in their order, in hexadecimal. A file is never in memory as a whole.
+/// SHA-256 of the content of files in their order, in hexadecimal. A file is never in memory as a
+/// whole.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -68,7 +69,8 @@ pub fn of_files(paths: &[PathBuf]) -> Result<String, FormatError> {
     Ok(hex(&hash.finalize()))
 }
 
-/// A short fingerprint of values by their bits: equal exactly when every bit is, for all practical purposes.
+/// A short fingerprint of values by their bits: equal exactly when every bit is, for all practical
+/// purposes.
 pub fn of_values(values: &[f32]) -> u64 {
     // FNV-1a over words; to tell "moved" from "did not move" needs no cryptography.
     values.iter().fold(0xcbf2_9ce4_8422_2325, |hash, v| {

@@ -1,5 +1,6 @@
-//! Which batch fits into a limit of memory. The rows of an optimizer step stay those that were asked for: as the batch
-//! shrinks, the step takes more of them, and its loss is that of all its rows.
+//! Which batch fits into a limit of memory. The rows of an optimizer step stay those that were
+//! asked for: as the batch shrinks, the step takes more of them, and its loss is that of all its
+//! rows.
 
 use crate::config::TrainConfig;
 
@@ -15,8 +16,8 @@ pub struct BatchShape {
 }
 
 impl BatchShape {
-    /// Every way to take exactly `rows` rows a step: without recomputation, then with; large batches before small ones.
-    /// `recompute` leaves one of the two only.
+    /// Every way to take exactly `rows` rows a step: without recomputation, then with; large
+    /// batches before small ones. `recompute` leaves one of the two only.
     pub fn all(rows: usize, recompute: Option<bool>) -> Vec<BatchShape> {
         // Divisors come in pairs, of which one is at most the root.
         let small = (1..=rows.isqrt()).filter(|&size| rows.is_multiple_of(size));
@@ -55,8 +56,9 @@ pub struct Price {
     pub tokens_per_batch: f64,
 }
 
-/// A batch takes as much longer as so many tokens more would: adapters and transposed weights are packed and ops are started
-/// once a batch. Measured on MiniLM-L6 with 27 to 869 tokens a batch: 52 in bf16, 28 in f32.
+/// A batch takes as much longer as so many tokens more would: adapters and transposed weights are
+/// packed and ops are started once a batch. Measured on MiniLM-L6 with 27 to 869 tokens a batch: 52
+/// in bf16, 28 in f32.
 const TOKENS_OF_A_START: f64 = 40.0;
 
 impl Price {
@@ -76,9 +78,10 @@ pub struct TooLittle {
     pub least: u64,
 }
 
-/// Of `shapes` (as [`BatchShape::all`] gives them) the largest batch that needs `limit` bytes at most, found by bisection: a
-/// smaller batch needs no more. With recomputation a larger one may fit: it is taken where that is less work, as it is
-/// where without it only a few tokens at a time would fit.
+/// Of `shapes` (as [`BatchShape::all`] gives them) the largest batch that needs `limit` bytes at
+/// most, found by bisection: a smaller batch needs no more. With recomputation a larger one may
+/// fit: it is taken where that is less work, as it is where without it only a few tokens at a time
+/// would fit.
 ///
 /// # Errors
 /// Those of `price`; and [`TooLittle`], within.
@@ -115,7 +118,8 @@ pub fn largest_batch<E>(
         .ok_or(TooLittle { limit, least }))
 }
 
-/// The first of a list for which `holds`, which then holds for all behind it; the very first is asked first.
+/// The first of a list for which `holds`, which then holds for all behind it; the very first is
+/// asked first.
 ///
 /// # Errors
 /// Those of `holds`.
@@ -158,8 +162,8 @@ mod tests {
         assert_eq!(shapes.len(), 12);
         assert_eq!(shapes[..2], [shape(12, 1, false), shape(6, 2, false)]);
         assert_eq!(shapes[11], shape(1, 12, true));
-        // A row of 20 tokens needs 10 bytes, 4 if its activations are recomputed, which is half as much work again; 100 bytes
-        // are needed anyway.
+        // A row of 20 tokens needs 10 bytes, 4 if its activations are recomputed, which is half as
+        // much work again; 100 bytes are needed anyway.
         let price = |s: BatchShape| {
             Ok::<_, ()>(Price {
                 bytes: 100 + s.batch_size as u64 * if s.recompute { 4 } else { 10 },

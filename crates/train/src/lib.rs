@@ -1,7 +1,8 @@
-//! The training of `lowrank`: the resolved configuration, the loop, schedules, evaluation and metrics, checkpoints with
-//! exact resume, the memory plan, and the run's report.
+//! The training of `lowrank`: the resolved configuration, the loop, schedules, evaluation and
+//! metrics, checkpoints with exact resume, the memory plan, and the run's report.
 //!
-//! Nothing here prints, reads the environment or knows the command line; progress goes out through callbacks.
+//! Nothing here prints, reads the environment or knows the command line; progress goes out through
+//! callbacks.
 #![forbid(unsafe_code)]
 
 pub mod base;

@@ -7,7 +7,8 @@ use lowrank_formats::peft::{
 use crate::config::{BiasMode, InitLora, LoraSettings, ModulePattern};
 
 impl LoraSettings {
-    // The configuration has private fields (what it was read from), so no struct expression can build it here.
+    // The configuration has private fields (what it was read from), so no struct expression can
+    // build it here.
     #[allow(clippy::field_reassign_with_default)]
     /// The configuration that PEFT would be given; `model` is what the file names as its base.
     pub fn to_peft(&self, model: &str, revision: Option<&str>) -> LoraConfig {
@@ -56,7 +57,8 @@ impl LoraSettings {
         config
     }
 
-    /// The settings of an existing adapter. How it was initialised no longer matters and is given as the default.
+    /// The settings of an existing adapter. How it was initialised no longer matters and is given
+    /// as the default.
     pub fn from_peft(config: &LoraConfig) -> Self {
         let layers = config.layers_to_transform.as_ref();
         Self {

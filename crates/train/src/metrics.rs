@@ -1,8 +1,10 @@
-//! Quality metrics over predictions and targets, with scikit-learn's (and, for correlations, scipy's) definitions.
+//! Quality metrics over predictions and targets, with scikit-learn's (and, for correlations,
+//! scipy's) definitions.
 //!
-//! Undefined cases: a precision, recall or F1 with nothing to divide by is 0 (scikit-learn's `zero_division=0`); Matthews
-//! with a constant side is 0; a correlation with a constant side, or of fewer than two rows, is NaN (scipy); every
-//! metric of no rows is NaN. Nothing here knows models or files. Sums are in f64.
+//! Undefined cases: a precision, recall or F1 with nothing to divide by is 0 (scikit-learn's
+//! `zero_division=0`); Matthews with a constant side is 0; a correlation with a constant side, or
+//! of fewer than two rows, is NaN (scipy); every metric of no rows is NaN. Nothing here knows
+//! models or files. Sums are in f64.
 
 use std::collections::BTreeMap;
 
@@ -19,15 +21,18 @@ pub enum Metric {
     Loss,
     /// e to the mean loss of a language model; lower is better.
     Perplexity,
-    /// Share of rows (tokens, for token classification) that are right; for several labels a row, all must be right.
+    /// Share of rows (tokens, for token classification) that are right; for several labels a row,
+    /// all must be right.
     Accuracy,
     /// Share of the predicted entities that are right (token classification).
     Precision,
     /// Share of the entities that were found (token classification).
     Recall,
-    /// F1 of class 1 where there are two classes, else the macro average; of entities, for token classification.
+    /// F1 of class 1 where there are two classes, else the macro average; of entities, for token
+    /// classification.
     F1,
-    /// F1 averaged over the classes that occur in targets or predictions (over all labels, for several labels a row).
+    /// F1 averaged over the classes that occur in targets or predictions (over all labels, for
+    /// several labels a row).
     F1Macro,
     /// F1 of the pooled counts.
     F1Micro,
@@ -93,7 +98,8 @@ impl Metric {
         }
     }
 
-    /// Whether `new` is strictly better than `old`; NaN is never better, and anything is better than NaN.
+    /// Whether `new` is strictly better than `old`; NaN is never better, and anything is better
+    /// than NaN.
     pub fn is_better(self, new: f64, old: f64) -> bool {
         if new.is_nan() {
             return false;
@@ -168,7 +174,8 @@ impl MetricAccumulator {
         self
     }
 
-    /// Counts a batch: its rows, its real tokens, the sum of its losses and over how many targets that sum runs.
+    /// Counts a batch: its rows, its real tokens, the sum of its losses and over how many targets
+    /// that sum runs.
     pub fn add_batch(&mut self, rows: usize, tokens: usize, loss_sum: f64, targets: usize) {
         self.rows += rows as u64;
         self.tokens += tokens as u64;
@@ -181,14 +188,16 @@ impl MetricAccumulator {
         self.classes.push((argmax(logits) as u32, target));
     }
 
-    /// One sequence of classified tokens: the logits of each and its true class; those without are left out.
+    /// One sequence of classified tokens: the logits of each and its true class; those without are
+    /// left out.
     pub fn add_sequence<'l>(&mut self, tokens: impl Iterator<Item = (&'l [f32], u32)>) {
         let first = self.classes.len();
         tokens.for_each(|(logits, target)| self.add_class(logits, target));
         self.entities.add(&self.classes[first..]);
     }
 
-    /// One row with several labels: a label is predicted where its logit is above 0 (probability above 0.5).
+    /// One row with several labels: a label is predicted where its logit is above 0 (probability
+    /// above 0.5).
     pub fn add_multi(&mut self, logits: &[f32], targets: &[f32]) {
         let pairs = logits.iter().zip(targets);
         self.multi.extend(pairs.map(|(&x, &y)| (x > 0.0, y > 0.5)));
@@ -229,7 +238,8 @@ impl MetricAccumulator {
             Metric::F1Macro if several => multi_label_f1_macro(&self.multi, self.num_labels),
             Metric::F1Macro => f1_macro(&self.classes),
             Metric::F1Micro if several => multi_label_f1_micro(&self.multi),
-            // Every wrong row is one false positive and one false negative, so the pooled F1 is the accuracy.
+            // Every wrong row is one false positive and one false negative, so the pooled F1 is the
+            // accuracy.
             Metric::F1Micro => accuracy(&self.classes),
             Metric::Matthews => matthews(&self.classes),
             Metric::Pearson => pearson(&self.values),
@@ -238,7 +248,8 @@ impl MetricAccumulator {
     }
 }
 
-/// Index of the largest value, the first of equals (numpy's and torch's rule on the CPU); NaN counts as largest, as there.
+/// Index of the largest value, the first of equals (numpy's and torch's rule on the CPU); NaN
+/// counts as largest, as there.
 pub fn argmax(values: &[f32]) -> usize {
     let mut best = 0;
     for (i, &v) in values.iter().enumerate().skip(1) {
@@ -305,7 +316,8 @@ pub fn matthews(pairs: &[(u32, u32)]) -> f64 {
     covariance / (spread_predicted * spread_actual).sqrt()
 }
 
-/// Pearson correlation of the two sides; NaN where a side is constant or there are fewer than two pairs.
+/// Pearson correlation of the two sides; NaN where a side is constant or there are fewer than two
+/// pairs.
 pub fn pearson(pairs: &[(f64, f64)]) -> f64 {
     if pairs.len() < 2 {
         return f64::NAN;
@@ -327,7 +339,8 @@ pub fn pearson(pairs: &[(f64, f64)]) -> f64 {
     (xy / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
 }
 
-/// Spearman correlation: Pearson of the ranks, ties sharing their mean rank; NaN as for Pearson, and with any NaN.
+/// Spearman correlation: Pearson of the ranks, ties sharing their mean rank; NaN as for Pearson,
+/// and with any NaN.
 pub fn spearman(pairs: &[(f64, f64)]) -> f64 {
     if pairs.iter().any(|p| p.0.is_nan() || p.1.is_nan()) {
         return f64::NAN;

@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one row an optimizer step, floats with all their digits.
 //!
-//! A row is written in one call and at once, so a killed run leaves at most one broken last line; a resumed run cuts the
-//! file back to its checkpoint's step before it goes on.
+//! A row is written in one call and at once, so a killed run leaves at most one broken last line; a
+//! resumed run cuts the file back to its checkpoint's step before it goes on.
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::Evaluation;
 
-/// One row of the log: what happened at an optimizer step. Step 0 is the evaluation before training.
+/// One row of the log: what happened at an optimizer step. Step 0 is the evaluation before
+/// training.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MetricsRow {
     /// Optimizer steps done.
@@ -82,7 +83,8 @@ impl MetricsLog {
         Ok(Self { file })
     }
 
-    /// The log of a run that goes on after `step`: rows after it, and a broken last line, are cut off.
+    /// The log of a run that goes on after `step`: rows after it, and a broken last line, are cut
+    /// off.
     ///
     /// # Errors
     /// The file cannot be read or written, or holds something else than rows.
@@ -95,8 +97,8 @@ impl MetricsLog {
         Ok(Self { file })
     }
 
-    /// What is wrong with the log of a run that has done `step` steps: it has one row for each, in order. Nothing where it is
-    /// whole.
+    /// What is wrong with the log of a run that has done `step` steps: it has one row for each, in
+    /// order. Nothing where it is whole.
     ///
     /// # Errors
     /// The file cannot be read, or holds something else than rows.
@@ -154,7 +156,8 @@ fn length_up_to(path: &Path, step: u64) -> Result<u64, MetricsLogError> {
     Ok(keep)
 }
 
-/// Calls `f` with each row and the byte at which it ends. A last line without its line feed is a broken one.
+/// Calls `f` with each row and the byte at which it ends. A last line without its line feed is a
+/// broken one.
 fn for_each_row(path: &Path, mut f: impl FnMut(MetricsRow, u64)) -> Result<(), MetricsLogError> {
     let mut reader = Stream::open(path)?;
     let mut line = Vec::new();

@@ -87,8 +87,9 @@ impl Optimizer {
     }
 }
 
-/// The learning rate of a trained value's group, as a multiple of the base rate. Source: Hayou et al. 2024, "LoRA+"; PEFT
-/// `create_loraplus_optimizer`, whose second group holds every B and every vector.
+/// The learning rate of a trained value's group, as a multiple of the base rate. Source: Hayou et
+/// al. 2024, "LoRA+"; PEFT `create_loraplus_optimizer`, whose second group holds every B and every
+/// vector.
 fn lr_ratio(trainable: &Trainable, loraplus: f64) -> f64 {
     match trainable.role {
         Role::LoraB => loraplus,
@@ -97,9 +98,11 @@ fn lr_ratio(trainable: &Trainable, loraplus: f64) -> f64 {
     }
 }
 
-/// Scales gradients so that their global norm is at most `max_norm`, and returns the norm before; 0 turns clipping off.
+/// Scales gradients so that their global norm is at most `max_norm`, and returns the norm before; 0
+/// turns clipping off.
 ///
-/// Source: `torch.nn.utils.clip_grad_norm_`: the factor is `max_norm / (norm + 1e-6)`, at most 1. The norm is summed in f64.
+/// Source: `torch.nn.utils.clip_grad_norm_`: the factor is `max_norm / (norm + 1e-6)`, at most 1.
+/// The norm is summed in f64.
 pub fn clip_grad_norm(device: &Device, gradients: &mut Gradients, max_norm: f64) -> f64 {
     device.install(|| {
         let mut squares = Scalar::zero(device);

@@ -1,5 +1,5 @@
-//! The plan: the model run dry over the batches of a run. What is counted is what the run then allocates, because it is
-//! the same code.
+//! The plan: the model run dry over the batches of a run. What is counted is what the run then
+//! allocates, because it is the same code.
 
 use std::cmp::Reverse;
 
@@ -40,8 +40,8 @@ impl Needs {
 }
 
 impl DryRun {
-    /// Of a model on the dry device on which something trains already, such as a directory loaded there: what its
-    /// checkpoint lacks is new there too, but no value is read.
+    /// Of a model on the dry device on which something trains already, such as a directory loaded
+    /// there: what its checkpoint lacks is new there too, but no value is read.
     pub fn of_model(model: Model, settings: &OptimizationSettings) -> Self {
         let micro_batches = settings.gradient_accumulation_steps;
         let gradients = StepGradients::zeros(model.device(), model.trainables(), micro_batches);
@@ -54,15 +54,15 @@ impl DryRun {
         }
     }
 
-    /// Makes place for what frozen layers give for the rows of a run; [`DryRun::train_rows`] and [`DryRun::evaluate_rows`] use
-    /// it as the run does.
+    /// Makes place for what frozen layers give for the rows of a run; [`DryRun::train_rows`] and
+    /// [`DryRun::evaluate_rows`] use it as the run does.
     pub fn keep_prefixes(&mut self, config: &TrainConfig, lengths: &RowLengths, limit_bytes: u64) {
         self.prefixes = PrefixCaches::default();
         self.prefixes = PrefixCaches::new(&self.model, config, lengths, limit_bytes);
     }
 
-    /// What a later pass over a batch of these lengths needs if everything that frozen layers give is kept; none where there
-    /// is nothing to keep.
+    /// What a later pass over a batch of these lengths needs if everything that frozen layers give
+    /// is kept; none where there is nothing to keep.
     ///
     /// # Errors
     /// A sequence is longer than the model's positions.
@@ -113,7 +113,8 @@ impl DryRun {
         self.train_batches(batches, recompute)
     }
 
-    /// As [`DryRun::train`] for batches of rows whose lengths are `lengths`, with what frozen layers give kept.
+    /// As [`DryRun::train`] for batches of rows whose lengths are `lengths`, with what frozen
+    /// layers give kept.
     ///
     /// # Errors
     /// As there.
@@ -144,7 +145,8 @@ impl DryRun {
             let (model, gradients) = (&run.model, &mut run.gradients);
             let kept = run.prefixes.train.as_mut().filter(|_| !rows.is_empty());
             let entry = PrefixCache::entry_if_kept(kept, model, batch, rows)?;
-            // Whichever micro-batch of a step it is: the place of the others' gradients is held too.
+            // Whichever micro-batch of a step it is: the place of the others' gradients is held
+            // too.
             gradients.add(0, |gradients| {
                 model.forward_backward_from(entry, batch, targets, &options, gradients)
             })?;
@@ -164,7 +166,8 @@ impl DryRun {
         self.evaluate_batches(batches)
     }
 
-    /// As [`DryRun::evaluate`] for batches of rows whose lengths are `lengths`, with what frozen layers give kept.
+    /// As [`DryRun::evaluate`] for batches of rows whose lengths are `lengths`, with what frozen
+    /// layers give kept.
     ///
     /// # Errors
     /// As there.
@@ -248,8 +251,8 @@ fn blank(tokens: usize, task: Task, num_labels: usize) -> Example {
     }
 }
 
-/// Of many batches of rows those that can be the largest: at most `most`, half of them by tokens and half by the sum of
-/// squared lengths (attention). `lengths` are the tokens of each row.
+/// Of many batches of rows those that can be the largest: at most `most`, half of them by tokens
+/// and half by the sum of squared lengths (attention). `lengths` are the tokens of each row.
 pub fn heaviest(mut batches: Vec<Vec<u32>>, lengths: &[usize], most: usize) -> Vec<Vec<u32>> {
     if batches.len() <= most {
         return batches;

@@ -1,5 +1,6 @@
-//! What frozen layers give for each row, computed when the row first comes and kept for the next time. A row's state does not
-//! depend on its batch, and it is kept in the storage it has in a pass, so that nothing changes but the time.
+//! What frozen layers give for each row, computed when the row first comes and kept for the next
+//! time. A row's state does not depend on its batch, and it is kept in the storage it has in a
+//! pass, so that nothing changes but the time.
 
 use lowrank_engine::{Purpose, Tensor};
 use lowrank_model::{Batch, Entry, Model, ModelError, Prefix};
@@ -25,8 +26,9 @@ pub struct PrefixCaches {
 }
 
 impl PrefixCaches {
-    /// Places for the states of those rows that a run sees more than once, within `limit_bytes` in all. Training passes have
-    /// the model's own dropout: where that is on in the frozen layers, their states differ each time and none are kept.
+    /// Places for the states of those rows that a run sees more than once, within `limit_bytes` in
+    /// all. Training passes have the model's own dropout: where that is on in the frozen layers,
+    /// their states differ each time and none are kept.
     pub fn new(
         model: &Model,
         config: &TrainConfig,
@@ -69,8 +71,8 @@ pub struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// A place for the states of rows of these lengths, in order, as many as fit into `limit_bytes`. None where there is no
-    /// prefix or no row fits.
+    /// A place for the states of rows of these lengths, in order, as many as fit into
+    /// `limit_bytes`. None where there is no prefix or no row fits.
     pub fn new(
         model: &Model,
         prefix: Prefix,
@@ -114,13 +116,15 @@ impl PrefixCache {
         (self.is_known.len(), self.starts.len() - 1)
     }
 
-    /// Takes every row that has a place as known: for a plan of later epochs, in which states have no values.
+    /// Takes every row that has a place as known: for a plan of later epochs, in which states have
+    /// no values.
     pub fn assume_known(&mut self) {
         assert!(self.states.device().is_dry(), "states are not made up");
         self.is_known.fill(true);
     }
 
-    /// What a pass over a batch starts from where states are kept: see [`PrefixCache::entry`]. Without them nothing.
+    /// What a pass over a batch starts from where states are kept: see [`PrefixCache::entry`].
+    /// Without them nothing.
     ///
     /// # Errors
     /// The batch does not fit the model.
@@ -134,8 +138,8 @@ impl PrefixCache {
             .transpose()
     }
 
-    /// What a pass over a batch starts from: its sequences are the rows `rows`. States that are not known are computed, and
-    /// kept if they have a place.
+    /// What a pass over a batch starts from: its sequences are the rows `rows`. States that are not
+    /// known are computed, and kept if they have a place.
     ///
     /// # Errors
     /// The batch does not fit the model.

@@ -1,5 +1,6 @@
-//! The proof after training that every trained value got gradients and moved. A run that learned nothing must not look like
-//! one that did; one that was too short to move everything is told the reason, and accused of nothing.
+//! The proof after training that every trained value got gradients and moved. A run that learned
+//! nothing must not look like one that did; one that was too short to move everything is told the
+//! reason, and accused of nothing.
 
 use lowrank_engine::{Gradients, Trainables};
 
@@ -13,7 +14,8 @@ use crate::schedule::Schedule;
 pub enum Idle {
     /// The learning rate was 0 in every step up to the values that are kept: nothing could move.
     RateWasZero,
-    /// An adapter's A gets a gradient as soon as its B is not zero, and no step came after B had moved.
+    /// An adapter's A gets a gradient as soon as its B is not zero, and no step came after B had
+    /// moved.
     FactorWasZero,
     /// Nothing explains it.
     Unexplained,
@@ -42,7 +44,8 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Compares the values, which are those of `final_step`, with the fingerprints from before the first step.
+    /// Compares the values, which are those of `final_step`, with the fingerprints from before the
+    /// first step.
     pub fn of(
         state: &RunState,
         trainables: &Trainables,
@@ -118,7 +121,8 @@ mod tests {
     const A: &str = "base_model.model.x.lora_A.weight";
     const B: &str = "base_model.model.x.lora_B.weight";
 
-    /// What is said of A and B after `steps` steps with so many of warm-up, given which of the two had gradients and moved.
+    /// What is said of A and B after `steps` steps with so many of warm-up, given which of the two
+    /// had gradients and moved.
     fn verdicts(steps: u64, warmup: u64, a: (bool, bool), b: (bool, bool)) -> [Option<Idle>; 2] {
         let device = Device::cpu(Isa::Scalar, 1).unwrap();
         let mut trainables = Trainables::default();
@@ -152,7 +156,8 @@ mod tests {
         // B moved in the first step, or in the second of three: A should have got a gradient.
         assert_eq!(verdicts(2, 0, no, all), [Some(Idle::Unexplained), None]);
         assert_eq!(verdicts(3, 1, no, all), [Some(Idle::Unexplained), None]);
-        // B itself is never excused for having no gradient, nor for standing still at a rate above 0.
+        // B itself is never excused for having no gradient, nor for standing still at a rate
+        // above 0.
         assert_eq!(verdicts(1, 1, no, no), [zero, Some(Idle::Unexplained)]);
         assert_eq!(verdicts(2, 1, no, grad), [zero, Some(Idle::Unexplained)]);
         assert_eq!(verdicts(9, 1, all, all), [None, None]);

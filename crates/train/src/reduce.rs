@@ -1,17 +1,18 @@
-//! The gradient of an optimizer step, and the seam between its micro-batches and its update, where several machines would
-//! put their gradients together. It knows no model.
+//! The gradient of an optimizer step, and the seam between its micro-batches and its update, where
+//! several machines would put their gradients together. It knows no model.
 
 use lowrank_engine::{Device, Gradients, Trainables};
 
 use crate::error::TrainError;
 
-/// The gradient of a step: the sum over its micro-batches, in their order. Each micro-batch's own is summed from zero, so
-/// that it depends on that micro-batch alone: another machine gives it the same bits.
+/// The gradient of a step: the sum over its micro-batches, in their order. Each micro-batch's own
+/// is summed from zero, so that it depends on that micro-batch alone: another machine gives it the
+/// same bits.
 #[derive(Debug)]
 pub struct StepGradients {
     sum: Gradients,
-    /// The place of a micro-batch's own, until it is added; none where a step has one micro-batch only. The first one's
-    /// place is the sum's.
+    /// The place of a micro-batch's own, until it is added; none where a step has one micro-batch
+    /// only. The first one's place is the sum's.
     own: Option<Gradients>,
 }
 
@@ -25,8 +26,8 @@ impl StepGradients {
         }
     }
 
-    /// Adds the gradient of the micro-batch of this number in its step, which `compute` adds to zeros; the first one's
-    /// takes the place of the step before.
+    /// Adds the gradient of the micro-batch of this number in its step, which `compute` adds to
+    /// zeros; the first one's takes the place of the step before.
     ///
     /// # Errors
     /// Those of `compute`. Panics behind the first micro-batch of steps that have only one.
@@ -57,13 +58,14 @@ impl StepGradients {
     }
 }
 
-/// Adds the gradient of one micro-batch of a step, by its number there, to zeros; returns the sum of its losses.
+/// Adds the gradient of one micro-batch of a step, by its number there, to zeros; returns the sum
+/// of its losses.
 pub type ComputeMicroBatch<'a> = dyn FnMut(usize, &mut Gradients) -> Result<f64, TrainError> + 'a;
 
 /// Puts together what the micro-batches of one step give, wherever they are computed.
 pub trait Reducer: Send {
-    /// Leaves in `gradients` the sum over the step's micro-batches, in their order, and returns that of their losses.
-    /// `compute` computes one of them here.
+    /// Leaves in `gradients` the sum over the step's micro-batches, in their order, and returns
+    /// that of their losses. `compute` computes one of them here.
     ///
     /// # Errors
     /// Those of `compute`; another process cannot be reached, or is in another step.

@@ -1,6 +1,8 @@
-//! `report.html`: one self-contained page about a run, with its curves, its tables and the command that repeats it.
+//! `report.html`: one self-contained page about a run, with its curves, its tables and the command
+//! that repeats it.
 //!
-//! No script, no font, no link to anything outside the file; all text that comes from users is escaped.
+//! No script, no font, no link to anything outside the file; all text that comes from users is
+//! escaped.
 
 mod chart;
 

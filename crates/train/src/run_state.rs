@@ -1,4 +1,5 @@
-//! `state.json` of a checkpoint: where a run stands, and whether what the file says of it can be. It knows no tensors.
+//! `state.json` of a checkpoint: where a run stands, and whether what the file says of it can be.
+//! It knows no tensors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,7 +47,8 @@ pub struct RunState {
     pub training_s: f64,
     /// Real tokens trained on so far.
     pub tokens: u64,
-    /// For each trained value: its fingerprint before the first step, and whether a gradient other than 0 has come.
+    /// For each trained value: its fingerprint before the first step, and whether a gradient other
+    /// than 0 has come.
     pub proof: BTreeMap<String, ProofState>,
     /// The configuration.
     pub config: TrainConfig,
@@ -66,7 +68,8 @@ pub struct RunState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProofState {
-    /// Fingerprint before the first step, in hexadecimal (JSON numbers do not hold 64 bits everywhere).
+    /// Fingerprint before the first step, in hexadecimal (JSON numbers do not hold 64 bits
+    /// everywhere).
     pub start: String,
     /// Whether a gradient other than 0 has come.
     pub had_gradient: bool,
@@ -173,8 +176,8 @@ impl RunState {
         None
     }
 
-    /// Refuses a position that a run of `rows` rows and this configuration does not come to after so many steps, and other
-    /// trained tensors than `trainables`.
+    /// Refuses a position that a run of `rows` rows and this configuration does not come to after
+    /// so many steps, and other trained tensors than `trainables`.
     ///
     /// # Errors
     /// What was expected and what was found.

@@ -1,11 +1,12 @@
 //! Learning-rate schedules: the factor by which the base rate is multiplied at each optimizer step.
 //!
-//! The numbers are those of transformers' `get_*_schedule*` lambdas under `torch.optim.lr_scheduler.LambdaLR`, step for
-//! step. Nothing here knows what is trained.
+//! The numbers are those of transformers' `get_*_schedule*` lambdas under
+//! `torch.optim.lr_scheduler.LambdaLR`, step for step. Nothing here knows what is trained.
 
 use serde::{Deserialize, Serialize};
 
-/// The shape of the learning rate over the steps of a run; the names are transformers' `lr_scheduler_type`.
+/// The shape of the learning rate over the steps of a run; the names are transformers'
+/// `lr_scheduler_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SchedulerType {
@@ -63,9 +64,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The learning rate of the update number `step`, counted from 0; past the end as transformers continues.
+    /// The learning rate of the update number `step`, counted from 0; past the end as transformers
+    /// continues.
     ///
-    /// Source: transformers `optimization.py`, `_get_*_lr_lambda`; LambdaLR multiplies the base rate by the factor.
+    /// Source: transformers `optimization.py`, `_get_*_lr_lambda`; LambdaLR multiplies the base
+    /// rate by the factor.
     pub fn lr_at(&self, step: u64) -> f64 {
         self.learning_rate * self.factor_at(step)
     }
@@ -91,7 +94,8 @@ impl Schedule {
     }
 
     fn polynomial_factor(&self, step: u64) -> f64 {
-        // Where transformers would divide by zero (warm-up to the very end, asked for at the end), the rate is at its end.
+        // Where transformers would divide by zero (warm-up to the very end, asked for at the end),
+        // the rate is at its end.
         if step > self.num_training_steps || self.num_training_steps <= self.num_warmup_steps {
             return self.lr_end / self.learning_rate;
         }
@@ -112,14 +116,16 @@ pub fn warmup_steps_for_ratio(ratio: f64, num_training_steps: u64) -> u64 {
     (ratio * num_training_steps as f64).ceil() as u64
 }
 
-/// Optimizer steps of one epoch: micro-batches are `ceil(rows / batch)`, and the last accumulation group may be short.
+/// Optimizer steps of one epoch: micro-batches are `ceil(rows / batch)`, and the last accumulation
+/// group may be short.
 pub fn steps_per_epoch(num_rows: usize, batch_size: usize, accumulation_steps: usize) -> u64 {
     num_rows
         .div_ceil(batch_size.max(1))
         .div_ceil(accumulation_steps.max(1)) as u64
 }
 
-/// Optimizer steps of a run of `epochs` (which may be a fraction): `ceil(epochs · steps per epoch)`, transformers' rule.
+/// Optimizer steps of a run of `epochs` (which may be a fraction):
+/// `ceil(epochs · steps per epoch)`, transformers' rule.
 pub fn total_steps(epochs: f64, steps_per_epoch: u64) -> u64 {
     (epochs * steps_per_epoch as f64).ceil() as u64
 }
@@ -161,7 +167,8 @@ mod tests {
             };
             for (step, want) in case["lr"].as_array().unwrap().iter().enumerate() {
                 let (got, want) = (s.lr_at(step as u64), want.as_f64().unwrap());
-                // The same f64 operations in the same order: at most the last bits of cos and pow may differ between libms.
+                // The same f64 operations in the same order: at most the last bits of cos and pow
+                // may differ between libms.
                 let tolerance = 4.0 * f64::EPSILON * s.learning_rate;
                 assert!(
                     (got - want).abs() <= tolerance,

@@ -1,5 +1,6 @@
-//! JSON files that tell whether they are whole: their last key is the SHA-256 of the rest of their text, so that a bit that
-//! flipped, a line that is gone and a number that was changed are found. It knows no file and no field.
+//! JSON files that tell whether they are whole: their last key is the SHA-256 of the rest of their
+//! text, so that a bit that flipped, a line that is gone and a number that was changed are found.
+//! It knows no file and no field.
 
 use std::collections::HashSet;
 use std::fmt;

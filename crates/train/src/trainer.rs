@@ -1,7 +1,8 @@
-//! The loop: batches in, updates, evaluations and checkpoints out, and exact continuation from any checkpoint.
+//! The loop: batches in, updates, evaluations and checkpoints out, exact continuation from any.
 //!
-//! Everything that decides the next update is in [`RunState`] and the checkpoint's tensors: the order of rows is a function
-//! of seed and epoch, dropout of seed and micro-batch. So the loop after a resume is the loop that was never stopped.
+//! Everything that decides the next update is in [`RunState`] and the checkpoint's tensors: the
+//! order of rows is a function of seed and epoch, dropout of seed and micro-batch. So the loop
+//! after a resume is the loop that was never stopped.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -152,8 +153,8 @@ pub struct Summary {
     pub proof: Proof,
 }
 
-/// One training run over a model on which something trains already. It is driven by [`Trainer::advance`], a step at a time:
-/// between steps its caller may look at the model, ask it, or leave it at that.
+/// One training run over a model on which something trains already. [`Trainer::advance`] makes one
+/// step: between steps its caller may look at the model, ask it, or leave it at that.
 pub struct Trainer {
     model: Model,
     config: TrainConfig,
@@ -296,8 +297,8 @@ impl Trainer {
         }
     }
 
-    /// One optimizer step, with the evaluation and the checkpoint that are due after it; the outcome where there is no step left,
-    /// or where it was told to stop.
+    /// One optimizer step, with the evaluation and the checkpoint that are due after it; the
+    /// outcome where there is no step left, or where it was told to stop.
     ///
     /// # Errors
     /// Training diverges, or the disk refuses; checkpoints written before stay.
@@ -344,7 +345,7 @@ impl Trainer {
         Ok(None)
     }
 
-    /// Opens the log and makes up for an evaluation that was cut short by a stop; `None` when told to stop again.
+    /// Opens the log and makes up for an evaluation that a stop cut short; `None` if told to again.
     fn begin(&mut self, watch: Watch<'_>) -> Result<Option<MetricsLog>, TrainError> {
         let log_path = self.run.join(LOG_FILE);
         let mut log = match self.state.step {
@@ -416,7 +417,8 @@ impl Trainer {
         })
     }
 
-    /// Leaves the gradient of a step's mean loss over its counted targets, and returns the sum of the losses.
+    /// Leaves the gradient of a step's mean loss over its counted targets, and returns the sum of
+    /// the losses.
     fn compute_gradients(
         &mut self,
         batches: &[PackedBatch],
@@ -510,7 +512,8 @@ impl Trainer {
         Ok(Some(evaluation))
     }
 
-    /// A checkpoint when the schedule says so, at a new best (it must be there to be loaded), and at the end.
+    /// A checkpoint when the schedule says so, at a new best (it must be there to be loaded), and
+    /// at the end.
     fn save_if_due(&mut self, watch: Watch<'_>) -> Result<(), TrainError> {
         let e = &self.config.evaluation;
         let step = self.state.step;

@@ -1,5 +1,6 @@
-//! Some optimizer steps beside transformers + peft: unequal lengths, accumulation of unequal micro-batches, warm-up,
-//! clipping, weight decay, dropout off. The numbers were computed by the peer (tests/golden, tools/golden).
+//! Some optimizer steps beside transformers + peft: unequal lengths, accumulation of unequal
+//! micro-batches, warm-up, clipping, weight decay, dropout off. The numbers were computed by the
+//! peer (tests/golden, tools/golden).
 
 use lowrank_engine::{Device, Gradients, Isa};
 use lowrank_formats::peft::AdapterConfig;
@@ -9,7 +10,8 @@ use lowrank_train::config::OptimizationSettings;
 use lowrank_train::optimizer::{Optimizer, clip_grad_norm};
 use lowrank_train::schedule::{Schedule, SchedulerType};
 
-/// Losses: the peer's own f32 run differs from its f64 numbers by up to 1.2e-6 (case.json, `peer_f32_error`).
+/// Losses: the peer's own f32 run differs from its f64 numbers by up to 1.2e-6 (case.json,
+/// `peer_f32_error`).
 const LOSS: Tolerance = Tolerance {
     abs: 1e-5,
     rel: 1e-5,

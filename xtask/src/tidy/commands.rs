@@ -1,5 +1,5 @@
-//! The rule on commands: none uses another one. What two of them need stands beside the commands, or in the crate `run`, so that it
-//! can be found by what it is.
+//! The rule on commands: none uses another one. What two of them need stands beside the commands,
+//! or in the crate `run`, so that it can be found by what it is.
 
 use super::files::Repository;
 

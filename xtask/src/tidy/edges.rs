@@ -1,5 +1,6 @@
-//! The rule on crate edges: a crate depends on no crate of ours that the table in ARCHITECTURE.md does not allow it.
-//! The table is read from the page, so that the page cannot say one thing and the manifests another.
+//! The rule on crate edges: a crate depends on no crate of ours that the table in ARCHITECTURE.md
+//! does not allow it. The table is read from the page, so that the page cannot say one thing and
+//! the manifests another.
 
 use super::files::Repository;
 use super::map::{MAP, crates};

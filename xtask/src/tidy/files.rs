@@ -1,4 +1,5 @@
-//! The text files of the repository, read once. Build outputs and what git ignores by name are left out.
+//! The text files of the repository, read once. Build outputs and what git ignores by name are left
+//! out.
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
-//! The rule on file calls: the product reaches the file system through one folder of `formats` and nowhere else, so that pipes,
-//! ceilings, names in errors and injected faults are everywhere or nowhere.
+//! The rule on file calls: the product reaches the file system through one folder of `formats` and
+//! nowhere else, so that pipes, ceilings, names in errors and injected faults are everywhere or
+//! nowhere.
 
 use super::files::{Repository, TextFile};
 

@@ -5,10 +5,14 @@ use super::files::{Repository, TextFile};
 /// Lines a file may have without its tests.
 const LINE_BUDGET: usize = 600;
 
+/// Columns a line of comment may have: those that rustfmt gives code.
+const COMMENT_WIDTH: usize = 100;
+
 /// Names that say nothing of what a file holds.
 const BANNED_NAMES: [&str; 5] = ["utils.rs", "util.rs", "helpers.rs", "misc.rs", "stuff.rs"];
 
-/// Hosts of package registries, and paths of one machine. Split, so that this file does not hold them.
+/// Hosts of package registries, and paths of one machine. Split, so that this file does not hold
+/// them.
 const BANNED: [(&str, &str); 8] = [
     (concat!("crates", ".io"), "a package registry's host"),
     (concat!("pypi", ".org"), "a package registry's host"),
@@ -62,6 +66,29 @@ fn lines_without_tests(text: &str) -> usize {
     count
 }
 
+/// No line that is a comment is wider than code may be. Rows of tables and lines that are one word
+/// (an address) are free: neither can be broken.
+pub fn comment_widths(repository: &Repository) -> Vec<String> {
+    let mut faults = Vec::new();
+    for file in rust_files(repository) {
+        for (number, line) in file.text.lines().enumerate() {
+            let Some(comment) = line.trim_start().strip_prefix("//") else {
+                continue;
+            };
+            let said = comment.trim_start_matches(['/', '!']).trim();
+            let columns = line.chars().count();
+            if columns > COMMENT_WIDTH && said.contains(' ') && !said.starts_with('|') {
+                faults.push(format!(
+                    "{}:{}: expected at most {COMMENT_WIDTH} columns of comment, found {columns}",
+                    file.path,
+                    number + 1
+                ));
+            }
+        }
+    }
+    faults
+}
+
 /// No Rust file has a name that says nothing.
 pub fn file_names(repository: &Repository) -> Vec<String> {
     rust_files(repository)
@@ -70,8 +97,8 @@ pub fn file_names(repository: &Repository) -> Vec<String> {
         .collect()
 }
 
-/// A module with children is `name.rs` beside its folder, so that no two tabs of an editor have one name. What tests share
-/// stays a `mod.rs`: beside its folder it would be a test by itself.
+/// A module with children is `name.rs` beside its folder, so that no two tabs of an editor have one
+/// name. What tests share stays a `mod.rs`: beside its folder it would be a test by itself.
 pub fn module_layout(repository: &Repository) -> Vec<String> {
     rust_files(repository)
         .filter(|file| !file.is_test())
@@ -122,7 +149,8 @@ pub fn ownerless_todos(repository: &Repository) -> Vec<String> {
     faults
 }
 
-/// A page for people holds no line that waits to be filled in: `MEASURED` under a heading, and the like.
+/// A page for people holds no line that waits to be filled in: `MEASURED` under a heading, and the
+/// like.
 pub fn placeholders(repository: &Repository) -> Vec<String> {
     let pages = repository.files.iter().filter(|f| f.path.ends_with(".md"));
     let stands_in = |line: &str| {
@@ -174,6 +202,27 @@ mod tests {
             file_lengths(&repository),
             ["b.rs: expected at most 600 lines without tests, found 602"]
         );
+    }
+
+    #[test]
+    fn comments_that_are_too_wide_are_found_but_not_tables_and_addresses() {
+        let columns = |n: usize| "é ".repeat(n / 2);
+        let text = format!(
+            "//! {}x\n    /// {}xy\n// {}\n/// | {} |\nlet x = \"{}\"; // one\n",
+            columns(96),
+            columns(92),
+            "https://example.org/".repeat(6),
+            columns(100),
+            columns(100),
+        );
+        let repository = Repository::of(&[("crates/x/tests/a.rs", &text), ("b.md", &text)]);
+        let want = ["crates/x/tests/a.rs:1", "crates/x/tests/a.rs:2"];
+        let faults = comment_widths(&repository);
+        let places: Vec<_> = (faults.iter())
+            .filter_map(|fault| fault.split(": ").next())
+            .collect();
+        assert_eq!(places, want);
+        assert!(faults[0].ends_with("found 101") && faults[1].ends_with("found 102"));
     }
 
     #[test]

@@ -19,7 +19,8 @@ use crate::source;
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CommonArgs {
-    /// YAML file of settings: each flag's name with underscores, `learning_rate: 0.001`; flags win over the file
+    /// YAML file of settings: each flag's name with underscores, `learning_rate: 0.001`; flags win
+    /// over the file
     #[arg(long, value_name = "FILE", help_heading = "General")]
     #[serde(skip)]
     pub config: Option<String>,
@@ -50,14 +51,17 @@ impl CommonArgs {
 #[derive(Args, Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NumericArgs {
-    /// How activations are stored, and by default weights and products with them: f32, bf16, or auto, which is bf16 where the
-    /// processor multiplies it faster, but f32 where weights are trained or measured without an adapter [default: auto, f32 in generate and predict]
+    /// How activations are stored, and by default weights and products with them: f32, bf16, or
+    /// auto, which is bf16 where the processor multiplies it faster, but f32 where weights are
+    /// trained or measured without an adapter [default: auto, f32 in generate and predict]
     #[arg(long, value_parser = named::<Choice<DType>>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<Choice<DType>>,
-    /// How frozen weights are stored: f32, bf16 (half the memory), or auto, which follows --precision [default: auto]
+    /// How frozen weights are stored: f32, bf16 (half the memory), or auto, which follows
+    /// --precision [default: auto]
     #[arg(long, value_parser = named::<Choice<WeightFormat>>, value_name = "FORMAT", help_heading = "Model")]
     pub base_format: Option<Choice<WeightFormat>>,
-    /// What multiplies: f32, bf16 (sums are f32), or auto, which is bf16 where activations and weights are bf16 [default: auto]
+    /// What multiplies: f32, bf16 (sums are f32), or auto, which is bf16 where activations and
+    /// weights are bf16 [default: auto]
     #[arg(long, value_parser = named::<Choice<Arithmetic>>, value_name = "ARITHMETIC", help_heading = "Model")]
     pub arithmetic: Option<Choice<Arithmetic>>,
 }
@@ -85,13 +89,15 @@ impl NumericArgs {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelArgs {
-    /// Pretrained model: a Hugging Face directory, a GGUF file, or an id like `org/name` that is in the local cache
+    /// Pretrained model: a Hugging Face directory, a GGUF file, or an id like `org/name` that is in
+    /// the local cache
     #[arg(long, short, value_name = "DIR|ID", help_heading = "Model")]
     pub model: Option<String>,
     /// Revision of a model id [default: main]
     #[arg(long, value_name = "REVISION", help_heading = "Model")]
     pub revision: Option<String>,
-    /// Allow the network: download a model id that is not in the cache (needs a build with the feature `hub`)
+    /// Allow the network: download a model id that is not in the cache (needs a build with the
+    /// feature `hub`)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
     pub online: Option<bool>,
     /// Use an adapter although it was trained on other weights than the model's
@@ -162,50 +168,60 @@ pub struct DataArgs {
     /// causal_lm [default: from the model or the labels]
     #[arg(long, value_parser = named::<Task>, help_heading = "Data")]
     pub task: Option<Task>,
-    /// Names of the labels in the order of their class numbers; a single value is cut at its commas, of several each is a
-    /// whole name [default: from the model or the training rows]
+    /// Names of the labels in the order of their class numbers; a single value is cut at its
+    /// commas, of several each is a whole name [default: from the model or the training rows]
     #[arg(long, num_args = 1.., value_name = "NAME", help_heading = "Data")]
     pub labels: Option<Vec<String>>,
-    /// Column of the text, or of a language model's prompt [default: found by its name: text, sentence, prompt, ...]
+    /// Column of the text, or of a language model's prompt [default: found by its name: text,
+    /// sentence, prompt, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub text_column: Option<String>,
     /// Column of the second text, for tasks on pairs, or of a language model's completion
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub text_pair_column: Option<String>,
-    /// Column of what a language model's prompt is about, which becomes part of the prompt none leaves out all that stands beside
-    /// the prompt [default: input or context, where prompt and completion are found by their names]
+    /// Column of what a language model's prompt is about, which becomes part of the prompt none
+    /// leaves out all that stands beside the prompt [default: input or context, where prompt and
+    /// completion are found by their names]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub context_column: Option<String>,
-    /// Column of the label [default: label, or the one column that is named as labels are: score, class, stars, ...]
+    /// Column of the label [default: label, or the one column that is named as labels are: score,
+    /// class, stars, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     pub label_column: Option<String>,
-    /// Columns of 0 and 1, each of which is a label of multi_label [default: all of them, where no column holds labels]
+    /// Columns of 0 and 1, each of which is a label of multi_label [default: all of them, where no
+    /// column holds labels]
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "COLUMN", help_heading = "Data")]
     #[serde(with = "one_or_many")]
     pub label_columns: Option<Vec<String>>,
-    /// Rows without a label, where labels are needed: error, or drop, which leaves them out and counts them [default: error]
+    /// Rows without a label, where labels are needed: error, or drop, which leaves them out and
+    /// counts them [default: error]
     #[arg(long, value_parser = named::<UnlabelledRows>, value_name = "WHAT", help_heading = "Data")]
     pub unlabelled: Option<UnlabelledRows>,
-    /// The first line of a .csv or .tsv file is a row, not the names of its columns: columns are then named 0, 1, ...
+    /// The first line of a .csv or .tsv file is a row, not the names of its columns: columns are
+    /// then named 0, 1, ...
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Data")]
     pub no_header: Option<bool>,
     /// Tokens a row at most [default: 128]
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     pub max_length: Option<usize>,
-    /// What becomes of a longer row: truncate cuts it, drop leaves it out, error refuses it [default: truncate]
+    /// What becomes of a longer row: truncate cuts it, drop leaves it out, error refuses it
+    /// [default: truncate]
     #[arg(long, value_parser = named::<LongRows>, value_name = "WHAT", help_heading = "Data")]
     pub long_rows: Option<LongRows>,
-    /// What becomes of a row that cannot be used: error refuses the file, skip leaves it out and says so [default: error]
+    /// What becomes of a row that cannot be used: error refuses the file, skip leaves it out and
+    /// says so [default: error]
     #[arg(long, value_parser = named::<BadRows>, value_name = "WHAT", help_heading = "Data")]
     pub bad_rows: Option<BadRows>,
-    /// The largest share of a file's rows that --bad-rows skip may leave out, from 0 to 1; one row always may be [default: 0.01]
+    /// The largest share of a file's rows that --bad-rows skip may leave out, from 0 to 1; one row
+    /// always may be [default: 0.01]
     #[arg(long, value_name = "SHARE", help_heading = "Data")]
     pub max_bad_rows: Option<f64>,
-    /// Which data set of text generation a file is of: e2e, webnlg, dart or references [default: by how it begins]
+    /// Which data set of text generation a file is of: e2e, webnlg, dart or references [default: by
+    /// how it begins]
     #[arg(long, value_parser = named::<NlgFormat>, value_name = "NAME", help_heading = "Data")]
     pub data_format: Option<NlgFormat>,
-    /// How a language model's prompt and completion are laid out; the loss is on the completion and what follows
-    /// [default: {prompt}{eos} {completion}{eos}]
+    /// How a language model's prompt and completion are laid out; the loss is on the completion and
+    /// what follows [default: {prompt}{eos} {completion}{eos}]
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
     pub template: Option<String>,
 }
@@ -249,8 +265,9 @@ impl DataArgs {
         }
     }
 
-    /// The names of `--labels a,b` as a list. Names with commas stay whole where several values are given. A comma at the
-    /// end is no name; two in a row are a name that lacks, which moves no other to its place.
+    /// The names of `--labels a,b` as a list. Names with commas stay whole where several values are
+    /// given. A comma at the end is no name; two in a row are a name that lacks, which moves no
+    /// other to its place.
     pub fn split_labels(&mut self) {
         let Some([single]) = self.labels.as_deref() else {
             return;
@@ -275,8 +292,8 @@ pub fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 
 /// Modules as written by users: names, or one regular expression, or `all-linear`.
 ///
-/// A single value of letters, digits, `_`, `-` and `.` is a name; commas separate names; anything else is a regular
-/// expression over whole module paths, as a string is for PEFT.
+/// A single value of letters, digits, `_`, `-` and `.` is a name; commas separate names; anything
+/// else is a regular expression over whole module paths, as a string is for PEFT.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Modules(pub ModulePattern);

@@ -38,22 +38,27 @@ pub struct GenerateArgs {
         help_heading = "Prompts"
     )]
     pub prompt_file: Option<String>,
-    /// Column of the prompts in a file [default: found by its name: prompt, context, instruction, question, ...]
+    /// Column of the prompts in a file [default: found by its name: prompt, context, instruction,
+    /// question, ...]
     #[arg(long, value_name = "COLUMN", help_heading = "Prompts")]
     pub text_column: Option<String>,
-    /// Column of what the prompts are about, which becomes part of them; none leaves it out [default: input or context]
+    /// Column of what the prompts are about, which becomes part of them; none leaves it out
+    /// [default: input or context]
     #[arg(long, value_name = "COLUMN", help_heading = "Prompts")]
     pub context_column: Option<String>,
-    /// The first line of a .csv or .tsv file is a row, not the names of its columns: columns are then named 0, 1, ...
+    /// The first line of a .csv or .tsv file is a row, not the names of its columns: columns are
+    /// then named 0, 1, ...
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Prompts")]
     pub no_header: Option<bool>,
-    /// Which data set of text generation a file is of: e2e, webnlg, dart or references [default: by how it begins]
+    /// Which data set of text generation a file is of: e2e, webnlg, dart or references [default: by
+    /// how it begins]
     #[arg(long, value_parser = named::<NlgFormat>, value_name = "NAME", help_heading = "Prompts")]
     pub data_format: Option<NlgFormat>,
     /// Read prompts from standard input, line by line, and write each token as it comes
     #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Prompts")]
     pub interactive: Option<bool>,
-    /// How prompts are laid out: what stands before {completion} [default: as the adapter was trained, else the prompt alone]
+    /// How prompts are laid out: what stands before {completion} [default: as the adapter was
+    /// trained, else the prompt alone]
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     pub template: Option<String>,
     /// Prompts at a time [default: 16]
@@ -76,7 +81,8 @@ pub struct GenerateArgs {
     pub common: CommonArgs,
 }
 
-/// How tokens are chosen. The names are those of a generation_config.json, whose fields are the defaults.
+/// How tokens are chosen. The names are those of a generation_config.json, whose fields are the
+/// defaults.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DecodingArgs {
@@ -92,13 +98,16 @@ pub struct DecodingArgs {
     /// No end before so many tokens, the prompt's included; --min-new-tokens wins
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "Decoding")]
     pub min_length: Option<usize>,
-    /// Tokens that end a text, by their ids; -1 for none [default: generation_config.json's, config.json's or the tokenizer's]
+    /// Tokens that end a text, by their ids; -1 for none [default: generation_config.json's,
+    /// config.json's or the tokenizer's]
     #[arg(long, value_name = "ID", value_delimiter = ',', num_args = 1.., value_parser = signed, allow_negative_numbers = true, help_heading = "Decoding")]
     pub eos_token_id: Option<Vec<i64>>,
-    /// Draw tokens at random; without this and the seven that follow, the most probable one is taken
+    /// Draw tokens at random; without this and the seven that follow, the most probable one is
+    /// taken
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Decoding")]
     pub do_sample: Option<bool>,
-    /// Divides the logits before a draw: above 1 for more variety, 0 takes the most probable token [default: 1]
+    /// Divides the logits before a draw: above 1 for more variety, 0 takes the most probable token
+    /// [default: 1]
     #[arg(long, value_name = "T", value_parser = number, allow_negative_numbers = true, help_heading = "Decoding")]
     pub temperature: Option<f64>,
     /// Draw from that many of the most probable tokens; 0 is all of them
@@ -128,8 +137,8 @@ pub struct DecodingArgs {
     /// Of beam search: a score is divided by the length to this power [default: 1]
     #[arg(long, value_name = "X", value_parser = number, allow_negative_numbers = true, help_heading = "Decoding")]
     pub length_penalty: Option<f64>,
-    /// Of beam search: stop as soon as as many sequences are finished as there are beams (true), by a guess (false), or when
-    /// none can become better (never) [default: false]
+    /// Of beam search: stop as soon as as many sequences are finished as there are beams (true), by
+    /// a guess (false), or when none can become better (never) [default: false]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = json, value_name = "BOOL|never", help_heading = "Decoding")]
     pub early_stopping: Option<Value>,
     /// Make tokens that are there already less probable, above 1 [default: 1]

@@ -118,8 +118,9 @@ pub struct PredictArgs {
         help_heading = "Data"
     )]
     pub per_device_eval_batch_size: Option<usize>,
-    /// How labels of tokens are merged into spans, as transformers' pipeline does: none, simple (neighbouring tokens), first,
-    /// average or max (a word's label by its tokens first) [default: none for rows of words, first for texts]
+    /// How labels of tokens are merged into spans, as transformers' pipeline does: none, simple
+    /// (neighbouring tokens), first, average or max (a word's label by its tokens first) [default:
+    /// none for rows of words, first for texts]
     #[arg(long, value_parser = named::<Aggregation>, value_name = "STRATEGY", help_heading = "Token classification")]
     pub aggregation_strategy: Option<Aggregation>,
     /// File for the JSON lines [default: standard output]
@@ -162,7 +163,8 @@ pub struct MergeArgs {
     /// Rows to verify on [default: a few built-in texts]
     #[arg(long, short, value_name = "FILE", help_heading = "Verification")]
     pub data_file: Option<String>,
-    /// Logit difference above which --verify fails [default: 1e-3, for weights in half precision 0.05]
+    /// Logit difference above which --verify fails [default: 1e-3, for weights in half precision
+    /// 0.05]
     #[arg(long, value_name = "DIFFERENCE", help_heading = "Verification")]
     pub tolerance: Option<f64>,
     /// How rows are read.
@@ -225,7 +227,8 @@ impl MergeDType {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PlanArgs {
-    /// A config.json, a directory with one, or a built-in size: gpt3-small, -medium, -large, -xl, -2.7b, -6.7b, -13b, -175b
+    /// A config.json, a directory with one, or a built-in size: gpt3-small, -medium, -large, -xl,
+    /// -2.7b, -6.7b, -13b, -175b
     #[arg(value_name = "CONFIG", conflicts_with = "model")]
     pub path: Option<String>,
     /// Write the built-in configuration into this directory, to train from it
@@ -285,7 +288,8 @@ pub struct PlanArgs {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InspectArgs {
-    /// A model directory or id, an adapter, a .safetensors, .bin or .pt file, or the directory of a run
+    /// A model directory or id, an adapter, a .safetensors, .bin or .pt file, or the directory of a
+    /// run
     #[arg(value_name = "PATH")]
     pub path: Option<String>,
     /// List every tensor
@@ -392,7 +396,8 @@ pub struct ProfileArgs {
     /// Steps timed, after one that is not [default: 5]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// Time so many new tokens after each row in place of training steps; `steps` is then how often [default: 3]
+    /// Time so many new tokens after each row in place of training steps; `steps` is then how often
+    /// [default: 3]
     #[arg(long, value_name = "N", conflicts_with_all = ["full", "method"])]
     pub generate: Option<usize>,
     /// Every dropout of the model [default: the config's own]

@@ -16,14 +16,15 @@ pub struct ScoringArgs {
     /// Score texts that are there already, without a model: one a line, or JSON lines with `text`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "data_file", "generate"], help_heading = "Generated text")]
     pub outputs: Option<String>,
-    /// What to score them by: one reference a line with a blank line after each group, JSON lines with `references`, or a
-    /// data set of text generation
+    /// What to score them by: one reference a line with a blank line after each group, JSON lines
+    /// with `references`, or a data set of text generation
     #[arg(long, value_name = "FILE", help_heading = "Generated text")]
     pub references: Option<String>,
     /// Metrics: bleu, nist, meteor, rouge_l, cider, ter, paper_ter, sacrebleu [default: all]
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "NAME", help_heading = "Generated text")]
     pub metrics: Option<Vec<String>>,
-    /// Folder of METEOR 1.5 with its tables, such as that of the Python package pycocoevalcap [default: LOWRANK_METEOR_DIR]
+    /// Folder of METEOR 1.5 with its tables, such as that of the Python package pycocoevalcap
+    /// [default: LOWRANK_METEOR_DIR]
     #[arg(long, value_name = "DIR", help_heading = "Generated text")]
     pub meteor_dir: Option<String>,
 }

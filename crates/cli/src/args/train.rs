@@ -20,7 +20,8 @@ use crate::presets::PresetArgs;
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MethodArgs {
-    /// What trains: lora, full (all weights), or bitfit (biases and the head) [default: lora, or as --adapter]
+    /// What trains: lora, full (all weights), or bitfit (biases and the head) [default: lora, or as
+    /// --adapter]
     #[arg(long, value_parser = named::<Method>, value_name = "METHOD", help_heading = "Model")]
     pub method: Option<Method>,
     /// Train all weights, no adapter: --method full
@@ -49,8 +50,9 @@ pub struct LoraArgs {
     /// Dropout on the adapters' input [default: 0]
     #[arg(long, value_name = "P", help_heading = "LoRA")]
     pub lora_dropout: Option<f64>,
-    /// Modules to adapt: names, one regular expression over whole paths, or all-linear; c_attn.q, .k and .v are the parts of
-    /// GPT-2's fused layer, each at its own rank, as in the paper [default: query value, as PEFT for the model]
+    /// Modules to adapt: names, one regular expression over whole paths, or all-linear; c_attn.q,
+    /// .k and .v are the parts of GPT-2's fused layer, each at its own rank, as in the paper
+    /// [default: query value, as PEFT for the model]
     #[arg(long, num_args = 1.., value_name = "NAME|REGEX", help_heading = "LoRA")]
     #[serde(with = "one_pattern")]
     pub target_modules: Option<Vec<Modules>>,
@@ -80,7 +82,8 @@ pub struct LoraArgs {
     /// Scaling alpha/sqrt(r) in place of alpha/r
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "LoRA")]
     pub use_rslora: Option<bool>,
-    /// How fresh adapters start: true (A uniform, B zero), gaussian, or false (neither zero) [default: true]
+    /// How fresh adapters start: true (A uniform, B zero), gaussian, or false (neither zero)
+    /// [default: true]
     #[arg(long, value_name = "HOW", help_heading = "LoRA")]
     pub init_lora_weights: Option<InitLora>,
     /// Modules trained and saved whole, the head always among them
@@ -113,7 +116,8 @@ pub struct OptimizationArgs {
     /// AdamW's epsilon [default: 1e-8]
     #[arg(long, value_name = "EPS", help_heading = "Optimization")]
     pub adam_epsilon: Option<f64>,
-    /// LoRA+: learning rate of each B (and of biases) as a multiple of that of A, such as 16 [default: 1]
+    /// LoRA+: learning rate of each B (and of biases) as a multiple of that of A, such as 16
+    /// [default: 1]
     #[arg(long, value_name = "RATIO", help_heading = "Optimization")]
     pub loraplus_lr_ratio: Option<f64>,
     /// linear, cosine, constant, constant_with_warmup or polynomial [default: linear]
@@ -170,7 +174,8 @@ pub struct OptimizationArgs {
     #[arg(long, overrides_with = "shuffle", help_heading = "Optimization")]
     #[serde(skip)]
     pub no_shuffle: bool,
-    /// Recompute activations block by block in the backward pass: less memory, more time, the same bits
+    /// Recompute activations block by block in the backward pass: less memory, more time, the same
+    /// bits
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Optimization")]
     pub gradient_checkpointing: Option<bool>,
     /// Share of a language model's target that is spread over the vocabulary [default: 0]
@@ -193,7 +198,8 @@ pub struct OptimizationArgs {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EvaluationArgs {
-    /// When the validation rows are evaluated: no, steps or epoch [default: epoch, no without validation rows]
+    /// When the validation rows are evaluated: no, steps or epoch [default: epoch, no without
+    /// validation rows]
     #[arg(long, value_parser = named::<IntervalStrategy>, value_name = "WHEN", help_heading = "Evaluation and checkpoints")]
     pub eval_strategy: Option<IntervalStrategy>,
     /// Evaluate every so many steps; implies --eval-strategy steps
@@ -224,7 +230,8 @@ pub struct EvaluationArgs {
     /// Checkpoints kept, the newest ones, the best one besides [default: 2]
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub save_total_limit: Option<usize>,
-    /// loss, accuracy, f1, f1_macro, f1_micro, matthews, pearson or spearman [default: the task's first]
+    /// loss, accuracy, f1, f1_macro, f1_micro, matthews, pearson or spearman [default: the task's
+    /// first]
     #[arg(long, value_parser = named::<Metric>, value_name = "METRIC", help_heading = "Evaluation and checkpoints")]
     pub metric_for_best_model: Option<Metric>,
     /// End with the values of the best checkpoint [default: true with validation rows]
@@ -246,10 +253,13 @@ pub struct EvaluationArgs {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryArgs {
-    /// Memory of the whole process, such as 2GB or 1.5GiB: the largest batch that fits is taken, with as many of them a step as give the rows asked for; activations are recomputed where that is less work than ever smaller batches
+    /// Memory of the whole process, such as 2GB or 1.5GiB: the largest batch that fits is taken,
+    /// with as many of them a step as give the rows asked for; activations are recomputed where
+    /// that is less work than ever smaller batches
     #[arg(long, value_name = "SIZE", help_heading = "Memory")]
     pub max_memory: Option<ByteSize>,
-    /// What the frozen layers below the lowest adapter give may be kept across epochs: auto (what memory permits), off, or a size. The results are the same, bit for bit [default: auto]
+    /// What the frozen layers below the lowest adapter give may be kept across epochs: auto (what
+    /// memory permits), off, or a size. The results are the same, bit for bit [default: auto]
     #[arg(long, value_name = "auto|off|SIZE", help_heading = "Memory")]
     pub prefix_cache: Option<PrefixCacheLimit>,
 }
@@ -273,7 +283,8 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub method: MethodArgs,
-    /// With --full: start from new random weights; of the model's directory only config and tokenizer are read
+    /// With --full: start from new random weights; of the model's directory only config and
+    /// tokenizer are read
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
     pub from_scratch: Option<bool>,
     /// Training rows: a .jsonl, .csv or .tsv file

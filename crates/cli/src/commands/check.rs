@@ -1,4 +1,5 @@
-//! `lowrank check`: data and targets before training. What the model will see, what is odd, what would be adapted.
+//! `lowrank check`: data and targets before training. What the model will see, what is odd, what
+//! would be adapted.
 
 use lowrank_data::check::{CheckFile, CheckOptions, CheckReport, check};
 use lowrank_data::{LabelMap, Loaded, Table};
@@ -77,7 +78,8 @@ pub fn run(flags: CheckArgs) -> RunResult {
 
 type ReadFile = (&'static str, Table, Loaded);
 
-/// The files' rows, and the task and label names, which come from flags, the model, or the first file.
+/// The files' rows, and the task and label names, which come from flags, the model, or the first
+/// file.
 fn read_files(
     args: &CheckArgs,
     base: &Base,
@@ -136,7 +138,8 @@ fn to_json(report: &CheckReport, head: &Head, choice: &TaskChoice, model: &Model
     })
 }
 
-/// The model as shapes, with the adapters that would be trained: every pattern that matches nothing is an error here.
+/// The model as shapes, with the adapters that would be trained: every pattern that matches nothing
+/// is an error here.
 fn dry_model(args: &CheckArgs, base: &Base, head: &Head) -> RunResult<Model> {
     let fresh = LoraSettings::of(&base.config.model_type);
     let lora = laid_over(&fresh, &settings::to_map(&args.lora))?;

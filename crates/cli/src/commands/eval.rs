@@ -1,4 +1,5 @@
-//! `lowrank eval`: the metrics of a model, with or without an adapter, on labelled rows, or of generated texts.
+//! `lowrank eval`: the metrics of a model, with or without an adapter, on labelled rows, or of
+//! generated texts.
 
 mod generated;
 mod meteor_tables;

@@ -1,4 +1,5 @@
-//! `lowrank merge`: W + scaling·B·A written as a plain model directory, and the proof that it predicts the same.
+//! `lowrank merge`: W + scaling·B·A written as a plain model directory, and the proof that it
+//! predicts the same.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use lowrank_run::rows::{load_rows, load_spec, unlabelled};
 use lowrank_run::side_files::{self, Copied};
 use lowrank_run::{RunError, RunResult};
 
-/// Logit difference above which the verification fails, unless told otherwise: well above the rounding of f32 sums, or of
-/// weights stored in half precision.
+/// Logit difference above which the verification fails, unless told otherwise: well above the
+/// rounding of f32 sums, or of weights stored in half precision.
 const TOLERANCE: f64 = 1e-3;
 const TOLERANCE_HALF: f64 = 5e-2;
 
@@ -183,7 +184,8 @@ struct Verified {
     same: u64,
 }
 
-/// Rows to compare on: those given, else the built-in texts, else ids in turn where there is no tokenizer.
+/// Rows to compare on: those given, else the built-in texts, else ids in turn where there is no
+/// tokenizer.
 fn probe_rows(
     args: &MergeArgs,
     loaded: &LoadedModel,

@@ -1,4 +1,5 @@
-//! `lowrank plan`: what a run would need, from the code that would run it, on a device that only counts.
+//! `lowrank plan`: what a run would need, from the code that would run it, on a device that only
+//! counts.
 
 mod choices;
 
@@ -111,7 +112,8 @@ struct Way {
     head: u64,
     fixed: MemoryReport,
     needs: Needs,
-    /// Layers below the lowest adapter, and what is needed where they are kept; nothing if dropout is on in them.
+    /// Layers below the lowest adapter, and what is needed where they are kept; nothing if dropout
+    /// is on in them.
     frozen: (usize, Option<Needs>),
 }
 
@@ -172,7 +174,8 @@ impl Plan {
         let lora_settings = laid_over(&fresh, &settings::to_map(&args.lora))?;
         lora_settings.validate()?;
         let peft = lora_settings.to_peft("base", None);
-        // With weights beside the config, what they lack is known (a new pooler is trained too); else nothing is new.
+        // With weights beside the config, what they lack is known (a new pooler is trained too);
+        // else nothing is new.
         let model = |method: Method| -> RunResult<Model> {
             let numerics = args.numerics.choices().for_method(method);
             let dry = session::dry_device(&args.common, numerics)?;
@@ -284,7 +287,8 @@ impl Plan {
             list.push((format!("adapter_houlsby_r{r}"), 2 * layers * adapter(r)));
             list.push((format!("adapter_pfeiffer_r{r}"), layers * adapter(r)));
         }
-        // AdapterDrop without the adapters of the lower layers: the paper's 0.3M row has them in 4 layers of 12.
+        // AdapterDrop without the adapters of the lower layers: the paper's 0.3M row has them in 4
+        // layers of 12.
         list.push(("adapter_drop_r48".to_owned(), layers / 3 * adapter(48)));
         list
     }
@@ -409,7 +413,8 @@ impl Plan {
     }
 }
 
-/// Refuses a batch that no machine computes, before anything is laid out for it: the counts of operations stay exact.
+/// Refuses a batch that no machine computes, before anything is laid out for it: the counts of
+/// operations stay exact.
 fn check_batch(config: &ModelConfig, rows: usize, length: usize) -> RunResult {
     let facts = &config.facts;
     if !(1..=LARGEST_BATCH).contains(&rows) {
@@ -500,7 +505,8 @@ fn is_head(path: &str) -> bool {
     path.starts_with("classifier") || path.starts_with("score")
 }
 
-/// Bytes of the safetensors file that holds the adapter: its header is as long as its names make it.
+/// Bytes of the safetensors file that holds the adapter: its header is as long as its names make
+/// it.
 fn adapter_file_bytes(model: &Model) -> u64 {
     let mut offset = 0u64;
     let mut header = json!({ "__metadata__": { "format": "pt" } }).to_string();

@@ -1,4 +1,5 @@
-//! `lowrank predict`: one JSON line a row with the label, the probabilities and the logits at full precision.
+//! `lowrank predict`: one JSON line a row with the label, the probabilities and the logits at full
+//! precision.
 
 mod tokens;
 
@@ -105,8 +106,8 @@ pub fn run(flags: PredictArgs) -> RunResult {
     }
 }
 
-/// The line of a row that was left out, so that there is one for each row of the input. One without words has a label for each of
-/// them all the same: none.
+/// The line of a row that was left out, so that there is one for each row of the input. One without
+/// words has a label for each of them all the same: none.
 fn no_prediction(fault: &RowFault) -> Value {
     match &fault.kind {
         RowFaultKind::NoTokens("words") => json!({

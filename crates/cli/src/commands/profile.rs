@@ -1,6 +1,7 @@
-//! `lowrank profile`: some optimizer steps of a model (or tokens that it generates), timed whole and op by op, beside what
-//! the machine's own product reaches. `cargo xtask bench` compares with the same command. The numbers are those of the loop
-//! in `lowrank_train`: the same forward, backward, clipping and update, without evaluation, log or checkpoints.
+//! `lowrank profile`: some optimizer steps of a model (or tokens that it generates), timed whole
+//! and op by op, beside what the machine's own product reaches. `cargo xtask bench` compares with
+//! the same command. The numbers are those of the loop in `lowrank_train`: the same forward,
+//! backward, clipping and update, without evaluation, log or checkpoints.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -212,7 +213,8 @@ struct Timing {
     flops: f64,
     loss: f64,
     steps: usize,
-    /// Of the process so far, where the system tells: without what measuring the machine's product takes.
+    /// Of the process so far, where the system tells: without what measuring the machine's product
+    /// takes.
     peak_rss_bytes: Option<u64>,
     profile: Profile,
 }

@@ -1,4 +1,5 @@
-//! `lowrank train`: from settings to an adapter, with a log, checkpoints, a report, and a table at the end.
+//! `lowrank train`: from settings to an adapter, with a log, checkpoints, a report, and a table at
+//! the end.
 
 mod announce;
 mod results;
@@ -113,7 +114,8 @@ fn existing(args: &TrainArgs) -> Existing {
     }
 }
 
-/// Flags over the file they name, over the run that is resumed, over the repository's own model and data.
+/// Flags over the file they name, over the run that is resumed, over the repository's own model and
+/// data.
 fn gather(flags: TrainArgs) -> RunResult<Asked> {
     let no_shuffle = flags.optimization.no_shuffle;
     let file = flags.common.config.clone();
@@ -160,7 +162,8 @@ fn gather(flags: TrainArgs) -> RunResult<Asked> {
 
 /// What is asked of the command.
 struct Asked {
-    /// Flags over the file they name, over a preset, the run that is resumed, and the repository's own model and data.
+    /// Flags over the file they name, over a preset, the run that is resumed, and the repository's
+    /// own model and data.
     args: TrainArgs,
     /// The same for the run.
     request: Request,
@@ -181,7 +184,8 @@ fn with_settings_of(run: &str, flags: TrainArgs) -> RunResult<TrainArgs> {
         lowrank_train::config::keep_old_method(&mut of_run);
         return settings::overlay(of_run, &flags);
     }
-    // A run that was killed before it wrote its configuration has nothing to go on from but the flags.
+    // A run that was killed before it wrote its configuration has nothing to go on from but the
+    // flags.
     if flags.train_file.is_none() && run != DEFAULT_RUN {
         return Err(RunError::usage(format!(
             "the run in `{run}` has no `{CONFIG_FILE}`: it was stopped before it had settings, or lost the file"

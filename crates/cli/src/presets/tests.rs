@@ -1,4 +1,5 @@
-//! The presets against the paper's tables, written out once more row by row, and applied to the commands.
+//! The presets against the paper's tables, written out once more row by row, and applied to the
+//! commands.
 
 use clap::Parser;
 
@@ -10,7 +11,8 @@ fn setting(preset: &str, key: &str) -> Value {
     preset.settings.get(key).cloned().unwrap_or(Value::Null)
 }
 
-/// One row of a table: the values of `key` for the tasks MNLI, SST-2, MRPC, CoLA, QNLI, QQP, RTE, STS-B.
+/// One row of a table: the values of `key` for the tasks MNLI, SST-2, MRPC, CoLA, QNLI, QQP, RTE,
+/// STS-B.
 #[track_caller]
 fn row(block: &str, key: &str, printed: &str) {
     let tasks = ["mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"];

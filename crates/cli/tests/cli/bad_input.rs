@@ -1,4 +1,5 @@
-//! What strangers' files may hold: each a clear error with its place, exit code 1 or 2, and nothing lost.
+//! What strangers' files may hold: each a clear error with its place, exit code 1 or 2, and nothing
+//! lost.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Settings in a file: what is known, what wins, and the resolved configuration that can be fed back.
+//! Settings in a file: what is known, what wins, and the resolved configuration that can be fed
+//! back.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! Data files as people bring them: what a file's form is taken for, what is left out of it, and that it is said.
+//! Data files as people bring them: what a file's form is taken for, what is left out of it, and
+//! that it is said.
 
 use std::fs;
 

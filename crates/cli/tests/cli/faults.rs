@@ -1,5 +1,6 @@
-//! Every file call of a small `train`, `merge`, `predict` and `generate` fails in turn: the process is killed there, the disk is
-//! full, or it gives an error. Afterwards old or new files are whole, never neither, and the next call finds no litter.
+//! Every file call of a small `train`, `merge`, `predict` and `generate` fails in turn: the process
+//! is killed there, the disk is full, or it gives an error. Afterwards old or new files are whole,
+//! never neither, and the next call finds no litter.
 //!
 //! The gate strides through the calls; `cargo xtask faults` tries each one.
 
@@ -24,7 +25,8 @@ struct Case<'a> {
     words: Vec<String>,
     /// Puts everything as it is before the command.
     prepare: &'a dyn Fn(),
-    /// What stands under the name, once the command failed: panics where that is neither the old nor the new.
+    /// What stands under the name, once the command failed: panics where that is neither the old
+    /// nor the new.
     check: &'a dyn Fn(&str),
     /// The next call, after which everything must be new.
     next: &'a dyn Fn() -> Ran,

@@ -1,4 +1,5 @@
-//! `lowrank eval` of texts that are there already: formats, METEOR's tables, the published scores, and what it refuses.
+//! `lowrank eval` of texts that are there already: formats, METEOR's tables, the published scores,
+//! and what it refuses.
 
 use std::fs;
 use std::path::PathBuf;
@@ -52,7 +53,8 @@ fn every_way_to_write_the_same_texts() {
     );
     let scores = plain["scores"].as_object().unwrap();
     assert_eq!(scores.len(), 8);
-    // By hand: 6 of 6 words are in order in the first reference, which has 9; then 3 of 9 in one that has 6.
+    // By hand: 6 of 6 words are in order in the first reference, which has 9; then 3 of 9 in one
+    // that has 6.
     let rouge = |p: f64, r: f64| 2.44 * p * r / (r + 1.44 * p);
     let expected = (rouge(1.0, 6.0 / 9.0) + rouge(3.0 / 9.0, 3.0 / 6.0)) / 2.0;
     let found = scores["rouge_l"].as_f64().unwrap();
@@ -232,7 +234,8 @@ fn what_the_request_refuses() {
     dir("gz", &["paraphrase-en.gz", "no table of METEOR"]);
 }
 
-/// All five columns of the 21 systems whose scores e2e-metrics published, METEOR with its own tables.
+/// All five columns of the 21 systems whose scores e2e-metrics published, METEOR with its own
+/// tables.
 #[test]
 fn the_published_scores() {
     let shared = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");

@@ -1,5 +1,5 @@
-//! generation_config.json beside a model: what its fields do, that flags win over them, and what is said or refused. That each
-//! field gives transformers' tokens is proved in the model's crate.
+//! generation_config.json beside a model: what its fields do, that flags win over them, and what is
+//! said or refused. That each field gives transformers' tokens is proved in the model's crate.
 
 use std::fs;
 use std::path::Path;
@@ -216,7 +216,8 @@ fn older_files_and_what_is_not_obeyed_are_named() {
     let taken = format!("taken from config.json: suppress_tokens [{}]", plain[0]);
     assert!(ran.stderr.contains(&taken), "{}", ran.stderr);
     assert_ne!(ran.json()["tokens"][0], json!(plain[0]));
-    // A generation_config.json takes the place of the older fields, but for the end that it does not name.
+    // A generation_config.json takes the place of the older fields, but for the end that it does
+    // not name.
     bench.file("{}");
     let ran = bench.run("--max-new-tokens 6").ok();
     assert_eq!(ran.json()["tokens"], json!(plain[..2]));

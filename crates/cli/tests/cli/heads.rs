@@ -1,4 +1,5 @@
-//! Which head answers: what a checkpoint's tensors hold, whatever config.json and flags say. A new one never answers.
+//! Which head answers: what a checkpoint's tensors hold, whatever config.json and flags say. A new
+//! one never answers.
 
 use std::fs;
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Lab, command};
 
-/// Settings under which everything that has state has some: dropout, accumulation, shuffling, evaluation, best checkpoint.
+/// Settings under which everything that has state has some: dropout, accumulation, shuffling,
+/// evaluation, best checkpoint.
 const SETTINGS: [&str; 18] = [
     "--max-steps",
     "60",

@@ -1,4 +1,5 @@
-//! Language models from the command line: trained from scratch, adapted to prompts, evaluated, checked and refused.
+//! Language models from the command line: trained from scratch, adapted to prompts, evaluated,
+//! checked and refused.
 
 use std::fs;
 use std::io::Write;

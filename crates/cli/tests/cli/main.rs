@@ -1,4 +1,5 @@
-//! The program as users hold it: every test runs the real binary on tiny models that were made by transformers.
+//! The program as users hold it: every test runs the real binary on tiny models that were made by
+//! transformers.
 
 mod bad_input;
 mod config_file;

@@ -1,4 +1,5 @@
-//! How values are stored and multiplied: a run with bf16 weights in f32 from training to merging, and what is refused.
+//! How values are stored and multiplied: a run with bf16 weights in f32 from training to merging,
+//! and what is refused.
 
 use std::fs;
 
@@ -14,7 +15,8 @@ fn run(lab: &Lab, words: &str) -> Ran {
     lab.run(&words)
 }
 
-/// A model of random weights, and an adapter that was trained on it with bf16 weights multiplied in f32.
+/// A model of random weights, and an adapter that was trained on it with bf16 weights multiplied in
+/// f32.
 fn adapted() -> Lab {
     let lab = Lab::new();
     let scratch = "train --model @base --full --from-scratch --train-file @texts.jsonl --output-dir @scratch --max-steps 4 --learning-rate 0.01 --quiet";

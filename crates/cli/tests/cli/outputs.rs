@@ -1,5 +1,6 @@
-//! Where commands may write and what they leave there: nothing that they did not make is replaced, what stands beside a model comes
-//! along, and a signal leaves no litter. And what is printed: names of files in errors, no control characters.
+//! Where commands may write and what they leave there: nothing that they did not make is replaced,
+//! what stands beside a model comes along, and a signal leaves no litter. And what is printed:
+//! names of files in errors, no control characters.
 
 use std::fs;
 use std::path::Path;
@@ -286,7 +287,8 @@ fn an_error_names_the_file_that_it_is_about() {
         &["encoder.layer.1.output.dense.bias", &lab.text("model")],
     );
     fs::write(&weights, whole).unwrap();
-    // The scaling overflows: the message speaks of the target, and gives no advice that cannot help.
+    // The scaling overflows: the message speaks of the target, and gives no advice that cannot
+    // help.
     let config = lab.path("run/adapter/adapter_config.json");
     let mut settings: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
     settings["lora_alpha"] = json!(1e308);

@@ -1,4 +1,5 @@
-//! GPT-2 as the paper adapts it, from the command line: its recipe, its data, queries and values each at their own rank.
+//! GPT-2 as the paper adapts it, from the command line: its recipe, its data, queries and values
+//! each at their own rank.
 
 use std::fs;
 use std::path::Path;
@@ -125,7 +126,8 @@ fn the_papers_recipe_from_data_to_text() {
     .ok();
     assert_eq!(adapter(&lab, "stopped"), bytes);
 
-    // It is a PEFT adapter as any other: evaluated, merged, and asked for the text of the file's meanings.
+    // It is a PEFT adapter as any other: evaluated, merged, and asked for the text of the file's
+    // meanings.
     let eval = |words: &[&str]| {
         let all = [
             &[

@@ -1,4 +1,5 @@
-//! Folders that were named wrongly, and adapters of other models: the error says what to pass in their place.
+//! Folders that were named wrongly, and adapters of other models: the error says what to pass in
+//! their place.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Recipes by name: listed, refused where they do not fit, planned with the paper's counts, and resolved to plain settings.
+//! Recipes by name: listed, refused where they do not fit, planned with the paper's counts, and
+//! resolved to plain settings.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! GGUF files from the command line: trained on, planned, checked, looked into, generated with, merged, converted, refused.
+//! GGUF files from the command line: trained on, planned, checked, looked into, generated with,
+//! merged, converted, refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! A setting is obeyed or refused: numbers have ranges, pairs that exclude each other are errors, what has no effect is named.
+//! A setting is obeyed or refused: numbers have ranges, pairs that exclude each other are errors,
+//! what has no effect is named.
 
 use std::fs;
 

@@ -86,7 +86,8 @@ pub fn golden(case: &str) -> PathBuf {
     path
 }
 
-/// A folder with a tiny BERT (97 tokens, 2 layers, dropout 0.1, a vocabulary of words) and rows for it.
+/// A folder with a tiny BERT (97 tokens, 2 layers, dropout 0.1, a vocabulary of words) and rows for
+/// it.
 pub struct Lab {
     dir: tempfile::TempDir,
 }

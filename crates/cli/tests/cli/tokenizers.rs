@@ -1,4 +1,5 @@
-//! Tokenizers that are refused: each command that needs text says why, by the name that the folder gives.
+//! Tokenizers that are refused: each command that needs text says why, by the name that the folder
+//! gives.
 
 use std::fs;
 

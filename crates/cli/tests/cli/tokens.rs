@@ -1,4 +1,5 @@
-//! Predictions of token classification that can be laid beside the input, and the scores of entities.
+//! Predictions of token classification that can be laid beside the input, and the scores of
+//! entities.
 
 use std::fs;
 
@@ -6,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Lab, golden, lowrank};
 
-/// A tiny tagger of these classes and `B-D`, whose vocabulary has one token that goes on with a word, `##s`.
+/// A tiny tagger of these classes and `B-D`, whose vocabulary has one token that goes on with a
+/// word, `##s`.
 fn tagger(lab: &Lab, labels: [&str; 3]) -> String {
     let (from, to) = (
         golden("bert-token-classification").join("model"),

@@ -1,4 +1,5 @@
-//! A run knows its base, its state and its log: what was changed, damaged or lost since is found and said.
+//! A run knows its base, its state and its log: what was changed, damaged or lost since is found
+//! and said.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Train, evaluate, predict, merge, plan, inspect, check: the jobs in the order in which users do them.
+//! Train, evaluate, predict, merge, plan, inspect, check: the jobs in the order in which users do
+//! them.
 
 use std::fs;
 

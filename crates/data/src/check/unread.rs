@@ -6,7 +6,8 @@ use crate::rows::{Cell, Table};
 /// Rows that are looked at.
 const LOOKED_AT: usize = 1000;
 
-/// The unread columns of which most values are texts: more words than one, and not the same in every row.
+/// The unread columns of which most values are texts: more words than one, and not the same in
+/// every row.
 pub(super) fn texts(table: &Table, columns: &Columns) -> Vec<String> {
     let ignored = columns.ignored(table);
     ignored

@@ -1,4 +1,5 @@
-//! Finding a file's columns by their names, and those of labels by what they hold. Knows nothing of what the user named.
+//! Finding a file's columns by their names, and those of labels by what they hold. Knows nothing of
+//! what the user named.
 
 use std::path::Path;
 
@@ -12,8 +13,9 @@ use crate::labels::value::{bit_of_cell, is_gap};
 use crate::nearest::nearest;
 use crate::rows::{Cell, FileFormat, Header, Table};
 
-/// Columns of classes and of numbers, by the names that public data sets give them; in any case, with blanks or hyphens for
-/// the low lines. The first two win over all others, of which only one may be there.
+/// Columns of classes and of numbers, by the names that public data sets give them; in any case,
+/// with blanks or hyphens for the low lines. The first two win over all others, of which only one
+/// may be there.
 const LABELS: [&str; 46] = [
     "label",
     "labels",
@@ -122,7 +124,8 @@ impl<'a> Finder<'a> {
         }
     }
 
-    /// The error of a language model's file; conversations are named, because they are often what is there instead.
+    /// The error of a language model's file; conversations are named, because they are often what
+    /// is there instead.
     pub(super) fn none_causal(&self, role: ColumnRole) -> DataError {
         match self.first(&CONVERSATIONS) {
             Some(column) => DataError::Conversations {
@@ -144,7 +147,8 @@ impl<'a> Finder<'a> {
             .map(|name| name.to_string())
     }
 
-    /// The one text of a row by its name, in any case: the usual names in their order, then others of which one alone is there.
+    /// The one text of a row by its name, in any case: the usual names in their order, then others
+    /// of which one alone is there.
     pub(super) fn text(&self) -> Option<String> {
         let called =
             |name: &&'static str| self.columns.iter().find(|column| is_called(column, name));
@@ -177,8 +181,8 @@ impl<'a> Finder<'a> {
         }
     }
 
-    /// One column for each label: those of the classes' names, or all columns of 0 and 1 where none has the name of a
-    /// label's column and holds something else.
+    /// One column for each label: those of the classes' names, or all columns of 0 and 1 where none
+    /// has the name of a label's column and holds something else.
     pub(super) fn column_each(
         &self,
         taken: &Columns,
@@ -201,7 +205,8 @@ impl<'a> Finder<'a> {
         (columns.len() > 1 && !others).then_some(columns)
     }
 
-    /// Whether a column holds 0 and 1 and nothing else but gaps. One odd row of a hundred does not hide it.
+    /// Whether a column holds 0 and 1 and nothing else but gaps. One odd row of a hundred does not
+    /// hide it.
     pub(super) fn holds_bits(&self, column: &str) -> bool {
         let (mut bits, mut others) = (0usize, 0usize);
         for row in self.table.rows() {

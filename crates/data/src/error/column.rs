@@ -1,4 +1,5 @@
-//! What a column is for and where its name is from, and the hints that follow. Knows nothing of files.
+//! What a column is for and where its name is from, and the hints that follow. Knows nothing of
+//! files.
 
 use thiserror::Error;
 

@@ -1,4 +1,5 @@
-//! What can be wrong with a tokenizer's files, and with text that goes through it. Knows nothing of how they are read.
+//! What can be wrong with a tokenizer's files, and with text that goes through it. Knows nothing of
+//! how they are read.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! What stands in a column of classes, counted over all its rows, so that no single row decides what the others mean.
+//! What stands in a column of classes, counted over all its rows, so that no single row decides
+//! what the others mean.
 
 use std::collections::HashMap;
 

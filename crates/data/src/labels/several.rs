@@ -1,5 +1,5 @@
-//! The cell of a row that may have several labels: a vector of 0 and 1, a list, or names in a text whose separator only
-//! the whole column tells.
+//! The cell of a row that may have several labels: a vector of 0 and 1, a list, or names in a text
+//! whose separator only the whole column tells.
 
 use serde_json::Value;
 
@@ -110,8 +110,9 @@ impl SeveralCell {
     }
 }
 
-/// What stands between the signs of a text, whatever signs they are. A point and a sign before a number are parts of it, but
-/// not where nothing but points part single digits, two at least: `0.1.0`.
+/// What stands between the signs of a text, whatever signs they are. A point and a sign before a
+/// number are parts of it, but not where nothing but points part single digits, two at least:
+/// `0.1.0`.
 fn parts(text: &str) -> Vec<&str> {
     let digits: Vec<&str> = text.split('.').collect();
     if digits.len() > 2 && digits.iter().all(|digit| matches!(*digit, "0" | "1")) {

@@ -1,4 +1,5 @@
-//! What the labels of a file are: how they are written, how often each occurs, and what is odd about their names.
+//! What the labels of a file are: how they are written, how often each occurs, and what is odd
+//! about their names.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -84,7 +85,8 @@ pub enum LabelOddity {
         /// Two or more names.
         names: Vec<String>,
     },
-    /// Names that stand in the file both with and without blanks around them, and were taken as one.
+    /// Names that stand in the file both with and without blanks around them, and were taken as
+    /// one.
     Padded {
         /// The names.
         names: Vec<String>,
@@ -406,7 +408,8 @@ fn is_without_width(c: char) -> bool {
     )
 }
 
-/// Names that are one but for case, blanks and signs without width, which spreadsheets and web pages leave.
+/// Names that are one but for case, blanks and signs without width, which spreadsheets and web
+/// pages leave.
 fn nearly_equal(names: &[String]) -> Vec<LabelOddity> {
     let mut groups: HashMap<String, Vec<String>> = HashMap::new();
     for name in names {

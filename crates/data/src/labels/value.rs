@@ -1,5 +1,5 @@
-//! One value of a column of labels: a gap, a name, a truth value, a whole number or a fraction. Knows one cell, not the
-//! column: what a column holds is counted in `census`.
+//! One value of a column of labels: a gap, a name, a truth value, a whole number or a fraction.
+//! Knows one cell, not the column: what a column holds is counted in `census`.
 
 use serde_json::Value;
 
@@ -7,7 +7,8 @@ use super::LabelMap;
 use crate::error::{RowFaultKind, shorten};
 use crate::rows::Cell;
 
-/// Words that stand where nothing is known: what pandas reads as missing, and the lone signs that SNLI and others write.
+/// Words that stand where nothing is known: what pandas reads as missing, and the lone signs that
+/// SNLI and others write.
 const GAPS: [&str; 21] = [
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
     "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "-", "?",
@@ -153,7 +154,8 @@ fn kind_of(text: &str) -> Kind {
     if let Ok(number) = text.parse::<i64>() {
         return Kind::Number(number);
     }
-    // Rust also reads `inf` and `nan`, which are words here; `1e5` without a point is more likely a code.
+    // Rust also reads `inf` and `nan`, which are words here; `1e5` without a point is more likely a
+    // code.
     let has_point = text.contains('.') && text.bytes().any(|b| b.is_ascii_digit());
     let plain = |b: u8| b.is_ascii_digit() || matches!(b, b'.' | b'+' | b'-' | b'e' | b'E');
     let real = text.parse::<f64>().ok();

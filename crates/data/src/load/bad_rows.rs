@@ -1,4 +1,5 @@
-//! What becomes of rows that cannot be used: the file is refused, or they are left out, counted and shown, up to a share.
+//! What becomes of rows that cannot be used: the file is refused, or they are left out, counted and
+//! shown, up to a share.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,8 @@ pub(super) fn allow(table: &Table, faults: &[RowFault], spec: &LoadSpec) -> Resu
     }
 }
 
-/// What a user should know of rows that were left out: how many, and the first of them with line and reason.
+/// What a user should know of rows that were left out: how many, and the first of them with line
+/// and reason.
 pub(super) fn note(faults: &[RowFault], rows: usize) -> String {
     let many = match faults.len() {
         1 => format!("1 of {rows} rows cannot be used and is left out"),

@@ -1,4 +1,5 @@
-//! How a language model's rows are laid out: a template around prompt and completion, and which tokens count in the loss.
+//! How a language model's rows are laid out: a template around prompt and completion, and which
+//! tokens count in the loss.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +14,8 @@ const CONTEXT: &str = "{context}";
 const COMPLETION: &str = "{completion}";
 const EOS: &str = "{eos}";
 
-/// The name of Stanford Alpaca's layout. Source: tatsu-lab/stanford_alpaca, `PROMPT_DICT` in `train.py`.
+/// The name of Stanford Alpaca's layout. Source: tatsu-lab/stanford_alpaca, `PROMPT_DICT` in
+/// `train.py`.
 const ALPACA: &str = "alpaca";
 const ALPACA_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further context. \
      Write a response that appropriately completes the request.\n\n\
@@ -22,9 +24,9 @@ const ALPACA_WITHOUT: &str = "Below is an instruction that describes a task. \
      Write a response that appropriately completes the request.\n\n\
      ### Instruction:\n{prompt}\n\n### Response:";
 
-/// How prompt and completion stand in a row: text with `{prompt}`, `{completion}` and `{eos}`, or the name `alpaca`. What stands
-/// from the blanks before `{completion}` on counts in the loss. What a prompt is about stands where `{context}` is, or else on
-/// the line behind the prompt.
+/// How prompt and completion stand in a row: text with `{prompt}`, `{completion}` and `{eos}`, or
+/// the name `alpaca`. What stands from the blanks before `{completion}` on counts in the loss. What
+/// a prompt is about stands where `{context}` is, or else on the line behind the prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     written: String,
@@ -54,8 +56,8 @@ pub struct TemplateError {
     template: String,
 }
 
-/// The layout of the paper's own code: `BPE(context) <|endoftext|> BPE(" " + target) <|endoftext|>`. Source: loralib
-/// `examples/NLG/src/gpt2_encode.py`.
+/// The layout of the paper's own code: `BPE(context) <|endoftext|> BPE(" " + target)
+/// <|endoftext|>`. Source: loralib `examples/NLG/src/gpt2_encode.py`.
 impl Default for Template {
     fn default() -> Self {
         Template::from_str("{prompt}{eos} {completion}{eos}").expect("the template is sound")
@@ -154,8 +156,8 @@ pub(crate) struct Laid {
 }
 
 impl Laid {
-    /// Cuts to `most` tokens: the prompt loses its beginning first, then the completion its end. Returns how many tokens
-    /// are lost.
+    /// Cuts to `most` tokens: the prompt loses its beginning first, then the completion its end.
+    /// Returns how many tokens are lost.
     pub(crate) fn cut(&mut self, most: Option<usize>) -> usize {
         let over = self
             .input_ids

@@ -1,5 +1,5 @@
-//! How a file's labels are to be understood: decided over the whole file before any row is read for good, so that one odd
-//! row is a fault and never changes what the others mean.
+//! How a file's labels are to be understood: decided over the whole file before any row is read for
+//! good, so that one odd row is a fault and never changes what the others mean.
 
 mod several;
 
@@ -26,12 +26,14 @@ pub(super) struct LabelPlan {
     /// How several labels are written, where there are several.
     several: Option<Several>,
     origin: LabelOrigin,
-    /// Names that stand in the column both with and without blanks around them; `None` where names are not learned.
+    /// Names that stand in the column both with and without blanks around them; `None` where names
+    /// are not learned.
     padded: Option<Vec<String>>,
 }
 
 impl LabelPlan {
-    /// Looks over the labels of all rows. Cells that cannot be read count for nothing here: reading the rows reports them.
+    /// Looks over the labels of all rows. Cells that cannot be read count for nothing here: reading
+    /// the rows reports them.
     pub(super) fn new(
         table: &Table,
         label: Option<&LabelColumns>,
@@ -118,7 +120,8 @@ impl LabelPlan {
         }
     }
 
-    /// With a map of the names, if there are any: a file of which no label can be read is reported row by row.
+    /// With a map of the names, if there are any: a file of which no label can be read is reported
+    /// row by row.
     fn learned(self, census: &Census, table: &Table, column: &str) -> Result<Self, DataError> {
         let form = census.form().map_err(|tie| mixed(tie, table, column))?;
         let names = form.map(|form| census.names(form)).unwrap_or_default();

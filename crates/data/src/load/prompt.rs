@@ -1,4 +1,5 @@
-//! What a language model is given of a row: the prompt, what it is about, and what was said to the model before.
+//! What a language model is given of a row: the prompt, what it is about, and what was said to the
+//! model before.
 
 use serde_json::Value;
 
@@ -68,7 +69,8 @@ impl Prompt {
     }
 }
 
-/// The prompts of a table's rows, made from the same columns as in training; completions need not be there.
+/// The prompts of a table's rows, made from the same columns as in training; completions need not
+/// be there.
 ///
 /// # Errors
 /// No column is known to hold prompts, or some rows have none.
@@ -90,8 +92,8 @@ pub struct Completed {
     pub completion: String,
 }
 
-/// The prompts of a table's rows with their completions, made from the same columns as in training; nothing where the table has
-/// no such columns.
+/// The prompts of a table's rows with their completions, made from the same columns as in training;
+/// nothing where the table has no such columns.
 ///
 /// # Errors
 /// A named column is not there, or some rows have no prompt or no completion.

@@ -177,7 +177,8 @@ impl RowReader<'_> {
         let part = |text, tokens| self.part(tokenizer, text, tokens, tokenizer.kept_part());
         Ok(match second {
             None => (part(first, 0)?, None),
-            // Which text of a pair is cut hangs on which has more tokens: only the longer one is parted, and stays the longer.
+            // Which text of a pair is cut hangs on which has more tokens: only the longer one is
+            // parted, and stays the longer.
             Some(second) if first.len() >= second.len() => {
                 refuse_long(second)?;
                 (part(first, second.len())?, Some(second))
@@ -304,7 +305,8 @@ impl RowReader<'_> {
         })
     }
 
-    /// Encodes the words, or so many of the first that no more can be kept: each is tokenised by itself.
+    /// Encodes the words, or so many of the first that no more can be kept: each is tokenised by
+    /// itself.
     fn encode_words(
         &self,
         tokenizer: &Tokenizer,
@@ -463,7 +465,8 @@ impl RowReader<'_> {
         Ok(())
     }
 
-    /// A language model's labels: every token where none are given, and never a row's first, which nothing predicts.
+    /// A language model's labels: every token where none are given, and never a row's first, which
+    /// nothing predicts.
     fn complete_labels(&self, tokens: &mut Tokens) -> Result<(), RowFaultKind> {
         let ids = &tokens.encoded.input_ids;
         let labels = tokens

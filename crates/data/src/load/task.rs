@@ -1,4 +1,5 @@
-//! What a file's rows are for, where nobody has said it and the model does not: told by its columns and labels.
+//! What a file's rows are for, where nobody has said it and the model does not: told by its columns
+//! and labels.
 
 use serde_json::Value;
 
@@ -74,8 +75,8 @@ fn of_columns(columns: &Columns) -> Option<TaskGuess> {
     }
 }
 
-/// Fractions in most rows, or in one of ten where every number is written with a point: whole ones such as `4.0` are then
-/// measurements too, and not classes that a gap turned into such numbers.
+/// Fractions in most rows, or in one of ten where every number is written with a point: whole ones
+/// such as `4.0` are then measurements too, and not classes that a gap turned into such numbers.
 fn of_fractions(table: &Table, label: &str) -> Option<TaskGuess> {
     let census = census_of(table.rows(), |row, census| {
         if let Ok(Seen::Value(value)) = of_cell(table.get(row, label), None) {

@@ -1,4 +1,5 @@
-//! DART (Nan et al. 2021): triples with texts. Linearised as in the paper's code: relations in lower case.
+//! DART (Nan et al. 2021): triples with texts. Linearised as in the paper's code: relations in
+//! lower case.
 
 use serde_json::Value;
 use serde_json::value::RawValue;

@@ -1,5 +1,6 @@
-//! E2E (Novikova et al. 2017): meanings `name[Aromi], eatType[pub]` with texts. Linearised as the paper's files have them:
-//! `name : Aromi | Type : pub`. The paper's own files hold texts split into words; those of the published sets are as written.
+//! E2E (Novikova et al. 2017): meanings `name[Aromi], eatType[pub]` with texts. Linearised as the
+//! paper's files have them: `name : Aromi | Type : pub`. The paper's own files hold texts split
+//! into words; those of the published sets are as written.
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
-//! WebNLG 2017 (Gardent et al. 2017): triples with texts, by category. Linearised as in the paper's code: names and
-//! relations as they are written, only texts that are marked good.
+//! WebNLG 2017 (Gardent et al. 2017): triples with texts, by category. Linearised as in the paper's
+//! code: names and relations as they are written, only texts that are marked good.
 
 use serde::Deserialize;
 use serde_json::Value;

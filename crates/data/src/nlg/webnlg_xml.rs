@@ -1,6 +1,7 @@
-//! WebNLG 2017 as it is published, in XML: `benchmark` > `entries` > `entry`, each with one `modifiedtripleset` of `mtriple`s
-//! `subject | property | object`, and its texts, `lex`. It gives the rows of the JSON form, so the linearisation and the
-//! seen categories are those of `webnlg.rs`; only here each text has its own line.
+//! WebNLG 2017 as it is published, in XML: `benchmark` > `entries` > `entry`, each with one
+//! `modifiedtripleset` of `mtriple`s `subject | property | object`, and its texts, `lex`. It gives
+//! the rows of the JSON form, so the linearisation and the seen categories are those of
+//! `webnlg.rs`; only here each text has its own line.
 
 use roxmltree::{Document, Node};
 use serde_json::Value;
@@ -27,7 +28,8 @@ pub(super) fn entries(source: &Source<'_>) -> Result<Vec<PromptRow>, DataError> 
         return Err(source.fault(fault));
     }
     let rows = source.all(rows)?;
-    // Such a file is published for the test set; its meanings would be left out one by one, in silence.
+    // Such a file is published for the test set; its meanings would be left out one by one, in
+    // silence.
     if let Some(first) = rows.first()
         && rows.iter().all(|row| row.references.is_empty())
     {

@@ -1,5 +1,5 @@
-//! CSV and TSV. An own reader of some lines, because the usual ones take a quote that is never closed for the rest of
-//! the file and say nothing; here it is an error with its line.
+//! CSV and TSV. An own reader of some lines, because the usual ones take a quote that is never
+//! closed for the rest of the file and say nothing; here it is an error with its line.
 
 use std::path::Path;
 
@@ -40,11 +40,12 @@ const OTHERS: [Dialect; 3] = [
 /// Records by which the separator is found.
 const LOOKED_AT: usize = 50;
 
-/// The most fields of a record that are kept; more are only counted, so that a line of separators takes no memory.
+/// The most fields of a record that are kept; more are only counted, so that a line of separators
+/// takes no memory.
 const MOST_FIELDS: usize = 1 << 20;
 
-/// GLUE's CoLA is published without a header: where a sentence is from, whether it is acceptable, what its author marked it
-/// with, and the sentence.
+/// GLUE's CoLA is published without a header: where a sentence is from, whether it is acceptable,
+/// what its author marked it with, and the sentence.
 const COLA: [&str; 4] = ["source", "label", "mark", "sentence"];
 
 /// Parses all records; a row that has not as many fields as the header is a fault.
@@ -110,8 +111,8 @@ pub(super) fn parse(
     Ok(parsed)
 }
 
-/// The dialect that a file's name promises, unless another one alone parts its first records alike, or it finds one column where
-/// another finds several in the header and in most records.
+/// The dialect that a file's name promises, unless another one alone parts its first records alike,
+/// or it finds one column where another finds several in the header and in most records.
 fn find_dialect(text: &str, expected: Dialect) -> Dialect {
     let promised = look(text, expected);
     if promised.fields > 1 && promised.alike == 1.0 {
@@ -208,8 +209,9 @@ fn numbered(records: &[Filled]) -> Vec<String> {
     (0..n).map(|i| i.to_string()).collect()
 }
 
-/// The names of a header. Columns at its end that have no name and hold nothing are no columns; others without a name, such as
-/// the row numbers that pandas writes, are called as pandas calls them.
+/// The names of a header. Columns at its end that have no name and hold nothing are no columns;
+/// others without a name, such as the row numbers that pandas writes, are called as pandas calls
+/// them.
 fn names_of(header: Vec<String>, records: &[Filled]) -> Vec<String> {
     let mut names: Vec<String> = header.iter().map(|name| name.trim().to_string()).collect();
     let filled = |record: &Filled| {
@@ -241,7 +243,8 @@ fn is_cola(records: &[Filled]) -> bool {
     !records.is_empty() && records.iter().all(is_row)
 }
 
-/// A record's fields, as many as there are columns; empty ones behind the last column are separators too many.
+/// A record's fields, as many as there are columns; empty ones behind the last column are
+/// separators too many.
 fn checked(record: Filled, width: usize) -> Result<Vec<String>, RowFaultKind> {
     let Filled {
         mut fields, more, ..
@@ -328,7 +331,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next field, and whether another follows in the same record. Stands behind its separator or line end then.
+    /// The next field, and whether another follows in the same record. Stands behind its separator
+    /// or line end then.
     fn next_field(&mut self, number: usize) -> Result<(String, bool), (u64, FileProblem)> {
         let bytes = self.text.as_bytes();
         let mut field = String::new();

@@ -1,5 +1,5 @@
-//! JSON: one object a line, one array of objects, objects end to end, or an array of objects in a document's one field.
-//! Faults of all rows are collected before they are reported.
+//! JSON: one object a line, one array of objects, objects end to end, or an array of objects in a
+//! document's one field. Faults of all rows are collected before they are reported.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -133,7 +133,8 @@ fn rows_of(text: &str, values: &[&RawValue]) -> Parsed {
     let (mut line, mut seen) = (1, 0);
     let mut begins: Vec<u64> = Vec::with_capacity(values.len());
     for value in values {
-        // A borrowed value is a piece of the text, so that its distance from the beginning is its place.
+        // A borrowed value is a piece of the text, so that its distance from the beginning is its
+        // place.
         let at = (value.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
         let between = text.get(seen..at).unwrap_or_default();
         line += between.bytes().filter(|byte| *byte == b'\n').count() as u64;

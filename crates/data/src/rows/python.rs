@@ -1,13 +1,14 @@
-//! Lists as Python and numpy print them into a cell of a table: `['a', "it's"]`, `('a',)`, `['a' 'b']`, `[0. 1.]`. Knows nothing
-//! of what the items mean.
+//! Lists as Python and numpy print them into a cell of a table: `['a', "it's"]`, `('a',)`,
+//! `['a' 'b']`, `[0. 1.]`. Knows nothing of what the items mean.
 
 use serde_json::{Number, Value};
 
 /// How deep lists may stand in lists.
 const DEEPEST: usize = 8;
 
-/// The items of a list that is written as JSON, as a Python list, tuple or set, or as a numpy array; `None` for all else.
-/// An array that numpy shortened (`...`) is no list, because its items are lost.
+/// The items of a list that is written as JSON, as a Python list, tuple or set, or as a numpy
+/// array; `None` for all else. An array that numpy shortened (`...`) is no list, because its items
+/// are lost.
 pub(crate) fn parse_list(text: &str) -> Option<Vec<Value>> {
     let text = text.trim();
     if !text.starts_with(['[', '(', '{']) {
@@ -43,7 +44,8 @@ impl<'a> Reader<'a> {
         found
     }
 
-    /// A list from its opening bracket to its closing one; items stand between commas, or, as numpy writes them, blanks.
+    /// A list from its opening bracket to its closing one; items stand between commas, or, as numpy
+    /// writes them, blanks.
     fn list(&mut self, depth: usize) -> Option<Vec<Value>> {
         let open = self.rest().chars().next()?;
         let close = match open {

@@ -1,5 +1,5 @@
-//! Tokens that stand beside a vocabulary, added in the order in which transformers adds them, so that they get its ids. Source:
-//! transformers 5.24, `TokenizersBackend.__init__`.
+//! Tokens that stand beside a vocabulary, added in the order in which transformers adds them, so
+//! that they get its ids. Source: transformers 5.24, `TokenizersBackend.__init__`.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -16,7 +16,8 @@ pub(super) struct Own {
     pub(super) usual: Vec<(&'static str, AddedToken)>,
     /// Special tokens without a role, where the settings list none.
     pub(super) extra: Vec<AddedToken>,
-    /// Whether usual tokens that the vocabulary lacks get ids behind it even if no other token follows.
+    /// Whether usual tokens that the vocabulary lacks get ids behind it even if no other token
+    /// follows.
     pub(super) rows: Rows,
     /// Whether tokens with ids are looked for in the text as it is, whatever their flags say.
     pub(super) raw: bool,
@@ -41,8 +42,9 @@ struct Wanted {
     usual: bool,
 }
 
-/// Adds the tokens of the settings and of the class: those with ids, then those with a role, then the other special ones, in one
-/// call: each call of the library takes time of all tokens added before.
+/// Adds the tokens of the settings and of the class: those with ids, then those with a role, then
+/// the other special ones, in one call: each call of the library takes time of all tokens added
+/// before.
 pub(super) fn add_tokens(
     inner: &mut Inner,
     dir: &Path,
@@ -51,7 +53,8 @@ pub(super) fn add_tokens(
 ) -> Result<(), TokenizerError> {
     let mut wanted = wanted(inner, settings, &own);
     if own.rows == Rows::OfVocabulary {
-        // A usual token that the vocabulary lacks only counts where it moves the ids of tokens behind it.
+        // A usual token that the vocabulary lacks only counts where it moves the ids of tokens
+        // behind it.
         let needless = |w: &Wanted| w.usual && inner.token_to_id(&w.token.content).is_none();
         while wanted.last().is_some_and(needless) {
             wanted.pop();
@@ -83,7 +86,8 @@ pub(super) fn add_tokens(
     distinct(inner).map_err(|problem| malformed(&path, None, problem))
 }
 
-/// Tokens that are the same text once it is normalised: the library would find the one or the other, by chance.
+/// Tokens that are the same text once it is normalised: the library would find the one or the
+/// other, by chance.
 fn distinct(inner: &Inner) -> Result<(), String> {
     let mut tokens: Vec<(u32, AddedToken)> = inner.get_added_tokens_decoder().into_iter().collect();
     tokens.retain(|(_, token)| token.normalized);

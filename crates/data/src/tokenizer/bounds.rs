@@ -1,5 +1,6 @@
-//! Ceilings of what a tokenizer's files may ask for: normalisers that let text grow, templates that repeat it, words of any
-//! length. A file of a few kilobytes could otherwise take all memory. Reads no files.
+//! Ceilings of what a tokenizer's files may ask for: normalisers that let text grow, templates that
+//! repeat it, words of any length. A file of a few kilobytes could otherwise take all memory. Reads
+//! no files.
 
 use serde_json::Value;
 use tokenizers::normalizers::NormalizerWrapper;
@@ -7,10 +8,12 @@ use tokenizers::{NormalizedString, Normalizer, Tokenizer as Inner};
 
 use super::sentencepiece::check_charsmap;
 
-/// Text of up to this many bytes is normalised without asking how much of it a normaliser makes. The library holds 17 bytes for each.
+/// Text of up to this many bytes is normalised without asking how much of it a normaliser makes.
+/// The library holds 17 bytes for each.
 const MOST_BYTES: usize = 32 << 20;
 
-/// The most that a normaliser may make of one byte when it is tried. Unicode's own decompositions make 11.
+/// The most that a normaliser may make of one byte when it is tried. Unicode's own decompositions
+/// make 11.
 const MOST_GROWTH: usize = 4096;
 
 /// Special tokens that may stand around a text.
@@ -19,7 +22,8 @@ const MOST_SPECIAL: usize = 1024;
 /// Characters of a word that WordPiece may look at: it takes the square of them. Usual is 100.
 const MOST_WORD: usize = 1000;
 
-/// Byte-level steps that may follow each other, each of which doubles the bytes of other text than ASCII.
+/// Byte-level steps that may follow each other, each of which doubles the bytes of other text than
+/// ASCII.
 const MOST_BYTE_LEVELS: usize = 3;
 
 /// At most how long a step's result is: `times · len + plus` bytes of `len` bytes.
@@ -159,7 +163,8 @@ fn value_of(step: &NormalizerWrapper) -> Result<Value, String> {
     serde_json::to_value(step).map_err(|error| error.to_string())
 }
 
-/// A replacement takes the place of each match, and a pattern may match nothing between any two characters.
+/// A replacement takes the place of each match, and a pattern may match nothing between any two
+/// characters.
 fn replacement(step: &NormalizerWrapper, probes: &mut Vec<String>) -> Result<f64, String> {
     let value = value_of(step)?;
     let content = value["content"].as_str().unwrap_or_default();
@@ -216,8 +221,8 @@ fn base64(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Checks what stands around texts, and the settings whose cost is more than linear. `post` and `pre` are the post-processor and the
-/// pre-tokenizer as `tokenizer.json` writes them.
+/// Checks what stands around texts, and the settings whose cost is more than linear. `post` and
+/// `pre` are the post-processor and the pre-tokenizer as `tokenizer.json` writes them.
 pub(super) fn check_parts(post: &Value, pre: &Value) -> Result<(), String> {
     for (key, wanted) in [("single", ["A"].as_slice()), ("pair", &["A", "B"])] {
         let special = check_template(post, key, wanted)?;

@@ -1,4 +1,5 @@
-//! Tokenizers from `vocab.txt`, and from `vocab.json` with `merges.txt`, put together as transformers does it.
+//! Tokenizers from `vocab.txt`, and from `vocab.json` with `merges.txt`, put together as
+//! transformers does it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -49,7 +50,8 @@ pub(super) fn bert_parts(inner: &mut Inner, settings: &Settings) -> tokenizers::
     Ok(())
 }
 
-/// BERT's normaliser with the class's settings. What is not set has the class's usual value, whatever a file was saved with.
+/// BERT's normaliser with the class's settings. What is not set has the class's usual value,
+/// whatever a file was saved with.
 pub(super) fn bert_normalizer(clean_text: bool, settings: &Settings) -> BertNormalizer {
     BertNormalizer::new(
         clean_text,
@@ -222,7 +224,8 @@ pub(super) fn with_ids_around(
     template(inner, path, [&single, &pair], ids)
 }
 
-/// Sets what stands around a text and a pair. The pieces have names of their own: those of tokens may hold any character.
+/// Sets what stands around a text and a pair. The pieces have names of their own: those of tokens
+/// may hold any character.
 fn template(
     inner: &mut Inner,
     path: &Path,

@@ -1,8 +1,10 @@
-//! Which tokenizer a name in the settings means: Python classes of transformers, and model types. Reads no files.
+//! Which tokenizer a name in the settings means: Python classes of transformers, and model types.
+//! Reads no files.
 
 use serde::{Deserialize, Serialize};
 
-/// A kind of tokenizer that can be put together from the older vocabulary files: the files, the pipeline, the special tokens.
+/// A kind of tokenizer that can be put together from the older vocabulary files: the files, the
+/// pipeline, the special tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TokenizerFamily {
@@ -14,15 +16,19 @@ pub enum TokenizerFamily {
     Deberta,
     /// Unigram from `spm.model`, `[CLS] a [SEP] b [SEP]`, token types 0 and 1.
     DebertaV2,
-    /// Byte-level BPE without special tokens, unless `add_bos_token` or `add_eos_token` ask for them.
+    /// Byte-level BPE without special tokens, unless `add_bos_token` or `add_eos_token` ask for
+    /// them.
     Gpt2,
     /// Unigram from `sentencepiece.bpe.model` in fairseq's order of ids, `<s> a </s></s> b </s>`.
     XlmRoberta,
-    /// SentencePiece BPE from `tokenizer.model`; `<s>` where `add_bos_token` asks for it. Llama 2, Mistral.
+    /// SentencePiece BPE from `tokenizer.model`; `<s>` where `add_bos_token` asks for it. Llama 2,
+    /// Mistral.
     Llama,
-    /// SentencePiece BPE from `tokenizer.model` without a dummy prefix; `<bos>` where `add_bos_token` asks for it.
+    /// SentencePiece BPE from `tokenizer.model` without a dummy prefix; `<bos>` where
+    /// `add_bos_token` asks for it.
     Gemma,
-    /// No class of its own: `tokenizer.json`, or a `tokenizer.model` as SentencePiece itself reads it.
+    /// No class of its own: `tokenizer.json`, or a `tokenizer.model` as SentencePiece itself reads
+    /// it.
     Generic,
 }
 
@@ -37,8 +43,8 @@ pub(super) enum Class {
     Foreign,
 }
 
-/// Class names without `Fast`, and the model types whose class they are. Source: transformers 5.24, `TOKENIZER_MAPPING_NAMES` and
-/// the aliases that `tokenizer_class_from_name` resolves.
+/// Class names without `Fast`, and the model types whose class they are. Source: transformers 5.24,
+/// `TOKENIZER_MAPPING_NAMES` and the aliases that `tokenizer_class_from_name` resolves.
 const KNOWN: [(TokenizerFamily, &[&str], &[&str]); 9] = [
     (
         TokenizerFamily::Bert,
@@ -104,8 +110,9 @@ const KNOWN: [(TokenizerFamily, &[&str], &[&str]); 9] = [
     ),
 ];
 
-/// Classes that transformers keeps in Python: where one is named, transformers does not read `tokenizer.json`, and its ids are
-/// those of the Python code. Source: transformers 5.24, subclasses of `PythonBackend` and `SentencePieceBackend`.
+/// Classes that transformers keeps in Python: where one is named, transformers does not read
+/// `tokenizer.json`, and its ids are those of the Python code. Source: transformers 5.24,
+/// subclasses of `PythonBackend` and `SentencePieceBackend`.
 const PYTHON_ONLY: [&str; 36] = [
     "BartphoTokenizer",
     "BertGenerationTokenizer",
@@ -163,7 +170,8 @@ impl Class {
     }
 }
 
-/// Whether a class of this name leaves out the token types of its family: DistilBERT has no table of them.
+/// Whether a class of this name leaves out the token types of its family: DistilBERT has no table
+/// of them.
 pub(super) fn drops_token_types(name: &str) -> bool {
     without_fast(name) == "DistilBertTokenizer"
 }
@@ -197,7 +205,8 @@ impl TokenizerFamily {
         }
     }
 
-    /// The special tokens that the class has where no file names them, in the order in which they get ids.
+    /// The special tokens that the class has where no file names them, in the order in which they
+    /// get ids.
     pub(super) fn usual_tokens(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Bert => &[

@@ -1,5 +1,6 @@
-//! The tokenizer that stands in a GGUF file: tokens, kinds, scores or merges in its keys, and the name of the way in which text is
-//! divided. Put together so that it gives llama.cpp's ids. Knows no model's weights.
+//! The tokenizer that stands in a GGUF file: tokens, kinds, scores or merges in its keys, and the
+//! name of the way in which text is divided. Put together so that it gives llama.cpp's ids. Knows
+//! no model's weights.
 
 mod pre_tokenizers;
 
@@ -53,10 +54,12 @@ struct Tokens<'a> {
     has_bytes: bool,
 }
 
-/// The tokenizer of a GGUF file, and what its keys say of it in the words of `tokenizer_config.json`.
+/// The tokenizer of a GGUF file, and what its keys say of it in the words of
+/// `tokenizer_config.json`.
 ///
 /// # Errors
-/// A file without a tokenizer; one of a model or with a pre-tokenizer that is not known; parts that contradict each other.
+/// A file without a tokenizer; one of a model or with a pre-tokenizer that is not known; parts that
+/// contradict each other.
 pub(super) fn open(path: &Path) -> Result<(Opened, Settings), TokenizerError> {
     let gguf = Gguf::open(path)?;
     let tokens = Tokens::read(&gguf)?;
@@ -197,7 +200,8 @@ impl<'a> Tokens<'a> {
         let lines = self.gguf.texts(&key("merges"))?.unwrap_or_default();
         let mut merges = Vec::with_capacity(lines.len());
         for line in &lines {
-            // The blank between them is not that of a token, which byte-level tokens write as another character.
+            // The blank between them is not that of a token, which byte-level tokens write as
+            // another character.
             let pair = line.split_once(' ').filter(|(left, right)| {
                 [*left, *right, &format!("{left}{right}")]
                     .iter()

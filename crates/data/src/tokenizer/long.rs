@@ -1,5 +1,6 @@
-//! Texts far longer than a row may be: a piece of them that gives the very tokens that are kept of the whole. Tokenising costs
-//! a hundred times a text's size in memory, so that a text of megabytes is not given to the library as it is.
+//! Texts far longer than a row may be: a piece of them that gives the very tokens that are kept of
+//! the whole. Tokenising costs a hundred times a text's size in memory, so that a text of megabytes
+//! is not given to the library as it is.
 
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -23,11 +24,13 @@ pub(crate) enum Part {
 }
 
 impl Tokenizer {
-    /// A part of `text` with more than `tokens` tokens, and the first or last `tokens` of them the same as those of the whole
-    /// text. The text itself where it is not long, or where no part is known to be so and it is no longer than 4 MiB.
+    /// A part of `text` with more than `tokens` tokens, and the first or last `tokens` of them the
+    /// same as those of the whole text. The text itself where it is not long, or where no part is
+    /// known to be so and it is no longer than 4 MiB.
     ///
     /// # Errors
-    /// A text above that of which no part will do: without blanks, or with a tokenizer that does not part texts at them.
+    /// A text above that of which no part will do: without blanks, or with a tokenizer that does
+    /// not part texts at them.
     pub(crate) fn part<'t>(
         &self,
         text: &'t str,
@@ -38,7 +41,8 @@ impl Tokenizer {
             return Ok(text);
         }
         if self.parts_alike(part) {
-            // A token that was added to the vocabulary may hold blanks, and so may be cut: it is at most so many ordinary ones.
+            // A token that was added to the vocabulary may hold blanks, and so may be cut: it is at
+            // most so many ordinary ones.
             let added = self.inner.get_added_vocabulary().get_vocab();
             let longest = added.keys().map(String::len).max().unwrap_or(0);
             let enough = tokens.saturating_add(4 * longest + 64);
@@ -57,8 +61,9 @@ impl Tokenizer {
         Ok(text)
     }
 
-    /// Whether a text that is cut before a blank between letters gives the tokens that it would give in the whole: its words are
-    /// tokenised each by itself, and nothing is put before a text that begins with a blank.
+    /// Whether a text that is cut before a blank between letters gives the tokens that it would
+    /// give in the whole: its words are tokenised each by itself, and nothing is put before a text
+    /// that begins with a blank.
     fn parts_alike(&self, part: Part) -> bool {
         let words = self.inner.get_pre_tokenizer().is_some_and(splits_at_blanks);
         let changes = || self.inner.get_normalizer().is_some_and(changes_the_start);
@@ -110,8 +115,8 @@ fn changes_the_start(by: &NormalizerWrapper) -> bool {
     }
 }
 
-/// About `bytes` of a text from one side, cut before a single blank between two letters or digits of ASCII, where no rule of
-/// spelling, accents or blanks reaches across.
+/// About `bytes` of a text from one side, cut before a single blank between two letters or digits
+/// of ASCII, where no rule of spelling, accents or blanks reaches across.
 fn cut_at_blank(text: &str, bytes: usize, part: Part) -> Option<&str> {
     let all = text.as_bytes();
     let is_cut = |at: usize| {

@@ -1,5 +1,5 @@
-//! Which tokenizer a folder holds: the class that its files name decides how they are read, then the model's type, then the names of
-//! the files.
+//! Which tokenizer a folder holds: the class that its files name decides how they are read, then
+//! the model's type, then the names of the files.
 
 use std::path::{Path, PathBuf};
 
@@ -162,7 +162,8 @@ const VOCABULARIES: [&str; 6] = [
 /// What is said where the library panics.
 pub(super) const CONTRADICTION: &str = "its parts contradict each other";
 
-/// Loads `tokenizer.json`, lets the class's settings overrule it where transformers does, and adds what stands beside it.
+/// Loads `tokenizer.json`, lets the class's settings overrule it where transformers does, and adds
+/// what stands beside it.
 fn from_json(
     dir: &Path,
     settings: &Settings,
@@ -228,7 +229,8 @@ fn add_beside(
     added.unwrap_or_else(|| Err(malformed(&path, None, CONTRADICTION.into())))
 }
 
-/// Whether a class puts special tokens around a text whatever its settings, and the vocabulary has them.
+/// Whether a class puts special tokens around a text whatever its settings, and the vocabulary has
+/// them.
 fn has_special(inner: &Inner, settings: &Settings, family: TokenizerFamily) -> bool {
     let roles = match family {
         TokenizerFamily::Bert
@@ -256,7 +258,8 @@ fn check(file: &Map<String, Value>) -> Result<(), String> {
     bounds::check_model(part("model"))
 }
 
-/// Takes out what makes ids random: merges that are skipped by chance, as in training. Whether there was any.
+/// Takes out what makes ids random: merges that are skipped by chance, as in training. Whether
+/// there was any.
 fn drops(file: &mut Map<String, Value>) -> bool {
     let model = file.get_mut("model").and_then(Value::as_object_mut);
     let dropout = model.and_then(|model| model.get_mut("dropout"));
@@ -269,7 +272,8 @@ fn drops(file: &mut Map<String, Value>) -> bool {
     }
 }
 
-/// Lets the settings of a class overrule the parts of `tokenizer.json` that are the class's own kind. Other parts stay as they are.
+/// Lets the settings of a class overrule the parts of `tokenizer.json` that are the class's own
+/// kind. Other parts stay as they are.
 fn overrule(
     inner: &mut Inner,
     settings: &Settings,

@@ -1,7 +1,9 @@
-//! Reads a SentencePiece model file: pieces, their scores, the settings that change ids. No file can make it panic or
-//! allocate more than its own size. It does not know how a tokenizer is put together.
+//! Reads a SentencePiece model file: pieces, their scores, the settings that change ids. No file
+//! can make it panic or allocate more than its own size. It does not know how a tokenizer is put
+//! together.
 //!
-//! Source: `sentencepiece_model.proto`, and `Darts::DoubleArray` for the trie in the normaliser's map.
+//! Source: `sentencepiece_model.proto`, and `Darts::DoubleArray` for the trie in the normaliser's
+//! map.
 
 /// A model as its file holds it.
 #[derive(Debug)]
@@ -239,7 +241,8 @@ impl<'a> Fields<'a> {
 
 /// Walks every path of the trie: the tokenizer library follows them without checking, text by text.
 ///
-/// Layout: bytes of the trie (u32), the trie (u32 each), the replacements, each ended by a zero byte.
+/// Layout: bytes of the trie (u32), the trie (u32 each), the replacements, each ended by a zero
+/// byte.
 pub(super) fn check_charsmap(map: &[u8]) -> Result<(), String> {
     let fault = |what: &str| Err(format!("the normaliser's map: {what}"));
     let Some((size, rest)) = map.split_first_chunk::<4>() else {
@@ -294,7 +297,8 @@ pub(super) fn check_charsmap(map: &[u8]) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    /// A map that turns `a` into `bc`: the root at 0 has its children at 256 + byte, `a` has its leaf at 512.
+    /// A map that turns `a` into `bc`: the root at 0 has its children at 256 + byte, `a` has its
+    /// leaf at 512.
     fn charsmap() -> Vec<u8> {
         let mut units = vec![0u32; 768];
         units[0] = 256 << 10;

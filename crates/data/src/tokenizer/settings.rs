@@ -1,6 +1,7 @@
-//! What the JSON files beside a vocabulary say about a tokenizer: `tokenizer_config.json`, `special_tokens_map.json`,
-//! `added_tokens.json`, and of `config.json` and `generation_config.json` the few keys that speak of it. [`Settings::parse`] is a
-//! pure function of their bytes.
+//! What the JSON files beside a vocabulary say about a tokenizer: `tokenizer_config.json`,
+//! `special_tokens_map.json`, `added_tokens.json`, and of `config.json` and
+//! `generation_config.json` the few keys that speak of it. [`Settings::parse`] is a pure function
+//! of their bytes.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -39,7 +40,8 @@ impl Sources {
 /// The settings beside a vocabulary, as transformers joins them.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
-    /// `tokenizer_config.json`; over it `special_tokens_map.json`, which counts only without `added_tokens_decoder`.
+    /// `tokenizer_config.json`; over it `special_tokens_map.json`, which counts only without
+    /// `added_tokens_decoder`.
     values: Map<String, Value>,
     /// Keys that come from `special_tokens_map.json`.
     from_map: HashSet<String>,
@@ -93,7 +95,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The tokens of `added_tokens.json`: special are those that have a role or stand in the list of special ones.
+    /// The tokens of `added_tokens.json`: special are those that have a role or stand in the list
+    /// of special ones.
     fn listed(
         &self,
         path: &Path,
@@ -144,7 +147,8 @@ impl Settings {
         self.values.get("truncation_side").and_then(Value::as_str) == Some("left")
     }
 
-    /// Whether token types are inputs, where the settings list the inputs or name a class that has none.
+    /// Whether token types are inputs, where the settings list the inputs or name a class that has
+    /// none.
     pub(super) fn wants_token_types(&self) -> Option<bool> {
         match self
             .values
@@ -176,7 +180,8 @@ impl Settings {
             .unwrap_or_else(|| AddedToken::from(usual, true))
     }
 
-    /// All tokens that have a role, in the order in which they are added: the roles that every class knows, then others.
+    /// All tokens that have a role, in the order in which they are added: the roles that every
+    /// class knows, then others.
     pub(super) fn named_tokens(&self) -> Vec<(String, AddedToken)> {
         let usual = ROLES.iter().map(|role| (*role).to_string());
         let own = self.values.iter().filter(|(key, value)| {
@@ -195,8 +200,8 @@ impl Settings {
         tokens
     }
 
-    /// The list of special tokens without a role, if the files have one (it may be empty): `extra_special_tokens`, or under its old
-    /// name `additional_special_tokens`.
+    /// The list of special tokens without a role, if the files have one (it may be empty):
+    /// `extra_special_tokens`, or under its old name `additional_special_tokens`.
     pub(super) fn extra_list(&self) -> Option<Vec<AddedToken>> {
         let keys = ["extra_special_tokens", "additional_special_tokens"];
         let lists = keys.into_iter().filter_map(|key| {
@@ -208,7 +213,8 @@ impl Settings {
         Some(list.iter().filter_map(|v| self.token(key, v)).collect())
     }
 
-    /// Whether that list stands in `special_tokens_map.json` alone, where it adds to what a vocabulary file has.
+    /// Whether that list stands in `special_tokens_map.json` alone, where it adds to what a
+    /// vocabulary file has.
     pub(super) fn extra_is_from_map(&self) -> bool {
         let keys = ["extra_special_tokens", "additional_special_tokens"];
         let there: Vec<_> = keys
@@ -228,7 +234,8 @@ impl Settings {
         &self.decoder
     }
 
-    /// A token by a string or an object. One that stands in the table of added tokens has that entry's flags.
+    /// A token by a string or an object. One that stands in the table of added tokens has that
+    /// entry's flags.
     fn token(&self, key: &str, value: &Value) -> Option<AddedToken> {
         let token = match value.as_str() {
             Some(content) => AddedToken::from(content, true),
@@ -250,7 +257,8 @@ impl Settings {
         })
     }
 
-    /// An id that config.json, or else generation_config.json, gives to a role (`eos_token_id`); the first of a list.
+    /// An id that config.json, or else generation_config.json, gives to a role (`eos_token_id`);
+    /// the first of a list.
     pub(super) fn id(&self, key: &str) -> Option<u32> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         [&self.model, &self.generation]
@@ -320,7 +328,8 @@ fn decoder(path: &Path, table: &Value) -> Result<Vec<(u32, AddedToken)>, Tokeniz
     Ok(tokens)
 }
 
-/// A token by a string or an object with its flags. `special` says what the object's own word is where it has none.
+/// A token by a string or an object with its flags. `special` says what the object's own word is
+/// where it has none.
 fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
     if let Some(content) = value.as_str() {
         return Some(AddedToken::from(content, special));

@@ -28,8 +28,9 @@ pub struct EncodedSpans {
 }
 
 impl Tokenizer {
-    /// Encodes a text as [`Tokenizer::encode`] does, and says where each token stands. Which tokens go on with a word is told
-    /// as transformers' `TokenClassificationPipeline` does: by the prefix of a vocabulary that has one, else by the blanks.
+    /// Encodes a text as [`Tokenizer::encode`] does, and says where each token stands. Which tokens
+    /// go on with a word is told as transformers' `TokenClassificationPipeline` does: by the prefix
+    /// of a vocabulary that has one, else by the blanks.
     pub fn encode_spans(
         &self,
         text: &str,
@@ -38,7 +39,8 @@ impl Tokenizer {
         let input = EncodeInput::Single(InputSequence::from(text));
         self.growth.check(text).map_err(TokenizerError::Encode)?;
         let plain = guarded(|| self.inner.encode_char_offsets(input, false))?;
-        // Taken here: what adds the special tokens would trim the blanks of a byte-level BPE a second time.
+        // Taken here: what adds the special tokens would trim the blanks of a byte-level BPE a
+        // second time.
         let places = plain.get_offsets().to_vec();
         let (encoded, encoding) = self.finish(&self.inner, plain, None, max_length)?;
         let cut_before = match self.direction {

@@ -1,5 +1,5 @@
-//! Tokenizers from a SentencePiece model, put together as transformers does it: for DeBERTa-v2 as its converter of version 4, for
-//! the others as the classes of version 5.24.
+//! Tokenizers from a SentencePiece model, put together as transformers does it: for DeBERTa-v2 as
+//! its converter of version 4, for the others as the classes of version 5.24.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -28,8 +28,8 @@ use super::sentencepiece::{Algorithm, Piece, PieceKind, SentencePieceModel};
 use super::settings::{Settings, malformed};
 use crate::error::TokenizerError;
 
-/// Deriving merges looks at all divisions of all pieces: this many bytes of text at most, some seconds of work. Gemma's 256,000
-/// pieces take 20 million.
+/// Deriving merges looks at all divisions of all pieces: this many bytes of text at most, some
+/// seconds of work. Gemma's 256,000 pieces take 20 million.
 const MOST_MERGE_BYTES: usize = 1 << 32;
 
 /// A tokenizer, and the id that it gives to unknown text.
@@ -78,7 +78,8 @@ pub(super) fn sentence_piece(
             generic(&model, settings).map_err(fault)?,
             Own {
                 usual: generic_roles(&model),
-                // Its pre-tokenizer isolates the others behind the dummy prefix, as SentencePiece does.
+                // Its pre-tokenizer isolates the others behind the dummy prefix, as SentencePiece
+                // does.
                 extra: own
                     .extra
                     .into_iter()
@@ -122,8 +123,9 @@ fn scores(pieces: &[Piece]) -> impl Iterator<Item = (String, f64)> {
     pieces.iter().map(|p| (p.text.clone(), f64::from(p.score)))
 }
 
-/// DeBERTa-v2's unigram model. Source: transformers 4 `DebertaV2Converter`, which applies the normaliser that the model was trained
-/// with; the class of transformers 5 puts NFC in its place and so gives other ids to some text.
+/// DeBERTa-v2's unigram model. Source: transformers 4 `DebertaV2Converter`, which applies the
+/// normaliser that the model was trained with; the class of transformers 5 puts NFC in its place
+/// and so gives other ids to some text.
 fn deberta_v2(model: &SentencePieceModel, settings: &Settings) -> tokenizers::Result<Inner> {
     // Pieces for single bytes, where a model has them, are left alone by transformers.
     let unigram = Unigram::from(scores(&model.pieces).collect(), Some(model.unk_id), false)?;
@@ -151,7 +153,8 @@ fn deberta_v2(model: &SentencePieceModel, settings: &Settings) -> tokenizers::Re
     Ok(inner)
 }
 
-/// XLM-R's unigram model in fairseq's order: four special tokens in the place of the model's first three pieces, `<mask>` last.
+/// XLM-R's unigram model in fairseq's order: four special tokens in the place of the model's first
+/// three pieces, `<mask>` last.
 fn xlm_roberta(model: &SentencePieceModel, settings: &Settings) -> tokenizers::Result<Inner> {
     let name = |role: &str, usual: &str| (settings.special_token(role, usual).content, 0.0);
     let mut vocab = vec![
@@ -179,7 +182,8 @@ fn xlm_roberta(model: &SentencePieceModel, settings: &Settings) -> tokenizers::R
     Ok(inner)
 }
 
-/// Llama 2's BPE: a blank before the text, or with `legacy` before each stretch of text between special tokens.
+/// Llama 2's BPE: a blank before the text, or with `legacy` before each stretch of text between
+/// special tokens.
 fn llama(model: &SentencePieceModel, settings: &Settings) -> Result<Inner, String> {
     let bpe = BPE::builder().fuse_unk(true).byte_fallback(true);
     let bpe = bpe
@@ -237,8 +241,8 @@ fn decode_bytes(inner: &mut Inner, scheme: PrependScheme) -> tokenizers::Result<
     Ok(())
 }
 
-/// A model without a class: what SentencePiece itself does, by the model's own settings. Source: transformers 5.24,
-/// `SpmConverter.build_tokenizer_from_spm_proto`.
+/// A model without a class: what SentencePiece itself does, by the model's own settings. Source:
+/// transformers 5.24, `SpmConverter.build_tokenizer_from_spm_proto`.
 fn generic(model: &SentencePieceModel, settings: &Settings) -> Result<Inner, String> {
     let of_kind = |kind| {
         let pieces = model.pieces.iter().filter(move |p| p.kind == kind);
@@ -384,8 +388,8 @@ fn divisions<'a>(
     Ok(found)
 }
 
-/// Merges in the order of the ids of their results, then of the length of the left side. Source: transformers 5.24,
-/// `generate_merges` without scores.
+/// Merges in the order of the ids of their results, then of the length of the left side. Source:
+/// transformers 5.24, `generate_merges` without scores.
 fn merges_by_id(model: &SentencePieceModel) -> Result<Vec<(String, String)>, String> {
     let last: HashMap<&str, usize> = model
         .pieces

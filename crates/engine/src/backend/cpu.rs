@@ -1,4 +1,5 @@
-//! The processor: calls over slices in host memory, with the instructions of one set, on a pool of threads.
+//! The processor: calls over slices in host memory, with the instructions of one set, on a pool of
+//! threads.
 
 mod attention;
 mod elementwise;
@@ -93,8 +94,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means one per core. Panics if `isa` is not
-    /// available.
+    /// `isa` must be available here (see [`Isa::is_available`]); `threads` 0 means one per core.
+    /// Panics if `isa` is not available.
     ///
     /// # Errors
     /// Threads or address space cannot be had.

@@ -1,5 +1,5 @@
-//! The definition of every call: in f64 whatever the nominal storage, so that no rounding hides anything, plain, and on one
-//! thread. What other backends are compared with.
+//! The definition of every call: in f64 whatever the nominal storage, so that no rounding hides
+//! anything, plain, and on one thread. What other backends are compared with.
 
 mod attention;
 mod norms;
@@ -230,7 +230,8 @@ fn for_each_row(x: &Tensor, y: &mut Tensor, mut each: impl FnMut(usize, &[f64], 
     rows.enumerate().for_each(|(i, (x, y))| each(i, x, y));
 }
 
-/// Calls `each(row, column of the unfolded row, row of the neighbour)` for each tap inside a sequence.
+/// Calls `each(row, column of the unfolded row, row of the neighbour)` for each tap inside a
+/// sequence.
 fn for_each_tap(offsets: &[usize], taps: usize, mut each: impl FnMut(usize, usize, usize)) {
     for range in offsets.windows(2) {
         for row in range[0]..range[1] {

@@ -118,7 +118,8 @@ impl<'a> AttentionInputs<'a> {
     }
 }
 
-/// Gradients of [`AttentionInputs`], of their shapes, all overwritten. Those of tables only where they are wanted.
+/// Gradients of [`AttentionInputs`], of their shapes, all overwritten. Those of tables only where
+/// they are wanted.
 #[derive(Debug)]
 pub struct AttentionGradients<'a> {
     /// Of the queries.

@@ -1,4 +1,5 @@
-//! Whether a call's shapes fit together. What a user brings is checked before any call: what fails here is a fault of ours.
+//! Whether a call's shapes fit together. What a user brings is checked before any call: what fails
+//! here is a fault of ours.
 
 use std::ops::Range;
 
@@ -23,7 +24,8 @@ fn check_shape(a: &Tensor, b: &Tensor) {
 }
 
 impl Call<'_> {
-    /// Panics where the shapes do not fit together. How a model's shapes come about is checked before.
+    /// Panics where the shapes do not fit together. How a model's shapes come about is checked
+    /// before.
     #[expect(clippy::too_many_lines, reason = "one exhaustive match over `Call`")]
     pub(crate) fn check(&self) {
         match self {

@@ -81,7 +81,8 @@ pub enum Epilogue<'a> {
 pub struct Product<'a> {
     /// What multiplies.
     pub arithmetic: Arithmetic,
-    /// [m, k], or wider, where the columns behind k are zeros: see [`crate::backend::Sizes::depth_multiple`].
+    /// [m, k], or wider, where the columns behind k are zeros: see
+    /// [`crate::backend::Sizes::depth_multiple`].
     pub a: Rows<'a>,
     /// [n, k].
     pub b: Operand<'a>,

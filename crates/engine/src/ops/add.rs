@@ -1,4 +1,5 @@
-//! z = dropout(x) + residual: the end of a pre-norm sublayer. Shapes: x, residual, z [M, D]. Saved: nothing; z takes x's place.
+//! z = dropout(x) + residual: the end of a pre-norm sublayer. Shapes: x, residual, z [M, D]. Saved:
+//! nothing; z takes x's place.
 
 use std::sync::Arc;
 

@@ -1,10 +1,12 @@
-//! out = softmax(scores)·v per head and sequence, block-diagonal by offsets, causal if asked; no T×T matrix is stored.
-//! The scores are q·kᵀ·scale or, with relative positions, `scale·(q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r])`, where r is the row
-//! of the distance i - j; each table of relative positions may be absent.
-//! Shapes: q [Mq, H·Dh], k, v [M, Hkv·Dh], pos_k, pos_q [R, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the row ranges of sequence b
-//! are `q_offsets[b]..q_offsets[b+1]` and `kv_offsets[b]..kv_offsets[b+1]`, so that a query may be one row of its sequence.
-//! Saved: q, k, v, the tables, out, lse. Source: Vaswani et al. 2017; the tiling of Dao et al. 2022; He et al. 2020,
-//! "DeBERTa", equations 2 to 4.
+//! out = softmax(scores)·v per head and sequence, block-diagonal by offsets, causal if asked; no
+//! T×T matrix is stored. The scores are q·kᵀ·scale or, with relative positions,
+//! `scale·(q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r])`, where r is the row of the distance i - j; each
+//! table of relative positions may be absent.
+//! Shapes: q [Mq, H·Dh], k, v [M, Hkv·Dh], pos_k, pos_q [R, H·Dh], out [Mq, H·Dh], lse [Mq, H]; the
+//! row ranges of sequence b are `q_offsets[b]..q_offsets[b+1]` and
+//! `kv_offsets[b]..kv_offsets[b+1]`, so that a query may be one row of its sequence. Saved: q, k,
+//! v, the tables, out, lse. Source: Vaswani et al. 2017; the tiling of Dao et al. 2022; He et al.
+//! 2020, "DeBERTa", equations 2 to 4.
 
 use std::sync::Arc;
 
@@ -21,7 +23,8 @@ use crate::tensor::Tensor;
 pub struct AttentionForm {
     /// H.
     pub num_heads: usize,
-    /// Hkv, a divisor of H: so many heads of keys and values, each shared by H/Hkv heads of queries.
+    /// Hkv, a divisor of H: so many heads of keys and values, each shared by H/Hkv heads of
+    /// queries.
     pub num_key_value_heads: usize,
     /// Dh.
     pub head_dim: usize,
@@ -48,7 +51,8 @@ pub struct AttentionSpec {
 
 /// The projected relative positions of one layer, shared by all sequences.
 pub struct Positions {
-    /// The tables' row for each distance i - j, from -(reach - 1) to reach - 1. No sequence is longer than reach.
+    /// The tables' row for each distance i - j, from -(reach - 1) to reach - 1. No sequence is
+    /// longer than reach.
     pub rows: Arc<[u32]>,
     /// pos_k: content to position.
     pub keys: Option<Var>,
@@ -61,8 +65,8 @@ pub fn attention(tape: &mut Tape<'_>, q: Var, k: Var, v: Var, spec: AttentionSpe
     run(tape, [q, k, v], None, spec)
 }
 
-/// Forward of attention with relative positions. Query i of a sequence stands at its position i. Panics if the offsets do not
-/// cover the rows or if a sequence is longer than the reach.
+/// Forward of attention with relative positions. Query i of a sequence stands at its position i.
+/// Panics if the offsets do not cover the rows or if a sequence is longer than the reach.
 pub fn disentangled_attention(
     tape: &mut Tape<'_>,
     qkv: [Var; 3],

@@ -1,7 +1,8 @@
-//! Adapters of a fused layer's parts, each at its own rank, as the LoRA paper adapts GPT-2's queries and values. The A of
-//! the parts stand one under the other [n·r, in]; so do their B in storage [n·out/3, r], as in loralib's `MergedLinear`.
-//! A product takes the one B [out, n·r] that says the same: each part's own in its rows and columns, zero elsewhere. Those
-//! zeros are never stored among the trained values, so that nothing can move them.
+//! Adapters of a fused layer's parts, each at its own rank, as the LoRA paper adapts GPT-2's
+//! queries and values. The A of the parts stand one under the other [n·r, in]; so do their B in
+//! storage [n·out/3, r], as in loralib's `MergedLinear`. A product takes the one B [out, n·r] that
+//! says the same: each part's own in its rows and columns, zero elsewhere. Those zeros are never
+//! stored among the trained values, so that nothing can move them.
 
 use std::ops::AddAssign;
 
@@ -38,7 +39,8 @@ impl Blocks {
         [stored[0] / self.count() * PARTS, stored[1] * self.count()]
     }
 
-    /// Each row of a stored B of rank r: its number there, and where its r values stand in the B [out, n·r].
+    /// Each row of a stored B of rank r: its number there, and where its r values stand in the B
+    /// [out, n·r].
     fn rows(self, stored_len: usize, rank: usize) -> impl Iterator<Item = (usize, usize)> {
         let (n, part_rows) = (self.count(), stored_len / rank / self.count());
         let places = self.parts().enumerate();

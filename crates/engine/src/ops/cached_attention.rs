@@ -1,5 +1,5 @@
-//! Attention over a KV cache, for generation: no backward. Shapes: q, out [M, H·Dh]; keys and values of the cache
-//! [rows, Hkv·Dh].
+//! Attention over a KV cache, for generation: no backward. Shapes: q, out [M, H·Dh]; keys and
+//! values of the cache [rows, Hkv·Dh].
 
 use lowrank_kernels::CachedShape;
 pub use lowrank_kernels::{CachedSequence, QueryRole};
@@ -19,8 +19,9 @@ pub struct CachedLayer<'a> {
     pub layer: usize,
 }
 
-/// Forward of the attention of some sequences' last tokens, prompts in chunks and new tokens in any mixture, over their own rows
-/// of the cache. Panics if the shapes disagree, if the mask is not causal, or if nothing was written.
+/// Forward of the attention of some sequences' last tokens, prompts in chunks and new tokens in any
+/// mixture, over their own rows of the cache. Panics if the shapes disagree, if the mask is not
+/// causal, or if nothing was written.
 pub fn cached_attention(
     tape: &Tape<'_>,
     q: &Var,

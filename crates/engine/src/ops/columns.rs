@@ -1,4 +1,5 @@
-//! y = x[:, first..first + cols]: one part of a fused projection. Shapes: x [M, C], y [M, cols]. Saved: nothing.
+//! y = x[:, first..first + cols]: one part of a fused projection. Shapes: x [M, C], y [M, cols].
+//! Saved: nothing.
 
 use std::ops::Range;
 use std::sync::Arc;

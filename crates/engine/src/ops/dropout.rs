@@ -26,7 +26,8 @@ pub(crate) fn drop_out(x: &mut Tensor, dropout: Dropout) {
     device.run(Call::Dropout { dropout, x, y });
 }
 
-/// As [`drop_out`] where `x` is still needed: mask(x) / (1 - p) in the same storage, for the same purpose.
+/// As [`drop_out`] where `x` is still needed: mask(x) / (1 - p) in the same storage, for the same
+/// purpose.
 pub(crate) fn dropped_out(x: &Tensor, dropout: Dropout) -> Tensor {
     let mut out = x.uninit_like(x.purpose());
     let (x, y) = (Some(x), &mut out);

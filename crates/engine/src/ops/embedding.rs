@@ -1,4 +1,5 @@
-//! y = Σ `tables[ids]`, one row a token. Shapes: table [V, D], ids `[M]`, y [M, D]. Saved: the ids of trained tables.
+//! y = Σ `tables[ids]`, one row a token. Shapes: table [V, D], ids `[M]`, y [M, D]. Saved: the ids
+//! of trained tables.
 
 use std::sync::Arc;
 
@@ -56,8 +57,8 @@ pub struct Lookup<'m, 'i> {
     pub padding_idx: Option<u32>,
 }
 
-/// Forward of the sum of several tables' rows. Panics if there is no table, if one has another width, or if an id is out
-/// of range: callers check outside input first.
+/// Forward of the sum of several tables' rows. Panics if there is no table, if one has another
+/// width, or if an id is out of range: callers check outside input first.
 pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
     let device = tape.device().clone();
     let trainables = tape.trainables();

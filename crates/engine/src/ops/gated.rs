@@ -1,5 +1,6 @@
-//! y = f(gate)·up: the middle of a gated feed-forward. Shapes: gate, up, y [M, F], or gate and up in one row [M, 2F].
-//! Saved: gate and up. Source: Shazeer 2020, "GLU Variants Improve Transformer"; transformers `LlamaMLP`, `Phi3MLP`.
+//! y = f(gate)·up: the middle of a gated feed-forward. Shapes: gate, up, y [M, F], or gate and up
+//! in one row [M, 2F]. Saved: gate and up. Source: Shazeer 2020, "GLU Variants Improve
+//! Transformer"; transformers `LlamaMLP`, `Phi3MLP`.
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
-//! One part of a projection that is fused head by head: `y[:, h·Dh + c] = x[:, (h·parts + part)·Dh + c] + bias[h·Dh + c]`.
-//! Shapes: x [M, H·parts·Dh], bias `[H·Dh]`, y [M, H·Dh]. Saved: nothing. Source: transformers `modeling_deberta.py`,
-//! `DisentangledSelfAttention`.
+//! One part of a projection that is fused head by head: `y[:, h·Dh + c] = x[:, (h·parts +
+//! part)·Dh + c] + bias[h·Dh + c]`.
+//! Shapes: x [M, H·parts·Dh], bias `[H·Dh]`, y [M, H·Dh]. Saved: nothing. Source: transformers
+//! `modeling_deberta.py`, `DisentangledSelfAttention`.
 
 use std::sync::Arc;
 

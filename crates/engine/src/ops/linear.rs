@@ -1,8 +1,9 @@
 //! y = x·Wᵀ + bias + scaling · dropout(x)·Aᵀ·Bᵀ, the LoRA paper's equation 3 (section 4.1).
-//! Shapes: x [M, in], W [out, in], bias `[out]`, A [r, in], B [out, r], h = dropout(x)·Aᵀ [M, r], y [M, out].
-//! Saved: x only if A or W is trained and the op below cannot make it again, h only if there is an adapter; with an activation
-//! behind, y (by the tape). A frozen weight gets no gradient. The adapter's two products and the bias ride in the base product
-//! where the arithmetic allows it.
+//! Shapes: x [M, in], W [out, in], bias `[out]`, A [r, in], B [out, r], h = dropout(x)·Aᵀ [M, r], y
+//! [M, out]. Saved: x only if A or W is trained and the op below cannot make it again, h only if
+//! there is an adapter; with an activation behind, y (by the tape). A frozen weight gets no
+//! gradient. The adapter's two products and the bias ride in the base product where the arithmetic
+//! allows it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,13 +29,15 @@ pub struct Adapter {
     pub a: TrainableId,
     /// B [out, r], or that of the parts below each other; see [`crate::ops::blocks`].
     pub b: TrainableId,
-    /// The parts of a fused layer that are adapted, each at its own rank; nothing where the layer is adapted as one.
+    /// The parts of a fused layer that are adapted, each at its own rank; nothing where the layer
+    /// is adapted as one.
     pub blocks: Option<Blocks>,
     /// alpha / r, or alpha / √r with rsLoRA.
     pub scaling: f32,
     /// Probability of dropping an element of x, in the adapter's branch only.
     pub dropout: f32,
-    /// The site of that dropout: fixed by the layer's name, so that adapting one more layer changes no other's mask.
+    /// The site of that dropout: fixed by the layer's name, so that adapting one more layer changes
+    /// no other's mask.
     pub site: Site,
 }
 
@@ -272,7 +275,8 @@ impl Backward for LinearBackward<'_> {
     }
 }
 
-/// d_B += s·d_yᵀ·h, d_A += s·d_hᵀ·dropout(x); returns d_h = d_y·B [M, r], still without the factor s.
+/// d_B += s·d_yᵀ·h, d_A += s·d_hᵀ·dropout(x); returns d_h = d_y·B [M, r], still without the factor
+/// s.
 fn adapter_backward(
     cx: &mut Backprop<'_>,
     adapter: &Adapter,

@@ -1,6 +1,7 @@
-//! The head of a language model: logits = h·Wᵀ over the vocabulary, and their cross entropy, some rows at a time, so that
-//! [tokens, V] never stands in memory. Shapes: h, d_h [N, D], W [V, D], labels `[N]`, logits of some rows [C, V].
-//! The end of the tape: nothing is saved, the gradient is made in the same walk and takes the place of h.
+//! The head of a language model: logits = h·Wᵀ over the vocabulary, and their cross entropy, some
+//! rows at a time, so that [tokens, V] never stands in memory. Shapes: h, d_h [N, D], W [V, D],
+//! labels `[N]`, logits of some rows [C, V]. The end of the tape: nothing is saved, the gradient is
+//! made in the same walk and takes the place of h.
 
 use std::ops::Range;
 
@@ -13,11 +14,13 @@ use crate::param::{Gradients, Matrix, Trainables, WeightOperand};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Scalar, Tensor};
 
-/// Rows whose logits stand in memory at once, in f32: few, for the cache, and enough for the product to run at full speed.
+/// Rows whose logits stand in memory at once, in f32: few, for the cache, and enough for the
+/// product to run at full speed.
 const LOGIT_ROWS: usize = 128;
 
-/// Rows whose gradient stands in memory at once, and which share one turning of the table. In f32, where the gradient takes the
-/// logits' place, 128 rows would save 14 MB of GPT-2 small and take 1% longer.
+/// Rows whose gradient stands in memory at once, and which share one turning of the table. In f32,
+/// where the gradient takes the logits' place, 128 rows would save 14 MB of GPT-2 small and take 1%
+/// longer.
 fn gradient_rows(activations: DType) -> usize {
     match activations {
         DType::Bf16 => 512,
@@ -57,7 +60,8 @@ fn product<'a>(a: Rows<'a>, b: Operand<'a>, c: impl Into<RowsMut<'a>>) {
     }));
 }
 
-/// The loss's sum over all rows; 0 on the dry device. Panics if the numbers disagree or a label is outside the vocabulary.
+/// The loss's sum over all rows; 0 on the dry device. Panics if the numbers disagree or a label is
+/// outside the vocabulary.
 pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> f64 {
     let device = h.tensor().device();
     let head = Head::new(device, targets, 0.0, trainables);
@@ -69,8 +73,9 @@ pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> f64 
     sum.read()
 }
 
-/// As [`lm_loss`], and the backward of the tape that gave h: d(sum · grad_scale) is added to `gradients`, also that of a
-/// trained table. The gradient of h takes h's place where nobody else holds it.
+/// As [`lm_loss`], and the backward of the tape that gave h: d(sum · grad_scale) is added to
+/// `gradients`, also that of a trained table. The gradient of h takes h's place where nobody else
+/// holds it.
 pub fn lm_loss_backward(
     tape: Tape<'_>,
     h: Var,
@@ -132,8 +137,8 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Adds the loss's sum of some rows; their logits' gradient [C, V] as activations are stored, with as many columns of
-    /// zeros behind as make the product with the table fast.
+    /// Adds the loss's sum of some rows; their logits' gradient [C, V] as activations are stored,
+    /// with as many columns of zeros behind as make the product with the table fast.
     fn gradient(&self, h: &Tensor, rows: Range<usize>, sum: &mut Scalar) -> Tensor {
         let (device, purpose) = (h.device(), Purpose::Workspace);
         let width = device.padded_depth(self.vocab);
@@ -159,7 +164,8 @@ impl<'a> Head<'a> {
         logits
     }
 
-    /// Adds the loss's sum of some rows. Their logits' gradient takes the logits' place, or goes to a place of its own.
+    /// Adds the loss's sum of some rows. Their logits' gradient takes the logits' place, or goes to
+    /// a place of its own.
     fn loss(
         &self,
         logits: &mut Tensor,

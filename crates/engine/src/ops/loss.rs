@@ -1,4 +1,5 @@
-//! The losses: the end of the tape. Each gives the sum over counted targets and turns the logits into their gradient.
+//! The losses: the end of the tape. Each gives the sum over counted targets and turns the logits
+//! into their gradient.
 //! Shapes: logits, d_logits [N, C]. Losses are summed in f64.
 
 use lowrank_kernels::CrossEntropyForm;
@@ -45,8 +46,9 @@ pub struct LossOutput {
     pub d_logits: Tensor,
 }
 
-/// The loss of `logits` against `targets`. With `grad_scale` = 1 / (targets of the whole optimizer step), gradients
-/// summed over micro-batches are those of the mean over the step. Panics if the numbers disagree.
+/// The loss of `logits` against `targets`. With `grad_scale` = 1 / (targets of the whole optimizer
+/// step), gradients summed over micro-batches are those of the mean over the step. Panics if the
+/// numbers disagree.
 pub fn loss(logits: &Var, targets: Targets<'_>, grad_scale: f32) -> LossOutput {
     let device = logits.tensor().device();
     let mut d_logits = logits.tensor().to_f32(Purpose::Activations);

@@ -1,5 +1,6 @@
-//! `y[i]` = the rows around row i of its sequence, side by side, zeros beyond its ends: a convolution's input as a product takes
-//! it. Shapes: x [M, D], y [M, D·taps], columns as a `Conv1d`'s weight [out, D, taps] has them. Saved: the offsets.
+//! `y[i]` = the rows around row i of its sequence, side by side, zeros beyond its ends: a
+//! convolution's input as a product takes it. Shapes: x [M, D], y [M, D·taps], columns as a
+//! `Conv1d`'s weight [out, D, taps] has them. Saved: the offsets.
 
 use std::sync::Arc;
 

@@ -1,8 +1,10 @@
-//! A norm over each row, with the dropout and residual sum before it: the end of a post-norm sublayer in one op.
-//! z = dropout(x) + residual; y = (z - mean)·rstd·weight + bias, or y = z·rstd·factor without a mean.
-//! Shapes: x, residual, z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`. Saved: z, mean, rstd (z takes x's place, or is x),
-//! of which y is made again for ops above whose backward reads it.
-//! Source: Ba et al. 2016; transformers `BertSelfOutput`. Zhang & Sennrich 2019; transformers `LlamaRMSNorm`, `GemmaRMSNorm`.
+//! A norm over each row, with the dropout and residual sum before it: the end of a post-norm
+//! sublayer in one op. z = dropout(x) + residual; y = (z - mean)·rstd·weight + bias, or y =
+//! z·rstd·factor without a mean.
+//! Shapes: x, residual, z, y [M, D]; weight, bias `[D]`; mean, rstd `[M]`. Saved: z, mean, rstd (z
+//! takes x's place, or is x), of which y is made again for ops above whose backward reads it.
+//! Source: Ba et al. 2016; transformers `BertSelfOutput`. Zhang & Sennrich 2019; transformers
+//! `LlamaRMSNorm`, `GemmaRMSNorm`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -40,7 +42,8 @@ pub struct RmsNormParams<'m> {
     pub eps: f32,
 }
 
-/// Forward of dropout, residual add and layer norm. `residual` may be absent; `p` is the dropout of x.
+/// Forward of dropout, residual add and layer norm. `residual` may be absent; `p` is the dropout of
+/// x.
 pub fn layer_norm<'m>(
     tape: &mut Tape<'m>,
     x: Var,
@@ -215,7 +218,8 @@ impl NormBackward<'_> {
     fn param_grads(&self, d_y: &Tensor, cx: &mut Backprop<'_>) {
         let trained = self.saved.params.trained();
         if let [None, bias] = trained {
-            // A bias alone needs nothing of what was saved; the sums and their order are the other call's.
+            // A bias alone needs nothing of what was saved; the sums and their order are the other
+            // call's.
             if let Some(id) = bias {
                 let (x, out) = (d_y, cx.gradients.get_mut(id));
                 cx.device.run(Call::ColumnSum { x, out });

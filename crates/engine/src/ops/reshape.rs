@@ -1,5 +1,5 @@
-//! The same values under another shape, row by row: heads as rows, for a norm of each. Shapes: x [M, H·Dh], y [M·H, Dh], or
-//! back. Saved: nothing; y takes x's place.
+//! The same values under another shape, row by row: heads as rows, for a norm of each. Shapes: x
+//! [M, H·Dh], y [M·H, Dh], or back. Saved: nothing; y takes x's place.
 
 use std::sync::Arc;
 

@@ -1,5 +1,7 @@
-//! Rotary positions: pairs of each head's elements are rotated by angles that grow with the token's position.
-//! Shapes: x [M, H·Dh], cos, sin [positions, rotary_dim / 2], positions `[M]`. Saved: the positions; a gradient is rotated back.
+//! Rotary positions: pairs of each head's elements are rotated by angles that grow with the token's
+//! position.
+//! Shapes: x [M, H·Dh], cos, sin [positions, rotary_dim / 2], positions `[M]`. Saved: the
+//! positions; a gradient is rotated back.
 //! Source: Su et al. 2021, equation 34; transformers `apply_rotary_pos_emb`.
 
 use std::sync::Arc;
@@ -31,7 +33,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The angles of the positions from 0 on: position · frequency, their cosines and sines times `attention_scaling`.
+    /// The angles of the positions from 0 on: position · frequency, their cosines and sines times
+    /// `attention_scaling`.
     pub fn new(
         device: &Device,
         positions: usize,
@@ -51,7 +54,8 @@ impl RopeTable {
     }
 }
 
-/// Forward of the rotation. Panics where a position has no row in the table, or x is no whole number of heads wide.
+/// Forward of the rotation. Panics where a position has no row in the table, or x is no whole
+/// number of heads wide.
 pub fn rope(
     tape: &mut Tape<'_>,
     x: Var,

@@ -1,4 +1,5 @@
-//! `y = x[rows]`: the rows that a head reads. Shapes: x [M, D], rows `[N]`, y [N, D]. Saved: the row numbers.
+//! `y = x[rows]`: the rows that a head reads. Shapes: x [M, D], rows `[N]`, y [N, D]. Saved: the
+//! row numbers.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Which files a checkpoint is, and what is in them: safetensors, PyTorch's, GGUF's, told by their content; shards by their index.
+//! Which files a checkpoint is, and what is in them: safetensors, PyTorch's, GGUF's, told by their
+//! content; shards by their index.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -17,7 +18,8 @@ use crate::safetensors::{Header, SafetensorsFault};
 use crate::source::Source;
 use crate::torch::TorchFile;
 
-/// The files of a model folder, in transformers' order of preference; an index stands for its shards.
+/// The files of a model folder, in transformers' order of preference; an index stands for its
+/// shards.
 const MODEL_FILES: [&str; 4] = [
     "model.safetensors",
     "model.safetensors.index.json",
@@ -26,8 +28,9 @@ const MODEL_FILES: [&str; 4] = [
 ];
 
 impl Checkpoint {
-    /// Opens the weights of a Hugging Face model folder: `model.safetensors`, else its index and shards, else
-    /// `pytorch_model.bin`, else its index and shards. Shards may not lie outside the folder.
+    /// Opens the weights of a Hugging Face model folder: `model.safetensors`, else its index and
+    /// shards, else `pytorch_model.bin`, else its index and shards. Shards may not lie outside the
+    /// folder.
     pub fn open_dir(dir: &Path) -> Result<Checkpoint> {
         let found = MODEL_FILES
             .into_iter()
@@ -46,13 +49,13 @@ impl Checkpoint {
         }
     }
 
-    /// Opens the weights of a model: of a folder as [`Checkpoint::open_dir`] does, and of one GGUF file under the names that
-    /// transformers has for them. Where the folder's `config.json` says that it is quantised, packed tensors are listed as what
-    /// they stand for.
+    /// Opens the weights of a model: of a folder as [`Checkpoint::open_dir`] does, and of one GGUF
+    /// file under the names that transformers has for them. Where the folder's `config.json` says
+    /// that it is quantised, packed tensors are listed as what they stand for.
     ///
     /// # Errors
-    /// Files that cannot be read; a GGUF file of an architecture whose tensors are not known; packed values that do not fit what
-    /// the configuration says.
+    /// Files that cannot be read; a GGUF file of an architecture whose tensors are not known;
+    /// packed values that do not fit what the configuration says.
     pub fn open_model(path: &Path) -> Result<Checkpoint> {
         match gguf::is_gguf(path)? {
             true => {
@@ -71,7 +74,8 @@ impl Checkpoint {
         }
     }
 
-    /// The same with packed tensors in the place of their parts, as the object of a `config.json` says that they are packed.
+    /// The same with packed tensors in the place of their parts, as the object of a `config.json`
+    /// says that they are packed.
     ///
     /// # Errors
     /// A way of packing that is not known; parts that are missing or do not fit each other.
@@ -83,9 +87,10 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// Opens one file: safetensors, PyTorch's or GGUF's, told by its content; the last one under its own names. Of a PyTorch file the state dict is taken: the value
-    /// itself or the dict at `state_dict`, `model_state_dict`, `model`, `module`, `model_state` or `net` in it, also in one another,
-    /// whichever holds the most tensors; else the only dict of tensors in it.
+    /// Opens one file: safetensors, PyTorch's or GGUF's, told by its content; the last one under
+    /// its own names. Of a PyTorch file the state dict is taken: the value itself or the dict at
+    /// `state_dict`, `model_state_dict`, `model`, `module`, `model_state` or `net` in it, also in
+    /// one another, whichever holds the most tensors; else the only dict of tensors in it.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
         let source = Source::open(path)?;
         match source.begins_with(gguf::MAGIC)? {
@@ -117,7 +122,8 @@ impl Checkpoint {
         }
     }
 
-    /// The tensors of a GGUF file, renamed and turned as transformers has them where the architecture is given.
+    /// The tensors of a GGUF file, renamed and turned as transformers has them where the
+    /// architecture is given.
     fn of_gguf(gguf: Gguf, architecture: Option<&Architecture>) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint::empty(gguf.path());
         let entries = gguf
@@ -351,7 +357,8 @@ fn open_index(dir: &Path, index: &Path) -> Result<Checkpoint> {
         .collect();
     for (file, entries) in found {
         for entry in entries {
-            // A tensor that another shard is listed for is that one's; one that is not listed is still a tensor.
+            // A tensor that another shard is listed for is that one's; one that is not listed is
+            // still a tensor.
             let owner = listed
                 .get(entry.info.name.as_str())
                 .and_then(|shard| file_of.get(shard));

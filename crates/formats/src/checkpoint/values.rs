@@ -1,5 +1,6 @@
-//! Where the values of one tensor lie, and how they become row-major bytes or f32: elements in their order or in another, blocks of
-//! GGUF, values packed into several tensors. Knows no format's header.
+//! Where the values of one tensor lie, and how they become row-major bytes or f32: elements in
+//! their order or in another, blocks of GGUF, values packed into several tensors. Knows no format's
+//! header.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -68,8 +69,8 @@ pub(crate) enum RowOrder {
     Same,
     /// They are its columns.
     Transposed,
-    /// Of each of so many heads, the rows of the first and second half stand in turn. Source: llama.cpp's `permute` of
-    /// queries and keys.
+    /// Of each of so many heads, the rows of the first and second half stand in turn. Source:
+    /// llama.cpp's `permute` of queries and keys.
     HalvesInTurn {
         /// The count of heads.
         heads: usize,
@@ -103,7 +104,8 @@ impl PackedValues {
 type Decode<'a> = &'a dyn Fn(usize, &mut [f32]) -> Result<()>;
 
 impl RowOrder {
-    /// The tensor's values `start..start + out.len()`, which `decode` gives in their stored order of [rows, columns].
+    /// The tensor's values `start..start + out.len()`, which `decode` gives in their stored order
+    /// of [rows, columns].
     fn read(
         self,
         of: Reading<'_>,
@@ -164,8 +166,9 @@ impl RowOrder {
     }
 }
 
-/// The values of the tensor that was read last in another order than it is stored in: a block of a transposed matrix spans nearly
-/// all of it, so that gathering block by block would read the whole of it for each.
+/// The values of the tensor that was read last in another order than it is stored in: a block of a
+/// transposed matrix spans nearly all of it, so that gathering block by block would read the whole
+/// of it for each.
 #[derive(Debug, Default)]
 pub(crate) struct Kept(Mutex<Option<(usize, Gathered)>>);
 
@@ -215,7 +218,8 @@ pub(super) struct Reading<'a> {
 }
 
 impl Plain {
-    /// The values `start..start + out.len()` as f32; the range is inside the tensor and its type is a float's.
+    /// The values `start..start + out.len()` as f32; the range is inside the tensor and its type is
+    /// a float's.
     pub(super) fn read_f32(&self, of: Reading<'_>, start: usize, out: &mut [f32]) -> Result<()> {
         if of.dtype == DType::F32 && self.walk.is_none() && cfg!(target_endian = "little") {
             let offset = self.offset + (start * 4) as u64;
@@ -257,7 +261,8 @@ impl Plain {
             return Ok(values);
         }
         let size = of.dtype.size_bytes();
-        // No shape with a zero comes here; that every value lies inside the file was checked when it was opened.
+        // No shape with a zero comes here; that every value lies inside the file was checked when
+        // it was opened.
         let last: usize = walk
             .shape
             .iter()
@@ -278,13 +283,15 @@ impl Plain {
 }
 
 impl Blocks {
-    /// The values `start..start + out.len()` as f32; the range is inside the tensor and its type is read.
+    /// The values `start..start + out.len()` as f32; the range is inside the tensor and its type is
+    /// read.
     pub(super) fn read_f32(&self, of: Reading<'_>, start: usize, out: &mut [f32]) -> Result<()> {
         let decode = |start: usize, out: &mut [f32]| self.decode(of.source, start, out);
         self.order.read(of, self.stored, start, out, &decode)
     }
 
-    /// Values `start..start + out.len()` in their stored order, which may begin and end inside a block.
+    /// Values `start..start + out.len()` in their stored order, which may begin and end inside a
+    /// block.
     fn decode(&self, source: &Source, start: usize, out: &mut [f32]) -> Result<()> {
         let per = self.format.values;
         let mut at = start;

@@ -1,5 +1,6 @@
-//! Faults on request, for tests: at the n-th file call of this process it is killed, or the call is refused as by the system.
-//! Only debug builds can, a release build holds none of it. Reads no environment: the program's `main` does, in such a build.
+//! Faults on request, for tests: at the n-th file call of this process it is killed, or the call is
+//! refused as by the system. Only debug builds can, a release build holds none of it. Reads no
+//! environment: the program's `main` does, in such a build.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -29,7 +30,8 @@ pub struct Plan {
     pub at: Option<u64>,
     /// How it fails.
     pub fault: Fault,
-    /// A file that lists each call: its number, its kind and its path. Written past the seam that it watches.
+    /// A file that lists each call: its number, its kind and its path. Written past the seam that
+    /// it watches.
     pub log: Option<PathBuf>,
 }
 

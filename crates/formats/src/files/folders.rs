@@ -22,12 +22,14 @@ pub struct Entry {
     pub is_file: bool,
 }
 
-/// Whether anything is there, links followed. What cannot be asked counts as missing: opening it says why.
+/// Whether anything is there, links followed. What cannot be asked counts as missing: opening it
+/// says why.
 pub fn exists(path: &Path) -> bool {
     system::metadata(path).is_ok()
 }
 
-/// Whether the name is taken, be it by a pipe or by a link that leads nowhere: reading it says what is wrong with it.
+/// Whether the name is taken, be it by a pipe or by a link that leads nowhere: reading it says what
+/// is wrong with it.
 pub fn is_named(path: &Path) -> bool {
     system::link_metadata(path).is_ok()
 }
@@ -109,7 +111,8 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Flushes a folder's own entries, so that a rename in it survives a power cut. Some file systems cannot; that is no error.
+/// Flushes a folder's own entries, so that a rename in it survives a power cut. Some file systems
+/// cannot; that is no error.
 pub(crate) fn sync_dir(dir: &Path) {
     if cfg!(unix) {
         let _ = system::sync_folder(dir);

@@ -1,5 +1,6 @@
-//! The hidden names under which files and folders are made before they have their own: `.<name>.<process>-<n>-<time>.tmp`,
-//! and `.old` for a folder that waits aside. Who made one, and for what, stands in the name.
+//! The hidden names under which files and folders are made before they have their own:
+//! `.<name>.<process>-<n>-<time>.tmp`, and `.old` for a folder that waits aside. Who made one, and
+//! for what, stands in the name.
 
 use std::ffi::OsString;
 use std::fmt;

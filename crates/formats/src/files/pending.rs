@@ -1,8 +1,10 @@
-//! Files and folders that appear whole under their final name, or not at all. Knows nothing of what is in them.
+//! Files and folders that appear whole under their final name, or not at all. Knows nothing of what
+//! is in them.
 //!
-//! Everything is written under a temporary name beside the target, flushed to the disk, and then renamed: a reader, a killed
-//! process or a full disk never meets half of it, and what stood under the name before stays until the new is complete. What a
-//! killed process left is swept by the next one that writes the same target; a living one's is known by its lock.
+//! Everything is written under a temporary name beside the target, flushed to the disk, and then
+//! renamed: a reader, a killed process or a full disk never meets half of it, and what stood under
+//! the name before stays until the new is complete. What a killed process left is swept by the next
+//! one that writes the same target; a living one's is known by its lock.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,15 +18,16 @@ use super::system::{self, Handle, LockOutcome};
 use crate::Result;
 use crate::error::FormatError;
 
-/// Temporary names of this process that are in use. Held while a name is being made final, so that an end by signal comes
-/// before or after that.
+/// Temporary names of this process that are in use. Held while a name is being made final, so that
+/// an end by signal comes before or after that.
 static IN_USE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn in_use() -> MutexGuard<'static, Vec<PathBuf>> {
     IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A temporary name of this process, kept in the list while it lives; what stands under it is removed with it.
+/// A temporary name of this process, kept in the list while it lives; what stands under it is
+/// removed with it.
 #[derive(Debug)]
 struct Temporary(PathBuf);
 
@@ -41,8 +44,9 @@ impl Temporary {
     }
 }
 
-/// For a process that is told to end: removes every temporary file and folder of its pending writes. Every other thread
-/// stops at its next file call, so that nothing is made anew; the process must exit now.
+/// For a process that is told to end: removes every temporary file and folder of its pending
+/// writes. Every other thread stops at its next file call, so that nothing is made anew; the
+/// process must exit now.
 pub fn abandon_pending() {
     let pending = in_use();
     system::stop_all();
@@ -70,7 +74,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
-/// A file being written under a temporary name; dropped without [`commit`](PendingFile::commit), it is removed.
+/// A file being written under a temporary name; dropped without [`commit`](PendingFile::commit), it
+/// is removed.
 #[derive(Debug)]
 pub struct PendingFile {
     target: PathBuf,
@@ -88,7 +93,8 @@ impl PendingFile {
                 error: io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"),
             });
         }
-        // A link is written through, as by any other program; a device or a pipe cannot be renamed over.
+        // A link is written through, as by any other program; a device or a pipe cannot be renamed
+        // over.
         let target = &system::canonicalize(target).unwrap_or_else(|_| target.to_owned());
         if system::metadata(target).is_ok_and(|found| !found.is_file()) {
             return Err(FormatError::Io {
@@ -112,7 +118,8 @@ impl PendingFile {
                 return Err(FormatError::io("create", target)(error));
             }
         };
-        // Held as long as the file is open: a sweep leaves it alone. Without locks it is never swept.
+        // Held as long as the file is open: a sweep leaves it alone. Without locks it is never
+        // swept.
         let locked = handle.try_lock();
         pending.file = Some(io::BufWriter::with_capacity(1 << 16, handle));
         match locked {
@@ -161,7 +168,8 @@ impl Write for PendingFile {
 impl Drop for PendingFile {
     fn drop(&mut self) {
         if let Some(writer) = self.file.take() {
-            // What is still in the buffer is of no use; nothing can be reported from here, and a left-over is swept later.
+            // What is still in the buffer is of no use; nothing can be reported from here, and a
+            // left-over is swept later.
             drop(writer.into_parts());
             let _ = system::remove_file(&self.temporary.0);
             self.temporary.forget();
@@ -169,7 +177,8 @@ impl Drop for PendingFile {
     }
 }
 
-/// A folder being filled under a temporary name; dropped without a commit, it is removed with all that is in it.
+/// A folder being filled under a temporary name; dropped without a commit, it is removed with all
+/// that is in it.
 #[derive(Debug)]
 pub struct PendingDir {
     target: PathBuf,
@@ -180,10 +189,12 @@ pub struct PendingDir {
 }
 
 impl PendingDir {
-    /// Begins a folder that will be `target`; its parents are made where they are missing. What killed processes left for
-    /// this target is removed or put back first, see [`super::remove_stale`].
+    /// Begins a folder that will be `target`; its parents are made where they are missing. What
+    /// killed processes left for this target is removed or put back first, see
+    /// [`super::remove_stale`].
     pub fn create(target: &Path) -> Result<PendingDir> {
-        // Of a link the folder that it leads to is replaced, not the link. A path without a name is refused below.
+        // Of a link the folder that it leads to is replaced, not the link. A path without a name is
+        // refused below.
         let named = target.file_name().is_some();
         let target = match system::canonicalize(target) {
             Ok(real) if named => real,
@@ -217,7 +228,8 @@ impl PendingDir {
         &self.target
     }
 
-    /// Flushes everything and renames to the final name. A target that exists is an error unless it is an empty folder.
+    /// Flushes everything and renames to the final name. A target that exists is an error unless it
+    /// is an empty folder.
     pub fn commit(mut self) -> Result<()> {
         if super::exists(&self.target) && !is_empty_dir(&self.target) {
             return Err(FormatError::AlreadyExists {
@@ -228,11 +240,12 @@ impl PendingDir {
         self.rename()
     }
 
-    /// Like [`commit`](PendingDir::commit), but a folder that was there is replaced, and removed once the new one stands.
+    /// Like [`commit`](PendingDir::commit), but a folder that was there is replaced, and removed
+    /// once the new one stands.
     ///
-    /// Where the system can, the two exchange their names in one step: the target is always one of both. Elsewhere the old one
-    /// is renamed aside first; a process killed between the two renames leaves both whole, and the next write puts the old
-    /// one back.
+    /// Where the system can, the two exchange their names in one step: the target is always one of
+    /// both. Elsewhere the old one is renamed aside first; a process killed between the two renames
+    /// leaves both whole, and the next write puts the old one back.
     pub fn commit_replacing(mut self) -> Result<()> {
         self.flush()?;
         if !super::exists(&self.target) {
@@ -294,7 +307,8 @@ impl PendingDir {
 impl Drop for PendingDir {
     fn drop(&mut self) {
         if !self.committed {
-            // Nothing can be reported from here, and a left-over is swept by the next write of this target.
+            // Nothing can be reported from here, and a left-over is swept by the next write of this
+            // target.
             let _ = system::remove_dir_all(&self.temporary.0);
             self.temporary.forget();
         }

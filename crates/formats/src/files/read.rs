@@ -140,13 +140,14 @@ fn out_of_memory(path: &Path, len: u64) -> FormatError {
     ))
 }
 
-/// All bytes of a regular file. A folder, a pipe, a device, and a file above the ceiling are errors.
+/// All bytes of a regular file. A folder, a pipe, a device, and a file above the ceiling are
+/// errors.
 pub fn read(path: &Path, ceiling: Ceiling) -> Result<Vec<u8>> {
     Regular::open(path)?.read_whole(ceiling)
 }
 
-/// Like [`read`]; nothing where there is no such file. Any other trouble is an error: a file that cannot be read is not a file
-/// that is missing, nor is a link that leads nowhere.
+/// Like [`read`]; nothing where there is no such file. Any other trouble is an error: a file that
+/// cannot be read is not a file that is missing, nor is a link that leads nowhere.
 pub fn read_if_there(path: &Path, ceiling: Ceiling) -> Result<Option<Vec<u8>>> {
     match read(path, ceiling) {
         Ok(bytes) => Ok(Some(bytes)),

@@ -1,4 +1,5 @@
-//! What is read from its beginning to its end: regular files, pipes and terminals; and writing to a pipe or device.
+//! What is read from its beginning to its end: regular files, pipes and terminals; and writing to a
+//! pipe or device.
 
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::Path;
@@ -22,8 +23,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Opens a regular file, a pipe (`/dev/stdin`, a fifo) or a terminal. A folder and any other device are errors, and so is a
-    /// named pipe into which nothing writes within ten seconds.
+    /// Opens a regular file, a pipe (`/dev/stdin`, a fifo) or a terminal. A folder and any other
+    /// device are errors, and so is a named pipe into which nothing writes within ten seconds.
     pub fn open(path: &Path) -> Result<Stream> {
         let found = system::metadata(path).map_err(FormatError::io("read", path))?;
         let kind = found.file_type();
@@ -156,7 +157,8 @@ fn wait_from_now_on(handle: &Handle) -> io::Result<()> {
     )?)
 }
 
-/// A pipe to write to. One that has a name is waited for so long only: without a reader it would be for ever.
+/// A pipe to write to. One that has a name is waited for so long only: without a reader it would be
+/// for ever.
 #[cfg(unix)]
 fn open_device(path: &Path) -> Result<Handle> {
     use std::os::unix::fs::FileTypeExt;
@@ -199,12 +201,14 @@ fn buffered(handle: Handle) -> BufReader<Handle> {
     BufReader::with_capacity(1 << 16, handle)
 }
 
-/// A pipe or device that is written to as it stands; a regular file is not, see [`super::PendingFile`].
+/// A pipe or device that is written to as it stands; a regular file is not, see
+/// [`super::PendingFile`].
 #[derive(Debug)]
 pub struct DeviceFile(BufWriter<Handle>);
 
 impl DeviceFile {
-    /// Opens what is there under the name and is neither a file nor a folder; nothing where it is one of these, or missing.
+    /// Opens what is there under the name and is neither a file nor a folder; nothing where it is
+    /// one of these, or missing.
     pub fn open(path: &Path) -> Result<Option<DeviceFile>> {
         if !system::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
             return Ok(None);

@@ -15,9 +15,9 @@ use crate::error::FormatError;
 #[cfg(not(target_os = "linux"))]
 const LEFT_AFTER: Duration = Duration::from_secs(3600);
 
-/// Removes temporary files and folders that killed processes left directly in `dir`; a folder that was moved aside for one
-/// that then never came is put back. Only for a folder that is this process's alone (a locked run): another's pending work
-/// looks the same.
+/// Removes temporary files and folders that killed processes left directly in `dir`; a folder that
+/// was moved aside for one that then never came is put back. Only for a folder that is this
+/// process's alone (a locked run): another's pending work looks the same.
 pub fn remove_stale(dir: &Path) -> Result<()> {
     for entry in list(dir)? {
         clear(dir, &entry)?;
@@ -25,8 +25,8 @@ pub fn remove_stale(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same for one target, in a folder that others use too: what a living process holds stays. What cannot be removed stays as
-/// well: it is in nobody's way.
+/// The same for one target, in a folder that others use too: what a living process holds stays.
+/// What cannot be removed stays as well: it is in nobody's way.
 pub(super) fn sweep_beside(target: &Path) {
     let dir = parent(target);
     let name = target.file_name().and_then(|name| name.to_str());
@@ -63,8 +63,8 @@ fn clear(dir: &Path, entry: &Entry) -> Result<()> {
     }
 }
 
-/// Whether nobody works on it: its lock is free, and the process that made it is no more (between making and locking there is
-/// a moment without the lock).
+/// Whether nobody works on it: its lock is free, and the process that made it is no more (between
+/// making and locking there is a moment without the lock).
 fn is_left(entry: &Entry, process: u32) -> bool {
     if process != std::process::id() && may_live(entry, process) {
         return false;

@@ -1,5 +1,6 @@
-//! The calls to the operating system themselves, one function each, none with a policy. Each first passes [`enter`], where a
-//! test makes it fail and where a process that is about to end stops. The only file with `std::fs` in it.
+//! The calls to the operating system themselves, one function each, none with a policy. Each first
+//! passes [`enter`], where a test makes it fail and where a process that is about to end stops. The
+//! only file with `std::fs` in it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -41,7 +42,8 @@ std::thread_local! {
     static CLEANS_UP: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// From now on every other thread stops at its next file call, for ever: what is being cleaned up is not made anew.
+/// From now on every other thread stops at its next file call, for ever: what is being cleaned up
+/// is not made anew.
 pub(super) fn stop_all() {
     CLEANS_UP.set(true);
     STOPPED.store(true, Ordering::SeqCst);

@@ -1,5 +1,7 @@
-//! What the tensors and settings of each architecture are called in GGUF and in transformers, and in which order rows stand there.
-//! Source: llama.cpp `convert_hf_to_gguf.py`; gguf-py 0.19 `tensor_mapping.py`. To add one: a line in [`ARCHITECTURES`].
+//! What the tensors and settings of each architecture are called in GGUF and in transformers, and
+//! in which order rows stand there.
+//! Source: llama.cpp `convert_hf_to_gguf.py`; gguf-py 0.19 `tensor_mapping.py`. To add one: a line
+//! in [`ARCHITECTURES`].
 
 mod config;
 

@@ -1,5 +1,5 @@
-//! Reading a header front to back through a small buffer, every length checked against the file before anything is allocated.
-//! Knows no key.
+//! Reading a header front to back through a small buffer, every length checked against the file
+//! before anything is allocated. Knows no key.
 
 use super::fault::GgufFault;
 use crate::error::FormatError;

@@ -1,5 +1,5 @@
-//! The keys and values of a GGUF file. Lists stay in the file until they are asked for: a vocabulary is larger than all else.
-//! Knows no key's meaning.
+//! The keys and values of a GGUF file. Lists stay in the file until they are asked for: a
+//! vocabulary is larger than all else. Knows no key's meaning.
 
 use std::collections::HashMap;
 

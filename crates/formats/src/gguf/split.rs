@@ -1,5 +1,5 @@
-//! Files in several parts: `NAME-00001-of-00003.gguf`, each with its number and the count of all in its keys. The first one has the
-//! keys of the model. Source: llama.cpp `gguf-split`.
+//! Files in several parts: `NAME-00001-of-00003.gguf`, each with its number and the count of all in
+//! its keys. The first one has the keys of the model. Source: llama.cpp `gguf-split`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! The list of tensors: names, shapes, types and places, each checked against the file. Reads no values.
+//! The list of tensors: names, shapes, types and places, each checked against the file. Reads no
+//! values.
 
 use std::collections::HashSet;
 
@@ -139,7 +140,8 @@ fn tensor(cursor: &mut Cursor<'_>, alignment: u64, file: usize) -> Result<GgufTe
     })
 }
 
-/// The shape, outermost first, and the bytes of the values; nothing where they cannot be counted or there are none.
+/// The shape, outermost first, and the bytes of the values; nothing where they cannot be counted or
+/// there are none.
 fn sizes(stored: &[u64], format: &BlockFormat) -> Option<(Vec<usize>, u64)> {
     let count = stored.iter().try_fold(1u64, |n, &d| n.checked_mul(d))?;
     if count == 0 {

@@ -1,5 +1,5 @@
-//! The tensors of an adapter: `adapter_model.safetensors` or `.bin`, and saving them together with the configuration.
-//! Knows key names and that A and B go in pairs; not what a module is.
+//! The tensors of an adapter: `adapter_model.safetensors` or `.bin`, and saving them together with
+//! the configuration. Knows key names and that A and B go in pairs; not what a module is.
 
 use std::path::{Path, PathBuf};
 
@@ -53,8 +53,8 @@ const SUFFIXES: [(&str, ParameterKind); 6] = [
     (".lora_magnitude_vector", ParameterKind::Magnitude),
 ];
 
-/// Splits a key into the module's path (for [`ParameterKind::Full`]: the parameter's) and what the tensor is; none without
-/// PEFT's prefix.
+/// Splits a key into the module's path (for [`ParameterKind::Full`]: the parameter's) and what the
+/// tensor is; none without PEFT's prefix.
 pub fn parse_key(key: &str) -> Option<(&str, ParameterKind)> {
     let path = key.strip_prefix(KEY_PREFIX)?;
     let known = SUFFIXES
@@ -84,9 +84,9 @@ pub struct AdapterFile {
 }
 
 impl AdapterFile {
-    /// Reads the tensors of an adapter: from its folder (`adapter_model.safetensors`, else `.bin`), or from a file of either
-    /// format. Keys of a dumped state dict, which hold the adapter's name or lack PEFT's prefix, become PEFT's own. Every A
-    /// must have its B of the same rank.
+    /// Reads the tensors of an adapter: from its folder (`adapter_model.safetensors`, else `.bin`),
+    /// or from a file of either format. Keys of a dumped state dict, which hold the adapter's name
+    /// or lack PEFT's prefix, become PEFT's own. Every A must have its B of the same rank.
     pub fn read(path: &Path) -> Result<AdapterFile> {
         let path = weights_path(path)?;
         let file = AdapterFile::from_checkpoint(&Checkpoint::open_file(&path)?)?;
@@ -107,8 +107,8 @@ impl AdapterFile {
         Err(FormatError::Adapter { path, faults })
     }
 
-    /// Reads parameters of a model that stand under their own names, such as trained biases, from a folder or a file; here they
-    /// get PEFT's keys.
+    /// Reads parameters of a model that stand under their own names, such as trained biases, from a
+    /// folder or a file; here they get PEFT's keys.
     pub(super) fn read_parameters(path: &Path) -> Result<AdapterFile> {
         let path = weights_path(path)?;
         let file = AdapterFile::from_checkpoint(&Checkpoint::open_file(&path)?)?;
@@ -270,14 +270,16 @@ impl IntoIterator for AdapterFile {
     }
 }
 
-/// Saves an adapter into `dir`, which is made if it is missing: all of it or nothing, and what was there before stays until
-/// the new is complete. Tensors are (PEFT's key, shape, values) and are written as f32.
+/// Saves an adapter into `dir`, which is made if it is missing: all of it or nothing, and what was
+/// there before stays until the new is complete. Tensors are (PEFT's key, shape, values) and are
+/// written as f32.
 ///
-/// Two files cannot be renamed at once, so the order is: both are written and flushed under the names `.<name>.next`; then
-/// the marker `.adapter.commit` is made, which decides the save; then the tensors are renamed, then the configuration; then
-/// the marker goes. A process killed before the marker leaves the old adapter whole; one killed after it leaves the new:
-/// while the marker stands, [`AdapterFile::read`] and [`AdapterConfig::read`] take a `.next` file where there is one, and the
-/// next save finishes the renames first.
+/// Two files cannot be renamed at once, so the order is: both are written and flushed under the
+/// names `.<name>.next`; then the marker `.adapter.commit` is made, which decides the save; then
+/// the tensors are renamed, then the configuration; then the marker goes. A process killed before
+/// the marker leaves the old adapter whole; one killed after it leaves the new: while the marker
+/// stands, [`AdapterFile::read`] and [`AdapterConfig::read`] take a `.next` file where there is
+/// one, and the next save finishes the renames first.
 pub fn write_adapter(
     dir: &Path,
     config: &AdapterConfig,
@@ -294,7 +296,8 @@ pub fn write_adapter(
         .and_then(|()| write_atomic(&next_path(dir, ADAPTER_CONFIG), &config.to_bytes()))
         .and_then(|()| write_atomic(&dir.join(COMMIT_MARKER), b""));
     if let Err(error) = written {
-        // The old adapter stands; the half-made new one is of no use. Best effort: the first error is the one to report.
+        // The old adapter stands; the half-made new one is of no use. Best effort: the first error
+        // is the one to report.
         for name in [ADAPTER_WEIGHTS, ADAPTER_CONFIG] {
             let _ = files::remove_file(&next_path(dir, name));
         }
@@ -325,7 +328,8 @@ fn next_path(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!(".{name}.next"))
 }
 
-/// The file that counts as `dir/name`: the new one if a save was decided and killed before its rename.
+/// The file that counts as `dir/name`: the new one if a save was decided and killed before its
+/// rename.
 pub(super) fn committed_path(dir: &Path, name: &str) -> PathBuf {
     let next = next_path(dir, name);
     if files::exists(&dir.join(COMMIT_MARKER)) && files::exists(&next) {

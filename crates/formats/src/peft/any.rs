@@ -1,4 +1,5 @@
-//! `adapter_config.json` of any method: LoRA's is PEFT's, BitFit's is our own, as PEFT has none. Knows no model.
+//! `adapter_config.json` of any method: LoRA's is PEFT's, BitFit's is our own, as PEFT has none.
+//! Knows no model.
 
 use std::path::Path;
 
@@ -24,8 +25,8 @@ pub enum AdapterConfig {
     BitFit(BitFitConfig),
 }
 
-/// Trained biases, and a trained head. Their tensors stand in the adapter's file under their names in the model, so that
-/// PyTorch's `load_state_dict(..., strict=False)` takes them.
+/// Trained biases, and a trained head. Their tensors stand in the adapter's file under their names
+/// in the model, so that PyTorch's `load_state_dict(..., strict=False)` takes them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BitFitConfig {
     /// The base model, as the trainer named it.

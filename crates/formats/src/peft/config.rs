@@ -1,5 +1,5 @@
-//! `adapter_config.json`: the fields of a LoRA adapter, read with all faults reported at once, and written back to the same
-//! bytes. Knows no model.
+//! `adapter_config.json`: the fields of a LoRA adapter, read with all faults reported at once, and
+//! written back to the same bytes. Knows no model.
 
 use std::path::{Path, PathBuf};
 
@@ -85,7 +85,8 @@ const BIASES: [(&str, Bias); 3] = [
 pub enum InitLoraWeights {
     /// `true`: A uniform as a linear layer's weight, B zero.
     Default,
-    /// `false`: A and B both uniform as a linear layer's weight, so that a new adapter does change the model.
+    /// `false`: A and B both uniform as a linear layer's weight, so that a new adapter does change
+    /// the model.
     Random,
     /// `"gaussian"`: A normal with deviation 1/r, B zero.
     Gaussian,
@@ -143,7 +144,8 @@ fn word<T: PartialEq + Copy>(value: T, words: &[(&'static str, T)]) -> &'static 
 
 /// The configuration of a LoRA adapter. Fields have PEFT's names and defaults.
 ///
-/// What was read from a file and not changed is written back byte for byte; keys without a field here are kept as they are.
+/// What was read from a file and not changed is written back byte for byte; keys without a field
+/// here are kept as they are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {
     /// The rank of the adapters.
@@ -160,9 +162,11 @@ pub struct LoraConfig {
     pub layers_to_transform: Option<LayersToTransform>,
     /// Names of the module lists that those numbers count, as regular expressions.
     pub layers_pattern: Option<Vec<String>>,
-    /// Ranks by module, as (pattern, rank); the first match counts. Files hold them sorted by pattern.
+    /// Ranks by module, as (pattern, rank); the first match counts. Files hold them sorted by
+    /// pattern.
     pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas by module, as (pattern, alpha); the first match counts. Files hold them sorted by pattern.
+    /// Alphas by module, as (pattern, alpha); the first match counts. Files hold them sorted by
+    /// pattern.
     pub alpha_pattern: Vec<(String, f64)>,
     /// Which bias vectors are trained and saved too.
     pub bias: Bias,
@@ -188,7 +192,8 @@ pub struct LoraConfig {
     pub kept: Kept,
 }
 
-/// What a configuration file held besides the fields of [`LoraConfig`], so that nothing is lost when it is written again.
+/// What a configuration file held besides the fields of [`LoraConfig`], so that nothing is lost
+/// when it is written again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kept {
     /// Every key of the file, or every default; our own fields are written over it.
@@ -295,7 +300,8 @@ impl LoraConfig {
         Ok(config)
     }
 
-    /// The configuration's bytes in a file: those it was read from if nothing was changed, else as PEFT writes them.
+    /// The configuration's bytes in a file: those it was read from if nothing was changed, else as
+    /// PEFT writes them.
     pub fn to_bytes(&self) -> Vec<u8> {
         if let Some(original) = &self.kept.original
             && self.changed_keys().is_empty()
@@ -322,8 +328,9 @@ impl LoraConfig {
         to_python_json(&Value::Object(map)).into_bytes()
     }
 
-    /// Writes `adapter_config.json` into a folder that exists, atomically. To save an adapter with its tensors, use
-    /// [`write_adapter`](super::write_adapter), which keeps the two files together.
+    /// Writes `adapter_config.json` into a folder that exists, atomically. To save an adapter with
+    /// its tensors, use [`write_adapter`](super::write_adapter), which keeps the two files
+    /// together.
     pub fn write(&self, dir: &Path) -> Result<()> {
         write_atomic(&dir.join(ADAPTER_CONFIG), &self.to_bytes())
     }
@@ -333,7 +340,8 @@ impl LoraConfig {
         self.kept.keys.get(key)
     }
 
-    /// What is set that we do not perform and that changes what the adapter computes: the key, and its value.
+    /// What is set that we do not perform and that changes what the adapter computes: the key, and
+    /// its value.
     pub fn unsupported_fields(&self) -> Vec<Fault> {
         let mut faults: Vec<Fault> = KEYS
             .iter()
@@ -374,7 +382,8 @@ impl LoraConfig {
         faults
     }
 
-    /// Keys that no PEFT up to [`PEFT_VERSION`] has and that are set to something: of a newer version, or of nobody's.
+    /// Keys that no PEFT up to [`PEFT_VERSION`] has and that are set to something: of a newer
+    /// version, or of nobody's.
     pub fn unknown_fields(&self) -> Vec<&str> {
         self.kept
             .keys
@@ -398,7 +407,8 @@ impl LoraConfig {
         map
     }
 
-    /// Our fields that differ from the keys they were read from; all of them in a new configuration.
+    /// Our fields that differ from the keys they were read from; all of them in a new
+    /// configuration.
     fn changed_keys(&self) -> Vec<(&'static str, Value)> {
         let typed = self.typed_values();
         if self.kept.original.is_none()
@@ -406,7 +416,8 @@ impl LoraConfig {
         {
             return typed;
         }
-        // Read again rather than remembered: the keys are the only state, so the two cannot drift apart.
+        // Read again rather than remembered: the keys are the only state, so the two cannot drift
+        // apart.
         match LoraConfig::from_value(
             Path::new(ADAPTER_CONFIG),
             &Value::Object(self.kept.keys.clone()),

@@ -1,4 +1,5 @@
-//! The fields of `adapter_config.json` one by one: from JSON with their faults, and to JSON as PEFT writes them.
+//! The fields of `adapter_config.json` one by one: from JSON with their faults, and to JSON as PEFT
+//! writes them.
 
 use std::path::Path;
 

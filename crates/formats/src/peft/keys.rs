@@ -1,12 +1,13 @@
-//! The keys of an adapter's tensors as people have them: PEFT's own, and those of a dumped state dict, which hold the
-//! adapter's name and what wrappers put before and between. Knows names alone.
+//! The keys of an adapter's tensors as people have them: PEFT's own, and those of a dumped state
+//! dict, which hold the adapter's name and what wrappers put before and between. Knows names alone.
 
 use std::collections::{BTreeSet, HashSet};
 
 use super::adapter::{AdapterTensor, KEY_PREFIX};
 use crate::error::Fault;
 
-/// Parts that wrappers put anywhere in a path and that no module is called: `torch.compile`, FSDP, its checkpointing.
+/// Parts that wrappers put anywhere in a path and that no module is called: `torch.compile`, FSDP,
+/// its checkpointing.
 const WRAPPERS: [&str; 3] = [
     "_orig_mod",
     "_fsdp_wrapped_module",

@@ -1,9 +1,11 @@
-//! The checkpoints of the paper's own code (loralib): a flat state dict with `….lora_A` and `….lora_B`, beside the head.
-//! Mapped to PEFT's keys. The scaling is not in the file: alpha must be known from elsewhere.
+//! The checkpoints of the paper's own code (loralib): a flat state dict with `….lora_A` and
+//! `….lora_B`, beside the head. Mapped to PEFT's keys. The scaling is not in the file: alpha must
+//! be known from elsewhere.
 //!
-//! A `MergedLinear` adapts some of the parts of a fused layer, each at rank r, as the paper does with GPT-2's queries and
-//! values. One low-rank pair says the same at a rank of r for each adapted part: A stands as it is, and each part's B fills
-//! its own rows and columns of a B that is zero elsewhere. The scaling alpha / r stays if alpha grows as the rank does.
+//! A `MergedLinear` adapts some of the parts of a fused layer, each at rank r, as the paper does
+//! with GPT-2's queries and values. One low-rank pair says the same at a rank of r for each adapted
+//! part: A stands as it is, and each part's B fills its own rows and columns of a B that is zero
+//! elsewhere. The scaling alpha / r stays if alpha grows as the rank does.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -23,7 +25,8 @@ pub struct Loralib {
     pub modules: Vec<LoralibModule>,
     /// The last parts of the adapted modules' paths, sorted.
     pub target_modules: Vec<String>,
-    /// The first parts of the paths of the other tensors' modules, where no adapter is (`classifier`), sorted.
+    /// The first parts of the paths of the other tensors' modules, where no adapter is
+    /// (`classifier`), sorted.
     pub modules_to_save: Vec<String>,
 }
 
@@ -34,7 +37,8 @@ pub struct LoralibModule {
     pub path: String,
     /// The rank of its pair of A and B under PEFT's names.
     pub rank: usize,
-    /// How many parts of a fused layer are adapted, each at `rank / parts`; 1 for an ordinary layer.
+    /// How many parts of a fused layer are adapted, each at `rank / parts`; 1 for an ordinary
+    /// layer.
     pub parts: usize,
 }
 
@@ -97,8 +101,8 @@ impl Loralib {
         })
     }
 
-    /// A configuration for it with the alpha that it was trained with. Modules whose rank or number of parts is not the
-    /// most common one get entries in `rank_pattern` and `alpha_pattern`.
+    /// A configuration for it with the alpha that it was trained with. Modules whose rank or number
+    /// of parts is not the most common one get entries in `rank_pattern` and `alpha_pattern`.
     pub fn config(&self, lora_alpha: f64) -> LoraConfig {
         let mut counts: HashMap<(usize, usize), usize> = HashMap::new();
         for module in &self.modules {
@@ -150,7 +154,8 @@ fn rename(path: &Path, file: AdapterFile, modules: &[LoralibModule]) -> AdapterF
     AdapterFile::new(path, tensors)
 }
 
-/// The B [out, rank] of a fused layer from the parts' own, which lie one under the other [out · parts / 3, rank / parts].
+/// The B [out, rank] of a fused layer from the parts' own, which lie one under the other [out ·
+/// parts / 3, rank / parts].
 fn block_form(stacked: &AdapterTensor, module: &LoralibModule) -> AdapterTensor {
     let (rank, r) = (module.rank, module.rank / module.parts);
     let part_rows = stacked.shape[0] / module.parts;
@@ -178,7 +183,8 @@ fn split_lora(name: &str) -> Option<(&str, bool)> {
     }
 }
 
-/// For an A with a fitting B: the module. Nothing for other tensors; an error for a pair that does not fit.
+/// For an A with a fitting B: the module. Nothing for other tensors; an error for a pair that does
+/// not fit.
 fn check_pair(
     name: &str,
     shapes: &HashMap<&str, &[usize]>,

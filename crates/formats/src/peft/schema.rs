@@ -1,19 +1,20 @@
-//! What `adapter_config.json` may hold: every key of PEFT's LoRA configuration, its default, since when it exists, and what
-//! it means for a reader that does not implement it.
+//! What `adapter_config.json` may hold: every key of PEFT's LoRA configuration, its default, since
+//! when it exists, and what it means for a reader that does not implement it.
 
 use serde_json::{Map, Value, json};
 
 /// The PEFT version whose fields a new configuration has, and which it names.
 pub const PEFT_VERSION: &str = "0.21.2";
 
-/// Which PEFT a written configuration must be readable by. Before 0.14 PEFT stopped at keys that it did not know; from then
-/// on it drops them with a warning.
+/// Which PEFT a written configuration must be readable by. Before 0.14 PEFT stopped at keys that it
+/// did not know; from then on it drops them with a warning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PeftCompat {
     /// Every key of [`PEFT_VERSION`], as that version itself writes.
     #[default]
     Current,
-    /// The keys that PEFT 0.x knew, for the minor version given, and any later key that is not at its default.
+    /// The keys that PEFT 0.x knew, for the minor version given, and any later key that is not at
+    /// its default.
     Minor(u32),
     /// The keys of PEFT 0.4, and any later key that is not at its default.
     Minimal,

@@ -1,5 +1,7 @@
-//! Which modules a configuration means: PEFT's matching of names and Python's of regular expressions. Knows only paths.
-//! Source: PEFT 0.21.2, `check_target_module_exists`, `get_pattern_key`, `_set_trainable`, `_find_minimal_target_modules`.
+//! Which modules a configuration means: PEFT's matching of names and Python's of regular
+//! expressions. Knows only paths.
+//! Source: PEFT 0.21.2, `check_target_module_exists`, `get_pattern_key`, `_set_trainable`,
+//! `_find_minimal_target_modules`.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -126,8 +128,8 @@ impl Matcher {
         })
     }
 
-    /// Whether the module at `path` is adapted. With `all-linear` every module is that is not excluded: ask only for linear
-    /// layers, and not for the output layer.
+    /// Whether the module at `path` is adapted. With `all-linear` every module is that is not
+    /// excluded: ask only for linear layers, and not for the output layer.
     pub fn is_target(&self, path: &str) -> Result<bool> {
         if let Some(exclude) = &self.exclude
             && exclude.contains(path)?
@@ -153,7 +155,8 @@ impl Matcher {
         }
     }
 
-    /// Whether the module at `path` is trained in full and saved. PEFT goes by the end of the path, dot or no dot.
+    /// Whether the module at `path` is trained in full and saved. PEFT goes by the end of the path,
+    /// dot or no dot.
     pub fn is_module_to_save(&self, path: &str) -> bool {
         self.modules_to_save
             .iter()
@@ -180,9 +183,9 @@ impl Matcher {
         })
     }
 
-    /// Every pattern of the configuration that means nothing in a model: `linear` are the paths that could be adapted, `all`
-    /// those of every module. `modules_to_save` is left out where PEFT itself puts names of which one at most exists
-    /// (`classifier`, `score`).
+    /// Every pattern of the configuration that means nothing in a model: `linear` are the paths
+    /// that could be adapted, `all` those of every module. `modules_to_save` is left out where PEFT
+    /// itself puts names of which one at most exists (`classifier`, `score`).
     pub fn unmatched(&self, linear: &[&str], all: &[&str]) -> Result<Vec<Unmatched>> {
         let mut adapted = Vec::new();
         for &path in linear {
@@ -320,7 +323,8 @@ fn full_match(field: &'static str, pattern: &str) -> Result<Names> {
     Ok(Names::Regex(field, pattern.to_owned(), regex))
 }
 
-/// PEFT's pattern of `rank_pattern` and `alpha_pattern`, with its groups, so that back-references count the same.
+/// PEFT's pattern of `rank_pattern` and `alpha_pattern`, with its groups, so that back-references
+/// count the same.
 fn pattern_key(field: &'static str, pattern: &str) -> Result<Regex> {
     compile(field, pattern, &format!(r"\A(.*\.)?({pattern})\z"))
 }
@@ -336,7 +340,8 @@ fn is_match(field: &'static str, pattern: &str, regex: &Regex, path: &str) -> Re
 }
 
 fn pattern_error(field: &'static str, pattern: &str, error: &fancy_regex::Error) -> FormatError {
-    // The parser shows the pattern over several lines; one is enough, as the pattern is in our message.
+    // The parser shows the pattern over several lines; one is enough, as the pattern is in our
+    // message.
     let text = error.to_string();
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
     FormatError::Pattern {
@@ -391,8 +396,8 @@ fn unmatched_name(field: &'static str, pattern: &str, paths: &[&str]) -> Unmatch
     }
 }
 
-/// The fewest suffixes that tell `targets` from all `others`, as PEFT shortens a list of 20 or more; sorted.
-/// Gives the targets themselves where no suffix tells them apart.
+/// The fewest suffixes that tell `targets` from all `others`, as PEFT shortens a list of 20 or
+/// more; sorted. Gives the targets themselves where no suffix tells them apart.
 pub fn minimal_target_modules(targets: &[&str], others: &[&str]) -> Vec<String> {
     let other_suffixes: HashSet<&str> = others.iter().flat_map(|path| suffixes(path)).collect();
     let mut items: Vec<(Vec<&str>, &str)> = targets

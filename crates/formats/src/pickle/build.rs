@@ -1,5 +1,6 @@
-//! What pickles build through names: tensors, storages, ordered dicts, sets, bytes, inert objects. Each name does here
-//! what it would make in Python, as data; a name that is called with anything else than its arguments is a fault.
+//! What pickles build through names: tensors, storages, ordered dicts, sets, bytes, inert objects.
+//! Each name does here what it would make in Python, as data; a name that is called with anything
+//! else than its arguments is a fault.
 
 use std::sync::Arc;
 
@@ -170,7 +171,8 @@ impl Machine<'_, '_> {
                 *attributes = Some(state);
                 Ok(())
             }
-            // Attributes of a state dict (`_metadata`) and of tensors say nothing about their values.
+            // Attributes of a state dict (`_metadata`) and of tensors say nothing about their
+            // values.
             Node::Dict(_) | Node::Tensor(_) => Ok(()),
             _ => Err(self.malformed("a state is set on something that has none")),
         }
@@ -185,7 +187,8 @@ impl Machine<'_, '_> {
         self.push(Node::Storage(Arc::new(storage)))
     }
 
-    /// `('storage', type, key, location, length)`, in older files with `(view key, offset, length)` or None behind it.
+    /// `('storage', type, key, location, length)`, in older files with `(view key, offset, length)`
+    /// or None behind it.
     fn storage(&self, fields: &[NodeId]) -> Option<Storage> {
         let [tag, kind, key, _location, len, rest @ ..] = fields else {
             return None;

@@ -11,11 +11,13 @@ pub(crate) enum Global {
     UntypedStorage,
     /// `torch.float32` and its like.
     DType(DType),
-    /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`, which share their first four arguments.
+    /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`, which share their first four
+    /// arguments.
     RebuildTensor,
     /// `torch._utils._rebuild_tensor_v3`: the element type is an argument.
     RebuildTensorV3,
-    /// `torch._utils._rebuild_parameter` and `_rebuild_parameter_with_state`: the tensor is the first argument.
+    /// `torch._utils._rebuild_parameter` and `_rebuild_parameter_with_state`: the tensor is the
+    /// first argument.
     RebuildParameter,
     /// `torch._tensor._rebuild_from_type_v2`: a function, a class, and the function's arguments.
     RebuildFromType,

@@ -1,4 +1,5 @@
-//! The bytes of a pickle: part of a file, read forwards in blocks, every length checked against what is left. Knows no opcode.
+//! The bytes of a pickle: part of a file, read forwards in blocks, every length checked against
+//! what is left. Knows no opcode.
 
 use super::PickleFault;
 use crate::Result;

@@ -1,4 +1,5 @@
-//! The pickle machine: one opcode after the other, a stack, a memo, and an arena of values. Knows no file layout.
+//! The pickle machine: one opcode after the other, a stack, a memo, and an arena of values. Knows
+//! no file layout.
 
 use std::collections::HashMap;
 
@@ -7,7 +8,8 @@ use super::{Node, NodeId, Pickle, PickleFault};
 use crate::Result;
 use crate::error::FormatError;
 
-/// A checkpoint of a thousand tensors builds some ten thousand values; this leaves room for any honest file.
+/// A checkpoint of a thousand tensors builds some ten thousand values; this leaves room for any
+/// honest file.
 const MOST_NODES: usize = 1 << 22;
 
 /// References and memo entries: an honest file has a few for each value.
@@ -43,7 +45,8 @@ pub(crate) fn run(input: &mut Input<'_>) -> Result<Pickle> {
 pub(super) struct Machine<'i, 'a> {
     pub(super) input: &'i mut Input<'a>,
     pub(super) nodes: Vec<Node>,
-    /// Values copied besides the nodes themselves, so that a small file cannot ask for the same large copy again and again.
+    /// Values copied besides the nodes themselves, so that a small file cannot ask for the same
+    /// large copy again and again.
     charged: usize,
     /// Steps that cost a few bytes each.
     small: usize,

@@ -1,4 +1,5 @@
-//! bitsandbytes: 4 bits (NF4 and FP4, absolute maxima perhaps quantised once more) and LLM.int8. Source: bitsandbytes 0.50.
+//! bitsandbytes: 4 bits (NF4 and FP4, absolute maxima perhaps quantised once more) and LLM.int8.
+//! Source: bitsandbytes 0.50.
 
 use super::packed::{Files, Packed, Part, by_rows, rounded};
 use crate::Result;

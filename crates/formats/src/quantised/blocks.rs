@@ -1,5 +1,6 @@
 //! The table of GGUF's types: the name, the values and bytes of a block, and how it is decoded.
-//! Source: gguf-py 0.19, `constants.py` (ids and sizes) and `quants.py` (values, whose bits these functions give).
+//! Source: gguf-py 0.19, `constants.py` (ids and sizes) and `quants.py` (values, whose bits these
+//! functions give).
 
 use super::{k_blocks, small_blocks};
 use crate::dtype::{DType, decode_f32};
@@ -130,7 +131,8 @@ impl BlockFormat {
         }
     }
 
-    /// Decodes whole blocks; `bytes` holds exactly those of `out`. The sums and products are those of gguf-py, in f32.
+    /// Decodes whole blocks; `bytes` holds exactly those of `out`. The sums and products are those
+    /// of gguf-py, in f32.
     ///
     /// Panics if the lengths do not fit, or if the type is not read.
     pub fn decode(&self, bytes: &[u8], out: &mut [f32]) {

@@ -1,5 +1,6 @@
-//! Codes packed into 32-bit words with groups of scales and zeros: GPTQ and AWQ, whose matrices stand transposed, and
-//! compressed-tensors' `pack-quantized`. Source: AutoGPTQ and autoawq 0.2.9 (unpacking), compressed-tensors 0.20.
+//! Codes packed into 32-bit words with groups of scales and zeros: GPTQ and AWQ, whose matrices
+//! stand transposed, and compressed-tensors' `pack-quantized`. Source: AutoGPTQ and autoawq 0.2.9
+//! (unpacking), compressed-tensors 0.20.
 
 use super::packed::{Files, Packed, Part, by_rows, rounded};
 use crate::Result;
@@ -13,7 +14,8 @@ const AWQ_ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 /// How codes lie in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Packing {
-    /// Along the inputs, one row of words for so many inputs; zeros along the outputs, stored less `less`.
+    /// Along the inputs, one row of words for so many inputs; zeros along the outputs, stored less
+    /// `less`.
     Gptq {
         /// 1 in the first version of the format.
         less: u32,

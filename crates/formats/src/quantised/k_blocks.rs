@@ -1,5 +1,5 @@
-//! Blocks of 256 values in groups of 16 or 32, each group with a scale (and a minimum) of its own that is stored in few bits beside
-//! an f16 for all. Source: gguf-py 0.19, `quants.py`.
+//! Blocks of 256 values in groups of 16 or 32, each group with a scale (and a minimum) of its own
+//! that is stored in few bits beside an f16 for all. Source: gguf-py 0.19, `quants.py`.
 
 use super::blocks::{each, half_at};
 use super::small_blocks::IQ4_VALUES;
@@ -17,7 +17,8 @@ fn scales_and_minima(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
     (scales, minima)
 }
 
-/// 16 bytes of scale (low nibble) and minimum (high), 64 bytes of 2 bits, f16 d, f16 dmin: d·sc·q − dmin·m.
+/// 16 bytes of scale (low nibble) and minimum (high), 64 bytes of 2 bits, f16 d, f16 dmin: d·sc·q −
+/// dmin·m.
 pub(super) fn q2_k(bytes: &[u8], out: &mut [f32]) {
     each(bytes, out, |block: &[u8; 84], out: &mut [f32; 256]| {
         let (d, dmin) = (half_at(block, 80), half_at(block, 82));
@@ -34,7 +35,8 @@ pub(super) fn q2_k(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// 32 bytes of high bits, 64 bytes of 2 bits, 12 bytes of 16 scales of 6 bits, f16 d: d·(sc − 32)·(q − 4·no high bit).
+/// 32 bytes of high bits, 64 bytes of 2 bits, 12 bytes of 16 scales of 6 bits, f16 d: d·(sc −
+/// 32)·(q − 4·no high bit).
 pub(super) fn q3_k(bytes: &[u8], out: &mut [f32]) {
     each(bytes, out, |block: &[u8; 110], out: &mut [f32; 256]| {
         let d = half_at(block, 108);
@@ -55,7 +57,8 @@ pub(super) fn q3_k(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// f16 d, f16 dmin, 12 bytes of scales and minima, nibbles in 4 groups of 64, low 32 then high 32: d·sc·q − dmin·m.
+/// f16 d, f16 dmin, 12 bytes of scales and minima, nibbles in 4 groups of 64, low 32 then high 32:
+/// d·sc·q − dmin·m.
 pub(super) fn q4_k(bytes: &[u8], out: &mut [f32]) {
     each(bytes, out, |block: &[u8; 144], out: &mut [f32; 256]| {
         let (d, dmin) = (half_at(block, 0), half_at(block, 2));
@@ -106,7 +109,8 @@ pub(super) fn q6_k(bytes: &[u8], out: &mut [f32]) {
         let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
         for (group, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
             let d = d * f32::from(scales[group] as i8);
-            // Of each half: low nibbles of 64 bytes, then their high ones; 2 bits in four layers over 32 bytes.
+            // Of each half: low nibbles of 64 bytes, then their high ones; 2 bits in four layers
+            // over 32 bytes.
             let (half, within) = (group / 8, group % 8);
             let low = &low[half * 64 + within % 4 * 16..];
             let high = &high[half * 32 + within % 2 * 16..];
@@ -119,7 +123,8 @@ pub(super) fn q6_k(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// f16 d, 8 high pairs of bits and 8 low nibbles of scales, nibbles that are codes of a table: d·(sc − 32)·table[q].
+/// f16 d, 8 high pairs of bits and 8 low nibbles of scales, nibbles that are codes of a table:
+/// d·(sc − 32)·table[q].
 pub(super) fn iq4_xs(bytes: &[u8], out: &mut [f32]) {
     each(bytes, out, |block: &[u8; 136], out: &mut [f32; 256]| {
         let d = half_at(block, 0);

@@ -1,5 +1,5 @@
-//! A tensor whose values are packed into several others: codes, scales, zeros. The parts are read by position, those that a stretch
-//! of values needs and no more. Knows no configuration.
+//! A tensor whose values are packed into several others: codes, scales, zeros. The parts are read
+//! by position, those that a stretch of values needs and no more. Knows no configuration.
 
 use crate::Result;
 use crate::dtype::{DType, decode_f32, decode_i64};

@@ -1,5 +1,6 @@
-//! Which tensors of a checkpoint are parts of packed ones, by the `quantization_config` of its `config.json`: they are taken off the
-//! list, and what they stand for takes their place. Everything that is read later is checked here. Knows no model.
+//! Which tensors of a checkpoint are parts of packed ones, by the `quantization_config` of its
+//! `config.json`: they are taken off the list, and what they stand for takes their place.
+//! Everything that is read later is checked here. Knows no model.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -17,7 +18,8 @@ use crate::dtype::DType;
 use crate::error::FormatError;
 use crate::source::Source;
 
-/// Models whose layers stand transposed in their own checkpoints, but not where they are packed. Source: transformers' `Conv1D`.
+/// Models whose layers stand transposed in their own checkpoints, but not where they are packed.
+/// Source: transformers' `Conv1D`.
 const TRANSPOSED_MODELS: [&str; 3] = ["gpt2", "openai-gpt", "imagegpt"];
 
 /// The ways of packing that are read, by `quant_method`.
@@ -41,7 +43,8 @@ struct Found {
     values: Box<dyn Packed>,
 }
 
-/// The list of tensors with packed ones in the place of their parts; as it is where nothing is quantised.
+/// The list of tensors with packed ones in the place of their parts; as it is where nothing is
+/// quantised.
 ///
 /// # Errors
 /// A way of packing that is not known; parts that are missing or do not fit each other.

@@ -1,5 +1,6 @@
-//! Weights of 8 bits, floats (e4m3, e5m2) or whole numbers, with a scale for the tensor, each row, or each block. Source:
-//! transformers 5.24 `finegrained_fp8`; compressed-tensors 0.20, `float-quantized` and `int-quantized`.
+//! Weights of 8 bits, floats (e4m3, e5m2) or whole numbers, with a scale for the tensor, each row,
+//! or each block. Source: transformers 5.24 `finegrained_fp8`; compressed-tensors 0.20,
+//! `float-quantized` and `int-quantized`.
 
 use super::packed::{Files, Packed, Part, by_rows, rounded};
 use crate::Result;

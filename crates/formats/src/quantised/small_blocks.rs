@@ -1,5 +1,6 @@
-//! Blocks of 32 values: a scale, perhaps a minimum, and 4, 5 or 8 bits a value. The low nibbles of the 16 bytes are the first 16
-//! values, the high nibbles the last 16. Source: gguf-py 0.19, `quants.py`.
+//! Blocks of 32 values: a scale, perhaps a minimum, and 4, 5 or 8 bits a value. The low nibbles of
+//! the 16 bytes are the first 16 values, the high nibbles the last 16. Source: gguf-py 0.19,
+//! `quants.py`.
 
 use super::blocks::{each, half_at};
 

@@ -1,4 +1,5 @@
-//! Writing safetensors: the bytes that the Python library would write, under a temporary name until they are complete.
+//! Writing safetensors: the bytes that the Python library would write, under a temporary name until
+//! they are complete.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -58,9 +59,11 @@ impl TensorSpec {
 /// Writes one tensor's bytes, little-endian and row-major, to the writer.
 pub type TensorData<'a> = dyn FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()> + 'a;
 
-/// Writes tensors to `path`, atomically; equal to the bytes of Python's `save_file` for the same tensors and metadata.
+/// Writes tensors to `path`, atomically; equal to the bytes of Python's `save_file` for the same
+/// tensors and metadata.
 ///
-/// With more than one metadata pair the Python library's own bytes are not determined; ours are in the order given.
+/// With more than one metadata pair the Python library's own bytes are not determined; ours are in
+/// the order given.
 pub fn write_safetensors(
     path: &Path,
     tensors: &[OutTensor<'_>],
@@ -93,8 +96,8 @@ pub fn write_safetensors(
     })
 }
 
-/// Writes tensors to `path`, atomically, asking `data` for one after the other in the order of the file: no more than one
-/// tensor need be in memory.
+/// Writes tensors to `path`, atomically, asking `data` for one after the other in the order of the
+/// file: no more than one tensor need be in memory.
 pub fn write_safetensors_streaming(
     path: &Path,
     specs: &[TensorSpec],
@@ -106,8 +109,9 @@ pub fn write_safetensors_streaming(
     })
 }
 
-/// Writes the weights of a Hugging Face model into `dir`: `model.safetensors`, or, if they take more than `max_shard_bytes`,
-/// `model-00001-of-0000N.safetensors` and their index. Tensors fill the shards in the order given. Gives the files written.
+/// Writes the weights of a Hugging Face model into `dir`: `model.safetensors`, or, if they take
+/// more than `max_shard_bytes`, `model-00001-of-0000N.safetensors` and their index. Tensors fill
+/// the shards in the order given. Gives the files written.
 pub fn write_model(
     dir: &Path,
     specs: &[TensorSpec],

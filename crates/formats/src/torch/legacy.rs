@@ -1,5 +1,5 @@
-//! The files of before PyTorch 1.6: pickles in a row (a magic number, a version, facts about the machine, the value, the keys
-//! of the storages), then each storage as its length and its values.
+//! The files of before PyTorch 1.6: pickles in a row (a magic number, a version, facts about the
+//! machine, the value, the keys of the storages), then each storage as its length and its values.
 
 use std::collections::HashMap;
 
@@ -48,7 +48,8 @@ pub(super) fn read(source: &Source) -> Result<(Pickle, HashMap<String, Region>)>
         let Some(key) = key.as_str() else {
             return Err(not_torch("a storage key is not text"));
         };
-        // A storage that no tensor uses has no known element size, so what follows it could not be found.
+        // A storage that no tensor uses has no known element size, so what follows it could not be
+        // found.
         let Some(size) = storages.remove(key) else {
             return Err(not_torch(&format!(
                 "storage `{key}` is listed twice or never used"

@@ -1,5 +1,6 @@
-//! The files of PyTorch 1.6 and later: a zip archive of stored (never compressed) entries, `<name>/data.pkl` with the value
-//! and `<name>/data/<key>` with each storage. Only what such archives use of zip is read.
+//! The files of PyTorch 1.6 and later: a zip archive of stored (never compressed) entries,
+//! `<name>/data.pkl` with the value and `<name>/data/<key>` with each storage. Only what such
+//! archives use of zip is read.
 
 use std::collections::HashMap;
 
@@ -191,7 +192,8 @@ impl Directory<'_> {
     }
 }
 
-/// Replaces each 32-bit field that is all ones by its 64-bit value from the extra block; none if that is missing.
+/// Replaces each 32-bit field that is all ones by its 64-bit value from the extra block; none if
+/// that is missing.
 fn widen(fields: &mut [u64; 3], mut extra: &[u8]) -> Option<()> {
     const ZIP64_TAG: u16 = 1;
     if fields.iter().all(|&field| field != u64::from(u32::MAX)) {

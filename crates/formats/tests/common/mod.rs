@@ -1,4 +1,5 @@
-//! What the tests of this crate share: fixtures, folders of their own, and the ways to damage a file.
+//! What the tests of this crate share: fixtures, folders of their own, and the ways to damage a
+//! file.
 #![allow(dead_code)] // Each test file uses its part.
 
 use std::path::{Path, PathBuf};
@@ -52,8 +53,8 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Calls `check` with every truncation of `bytes`, and with one bit flipped, two for each of its first
-/// `flipped` bytes.
+/// Calls `check` with every truncation of `bytes`, and with one bit flipped, two for each of its
+/// first `flipped` bytes.
 pub fn for_each_damage(bytes: &[u8], flipped: usize, mut check: impl FnMut(Vec<u8>)) {
     for len in 0..bytes.len() {
         check(bytes[..len].to_vec());

@@ -1,4 +1,5 @@
-//! What an element's rows and products are made with, and what scores are made of: the two seams of the bodies.
+//! What an element's rows and products are made with, and what scores are made of: the two seams of
+//! the bodies.
 
 use super::AttentionMask;
 use super::head::{CAUSAL_ROWS, Head, Layout, RowsMut, Tile};
@@ -34,7 +35,8 @@ pub struct HeadGradients<'a, E> {
 pub struct At<'a> {
     pub head: &'a Head,
     pub tile: Tile,
-    /// Whether the keys' gradients hold what earlier heads and tiles gave: else they are overwritten.
+    /// Whether the keys' gradients hold what earlier heads and tiles gave: else they are
+    /// overwritten.
     pub adds_to_keys: bool,
     pub layout: Layout,
     pub(super) mask: Option<&'a Mask>,
@@ -81,7 +83,8 @@ pub struct WorkNeed {
 }
 
 impl WorkNeed {
-    /// Query rows of the largest tile of sequences with at most so many queries, up to whole vectors.
+    /// Query rows of the largest tile of sequences with at most so many queries, up to whole
+    /// vectors.
     pub(super) fn rows(queries: usize, layout: &Layout, mask: AttentionMask) -> usize {
         let most = match mask {
             AttentionMask::Full => layout.blocks[0],
@@ -132,10 +135,11 @@ impl<'r> Carver<'r> {
     }
 }
 
-/// How attention multiplies rows of an element: f32 where they lie, bf16 as pairs in forms of their own.
+/// How attention multiplies rows of an element: f32 where they lie, bf16 as pairs in forms of their
+/// own.
 ///
-/// Methods that are unsafe want the buffers of a [`WorkNeed`] that fits the head, prepared for the pass, and what they write
-/// to be the caller's alone.
+/// Methods that are unsafe want the buffers of a [`WorkNeed`] that fits the head, prepared for the
+/// pass, and what they write to be the caller's alone.
 pub trait Arithmetic: Element {
     /// A thread's buffers.
     type Work<'w>;
@@ -159,7 +163,8 @@ pub trait Arithmetic: Element {
         d_out: Option<MatRef<Self>>,
     );
 
-    /// A product of the tile, into (or, if the scores hold terms already, onto) its scores or their gradients.
+    /// A product of the tile, into (or, if the scores hold terms already, onto) its scores or their
+    /// gradients.
     ///
     /// # Safety
     /// See the trait.
@@ -172,8 +177,9 @@ pub trait Arithmetic: Element {
         accumulate: bool,
     );
 
-    /// A row of scores becomes exponentials less the running maximum, zero outside its columns, with dropout; the running sum
-    /// follows, and the row of sums so far is brought to the new maximum.
+    /// A row of scores becomes exponentials less the running maximum, zero outside its columns,
+    /// with dropout; the running sum follows, and the row of sums so far is brought to the new
+    /// maximum.
     ///
     /// # Safety
     /// See the trait.
@@ -210,7 +216,8 @@ pub trait Arithmetic: Element {
     /// See the trait.
     unsafe fn begin_keys(w: &mut Self::Work<'_>, head: &Head, x: &HeadGradients<Self>);
 
-    /// Row `row` of scores and gradients of probabilities becomes dropped-out probabilities, and the gradients of scores.
+    /// Row `row` of scores and gradients of probabilities becomes dropped-out probabilities, and
+    /// the gradients of scores.
     ///
     /// # Safety
     /// See the trait.

@@ -1,4 +1,5 @@
-//! The backward of one key-value head of one sequence, over the query heads that read it. Scores are computed again.
+//! The backward of one key-value head of one sequence, over the query heads that read it. Scores
+//! are computed again.
 
 use super::arithmetic::{Arithmetic, At, HeadGradients, Pass, Product, ScoreSource};
 use super::forward::prefetch_row_of;
@@ -102,8 +103,9 @@ impl<E: Arithmetic, Z: ScoreSource<E>> SimdOp for BackwardTile<'_, '_, '_, E, Z>
             E::take_rows(s, work, at.queries(x.x.q), Some(d_out));
             dots(s, at.queries(x.out), d_out, deltas);
         }
-        // SAFETY: the entry asserted the operands' shapes and took buffers for its longest sequence; `run` prepared them; no
-        // other task writes this head's columns of this sequence's rows of d_q, nor its key-value head's of d_k and d_v.
+        // SAFETY: the entry asserted the operands' shapes and took buffers for its longest
+        // sequence; `run` prepared them; no other task writes this head's columns of this
+        // sequence's rows of d_q, nor its key-value head's of d_k and d_v.
         unsafe {
             task.source.scores(s, work, &at, &x.x);
             E::multiply(s, work, &at, Product::Gradients, d_out, false);
@@ -142,8 +144,8 @@ impl<E: Arithmetic, Z> Backward<'_, E, Z> {
     /// Zero gradients: without queries or without keys, those of the other side are.
     fn clear(&self) {
         for i in 0..self.head.q_len {
-            // SAFETY: the rows lie inside the buffers, whose shapes the entry asserted, and no other task writes this head's
-            // columns of this sequence's rows.
+            // SAFETY: the rows lie inside the buffers, whose shapes the entry asserted, and no
+            // other task writes this head's columns of this sequence's rows.
             unsafe { self.x.d_q.row(i) }.fill(E::default());
         }
         for j in 0..self.head.kv_len {

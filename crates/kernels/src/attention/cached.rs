@@ -1,5 +1,6 @@
-//! Attention over cached keys and values: what generation does. They lie in pools of rows; each sequence names its own, so
-//! that sequences may share the rows of what they have in common. Prompts, whole or in chunks, and new tokens mix in a call.
+//! Attention over cached keys and values: what generation does. They lie in pools of rows; each
+//! sequence names its own, so that sequences may share the rows of what they have in common.
+//! Prompts, whole or in chunks, and new tokens mix in a call.
 
 use super::arithmetic::{Carver, HeadOperands, Pass, Plainly, WorkNeed};
 use super::forward::{Forward, ForwardTask};
@@ -17,10 +18,12 @@ use crate::scratch::{Room, Scratch, ScratchNeed, Slots, bytes_of};
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use std::ops::Range;
 
-/// How the queries of a sequence are worked on, which decides their bits: not what else is in the call.
+/// How the queries of a sequence are worked on, which decides their bits: not what else is in the
+/// call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryRole {
-    /// A prompt or a chunk of one, in tiles: the same bits whatever the chunks, and as [`super::attend`] gives them.
+    /// A prompt or a chunk of one, in tiles: the same bits whatever the chunks, and as
+    /// [`super::attend`] gives them.
     Prompt,
     /// New tokens, one by one.
     NewToken,
@@ -62,7 +65,8 @@ const FEW_TASKS: usize = 8;
 /// Rows of values that are added at a time.
 const ROWS: usize = 4;
 
-/// How many rows ahead memory is asked for: a sequence's rows lie apart, which the machine's own prefetching does not see.
+/// How many rows ahead memory is asked for: a sequence's rows lie apart, which the machine's own
+/// prefetching does not see.
 const AHEAD: usize = 4;
 
 /// Bytes of a cache line.
@@ -147,7 +151,8 @@ impl CachedShape<'_> {
         let mut first = 0;
         let tokens = (self.sequences.iter()).filter(|x| x.role == QueryRole::NewToken);
         let tokens: usize = tokens.map(|x| x.queries).sum();
-        // A piece is one new token, whose rows are then read from end to end; of few, some of the heads.
+        // A piece is one new token, whose rows are then read from end to end; of few, some of the
+        // heads.
         let wanted = (FEW_TASKS / tokens.max(1)).max(1);
         let mut parts = (1..=wanted.min(self.num_heads)).rev();
         let parts = parts.find(|n| self.num_heads.is_multiple_of(*n));
@@ -212,8 +217,9 @@ pub fn attend_cached_scratch<E: AttentionElement>(shape: &CachedShape) -> Scratc
 
 /// out = softmax(scores) v by head, each query over the keys up to its own. Sums are f32.
 ///
-/// Shapes: q, out [queries, H * Dh]; k, v [pool rows, Hkv * Dh]; scratch as [`attend_cached_scratch`] says. Panics if a shape
-/// disagrees, if a sequence has fewer rows than queries, or if a row is outside the pool.
+/// Shapes: q, out [queries, H * Dh]; k, v [pool rows, Hkv * Dh]; scratch as
+/// [`attend_cached_scratch`] says. Panics if a shape disagrees, if a sequence has fewer rows than
+/// queries, or if a row is outside the pool.
 pub fn attend_cached<E: AttentionElement>(
     isa: Isa,
     shape: &CachedShape,
@@ -322,7 +328,8 @@ impl<E: WithPositions> Call<'_, E> {
             q: &row_of(self.x.q, query)[columns.clone()],
             buffers: [room.take(columns.len()), room.take(columns.len())],
             scores: room.take(piece.heads.len() * rows.len()),
-            // SAFETY: the row lies inside out, whose shape the entry asserted, and no other piece has these columns of it.
+            // SAFETY: the row lies inside out, whose shape the entry asserted, and no other piece
+            // has these columns of it.
             out: unsafe { &mut out.row(query)[columns] },
         };
         dispatch(self.isa, op);
@@ -413,7 +420,8 @@ impl Heads<'_> {
         first * self.head_dim..(last + 1) * self.head_dim
     }
 
-    /// Of each of these heads the first of its columns within [`Heads::columns`], the next after `at`.
+    /// Of each of these heads the first of its columns within [`Heads::columns`], the next after
+    /// `at`.
     #[inline(always)]
     fn next_column(&self, head: usize, at: usize) -> usize {
         let is_last_of_group = self.group == 1 || (head + 1).is_multiple_of(self.group);

@@ -85,8 +85,9 @@ impl<E: Arithmetic, Z: ScoreSource<E>> SimdOp for ForwardTile<'_, '_, '_, E, Z> 
             *state = RowState::default();
             E::take_rows(s, work, at.queries(task.x.q), None);
         }
-        // SAFETY: the entry asserted the operands' shapes and took buffers for its longest sequence; `run` prepared them; no
-        // other task writes this head's columns of this sequence's rows.
+        // SAFETY: the entry asserted the operands' shapes and took buffers for its longest
+        // sequence; `run` prepared them; no other task writes this head's columns of this
+        // sequence's rows.
         unsafe {
             task.source.scores(s, work, &at, &task.x);
             for row in 0..tile.m {
@@ -122,7 +123,8 @@ impl<E: Arithmetic, Z> Forward<'_, E, Z> {
     /// The results of queries without keys.
     fn clear(&self) {
         for i in 0..self.head.q_len {
-            // SAFETY: row i of this head is inside the buffer, whose shape the entry asserted, and no other task writes it.
+            // SAFETY: row i of this head is inside the buffer, whose shape the entry asserted, and
+            // no other task writes it.
             unsafe { self.out.row(i) }.fill(E::default());
             // SAFETY: likewise.
             unsafe { self.store_lse(i, f32::NEG_INFINITY) };

@@ -1,5 +1,5 @@
-//! One head of one sequence: which rows and columns are its own, which keys its queries see, and the tiles of its scores.
-//! It knows shapes, no values.
+//! One head of one sequence: which rows and columns are its own, which keys its queries see, and
+//! the tiles of its scores. It knows shapes, no values.
 
 use super::{AttentionMask, AttentionShape};
 use crate::dropout::GROUP;
@@ -19,8 +19,8 @@ pub(super) const CAUSAL_ROWS: usize = 48;
 pub struct Layout {
     /// Query rows of a tile without a causal mask, and its key columns: a multiple of the panel.
     pub blocks: [usize; 2],
-    /// Distance between rows of scores and of their gradients: room for whole panels, and rows fall into
-    /// different cache sets.
+    /// Distance between rows of scores and of their gradients: room for whole panels, and rows fall
+    /// into different cache sets.
     pub stride: usize,
     /// Columns beside each such row, on both sides.
     pub margin: usize,
@@ -40,8 +40,9 @@ pub struct Head {
     pub q_len: usize,
     pub kv_start: usize,
     pub kv_len: usize,
-    /// Queries of the first block that an earlier call has had: blocks of a prompt that comes in chunks start at multiples of
-    /// the block, so that a query's tiles are the same whatever the chunks.
+    /// Queries of the first block that an earlier call has had: blocks of a prompt that comes in
+    /// chunks start at multiples of the block, so that a query's tiles are the same whatever the
+    /// chunks.
     pub origin: usize,
     pub scale: f32,
     pub soft_cap: Option<f32>,
@@ -135,7 +136,8 @@ impl Head {
         }
     }
 
-    /// Calls `tile` for every tile that holds a score, block of queries by block of queries, keys rising.
+    /// Calls `tile` for every tile that holds a score, block of queries by block of queries, keys
+    /// rising.
     #[inline(always)]
     pub(super) fn for_each_tile(&self, [rows, columns]: [usize; 2], mut tile: impl FnMut(Tile)) {
         let rows = match self.mask {
@@ -252,7 +254,8 @@ impl<T> RowsMut<T> {
     /// Row `i`.
     ///
     /// # Safety
-    /// The row lies inside the buffer, which outlives the use, and nothing else uses the row meanwhile.
+    /// The row lies inside the buffer, which outlives the use, and nothing else uses the row
+    /// meanwhile.
     #[inline(always)]
     pub(super) unsafe fn row<'a>(&self, i: usize) -> &'a mut [T] {
         // SAFETY: the caller's contract.

@@ -1,6 +1,7 @@
-//! Position scores on bf16 pairs, and their gradients: a few neighbouring rows meet a run of the table's columns, and each of
-//! them stands one element further. Scores are written through rows one element further apart than the tile's; gradients are
-//! read so, with zeros in margins for what lies beside the tile.
+//! Position scores on bf16 pairs, and their gradients: a few neighbouring rows meet a run of the
+//! table's columns, and each of them stands one element further. Scores are written through rows
+//! one element further apart than the tile's; gradients are read so, with zeros in margins for what
+//! lies beside the tile.
 
 use super::arithmetic::{Arithmetic, At, Carver, HeadGradients, Pass, WorkNeed};
 use super::pairs::{PairBlock, PairWork, copy_rows, multiply_pairs, padded, pair_rows};
@@ -15,7 +16,8 @@ use half::bf16;
 /// Query rows and key columns of a tile.
 const BLOCKS: [usize; 2] = bf16::MARGINED.blocks;
 
-/// Columns beside a tile of scores on each side: what a run of whole vectors reaches beyond it is less.
+/// Columns beside a tile of scores on each side: what a run of whole vectors reaches beyond it is
+/// less.
 const MARGIN: usize = bf16::MARGINED.margin;
 
 /// Distance between rows of a tile of scores.
@@ -24,7 +26,8 @@ const STRIDE: usize = bf16::MARGINED.stride;
 /// Zeros beside the gradients of scores on each side: more than the rows of a product.
 const ZEROS: usize = 16;
 
-/// Distance between rows of skewed gradients: odd, so that rows one element further apart are whole pairs apart.
+/// Distance between rows of skewed gradients: odd, so that rows one element further apart are whole
+/// pairs apart.
 const SKEWED: usize = BLOCKS[1] + 2 * ZEROS + 17;
 
 /// Distance between diagonal pairs of rows.
@@ -32,7 +35,8 @@ const DIAGONAL: usize = BLOCKS[1] + 2 * ZEROS + 16;
 
 const _: () = assert!(SKEWED % 2 == 1 && BLOCKS[0] <= BLOCKS[1] && BLOCKS[0].is_multiple_of(16));
 
-/// Buffers of a thread beside those of attention on pairs. m queries and n keys of a tile, S keys of the sequence.
+/// Buffers of a thread beside those of attention on pairs. m queries and n keys of a tile, S keys
+/// of the sequence.
 pub struct SkewWork<'w> {
     /// Keys [S, Dh], rows of whole pairs.
     keys: &'w mut [bf16],
@@ -109,7 +113,8 @@ impl WithPositions for bf16 {
             c_row: STRIDE,
             accumulate: true,
         };
-        // SAFETY: rows hold m rows of whole pairs, the scores m rows between margins, and the table covers the distances.
+        // SAFETY: rows hold m rows of whole pairs, the scores m rows between margins, and the table
+        // covers the distances.
         unsafe { multiply_skewed(s, &product) };
     }
 
@@ -129,8 +134,9 @@ impl WithPositions for bf16 {
         for block in (0..tile.n).step_by(PANEL) {
             let rows = (tile.n - block).min(PANEL);
             let keys = w.skew.keys[2 * (tile.j + block) * depth..].as_ptr();
-            // SAFETY: as in `add_keys_scores`. Blocks of LANES rows and columns that reach beyond the tile stay inside both
-            // buffers: `turned` has PANEL rows, the scores BLOCKS[0], and both a margin.
+            // SAFETY: as in `add_keys_scores`. Blocks of LANES rows and columns that reach beyond
+            // the tile stay inside both buffers: `turned` has PANEL rows, the scores BLOCKS[0], and
+            // both a margin.
             unsafe {
                 let product = Skewed {
                     a: keys.cast(),
@@ -212,7 +218,8 @@ impl WithPositions for bf16 {
                 for i in (0..tile.m).step_by(S::LANES) {
                     let from = &w.scores[1][i * STRIDE + MARGIN + block + row..];
                     let to = &mut turned[row * TURNED + MARGIN + i..];
-                    // SAFETY: blocks of LANES rows and columns that reach beyond the tile stay inside both buffers.
+                    // SAFETY: blocks of LANES rows and columns that reach beyond the tile stay
+                    // inside both buffers.
                     unsafe { s.transpose(from.as_ptr(), STRIDE, to.as_mut_ptr(), TURNED) };
                 }
             }
@@ -255,15 +262,17 @@ struct Skewed {
     accumulate: bool,
 }
 
-/// c[i, j] (=|+=) a[i]·table[first + j - i]. Up to [`MARGIN`] elements beside each row of c hold anything afterwards.
+/// c[i, j] (=|+=) a[i]·table[first + j - i]. Up to [`MARGIN`] elements beside each row of c hold
+/// anything afterwards.
 ///
 /// # Safety
-/// The pointers cover the shape, c with its margins, and the table the columns from `first - m + 1` to `first + n - 1` up to
-/// whole panels.
+/// The pointers cover the shape, c with its margins, and the table the columns from `first - m + 1`
+/// to `first + n - 1` up to whole panels.
 #[inline(always)]
 unsafe fn multiply_skewed<S: Simd>(s: S, x: &Skewed) {
     let [m, n] = x.shape;
-    // A run starts at a whole vector, so that it never straddles panels; the scalar kernel's vectors are eight wide.
+    // A run starts at a whole vector, so that it never straddles panels; the scalar kernel's
+    // vectors are eight wide.
     let step = S::LANES.max(8);
     for i in (0..m).step_by(S::GEMM_ROWS) {
         let rows = (m - i).min(S::GEMM_ROWS);
@@ -274,8 +283,8 @@ unsafe fn multiply_skewed<S: Simd>(s: S, x: &Skewed) {
             let columns = (PANEL - within).min(end - column);
             // Row i meets `column` at this column of c.
             let j = (column + i) as isize - x.first as isize;
-            // SAFETY: the caller's contract; rows i .. lie inside the shape, and the columns that they do not meet are
-            // fewer than the rows and a vector, which is less than a margin.
+            // SAFETY: the caller's contract; rows i .. lie inside the shape, and the columns that
+            // they do not meet are fewer than the rows and a vector, which is less than a margin.
             unsafe {
                 let product = PairTile {
                     a: x.a.add(i * x.depth),
@@ -307,8 +316,8 @@ struct SkewedRows<'a> {
 }
 
 impl SkewedRows<'_> {
-    /// Takes over row `row`, and with every second row the diagonal pairs of both. `at` gives a row from ZEROS columns before
-    /// its first on.
+    /// Takes over row `row`, and with every second row the diagonal pairs of both. `at` gives a row
+    /// from ZEROS columns before its first on.
     #[inline(always)]
     fn add<'a, S: Simd>(&mut self, s: S, row: usize, at: impl Fn(usize) -> &'a [f32]) {
         let [m, n] = self.shape;
@@ -342,7 +351,8 @@ struct Meeting<'a> {
 }
 
 impl Meeting<'_> {
-    /// sums[i] += Σ_j d[i, j] table[first + j - i], and d_table[first + j - i] += Σ_i d[i, j] rows[i].
+    /// sums[i] += Σ_j d[i, j] table[first + j - i], and d_table[first + j - i] += Σ_i d[i, j]
+    /// rows[i].
     ///
     /// # Safety
     /// The pointers cover the shape; `skew` holds the rows between zeros.
@@ -368,7 +378,8 @@ impl Meeting<'_> {
                 c_row: width,
                 accumulate: true,
             };
-            // SAFETY: the caller's contract; columns that a row does not meet are fewer than ZEROS on each side.
+            // SAFETY: the caller's contract; columns that a row does not meet are fewer than ZEROS
+            // on each side.
             unsafe { multiply_pairs(s, &block) };
         }
         let Some(d_table) = self.table.d_table else {

@@ -1,5 +1,6 @@
-//! Attention's products on bf16: pairs of values along the depth, summed in f32. Operands are brought into forms of their
-//! own, keys and values once a sequence, queries once a block; sums are rounded once.
+//! Attention's products on bf16: pairs of values along the depth, summed in f32. Operands are
+//! brought into forms of their own, keys and values once a sequence, queries once a block; sums are
+//! rounded once.
 
 use super::arithmetic::{
     Arithmetic, At, Carver, HeadGradients, HeadOperands, Pass, Product, WorkNeed,
@@ -128,8 +129,8 @@ impl Arithmetic for bf16 {
             c_row: at.layout.stride,
             accumulate,
         };
-        // SAFETY: rows hold m rows of whole pairs, panels S rows up to whole panels (j is a multiple of PANEL), the scores m
-        // rows of whole panels.
+        // SAFETY: rows hold m rows of whole pairs, panels S rows up to whole panels (j is a
+        // multiple of PANEL), the scores m rows of whole panels.
         unsafe { multiply_pairs(s, &block) };
     }
 
@@ -196,7 +197,8 @@ impl Arithmetic for bf16 {
     unsafe fn add_gradients<S: Simd>(s: S, w: &mut PairWork, at: &At, _: &HeadGradients<bf16>) {
         let (tile, d) = (at.tile, at.head.head_dim);
         let (width, depth) = (padded(d), pairs_of(tile.m));
-        // (pairs of rows, other operand, sums): gradients of scores meet queries, probabilities meet d_out.
+        // (pairs of rows, other operand, sums): gradients of scores meet queries, probabilities
+        // meet d_out.
         for (which, other, sums) in [(1, 0, 1), (0, 1, 2)] {
             let block = PairBlock {
                 a: w.row_pairs[which].as_ptr(),
@@ -209,8 +211,8 @@ impl Arithmetic for bf16 {
                 c_row: width,
                 accumulate: true,
             };
-            // SAFETY: row pairs hold pairs_of(m) rows, the turned operand panels of as many pairs, the sums S rows of whole
-            // panels.
+            // SAFETY: row pairs hold pairs_of(m) rows, the turned operand panels of as many pairs,
+            // the sums S rows of whole panels.
             unsafe { multiply_pairs(s, &block) };
         }
         // SAFETY: the caller's contract.
@@ -241,7 +243,8 @@ impl Arithmetic for bf16 {
 }
 
 impl PairWork<'_> {
-    /// `sums[0]` (=|+=) what the narrow rows of a tile give with the turned keys; the first tile of its queries overwrites.
+    /// `sums[0]` (=|+=) what the narrow rows of a tile give with the turned keys; the first tile of
+    /// its queries overwrites.
     ///
     /// # Safety
     /// The narrow rows are those of the tile, the turned keys those of the sequence.
@@ -259,8 +262,8 @@ impl PairWork<'_> {
             c_row: padded(d),
             accumulate: !tile.is_first,
         };
-        // SAFETY: the narrow buffer holds m rows of whole pairs, the turned keys panels of pairs_of(S) pairs (j is even), the
-        // sums m rows of whole panels.
+        // SAFETY: the narrow buffer holds m rows of whole pairs, the turned keys panels of
+        // pairs_of(S) pairs (j is even), the sums m rows of whole panels.
         unsafe { multiply_pairs(s, &block) };
     }
 
@@ -284,7 +287,8 @@ impl PairWork<'_> {
         }
     }
 
-    /// The gradients of a row between margins, which become zeros; with every second row the pairs of both.
+    /// The gradients of a row between margins, which become zeros; with every second row the pairs
+    /// of both.
     #[inline(always)]
     fn margined_gradients<S: Simd>(&mut self, s: S, at: &At, row: usize, [lse, delta]: [f32; 2]) {
         let (Layout { stride, margin, .. }, n) = (at.layout, at.tile.n);
@@ -306,7 +310,8 @@ impl PairWork<'_> {
         self.pair_up(s, at, row);
     }
 
-    /// Row `row` of a tile's scores and of their gradients meets the row before it, or the tile's end; the first of two waits.
+    /// Row `row` of a tile's scores and of their gradients meets the row before it, or the tile's
+    /// end; the first of two waits.
     #[inline(always)]
     fn pair_up<S: Simd>(&mut self, s: S, at: &At, row: usize) {
         let is_second = row % 2 == 1;
@@ -349,7 +354,8 @@ pub(super) unsafe fn multiply_pairs<S: Simd>(s: S, block: &PairBlock) {
     let [m, n, pairs] = block.shape;
     for i in (0..m).step_by(S::GEMM_ROWS) {
         for j in (0..n).step_by(PANEL) {
-            // SAFETY: rows i .. and columns j .. lie inside the shape; the caller's contract covers the rest.
+            // SAFETY: rows i .. and columns j .. lie inside the shape; the caller's contract covers
+            // the rest.
             unsafe {
                 product_tile(
                     s,

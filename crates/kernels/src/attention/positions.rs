@@ -1,11 +1,13 @@
-//! Scores with terms of relative positions (disentangled attention, He et al. 2020): a score is a sum of three products,
-//! `scale (q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r])`, where r is the row that the distance i - j falls into.
+//! Scores with terms of relative positions (disentangled attention, He et al. 2020): a score is a
+//! sum of three products, `scale (q_i·k_j + q_i·pos_k[r] + k_j·pos_q[r])`, where r is the row that
+//! the distance i - j falls into.
 //!
-//! Nothing is gathered by pair. The tables are laid out once a call by distance, so that the position scores of neighbouring
-//! rows lie on neighbouring diagonals: some rows times a run of distances is a small product whose result is a parallelogram
-//! of the score tile. Rows of that result one element further apart than the tile's are the tile itself, straight for the
-//! queries' product and transposed for the keys'. The backward reads the gradient of the tile in the same way. Margins around
-//! the tile take what the parallelogram's corners hold.
+//! Nothing is gathered by pair. The tables are laid out once a call by distance, so that the
+//! position scores of neighbouring rows lie on neighbouring diagonals: some rows times a run of
+//! distances is a small product whose result is a parallelogram of the score tile. Rows of that
+//! result one element further apart than the tile's are the tile itself, straight for the queries'
+//! product and transposed for the keys'. The backward reads the gradient of the tile in the same
+//! way. Margins around the tile take what the parallelogram's corners hold.
 
 use super::arithmetic::{Arithmetic, At, HeadGradients, HeadOperands, Pass, Product, ScoreSource};
 use super::head::{Layout, MOST_ROWS};
@@ -18,14 +20,16 @@ use crate::product::PANEL;
 use crate::scratch::{Room, Slots, bytes_of};
 use crate::simd::{Simd, SimdOp, dispatch};
 
-/// Distance between rows of turned scores, of which there are [`PANEL`]: a block's queries between margins, and no power of
-/// two.
+/// Distance between rows of turned scores, of which there are [`PANEL`]: a block's queries between
+/// margins, and no power of two.
 pub(super) const TURNED: usize = MOST_ROWS + 2 * PANEL + 16;
 
-/// The tables of relative positions, projected for one layer and shared by all sequences. Either may be absent.
+/// The tables of relative positions, projected for one layer and shared by all sequences. Either
+/// may be absent.
 #[derive(Clone, Copy, Debug)]
 pub struct RelativePositions<'a, E = f32> {
-    /// `[2 reach - 1]`: the row of the tables for the distance i - j = entry - (reach - 1). No sequence is longer than reach.
+    /// `[2 reach - 1]`: the row of the tables for the distance i - j = entry - (reach - 1). No
+    /// sequence is longer than reach.
     pub rows: &'a [u32],
     /// pos_k [R, H * Dh]: content to position.
     pub keys: Option<&'a [E]>,
@@ -58,7 +62,8 @@ impl<E> RelativePositions<'_, E> {
         self.rows[entry.min(self.rows.len() - 1)] as usize
     }
 
-    /// Panics unless the positions reach as far as the sequences and the tables hold every row that they name.
+    /// Panics unless the positions reach as far as the sequences and the tables hold every row that
+    /// they name.
     pub(super) fn check(&self, shape: &AttentionShape) {
         assert_eq!(shape.mask, AttentionMask::Full, "only bidirectional");
         let heads = [shape.num_heads, shape.num_key_value_heads];
@@ -173,7 +178,8 @@ impl<'a, E: WithPositions> Tables<'a, E> {
         }
     }
 
-    /// The source of a head's scores. `d_tables` are a task's own gradients of the keys' and the queries' table.
+    /// The source of a head's scores. `d_tables` are a task's own gradients of the keys' and the
+    /// queries' table.
     pub(super) fn head(&self, h: usize, d_tables: [Option<*mut f32>; 2]) -> Relative<'a, E> {
         let part = |table: Table<'a, E>, d_table| {
             let [scores, gradients] = table.head_lens;
@@ -281,7 +287,8 @@ impl<'a> TableGradient<'a> {
         }
     }
 
-    /// d = the sum over groups and columns of what belongs to each row of a table; zeros for rows that no distance names.
+    /// d = the sum over groups and columns of what belongs to each row of a table; zeros for rows
+    /// that no distance names.
     pub(super) fn sum<E: WithPositions>(
         &self,
         isa: Isa,
@@ -358,9 +365,11 @@ pub struct HeadTable<'a, E> {
     pub d_table: Option<*mut f32>,
 }
 
-/// Products of a tile with a table by distance. Row i and column j of the tile meet the table's column `first + j - i`.
+/// Products of a tile with a table by distance. Row i and column j of the tile meet the table's
+/// column `first + j - i`.
 ///
-/// Methods that are unsafe want what those of [`Arithmetic`] do, and a table that covers the distances of the sequence.
+/// Methods that are unsafe want what those of [`Arithmetic`] do, and a table that covers the
+/// distances of the sequence.
 pub trait WithPositions: Arithmetic {
     /// Values of a head's table in the forms for scores and for gradients.
     fn table_lens(columns: usize, head_dim: usize) -> [usize; 2];
@@ -368,7 +377,8 @@ pub trait WithPositions: Arithmetic {
     /// Distance between rows of a table's gradient.
     fn gradient_width(head_dim: usize) -> usize;
 
-    /// Lays panel `p` of `columns` out: PANEL rows, at least whole pairs apart. `for_gradients` may be empty.
+    /// Lays panel `p` of `columns` out: PANEL rows, at least whole pairs apart. `for_gradients` may
+    /// be empty.
     fn lay_out<S: Simd>(
         s: S,
         rows: MatRef<Self>,

@@ -1,5 +1,6 @@
-//! Rows of a tile: the softmax, and its gradient. In f32 scores come scaled and leave as f32; on bf16 they come as the
-//! products left them, and what meets the next product leaves in bf16, in the same walk.
+//! Rows of a tile: the softmax, and its gradient. In f32 scores come scaled and leave as f32; on
+//! bf16 they come as the products left them, and what meets the next product leaves in bf16, in the
+//! same walk.
 
 use super::arithmetic::At;
 use super::head::{MOST_ROWS, Run, Tile};
@@ -21,7 +22,8 @@ pub struct RowState {
 }
 
 impl RowState {
-    /// A tile's new maximum, and its sum of exponentials less that; `out` is brought to the new maximum.
+    /// A tile's new maximum, and its sum of exponentials less that; `out` is brought to the new
+    /// maximum.
     #[inline(always)]
     fn advance<S: Simd>(
         &mut self,
@@ -76,8 +78,8 @@ impl<V: Copy> SoftCap<V> {
     }
 }
 
-/// Scores, to be multiplied with `factor`, become capped ones. A function of its own: beside the hyperbolic tangent, the values
-/// of a softmax would not stay in registers.
+/// Scores, to be multiplied with `factor`, become capped ones. A function of its own: beside the
+/// hyperbolic tangent, the values of a softmax would not stay in registers.
 pub(super) struct CapInPlace<'a> {
     pub scores: &'a mut [f32],
     pub cap: f32,
@@ -104,7 +106,8 @@ impl SimdOp for CapInPlace<'_> {
     }
 }
 
-/// Scaled scores p become exponentials, in place: [`super::arithmetic::Arithmetic::softmax`] in f32.
+/// Scaled scores p become exponentials, in place: [`super::arithmetic::Arithmetic::softmax`] in
+/// f32.
 #[inline(always)]
 pub(super) fn softmax_row<S: Simd>(
     s: S,
@@ -217,8 +220,8 @@ pub(super) struct RowGradient {
 }
 
 impl RowGradient {
-    /// Scores p become dropped-out probabilities, and d_p becomes d_s = p (d_p mask - delta) scale; zero outside the row's
-    /// columns.
+    /// Scores p become dropped-out probabilities, and d_p becomes d_s = p (d_p mask - delta) scale;
+    /// zero outside the row's columns.
     #[inline(always)]
     pub(super) fn apply<S: Simd>(&self, s: S, at: &At, p: &mut [f32], d_s: &mut [f32]) {
         match at.head.soft_cap {
@@ -227,8 +230,8 @@ impl RowGradient {
         }
     }
 
-    /// A loop for each kind of scores: beside a cap's hyperbolic tangent, the values of the other kind would not stay in
-    /// registers.
+    /// A loop for each kind of scores: beside a cap's hyperbolic tangent, the values of the other
+    /// kind would not stay in registers.
     #[inline(always)]
     fn apply_to<S: Simd, const CAPPED: bool>(&self, s: S, at: &At, p: &mut [f32], d_s: &mut [f32]) {
         let (head, tile) = (at.head, at.tile);
@@ -271,8 +274,8 @@ impl RowGradient {
     }
 }
 
-/// Two neighbouring rows of a tile, and what the gradients of their scores depend on. Behind an odd tile's end the second
-/// counts as one without columns.
+/// Two neighbouring rows of a tile, and what the gradients of their scores depend on. Behind an odd
+/// tile's end the second counts as one without columns.
 pub(super) struct PairGradient {
     /// The first of the two; even.
     pub row: usize,
@@ -295,8 +298,9 @@ pub(super) struct PairRows<'a> {
 }
 
 impl PairGradient {
-    /// Scores and gradients of probabilities become dropped-out probabilities, as pairs of rows, and d_s = p (d_p mask - delta)
-    /// scale, as pairs of rows and as rows; zero outside the rows' columns.
+    /// Scores and gradients of probabilities become dropped-out probabilities, as pairs of rows,
+    /// and d_s = p (d_p mask - delta) scale, as pairs of rows and as rows; zero outside the rows'
+    /// columns.
     #[inline(always)]
     pub(super) fn apply<S: Simd>(&self, s: S, at: &At, rows: PairRows) {
         match at.head.soft_cap {
@@ -441,8 +445,8 @@ pub(super) fn store_pairs<S: Simd>(s: S, pairs: &mut [u32], at: usize, v: S::U, 
     }
 }
 
-/// Of each query of a tile its row of out times that of d_out. Beside the stores of the rows' gradients these loads would
-/// wait for them: a tenth of a whole backward.
+/// Of each query of a tile its row of out times that of d_out. Beside the stores of the rows'
+/// gradients these loads would wait for them: a tenth of a whole backward.
 #[inline(always)]
 pub(super) fn dots<S: Simd, E: Element>(
     s: S,

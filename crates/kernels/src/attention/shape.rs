@@ -5,8 +5,8 @@ use crate::dropout::{Dropout, Mask};
 use crate::matrix::{MatMut, MatRef};
 use std::cmp::Reverse;
 
-/// Backward tasks with relative positions, about: heads times groups of sequences, each with a gradient of the tables
-/// of its own.
+/// Backward tasks with relative positions, about: heads times groups of sequences, each with a
+/// gradient of the tables of its own.
 const BACKWARD_TASKS: usize = 32;
 
 /// Which keys of its sequence a query attends to.
@@ -14,19 +14,22 @@ const BACKWARD_TASKS: usize = 32;
 pub enum AttentionMask {
     /// All of them.
     Full,
-    /// Those up to its own place. The queries are the last of their sequence: the last one sees the last key.
+    /// Those up to its own place. The queries are the last of their sequence: the last one sees the
+    /// last key.
     Causal {
         /// How many keys it sees at most, itself among them; at least 1.
         window: Option<usize>,
     },
 }
 
-/// What attention does to which rows. Sequence b's queries `q_offsets[b]..q_offsets[b + 1]` attend to its keys alone.
+/// What attention does to which rows. Sequence b's queries `q_offsets[b]..q_offsets[b + 1]` attend
+/// to its keys alone.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape<'a> {
     /// H: heads of the queries.
     pub num_heads: usize,
-    /// Hkv: heads of keys and values, which divide H. Neighbouring query heads share one: h reads h / (H / Hkv).
+    /// Hkv: heads of keys and values, which divide H. Neighbouring query heads share one: h reads h
+    /// / (H / Hkv).
     pub num_key_value_heads: usize,
     /// Dh.
     pub head_dim: usize,
@@ -36,16 +39,18 @@ pub struct AttentionShape<'a> {
     pub kv_offsets: &'a [usize],
     /// Factor of the scores, usually 1 / √Dh.
     pub scale: f32,
-    /// A scaled score s becomes cap * tanh(s / cap). Source: transformers `Gemma2Attention`, `attn_logit_softcapping`.
+    /// A scaled score s becomes cap * tanh(s / cap). Source: transformers `Gemma2Attention`,
+    /// `attn_logit_softcapping`.
     pub soft_cap: Option<f32>,
     /// Which keys a query attends to.
     pub mask: AttentionMask,
-    /// Dropout of the probabilities; an element's index is a function of the query's row, the head and the key's place in
-    /// its sequence.
+    /// Dropout of the probabilities; an element's index is a function of the query's row, the head
+    /// and the key's place in its sequence.
     pub dropout: Option<Dropout>,
 }
 
-/// Operands of attention. Shapes: q [q rows, H * Dh]; k, v [kv rows, Hkv * Dh]; rows are contiguous.
+/// Operands of attention. Shapes: q [q rows, H * Dh]; k, v [kv rows, Hkv * Dh]; rows are
+/// contiguous.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionOperands<'a, E = f32> {
     /// Queries.
@@ -130,8 +135,8 @@ impl AttentionShape<'_> {
         self.dropout.filter(|d| d.p > 0.0).map(Mask::new)
     }
 
-    /// Rows of q and of k. Panics unless the offsets rise from 0, a causal sequence has a key for each query, and the
-    /// heads of keys divide those of queries.
+    /// Rows of q and of k. Panics unless the offsets rise from 0, a causal sequence has a key for
+    /// each query, and the heads of keys divide those of queries.
     fn rows(&self) -> (usize, usize) {
         assert_eq!(self.q_offsets.len(), self.kv_offsets.len());
         for offsets in [self.q_offsets, self.kv_offsets] {
@@ -198,8 +203,8 @@ pub(super) struct Deal {
 }
 
 impl Deal {
-    /// Each piece on its own, but several small ones to a task, or a task's cost would show: at least 64 x 64 scores. A piece
-    /// is a head of `heads`.
+    /// Each piece on its own, but several small ones to a task, or a task's cost would show: at
+    /// least 64 x 64 scores. A piece is a head of `heads`.
     pub(super) fn of_heads(shape: &AttentionShape, heads: usize) -> Self {
         let sequences = shape.longest_first();
         let is_work = |b: usize| shape.q_len(b) > 0 || shape.kv_len(b) > 0;

@@ -1,5 +1,5 @@
-//! Attention's products in f32: rows are multiplied where they lie, keys and values as panels where their width is the
-//! depth. Results are summed in place.
+//! Attention's products in f32: rows are multiplied where they lie, keys and values as panels where
+//! their width is the depth. Results are summed in place.
 
 use super::AttentionMask;
 use super::arithmetic::{
@@ -135,7 +135,8 @@ impl Arithmetic for f32 {
             accumulate,
             ..BLOCK
         };
-        // SAFETY: the view holds m rows, the panels S rows up to whole panels (j is a multiple of PANEL), the scores m rows.
+        // SAFETY: the view holds m rows, the panels S rows up to whole panels (j is a multiple of
+        // PANEL), the scores m rows.
         unsafe { multiply_block(s, &block) };
     }
 

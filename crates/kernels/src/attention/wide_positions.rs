@@ -1,4 +1,5 @@
-//! Position scores in f32, and their gradients: blocks of [`PANEL`] rows times runs of distances that start at a panel.
+//! Position scores in f32, and their gradients: blocks of [`PANEL`] rows times runs of distances
+//! that start at a panel.
 
 use super::arithmetic::{Arithmetic, At, HeadGradients};
 use super::positions::{HeadTable, TURNED, WithPositions};
@@ -64,8 +65,8 @@ impl WithPositions for f32 {
                 accumulate: true,
                 ..with_table(at, rows_of_block(q, block), table, first - block - PANEL)
             };
-            // SAFETY: the run of distances lies inside the table: first - (m - 1) and first + n do; a row of the skewed view
-            // ends inside its right margin.
+            // SAFETY: the run of distances lies inside the table: first - (m - 1) and first + n do;
+            // a row of the skewed view ends inside its right margin.
             unsafe { multiply_block(s, &product) };
         }
     }
@@ -88,8 +89,9 @@ impl WithPositions for f32 {
                 n: at.tile.m + PANEL,
                 ..with_table(at, keys, table, first - block - PANEL)
             };
-            // SAFETY: as in `add_keys_scores`. Blocks of LANES rows and columns that reach beyond the tile stay inside both
-            // buffers: `turned` has PANEL rows with a margin, the scores all rows of a block and a margin.
+            // SAFETY: as in `add_keys_scores`. Blocks of LANES rows and columns that reach beyond
+            // the tile stay inside both buffers: `turned` has PANEL rows with a margin, the scores
+            // all rows of a block and a margin.
             unsafe {
                 multiply_block(s, &product);
                 for row in (0..keys.rows()).step_by(S::LANES) {
@@ -123,8 +125,8 @@ impl WithPositions for f32 {
                 column: first - block - PANEL,
             };
             let d_q = x.d_q.at(at.tile.i + block);
-            // SAFETY: the caller's contract; a row of the skewed view ends inside its right margin; the run of distances lies
-            // inside the table.
+            // SAFETY: the caller's contract; a row of the skewed view ends inside its right margin;
+            // the run of distances lies inside the table.
             unsafe { skewed.add(s, table, d_q, x.d_q.stride()) };
         }
     }
@@ -145,8 +147,9 @@ impl WithPositions for f32 {
                 for row in (0..keys.rows()).step_by(S::LANES) {
                     let from = w.scores[1][i * STRIDE + PANEL + block + row..].as_ptr();
                     let to = w.turned[row * TURNED + PANEL + i..].as_mut_ptr();
-                    // SAFETY: blocks of LANES rows and columns that reach beyond the tile stay inside both buffers; what they
-                    // leave in the right margin is overwritten with zeros.
+                    // SAFETY: blocks of LANES rows and columns that reach beyond the tile stay
+                    // inside both buffers; what they leave in the right margin is overwritten with
+                    // zeros.
                     unsafe { s.transpose(from, STRIDE, to, TURNED) };
                 }
             }
@@ -189,7 +192,8 @@ fn with_table(at: &At, rows: MatRef<f32>, table: &HeadTable<f32>, column: usize)
     }
 }
 
-/// A skewed view of gradients of scores, the rows that they belong to, and the first of the table's columns that they meet.
+/// A skewed view of gradients of scores, the rows that they belong to, and the first of the table's
+/// columns that they meet.
 struct Skewed<'a> {
     a: *const f32,
     a_row: usize,
@@ -199,8 +203,8 @@ struct Skewed<'a> {
 }
 
 impl Skewed<'_> {
-    /// Adds the view times the table to the rows' gradient (its first row, and the distance between rows), and the view's
-    /// transpose times the rows to the table's, if it is wanted.
+    /// Adds the view times the table to the rows' gradient (its first row, and the distance between
+    /// rows), and the view's transpose times the rows to the table's, if it is wanted.
     ///
     /// # Safety
     /// As `multiply_block` for both products.

@@ -1,4 +1,5 @@
-//! The one way through a product: task by task, block by block of the depth, strip by strip of rows, panel by panel.
+//! The one way through a product: task by task, block by block of the depth, strip by strip of
+//! rows, panel by panel.
 
 use std::ops::Range;
 
@@ -269,7 +270,8 @@ impl Task<'_, '_> {
     /// Adds a strip times a panel to a tile's sums, which begin with the depth.
     ///
     /// # Safety
-    /// The strip and the panels cover the block's depth, the sums the tile's rows by whole vectors where they are not c.
+    /// The strip and the panels cover the block's depth, the sums the tile's rows by whole vectors
+    /// where they are not c.
     #[inline(always)]
     unsafe fn sum<S: Simd>(&self, s: S, tile: &Tile, strip: Strip, block: Block, panels: Panels) {
         let call = self.job.call;
@@ -360,7 +362,8 @@ impl SimdOp for StripOp<'_, '_, '_, '_> {
             if block.last {
                 sink.prefetch(s, tile.at);
             }
-            // SAFETY: the strip was made for this block and the panels are its own; a tile's words hold GEMM_ROWS rows.
+            // SAFETY: the strip was made for this block and the panels are its own; a tile's words
+            // hold GEMM_ROWS rows.
             unsafe { task.sum(s, &tile, strip, block, self.panels) };
             if block.last {
                 self.add_terms(s, &tile);
@@ -372,7 +375,8 @@ impl SimdOp for StripOp<'_, '_, '_, '_> {
 }
 
 impl<'a> StripOp<'_, '_, 'a, '_> {
-    /// The block's part of the rows, and at the end of the depth the strips of terms that need a copy.
+    /// The block's part of the rows, and at the end of the depth the strips of terms that need a
+    /// copy.
     #[inline(always)]
     fn strip<S: Simd>(&mut self, s: S) -> Strip {
         let (call, a) = (self.task.job.call, self.rows_of_a(self.rows.clone()));
@@ -445,7 +449,8 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
         tile
     }
 
-    /// While panel `i` is multiplied, its share of the next strip's rows, which are copied, comes nearer.
+    /// While panel `i` is multiplied, its share of the next strip's rows, which are copied, comes
+    /// nearer.
     #[inline(always)]
     fn bring_next_f32<S: Simd>(&self, s: S, i: usize) {
         let (task, Block { start, depth, .. }) = (self.task, self.block);
@@ -463,8 +468,9 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
         each_type!(a, a => prefetch_rows(s, a, rows, column..column + depth));
     }
 
-    /// The next strip, if it is read where it lies, to come nearer in shares while panels are multiplied. Behind the last strip
-    /// the task's first rows come again: the task that follows, another group of panels, begins there.
+    /// The next strip, if it is read where it lies, to come nearer in shares while panels are
+    /// multiplied. Behind the last strip the task's first rows come again: the task that follows,
+    /// another group of panels, begins there.
     #[inline(always)]
     fn next_pairs<S: Simd>(&self, _: S) -> Option<Shares> {
         let (task, n_panels) = (self.task, self.task.panels.len());
@@ -515,7 +521,8 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
                             alpha: term.scale,
                             accumulate: true,
                         };
-                        // SAFETY: the part's rows are those of the tile from `first` on; `Product::check` compared g's shape.
+                        // SAFETY: the part's rows are those of the tile from `first` on;
+                        // `Product::check` compared g's shape.
                         unsafe { multiply_rows(s, &tile) };
                     }
                 }

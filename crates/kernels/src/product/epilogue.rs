@@ -39,7 +39,8 @@ pub(super) struct SinkOf<'a, C> {
     /// Absent where the sums start with it.
     bias: Option<&'a [f32]>,
     step: Step<'a, C>,
-    /// Whether sums are made in c itself, as a plain [`Epilogue::Store`] or [`Epilogue::Add`] wants them.
+    /// Whether sums are made in c itself, as a plain [`Epilogue::Store`] or [`Epilogue::Add`] wants
+    /// them.
     in_c: bool,
 }
 
@@ -104,8 +105,8 @@ impl<'a> Sink<'a> {
     /// Takes the sums of a rectangle.
     ///
     /// # Safety
-    /// The rectangle lies inside [m, n], nobody else uses it meanwhile, the sums are readable by whole vectors where they
-    /// are not c itself, and the epilogue's matrices live.
+    /// The rectangle lies inside [m, n], nobody else uses it meanwhile, the sums are readable by
+    /// whole vectors where they are not c itself, and the epilogue's matrices live.
     #[inline(always)]
     pub(super) unsafe fn write<S: Simd>(&self, s: S, sums: Sums, at: Rectangle) {
         match self {
@@ -206,8 +207,9 @@ impl<'a, C: Element> SinkOf<'a, C> {
                 Step::Store => put(s, c, v, lanes),
                 Step::Add => put(s, c, s.add(get(s, c, lanes), v), lanes),
                 Step::Activate { kind, pre } => {
-                    // f of what is or would be stored: the backward then differentiates the very function that ran, and
-                    // a pass that keeps nothing gives the same bits as one that does.
+                    // f of what is or would be stored: the backward then differentiates the very
+                    // function that ran, and a pass that keeps nothing gives the same bits as one
+                    // that does.
                     v = C::round(s, v);
                     if let Some(pre) = pre {
                         put(s, pre.get().add(to), v, lanes);

@@ -1,5 +1,5 @@
-//! The packed form of bf16 matrices: `[ceil(n / PANEL)][ceil(k / 2)][PANEL][2]`, zero padded, the same for every
-//! instruction set.
+//! The packed form of bf16 matrices: `[ceil(n / PANEL)][ceil(k / 2)][PANEL][2]`, zero padded, the
+//! same for every instruction set.
 
 use super::panels::{PANEL, PanelPart};
 use super::weights::{PackedOf, Side};
@@ -20,8 +20,8 @@ pub fn packed_bf16_len(n: usize, k: usize) -> usize {
     n.div_ceil(PANEL) * pairs_of(k) * 2 * PANEL
 }
 
-/// Packs b [n, k], for example a weight [out, in], rounding where it is wider. Panics if `dst` is not [`packed_bf16_len`]
-/// long.
+/// Packs b [n, k], for example a weight [out, in], rounding where it is wider. Panics if `dst` is
+/// not [`packed_bf16_len`] long.
 pub fn pack_bf16<E: Element>(isa: Isa, b: MatRef<E>, dst: &mut [bf16]) {
     let (n, k) = (b.rows(), b.cols());
     assert_eq!(dst.len(), packed_bf16_len(n, k), "packed [{n}, {k}]");
@@ -53,7 +53,8 @@ impl<E: Element> SimdOp for PackPanel<'_, E> {
     }
 }
 
-/// Packs at most PANEL rows into one panel, from a view whose columns are contiguous: two of them make a line of pairs.
+/// Packs at most PANEL rows into one panel, from a view whose columns are contiguous: two of them
+/// make a line of pairs.
 #[inline(always)]
 pub(crate) fn pack_columns<S: Simd, E: Element>(s: S, rows: MatRef<E>, panel: &mut [bf16]) {
     assert_eq!(panel.len(), 2 * PANEL * pairs_of(rows.cols()));
@@ -74,7 +75,8 @@ pub(crate) fn pack_rows_of<S: Simd, E: Element>(s: S, rows: MatRef<E>, panel: &m
     if n == PANEL
         && let Some(start) = in_place(&rows)
     {
-        // SAFETY: PANEL rows of whole pairs lie at this distance; the panel holds `pairs` lines of PANEL pairs.
+        // SAFETY: PANEL rows of whole pairs lie at this distance; the panel holds `pairs` lines of
+        // PANEL pairs.
         unsafe {
             let (from, to) = (start.cast(), panel.as_mut_ptr().cast());
             transpose_u(s, from, rows.row_stride() / 2, [PANEL, pairs], to);
@@ -90,7 +92,8 @@ pub(crate) fn pack_rows_of<S: Simd, E: Element>(s: S, rows: MatRef<E>, panel: &m
             convert_row(s, columns, i, 1.0, &mut buffer[i * len..][..len]);
         }
         buffer[n * len..PANEL * len].fill(bf16::ZERO);
-        // SAFETY: the buffer holds PANEL rows of `chunk_pairs` pairs, `lines` as many lines of PANEL pairs.
+        // SAFETY: the buffer holds PANEL rows of `chunk_pairs` pairs, `lines` as many lines of
+        // PANEL pairs.
         unsafe {
             let (from, to) = (buffer.as_ptr().cast(), lines.as_mut_ptr().cast());
             transpose_u(s, from, chunk_pairs, [PANEL, chunk_pairs], to);
@@ -98,7 +101,8 @@ pub(crate) fn pack_rows_of<S: Simd, E: Element>(s: S, rows: MatRef<E>, panel: &m
     }
 }
 
-/// The first element of `a` if its rows are bf16 and whole pairs, so that they can be read where they lie.
+/// The first element of `a` if its rows are bf16 and whole pairs, so that they can be read where
+/// they lie.
 #[inline(always)]
 pub(crate) fn in_place<E: Element>(a: &MatRef<E>) -> Option<*const bf16> {
     let even = a.cols().is_multiple_of(2) && a.row_stride().is_multiple_of(2);
@@ -118,8 +122,8 @@ fn pair_columns<S: Simd, E: Element>(s: S, rows: MatRef<E>, pair: usize, line: &
     let mut i = 0;
     while i < n {
         let lanes = lanes_at::<S>(i, n);
-        // SAFETY: column kk < k of the view is n contiguous elements; whole vectors end within the line of PANEL pairs,
-        // as LANES divides PANEL.
+        // SAFETY: column kk < k of the view is n contiguous elements; whole vectors end within the
+        // line of PANEL pairs, as LANES divides PANEL.
         unsafe {
             let a = E::load_n(s, low.add(i), lanes);
             let b = if has_high {
@@ -164,7 +168,8 @@ pub(crate) fn convert_row<S: Simd, E: Element>(
     dst[k..].fill(bf16::ZERO);
 }
 
-/// dst[j, i] = src[i, j] of pairs: src [rows, cols] with rows `stride` apart, dst [cols, rows]; rows are a multiple of `LANES`.
+/// dst[j, i] = src[i, j] of pairs: src [rows, cols] with rows `stride` apart, dst [cols, rows];
+/// rows are a multiple of `LANES`.
 ///
 /// # Safety
 /// src holds the rows at their distance, dst rows * cols pairs.
@@ -177,7 +182,8 @@ unsafe fn transpose_u<S: Simd>(
     dst: *mut u32,
 ) {
     let whole = cols / S::LANES * S::LANES;
-    // SAFETY: the caller's contract; blocks lie inside both. Pairs travel as f32 bits: nothing computes with them.
+    // SAFETY: the caller's contract; blocks lie inside both. Pairs travel as f32 bits: nothing
+    // computes with them.
     unsafe {
         for j in (0..whole).step_by(S::LANES) {
             for i in (0..rows).step_by(S::LANES) {
@@ -197,7 +203,8 @@ unsafe fn transpose_u<S: Simd>(
 /// Pairs in a panel's width.
 const HALF: usize = PANEL / 2;
 
-/// Two rows of 16 pairs along n → 32 pairs along k: line[2 j] = (a[j].low, b[j].low), line[2 j + 1] = (a[j].high, b[j].high).
+/// Two rows of 16 pairs along n → 32 pairs along k: line[2 j] = (a[j].low, b[j].low), line[2 j +
+/// 1] = (a[j].high, b[j].high).
 #[inline(always)]
 fn interleave(rows: &[u32], line: &mut [bf16]) {
     let (a, b) = rows.split_at(HALF);
@@ -285,7 +292,8 @@ impl Lines {
 }
 
 impl PanelsOf<'_> {
-    /// Panel p's columns, transposed: row i of the panel's [`PANEL`] rows as a line of pairs of neighbouring columns.
+    /// Panel p's columns, transposed: row i of the panel's [`PANEL`] rows as a line of pairs of
+    /// neighbouring columns.
     #[inline(always)]
     fn lines_of<S: Simd>(&self, s: S, p: usize, into: &mut Lines) {
         let source_pairs = pairs_of(self.shape[1]);
@@ -341,8 +349,8 @@ impl SimdOp for WidenTransposed<'_> {
         for (p, out) in self.out.chunks_mut(PANEL * PANEL).enumerate() {
             self.source.lines_of(s, p, &mut lines);
             for at in (0..out.len()).step_by(S::LANES) {
-                // SAFETY: `lines` holds PANEL * PANEL values, of which `out` is at most as many whole lines; LANES divides
-                // PANEL.
+                // SAFETY: `lines` holds PANEL * PANEL values, of which `out` is at most as many
+                // whole lines; LANES divides PANEL.
                 unsafe {
                     let v = s.load_bf16(lines.lines.as_ptr().cast::<bf16>().add(at));
                     s.store(out.as_mut_ptr().add(at), v);
@@ -366,7 +374,8 @@ impl SimdOp for WidenPairs<'_> {
         let lines = self.out.chunks_mut(2 * PANEL);
         for (pairs, lines) in self.pairs.chunks_exact(2 * PANEL).zip(lines) {
             for j in (0..PANEL).step_by(S::LANES) {
-                // SAFETY: a chunk holds PANEL pairs, `lines` PANEL values or twice as many; LANES divides PANEL.
+                // SAFETY: a chunk holds PANEL pairs, `lines` PANEL values or twice as many; LANES
+                // divides PANEL.
                 unsafe {
                     let pair = s.load_u(pairs.as_ptr().cast::<u32>().add(j));
                     let out = lines.as_mut_ptr().add(j);

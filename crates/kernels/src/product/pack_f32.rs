@@ -39,7 +39,8 @@ impl SimdOp for PackPanel<'_> {
     }
 }
 
-/// Packs at most PANEL rows into one panel: dst[kk * dst_stride + i] = rows[i, kk], zeros up to PANEL.
+/// Packs at most PANEL rows into one panel: dst[kk * dst_stride + i] = rows[i, kk], zeros up to
+/// PANEL.
 #[inline(always)]
 pub(crate) fn pack_rows<S: Simd>(s: S, rows: MatRef, dst: &mut [f32], dst_stride: usize) {
     let (n, k) = (rows.rows(), rows.cols());
@@ -47,7 +48,8 @@ pub(crate) fn pack_rows<S: Simd>(s: S, rows: MatRef, dst: &mut [f32], dst_stride
     if rows.row_stride() == 1 {
         for kk in 0..k {
             let line = &mut dst[kk * dst_stride..][..PANEL];
-            // SAFETY: column kk of the view is n contiguous elements inside its data; `line` is PANEL >= n long.
+            // SAFETY: column kk of the view is n contiguous elements inside its data; `line` is
+            // PANEL >= n long.
             unsafe {
                 let src = rows.as_ptr().add(kk * rows.col_stride());
                 std::ptr::copy_nonoverlapping(src, line.as_mut_ptr(), n);
@@ -75,7 +77,8 @@ pub(crate) fn pack_rows<S: Simd>(s: S, rows: MatRef, dst: &mut [f32], dst_stride
     }
 }
 
-/// The transpose of the `LANES` x `LANES` block at [i, kk] of a view with contiguous rows, which may end within it.
+/// The transpose of the `LANES` x `LANES` block at [i, kk] of a view with contiguous rows, which
+/// may end within it.
 #[inline(always)]
 fn pack_block<S: Simd>(
     s: S,
@@ -88,8 +91,8 @@ fn pack_block<S: Simd>(
     assert!(dst.len() >= (S::LANES - 1) * dst_stride + S::LANES);
     let there = rows.rows().saturating_sub(i).min(S::LANES);
     let mut padded = [0.0f32; 256];
-    // SAFETY: rows i .. i + there and columns kk .. kk + LANES lie inside the view, `padded` holds 16 rows of 16, and the
-    // length of dst was asserted.
+    // SAFETY: rows i .. i + there and columns kk .. kk + LANES lie inside the view, `padded` holds
+    // 16 rows of 16, and the length of dst was asserted.
     unsafe {
         let start = rows.as_ptr().wrapping_add(i * rows.row_stride() + kk);
         let (src, src_stride) = if there == S::LANES {
@@ -151,8 +154,9 @@ impl SimdOp for Repack<'_> {
     }
 }
 
-/// One panel of Wᵀ [k, n] from the packed form of W [n, k]: PANEL columns of W from `first_k` on, every row. `packed` may go on
-/// behind it. Panics if it is too short or `dst` has not n * PANEL values.
+/// One panel of Wᵀ [k, n] from the packed form of W [n, k]: PANEL columns of W from `first_k` on,
+/// every row. `packed` may go on behind it. Panics if it is too short or `dst` has not n * PANEL
+/// values.
 #[inline(always)]
 pub(crate) fn turn_panel<S: Simd>(
     s: S,
@@ -170,8 +174,8 @@ pub(crate) fn turn_panel<S: Simd>(
         if rows == PANEL && depth == PANEL {
             for i in (0..PANEL).step_by(S::LANES) {
                 for j in (0..PANEL).step_by(S::LANES) {
-                    // SAFETY: both are PANEL x PANEL blocks with rows PANEL apart (src and dst were sliced so), and
-                    // i, j + LANES <= PANEL.
+                    // SAFETY: both are PANEL x PANEL blocks with rows PANEL apart (src and dst were
+                    // sliced so), and i, j + LANES <= PANEL.
                     unsafe {
                         let src = src.as_ptr().add(i * PANEL + j);
                         s.transpose(src, PANEL, dst.as_mut_ptr().add(j * PANEL + i), PANEL);

@@ -14,7 +14,8 @@ use super::pack_bf16::pairs_of;
 /// Columns of a panel.
 pub const PANEL: usize = 32;
 
-/// Starts of the depths that a panel is asked for are multiples of it, so that formats may store blocks of up to so many.
+/// Starts of the depths that a panel is asked for are multiples of it, so that formats may store
+/// blocks of up to so many.
 const DEPTH_STEP: usize = 128;
 
 /// A stretch of the depth of one panel.
@@ -26,7 +27,8 @@ pub struct PanelPart {
     pub depth: Range<usize>,
 }
 
-/// b [n, k] of a product, by panels of [`PANEL`] rows of b. What is beyond n in the last one is zero.
+/// b [n, k] of a product, by panels of [`PANEL`] rows of b. What is beyond n in the last one is
+/// zero.
 pub trait PanelSource: Sync {
     /// [n, k].
     fn shape(&self) -> [usize; 2];
@@ -38,7 +40,8 @@ pub trait PanelSource: Sync {
     fn widen(&self, isa: Isa, part: PanelPart, out: &mut [f32]);
 
     /// The values of a part rounded to bf16, by pairs of neighbouring depths:
-    /// `out[(p * PANEL + j) * 2 + i]` is that of the depth `depth.start + 2 * p + i`, and zero beyond it.
+    /// `out[(p * PANEL + j) * 2 + i]` is that of the depth `depth.start + 2 * p + i`, and zero
+    /// beyond it.
     ///
     /// `out` holds whole pairs, all of which are written.
     fn pairs(&self, isa: Isa, part: PanelPart, out: &mut [bf16]) {

@@ -1,5 +1,6 @@
-//! How a product is cut into tasks and the depth into blocks, and the scratch that it takes: from shapes alone.
-//! An element's sum does not depend on the tasks, so that they may follow the number of threads.
+//! How a product is cut into tasks and the depth into blocks, and the scratch that it takes: from
+//! shapes alone. An element's sum does not depend on the tasks, so that they may follow the number
+//! of threads.
 
 use std::ops::Range;
 
@@ -12,8 +13,9 @@ use super::pack_bf16::pairs_of;
 use super::panels::{PANEL, PanelForm};
 use super::strips::{self, MAX_ROWS};
 
-/// Depth over which f32 sums run in registers; such sums are added in order, so that it decides the bits. A strip of 12 rows
-/// takes 18 KiB of the L1 cache while panels pass by (measured against 256: 1 to 2% more).
+/// Depth over which f32 sums run in registers; such sums are added in order, so that it decides the
+/// bits. A strip of 12 rows takes 18 KiB of the L1 cache while panels pass by (measured against
+/// 256: 1 to 2% more).
 pub(super) const F32_DEPTH: usize = 384;
 
 /// Rows of an f32 task, about.
@@ -25,25 +27,30 @@ const F32_PANELS: usize = 8;
 /// Bytes of the panels that a bf16 task works on: they share the L2 cache with a strip of `a`.
 const GROUP_BYTES: usize = 384 * 1024;
 
-/// Depth up to which bf16 panels are made whole in cache. A deeper sum, such as that over a vocabulary, goes by blocks.
+/// Depth up to which bf16 panels are made whole in cache. A deeper sum, such as that over a
+/// vocabulary, goes by blocks.
 const WHOLE_DEPTH: usize = 6144;
 
-/// Depth of such a block, a multiple of [`PANEL`]: the block's panels, [`GROUP_BYTES`] at most, stay in the L2 cache.
+/// Depth of such a block, a multiple of [`PANEL`]: the block's panels, [`GROUP_BYTES`] at most,
+/// stay in the L2 cache.
 const BLOCK_DEPTH: usize = 512;
 
 /// Rows that a task sums by blocks at a time: the tiles wait in cache for the next block.
 const BLOCK_ROWS: usize = 512;
 
-/// Panels that a task sums by blocks: few, as their tiles wait in cache; as many as that allows, as each task reads `a` anew.
+/// Panels that a task sums by blocks: few, as their tiles wait in cache; as many as that allows, as
+/// each task reads `a` anew.
 const BLOCK_PANELS: usize = 6;
 
-/// Rows of a task over packed strips are a multiple of every instruction set's tile: 12, 8, 6 and 4.
+/// Rows of a task over packed strips are a multiple of every instruction set's tile: 12, 8, 6
+/// and 4.
 const PACKED_STEP: usize = 24;
 
 /// Rows of such a task at most: beyond, a panel's way into the cache is paid for.
 const PACKED_ROWS: usize = 192;
 
-/// Rows up to which bf16 panels are widened in registers, anew for each strip of rows: beyond, once in cache for all rows.
+/// Rows up to which bf16 panels are widened in registers, anew for each strip of rows: beyond, once
+/// in cache for all rows.
 const WIDENED_ROWS: usize = 24;
 
 /// How a tile gets its panel.
@@ -132,8 +139,9 @@ impl ProductShape {
         }
     }
 
-    /// Whether whole strips of a transposed `a`, as where a weight's gradient sums over tokens, are packed ahead in pairs:
-    /// rows copied one by one, anew for each group of panels, ran at a fifth of the speed.
+    /// Whether whole strips of a transposed `a`, as where a weight's gradient sums over tokens, are
+    /// packed ahead in pairs: rows copied one by one, anew for each group of panels, ran at a fifth
+    /// of the speed.
     fn packs_strips(&self) -> bool {
         self.a == Order::Columns && self.terms == 0 && self.b == PanelForm::Pairs
     }
@@ -169,8 +177,8 @@ impl ProductShape {
         if threads == 1 {
             return self.cut(n_groups, 1, self.k);
         }
-        // Several tasks for each thread even out their ends. Panels that are made anew in each task are cut by columns
-        // first, others by rows.
+        // Several tasks for each thread even out their ends. Panels that are made anew in each task
+        // are cut by columns first, others by rows.
         let wanted = 6 * threads;
         if decoded || self.m < 64 * threads {
             n_groups = n_groups.max(wanted.min(n_panels));

@@ -1,4 +1,5 @@
-//! Strips: a few rows of the first operand as the register tile reads them, where they lie or copied to cache.
+//! Strips: a few rows of the first operand as the register tile reads them, where they lie or
+//! copied to cache.
 //!
 //! Distances are counted in words of four bytes: an f32 value, or a pair of bf16 values.
 
@@ -11,8 +12,9 @@ use crate::simd::{Simd, lanes_at};
 
 use super::pack_bf16::{convert_row, in_place, pairs_of};
 
-/// Distance between rows of a copied f32 strip and of attention's tiles: known when the kernel is compiled, at least their
-/// width (the depth's block, 512), and 33 cache lines, so that rows fall into different cache sets.
+/// Distance between rows of a copied f32 strip and of attention's tiles: known when the kernel is
+/// compiled, at least their width (the depth's block, 512), and 33 cache lines, so that rows fall
+/// into different cache sets.
 pub(crate) const STRIP_STRIDE: usize = 528;
 
 /// Rows of the tallest tile of any instruction set.
@@ -47,8 +49,9 @@ fn pair_stride(depth: usize) -> usize {
     pairs_of(depth).next_multiple_of(16) + 16
 }
 
-/// The first rows of `a`, in f32. Contiguous rows are copied to where their distance is known beforehand and no power of
-/// two (rows 4 KiB apart would evict each other), unless too few panels would use the copy. bf16 is always widened.
+/// The first rows of `a`, in f32. Contiguous rows are copied to where their distance is known
+/// beforehand and no power of two (rows 4 KiB apart would evict each other), unless too few panels
+/// would use the copy. bf16 is always widened.
 #[inline(always)]
 pub(super) fn f32_strip<S: Simd>(s: S, a: AnyMatRef, reuse: Reuse, words: &mut [u32]) -> Strip {
     let copied = Strip {
@@ -75,8 +78,8 @@ pub(super) fn f32_strip<S: Simd>(s: S, a: AnyMatRef, reuse: Reuse, words: &mut [
             assert!(rows <= S::GEMM_ROWS && words.len() >= a.cols() * S::GEMM_ROWS + MARGIN);
             for kk in 0..a.cols() {
                 for i in (0..rows).step_by(S::LANES) {
-                    // SAFETY: column kk of the view is `rows` contiguous elements; a vector stored ends within the margin, and
-                    // lines are written in order.
+                    // SAFETY: column kk of the view is `rows` contiguous elements; a vector stored
+                    // ends within the margin, and lines are written in order.
                     unsafe {
                         let column = a.as_ptr().add(kk * a.col_stride() + i);
                         let v = bf16::load_n(s, column, lanes_at::<S>(i, rows));
@@ -138,7 +141,8 @@ fn widen_row<S: Simd>(s: S, a: MatRef<bf16>, i: usize, dst: &mut [f32]) {
     }
 }
 
-/// The first rows of `a`, times `scale`, in bf16 pairs: where they lie if they are bf16 rows of whole pairs, else converted.
+/// The first rows of `a`, times `scale`, in bf16 pairs: where they lie if they are bf16 rows of
+/// whole pairs, else converted.
 #[inline(always)]
 pub(super) fn pair_strip<S: Simd>(s: S, a: AnyMatRef, scale: f32, words: &mut [u32]) -> Strip {
     if let AnyMatRef::Bf16(a) = a
@@ -192,8 +196,8 @@ pub(super) fn packed_strip<S: Simd>(i: usize, depth: usize, words: &[u32]) -> St
     }
 }
 
-/// Packs rows of a view with contiguous columns, times `scale`, into strips of `GEMM_ROWS`: pair p of row i at
-/// `p * GEMM_ROWS + i` of its strip, which ends [`MARGIN`] further.
+/// Packs rows of a view with contiguous columns, times `scale`, into strips of `GEMM_ROWS`: pair p
+/// of row i at `p * GEMM_ROWS + i` of its strip, which ends [`MARGIN`] further.
 #[inline(always)]
 pub(super) fn pack_strips<S: Simd, A: Element>(
     s: S,
@@ -219,9 +223,10 @@ pub(super) fn pack_strips<S: Simd, A: Element>(
             let rows = (m - first).min(S::GEMM_ROWS);
             for i in (0..rows).step_by(S::LANES) {
                 let lanes = (rows - i).min(S::LANES);
-                // SAFETY: column kk < k of the view is m contiguous elements. A vector stored at a line of GEMM_ROWS pairs
-                // ends at most LANES behind the line's last pair, inside the strip's margin; lines are written in order,
-                // so that what it leaves in the next line is overwritten.
+                // SAFETY: column kk < k of the view is m contiguous elements. A vector stored at a
+                // line of GEMM_ROWS pairs ends at most LANES behind the line's last pair, inside
+                // the strip's margin; lines are written in order, so that what it leaves in the
+                // next line is overwritten.
                 unsafe {
                     let a = s.mul(A::load_n(s, low.add(first + i), lanes), factor);
                     let b = if has_high {

@@ -1,4 +1,5 @@
-//! The bf16 register tile: up to `GEMM_ROWS` rows against one panel, pairs of the depth with f32 sums.
+//! The bf16 register tile: up to `GEMM_ROWS` rows against one panel, pairs of the depth with f32
+//! sums.
 
 use super::panels::PANEL;
 use super::tile_f32::each_row;
@@ -35,7 +36,8 @@ pub(crate) struct Product {
     pub ahead: Ahead,
 }
 
-/// Memory to ask for while a tile is multiplied: from `start`, `step` bf16 values further for each pair.
+/// Memory to ask for while a tile is multiplied: from `start`, `step` bf16 values further for each
+/// pair.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     pub start: *const bf16,
@@ -105,7 +107,8 @@ fn tile<S: Simd, const M: usize, const V: usize>(s: S, op: From) {
     }
 }
 
-/// One register tile; a function of its own, as LLVM keeps accumulators of several loops in one in memory.
+/// One register tile; a function of its own, as LLVM keeps accumulators of several loops in one in
+/// memory.
 struct TileOf<'a, const M: usize, const V: usize>(From<'a>);
 
 impl<const M: usize, const V: usize> SimdOp for TileOf<'_, M, V> {
@@ -125,7 +128,8 @@ impl<const M: usize, const V: usize> SimdOp for TileOf<'_, M, V> {
             step,
         } = product.ahead;
         let mut sums = [[s.splat(0.0); V]; M];
-        // SAFETY: `product_tile`'s contract; j + V * LANES ends with the vector that holds the last column.
+        // SAFETY: `product_tile`'s contract; j + V * LANES ends with the vector that holds the last
+        // column.
         unsafe {
             if product.accumulate {
                 each_row!(M, I, {

@@ -1,12 +1,13 @@
-//! The f32 register tile: up to `GEMM_ROWS` rows against any number of columns, from f32 lines or from bf16 pairs that are
-//! widened in registers.
+//! The f32 register tile: up to `GEMM_ROWS` rows against any number of columns, from f32 lines or
+//! from bf16 pairs that are widened in registers.
 
 use super::panels::PANEL;
 use super::strips::STRIP_STRIDE;
 use crate::simd::{Simd, SimdOp};
 
-/// Repeats a body for each row i < M, i a constant: LLVM leaves a loop of twelve such bodies rolled, and an accumulator array
-/// that is indexed by a variable lives in memory (measured: 24 GFLOP/s instead of more than 100).
+/// Repeats a body for each row i < M, i a constant: LLVM leaves a loop of twelve such bodies
+/// rolled, and an accumulator array that is indexed by a variable lives in memory (measured: 24
+/// GFLOP/s instead of more than 100).
 macro_rules! each_row {
     ($m:expr, $i:ident, $body:block) => {
         each_row!(@ $m, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11);
@@ -58,8 +59,8 @@ pub(crate) struct Block {
 /// Computes a small product, any shape.
 ///
 /// # Safety
-/// The pointers with their strides cover the operands' shapes (b up to the whole panel if `b_padded`), and c overlaps
-/// neither of the others.
+/// The pointers with their strides cover the operands' shapes (b up to the whole panel if
+/// `b_padded`), and c overlaps neither of the others.
 #[inline(always)]
 pub(crate) unsafe fn multiply_block<S: Simd>(s: S, block: &Block) {
     let mut i = 0;
@@ -88,16 +89,19 @@ pub(super) unsafe fn multiply_rows<S: Simd>(s: S, block: &Block) {
     Rows::<false>(block).run(s);
 }
 
-/// The same with b as bf16 pairs of neighbouring depths: pair p of column j at `b + p * b_row + j`, in words of four bytes.
+/// The same with b as bf16 pairs of neighbouring depths: pair p of column j at `b + p * b_row + j`,
+/// in words of four bytes.
 ///
 /// # Safety
-/// As [`multiply_block`]; all pairs of a panel exist, also the half of the last one that an odd depth does not use.
+/// As [`multiply_block`]; all pairs of a panel exist, also the half of the last one that an odd
+/// depth does not use.
 #[inline(always)]
 pub(super) unsafe fn multiply_rows_of_pairs<S: Simd>(s: S, block: &Block) {
     Rows::<true>(block).run(s);
 }
 
-/// At most `GEMM_ROWS` rows of a product. Constructed only by the functions above, under their contracts.
+/// At most `GEMM_ROWS` rows of a product. Constructed only by the functions above, under their
+/// contracts.
 struct Rows<'a, const PAIRS: bool>(&'a Block);
 
 impl<const PAIRS: bool> SimdOp for Rows<'_, PAIRS> {
@@ -193,16 +197,17 @@ struct Tile<'a> {
     columns: usize,
 }
 
-/// One register tile of M rows and V vectors, with what is known of its strides. Each is a function of its own: with several
-/// loops in one, LLVM keeps some of the accumulators in memory.
+/// One register tile of M rows and V vectors, with what is known of its strides. Each is a function
+/// of its own: with several loops in one, LLVM keeps some of the accumulators in memory.
 struct TileOf<'a, const M: usize, const V: usize, const KIND: u8>(Tile<'a>);
 
 impl<const M: usize, const V: usize, const KIND: u8> SimdOp for TileOf<'_, M, V, KIND> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // SAFETY: whoever made the block upholds `multiply_block`'s contract; columns j .. j + columns lie inside n, and
-        // `call_tile` chose a kind whose strides are the block's, and other than ANY only where all of b exists.
+        // SAFETY: whoever made the block upholds `multiply_block`'s contract; columns j .. j +
+        // columns lie inside n, and `call_tile` chose a kind whose strides are the block's, and
+        // other than ANY only where all of b exists.
         unsafe {
             let sums = match KIND {
                 ANY => self.sum_products_of_any(s),
@@ -233,7 +238,8 @@ impl<const M: usize, const V: usize, const KIND: u8> TileOf<'_, M, V, KIND> {
         };
         let (mut a, mut b) = (block.a, self.0.b);
         let mut sums = [[s.splat(0.0); V]; M];
-        // c is needed at the end; a shallow tile's end comes too soon, so it asks for the tile after the next.
+        // c is needed at the end; a shallow tile's end comes too soon, so it asks for the tile
+        // after the next.
         let near = if block.k < 64 { 2 * PANEL } else { 0 };
         each_row!(M, I, {
             for v in 0..V {
@@ -351,7 +357,8 @@ impl<const M: usize, const V: usize, const KIND: u8> TileOf<'_, M, V, KIND> {
         for v in 0..V {
             let lanes = self.lanes::<S>(v);
             let at = self.0.j + v * S::LANES;
-            // SAFETY: the caller's contract; partial loads and stores stop at `columns`, and no lanes touch nothing.
+            // SAFETY: the caller's contract; partial loads and stores stop at `columns`, and no
+            // lanes touch nothing.
             unsafe {
                 let bias = if block.bias.is_null() {
                     s.splat(0.0)

@@ -1,7 +1,8 @@
-//! Packed weights: a matrix [rows, depth] in a format, by panels of rows. One packing serves the product with it and, as panels
-//! are transposed in cache, the product with its transpose.
+//! Packed weights: a matrix [rows, depth] in a format, by panels of rows. One packing serves the
+//! product with it and, as panels are transposed in cache, the product with its transpose.
 //!
-//! A format is an arm of each `match` here and a file with its layout. Nothing assumes that an element has a size.
+//! A format is an arm of each `match` here and a file with its layout. Nothing assumes that an
+//! element has a size.
 
 use half::bf16;
 use serde::{Deserialize, Serialize};
@@ -60,8 +61,8 @@ pub enum Side {
     Transposed,
 }
 
-/// Bytes of the packed form of a matrix [rows, depth]. Panels of rows lie end to end, so that of a matrix cut at a multiple of
-/// [`PANEL`] rows the parts' packed forms lie end to end.
+/// Bytes of the packed form of a matrix [rows, depth]. Panels of rows lie end to end, so that of a
+/// matrix cut at a multiple of [`PANEL`] rows the parts' packed forms lie end to end.
 pub fn packed_bytes(format: WeightFormat, rows: usize, depth: usize) -> usize {
     match format {
         WeightFormat::F32 => 4 * pack_f32::packed_len(rows, depth),
@@ -69,8 +70,8 @@ pub fn packed_bytes(format: WeightFormat, rows: usize, depth: usize) -> usize {
     }
 }
 
-/// Packs w [rows, depth], any view, rounding where the format is narrower. Panics if `dst` is not [`packed_bytes`] long, or not
-/// aligned for the format.
+/// Packs w [rows, depth], any view, rounding where the format is narrower. Panics if `dst` is not
+/// [`packed_bytes`] long, or not aligned for the format.
 pub fn pack_weights(isa: Isa, format: WeightFormat, w: MatRef, dst: &mut [u8]) {
     match format {
         WeightFormat::F32 => pack_f32::pack(isa, w, typed_mut(dst)),
@@ -88,8 +89,8 @@ pub struct PackedWeights<'a> {
 }
 
 impl<'a> PackedWeights<'a> {
-    /// What [`pack_weights`] wrote. Panics if there are not as many bytes as [`packed_bytes`] says, or if they are not aligned
-    /// for the format.
+    /// What [`pack_weights`] wrote. Panics if there are not as many bytes as [`packed_bytes`] says,
+    /// or if they are not aligned for the format.
     pub fn new(format: WeightFormat, [rows, depth]: [usize; 2], bytes: &'a [u8]) -> Self {
         let (needed, name) = (packed_bytes(format, rows, depth), format.name());
         assert_eq!(bytes.len(), needed, "{name} weights [{rows}, {depth}]");
@@ -107,7 +108,8 @@ impl<'a> PackedWeights<'a> {
         }
     }
 
-    /// f32 lines, as [`crate::repack_transposed`] writes them. Panics if there are not as many as the shape wants.
+    /// f32 lines, as [`crate::repack_transposed`] writes them. Panics if there are not as many as
+    /// the shape wants.
     pub fn of_f32(shape: [usize; 2], lines: &'a [f32]) -> Self {
         Self::new(WeightFormat::F32, shape, typed(lines))
     }

@@ -255,7 +255,8 @@ impl Simd for Avx2 {
         dst: *mut f32,
         dst_stride: usize,
     ) {
-        // SAFETY: the caller's contract covers every load and store; the token covers the instructions.
+        // SAFETY: the caller's contract covers every load and store; the token covers the
+        // instructions.
         unsafe {
             let mut r = [_mm256_setzero_ps(); 8];
             for (i, row) in r.iter_mut().enumerate() {

@@ -307,7 +307,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         dst: *mut f32,
         dst_stride: usize,
     ) {
-        // SAFETY: the caller's contract covers every load and store; the token covers the instructions.
+        // SAFETY: the caller's contract covers every load and store; the token covers the
+        // instructions.
         unsafe {
             let mut r = [_mm512_setzero_ps(); 16];
             for (i, row) in r.iter_mut().enumerate() {

@@ -1,4 +1,5 @@
-//! Cases of disentangled attention and their f64 reference: what the tests of both precisions share.
+//! Cases of disentangled attention and their f64 reference: what the tests of both precisions
+//! share.
 
 use super::*;
 use lowrank_kernels::reference::{self, Disentangled};

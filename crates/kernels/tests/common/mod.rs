@@ -6,7 +6,8 @@ pub mod products;
 
 use lowrank_kernels::*;
 
-/// Lengths about the edges of every lane count and of the panel: 0, 1, lane - 1, lane, lane + 1 of 4, 8, 16 and 32.
+/// Lengths about the edges of every lane count and of the panel: 0, 1, lane - 1, lane, lane + 1 of
+/// 4, 8, 16 and 32.
 pub const LENGTHS: [usize; 14] = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 70];
 
 /// The instruction sets of this machine; says which.

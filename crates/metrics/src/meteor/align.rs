@@ -1,6 +1,7 @@
-//! METEOR's alignment of an output with a reference: all matches that some stage allows, then a beam search for the set of
-//! them that covers most words, in the fewest chunks, nearest to the diagonal. Source: Denkowski and Lavie 2014; the beam
-//! keeps 40 partial alignments and takes them in the order of METEOR 1.5, so that its search errors are ours too.
+//! METEOR's alignment of an output with a reference: all matches that some stage allows, then a
+//! beam search for the set of them that covers most words, in the fewest chunks, nearest to the
+//! diagonal. Source: Denkowski and Lavie 2014; the beam keeps 40 partial alignments and takes them
+//! in the order of METEOR 1.5, so that its search errors are ours too.
 
 use std::cmp::Reverse;
 

@@ -1,5 +1,6 @@
-//! METEOR's own tokens (`-norm`) of a text that is tokenised and lower-cased already, as coco-caption hands it over: hyphens
-//! part words, apostrophes stand with what follows them, dots leave abbreviations.
+//! METEOR's own tokens (`-norm`) of a text that is tokenised and lower-cased already, as
+//! coco-caption hands it over: hyphens part words, apostrophes stand with what follows them, dots
+//! leave abbreviations.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -66,7 +67,8 @@ fn ellipses(text: &str) -> Cow<'_, str> {
     RUN.replace_all(text, dots)
 }
 
-/// A word that a dot follows: `u.s` loses all dots, before a word in lower case the dot stays, else it stands alone.
+/// A word that a dot follows: `u.s` loses all dots, before a word in lower case the dot stays, else
+/// it stands alone.
 fn with_dot(word: &str, next: Option<&str>) -> Vec<String> {
     let next = next.and_then(|next| next.bytes().next());
     if word.contains('.') && word.chars().any(char::is_alphabetic) {

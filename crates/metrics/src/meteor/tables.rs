@@ -1,5 +1,5 @@
-//! What METEOR knows of English, read from the tables of its 1.5 release: function words, WordNet's synonyms, paraphrases.
-//! Only what the words of one corpus can need is kept.
+//! What METEOR knows of English, read from the tables of its 1.5 release: function words, WordNet's
+//! synonyms, paraphrases. Only what the words of one corpus can need is kept.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead};
@@ -142,8 +142,8 @@ pub(super) struct Paraphrases {
     pub longest: usize,
 }
 
-/// Triples of lines: a probability, which METEOR does not use, and two phrases. Those with a word that the corpus lacks can
-/// never match.
+/// Triples of lines: a probability, which METEOR does not use, and two phrases. Those with a word
+/// that the corpus lacks can never match.
 pub(super) fn paraphrases(
     mut table: impl BufRead,
     words: &Words,

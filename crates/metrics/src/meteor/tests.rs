@@ -1,4 +1,5 @@
-//! Small cases with tables of our own; the scores were given by METEOR 1.5 itself with the same tables, or worked out by hand.
+//! Small cases with tables of our own; the scores were given by METEOR 1.5 itself with the same
+//! tables, or worked out by hand.
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! The rules of the lexer: patterns, of which the longest match wins and of equals the first, and what each makes of it.
-//! Recovered from what the original does with text, not from its grammar.
+//! The rules of the lexer: patterns, of which the longest match wins and of equals the first, and
+//! what each makes of it. Recovered from what the original does with text, not from its grammar.
 
 /// What a rule makes of the text that it matched. What it leaves is read anew.
 pub(super) enum Action {

@@ -1,5 +1,5 @@
-//! BitFit (Ben-Zaken et al. 2021): every bias of the model is trained, those of norms too, and the head whole. The rest is
-//! frozen. What is saved are these parameters.
+//! BitFit (Ben-Zaken et al. 2021): every bias of the model is trained, those of norms too, and the
+//! head whole. The rest is frozen. What is saved are these parameters.
 
 use lowrank_formats::peft::{BitFitConfig, KEY_PREFIX};
 
@@ -9,8 +9,8 @@ use crate::model::Model;
 use crate::trained::{AdapterReport, TrainMode};
 
 impl Model {
-    /// Makes the biases and the head trainable. Completes the configuration with the head's names and keeps it.
-    /// Errors: something is trained already, the model has no bias.
+    /// Makes the biases and the head trainable. Completes the configuration with the head's names
+    /// and keeps it. Errors: something is trained already, the model has no bias.
     pub fn train_biases(&mut self, config: &BitFitConfig) -> Result<&AdapterReport, ModelError> {
         let mut config = config.clone();
         config.task_type.get_or_insert(self.task.peft_type());

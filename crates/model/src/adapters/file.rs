@@ -1,4 +1,5 @@
-//! Adapters on disk, of any method: what is saved is exactly what is trained, checked by reading it back.
+//! Adapters on disk, of any method: what is saved is exactly what is trained, checked by reading it
+//! back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,9 +25,9 @@ struct SavedTensor<'a> {
 }
 
 impl Model {
-    /// Attaches the adapter in `dir`: `adapter_config.json` beside `adapter_model.safetensors` or `.bin`.
-    /// Errors: a configuration that does not fit this model, tensors that are missing, unexpected, of another shape or
-    /// not finite (all of them listed).
+    /// Attaches the adapter in `dir`: `adapter_config.json` beside `adapter_model.safetensors` or
+    /// `.bin`. Errors: a configuration that does not fit this model, tensors that are missing,
+    /// unexpected, of another shape or not finite (all of them listed).
     pub fn load_adapter(&mut self, dir: &Path) -> Result<&AdapterReport, ModelError> {
         let config = AdapterConfig::read(dir)?;
         let file = config.read_tensors(dir)?;
@@ -50,8 +51,9 @@ impl Model {
         Ok(&self.report)
     }
 
-    /// The adapter under the paths of this model's modules, where all of its keys have something before them (`model.`), or
-    /// lack the family's prefix, as those of an adapter of the bare body do.
+    /// The adapter under the paths of this model's modules, where all of its keys have something
+    /// before them (`model.`), or lack the family's prefix, as those of an adapter of the bare body
+    /// do.
     fn with_own_paths(&mut self, file: AdapterFile) -> AdapterFile {
         let adapted = file.iter().find_map(|(key, _)| match parse_key(key)? {
             (path, ParameterKind::LoraA) => Some(path.to_owned()),
@@ -96,7 +98,8 @@ impl Model {
     ) -> Result<(), ModelError> {
         let is_whole_model = file.is_whole_model();
         let mut tensors: BTreeMap<String, AdapterTensor> = file.into_iter().collect();
-        // With `bias` all, PEFT writes its wrappers' copies of the head's bias too; nothing reads them.
+        // With `bias` all, PEFT writes its wrappers' copies of the head's bias too; nothing reads
+        // them.
         tensors.retain(|key, _| {
             !key.contains(".original_module.") && !key.contains(".modules_to_save.")
         });
@@ -150,8 +153,9 @@ impl Model {
         }
     }
 
-    /// Writes the adapter into `dir` in the form of its method, LoRA's in PEFT's, reads it back and compares. `base` is what the file names as its
-    /// base model. Returns the bytes of the tensor file. Errors if nothing is adapted, or if writing fails.
+    /// Writes the adapter into `dir` in the form of its method, LoRA's in PEFT's, reads it back and
+    /// compares. `base` is what the file names as its base model. Returns the bytes of the tensor
+    /// file. Errors if nothing is adapted, or if writing fails.
     pub fn save_adapter(&self, dir: &Path, base: Option<&str>) -> Result<u64, ModelError> {
         let TrainMode::Adapter(config) = &self.mode else {
             return Err(ModelError::State("there is no adapter to save".to_string()));
@@ -170,8 +174,9 @@ impl Model {
         Ok(files::size(&dir.join(ADAPTER_WEIGHTS))?)
     }
 
-    /// The names and shapes of an adapter's tensors in its file, in the order of the trained values. They are the trained
-    /// values' own, but that of parts of a fused layer: PEFT's form has the zeros between the blocks too.
+    /// The names and shapes of an adapter's tensors in its file, in the order of the trained
+    /// values. They are the trained values' own, but that of parts of a fused layer: PEFT's form
+    /// has the zeros between the blocks too.
     pub fn saved_shapes(&self) -> Vec<(&str, Vec<usize>)> {
         let blocks = stored_blocks(&self.modules);
         let shape = |id: &TrainableId, t: &Trainable| match blocks.get(id) {

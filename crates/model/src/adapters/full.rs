@@ -1,4 +1,5 @@
-//! Full fine-tuning, the baseline: every parameter of the model is trained. What is saved is a merged model.
+//! Full fine-tuning, the baseline: every parameter of the model is trained. What is saved is a
+//! merged model.
 
 use crate::adapters::train_whole;
 use crate::error::ModelError;

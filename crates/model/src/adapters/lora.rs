@@ -1,5 +1,6 @@
-//! LoRA (Hu et al. 2021) as PEFT means it: what is attached, with which values, what is merged, and the form of its
-//! parameters in files. A product's low-rank term is the engine's. Source: PEFT `LoraModel`, `LoraLayer`.
+//! LoRA (Hu et al. 2021) as PEFT means it: what is attached, with which values, what is merged, and
+//! the form of its parameters in files. A product's low-rank term is the engine's. Source: PEFT
+//! `LoraModel`, `LoraLayer`.
 
 mod parts;
 mod targets;
@@ -23,9 +24,10 @@ use parts::{Parts, Piece};
 use targets::{Origin, Resolved, resolve};
 
 impl Model {
-    /// Attaches fresh adapters. Each A is drawn from `seed` and its own name, so that adapting one more layer changes no
-    /// other. Completes the configuration as PEFT would (default targets, the head in `modules_to_save`) and keeps it.
-    /// Errors: a pattern that matches nothing, a rank above the matrix's size, an option that is not supported.
+    /// Attaches fresh adapters. Each A is drawn from `seed` and its own name, so that adapting one
+    /// more layer changes no other. Completes the configuration as PEFT would (default targets, the
+    /// head in `modules_to_save`) and keeps it. Errors: a pattern that matches nothing, a rank
+    /// above the matrix's size, an option that is not supported.
     pub fn attach_lora(
         &mut self,
         config: &LoraConfig,
@@ -44,7 +46,8 @@ impl Model {
         Ok(&self.report)
     }
 
-    /// Attaches the modules that an existing adapter's configuration names; their values are still to be set.
+    /// Attaches the modules that an existing adapter's configuration names; their values are still
+    /// to be set.
     pub(super) fn attach_existing(&mut self, config: &LoraConfig) -> Result<(), ModelError> {
         let config = self.complete_existing(config)?;
         let note = |path: String| {
@@ -71,7 +74,8 @@ impl Model {
         Ok(trained)
     }
 
-    /// The configuration of an existing adapter with its targets, and the head where its task has one.
+    /// The configuration of an existing adapter with its targets, and the head where its task has
+    /// one.
     fn complete_existing(&self, config: &LoraConfig) -> Result<LoraConfig, ModelError> {
         let mut config = config.clone();
         self.complete(&mut config).map_err(|error| match error {
@@ -328,7 +332,8 @@ pub(crate) fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32
     weight
 }
 
-/// Each stored B of parts of a fused layer: files hold PEFT's form, with the zeros between the blocks.
+/// Each stored B of parts of a fused layer: files hold PEFT's form, with the zeros between the
+/// blocks.
 pub(super) fn stored_blocks(modules: &Modules) -> BTreeMap<TrainableId, Blocks> {
     let adapters = modules.iter().filter_map(|module| module.adapter);
     adapters.filter_map(|a| Some((a.b, a.blocks?))).collect()

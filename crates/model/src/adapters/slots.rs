@@ -1,5 +1,6 @@
-//! Several loaded adapters in one model, each in a slot with a name: a batch's sequences then name slots, and each sequence has
-//! the bits of its adapter alone. They are served, not trained. Source: Chen et al. 2023, "Punica".
+//! Several loaded adapters in one model, each in a slot with a name: a batch's sequences then name
+//! slots, and each sequence has the bits of its adapter alone. They are served, not trained.
+//! Source: Chen et al. 2023, "Punica".
 
 use lowrank_engine::ops::linear::Adapter;
 use lowrank_engine::{Adapters, Purpose, RowSlots, Tensor};
@@ -40,8 +41,9 @@ impl Model {
     /// Loads an adapter beside those that are there.
     ///
     /// # Errors
-    /// The name is taken; something is trained, or an adapter attached; the adapter does not fit, or is more than low-rank terms,
-    /// which alone can differ within a batch; the network mixes rows of sequences in a layer.
+    /// The name is taken; something is trained, or an adapter attached; the adapter does not fit,
+    /// or is more than low-rank terms, which alone can differ within a batch; the network mixes
+    /// rows of sequences in a layer.
     pub fn add_adapter(
         &mut self,
         name: &str,
@@ -72,7 +74,8 @@ impl Model {
         Ok(AdapterSlot::loaded(self.slots.len() - 1))
     }
 
-    /// Forgets a loaded adapter and frees its values; its slot is never given again. Returns whether it was there.
+    /// Forgets a loaded adapter and frees its values; its slot is never given again. Returns
+    /// whether it was there.
     pub fn remove_adapter(&mut self, slot: AdapterSlot) -> bool {
         let Some(at) = slot.place() else {
             return false;
@@ -104,8 +107,8 @@ impl Model {
         slots.filter_map(|(at, name)| Some((name.as_deref()?, AdapterSlot::loaded(at))))
     }
 
-    /// As [`Model::logits`] with an adapter for each sequence. A sequence's logits have the bits that its adapter alone
-    /// gives, whatever the others are.
+    /// As [`Model::logits`] with an adapter for each sequence. A sequence's logits have the bits
+    /// that its adapter alone gives, whatever the others are.
     ///
     /// # Errors
     /// The batch does not fit the model, or a slot holds no adapter.
@@ -156,7 +159,8 @@ impl Model {
     /// The adapters of a pass over sequences of these offsets.
     ///
     /// # Errors
-    /// There are not as many slots as sequences, one of them is no adapter's, or they differ where they cannot.
+    /// There are not as many slots as sequences, one of them is no adapter's, or they differ where
+    /// they cannot.
     pub(crate) fn by_slot(
         &self,
         offsets: &[usize],

@@ -1,5 +1,6 @@
-//! What config.json says of labels: `id2label`, `label2id` and `num_labels`, any of which may be missing, null, of numbers,
-//! or contradict another. Nothing here is an error: the head's tensors say how wide it is, and what contradicts is said.
+//! What config.json says of labels: `id2label`, `label2id` and `num_labels`, any of which may be
+//! missing, null, of numbers, or contradict another. Nothing here is an error: the head's tensors
+//! say how wide it is, and what contradicts is said.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +74,8 @@ impl LabelFields {
         named.or(self.num_labels)
     }
 
-    /// The names of a head with that many outputs. Names of ids that it has not are those of another head: none counts then.
+    /// The names of a head with that many outputs. Names of ids that it has not are those of
+    /// another head: none counts then.
     pub fn names(&self, width: usize) -> HeadNames {
         let mut notes = Vec::new();
         let named = self.by_id.last_key_value().map_or(0, |(id, _)| id + 1);

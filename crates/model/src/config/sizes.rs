@@ -1,5 +1,6 @@
-//! The GPT-3 sizes of Brown et al. 2020, table 2.1, as configurations: what the LoRA paper plans with. Layers that see all
-//! tokens and layers that see a window stand in turn, as in the paper; Hugging Face calls that `gpt_neo`.
+//! The GPT-3 sizes of Brown et al. 2020, table 2.1, as configurations: what the LoRA paper plans
+//! with. Layers that see all tokens and layers that see a window stand in turn, as in the paper;
+//! Hugging Face calls that `gpt_neo`.
 
 use serde_json::{Value, json};
 
@@ -11,8 +12,9 @@ struct Size {
     heads: usize,
 }
 
-/// The printed XL row has 24 heads of 128 for a width of 2048, and the printed 13B row a width of 5140: neither fits its own
-/// numbers, so that XL has 16 heads of 128 here and 13B a width of 40 x 128.
+/// The printed XL row has 24 heads of 128 for a width of 2048, and the printed 13B row a width of
+/// 5140: neither fits its own numbers, so that XL has 16 heads of 128 here and 13B a width of 40
+/// x 128.
 const SIZES: [Size; 8] = [
     size("gpt3-small", 12, 768, 12),
     size("gpt3-medium", 24, 1024, 16),

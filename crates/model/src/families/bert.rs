@@ -1,5 +1,7 @@
-//! BERT (Devlin et al. 2018): embeddings, post-norm encoder, pooler, classification heads. RoBERTa shares the encoder.
-//! Source: transformers `modeling_bert.py`. D = hidden size, F = intermediate size, M = tokens of the batch, B = sequences.
+//! BERT (Devlin et al. 2018): embeddings, post-norm encoder, pooler, classification heads. RoBERTa
+//! shares the encoder.
+//! Source: transformers `modeling_bert.py`. D = hidden size, F = intermediate size, M = tokens of
+//! the batch, B = sequences.
 
 use std::sync::Arc;
 
@@ -53,8 +55,8 @@ pub(crate) struct EncoderConfig {
     pub(crate) pad_token_id: u32,
 }
 
-/// Reads the fields, which RoBERTa has too, and notes every fault. `position_offset` tells how many rows of the position
-/// table are not for tokens, given the padding token.
+/// Reads the fields, which RoBERTa has too, and notes every fault. `position_offset` tells how many
+/// rows of the position table are not for tokens, given the padding token.
 pub(crate) fn read<A: Architecture + 'static>(
     reader: &ConfigReader<'_>,
     default_pad: usize,
@@ -188,7 +190,8 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    /// `position_padding` is the row of the position table that padding tokens would read, if there is one.
+    /// `position_padding` is the row of the position table that padding tokens would read, if there
+    /// is one.
     pub(crate) fn build(
         prefix: &str,
         config: &FamilyConfig,
@@ -218,8 +221,8 @@ impl Encoder {
         })
     }
 
-    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`]. `positions` `[M]` are rows of the
-    /// position table.
+    /// The hidden states that the head reads: [M, D], or [B, D] for [`Rows::First`]. `positions`
+    /// `[M]` are rows of the position table.
     pub(crate) fn forward<'m>(
         &self,
         pass: &mut Pass<'_, 'm>,

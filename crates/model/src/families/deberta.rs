@@ -1,5 +1,6 @@
-//! DeBERTa v1 (He et al. 2020): one projection for queries, keys and values, fused head by head, with biases of its own, and
-//! layers for relative positions. All else is as in `deberta_v2`. Source: transformers `modeling_deberta.py`.
+//! DeBERTa v1 (He et al. 2020): one projection for queries, keys and values, fused head by head,
+//! with biases of its own, and layers for relative positions. All else is as in `deberta_v2`.
+//! Source: transformers `modeling_deberta.py`.
 
 use lowrank_engine::Var;
 use lowrank_engine::ops::head_part::{HeadPart, head_part};

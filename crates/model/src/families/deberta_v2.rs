@@ -1,6 +1,7 @@
-//! DeBERTa-v2 and -v3 (He et al. 2020, 2021) and mDeBERTa: attention with tables of relative positions, shared projections
-//! or own, a convolution after the first layer, a context pooler. Source: transformers `modeling_deberta_v2.py`.
-//! D = hidden size, M = tokens of the batch, B = sequences. What DeBERTa v1 does alike is in `encoder` and `config`.
+//! DeBERTa-v2 and -v3 (He et al. 2020, 2021) and mDeBERTa: attention with tables of relative
+//! positions, shared projections or own, a convolution after the first layer, a context pooler.
+//! Source: transformers `modeling_deberta_v2.py`. D = hidden size, M = tokens of the batch, B =
+//! sequences. What DeBERTa v1 does alike is in `encoder` and `config`.
 
 mod config;
 mod encoder;
@@ -53,7 +54,8 @@ impl Architecture for DebertaV2 {
     }
 }
 
-/// Queries, keys and values from a layer each; positions through the same layers, or through layers of their own.
+/// Queries, keys and values from a layer each; positions through the same layers, or through layers
+/// of their own.
 #[derive(Clone, Copy)]
 struct SeparateProjections {
     query_proj: Linear,

@@ -1,6 +1,7 @@
-//! The frame of every decoder: tables, causal layers, a last norm, a head. It knows no layer's insides: those of GPT-2,
-//! GPT-Neo and OPT are in `absolute`, those with rotary positions in `rotary`. Each family's file says how its parts are named.
-//! D = hidden size, M = tokens of the batch, N = tokens that the head reads, B = sequences.
+//! The frame of every decoder: tables, causal layers, a last norm, a head. It knows no layer's
+//! insides: those of GPT-2, GPT-Neo and OPT are in `absolute`, those with rotary positions in
+//! `rotary`. Each family's file says how its parts are named. D = hidden size, M = tokens of the
+//! batch, N = tokens that the head reads, B = sequences.
 
 mod absolute;
 mod rotary;
@@ -57,7 +58,8 @@ enum Head {
 }
 
 impl Head {
-    /// Loads the head of the loader's task; a language model's is the tied table, if there is one. Tables are [V, `width`].
+    /// Loads the head of the loader's task; a language model's is the tied table, if there is one.
+    /// Tables are [V, `width`].
     fn build(
         tied: Option<Embedding>,
         [vocab, width]: [usize; 2],
@@ -129,8 +131,8 @@ impl<L> Decoder<L> {
         }
     }
 
-    /// The row of each sequence's last token that is not padding; its first row if all are. Source: transformers
-    /// `GPT2ForSequenceClassification`.
+    /// The row of each sequence's last token that is not padding; its first row if all are. Source:
+    /// transformers `GPT2ForSequenceClassification`.
     fn last_rows(&self, batch: &Batch<'_>) -> Vec<usize> {
         let last = |range: &[usize]| {
             let (start, end) = (range[0], range[1]);

@@ -1,5 +1,5 @@
-//! Gemma (Gemma Team 2024): LLaMA with a scaled table of tokens, norms of 1 + weight and GeGLU. Source: transformers
-//! `modeling_gemma.py`.
+//! Gemma (Gemma Team 2024): LLaMA with a scaled table of tokens, norms of 1 + weight and GeGLU.
+//! Source: transformers `modeling_gemma.py`.
 
 use lowrank_engine::Activation;
 use lowrank_engine::ops::norm::RmsFactor;

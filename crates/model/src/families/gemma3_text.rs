@@ -1,5 +1,6 @@
-//! Gemma 3 (Gemma Team 2025), its language model: norms around each sublayer and of each head, five layers that look at a
-//! window to one that does not, a rotation for each kind. Source: transformers `modeling_gemma3.py`.
+//! Gemma 3 (Gemma Team 2025), its language model: norms around each sublayer and of each head, five
+//! layers that look at a window to one that does not, a rotation for each kind. Source:
+//! transformers `modeling_gemma3.py`.
 
 use lowrank_engine::Activation;
 use lowrank_formats::ConfigReader;

@@ -1,5 +1,6 @@
-//! GPT-2 (Radford et al. 2019) and what shares its architecture, such as DistilGPT-2 and Cerebras-GPT: weights stored as
-//! `Conv1D` [in, out], queries, keys and values from one fused layer, pre-norm. Source: transformers `modeling_gpt2.py`.
+//! GPT-2 (Radford et al. 2019) and what shares its architecture, such as DistilGPT-2 and
+//! Cerebras-GPT: weights stored as `Conv1D` [in, out], queries, keys and values from one fused
+//! layer, pre-norm. Source: transformers `modeling_gpt2.py`.
 
 use std::sync::Arc;
 
@@ -95,7 +96,8 @@ fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
         has_norm_parameters: true,
         has_projection_bias: true,
         has_bias: true,
-        // What is summed into the residual stream starts smaller the deeper the model. Source: Radford et al. 2019, 2.3.
+        // What is summed into the residual stream starts smaller the deeper the model. Source:
+        // Radford et al. 2019, 2.3.
         residual_std: facts.initializer_range / (2.0 * layers as f32).sqrt(),
         scores: (0..layers).map(scores).collect(),
     };

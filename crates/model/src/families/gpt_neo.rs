@@ -1,5 +1,6 @@
-//! GPT-Neo (Black et al. 2021): GPT-3's architecture (Brown et al. 2020) with layers that see all tokens and layers that
-//! see a window in turn; scores are not scaled, projections have no bias. Source: transformers `modeling_gpt_neo.py`.
+//! GPT-Neo (Black et al. 2021): GPT-3's architecture (Brown et al. 2020) with layers that see all
+//! tokens and layers that see a window in turn; scores are not scaled, projections have no bias.
+//! Source: transformers `modeling_gpt_neo.py`.
 
 use std::sync::Arc;
 
@@ -109,8 +110,8 @@ fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
     }
 }
 
-/// `attention_types`, a list of [kinds, repetitions]: whether each layer is local. Source: transformers
-/// `GPTNeoConfig.expand_attention_types_params`.
+/// `attention_types`, a list of [kinds, repetitions]: whether each layer is local. Source:
+/// transformers `GPTNeoConfig.expand_attention_types_params`.
 fn read_attention_types(reader: &ConfigReader<'_>, num_layers: usize) -> Vec<bool> {
     let alternating = || (0..num_layers).map(|i| i % 2 == 1).collect();
     let Some(value) = reader.raw("attention_types").filter(|v| !v.is_null()) else {

@@ -1,4 +1,5 @@
-//! Granite 3 (IBM 2024): LLaMA with four factors, of the table of tokens, the scores, the residual stream and the logits.
+//! Granite 3 (IBM 2024): LLaMA with four factors, of the table of tokens, the scores, the residual
+//! stream and the logits.
 //! Source: transformers `modeling_granite.py`.
 
 use lowrank_formats::ConfigReader;

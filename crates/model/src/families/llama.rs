@@ -1,5 +1,6 @@
-//! LLaMA (Touvron et al. 2023) to LLaMA 3.2, and what shares its architecture, such as SmolLM and TinyLlama: RMS norms
-//! first, grouped heads, SwiGLU, rotary positions. Source: transformers `modeling_llama.py`.
+//! LLaMA (Touvron et al. 2023) to LLaMA 3.2, and what shares its architecture, such as SmolLM and
+//! TinyLlama: RMS norms first, grouped heads, SwiGLU, rotary positions. Source: transformers
+//! `modeling_llama.py`.
 
 use lowrank_formats::ConfigReader;
 

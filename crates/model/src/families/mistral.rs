@@ -1,4 +1,5 @@
-//! Mistral (Jiang et al. 2023): LLaMA without any bias, each layer looking at a window where there is one.
+//! Mistral (Jiang et al. 2023): LLaMA without any bias, each layer looking at a window where there
+//! is one.
 //! Source: transformers `modeling_mistral.py`.
 
 use lowrank_formats::ConfigReader;

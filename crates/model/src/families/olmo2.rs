@@ -1,5 +1,5 @@
-//! OLMo 2 (OLMo Team 2025): LLaMA with norms after each sublayer and of all heads of queries and keys. Source: transformers
-//! `modeling_olmo2.py`.
+//! OLMo 2 (OLMo Team 2025): LLaMA with norms after each sublayer and of all heads of queries and
+//! keys. Source: transformers `modeling_olmo2.py`.
 
 use lowrank_formats::ConfigReader;
 

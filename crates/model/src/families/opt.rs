@@ -1,5 +1,6 @@
-//! OPT (Zhang et al. 2022), Meta's replication of GPT-3: positions start at row 2, norms before the sublayers (after them in
-//! the 350M model, whose token table is narrower too), ReLU. Source: transformers `modeling_opt.py`.
+//! OPT (Zhang et al. 2022), Meta's replication of GPT-3: positions start at row 2, norms before the
+//! sublayers (after them in the 350M model, whose token table is narrower too), ReLU. Source:
+//! transformers `modeling_opt.py`.
 
 use std::sync::Arc;
 

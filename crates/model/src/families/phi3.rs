@@ -1,6 +1,6 @@
-//! Phi-3, 3.5 and 4-mini (Abdin et al. 2024): LLaMA with fused layers and dropout of sublayers. Of `longrope` the factors of
-//! short sequences are read, so that sequences end at `original_max_position_embeddings`. Source: transformers
-//! `modeling_phi3.py`.
+//! Phi-3, 3.5 and 4-mini (Abdin et al. 2024): LLaMA with fused layers and dropout of sublayers. Of
+//! `longrope` the factors of short sequences are read, so that sequences end at
+//! `original_max_position_embeddings`. Source: transformers `modeling_phi3.py`.
 
 use lowrank_formats::ConfigReader;
 

@@ -1,5 +1,5 @@
-//! Qwen 2 and 2.5 (Yang et al. 2024): LLaMA with biases of queries, keys and values. Source: transformers
-//! `modeling_qwen2.py`.
+//! Qwen 2 and 2.5 (Yang et al. 2024): LLaMA with biases of queries, keys and values. Source:
+//! transformers `modeling_qwen2.py`.
 
 use lowrank_formats::ConfigReader;
 

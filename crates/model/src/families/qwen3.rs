@@ -1,4 +1,5 @@
-//! Qwen 3 (Yang et al. 2025): LLaMA with norms of each head of queries and keys. Source: transformers `modeling_qwen3.py`.
+//! Qwen 3 (Yang et al. 2025): LLaMA with norms of each head of queries and keys. Source:
+//! transformers `modeling_qwen3.py`.
 
 use lowrank_formats::ConfigReader;
 

@@ -1,6 +1,7 @@
-//! The residual stream of a layer: what stands around attention. A projection and a feed-forward layer, each summed into the
-//! stream, with norms before them or after the sums. Source: transformers `GPT2Block`, `OPTDecoderLayer`, `BertSelfOutput`,
-//! `BertIntermediate`, `BertOutput`. N = rows, D = hidden size, F = intermediate size.
+//! The residual stream of a layer: what stands around attention. A projection and a feed-forward
+//! layer, each summed into the stream, with norms before them or after the sums. Source:
+//! transformers `GPT2Block`, `OPTDecoderLayer`, `BertSelfOutput`, `BertIntermediate`, `BertOutput`.
+//! N = rows, D = hidden size, F = intermediate size.
 
 use lowrank_engine::ops::add::add;
 use lowrank_engine::{Activation, Var};

@@ -1,5 +1,5 @@
-//! RoBERTa (Liu et al. 2019) and XLM-R: BERT's encoder with positions that start after the padding index, no pooler, and
-//! a two-layer head. Source: transformers `modeling_roberta.py`.
+//! RoBERTa (Liu et al. 2019) and XLM-R: BERT's encoder with positions that start after the padding
+//! index, no pooler, and a two-layer head. Source: transformers `modeling_roberta.py`.
 
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::{Activation, Var};
@@ -92,7 +92,8 @@ enum Head {
 }
 
 impl Roberta {
-    /// Counts real tokens from the padding index on; a padding token inside a row has the padding index itself.
+    /// Counts real tokens from the padding index on; a padding token inside a row has the padding
+    /// index itself.
     /// Source: transformers `create_position_ids_from_input_ids`.
     fn positions(&self, batch: &Batch<'_>) -> Vec<u32> {
         let pad = self.pad_token_id;

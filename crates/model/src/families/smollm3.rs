@@ -1,4 +1,5 @@
-//! SmolLM3 (Hugging Face 2025): LLaMA with no positions in every fourth layer. Source: transformers `modeling_smollm3.py`.
+//! SmolLM3 (Hugging Face 2025): LLaMA with no positions in every fourth layer. Source: transformers
+//! `modeling_smollm3.py`.
 
 use lowrank_formats::ConfigReader;
 

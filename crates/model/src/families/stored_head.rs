@@ -1,4 +1,5 @@
-//! Which classification head a checkpoint's tensors form: their names and shapes say it, whatever config.json says.
+//! Which classification head a checkpoint's tensors form: their names and shapes say it, whatever
+//! config.json says.
 
 use lowrank_formats::Checkpoint;
 

@@ -1,5 +1,6 @@
 //! Beam search: of each prompt the best continuations are followed together. Source: transformers
-//! `GenerationMixin._beam_search`, whose rules of what is finished, kept and given up are followed one by one.
+//! `GenerationMixin._beam_search`, whose rules of what is finished, kept and given up are followed
+//! one by one.
 
 use lowrank_engine::host::{Host, fill_uniform};
 
@@ -21,7 +22,8 @@ struct Beam {
 /// One prompt's search.
 pub(super) struct Beams {
     form: BeamSearch,
-    /// Continuations that are looked at: so many that enough go on even if the best of each beam ends here.
+    /// Continuations that are looked at: so many that enough go on even if the best of each beam
+    /// ends here.
     keep: usize,
     prompt_len: usize,
     /// New tokens at most.
@@ -32,8 +34,8 @@ pub(super) struct Beams {
     is_done: bool,
 }
 
-/// A continuation: the running beam it goes on with, its token, the sum of log-probabilities, and what it is chosen by,
-/// which is that sum, with noise where continuations are drawn.
+/// A continuation: the running beam it goes on with, its token, the sum of log-probabilities, and
+/// what it is chosen by, which is that sum, with noise where continuations are drawn.
 #[derive(Clone, Copy)]
 pub(super) struct Candidate {
     beam: usize,
@@ -117,8 +119,8 @@ impl Beams {
         ))
     }
 
-    /// One token more for every running beam, by the best continuations of each. Returns the beams that the new ones go on with;
-    /// errors if there is nothing to go on with and nothing finished.
+    /// One token more for every running beam, by the best continuations of each. Returns the beams
+    /// that the new ones go on with; errors if there is nothing to go on with and nothing finished.
     pub(super) fn step(
         &mut self,
         found: Vec<Vec<Candidate>>,
@@ -161,8 +163,9 @@ impl Beams {
         self.finished.truncate(most);
     }
 
-    /// Whether a running beam may still become better than a finished one, as transformers guesses it: by its score now, or, as
-    /// scores of longer sequences are divided by more, at the greatest length.
+    /// Whether a running beam may still become better than a finished one, as transformers guesses
+    /// it: by its score now, or, as scores of longer sequences are divided by more, at the greatest
+    /// length.
     fn can_improve(&self, length: usize, form: BeamSearch) -> bool {
         if self.finished.len() < form.beams {
             return true;
@@ -176,8 +179,8 @@ impl Beams {
         self.running[0].score / (length as f64).powf(form.length_penalty) > worst
     }
 
-    /// The best finished beam so far. Without any (every continuation was forbidden, or the search goes on) the best running one
-    /// is what there is.
+    /// The best finished beam so far. Without any (every continuation was forbidden, or the search
+    /// goes on) the best running one is what there is.
     pub(super) fn best(&self) -> Generated {
         let best = self.finished.first();
         let beam = best.or(self.running.first());
@@ -188,7 +191,8 @@ impl Beams {
     }
 }
 
-/// From the logits `[V]` to what is added to a beam's score: the logarithms of the tokens' probabilities, changed by the rules.
+/// From the logits `[V]` to what is added to a beam's score: the logarithms of the tokens'
+/// probabilities, changed by the rules.
 pub(super) fn process(
     host: Host,
     rules: &Rules,
@@ -217,9 +221,10 @@ fn has_any(scores: &[f32]) -> bool {
     scores.iter().any(|score| *score != f32::NEG_INFINITY)
 }
 
-/// The best continuations of one beam, by its number and score so far and the logarithms of the tokens' probabilities `[V]`,
-/// the best first; of equals, the smaller token. With noise, uniform in [0, 1), they are drawn without taking one twice: the
-/// largest of log-probability + Gumbel noise are such a draw (Kool et al. 2019).
+/// The best continuations of one beam, by its number and score so far and the logarithms of the
+/// tokens' probabilities `[V]`, the best first; of equals, the smaller token. With noise, uniform
+/// in [0, 1), they are drawn without taking one twice: the largest of log-probability + Gumbel
+/// noise are such a draw (Kool et al. 2019).
 fn best_candidates(
     beam: usize,
     so_far: f64,

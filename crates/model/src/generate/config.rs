@@ -1,5 +1,6 @@
-//! `generation_config.json`: which of its fields are obeyed, and what they mean together. Names and meaning are those of
-//! transformers 5.24 (`GenerationConfig`, `GenerationMixin`). It knows neither where the file lies nor flags.
+//! `generation_config.json`: which of its fields are obeyed, and what they mean together. Names and
+//! meaning are those of transformers 5.24 (`GenerationConfig`, `GenerationMixin`). It knows neither
+//! where the file lies nor flags.
 
 use std::path::Path;
 
@@ -33,7 +34,8 @@ const DECAY: Kind<(usize, f64)> = ("[a number of tokens, a factor]", decay);
 /// The fields that are obeyed: the struct, its reader and its layers are one list.
 macro_rules! obeyed {
     ($($(#[$doc:meta])+ $name:ident: $type:ty = $kind:expr,)*) => {
-        /// The fields of a generation_config.json that are obeyed, by their names; what is not given is `None`.
+        /// The fields of a generation_config.json that are obeyed, by their names; what is not
+        /// given is `None`.
         #[derive(Debug, Clone, Default, PartialEq)]
         pub struct GenerationConfig {
             $($(#[$doc])+ pub $name: Option<$type>,)*
@@ -132,7 +134,8 @@ enum When {
     Greedy,
 }
 
-/// The fields that change what transformers generates and that are not obeyed here, and what happens in their place.
+/// The fields that change what transformers generates and that are not obeyed here, and what
+/// happens in their place.
 const NOT_OBEYED: &[(&str, When, &str)] = &[
     (
         "min_p",
@@ -189,7 +192,8 @@ const NOT_OBEYED: &[(&str, When, &str)] = &[
     ),
 ];
 
-/// The fields that change nothing of what a decoder generates here: speed, forms of output, encoders, tokens that are not needed.
+/// The fields that change nothing of what a decoder generates here: speed, forms of output,
+/// encoders, tokens that are not needed.
 const WITHOUT_EFFECT: &[&str] = &[
     "use_mtp",
     "use_cache",
@@ -247,7 +251,8 @@ pub struct Field {
 impl GenerationFile {
     /// Reads the bytes of a generation_config.json; `path` is for messages.
     ///
-    /// Errors: this is no JSON object, or fields that are obeyed are of another kind; all of them are named.
+    /// Errors: this is no JSON object, or fields that are obeyed are of another kind; all of them
+    /// are named.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
         let value: Value = serde_json::from_slice(bytes).map_err(|error| FormatError::Json {
             path: path.to_owned(),
@@ -258,7 +263,8 @@ impl GenerationFile {
         Self::from_value(path, &value)
     }
 
-    /// Reads a parsed generation_config.json, or a config.json for the fields of generation that older files hold.
+    /// Reads a parsed generation_config.json, or a config.json for the fields of generation that
+    /// older files hold.
     ///
     /// Errors: as [`parse`](Self::parse).
     pub fn from_value(path: &Path, value: &Value) -> Result<Self, ModelError> {
@@ -412,7 +418,8 @@ impl GenerationConfig {
         Ok(config)
     }
 
-    /// The same over what lies below: a field given here wins, and so does one that the other's twin would hide.
+    /// The same over what lies below: a field given here wins, and so does one that the other's
+    /// twin would hide.
     pub fn over(self, mut below: Self) -> Self {
         if self.max_length.is_some() {
             below.max_new_tokens = None;

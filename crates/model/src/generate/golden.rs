@@ -1,5 +1,6 @@
-//! Every field of generation_config.json against transformers: tokens of greedy and beam search, and, as random streams
-//! differ, the scores that are drawn from. Made by tools/golden/generation.py.
+//! Every field of generation_config.json against transformers: tokens of greedy and beam search,
+//! and, as random streams differ, the scores that are drawn from. Made by
+//! tools/golden/generation.py.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! One request in the middle of being answered: its sequences in the KV cache, and how its search stands.
+//! One request in the middle of being answered: its sequences in the KV cache, and how its search
+//! stands.
 
 use std::sync::Arc;
 
@@ -179,7 +180,8 @@ impl Live {
         }
     }
 
-    /// Goes on with the branches of these numbers: some may end, some may be followed several times.
+    /// Goes on with the branches of these numbers: some may end, some may be followed several
+    /// times.
     fn follow(&mut self, parents: &[usize], lasts: &[u32], cache: &mut KvCache) {
         let mut unused: Vec<Option<SequenceId>> =
             (self.branches.iter().map(|branch| Some(branch.sequence))).collect();

@@ -1,5 +1,5 @@
-//! What is generated and how: the settings of a call with their ranges. Where they come from, a file or flags, is the
-//! business of `config.rs`.
+//! What is generated and how: the settings of a call with their ranges. Where they come from, a
+//! file or flags, is the business of `config.rs`.
 
 use crate::adapters::AdapterSlot;
 
@@ -10,7 +10,8 @@ pub enum Search {
     Greedy,
     /// One drawn at random.
     Sample(Sampling),
-    /// The best sequence of several that are followed. Source: transformers `GenerationMixin._beam_search`.
+    /// The best sequence of several that are followed. Source: transformers
+    /// `GenerationMixin._beam_search`.
     Beam(BeamSearch),
 }
 
@@ -19,13 +20,16 @@ pub enum Search {
 pub struct Sampling {
     /// Divides the logits; above 0.
     pub temperature: f32,
-    /// Only the most probable tokens whose entropy is at most this share of the whole; above 0, at most 1.
+    /// Only the most probable tokens whose entropy is at most this share of the whole; above 0, at
+    /// most 1.
     pub top_h: Option<f32>,
     /// Only this many of the most probable tokens; at least 1.
     pub top_k: Option<usize>,
-    /// Only the fewest tokens whose probabilities sum to this; from 0, which leaves the most probable one, to 1.
+    /// Only the fewest tokens whose probabilities sum to this; from 0, which leaves the most
+    /// probable one, to 1.
     pub top_p: f32,
-    /// Only the tokens nearest to the expected information whose probabilities sum to this; above 0, at most 1.
+    /// Only the tokens nearest to the expected information whose probabilities sum to this; above
+    /// 0, at most 1.
     pub typical_p: f32,
     /// Only tokens of at least this probability; from 0 to below 1.
     pub epsilon_cutoff: f32,
@@ -106,7 +110,8 @@ pub struct Generate {
     pub sequence_bias: Vec<(Vec<u32>, f32)>,
     /// Multiplies positive scores of the prompt's tokens and divides negative ones; 1 does nothing.
     pub encoder_repetition_penalty: f32,
-    /// Divides positive scores of tokens that are there already, and multiplies negative ones; 1 does nothing.
+    /// Divides positive scores of tokens that are there already, and multiplies negative ones; 1
+    /// does nothing.
     pub repetition_penalty: f32,
     /// No sequence of so many tokens stands twice; 0 allows all.
     pub no_repeat_ngram: usize,
@@ -120,19 +125,22 @@ pub struct Generate {
     pub forced_eos: Vec<u32>,
     /// Scores that are not finite are replaced in place of an error.
     pub remove_invalid_values: bool,
-    /// After so many new tokens an end's score grows by this factor to the power of the tokens since.
+    /// After so many new tokens an end's score grows by this factor to the power of the tokens
+    /// since.
     pub exponential_decay_length_penalty: Option<(usize, f64)>,
     /// Tokens that are never generated.
     pub suppress: Vec<u32>,
     /// Tokens that are not generated first.
     pub begin_suppress: Vec<u32>,
-    /// Whether what is left is made logarithms of probabilities again, which a beam's score is the sum of.
+    /// Whether what is left is made logarithms of probabilities again, which a beam's score is the
+    /// sum of.
     pub renormalize_logits: bool,
     /// The adapter: the model's own, a loaded one, or none.
     pub adapter: AdapterSlot,
     /// Prompts of a list that are gone on with together, at most; no token depends on it.
     pub batch_size: usize,
-    /// The number of the first prompt, where these are a part of a list: draws hang on a prompt's number.
+    /// The number of the first prompt, where these are a part of a list: draws hang on a prompt's
+    /// number.
     pub first_prompt: usize,
 }
 

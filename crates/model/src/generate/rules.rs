@@ -1,5 +1,6 @@
 //! What the tokens so far and the settings forbid, force or make less probable, step by step.
-//! Source: transformers 5.24 `generation/logits_process.py`, in the order of `GenerationMixin._get_logits_processor`.
+//! Source: transformers 5.24 `generation/logits_process.py`, in the order of
+//! `GenerationMixin._get_logits_processor`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -166,7 +167,8 @@ fn penalise(tokens: &[u32], penalty: f32, scores: &mut [f32]) {
     }
 }
 
-/// Forbids what would complete, at the end of `tokens`, a sequence of `n` tokens that stands in `text`.
+/// Forbids what would complete, at the end of `tokens`, a sequence of `n` tokens that stands in
+/// `text`.
 fn forbid_ngrams(text: &[u32], tokens: &[u32], n: usize, scores: &mut [f32]) {
     if n == 0 || tokens.len() + 1 < n {
         return;

@@ -50,7 +50,8 @@ pub(super) fn check_finite(host: Host, logits: &[f32]) -> Result<(), NoChoice> {
     }
 }
 
-/// The next token by scores `[V]` that the rules have changed; a draw hangs on the prompt's number and the step.
+/// The next token by scores `[V]` that the rules have changed; a draw hangs on the prompt's number
+/// and the step.
 pub(super) fn choose(
     host: Host,
     scores: &mut [f32],
@@ -73,7 +74,8 @@ pub(super) fn choose(
     }
 }
 
-/// The token at which the probabilities, from the largest down, sum to `uniform` of all that is kept.
+/// The token at which the probabilities, from the largest down, sum to `uniform` of all that is
+/// kept.
 fn draw(scores: &mut [f32], sampling: &Sampling, uniform: f32) -> u32 {
     // Probabilities do not change, and a small temperature divides differences, which stay finite.
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);

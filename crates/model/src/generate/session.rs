@@ -1,6 +1,8 @@
-//! A session: requests that join and leave between steps. A step is one pass over whatever each request goes on with, prompts
-//! and new tokens mixed; what a request is answered depends on nothing else in the step. It knows ids, not text.
-//! Source: Yu et al. 2022, "Orca" (requests join and leave step by step); Kwon et al. 2023, "PagedAttention".
+//! A session: requests that join and leave between steps. A step is one pass over whatever each
+//! request goes on with, prompts and new tokens mixed; what a request is answered depends on
+//! nothing else in the step. It knows ids, not text.
+//! Source: Yu et al. 2022, "Orca" (requests join and leave step by step); Kwon et al. 2023,
+//! "PagedAttention".
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
@@ -36,7 +38,8 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// How tokens are chosen and when they end.
     pub options: Arc<Generate>,
-    /// The prompt's number in its list, from 0 on: draws hang on it and the seed, and messages name it.
+    /// The prompt's number in its list, from 0 on: draws hang on it and the seed, and messages name
+    /// it.
     pub number: usize,
     /// A beginning of the prompt that the session holds already.
     pub prefix: Option<PrefixId>,
@@ -49,8 +52,8 @@ pub enum Event {
     Token(RequestId, u32),
     /// All that was generated; the request has left the session.
     Finished(RequestId, Generated),
-    /// No token can be chosen: the model gives numbers that are not finite, or the settings forbid every token. The request has
-    /// left the session.
+    /// No token can be chosen: the model gives numbers that are not finite, or the settings forbid
+    /// every token. The request has left the session.
     Failed(RequestId, ModelError),
 }
 
@@ -113,8 +116,8 @@ impl Model {
 }
 
 impl Session<'_> {
-    /// From now on a step reads at most so many tokens of prompts (at least one), so that a long prompt does not keep those who
-    /// wait for their next token. No bit depends on it.
+    /// From now on a step reads at most so many tokens of prompts (at least one), so that a long
+    /// prompt does not keep those who wait for their next token. No bit depends on it.
     pub fn limit_prefill(&mut self, tokens: usize) {
         self.prefill_tokens = tokens.max(1);
     }
@@ -137,9 +140,9 @@ impl Session<'_> {
     /// Takes a request in; the next step goes on with it.
     ///
     /// # Errors
-    /// A setting is out of range or does not fit the vocabulary; the prompt is empty, holds ids outside the vocabulary or leaves
-    /// no position for a new token; its adapter is not loaded; or it does not begin with its prefix, which another adapter was used
-    /// for or which is gone.
+    /// A setting is out of range or does not fit the vocabulary; the prompt is empty, holds ids
+    /// outside the vocabulary or leaves no position for a new token; its adapter is not loaded; or
+    /// it does not begin with its prefix, which another adapter was used for or which is gone.
     pub fn add(&mut self, request: Request) -> Result<RequestId, ModelError> {
         let vocab_size = self.model.config.facts.vocab_size;
         check_options(&request.options, vocab_size)?;
@@ -168,7 +171,8 @@ impl Session<'_> {
         Some(live.generated())
     }
 
-    /// Reads a beginning that several prompts with this adapter have in common. The last token of such a prompt is not a part of it.
+    /// Reads a beginning that several prompts with this adapter have in common. The last token of
+    /// such a prompt is not a part of it.
     ///
     /// # Errors
     /// As for a prompt.
@@ -210,7 +214,8 @@ impl Session<'_> {
         }
     }
 
-    /// One token more for every request whose prompt is read: one pass for all of them. Nothing where no request is left.
+    /// One token more for every request whose prompt is read: one pass for all of them. Nothing
+    /// where no request is left.
     pub fn step(&mut self) -> Vec<Event> {
         let parts = self.schedule();
         if parts.is_empty() {
@@ -232,7 +237,8 @@ impl Session<'_> {
         for (i, live) in self.live.iter().enumerate() {
             for (branch, of) in live.branches.iter().enumerate() {
                 let pending = of.pending.len();
-                // Only the first branch has a prompt to speak of, and what compares branches needs the logits of all at once.
+                // Only the first branch has a prompt to speak of, and what compares branches needs
+                // the logits of all at once.
                 let is_prompt = of.role == QueryRole::Prompt && branch == 0;
                 let tokens = if is_prompt {
                     pending.min(left)
@@ -288,7 +294,8 @@ impl Session<'_> {
         logits
     }
 
-    /// Runs the tokens of some sequences through the model, and gives the logits [n, V] after those of the numbers `rows`.
+    /// Runs the tokens of some sequences through the model, and gives the logits [n, V] after those
+    /// of the numbers `rows`.
     fn pass(
         &self,
         parts: &[Continuation<'_>],
@@ -315,7 +322,8 @@ impl Session<'_> {
         })
     }
 
-    /// What may follow each branch of the requests that have all their logits, by the request's place.
+    /// What may follow each branch of the requests that have all their logits, by the request's
+    /// place.
     fn choose(&self, logits: &mut Logits) -> BTreeMap<usize, Vec<Result<Choice, NoChoice>>> {
         let (device, vocab) = (self.model.device(), self.model.vocab());
         let mut jobs: BTreeMap<usize, Vec<&mut [f32]>> = BTreeMap::new();

@@ -12,7 +12,8 @@ pub(super) struct Single {
 }
 
 impl Single {
-    /// The token that follows, by the logits [V] and, with guidance, those after the same tokens without the prompt.
+    /// The token that follows, by the logits [V] and, with guidance, those after the same tokens
+    /// without the prompt.
     pub(super) fn next_token(
         &self,
         host: Host,
@@ -39,8 +40,8 @@ impl Single {
     }
 }
 
-/// Moves the logits away from what the model says of the sequence without its prompt. Source: transformers
-/// `UnbatchedClassifierFreeGuidanceLogitsProcessor`.
+/// Moves the logits away from what the model says of the sequence without its prompt. Source:
+/// transformers `UnbatchedClassifierFreeGuidanceLogitsProcessor`.
 fn guide(host: Host, scale: f32, logits: &mut [f32], without_prompt: &mut [f32]) {
     // What is not finite is found later in the row itself.
     let is_finite = |x: &[f32]| scores::check_finite(host, x).is_ok();

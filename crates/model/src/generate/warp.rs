@@ -1,12 +1,13 @@
 //! From scores to what is drawn from: temperature and the filters that leave only some tokens.
-//! Source: transformers 5.24 `generation/logits_process.py`, in the order of `GenerationMixin._get_logits_processor`.
+//! Source: transformers 5.24 `generation/logits_process.py`, in the order of
+//! `GenerationMixin._get_logits_processor`.
 
 use std::cmp::Ordering;
 
 use super::options::Sampling;
 
-/// Divides by the temperature and sets what is not drawn to -∞. At least `keep` tokens stay, where so many are there.
-/// The scores `[V]` are finite or -∞, not all of them -∞.
+/// Divides by the temperature and sets what is not drawn to -∞. At least `keep` tokens stay, where
+/// so many are there. The scores `[V]` are finite or -∞, not all of them -∞.
 pub(super) fn warp(sampling: &Sampling, keep: usize, scores: &mut [f32]) {
     if sampling.temperature != 1.0 {
         scores.iter_mut().for_each(|s| *s /= sampling.temperature);
@@ -171,8 +172,8 @@ impl Weights {
     }
 }
 
-/// Tokens from the largest score down; of equals, the smaller one first. Sorted as far as is asked for: a draw seldom needs
-/// more than a few of a vocabulary.
+/// Tokens from the largest score down; of equals, the smaller one first. Sorted as far as is asked
+/// for: a draw seldom needs more than a few of a vocabulary.
 pub(super) struct Falling<'a> {
     scores: &'a [f32],
     ids: Vec<u32>,
@@ -180,7 +181,8 @@ pub(super) struct Falling<'a> {
 }
 
 impl<'a> Falling<'a> {
-    /// All tokens that are not forbidden, or the `top_k` largest and those that equal the last of them.
+    /// All tokens that are not forbidden, or the `top_k` largest and those that equal the last of
+    /// them.
     pub(super) fn new(scores: &'a [f32], top_k: Option<usize>) -> Self {
         let least = top_k.map_or(f32::MIN, |k| nth_largest(scores, k).max(f32::MIN));
         let stays = |id: &u32| scores[*id as usize] >= least;

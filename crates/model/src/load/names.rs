@@ -1,5 +1,5 @@
-//! The names of a checkpoint's tensors: what wrappers of PyTorch put before and between them, and transformers' old names.
-//! It knows no shapes and reads no values.
+//! The names of a checkpoint's tensors: what wrappers of PyTorch put before and between them, and
+//! transformers' old names. It knows no shapes and reads no values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,8 @@ use lowrank_formats::Checkpoint;
 
 use crate::error::ModelError;
 
-/// Parts of a path that wrappers put anywhere in it and that no module is called: `torch.compile`, FSDP, its checkpointing.
+/// Parts of a path that wrappers put anywhere in it and that no module is called: `torch.compile`,
+/// FSDP, its checkpointing.
 const WRAPPERS: [&str; 3] = [
     "_orig_mod",
     "_fsdp_wrapped_module",
@@ -37,11 +38,13 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Finds the family's table of tokens in the checkpoint; what stands before it is what every tensor stands under.
-    /// Files of the bare body lack the family's prefix. Source: transformers `PreTrainedModel._load_pretrained_model`.
+    /// Finds the family's table of tokens in the checkpoint; what stands before it is what every
+    /// tensor stands under. Files of the bare body lack the family's prefix. Source: transformers
+    /// `PreTrainedModel._load_pretrained_model`.
     ///
     /// # Errors
-    /// The file is the state dict of a model with adapters, or holds several models, or one of another family.
+    /// The file is the state dict of a model with adapters, or holds several models, or one of
+    /// another family.
     pub(crate) fn read(
         checkpoint: &Checkpoint,
         family: Naming,
@@ -130,7 +133,8 @@ impl Names {
         match found.len() {
             0 => Ok(None),
             1 => Ok(found.first().map(|prefix| (*prefix).to_owned())),
-            // A model beside others of which each stands under a name of its own (a teacher, an average).
+            // A model beside others of which each stands under a name of its own (a teacher, an
+            // average).
             _ if found.contains("") => Ok(Some(String::new())),
             _ => Err(ModelError::AmbiguousNames {
                 meaning: table.to_owned(),

@@ -1,4 +1,5 @@
-//! The configuration of a model: `config.json`, parsed once and strictly, every fault of the file at once.
+//! The configuration of a model: `config.json`, parsed once and strictly, every fault of the file
+//! at once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +36,8 @@ impl ModelConfig {
         Self::from_value(path, read_json(path)?)
     }
 
-    /// Reads and checks the configuration of a model: of a folder with `config.json`, or of a GGUF file.
+    /// Reads and checks the configuration of a model: of a folder with `config.json`, or of a GGUF
+    /// file.
     pub fn open(model: &Path) -> Result<Self, ModelError> {
         Self::from_value(&model_config_file(model), read_model_config(model)?)
     }

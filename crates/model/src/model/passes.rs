@@ -1,5 +1,6 @@
-//! Passes of a model over batches: training, evaluation, logits. Of a language model it knows which rows predict which tokens:
-//! a token's label stands at its own place, as in transformers, and is predicted by the row before it.
+//! Passes of a model over batches: training, evaluation, logits. Of a language model it knows which
+//! rows predict which tokens: a token's label stands at its own place, as in transformers, and is
+//! predicted by the row before it.
 
 use lowrank_engine::ops::lm_head::{LmTargets, lm_logits, lm_loss, lm_loss_backward};
 use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets, loss};
@@ -14,7 +15,8 @@ use crate::pass::{Batch, CausalBatch, Entry, LayerRange, Pass};
 pub struct PassOptions {
     /// With a key, dropout is on and its masks come from it.
     pub dropout: Option<StepKey>,
-    /// Multiplies the gradient of the loss's sum: 1 / (counted targets of the whole optimizer step).
+    /// Multiplies the gradient of the loss's sum: 1 / (counted targets of the whole optimizer
+    /// step).
     pub grad_scale: f32,
     /// ε of label smoothing, of a language model only.
     pub label_smoothing: f32,
@@ -23,8 +25,9 @@ pub struct PassOptions {
 }
 
 impl Model {
-    /// Forward and backward over one micro-batch; gradients are added to `gradients`. Returns the loss's sum over the
-    /// counted targets and their number. Errors if the batch or its targets do not fit.
+    /// Forward and backward over one micro-batch; gradients are added to `gradients`. Returns the
+    /// loss's sum over the counted targets and their number. Errors if the batch or its targets do
+    /// not fit.
     pub fn forward_backward(
         &self,
         batch: &Batch<'_>,
@@ -35,7 +38,8 @@ impl Model {
         self.forward_backward_from(None, batch, targets, options, gradients)
     }
 
-    /// As [`Model::forward_backward`] from what a frozen prefix gave for the same batch, if there is that: the same bits.
+    /// As [`Model::forward_backward`] from what a frozen prefix gave for the same batch, if there
+    /// is that: the same bits.
     ///
     /// # Errors
     /// As there.
@@ -74,8 +78,8 @@ impl Model {
         }))
     }
 
-    /// The logits without dropout [N, num_labels], row by row; one row a sequence, or one a token for token
-    /// classification and for a language model. Empty on the dry device.
+    /// The logits without dropout [N, num_labels], row by row; one row a sequence, or one a token
+    /// for token classification and for a language model. Empty on the dry device.
     ///
     /// # Errors
     /// The batch does not fit the model.
@@ -98,8 +102,8 @@ impl Model {
             .install(|| self.to_vec(&self.infer(batch, adapters))))
     }
 
-    /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their number. A language model's
-    /// logits are not kept: that part is empty.
+    /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their
+    /// number. A language model's logits are not kept: that part is empty.
     pub fn evaluate(
         &self,
         batch: &Batch<'_>,
@@ -108,7 +112,8 @@ impl Model {
         self.evaluate_from(None, batch, targets)
     }
 
-    /// As [`Model::evaluate`] from what a frozen prefix gave for the same batch, if there is that: the same bits.
+    /// As [`Model::evaluate`] from what a frozen prefix gave for the same batch, if there is that:
+    /// the same bits.
     ///
     /// # Errors
     /// As there.
@@ -193,7 +198,8 @@ fn range(tape: &Tape<'_>, entry: Option<Entry>, recompute: bool) -> LayerRange {
     }
 }
 
-/// The rows that predict a counted token, and those tokens. A sequence's first token is never counted: see the checks.
+/// The rows that predict a counted token, and those tokens. A sequence's first token is never
+/// counted: see the checks.
 fn next_tokens(targets: Targets<'_>) -> (Vec<usize>, Vec<i64>) {
     let Targets::Class(labels) = targets else {
         return (Vec::new(), Vec::new());

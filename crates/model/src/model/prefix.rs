@@ -1,6 +1,7 @@
-//! The frozen prefix: the layers below the lowest trained value. What they give for a row is a function of that row alone
-//! (its values do not depend on its batch), so that it can be computed once and kept. Which layers these are is not read off
-//! names: the layers run dry, and the tape tells whether they met a trained value or dropped something out.
+//! The frozen prefix: the layers below the lowest trained value. What they give for a row is a
+//! function of that row alone (its values do not depend on its batch), so that it can be computed
+//! once and kept. Which layers these are is not read off names: the layers run dry, and the tape
+//! tells whether they met a trained value or dropped something out.
 
 use lowrank_engine::{Device, StepKey, Tape};
 
@@ -22,7 +23,8 @@ impl Model {
         // Adapters are packed on the model's own device, whichever device the layers run on.
         self.device.install(|| {
             let (mut least, mut most) = (Prefix::default(), self.config.facts.num_hidden_layers);
-            // Bisection: layers up to `least` are frozen, those up to `most` are not, or hold the last.
+            // Bisection: layers up to `least` are frozen, those up to `most` are not, or hold the
+            // last.
             while most - least.layers > 1 {
                 let layers = usize::midpoint(least.layers, most);
                 let tape = self.walk_dry(layers, step);
@@ -39,7 +41,8 @@ impl Model {
         })
     }
 
-    /// The tape after the embeddings and `layers` of them, run with shapes only on a short sequence.
+    /// The tape after the embeddings and `layers` of them, run with shapes only on a short
+    /// sequence.
     fn walk_dry(&self, layers: usize, step: Option<StepKey>) -> Tape<'_> {
         let batch = Batch {
             input_ids: &[0],
@@ -53,7 +56,8 @@ impl Model {
         tape
     }
 
-    /// What the layers of a prefix give for every token of a batch [M, D], without dropout, as activations are stored.
+    /// What the layers of a prefix give for every token of a batch [M, D], without dropout, as
+    /// activations are stored.
     ///
     /// # Errors
     /// The batch does not fit the model.

@@ -1,5 +1,6 @@
-//! Tables of tokens that an adapter brings: PEFT writes them where a vocabulary grew, or with `save_embedding_layers`. They
-//! take the place of the base's own, which may have fewer rows. They are run and merged, not trained.
+//! Tables of tokens that an adapter brings: PEFT writes them where a vocabulary grew, or with
+//! `save_embedding_layers`. They take the place of the base's own, which may have fewer rows. They
+//! are run and merged, not trained.
 //! Source: PEFT 0.21.2, `get_peft_model_state_dict`, `AutoPeftModel.from_pretrained`.
 
 use std::collections::BTreeMap;
@@ -22,12 +23,12 @@ pub struct TokenTables {
 }
 
 impl TokenTables {
-    /// Takes the tables out of an adapter's tensors, if it brings some. Modules that the adapter trains (`modules_to_save`)
-    /// stay there too: their rows are needed to load the model.
+    /// Takes the tables out of an adapter's tensors, if it brings some. Modules that the adapter
+    /// trains (`modules_to_save`) stay there too: their rows are needed to load the model.
     ///
     /// # Errors
-    /// Tables that contradict each other or are no tables, a value that is not finite, low-rank values of a table, one of two
-    /// tied tables trained by itself.
+    /// Tables that contradict each other or are no tables, a value that is not finite, low-rank
+    /// values of a table, one of two tied tables trained by itself.
     pub fn take(
         file: AdapterFile,
         adapter: &AdapterConfig,

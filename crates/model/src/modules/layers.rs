@@ -1,5 +1,5 @@
-//! What networks hold: ids of modules, with the forward code of each kind. A layer is copied freely; its parameters stay in
-//! the list.
+//! What networks hold: ids of modules, with the forward code of each kind. A layer is copied
+//! freely; its parameters stay in the list.
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! The tables of rotary positions that a model's layers share: they grow to the longest sequence that was met, so that a model
-//! of 131,072 positions costs no more than the rows that are trained on. It knows no family.
+//! The tables of rotary positions that a model's layers share: they grow to the longest sequence
+//! that was met, so that a model of 131,072 positions costs no more than the rows that are trained
+//! on. It knows no family.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,5 +1,6 @@
-//! What a decoder runs of a batch: what comes after a sequence's last wanted row changes none of them, and only wanted rows
-//! go on after the last layer's attention. It knows no network. M = tokens that are run, N = rows that are wanted.
+//! What a decoder runs of a batch: what comes after a sequence's last wanted row changes none of
+//! them, and only wanted rows go on after the last layer's attention. It knows no network. M =
+//! tokens that are run, N = rows that are wanted.
 
 use lowrank_engine::ops::cached_attention::QueryRole;
 use lowrank_engine::ops::rows::select_rows;
@@ -65,7 +66,8 @@ impl CausalBatch {
         }
     }
 
-    /// Sequences of a cache go on; the last token of each is wanted. Panics if one goes on with nothing.
+    /// Sequences of a cache go on; the last token of each is wanted. Panics if one goes on with
+    /// nothing.
     pub(crate) fn in_cache(cache: &SharedCache, sequences: &[Continuation<'_>]) -> Self {
         let (mut input_ids, mut positions) = (Vec::new(), Vec::new());
         let (mut offsets, mut additions) = (vec![0], Vec::new());
@@ -103,7 +105,8 @@ impl CausalBatch {
         }
     }
 
-    /// A range that starts from what layers below gave for every row of the batch, for the rows that are run.
+    /// A range that starts from what layers below gave for every row of the batch, for the rows
+    /// that are run.
     pub(crate) fn narrow(&self, pass: &mut Pass<'_, '_>, range: LayerRange) -> LayerRange {
         if let Some(run) = &self.run {
             pass.narrow_rows(run);

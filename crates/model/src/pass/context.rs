@@ -1,5 +1,6 @@
-//! What a layer's attention reads beside the layer's input: which of its rows are queries, and where their keys lie, in the
-//! batch itself or in a KV cache. It knows no network. M = tokens of the batch, N = rows that go on.
+//! What a layer's attention reads beside the layer's input: which of its rows are queries, and
+//! where their keys lie, in the batch itself or in a KV cache. It knows no network. M = tokens of
+//! the batch, N = rows that go on.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -113,7 +114,8 @@ impl AttentionContext {
         }
     }
 
-    /// The rows of x that this layer computes queries, and all that follows, for; all of them where absent.
+    /// The rows of x that this layer computes queries, and all that follows, for; all of them where
+    /// absent.
     pub(crate) fn queries(&self) -> Option<&[usize]> {
         self.queries.as_ref().map(|queries| &*queries.rows)
     }
@@ -163,7 +165,8 @@ impl AttentionContext {
         }
     }
 
-    /// Attention of q [N, H·Dh] over k and v [M, Hkv·Dh], which go into the cache first, where there is one.
+    /// Attention of q [N, H·Dh] over k and v [M, Hkv·Dh], which go into the cache first, where
+    /// there is one.
     pub(crate) fn attend(
         &self,
         pass: &mut Pass<'_, '_>,
@@ -194,7 +197,8 @@ impl AttentionContext {
         cached_attention(pass, &q, layer, form, &sequences)
     }
 
-    /// [`AttentionContext::attend`] with relative positions. Panics over a cache: no model with them generates.
+    /// [`AttentionContext::attend`] with relative positions. Panics over a cache: no model with
+    /// them generates.
     pub(crate) fn attend_disentangled(
         &self,
         pass: &mut Pass<'_, '_>,

@@ -1,11 +1,13 @@
-//! Which of a network's layers a pass runs, and how: the one loop that every family runs its layers in. It knows no family.
+//! Which of a network's layers a pass runs, and how: the one loop that every family runs its layers
+//! in. It knows no family.
 
 use lowrank_engine::{Site, Tape, Tensor, Var};
 
 use crate::modules::Pass;
 use crate::pass::AttentionContext;
 
-/// One layer: written once for training, inference and generation, which differ in the context alone.
+/// One layer: written once for training, inference and generation, which differ in the context
+/// alone.
 pub(crate) trait Block {
     /// What the layer gives: of every row of x [M, D], or of the context's queries [N, D].
     fn forward(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> Var;
@@ -14,7 +16,8 @@ pub(crate) trait Block {
 /// Layers from the bottom whose output depends on nothing but the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Prefix {
-    /// How many they are, the last layer of the network never among them; 0 where there is no prefix.
+    /// How many they are, the last layer of the network never among them; 0 where there is no
+    /// prefix.
     pub layers: usize,
     /// The dropout site that follows them: masks above do not depend on whether the prefix is run.
     pub(crate) next_site: Site,
@@ -55,7 +58,8 @@ impl LayerRange {
         }
     }
 
-    /// Those above a prefix, whose state [M, D] is known: neither the embeddings nor the layers of the prefix are run.
+    /// Those above a prefix, whose state [M, D] is known: neither the embeddings nor the layers of
+    /// the prefix are run.
     pub fn above(prefix: Prefix, state: Var, recompute: bool) -> Self {
         LayerRange {
             entry: Some((prefix, state)),
@@ -84,7 +88,8 @@ impl LayerRange {
         self
     }
 
-    /// Runs the range of a network of `count` layers: `embed` gives what enters the lowest, `block(i)` is the i-th.
+    /// Runs the range of a network of `count` layers: `embed` gives what enters the lowest,
+    /// `block(i)` is the i-th.
     pub(crate) fn run<'m, B: Block + 'm>(
         self,
         pass: &mut Pass<'_, 'm>,

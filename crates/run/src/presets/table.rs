@@ -1,5 +1,6 @@
-//! The recipes of the LoRA paper (Hu et al. 2021, arXiv 2106.09685v2), as printed in its tables 9 to 12, and those of the
-//! released scripts where they differ. Numbers alone: how a preset is found and applied is the parent's business.
+//! The recipes of the LoRA paper (Hu et al. 2021, arXiv 2106.09685v2), as printed in its tables 9
+//! to 12, and those of the released scripts where they differ. Numbers alone: how a preset is found
+//! and applied is the parent's business.
 
 use serde_json::{Map, Value, json};
 
@@ -289,7 +290,8 @@ fn gpt2(size: &str, parameters: u64, task: &NlgTask, follows: Follows) -> Preset
     }
 }
 
-/// Tasks of GPT-3 with the length of a row, and the warm-up of 250,000 tokens in batches of 128 full rows, rounded up.
+/// Tasks of GPT-3 with the length of a row, and the warm-up of 250,000 tokens in batches of 128
+/// full rows, rounded up.
 const GPT3: [(&str, usize, u64); 3] = [("wikisql", 384, 6), ("mnli", 768, 3), ("samsum", 2048, 1)];
 
 /// The two sizes of appendix D.4, by the rank on queries and values.

@@ -48,7 +48,8 @@ impl FromStr for ByteSize {
             return whole.checked_mul(factor).map(ByteSize).ok_or_else(expected);
         }
         let bytes = number.parse::<f64>().map_err(|_| expected())? * factor as f64;
-        // Parts of a byte are a slip of the unit; beyond 2^53 a fraction is no longer exact, and no machine is that large.
+        // Parts of a byte are a slip of the unit; beyond 2^53 a fraction is no longer exact, and no
+        // machine is that large.
         if factor == 1 || bytes >= (1u64 << 53) as f64 {
             return Err(expected());
         }

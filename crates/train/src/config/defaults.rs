@@ -69,8 +69,8 @@ impl DataSettings {
 }
 
 impl LoraSettings {
-    /// Fresh adapters where nothing is asked for: rank 8 on PEFT's targets for the model, mostly queries and values, the paper's
-    /// choice.
+    /// Fresh adapters where nothing is asked for: rank 8 on PEFT's targets for the model, mostly
+    /// queries and values, the paper's choice.
     pub fn of(model_type: &str) -> Self {
         let targets = family(model_type).map_or(&["query", "value"][..], |f| f.default_targets);
         let names = targets.iter().map(|&name| name.to_owned()).collect();
@@ -138,7 +138,8 @@ impl OptimizationSettings {
 }
 
 impl EvaluationSettings {
-    /// The defaults of a task: evaluated when told so, saved each epoch, the best by the task's first metric.
+    /// The defaults of a task: evaluated when told so, saved each epoch, the best by the task's
+    /// first metric.
     pub fn of(task: Task, eval_strategy: IntervalStrategy) -> Self {
         Self {
             eval_strategy,

@@ -1,4 +1,5 @@
-//! How a run stores and multiplies values: the type of activations, the format of frozen weights, the arithmetic of products.
+//! How a run stores and multiplies values: the type of activations, the format of frozen weights,
+//! the arithmetic of products.
 
 use lowrank_engine::{Arithmetic, DType, Numerics, WeightFormat};
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,8 @@ impl NumericSettings {
         Self::new(precision, None, None)
     }
 
-    /// What is absent follows: the weights the activations, and products are bf16 where both of them are.
+    /// What is absent follows: the weights the activations, and products are bf16 where both of
+    /// them are.
     pub fn new(
         precision: DType,
         base_format: Option<WeightFormat>,

@@ -12,7 +12,8 @@ const LARGEST_RANK: usize = 1 << 20;
 /// The scaling is stored in f32, and must leave room for what it scales.
 const LARGEST_ALPHA: f64 = 1e30;
 
-/// More rows or batches than this at a time are taken for a mistake; their product still counts without overflow.
+/// More rows or batches than this at a time are taken for a mistake; their product still counts
+/// without overflow.
 pub const LARGEST_BATCH: usize = 1 << 20;
 
 /// More threads than any machine has processors.

@@ -1,4 +1,5 @@
-//! Going on from a checkpoint: which one, and whether it is of the same run. How training goes on is the parent's business.
+//! Going on from a checkpoint: which one, and whether it is of the same run. How training goes on
+//! is the parent's business.
 
 use super::{Event, LOG_FILE, OtherBase, Trainer, Watch};
 use crate::best::BestState;
@@ -7,7 +8,8 @@ use crate::error::TrainError;
 use crate::metrics_log::MetricsLog;
 
 impl Trainer {
-    /// Goes on from the newest whole checkpoint of the run's folder; from the start where there is none.
+    /// Goes on from the newest whole checkpoint of the run's folder; from the start where there is
+    /// none.
     ///
     /// # Errors
     /// The run was made with other settings or rows, or all its checkpoints are broken.
@@ -90,7 +92,8 @@ impl Trainer {
         }
     }
 
-    /// Takes the best of the whole checkpoints for the best, by what the log says of their evaluations.
+    /// Takes the best of the whole checkpoints for the best, by what the log says of their
+    /// evaluations.
     fn choose_best_anew(&mut self) -> Result<(), TrainError> {
         let log_path = self.run.join(LOG_FILE);
         let rows = if lowrank_formats::files::is_file(&log_path) {

@@ -1,10 +1,11 @@
-//! Bit hashes of short training runs, of generation and of merged files, frozen for each instruction set, in f32, in
-//! bf16, and in f32 with bf16 weights.
+//! Bit hashes of short training runs, of generation and of merged files, frozen for each
+//! instruction set, in f32, in bf16, and in f32 with bf16 weights.
 //!
-//! They say that a change left the arithmetic alone: every bit of losses, gradients and trained values is in a hash. Where
-//! a change must alter bits, it is a commit of its own that says why, and the hashes are frozen anew with
-//! `LOWRANK_FREEZE=1 cargo test -p lowrank-train --test frozen`, on a machine that has every instruction set of the file.
-//! Each instruction set is named; what this machine lacks is printed, not passed over in silence.
+//! They say that a change left the arithmetic alone: every bit of losses, gradients and trained
+//! values is in a hash. Where a change must alter bits, it is a commit of its own that says why,
+//! and the hashes are frozen anew with `LOWRANK_FREEZE=1 cargo test -p lowrank-train --test
+//! frozen`, on a machine that has every instruction set of the file. Each instruction set is named;
+//! what this machine lacks is printed, not passed over in silence.
 
 mod networks;
 
@@ -54,10 +55,12 @@ fn ids(lengths: &[usize], seed: usize) -> (Vec<u32>, Vec<usize>) {
     ((0..total).map(id).collect(), offsets)
 }
 
-/// The micro-batches of one optimizer step: over 384 tokens in all, and lengths across the tiles' edges.
+/// The micro-batches of one optimizer step: over 384 tokens in all, and lengths across the tiles'
+/// edges.
 const MICRO_BATCHES: [&[usize]; 2] = [&[33, 1, 64, 17], &[96, 80, 2, 94, 31]];
 
-/// Micro-batches of over 384 tokens each, up to which a factor's gradient is one sum that is then added.
+/// Micro-batches of over 384 tokens each, up to which a factor's gradient is one sum that is then
+/// added.
 const LONG_BATCHES: [&[usize]; 2] = [&[120, 97, 128, 3, 90], &[64, 128, 128, 101]];
 
 fn labels(task: Task, ids: &[u32], offsets: &[usize]) -> Vec<i64> {
@@ -70,7 +73,8 @@ fn labels(task: Task, ids: &[u32], offsets: &[usize]) -> Vec<i64> {
     (0..offsets.len() - 1).map(|i| (i % 3) as i64).collect()
 }
 
-/// Two optimizer steps of two micro-batches with dropout: losses, norms, every gradient of the last one, trained values.
+/// Two optimizer steps of two micro-batches with dropout: losses, norms, every gradient of the last
+/// one, trained values.
 fn train(
     network: &Network,
     training: Training,
@@ -124,7 +128,8 @@ fn train(
     bits
 }
 
-/// Greedy, sampled and beam-searched tokens after prompts of several lengths, with the adapter apart and merged.
+/// Greedy, sampled and beam-searched tokens after prompts of several lengths, with the adapter
+/// apart and merged.
 fn generate(network: &Network, device: &Device) -> Bits {
     let mut model = network.model(Training::Lora, device);
     let prompts: Vec<Vec<u32>> = [1, 7, 33].map(|n| ids(&[n], n).0).into();

@@ -1,4 +1,5 @@
-//! The networks that are frozen: one of each attention and block, wider than a panel and across the edges of tiles.
+//! The networks that are frozen: one of each attention and block, wider than a panel and across the
+//! edges of tiles.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! The batch that is chosen for a limit fits into it, planned and counted; the next larger one does not.
+//! The batch that is chosen for a limit fits into it, planned and counted; the next larger one does
+//! not.
 
 use lowrank_train::config::{MemorySettings, TrainConfig};
 use lowrank_train::fit::{BatchShape, Price, TooLittle, largest_batch};

@@ -1,4 +1,5 @@
-//! What frozen layers give may be kept or not, in whole or in part: not one bit of the result depends on it.
+//! What frozen layers give may be kept or not, in whole or in part: not one bit of the result
+//! depends on it.
 
 use lowrank_engine::{DType, Device, Purpose, WeightFormat};
 use lowrank_train::config::{ModulePattern, NumericSettings, Task, TrainConfig};
@@ -98,8 +99,8 @@ fn the_plan_counts_the_kept_states_as_the_run_does() {
             let kept = [&planned, &run.peak].map(|peak| peak.of(Purpose::PrefixCache));
             assert_eq!(kept[0], kept[1], "{golden} with {limit} bytes");
             if task == Task::CausalLm {
-                // The plan takes every token for counted, these rows mask some: their last layer reads a copy of the others, at
-                // most a tensor of all tokens of a batch.
+                // The plan takes every token for counted, these rows mask some: their last layer
+                // reads a copy of the others, at most a tensor of all tokens of a batch.
                 let copy = planned.of(Purpose::Activations) / 8;
                 assert!(
                     planned.total() + copy >= run.peak.total(),

@@ -1,4 +1,5 @@
-//! What must hold for every run: accumulation equals the large batch, and what is written can be used.
+//! What must hold for every run: accumulation equals the large batch, and what is written can be
+//! used.
 
 use crate::planned::planned_peak;
 use crate::tiny::{Place, config, run};
@@ -18,7 +19,8 @@ const SAME: Tolerance = Tolerance {
 #[test]
 fn accumulation_equals_the_large_batch() {
     let dir = tempfile::tempdir().expect("a folder");
-    // 20 rows of 2 to 12 tokens: the last step of each epoch has 4 rows, so micro-batches and steps are of unequal size.
+    // 20 rows of 2 to 12 tokens: the last step of each epoch has 4 rows, so micro-batches and steps
+    // are of unequal size.
     let losses_of = |batch: usize, accumulation: usize| {
         let mut config = config();
         config.optimization.per_device_batch_size = batch;

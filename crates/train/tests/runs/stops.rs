@@ -1,4 +1,5 @@
-//! A run that is told to stop at any event and goes on again ends as the run that never stopped: same values, same log.
+//! A run that is told to stop at any event and goes on again ends as the run that never stopped:
+//! same values, same log.
 
 use lowrank_engine::{DType, Device, Isa, WeightFormat};
 use lowrank_model::Batch;
@@ -36,7 +37,8 @@ fn stop_and_resume(config: &TrainConfig) {
         whole.summary.final_step,
         whole.summary.best_step.expect("an evaluation")
     );
-    // Events come at steps, in the midst of evaluations (three batches each), after them and after checkpoints.
+    // Events come at steps, in the midst of evaluations (three batches each), after them and after
+    // checkpoints.
     for stop_at in 1..=8 {
         let left =
             run(config, &dir.path().join(stop_at.to_string()), stop_at).expect("the run ends");

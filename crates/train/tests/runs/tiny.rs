@@ -135,7 +135,8 @@ pub struct Left {
     pub peak: MemoryReport,
 }
 
-/// Runs to the end; each start is told to stop at its event number `stop_at`, except where that is 0.
+/// Runs to the end; each start is told to stop at its event number `stop_at`, except where that
+/// is 0.
 pub fn run(config: &TrainConfig, dir: &Path, stop_at: usize) -> Result<Left, TrainError> {
     run_at(Place::default(), config, dir, stop_at)
 }
@@ -204,7 +205,8 @@ pub fn run_at(
         let on_event = |event: Event<'_>| {
             // The first event of a later start says that it was resumed.
             events.set(events.get() + usize::from(!matches!(event, Event::Resumed { .. })));
-            // Every other start gets further: one that always stopped in its first evaluation would never move.
+            // Every other start gets further: one that always stopped in its first evaluation would
+            // never move.
             if stop_at > 0 && events.get() == stop_at + 4 * (starts % 2) {
                 stop.store(true, Ordering::Relaxed);
             }

@@ -1,4 +1,5 @@
-//! `lowrank eval` of generated text: texts that are there already, or that a model writes after the prompts of a data set.
+//! `lowrank eval` of generated text: texts that are there already, or that a model writes after the
+//! prompts of a data set.
 
 use std::path::Path;
 use std::time::Instant;
@@ -126,7 +127,8 @@ struct Scorable {
     group: Group,
 }
 
-/// The rows of a data set of text generation, or those of any table of prompts and completions, laid out as in training.
+/// The rows of a data set of text generation, or those of any table of prompts and completions,
+/// laid out as in training.
 fn read_rows(args: &EvalArgs, path: &str) -> RunResult<Vec<Scorable>> {
     let (file, data) = (Path::new(path), &args.data);
     if data.bad_rows == Some(BadRows::Skip) {
@@ -170,7 +172,8 @@ fn one_line(text: &str) -> String {
     text[..end].split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Scores all segments and, where the data set tells them apart, those of seen and of unseen categories.
+/// Scores all segments and, where the data set tells them apart, those of seen and of unseen
+/// categories.
 fn report(args: &EvalArgs, scorer: &Scorer, segments: &[Segment], groups: &[Group]) -> RunResult {
     let mut parts = vec![("all", segments.to_vec())];
     for (name, seen) in [("seen", true), ("unseen", false)] {

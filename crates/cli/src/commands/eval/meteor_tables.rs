@@ -1,5 +1,5 @@
-//! METEOR's tables in a folder: unpacked, or in `meteor-1.5.jar` with `data/paraphrase-en.gz` beside it, as the Python package
-//! pycocoevalcap has them.
+//! METEOR's tables in a folder: unpacked, or in `meteor-1.5.jar` with `data/paraphrase-en.gz`
+//! beside it, as the Python package pycocoevalcap has them.
 
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};

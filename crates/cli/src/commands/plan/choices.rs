@@ -1,4 +1,5 @@
-//! The batches that give the rows of one optimizer step, each priced in memory and work, and the one that a limit allows.
+//! The batches that give the rows of one optimizer step, each priced in memory and work, and the
+//! one that a limit allows.
 
 use lowrank_train::config::ByteSize;
 use lowrank_train::fit::{BatchShape, Price, largest_batch};
@@ -18,8 +19,9 @@ pub struct Choices {
 }
 
 impl Choices {
-    /// Plans each on a dry run of its own, made by `dry`, for steps of so many rows of so many tokens. Without recomputation
-    /// comes first, as it is less work; `asked` leaves one of the two only.
+    /// Plans each on a dry run of its own, made by `dry`, for steps of so many rows of so many
+    /// tokens. Without recomputation comes first, as it is less work; `asked` leaves one of the two
+    /// only.
     pub fn make(
         ByteSize(limit): ByteSize,
         rows: usize,

@@ -1,5 +1,6 @@
-//! Predictions of token classification that can be laid beside the input: one label a word for rows of words, spans of
-//! characters for texts, neighbours merged on request. Rows of ids have one label a token.
+//! Predictions of token classification that can be laid beside the input: one label a word for rows
+//! of words, spans of characters for texts, neighbours merged on request. Rows of ids have one
+//! label a token.
 //! Source: transformers `TokenClassificationPipeline`.
 
 use std::collections::HashMap;
@@ -44,7 +45,8 @@ pub struct TokenRows {
 const TEXTS: [&str; 4] = ["text", "sentence", "content", "document"];
 
 impl TokenRows {
-    /// Reads the rows that the flags name: a file of words, of texts or of ids, or texts themselves.
+    /// Reads the rows that the flags name: a file of words, of texts or of ids, or texts
+    /// themselves.
     pub fn read(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> RunResult<Self> {
         let spec = |data: &RowSettings| {
             let task = loaded.head.task;
@@ -268,7 +270,8 @@ fn add_labels<'l>(
     line.insert("logits".to_owned(), json!(logits));
 }
 
-/// A word or a token: its places, its class and how probable that is; no class where it was cut off.
+/// A word or a token: its places, its class and how probable that is; no class where it was cut
+/// off.
 struct Unit {
     start: usize,
     end: usize,
@@ -380,7 +383,8 @@ fn single<'h>(units: &[Unit], head: &'h Head) -> Vec<Entity<'h>> {
     entities.filter(|entity| entity.label != OUTSIDE).collect()
 }
 
-/// Neighbours of one kind together, a new one wherever a label begins with `B-`; scores are means over the units.
+/// Neighbours of one kind together, a new one wherever a label begins with `B-`; scores are means
+/// over the units.
 fn merged<'h>(units: &[Unit], head: &'h Head) -> Vec<Entity<'h>> {
     let mut entities: Vec<(Entity<'h>, usize)> = Vec::new();
     let mut is_open = false;

@@ -1,5 +1,6 @@
-//! `lowrank profile --generate`: how fast tokens come after prompts, whole and op by op. The rows are the prompts, the most
-//! probable token is taken each time, and nothing ends a sequence, so that the work is the same for any weights.
+//! `lowrank profile --generate`: how fast tokens come after prompts, whole and op by op. The rows
+//! are the prompts, the most probable token is taken each time, and nothing ends a sequence, so
+//! that the work is the same for any weights.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -15,7 +16,8 @@ use crate::output::{self, TextTable, bytes, count};
 use lowrank_run::memory;
 use lowrank_run::{RunError, RunResult};
 
-/// New tokens of the round that is not counted: enough to meet every kernel and grow every buffer once.
+/// New tokens of the round that is not counted: enough to meet every kernel and grow every buffer
+/// once.
 const WARM_UP: usize = 4;
 
 /// What was measured over all rounds. Speeds are medians of them.

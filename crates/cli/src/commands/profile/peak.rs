@@ -6,7 +6,8 @@ use lowrank_engine::call::{Call, Operand, Product};
 use lowrank_engine::host::fill_uniform;
 use lowrank_engine::{Device, PackedMatrix, Tensor};
 
-/// The best of a few square-ish products on this device, in FLOP/s: what a step's share is measured against.
+/// The best of a few square-ish products on this device, in FLOP/s: what a step's share is measured
+/// against.
 pub fn product_flops_per_second(device: &Device) -> f64 {
     const M: usize = 1024;
     const N: usize = 768;

@@ -16,8 +16,8 @@ use crate::args::CommonArgs;
 use crate::output::{self, TextTable, bytes, count, duration, percent};
 use crate::tables::adapter_table;
 
-/// Points to the results of a run that had nothing left to do. They stay as they are: this process has trained nothing, so
-/// that its own figures would say less.
+/// Points to the results of a run that had nothing left to do. They stay as they are: this process
+/// has trained nothing, so that its own figures would say less.
 pub fn show_written(run: &RunDir, common: &CommonArgs) -> RunResult {
     if common.is_json() {
         let value = read_json(&run.join(SUMMARY_FILE))?;

@@ -1,4 +1,5 @@
-//! How a column writes several labels: as vectors of 0 and 1, or as names with a separator. Decided by what most cells hold.
+//! How a column writes several labels: as vectors of 0 and 1, or as names with a separator. Decided
+//! by what most cells hold.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +45,8 @@ impl Digits {
     }
 }
 
-/// A separator that fewer of the cells with any hold is an odd cell's, not the column's: one in ten.
+/// A separator that fewer of the cells with any hold is an odd cell's, not the column's: one in
+/// ten.
 const RARE: usize = 10;
 
 /// What the cells of a column hold.
@@ -113,7 +115,8 @@ impl Several {
         let names = || Self::Names {
             separator: separator(cells, known),
         };
-        // `010` is a vector where others like it are most of the column; `10` and `11` alone are numbers.
+        // `010` is a vector where others like it are most of the column; `10` and `11` alone are
+        // numbers.
         if let Some((width, n)) = modal(&counts.joined)
             && counts.leading_zeros > 0
             && 2 * n > counts.others + counts.vectors() + counts.single
@@ -189,8 +192,9 @@ impl Several {
     }
 }
 
-/// What parts names in the texts of a column: the sign under which most texts are names of known classes; else a bar before
-/// a semicolon before a comma, so that commas stay in names. A sign that is rare among them is an odd cell's.
+/// What parts names in the texts of a column: the sign under which most texts are names of known
+/// classes; else a bar before a semicolon before a comma, so that commas stay in names. A sign that
+/// is rare among them is an odd cell's.
 fn separator(cells: &[(u64, SeveralCell)], known: Option<&LabelMap>) -> Option<char> {
     if let Some(map) = known {
         let is_class = |item: &serde_json::Value| matches!(of_json(item, known), Ok(Seen::Value(v)) if map.class(&v.name).is_some());

@@ -1,10 +1,12 @@
-//! The names that GGUF files give to the ways of dividing text before a byte-level BPE merges it, and the regular expressions that
-//! they stand for: those of each model's own `tokenizer.json`. Which names mean the same: llama.cpp `llama-vocab.cpp`.
+//! The names that GGUF files give to the ways of dividing text before a byte-level BPE merges it,
+//! and the regular expressions that they stand for: those of each model's own `tokenizer.json`.
+//! Which names mean the same: llama.cpp `llama-vocab.cpp`.
 
 /// One way of dividing text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PreTokenizer {
-    /// Patterns, one after the other; what one finds and what is between its finds are divided by the next.
+    /// Patterns, one after the other; what one finds and what is between its finds are divided by
+    /// the next.
     pub(super) patterns: &'static [&'static str],
     /// Whether a piece that is a token is never divided.
     pub(super) ignore_merges: bool,
@@ -20,7 +22,8 @@ const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M
 const DIGIT: &str = r"\p{N}";
 const FINNISH: &str = " ?[^(\\s|.,!?…。，、।۔،)]+";
 const DEEPSEEK3: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-// Of the two that tell capitals apart, llama.cpp takes letters alone, where the models' own patterns take marks on them too.
+// Of the two that tell capitals apart, llama.cpp takes letters alone, where the models' own
+// patterns take marks on them too.
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const SEED: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";

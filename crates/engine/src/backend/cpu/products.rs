@@ -1,4 +1,5 @@
-//! Products: the layouts and the scratch that they need, by the format of the weights and the arithmetic of the call.
+//! Products: the layouts and the scratch that they need, by the format of the weights and the
+//! arithmetic of the call.
 
 use lowrank_kernels::product::{
     self as products, Order, Output, PackedWeights, PanelForm, ProductShape, Side, WeightFormat,
@@ -13,8 +14,9 @@ use crate::call::{Epilogue, LowRankTerm, Operand, Outer, Product, Rows, Transpos
 use crate::param::PackedMatrix;
 use crate::tensor::Tensor;
 
-/// Bytes of a transposed f32 copy that is made once for all rows of a product. A larger one, a vocabulary's, is made in
-/// cache by the tasks that need it, with the same bits: a copy would be as large as the table.
+/// Bytes of a transposed f32 copy that is made once for all rows of a product. A larger one, a
+/// vocabulary's, is made in cache by the tasks that need it, with the same bits: a copy would be as
+/// large as the table.
 const LARGEST_COPY: usize = 48 << 20;
 
 /// The layout of a matrix.

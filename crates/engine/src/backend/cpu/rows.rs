@@ -127,7 +127,8 @@ pub(super) fn embedding_backward(
     d_table: &mut Tensor,
 ) {
     let (cols, d_table) = (d_y.cols(), d_table.host_mut());
-    // Runs of real tokens: a padding token inside a row is rare, one at its end does not exist here.
+    // Runs of real tokens: a padding token inside a row is rare, one at its end does not exist
+    // here.
     let mut start = 0;
     for run in ids.split(|id| Some(*id) == padding_idx) {
         let range = start * cols..(start + run.len()) * cols;

@@ -1,5 +1,6 @@
-//! The fields of config.json, made of a GGUF file's keys and the shapes of its tensors, an architecture each. Names and defaults are
-//! transformers'; what a family does with them is its reader's business.
+//! The fields of config.json, made of a GGUF file's keys and the shapes of its tensors, an
+//! architecture each. Names and defaults are transformers'; what a family does with them is its
+//! reader's business.
 
 use serde_json::{Map, Value, json};
 

@@ -1,6 +1,7 @@
-//! Parts of a fused layer as targets, `c_attn.q`: each is adapted at its own rank, as the LoRA paper adapts GPT-2. PEFT
-//! knows only the whole layer, so that the files speak of a rank of n·r with alpha·n for n parts: the same scaling, and
-//! the same function where B is zero outside its blocks.
+//! Parts of a fused layer as targets, `c_attn.q`: each is adapted at its own rank, as the LoRA
+//! paper adapts GPT-2. PEFT knows only the whole layer, so that the files speak of a rank of n·r
+//! with alpha·n for n parts: the same scaling, and the same function where B is zero outside its
+//! blocks.
 
 use lowrank_engine::ops::blocks::{Blocks, PARTS};
 use lowrank_formats::peft::{LoraConfig, TargetModules};
@@ -28,8 +29,9 @@ pub(super) struct Piece {
 }
 
 impl Parts {
-    /// Takes parts out of a configuration's targets and puts their layer in, with the rank and alpha of PEFT's form.
-    /// Errors: a part that is named with more than its layer, the layer beside its parts, settings that do not go with parts.
+    /// Takes parts out of a configuration's targets and puts their layer in, with the rank and
+    /// alpha of PEFT's form. Errors: a part that is named with more than its layer, the layer
+    /// beside its parts, settings that do not go with parts.
     pub(super) fn take(
         config: &mut LoraConfig,
         family: &Family,

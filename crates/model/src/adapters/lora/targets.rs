@@ -27,7 +27,8 @@ pub(super) enum Origin {
         /// The seed.
         seed: u64,
     },
-    /// An adapter's file: PEFT may list modules there that it does not adapt. The adapter's tensors decide what fits.
+    /// An adapter's file: PEFT may list modules there that it does not adapt. The adapter's tensors
+    /// decide what fits.
     File,
 }
 

@@ -1,5 +1,6 @@
-//! DeBERTa's own fields of config.json, of both versions. Source: transformers `configuration_deberta_v2.py`,
-//! `configuration_deberta.py` and the `getattr` defaults in the models.
+//! DeBERTa's own fields of config.json, of both versions. Source: transformers
+//! `configuration_deberta_v2.py`, `configuration_deberta.py` and the `getattr` defaults in the
+//! models.
 
 use std::sync::Arc;
 

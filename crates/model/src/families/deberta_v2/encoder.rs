@@ -1,5 +1,6 @@
-//! What DeBERTa v1 and v2 share: embeddings, post-norm layers over disentangled attention, pooler and classifier. How a layer
-//! projects its queries, keys, values and positions is each version's own: [`Projections`].
+//! What DeBERTa v1 and v2 share: embeddings, post-norm layers over disentangled attention, pooler
+//! and classifier. How a layer projects its queries, keys, values and positions is each version's
+//! own: [`Projections`].
 
 use std::sync::Arc;
 
@@ -32,7 +33,8 @@ pub(crate) trait Projections: Copy + Send + Sync + 'static {
     /// Queries of the rows `read` (all if absent), keys and values of x [M, D].
     fn content(&self, pass: &mut Pass<'_, '_>, x: Var, read: Option<&[usize]>) -> [Var; 3];
 
-    /// Keys and queries of relative positions from their table [R, D], where the model has these terms.
+    /// Keys and queries of relative positions from their table [R, D], where the model has these
+    /// terms.
     fn positions(&self, pass: &mut Pass<'_, '_>, table: Var) -> [Option<Var>; 2];
 }
 
@@ -106,7 +108,8 @@ impl<P: Projections> Classifier<P> {
 }
 
 impl<P: Projections> Network for Classifier<P> {
-    /// A layer's projections are those of the table of relative positions too, which all sequences read.
+    /// A layer's projections are those of the table of relative positions too, which all sequences
+    /// read.
     fn keeps_rows_apart(&self) -> bool {
         false
     }
@@ -253,8 +256,8 @@ struct Relative {
 }
 
 impl Relative {
-    /// The rows [R, D], normalised. Each layer makes its own: dropout differs, and a layer that is run again has no other
-    /// input than x.
+    /// The rows [R, D], normalised. Each layer makes its own: dropout differs, and a layer that is
+    /// run again has no other input than x.
     fn forward(&self, pass: &mut Pass<'_, '_>, p: f32) -> Var {
         let table = self.table.lookup(pass.modules, &self.ids);
         let mut x = embedding(pass, &[table]);

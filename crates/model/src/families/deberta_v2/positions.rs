@@ -18,7 +18,8 @@ impl RelativeRows {
         }
     }
 
-    /// `buckets` rows for each direction: half of them for a distance each, half on a logarithmic scale up to `reach`.
+    /// `buckets` rows for each direction: half of them for a distance each, half on a logarithmic
+    /// scale up to `reach`.
     pub(crate) fn bucketed(buckets: usize, reach: usize) -> Self {
         RelativeRows {
             span: buckets,
@@ -39,8 +40,8 @@ impl RelativeRows {
         (bucket + self.span as i64).clamp(0, 2 * self.span as i64 - 1) as u32
     }
 
-    /// The rows of the table that sequences of at most `longest` tokens read, and of each distance from `1 - longest` to
-    /// `longest - 1` its place among them.
+    /// The rows of the table that sequences of at most `longest` tokens read, and of each distance
+    /// from `1 - longest` to `longest - 1` its place among them.
     pub(crate) fn of_length(self, longest: usize) -> (Vec<u32>, Vec<u32>) {
         let last = longest as i64 - 1;
         let (low, high) = (self.row(-last), self.row(last));
@@ -89,7 +90,8 @@ mod tests {
         assert_eq!(rows.of_length(1), (vec![4], vec![0]));
     }
 
-    /// Every bucket of distances up to 1023 as PyTorch 2.15 gives them: (buckets, reach, Σ (d + 1) bucket).
+    /// Every bucket of distances up to 1023 as PyTorch 2.15 gives them: (buckets, reach, Σ (d + 1)
+    /// bucket).
     #[test]
     fn every_bucket_is_that_of_pytorch() {
         for (buckets, reach, want) in PYTORCH {

@@ -1,6 +1,6 @@
-//! Layers of decoders with learned positions, GPT-2's, GPT-Neo's and OPT's, and how such a decoder is put together from a
-//! family's names and configuration. It knows no family. M = tokens, D = hidden size. Source: transformers
-//! `modeling_gpt2.py`, `modeling_gpt_neo.py`, `modeling_opt.py`.
+//! Layers of decoders with learned positions, GPT-2's, GPT-Neo's and OPT's, and how such a decoder
+//! is put together from a family's names and configuration. It knows no family. M = tokens, D =
+//! hidden size. Source: transformers `modeling_gpt2.py`, `modeling_gpt_neo.py`, `modeling_opt.py`.
 
 use lowrank_engine::ops::attention::{AttentionForm, AttentionMask};
 use lowrank_engine::ops::columns::select_columns;

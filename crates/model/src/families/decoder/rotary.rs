@@ -1,7 +1,8 @@
-//! Layers of decoders with rotary positions: RMS norms, grouped heads, gated feed-forward; and how such a decoder is put
-//! together from a family's configuration. It knows no family. M = tokens, N = rows that go on, D = hidden size, F =
-//! intermediate size, H, Hkv = heads of queries and of keys, Dh = width of a head. Source: transformers 5.24
-//! `modeling_llama.py`, `modeling_gemma3.py`, `modeling_phi3.py`, `modeling_olmo2.py`, `modeling_granite.py`.
+//! Layers of decoders with rotary positions: RMS norms, grouped heads, gated feed-forward; and how
+//! such a decoder is put together from a family's configuration. It knows no family. M = tokens,
+//! N = rows that go on, D = hidden size, F = intermediate size, H, Hkv = heads of queries and of
+//! keys, Dh = width of a head. Source: transformers 5.24 `modeling_llama.py`, `modeling_gemma3.py`,
+//! `modeling_phi3.py`, `modeling_olmo2.py`, `modeling_granite.py`.
 
 mod frequencies;
 mod read;

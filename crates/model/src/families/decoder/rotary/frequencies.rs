@@ -1,5 +1,7 @@
-//! Frequencies of rotary positions, by `rope_type`. In f32, as transformers computes them. It reads no file.
-//! Source: transformers 5.24 `modeling_rope_utils.py`; Peng et al. 2023, "YaRN"; Ding et al. 2024, "LongRoPE".
+//! Frequencies of rotary positions, by `rope_type`. In f32, as transformers computes them. It reads
+//! no file.
+//! Source: transformers 5.24 `modeling_rope_utils.py`; Peng et al. 2023, "YaRN"; Ding et al. 2024,
+//! "LongRoPE".
 
 use std::f64::consts::PI;
 

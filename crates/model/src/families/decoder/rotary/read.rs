@@ -1,5 +1,6 @@
-//! What config.json says of a decoder with rotary positions, in the old form of rotations (`rope_theta` with `rope_scaling`)
-//! and in the new one (`rope_parameters`). It knows no family: what differs comes as [`Defaults`] and rules.
+//! What config.json says of a decoder with rotary positions, in the old form of rotations
+//! (`rope_theta` with `rope_scaling`) and in the new one (`rope_parameters`). It knows no family:
+//! what differs comes as [`Defaults`] and rules.
 //! Source: transformers 5.24 `configuration_utils.py`, `modeling_rope_utils.py`.
 
 use std::sync::Arc;
@@ -73,7 +74,8 @@ pub(crate) enum WindowRule {
 pub(crate) enum RopeRule {
     /// One for all layers.
     One,
-    /// One for layers that look at a window, with this base where the file does not say, and one for the others.
+    /// One for layers that look at a window, with this base where the file does not say, and one
+    /// for the others.
     ByWindow { local_theta: f64 },
 }
 
@@ -322,7 +324,8 @@ impl RopeFields {
         (self.head_dim as f64 * partial) as usize / 2 * 2
     }
 
-    /// The rotation that an object of fields says; a base and a part that stand outside count where they say none.
+    /// The rotation that an object of fields says; a base and a part that stand outside count where
+    /// they say none.
     fn of_fields(
         self,
         fields: &ConfigReader<'_>,
@@ -374,7 +377,8 @@ impl RopeFields {
                 })
             }
             "longrope" | "su" => {
-                // Longer sequences take other factors, each by its own length; they are not read yet.
+                // Longer sequences take other factors, each by its own length; they are not read
+                // yet.
                 longest = longest.min(original as usize);
                 let given = fields.opt_f64("attention_factor", 0.0..=LARGE);
                 let factor = factor(1e-6);
