@@ -63,15 +63,11 @@ impl LoadedModel {
         let alpha = adapter.lora_alpha;
         let source = |path: &String| AdapterSource::open(path, alpha);
         let mut adapter = adapter.adapter.as_ref().map(source).transpose()?;
-        let adapter_alpha = adapter
-            .as_ref()
-            .and_then(|a| Some(a.config.lora()?.lora_alpha));
+        let adapter_alpha = (adapter.as_ref()).and_then(|a| Some(a.config.lora()?.lora_alpha));
         let mut model = model.clone();
         if model.model.is_none() {
-            let named = adapter
-                .as_ref()
-                .and_then(|a| a.config.base_model().map(str::to_owned));
-            model.model = named.filter(|name| !name.is_empty());
+            let named = adapter.as_ref().and_then(|a| a.config.base_model());
+            model.model = named.filter(|name| !name.is_empty()).map(str::to_owned);
         }
         let mut base = Base::open(&model)?;
         let tables = match &mut adapter {
@@ -89,44 +85,28 @@ impl LoadedModel {
             true => base.with_head_of_adapter(),
             false => base,
         };
-        let noted = adapter
-            .as_ref()
-            .and_then(|a| a.notes.as_ref())
-            .map(|n| n.max_length);
-        let labels_from = match (&data.labels, noted) {
+        let adapter_notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
+        let labels_from = match (&data.labels, adapter_notes) {
             (Some(_), _) => LabelOrigin::Flag,
             (None, Some(_)) => LabelOrigin::Adapter,
             (None, None) => LabelOrigin::Head,
         };
         // What the adapter's notes say is no request: a model of fewer positions has its own limit.
-        let noted = noted.map(|length| length.min(base.config.facts.max_positions));
+        let noted = adapter_notes.map(|n| n.max_length.min(base.config.facts.max_positions));
         let max_length = base.max_length(data.max_length.or(noted))?;
-        let template = adapter
-            .as_ref()
-            .and_then(|a| a.notes.as_ref())
-            .and_then(|n| n.template.clone());
+        let template = adapter_notes.and_then(|n| n.template.clone());
         let (mut loaded, report) = base.load(&head, 0, device)?;
         let mut notes = base.head.notes.clone();
         notes.extend(tables);
         notes.extend(load_notes(&report));
-        let is_adapted = adapter.is_some();
-        if let Some(adapter) = adapter {
-            base.check_adapter(&adapter, device)?;
-            let place = adapter.tensors.path().to_owned();
-            let named = adapter.config.base_model();
-            let attached = loaded
-                .attach_tensors(&adapter.config, adapter.tensors)
-                .map_err(|error| base.misfit(error, named, &place))?;
-            notes.extend(attached.notes.iter().cloned());
-            // The head that was new without the adapter, or had another shape, is the adapter's.
-            notes.retain(|note| !note.starts_with("new,"));
-            for note in &mut notes {
-                if let Some(rest) = note.strip_prefix("started anew,") {
-                    *note = format!("the adapter's,{rest}");
-                }
+        let holders = match adapter {
+            Some(adapter) => {
+                attach(&base, &mut loaded, adapter, &mut notes)?;
+                Holders::CheckpointAndAdapter
             }
-        }
-        refuse_random(&loaded, &report, is_adapted)?;
+            None => Holders::Checkpoint,
+        };
+        refuse_random(&loaded, &report, holders)?;
         Ok(Self {
             base,
             model: loaded,
@@ -168,9 +148,39 @@ impl LoadedModel {
     }
 }
 
+/// Attaches an adapter; `notes` then says no more what it brings.
+fn attach(
+    base: &Base,
+    model: &mut Model,
+    adapter: AdapterSource,
+    notes: &mut Vec<String>,
+) -> RunResult {
+    base.check_adapter(&adapter, model.device())?;
+    let place = adapter.tensors.path().to_owned();
+    let named = adapter.config.base_model();
+    let attached = model
+        .attach_tensors(&adapter.config, adapter.tensors)
+        .map_err(|error| base.misfit(error, named, &place))?;
+    notes.extend(attached.notes.iter().cloned());
+    // The head that was new without the adapter, or had another shape, is the adapter's.
+    notes.retain(|note| !note.starts_with("new,"));
+    for note in notes {
+        if let Some(rest) = note.strip_prefix("started anew,") {
+            *note = format!("the adapter's,{rest}");
+        }
+    }
+    Ok(())
+}
+
+/// What may hold a model's values.
+enum Holders {
+    Checkpoint,
+    CheckpointAndAdapter,
+}
+
 /// Values that neither the checkpoint nor the adapter holds would be random, and so would be every
 /// prediction.
-fn refuse_random(model: &Model, report: &LoadReport, is_adapted: bool) -> RunResult {
+fn refuse_random(model: &Model, report: &LoadReport, holders: Holders) -> RunResult {
     let held = |name: &String| {
         let key = format!("base_model.model.{name}");
         model.trainables().iter().any(|(_, t)| t.name == key)
@@ -183,12 +193,12 @@ fn refuse_random(model: &Model, report: &LoadReport, is_adapted: bool) -> RunRes
         0 => String::new(),
         more => format!(" and {more} more tensors"),
     };
-    let (holder, hint) = match is_adapted {
-        true => (
+    let (holder, hint) = match holders {
+        Holders::CheckpointAndAdapter => (
             "neither the checkpoint nor the adapter holds",
             "train the adapter with these modules in `modules_to_save` (PEFT adds the head for `task_type` SEQ_CLS and TOKEN_CLS)",
         ),
-        false => (
+        Holders::Checkpoint => (
             "the checkpoint does not hold",
             "pass --adapter with an adapter that holds them; `lowrank train` trains one",
         ),

@@ -1,9 +1,10 @@
 //! The pre-flight as plain text, and what in it is worth a warning.
 
-use super::{CheckReport, FileCheck, LabelBalance, Lines, Pairs, classes_seen, unread};
+use super::{CheckReport, FileCheck, LabelBalance, Lines, LossCheck, Pairs, classes_seen, unread};
 use crate::columns::{Columns, LabelColumns};
 use crate::error::name_list;
 use crate::labels::LabelOddity;
+use crate::load::LoadReport;
 
 /// A class this frequent makes accuracy say little.
 const DOMINANT_SHARE: f64 = 0.9;
@@ -31,9 +32,27 @@ impl CheckReport {
 }
 
 fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
-    let load = &file.load;
     text.push_str(&format!("{}\n", file.name));
     let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<12}{value}\n"));
+    render_load(&file.load, &mut line);
+    render_tokens(file, batch_size, &mut line);
+    match &file.loss {
+        None => line("labels", labels(&file.labels)),
+        Some(loss) => line("loss", loss_text(loss, &file.load)),
+    }
+    line(
+        "duplicates",
+        format!(
+            "{}, {} with another label",
+            plural(file.duplicates.count, "row"),
+            file.conflicts.count
+        ),
+    );
+    render_samples(file, text);
+}
+
+/// What was read: the file, its columns, and what was said of it.
+fn render_load(load: &LoadReport, line: &mut impl FnMut(&str, String)) {
     line(
         "file",
         format!(
@@ -50,7 +69,11 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
     if !load.ignored_columns.is_empty() {
         line("not read", some_of(&load.ignored_columns));
     }
-    let lengths = &file.lengths;
+}
+
+/// How long rows are, what is cut off, and what padding would cost.
+fn render_tokens(file: &FileCheck, batch_size: usize, line: &mut impl FnMut(&str, String)) {
+    let (load, lengths) = (&file.load, &file.lengths);
     let (min, median, p95, max) = (lengths.min, lengths.median, lengths.p95, lengths.max);
     line(
         "tokens",
@@ -68,14 +91,12 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
             plural(load.dropped_rows, "row")
         ),
     );
+    let padded = (file.padding.padded_tokens - file.padding.tokens) as usize;
     line(
         "padding",
         format!(
             "none; padding batches of {batch_size} to their longest row would add {} ({:.1} % of the work)",
-            plural(
-                (file.padding.padded_tokens - file.padding.tokens) as usize,
-                "token"
-            ),
+            plural(padded, "token"),
             100.0 * file.padding_share
         ),
     );
@@ -87,28 +108,16 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
             100.0 * file.unknown_share
         ),
     );
-    match &file.loss {
-        None => line("labels", labels(&file.labels)),
-        Some(loss) => line(
-            "loss",
-            format!(
-                "on {} ({:.1} % of all); {} of {} end with the end token",
-                plural(loss.tokens as usize, "token"),
-                100.0 * loss.tokens as f64 / load.tokens.max(1) as f64,
-                loss.rows_with_end,
-                plural(load.rows - load.dropped_rows - load.unlabelled_rows, "row"),
-            ),
-        ),
-    }
-    line(
-        "duplicates",
-        format!(
-            "{}, {} with another label",
-            plural(file.duplicates.count, "row"),
-            file.conflicts.count
-        ),
-    );
-    render_samples(file, text);
+}
+
+fn loss_text(loss: &LossCheck, load: &LoadReport) -> String {
+    format!(
+        "on {} ({:.1} % of all); {} of {} end with the end token",
+        plural(loss.tokens as usize, "token"),
+        100.0 * loss.tokens as f64 / load.tokens.max(1) as f64,
+        loss.rows_with_end,
+        plural(load.rows - load.dropped_rows - load.unlabelled_rows, "row"),
+    )
 }
 
 fn render_samples(file: &FileCheck, text: &mut String) {

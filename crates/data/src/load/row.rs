@@ -61,12 +61,8 @@ pub(super) fn has_label(table: &Table, row: &Row, columns: &LabelColumns) -> boo
 
 impl RowReader<'_> {
     pub(super) fn read(&self, row: &Row) -> Result<Outcome, RowFault> {
-        let label = match self
-            .columns
-            .label
-            .as_ref()
-            .map(|label| self.label(row, label))
-        {
+        let label = self.columns.label.as_ref();
+        let label = match label.map(|label| self.label(row, label)) {
             None => Label::None,
             Some(Ok(label)) => label,
             Some(Err(fault)) => {
@@ -78,31 +74,13 @@ impl RowReader<'_> {
                 };
             }
         };
-        let (column, mut tokens) = match &self.columns.text {
-            TextColumns::Text { text, .. } if self.spec.task == Task::CausalLm => {
-                (text, self.causal(row, text)?)
-            }
-            TextColumns::Completion { prompt, completion } => {
-                (&prompt.prompt, self.completed(row, prompt, completion)?)
-            }
-            TextColumns::Text { text, pair } => (text, self.text(row, text, pair.as_deref())?),
-            TextColumns::Words { words } => match self.words(row, words, &label) {
-                Ok(tokens) => (words, tokens),
-                Err(kind @ RowFaultKind::NoTokens(_)) => {
-                    return Ok(Outcome::NoWords(fault(row, words, kind)));
-                }
-                Err(kind) => return Err(fault(row, words, kind)),
-            },
-            TextColumns::Ids {
-                input_ids,
-                token_type_ids,
-                attention_mask,
-            } => {
-                let types = token_type_ids.as_deref();
-                (
-                    input_ids,
-                    self.ids(row, input_ids, types, attention_mask.as_deref(), &label)?,
-                )
+        let (column, mut tokens) = match self.tokens(row, &label) {
+            Ok(found) => found,
+            Err(fault) => {
+                return match &fault.kind {
+                    RowFaultKind::NoTokens("words") => Ok(Outcome::NoWords(fault)),
+                    _ => Err(fault),
+                };
             }
         };
         self.check_ids(&tokens.encoded)
@@ -134,6 +112,31 @@ impl RowReader<'_> {
             line: row.line,
             truncated_tokens: u32::try_from(tokens.encoded.truncated_tokens).unwrap_or(u32::MAX),
         }))
+    }
+
+    /// The tokens of a row, and the column that they are of.
+    fn tokens(&self, row: &Row, label: &Label) -> Result<(&str, Tokens), RowFault> {
+        Ok(match &self.columns.text {
+            TextColumns::Text { text, .. } if self.spec.task == Task::CausalLm => {
+                (text, self.causal(row, text)?)
+            }
+            TextColumns::Completion { prompt, completion } => {
+                (&prompt.prompt, self.completed(row, prompt, completion)?)
+            }
+            TextColumns::Text { text, pair } => (text, self.text(row, text, pair.as_deref())?),
+            TextColumns::Words { words } => {
+                let tokens = self.words(row, words, label);
+                (words, tokens.map_err(|kind| fault(row, words, kind))?)
+            }
+            TextColumns::Ids {
+                input_ids,
+                token_type_ids,
+                attention_mask,
+            } => {
+                let (types, mask) = (token_type_ids.as_deref(), attention_mask.as_deref());
+                (input_ids, self.ids(row, input_ids, types, mask, label)?)
+            }
+        })
     }
 
     /// The length at which the tokenizer is to cut.

@@ -93,6 +93,25 @@ pub(crate) fn present(
     Ok(listing.finish(entries))
 }
 
+/// What bitsandbytes says of one four-bit tensor.
+struct QuantState {
+    /// Values a block, each of which has a largest one.
+    block: usize,
+    shape: Vec<usize>,
+    /// Values in all.
+    count: usize,
+    /// What the values were stored as before.
+    dtype: DType,
+    json: Value,
+    /// The part that says it.
+    place: String,
+}
+
+/// A number of JSON as a size.
+fn size(value: Option<&Value>) -> Option<usize> {
+    usize::try_from(value?.as_u64()?).ok()
+}
+
 fn part_of(entry: &Entry) -> Option<(String, Part)> {
     let Values::Plain(Plain {
         offset,
@@ -226,37 +245,50 @@ impl Listing<'_> {
     }
 
     fn four_bits(&mut self, name: &str, end: &str, format: &'static str) -> Result<()> {
-        const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-        let state = self.need(name, end, &[DType::U8])?;
-        let place = format!("{name}{end}");
-        if state.count() > 1 << 16 {
-            return Err(self.fault(
-                &place,
-                format!("has {} bytes, expected a small JSON object", state.count()),
-            ));
+        let state_part = self.need(name, end, &[DType::U8])?;
+        let state = self.quant_state(format!("{name}{end}"), &state_part)?;
+        let count = state.count;
+        let codes = self.need(name, "", &[DType::U8])?;
+        self.of_count(name, &codes, count.div_ceil(2))?;
+        let map_part = self.need(name, ".quant_map", &[DType::F32])?;
+        self.of_count(&format!("{name}.quant_map"), &map_part, 16)?;
+        let mut map = [0.0; 16];
+        map.copy_from_slice(&map_part.floats(self.files, 0, 16)?);
+        let mut settings = vec![state_part, map_part];
+        let values = FourBits {
+            format,
+            codes,
+            map,
+            block: state.block,
+            maxima: self.maxima(name, &state, &mut settings)?,
+            dtype: state.dtype,
+            settings,
+        };
+        self.add(name.to_owned(), &state.shape, values);
+        Ok(())
+    }
+
+    /// What bitsandbytes keeps of four-bit values as JSON in a tensor of bytes.
+    fn quant_state(&self, place: String, part: &Part) -> Result<QuantState> {
+        if part.count() > 1 << 16 {
+            let message = format!("has {} bytes, expected a small JSON object", part.count());
+            return Err(self.fault(&place, message));
         }
-        let bytes = state.bytes(self.files, 0, state.count())?;
+        let bytes = part.bytes(self.files, 0, part.count())?;
         let Ok(json) = serde_json::from_slice::<Value>(&bytes) else {
             return Err(self.fault(&place, "is no JSON object".into()));
         };
-        let number = |key: &str| {
-            json.get(key)
-                .and_then(Value::as_u64)
-                .and_then(|n| usize::try_from(n).ok())
-        };
         let wrong = |key: &str| self.fault(&place, format!("has no usable `{key}`"));
-        let block = number("blocksize")
+        let block = size(json.get("blocksize"))
             .filter(|n| n.is_power_of_two())
             .ok_or_else(|| wrong("blocksize"))?;
-        let shape: Option<Vec<usize>> =
-            json.get("shape")
-                .and_then(Value::as_array)
-                .and_then(|list| {
-                    list.iter()
-                        .map(|n| usize::try_from(n.as_u64()?).ok())
-                        .collect()
-                });
-        let shape = shape
+        let sizes = json.get("shape").and_then(Value::as_array);
+        let shape = sizes
+            .and_then(|list| {
+                list.iter()
+                    .map(|n| size(Some(n)))
+                    .collect::<Option<Vec<_>>>()
+            })
             .filter(|shape| !shape.is_empty())
             .ok_or_else(|| wrong("shape"))?;
         let dtype = match json.get("dtype").and_then(Value::as_str) {
@@ -265,81 +297,62 @@ impl Listing<'_> {
             Some("bfloat16") => DType::BF16,
             _ => return Err(wrong("dtype")),
         };
-        let Some(count) = shape
-            .iter()
-            .try_fold(1usize, |n, &d| n.checked_mul(d))
-            .filter(|n| *n > 0)
-        else {
-            return Err(wrong("shape"));
-        };
-        let codes = self.need(name, "", &[DType::U8])?;
-        self.of_count(name, &codes, count.div_ceil(2))?;
-        let map_part = self.need(name, ".quant_map", &[DType::F32])?;
-        self.of_count(&format!("{name}.quant_map"), &map_part, 16)?;
-        let mut map = [0.0; 16];
-        map.copy_from_slice(&map_part.floats(self.files, 0, 16)?);
-        let mut settings = vec![state, map_part];
-        let (blocks, place) = (count.div_ceil(block), format!("{name}.absmax"));
-        let nested = json
-            .get("nested_blocksize")
-            .is_some_and(|value| !value.is_null());
-        let maxima = if nested {
-            let codes = self.need(name, ".absmax", &[DType::U8])?;
-            self.of_count(&place, &codes, blocks)?;
-            let state = || {
-                self.fault(
-                    &format!("{name}{end}"),
-                    "has no usable `nested_blocksize` and `nested_offset`".into(),
-                )
-            };
-            let block = number("nested_blocksize")
-                .filter(|n| *n > 0)
-                .ok_or_else(state)?;
-            let offset = json
-                .get("nested_offset")
-                .and_then(Value::as_f64)
-                .ok_or_else(state)?;
-            let maxima = self.need(name, ".nested_absmax", &FLOATS)?;
-            self.of_count(
-                &format!("{name}.nested_absmax"),
-                &maxima,
-                blocks.div_ceil(block),
-            )?;
-            let map = self.need(name, ".nested_quant_map", &[DType::F32])?;
-            self.of_count(&format!("{name}.nested_quant_map"), &map, 256)?;
-            let values = map.floats(self.files, 0, 256)?;
-            settings.push(map);
-            Maxima::Nested {
-                codes,
-                maxima,
-                map: values,
-                block,
-                offset: offset as f32,
-            }
-        } else {
+        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let count = count.filter(|n| *n > 0).ok_or_else(|| wrong("shape"))?;
+        Ok(QuantState {
+            block,
+            shape,
+            count,
+            dtype,
+            json,
+            place,
+        })
+    }
+
+    /// The largest value of each block, which may be quantised itself. `settings` takes the parts
+    /// that only say how.
+    fn maxima(
+        &mut self,
+        name: &str,
+        state: &QuantState,
+        settings: &mut Vec<Part>,
+    ) -> Result<Maxima> {
+        const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+        let (blocks, place) = (state.count.div_ceil(state.block), format!("{name}.absmax"));
+        let nested = state.json.get("nested_blocksize");
+        let Some(nested) = nested.filter(|value| !value.is_null()) else {
             let part = self.need(name, ".absmax", &FLOATS)?;
             self.of_count(&place, &part, blocks)?;
-            Maxima::Plain(part)
+            return Ok(Maxima::Plain(part));
         };
-        let values = FourBits {
-            format,
+        let codes = self.need(name, ".absmax", &[DType::U8])?;
+        self.of_count(&place, &codes, blocks)?;
+        let offset = state.json.get("nested_offset").and_then(Value::as_f64);
+        let block = size(Some(nested)).filter(|n| *n > 0);
+        let Some((block, offset)) = block.zip(offset) else {
+            let message = "has no usable `nested_blocksize` and `nested_offset`";
+            return Err(self.fault(&state.place, message.into()));
+        };
+        let maxima = self.need(name, ".nested_absmax", &FLOATS)?;
+        let place = format!("{name}.nested_absmax");
+        self.of_count(&place, &maxima, blocks.div_ceil(block))?;
+        let map_part = self.need(name, ".nested_quant_map", &[DType::F32])?;
+        self.of_count(&format!("{name}.nested_quant_map"), &map_part, 256)?;
+        let map = map_part.floats(self.files, 0, 256)?;
+        settings.push(map_part);
+        Ok(Maxima::Nested {
             codes,
+            maxima,
             map,
             block,
-            maxima,
-            dtype,
-            settings,
-        };
-        self.add(name.to_owned(), &shape, values);
-        Ok(())
+            offset: offset as f32,
+        })
     }
 
     fn fp8(&mut self, block: Option<&Value>) -> Result<()> {
-        let size = |i: usize| {
-            let size = block?.as_array()?.get(i)?.as_u64()?;
-            usize::try_from(size).ok().filter(|n| *n > 0)
-        };
-        let block = [size(0).unwrap_or(128), size(1).unwrap_or(128)];
+        let sizes = block.and_then(Value::as_array);
+        let given = |i: usize| size(sizes?.get(i)).filter(|n| *n > 0);
+        let block = [given(0).unwrap_or(128), given(1).unwrap_or(128)];
         for end in ["_scale_inv", "_scale"] {
             for name in self.modules(end) {
                 self.scaled(&name, end, block)?;
