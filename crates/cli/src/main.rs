@@ -19,7 +19,6 @@ mod settings;
 mod sink;
 mod source;
 mod tables;
-mod targets;
 mod unused;
 
 use std::process::ExitCode;

@@ -133,6 +133,14 @@ pub fn print_json(value: &impl serde::Serialize) {
     }
 }
 
+/// Names in a cell.
+pub fn names(names: &[String]) -> String {
+    match names.is_empty() {
+        true => "nothing".to_owned(),
+        false => names.join(", "),
+    }
+}
+
 /// A command line that a POSIX shell reads back as these words.
 pub fn shell_line(words: impl IntoIterator<Item = String>) -> String {
     let quoted = words.into_iter().map(|word| {

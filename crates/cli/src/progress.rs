@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lowrank_train::metrics::Metric;
 use lowrank_train::trainer::Event;
 
+use crate::args::CommonArgs;
 use crate::output::{self, bytes, count, duration, metric};
 use crate::printable::{cut, message};
 use lowrank_run::memory::resident_bytes;
@@ -28,8 +29,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A reporter that shows `metric` after evaluations.
-    pub fn new(quiet: bool, metric: Metric) -> Self {
+    /// A reporter that shows `metric` after evaluations; of nothing where the flags ask for quiet.
+    pub fn new(common: &CommonArgs, metric: Metric) -> Self {
+        let quiet = common.is_quiet();
         let live = !quiet && std::io::stderr().is_terminal();
         let bar = live.then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());

@@ -18,12 +18,6 @@ pub fn device(common: &CommonArgs, numerics: NumericChoices) -> RunResult<Device
     lowrank_run::device::device(isa, numerics.on(isa)?, common.threads)
 }
 
-/// The device that counts what [`device`] would use.
-pub fn dry_device(common: &CommonArgs, numerics: NumericChoices) -> RunResult<Device> {
-    let (isa, threads) = (instruction_set()?, common.threads.unwrap_or(0));
-    Ok(Device::dry_cpu(numerics.on(isa)?, isa, threads))
-}
-
 /// The instruction set to compute with.
 pub fn instruction_set() -> RunResult<Isa> {
     match std::env::var("LOWRANK_ISA") {

@@ -2,9 +2,13 @@
 //! adapters, train them, save them as PEFT files, merge them. This crate only gathers the parts;
 //! the program `lowrank` is built on the same ones.
 //!
+//! What the commands do is in [`run`]: [`run::train`], [`run::predict`], [`run::loaded`] (`eval`),
+//! [`run::scoring`], [`run::writer`] (`generate`), [`run::merge`], [`run::convert`],
+//! [`run::model_plan`] and [`run::profile`].
+//!
 //! # A whole run
 //!
-//! What the command line does: settings by name, as its flags and files have them, become one
+//! As the command line does it: settings by name, as its flags and files have them, become one
 //! specification; it is planned, trained a step at a time, evaluated and saved. What is left out
 //! has the program's defaults.
 //!
@@ -13,6 +17,7 @@
 //!
 //! use lowrank::run::folder::Existing;
 //! use lowrank::run::loaded::LoadedModel;
+//! use lowrank::run::predict::{Predictor, Source};
 //! use lowrank::run::settings::{AdapterSettings, ModelSettings, RowSettings};
 //! use lowrank::run::spec::{Host, Request, RunSpec};
 //! use lowrank::run::train::{Advance, Prepared};
@@ -56,6 +61,13 @@
 //! let (model, rows) = (ModelSettings::default(), RowSettings::default());
 //! let loaded = LoadedModel::open(&model, &adapter, &rows, device)?;
 //! assert_eq!(loaded.head.labels, ["no", "yes"]);
+//! let predictor = Predictor::new(&loaded, None)?;
+//! let rows = path("rows.jsonl");
+//! let rows = predictor.read(&Source::File(&rows), &RowSettings::default(), 4)?;
+//! predictor.predict(&rows, &mut |line| {
+//!     println!("{line}");
+//!     Ok(())
+//! })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

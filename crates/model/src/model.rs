@@ -21,6 +21,7 @@ use crate::pass::Batch;
 use crate::trained::{AdapterReport, TrainMode};
 pub use config::ModelConfig;
 pub use passes::PassOptions;
+pub use prefix::Passes;
 pub use token_tables::TokenTables;
 
 /// A model on a device.

@@ -3,7 +3,7 @@
 
 use lowrank_engine::{Arithmetic, DType, Device, Gradients, Isa, Numerics, WeightFormat};
 use lowrank_formats::peft::{AdapterConfig, LoraConfig};
-use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Targets, Task};
+use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Recompute, Targets, Task};
 use lowrank_testkit::{Golden, Labels};
 use lowrank_testkit::{Tolerance, check_close, check_norm};
 
@@ -177,7 +177,7 @@ fn check_case(golden: &Golden, device: &Device, recompute: bool) {
     let pass = PassOptions {
         dropout: None,
         grad_scale: 1.0 / count as f32,
-        recompute,
+        recompute: recompute.into(),
         ..PassOptions::default()
     };
     model
@@ -250,7 +250,7 @@ fn run_pass(golden: &Golden, device: &Device, recompute: bool) -> Pass {
     let mut gradients = Gradients::zeros(device, model.trainables());
     let pass = PassOptions {
         grad_scale: 1.0 / targets.count() as f32,
-        recompute,
+        recompute: recompute.into(),
         ..PassOptions::default()
     };
     let (loss, _) = model
@@ -448,7 +448,7 @@ fn the_plan_counts_what_the_processor_counts() {
             let options = PassOptions {
                 dropout: None,
                 grad_scale: 1.0,
-                recompute: false,
+                recompute: Recompute::Off,
                 ..PassOptions::default()
             };
             model
@@ -518,7 +518,7 @@ fn a_masked_label_changes_nothing() {
             dropout: None,
             grad_scale: 1.0,
             label_smoothing: 0.0,
-            recompute: false,
+            recompute: Recompute::Off,
         };
         let targets = Targets::Class(classes);
         let loss = model.forward_backward(&rows.batch(), targets, &options, &mut gradients);

@@ -8,13 +8,16 @@ use lowrank_data::{
 use lowrank_engine::Device;
 use lowrank_model::{LoadReport, Model};
 use lowrank_train::config::{LARGEST_BATCH, Task};
+use lowrank_train::evaluate::{PassSettings, evaluate};
+use lowrank_train::metrics::Evaluation;
 use serde_json::json;
 
 use crate::adapter::AdapterSource;
 use crate::base::{Base, Head, load_notes};
 use crate::error::{RunError, RunResult};
+use crate::fits::check_pass;
 use crate::head::existing_head;
-use crate::rows::{load_spec, unlabelled};
+use crate::rows::{KnownLabels, load_rows, load_spec, unlabelled};
 use crate::settings::{AdapterSettings, ModelSettings, RowSettings};
 
 /// Rows a batch unless told otherwise.
@@ -117,6 +120,42 @@ impl LoadedModel {
             adapter_alpha,
             notes,
         })
+    }
+
+    /// Reads labelled rows.
+    ///
+    /// # Errors
+    /// A row cannot be used, or a batch of `batch_size` cannot be held.
+    pub fn labelled_rows(
+        &self,
+        path: &str,
+        data: &RowSettings,
+        batch_size: usize,
+    ) -> RunResult<Loaded> {
+        let (base, head, device) = (&self.base, &self.head, self.model.device());
+        let known = KnownLabels {
+            names: head.labels.clone(),
+            origin: self.labels_from,
+        };
+        let spec = load_spec(base, data, head.task, Some(&known), self.max_length)?;
+        let rows = load_rows(path, &spec, base, device)?;
+        check_pass(base, head, &rows.examples, batch_size, device)?;
+        Ok(rows)
+    }
+
+    /// Measures the model on labelled rows.
+    ///
+    /// # Errors
+    /// A row does not fit the model.
+    pub fn evaluate(&self, rows: &Loaded, batch_size: usize) -> RunResult<Evaluation> {
+        let pass = PassSettings {
+            labels: &self.head.labels,
+            batch_size,
+            stop: None,
+            progress: &|_, _| {},
+        };
+        let evaluation = evaluate(&self.model, &rows.examples, &pass)?;
+        evaluation.ok_or_else(|| RunError::interrupted("stopped"))
     }
 
     /// Rows of texts that are not in a file; for token classification, words are parted by blanks.

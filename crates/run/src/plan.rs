@@ -3,6 +3,7 @@
 
 use lowrank_data::{Cursor, Loaded, batches};
 use lowrank_engine::{Device, MemoryReport, Purpose};
+use lowrank_model::{Passes, Recompute};
 use lowrank_train::config::{ByteSize, PrefixCacheLimit, TrainConfig};
 use lowrank_train::fit::{BatchShape, Price, TooLittle, first_that, largest_batch};
 use lowrank_train::plan::{DryRun, Needs, heaviest};
@@ -172,7 +173,7 @@ fn dry_plan(run: &RunSpec, config: &TrainConfig, prefix_cache_bytes: u64) -> Run
         validation: run.validation.as_ref().map(of).unwrap_or_default(),
     };
     dry.keep_prefixes(config, &lengths, prefix_cache_bytes);
-    let recompute = config.optimization.gradient_checkpointing;
+    let recompute = config.optimization.gradient_checkpointing.into();
     let [first, later] = train_batches(config, &lengths.train);
     let needs = dry.train_rows(&first, &lengths.train, recompute)?;
     let mut peak = needs.peak;
@@ -205,8 +206,8 @@ fn dry_plan(run: &RunSpec, config: &TrainConfig, prefix_cache_bytes: u64) -> Run
         flops_per_token: later.flops_per_token(),
     });
     let (frozen, still) = (
-        dry.model().frozen_prefix(false).layers,
-        dry.model().frozen_prefix(true).layers,
+        dry.model().frozen_prefix(Passes::Inference).layers,
+        dry.model().frozen_prefix(Passes::Training).layers,
     );
     Ok(RunPlan {
         peak,
@@ -263,7 +264,11 @@ fn in_order(lengths: &[usize], size: usize) -> Vec<Vec<u32>> {
 
 /// The configuration with the largest batch that fits, with as many of them a step as give the rows
 /// that were asked for; then with the largest evaluation batch.
-fn choose_batch(run: &RunSpec, limit: Limit, recompute: Option<bool>) -> RunResult<TrainConfig> {
+fn choose_batch(
+    run: &RunSpec,
+    limit: Limit,
+    recompute: Option<Recompute>,
+) -> RunResult<TrainConfig> {
     let with = |shape: BatchShape, eval_size: usize| {
         let mut config = run.config.clone();
         shape.apply(&mut config);
@@ -310,10 +315,12 @@ pub fn refuse_too_much(plan: &RunPlan, run: &RunSpec) -> RunResult {
 }
 
 /// The refusal of a limit.
-pub fn too_little(error: TooLittle, recompute: Option<bool>) -> RunError {
+pub fn too_little(error: TooLittle, recompute: Option<Recompute>) -> RunError {
     let hint = match recompute {
-        Some(false) => "raise --max-memory, lower --max-length, or allow --gradient-checkpointing",
-        None | Some(true) => "raise --max-memory, or lower --max-length",
+        Some(Recompute::Off) => {
+            "raise --max-memory, lower --max-length, or allow --gradient-checkpointing"
+        }
+        None | Some(Recompute::Layers) => "raise --max-memory, or lower --max-length",
     };
     RunError::usage(format!(
         "not even one row at a time fits into `max_memory`, {}: the least is {} ({} bytes)",

@@ -3,7 +3,7 @@
 
 use lowrank_data::{LabelMap, Loaded};
 use lowrank_engine::{Device, Isa};
-use lowrank_model::TokenTables;
+use lowrank_model::{Recompute, TokenTables};
 use lowrank_train::config::{
     EvaluationSettings, IntervalStrategy, LoraSettings, Method, NumericSettings,
     OptimizationSettings, Task, TrainConfig,
@@ -163,7 +163,7 @@ pub struct RunSpec {
     /// Why this is the task.
     pub choice: TaskChoice,
     /// Whether activations are to be recomputed, where that is said.
-    pub recompute: Option<bool>,
+    pub recompute: Option<Recompute>,
 }
 
 impl RunSpec {
@@ -234,7 +234,7 @@ impl RunSpec {
             validation,
             test,
             choice,
-            recompute: asked.gradient_checkpointing,
+            recompute: asked.gradient_checkpointing.map(Recompute::from),
         })
     }
 

@@ -163,32 +163,26 @@ impl Builder {
                 let size = 1;
                 self.add(Node { line, kind, size }, anchor)
             }
-            Event::SequenceStart(anchor, tag) => {
-                let items = Items::List(Vec::new(), Vec::new());
-                self.begin(items, anchor, tag.is_some(), line)
+            Event::SequenceStart(_, Some(_)) | Event::MappingStart(_, Some(_)) => {
+                Err(fault(line, "tags are not supported in settings"))
             }
-            Event::MappingStart(anchor, tag) => {
+            Event::SequenceStart(anchor, None) => {
+                let items = Items::List(Vec::new(), Vec::new());
+                self.begin(items, anchor, line)
+            }
+            Event::MappingStart(anchor, None) => {
                 let items = Items::Map {
                     entries: Vec::new(),
                     names: HashSet::new(),
                     key: None,
                 };
-                self.begin(items, anchor, tag.is_some(), line)
+                self.begin(items, anchor, line)
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(line),
         }
     }
 
-    fn begin(
-        &mut self,
-        items: Items,
-        anchor: usize,
-        has_tag: bool,
-        line: usize,
-    ) -> Result<(), YamlError> {
-        if has_tag {
-            return Err(fault(line, "tags are not supported in settings"));
-        }
+    fn begin(&mut self, items: Items, anchor: usize, line: usize) -> Result<(), YamlError> {
         if self.open.len() == DEEPEST {
             return Err(fault(
                 line,

@@ -2,6 +2,8 @@
 //! asked for: as the batch shrinks, the step takes more of them, and its loss is that of all its
 //! rows.
 
+use lowrank_model::Recompute;
+
 use crate::config::TrainConfig;
 
 /// One way to take the rows of a step.
@@ -12,19 +14,19 @@ pub struct BatchShape {
     /// Batches a step.
     pub accumulation: usize,
     /// Whether activations are recomputed in the backward pass.
-    pub recompute: bool,
+    pub recompute: Recompute,
 }
 
 impl BatchShape {
     /// Every way to take exactly `rows` rows a step: without recomputation, then with; large
     /// batches before small ones. `recompute` leaves one of the two only.
-    pub fn all(rows: usize, recompute: Option<bool>) -> Vec<BatchShape> {
+    pub fn all(rows: usize, recompute: Option<Recompute>) -> Vec<BatchShape> {
         // Divisors come in pairs, of which one is at most the root.
         let small = (1..=rows.isqrt()).filter(|&size| rows.is_multiple_of(size));
         let mut sizes: Vec<usize> = small.flat_map(|size| [size, rows / size]).collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         sizes.dedup();
-        let ways = [false, true].into_iter();
+        let ways = [Recompute::Off, Recompute::Layers].into_iter();
         let ways = ways.filter(|way| recompute.is_none_or(|asked| asked == *way));
         let shapes = ways.flat_map(|recompute| {
             sizes.iter().map(move |&batch_size| BatchShape {
@@ -41,7 +43,7 @@ impl BatchShape {
         let o = &mut config.optimization;
         o.per_device_batch_size = self.batch_size;
         o.gradient_accumulation_steps = self.accumulation;
-        o.gradient_checkpointing = self.recompute;
+        o.gradient_checkpointing = self.recompute == Recompute::Layers;
     }
 }
 
@@ -152,7 +154,7 @@ mod tests {
         BatchShape {
             batch_size,
             accumulation,
-            recompute,
+            recompute: recompute.into(),
         }
     }
 
@@ -166,8 +168,18 @@ mod tests {
         // much work again; 100 bytes are needed anyway.
         let price = |s: BatchShape| {
             Ok::<_, ()>(Price {
-                bytes: 100 + s.batch_size as u64 * if s.recompute { 4 } else { 10 },
-                flops_per_token: if s.recompute { 1.5 } else { 1.0 },
+                bytes: 100
+                    + s.batch_size as u64
+                        * if s.recompute == Recompute::Layers {
+                            4
+                        } else {
+                            10
+                        },
+                flops_per_token: if s.recompute == Recompute::Layers {
+                    1.5
+                } else {
+                    1.0
+                },
                 tokens_per_batch: 20.0 * s.batch_size as f64,
             })
         };
@@ -196,8 +208,8 @@ mod tests {
             "not even one row at a time fits into 103 bytes: the least is 104 bytes"
         );
         // What was asked for is kept to.
-        let only = |recompute, limit| {
-            largest_batch(&BatchShape::all(12, Some(recompute)), limit, price).unwrap()
+        let only = |recompute: bool, limit| {
+            largest_batch(&BatchShape::all(12, Some(recompute.into())), limit, price).unwrap()
         };
         assert_eq!(only(true, 1000), Ok(shape(12, 1, true)));
         assert_eq!(
@@ -217,10 +229,10 @@ mod tests {
     fn the_ways_of_very_many_rows_are_found_at_once() {
         for rows in [1, 2, 36, 97] {
             let all = (1..=rows).rev().filter(|&size| rows % size == 0);
-            let found = BatchShape::all(rows, Some(false));
+            let found = BatchShape::all(rows, Some(Recompute::Off));
             assert!(found.iter().map(|s| s.batch_size).eq(all), "{rows}");
         }
-        assert_eq!(BatchShape::all(1 << 40, Some(true)).len(), 41);
+        assert_eq!(BatchShape::all(1 << 40, Some(Recompute::Layers)).len(), 41);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::cmp::Reverse;
 
 use lowrank_data::{Example, Label};
 use lowrank_engine::{MemoryReport, StepKey};
-use lowrank_model::{Batch, IGNORE_INDEX, Model, ModelError, PassOptions, Targets};
+use lowrank_model::{
+    Batch, IGNORE_INDEX, Model, ModelError, PassOptions, Passes, Recompute, Targets,
+};
 
 use crate::config::{OptimizationSettings, Task, TrainConfig};
 use crate::evaluate::{model_batch, model_targets, pack_range};
@@ -69,9 +71,9 @@ impl DryRun {
     pub fn train_kept(
         &mut self,
         lengths: &[usize],
-        recompute: bool,
+        recompute: Recompute,
     ) -> Result<Option<Needs>, ModelError> {
-        let prefix = self.model.frozen_prefix(true);
+        let prefix = self.model.frozen_prefix(Passes::Training);
         let Some(mut cache) =
             PrefixCache::new(&self.model, prefix, lengths.iter().copied(), u64::MAX)
         else {
@@ -107,7 +109,7 @@ impl DryRun {
     pub fn train(
         &mut self,
         batches: impl IntoIterator<Item = Vec<usize>>,
-        recompute: bool,
+        recompute: Recompute,
     ) -> Result<Needs, ModelError> {
         let batches = batches.into_iter().map(|lengths| (lengths, Vec::new()));
         self.train_batches(batches, recompute)
@@ -122,7 +124,7 @@ impl DryRun {
         &mut self,
         batches: &[Vec<u32>],
         lengths: &[usize],
-        recompute: bool,
+        recompute: Recompute,
     ) -> Result<Needs, ModelError> {
         self.train_batches(with_lengths(batches, lengths), recompute)
     }
@@ -130,7 +132,7 @@ impl DryRun {
     fn train_batches(
         &mut self,
         batches: impl Iterator<Item = (Vec<usize>, Vec<usize>)>,
-        recompute: bool,
+        recompute: Recompute,
     ) -> Result<Needs, ModelError> {
         let options = PassOptions {
             dropout: Some(StepKey {

@@ -3,7 +3,7 @@
 //! pass, so that nothing changes but the time.
 
 use lowrank_engine::{Purpose, Tensor};
-use lowrank_model::{Batch, Entry, Model, ModelError, Prefix};
+use lowrank_model::{Batch, Entry, Model, ModelError, Passes, Prefix};
 
 use crate::config::TrainConfig;
 
@@ -36,19 +36,23 @@ impl PrefixCaches {
         limit_bytes: u64,
     ) -> Self {
         let mut left = limit_bytes;
-        let mut place = |lengths: &[usize], uses: u64, with_dropout: bool| {
+        let mut place = |lengths: &[usize], uses: u64, passes: Passes| {
             if uses < 2 || left == 0 {
                 return None;
             }
-            let prefix = model.frozen_prefix(with_dropout);
+            let prefix = model.frozen_prefix(passes);
             let cache = PrefixCache::new(model, prefix, lengths.iter().copied(), left)?;
             left -= cache.bytes();
             Some(cache)
         };
         let rows = lengths.train.len();
         Self {
-            train: place(&lengths.train, config.passes(rows), true),
-            validation: place(&lengths.validation, config.evaluations(rows), false),
+            train: place(&lengths.train, config.passes(rows), Passes::Training),
+            validation: place(
+                &lengths.validation,
+                config.evaluations(rows),
+                Passes::Inference,
+            ),
         }
     }
 

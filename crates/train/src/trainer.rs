@@ -438,7 +438,7 @@ impl Trainer {
                 }),
                 grad_scale: 1.0 / targets.max(1) as f32,
                 label_smoothing: optimization.label_smoothing_factor as f32,
-                recompute: optimization.gradient_checkpointing,
+                recompute: optimization.gradient_checkpointing.into(),
             };
             let model_batch = model_batch(batch);
             let kept = prefixes.as_mut();

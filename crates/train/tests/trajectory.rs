@@ -115,7 +115,7 @@ fn check_trajectory(name: &str, threads: usize, recompute: bool) {
             let pass = PassOptions {
                 dropout: None,
                 grad_scale: 1.0 / targets as f32,
-                recompute,
+                recompute: recompute.into(),
                 ..PassOptions::default()
             };
             let targets = Targets::Class(&b.labels);

@@ -8,8 +8,6 @@ use super::files::Repository;
 
 /// Functions whose bool is a value to work on, not a choice of what to do: file, function, reason.
 const BOOLS_AS_DATA: &[(&str, &str, &str)] = &[
-    ("crates/cli/src/commands/plan.rs", "way", CHECKPOINTING),
-    ("crates/cli/src/progress.rs", "new", "the flag `--quiet`"),
     (
         "crates/data/src/labels.rs",
         "class_of_truth",
@@ -47,45 +45,9 @@ const BOOLS_AS_DATA: &[(&str, &str, &str)] = &[
         "whether a product adds, as its blocks say it",
     ),
     ("crates/model/src/generate/options.rs", "require", CONDITION),
-    ("crates/model/src/model/passes.rs", "range", CHECKPOINTING),
-    (
-        "crates/model/src/model/prefix.rs",
-        "frozen_prefix",
-        "whether passes have dropout",
-    ),
-    (
-        "crates/model/src/pass/layer_range.rs",
-        "range",
-        CHECKPOINTING,
-    ),
-    (
-        "crates/model/src/pass/layer_range.rs",
-        "whole",
-        CHECKPOINTING,
-    ),
-    (
-        "crates/model/src/pass/layer_range.rs",
-        "above",
-        CHECKPOINTING,
-    ),
-    (
-        "crates/run/src/loaded.rs",
-        "refuse_random",
-        "a fact that the message tells",
-    ),
-    (
-        "crates/run/src/yaml.rs",
-        "begin",
-        "whether the event has a tag",
-    ),
     ("crates/train/src/config/validate.rs", "require", CONDITION),
-    ("crates/train/src/plan.rs", "train_kept", CHECKPOINTING),
-    ("crates/train/src/plan.rs", "train", CHECKPOINTING),
-    ("crates/train/src/plan.rs", "train_rows", CHECKPOINTING),
-    ("crates/train/src/plan.rs", "train_batches", CHECKPOINTING),
 ];
 
-const CHECKPOINTING: &str = "the setting `gradient_checkpointing`, as the configuration holds it";
 const NEEDED: &str = "whether an operand is trained, read from its node";
 const DEFAULT: &str = "a flag's value where the file has none";
 const CONDITION: &str = "the condition that is checked";

@@ -1,6 +1,11 @@
 //! The flags of every command but `train`.
 
+use std::path::Path;
+
 use clap::Args;
+use lowrank_run::predict::Aggregation;
+use lowrank_run::targets::Target;
+use lowrank_run::{RunError, RunResult};
 use serde::{Deserialize, Serialize};
 
 use super::common::{
@@ -66,22 +71,6 @@ pub struct EvalArgs {
     pub common: CommonArgs,
 }
 
-/// How labels of tokens are merged into spans. Source: transformers `AggregationStrategy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Aggregation {
-    /// Not at all.
-    None,
-    /// Neighbouring tokens of one kind.
-    Simple,
-    /// Words, each with the label of its first token, then as `Simple`.
-    First,
-    /// Words, each by the mean of its tokens' probabilities, then as `Simple`.
-    Average,
-    /// Words, each with the most probable label of a token, then as `Simple`.
-    Max,
-}
-
 /// Predict rows.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -136,6 +125,32 @@ pub struct PredictArgs {
     pub common: CommonArgs,
 }
 
+/// Where a plain model is written.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OutputArgs {
+    /// Directory of the plain model
+    #[arg(long, short, value_name = "DIR", help_heading = "Model")]
+    pub output_dir: Option<String>,
+    /// Replace what is in the directory
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    pub overwrite: Option<bool>,
+}
+
+impl OutputArgs {
+    /// The directory.
+    ///
+    /// # Errors
+    /// None is named.
+    pub fn target(&self) -> RunResult<Target<'_>> {
+        let dir = self.output_dir.as_deref().map(Path::new).ok_or_else(|| {
+            RunError::usage("no output directory given").hint("pass --output-dir DIR")
+        })?;
+        let overwrite = self.overwrite.unwrap_or(false);
+        Ok(Target { dir, overwrite })
+    }
+}
+
 /// Fold an adapter into its base.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -148,12 +163,10 @@ pub struct MergeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub adapter: AdapterArgs,
-    /// Directory of the merged model
-    #[arg(long, short, value_name = "DIR", help_heading = "Model")]
-    pub output_dir: Option<String>,
-    /// Replace what is in the directory
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
-    pub overwrite: Option<bool>,
+    /// Where it goes.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub output: OutputArgs,
     /// Type of the merged weights: f32, f16 or bf16 [default: that of the base]
     #[arg(long, value_parser = super::common::named::<MergeDType>, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<MergeDType>,
@@ -185,12 +198,10 @@ pub struct ConvertArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelArgs,
-    /// Directory of the plain model
-    #[arg(long, short, value_name = "DIR", help_heading = "Model")]
-    pub output_dir: Option<String>,
-    /// Replace what is in the directory
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
-    pub overwrite: Option<bool>,
+    /// Where it goes.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub output: OutputArgs,
     /// Type of the weights: f32, f16 or bf16 [default: bf16]
     #[arg(long, value_parser = super::common::named::<MergeDType>, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<MergeDType>,

@@ -2,14 +2,9 @@
 //! generated texts.
 
 mod generated;
-mod meteor_tables;
-mod texts;
 
-use lowrank_run::fits::check_pass;
 use lowrank_run::loaded::{BATCH_SIZE, batch_size};
-use lowrank_run::rows::{KnownLabels, load_rows, load_spec};
 use lowrank_run::{RunError, RunResult};
-use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Metric;
 
 use crate::args::EvalArgs;
@@ -40,32 +35,13 @@ pub fn run(flags: EvalArgs) -> RunResult {
     let settings = args.data.settings();
     let loaded = open_model(&args.model, &args.adapter, &settings, &device)?;
     unused::check_rows(unused::given(&given, file.as_deref())?, &loaded)?;
-    let spec = load_spec(
-        &loaded.base,
-        &settings,
-        loaded.head.task,
-        Some(&KnownLabels {
-            names: loaded.head.labels.clone(),
-            origin: loaded.labels_from,
-        }),
-        loaded.max_length,
-    )?;
-    let rows = load_rows(path, &spec, &loaded.base, &device)?;
-    check_pass(&loaded.base, &loaded.head, &rows.examples, size, &device)?;
+    let rows = loaded.labelled_rows(path, &settings, size)?;
     if !args.common.is_quiet() {
         loaded.notes.iter().for_each(output::note);
     }
     say_notes(path, &rows, &args.common);
     let started = std::time::Instant::now();
-    let pass = PassSettings {
-        labels: &loaded.head.labels,
-        batch_size: size,
-        stop: None,
-        progress: &|_, _| {},
-    };
-    let Some(evaluation) = evaluate(&loaded.model, &rows.examples, &pass)? else {
-        return Err(RunError::interrupted("stopped"));
-    };
+    let evaluation = loaded.evaluate(&rows, size)?;
     let seconds = started.elapsed().as_secs_f64();
     if args.common.is_json() {
         output::print_json(&evaluation);

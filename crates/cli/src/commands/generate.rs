@@ -9,13 +9,13 @@ use lowrank_run::generation::Asked;
 use lowrank_run::rows::header;
 use lowrank_run::settings::RowSettings;
 use lowrank_run::writer::{BATCH_SIZE, Writer};
-use lowrank_run::{RunError, RunResult};
+use lowrank_run::{RunError, RunResult, targets};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
 use crate::session::{device, open_model};
 use crate::sink::Sink;
-use crate::{errors, output, presets, settings, targets, unused};
+use crate::{errors, output, presets, settings, unused};
 
 /// Runs the command.
 pub fn run(flags: GenerateArgs) -> RunResult {

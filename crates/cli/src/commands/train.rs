@@ -25,10 +25,9 @@ use results::Shown;
 /// Runs the command.
 pub fn run(flags: TrainArgs) -> RunResult {
     if flags.list_presets == Some(true) {
-        if flags.common.is_json() {
-            output::print_json(&presets::list_json());
-        } else {
-            output::print(presets::list_text());
+        match flags.common.is_json() {
+            true => output::print_json(&presets::list_json()),
+            false => output::print(presets::list_text()),
         }
         return Ok(());
     }
@@ -44,18 +43,13 @@ pub fn run(flags: TrainArgs) -> RunResult {
     };
     let existing = existing(args);
     if args.dry_run == Some(true) {
-        let mut spec = RunSpec::resolve(&asked.request, &host)?;
-        if spec.config.memory.max_memory.is_some() {
-            plan_run(&mut spec, existing)?;
-        }
-        output::print(yaml::to_yaml(&to_settings(&spec.config)));
-        return Ok(());
+        return show_settings(RunSpec::resolve(&asked.request, &host)?, existing);
     }
     let stop = interrupt::listen()?;
     existing.check(Path::new(&run_path), result_name(args.method.get()?))?;
     let spec = RunSpec::resolve(&asked.request, &host)?;
     let metric = headline_metric(&spec.config);
-    let progress = Progress::new(args.common.is_quiet(), metric);
+    let progress = Progress::new(&args.common, metric);
     let mut prepared = Prepared::new(spec, existing)?;
     if let Some(aside) = &prepared.moved_aside
         && !args.common.is_quiet()
@@ -94,6 +88,15 @@ pub fn run(flags: TrainArgs) -> RunResult {
     } else if !args.common.is_quiet() {
         output::print(shown.to_text());
     }
+    Ok(())
+}
+
+/// Prints the settings of a run that is not made.
+fn show_settings(mut spec: RunSpec, existing: Existing) -> RunResult {
+    if spec.config.memory.max_memory.is_some() {
+        plan_run(&mut spec, existing)?;
+    }
+    output::print(yaml::to_yaml(&to_settings(&spec.config)));
     Ok(())
 }
 

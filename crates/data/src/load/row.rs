@@ -89,7 +89,7 @@ impl RowReader<'_> {
             self.complete_labels(&mut tokens).map_err(|kind| {
                 let label = self.columns.label.as_ref().map(LabelColumns::names);
                 let label = label.and_then(<[String]>::first);
-                fault(row, label.unwrap_or(column), kind)
+                fault(row, label.map_or(column, String::as_str), kind)
             })?;
         }
         let length = tokens.encoded.input_ids.len();

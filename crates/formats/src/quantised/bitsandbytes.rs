@@ -1,12 +1,64 @@
 //! bitsandbytes: 4 bits (NF4 and FP4, absolute maxima perhaps quantised once more) and LLM.int8.
 //! Source: bitsandbytes 0.50.
 
+use serde_json::Value;
+
 use super::packed::{Files, Packed, Part, by_rows, rounded};
 use crate::Result;
 use crate::dtype::DType;
 
 /// 1/127 as bitsandbytes has it.
 const ONE_127TH: f32 = 7.874_016e-3;
+
+/// Bytes of a [`QuantState`] at most.
+pub(super) const LARGEST_STATE: usize = 1 << 16;
+
+/// What bitsandbytes says of one four-bit tensor, as JSON in a tensor of bytes.
+pub(super) struct QuantState {
+    /// Values a block, each of which has a largest one.
+    pub(super) block: usize,
+    pub(super) shape: Vec<usize>,
+    /// Values in all.
+    pub(super) count: usize,
+    /// What the values were stored as before.
+    pub(super) dtype: DType,
+    pub(super) json: Value,
+}
+
+/// A number of JSON as a size.
+pub(super) fn size(value: Option<&Value>) -> Option<usize> {
+    usize::try_from(value?.as_u64()?).ok()
+}
+
+impl QuantState {
+    pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let Ok(json) = serde_json::from_slice::<Value>(bytes) else {
+            return Err("is no JSON object".into());
+        };
+        let wrong = |key: &str| format!("has no usable `{key}`");
+        let block = size(json.get("blocksize")).filter(|n| n.is_power_of_two());
+        let block = block.ok_or_else(|| wrong("blocksize"))?;
+        let sizes = json.get("shape").and_then(Value::as_array);
+        let shape = sizes.and_then(|list| list.iter().map(|n| size(Some(n))).collect());
+        let shape: Vec<usize> = shape.ok_or_else(|| wrong("shape"))?;
+        let dtype = match json.get("dtype").and_then(Value::as_str) {
+            _ if shape.is_empty() => return Err(wrong("shape")),
+            Some("float32") => DType::F32,
+            Some("float16") => DType::F16,
+            Some("bfloat16") => DType::BF16,
+            _ => return Err(wrong("dtype")),
+        };
+        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let count = count.filter(|n| *n > 0).ok_or_else(|| wrong("shape"))?;
+        Ok(Self {
+            block,
+            shape,
+            count,
+            dtype,
+            json,
+        })
+    }
+}
 
 /// Two values a byte, the first in the high nibble, in flat blocks that may cross rows.
 #[derive(Debug)]

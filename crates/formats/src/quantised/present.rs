@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::bitsandbytes::{EightBits, FourBits, Maxima};
+use super::bitsandbytes::{EightBits, FourBits, LARGEST_STATE, Maxima, QuantState, size};
 use super::columns::{Columns, Packing, Rows};
 use super::packed::{Files, Packed, Part};
 use super::scaled::Scaled;
@@ -91,25 +91,6 @@ pub(crate) fn present(
         }
     }
     Ok(listing.finish(entries))
-}
-
-/// What bitsandbytes says of one four-bit tensor.
-struct QuantState {
-    /// Values a block, each of which has a largest one.
-    block: usize,
-    shape: Vec<usize>,
-    /// Values in all.
-    count: usize,
-    /// What the values were stored as before.
-    dtype: DType,
-    json: Value,
-    /// The part that says it.
-    place: String,
-}
-
-/// A number of JSON as a size.
-fn size(value: Option<&Value>) -> Option<usize> {
-    usize::try_from(value?.as_u64()?).ok()
 }
 
 fn part_of(entry: &Entry) -> Option<(String, Part)> {
@@ -246,7 +227,15 @@ impl Listing<'_> {
 
     fn four_bits(&mut self, name: &str, end: &str, format: &'static str) -> Result<()> {
         let state_part = self.need(name, end, &[DType::U8])?;
-        let state = self.quant_state(format!("{name}{end}"), &state_part)?;
+        let place = format!("{name}{end}");
+        if state_part.count() > LARGEST_STATE {
+            let found = state_part.count();
+            let message = format!("has {found} bytes, expected a small JSON object");
+            return Err(self.fault(&place, message));
+        }
+        let bytes = state_part.bytes(self.files, 0, state_part.count())?;
+        let state = QuantState::parse(&bytes);
+        let state = state.map_err(|message| self.fault(&place, message))?;
         let count = state.count;
         let codes = self.need(name, "", &[DType::U8])?;
         self.of_count(name, &codes, count.div_ceil(2))?;
@@ -260,7 +249,7 @@ impl Listing<'_> {
             codes,
             map,
             block: state.block,
-            maxima: self.maxima(name, &state, &mut settings)?,
+            maxima: self.maxima(name, &place, &state, &mut settings)?,
             dtype: state.dtype,
             settings,
         };
@@ -268,74 +257,35 @@ impl Listing<'_> {
         Ok(())
     }
 
-    /// What bitsandbytes keeps of four-bit values as JSON in a tensor of bytes.
-    fn quant_state(&self, place: String, part: &Part) -> Result<QuantState> {
-        if part.count() > 1 << 16 {
-            let message = format!("has {} bytes, expected a small JSON object", part.count());
-            return Err(self.fault(&place, message));
-        }
-        let bytes = part.bytes(self.files, 0, part.count())?;
-        let Ok(json) = serde_json::from_slice::<Value>(&bytes) else {
-            return Err(self.fault(&place, "is no JSON object".into()));
-        };
-        let wrong = |key: &str| self.fault(&place, format!("has no usable `{key}`"));
-        let block = size(json.get("blocksize"))
-            .filter(|n| n.is_power_of_two())
-            .ok_or_else(|| wrong("blocksize"))?;
-        let sizes = json.get("shape").and_then(Value::as_array);
-        let shape = sizes
-            .and_then(|list| {
-                list.iter()
-                    .map(|n| size(Some(n)))
-                    .collect::<Option<Vec<_>>>()
-            })
-            .filter(|shape| !shape.is_empty())
-            .ok_or_else(|| wrong("shape"))?;
-        let dtype = match json.get("dtype").and_then(Value::as_str) {
-            Some("float32") => DType::F32,
-            Some("float16") => DType::F16,
-            Some("bfloat16") => DType::BF16,
-            _ => return Err(wrong("dtype")),
-        };
-        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let count = count.filter(|n| *n > 0).ok_or_else(|| wrong("shape"))?;
-        Ok(QuantState {
-            block,
-            shape,
-            count,
-            dtype,
-            json,
-            place,
-        })
-    }
-
-    /// The largest value of each block, which may be quantised itself. `settings` takes the parts
+    /// The largest value of each block, which may be quantised itself, as `state`, which stands at
+    /// `place`, says. `settings` takes the parts
     /// that only say how.
     fn maxima(
         &mut self,
         name: &str,
+        place: &str,
         state: &QuantState,
         settings: &mut Vec<Part>,
     ) -> Result<Maxima> {
         const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-        let (blocks, place) = (state.count.div_ceil(state.block), format!("{name}.absmax"));
+        let (blocks, codes_place) = (state.count.div_ceil(state.block), format!("{name}.absmax"));
         let nested = state.json.get("nested_blocksize");
         let Some(nested) = nested.filter(|value| !value.is_null()) else {
             let part = self.need(name, ".absmax", &FLOATS)?;
-            self.of_count(&place, &part, blocks)?;
+            self.of_count(&codes_place, &part, blocks)?;
             return Ok(Maxima::Plain(part));
         };
         let codes = self.need(name, ".absmax", &[DType::U8])?;
-        self.of_count(&place, &codes, blocks)?;
+        self.of_count(&codes_place, &codes, blocks)?;
         let offset = state.json.get("nested_offset").and_then(Value::as_f64);
         let block = size(Some(nested)).filter(|n| *n > 0);
         let Some((block, offset)) = block.zip(offset) else {
             let message = "has no usable `nested_blocksize` and `nested_offset`";
-            return Err(self.fault(&state.place, message.into()));
+            return Err(self.fault(place, message.into()));
         };
         let maxima = self.need(name, ".nested_absmax", &FLOATS)?;
-        let place = format!("{name}.nested_absmax");
-        self.of_count(&place, &maxima, blocks.div_ceil(block))?;
+        let maxima_place = format!("{name}.nested_absmax");
+        self.of_count(&maxima_place, &maxima, blocks.div_ceil(block))?;
         let map_part = self.need(name, ".nested_quant_map", &[DType::F32])?;
         self.of_count(&format!("{name}.nested_quant_map"), &map_part, 256)?;
         let map = map_part.floats(self.files, 0, 256)?;

@@ -21,7 +21,7 @@ use crate::adapters::AdapterSlot;
 use crate::error::ModelError;
 use crate::families::LanguageModel;
 use crate::model::Model;
-use crate::pass::{CausalBatch, Continuation, LayerRange, SharedCache};
+use crate::pass::{CausalBatch, Continuation, LayerRange, Recompute, SharedCache};
 
 /// Names one request of its session; a number is never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -310,7 +310,8 @@ impl Session<'_> {
             let tape = Tape::inference(model.device(), &model.trainables);
             let mut tape = tape.with_adapters(adapters);
             let pass = &mut model.pass(&mut tape);
-            let mut hidden = (self.language).hidden_of(pass, &batch, LayerRange::whole(false));
+            let mut hidden =
+                (self.language).hidden_of(pass, &batch, LayerRange::whole(Recompute::Off));
             if rows.is_empty() {
                 return Vec::new();
             }

@@ -8,7 +8,7 @@ use lowrank_engine::{Adapters, Gradients, StepKey, Tape, Var};
 
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::pass::{Batch, CausalBatch, Entry, LayerRange, Pass};
+use crate::pass::{Batch, CausalBatch, Entry, LayerRange, Pass, Recompute};
 
 /// How a training pass is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,8 +20,8 @@ pub struct PassOptions {
     pub grad_scale: f32,
     /// ε of label smoothing, of a language model only.
     pub label_smoothing: f32,
-    /// Keep each block's input only and run the block again in backward.
-    pub recompute: bool,
+    /// Whether layers run again in backward.
+    pub recompute: Recompute,
 }
 
 impl Model {
@@ -126,7 +126,7 @@ impl Model {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
             let mut tape = Tape::inference(&self.device, &self.trainables);
-            let range = range(&tape, entry, false);
+            let range = range(&tape, entry, Recompute::Off);
             if let Some(model) = self.network.language_model() {
                 let (rows, labels) = next_tokens(targets);
                 if rows.is_empty() {
@@ -150,7 +150,7 @@ impl Model {
 
     pub(crate) fn infer(&self, batch: &Batch<'_>, adapters: Adapters) -> Var {
         let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
-        let range = LayerRange::whole(false);
+        let range = LayerRange::whole(Recompute::Off);
         let Some(model) = self.network.language_model() else {
             return self.classify(&mut tape, batch, range);
         };
@@ -191,7 +191,7 @@ impl Model {
     }
 }
 
-fn range(tape: &Tape<'_>, entry: Option<Entry>, recompute: bool) -> LayerRange {
+fn range(tape: &Tape<'_>, entry: Option<Entry>, recompute: Recompute) -> LayerRange {
     match entry {
         Some(entry) => entry.range(tape, recompute),
         None => LayerRange::whole(recompute),

@@ -10,16 +10,28 @@ use crate::model::Model;
 use crate::pass::{Batch, Entry, LayerRange, Prefix};
 use crate::trained::TrainMode;
 
+/// What passes are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// Training, with the model's own dropout.
+    Training,
+    /// Evaluation or prediction, without dropout.
+    Inference,
+}
+
 impl Model {
-    /// The frozen prefix of passes with the model's own dropout, or of those without.
-    pub fn frozen_prefix(&self, with_dropout: bool) -> Prefix {
+    /// The frozen prefix of passes of a kind.
+    pub fn frozen_prefix(&self, passes: Passes) -> Prefix {
         let TrainMode::Adapter(_) = self.mode else {
             return Prefix::default();
         };
-        let step = with_dropout.then_some(StepKey {
-            seed: 0,
-            micro_step: 0,
-        });
+        let step = match passes {
+            Passes::Training => Some(StepKey {
+                seed: 0,
+                micro_step: 0,
+            }),
+            Passes::Inference => None,
+        };
         // Adapters are packed on the model's own device, whichever device the layers run on.
         self.device.install(|| {
             let (mut least, mut most) = (Prefix::default(), self.config.facts.num_hidden_layers);

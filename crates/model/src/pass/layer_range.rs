@@ -13,6 +13,26 @@ pub(crate) trait Block {
     fn forward(&self, pass: &mut Pass<'_, '_>, x: Var, context: &AttentionContext) -> Var;
 }
 
+/// Whether layers run again in backward (gradient checkpointing).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Activations are kept.
+    #[default]
+    Off,
+    /// Each layer keeps its input only and runs again in backward.
+    Layers,
+}
+
+/// As the setting `gradient_checkpointing` says it.
+impl From<bool> for Recompute {
+    fn from(gradient_checkpointing: bool) -> Self {
+        match gradient_checkpointing {
+            true => Recompute::Layers,
+            false => Recompute::Off,
+        }
+    }
+}
+
 /// Layers from the bottom whose output depends on nothing but the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Prefix {
@@ -33,7 +53,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn range(self, tape: &Tape<'_>, recompute: bool) -> LayerRange {
+    pub(crate) fn range(self, tape: &Tape<'_>, recompute: Recompute) -> LayerRange {
         LayerRange::above(self.prefix, tape.constant(self.state), recompute)
     }
 }
@@ -44,13 +64,12 @@ pub struct LayerRange {
     entry: Option<(Prefix, Var)>,
     /// The layer before which the pass ends; absent where it goes through to the head.
     end: Option<usize>,
-    /// Each layer keeps its input only and runs again in backward.
-    recompute: bool,
+    recompute: Recompute,
 }
 
 impl LayerRange {
     /// All of them.
-    pub fn whole(recompute: bool) -> Self {
+    pub fn whole(recompute: Recompute) -> Self {
         LayerRange {
             entry: None,
             end: None,
@@ -60,7 +79,7 @@ impl LayerRange {
 
     /// Those above a prefix, whose state [M, D] is known: neither the embeddings nor the layers of
     /// the prefix are run.
-    pub fn above(prefix: Prefix, state: Var, recompute: bool) -> Self {
+    pub fn above(prefix: Prefix, state: Var, recompute: Recompute) -> Self {
         LayerRange {
             entry: Some((prefix, state)),
             end: None,
@@ -73,7 +92,7 @@ impl LayerRange {
         LayerRange {
             entry: None,
             end: Some(layers),
-            recompute: false,
+            recompute: Recompute::Off,
         }
     }
 
@@ -107,10 +126,11 @@ impl LayerRange {
         };
         for i in first..self.end.unwrap_or(count) {
             let (block, context) = (block(i), context.of_layer(i, count));
-            x = if self.recompute {
-                pass.recompute(x, move |pass, x| block.forward(pass, x, &context))
-            } else {
-                block.forward(pass, x, &context)
+            x = match self.recompute {
+                Recompute::Off => block.forward(pass, x, &context),
+                Recompute::Layers => {
+                    pass.recompute(x, move |pass, x| block.forward(pass, x, &context))
+                }
             };
         }
         x

@@ -103,7 +103,7 @@ fn train(
                 }),
                 grad_scale: 1.0 / 9.0,
                 // The second step recomputes: the same bits, by the tests of recomputation.
-                recompute: step == 1,
+                recompute: (step == 1).into(),
                 ..PassOptions::default()
             };
             let targets = Targets::Class(&labels);

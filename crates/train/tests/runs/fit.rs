@@ -1,6 +1,7 @@
 //! The batch that is chosen for a limit fits into it, planned and counted; the next larger one does
 //! not.
 
+use lowrank_model::Recompute;
 use lowrank_train::config::{MemorySettings, TrainConfig};
 use lowrank_train::fit::{BatchShape, Price, TooLittle, largest_batch};
 
@@ -19,7 +20,11 @@ fn with(shape: BatchShape) -> TrainConfig {
 fn price(shape: BatchShape) -> Result<Price, lowrank_model::ModelError> {
     Ok(Price {
         bytes: planned_peak(Place::default(), &with(shape))?.total(),
-        flops_per_token: if shape.recompute { 1.5 } else { 1.0 },
+        flops_per_token: if shape.recompute == Recompute::Layers {
+            1.5
+        } else {
+            1.0
+        },
         tokens_per_batch: 7.0 * shape.batch_size as f64,
     })
 }
@@ -60,7 +65,7 @@ fn the_chosen_batch_fits_and_the_next_larger_does_not() {
         losses.push(left.log.iter().filter_map(|row| row.loss).collect());
     }
     assert!(
-        seen.len() >= 4 && seen.iter().any(|s| s.recompute),
+        seen.len() >= 4 && seen.iter().any(|s| s.recompute == Recompute::Layers),
         "{seen:?}"
     );
     // Sums in another order: losses differ by up to 1e-6 over these steps.

@@ -24,7 +24,7 @@ pub fn planned_peak(place: Place, config: &TrainConfig) -> Result<MemoryReport, 
     let mut dry = DryRun::of_model(model, &config.optimization);
     let lengths = lengths(config.data.task);
     dry.keep_prefixes(config, &lengths, place.prefix_cache_bytes);
-    let recompute = config.optimization.gradient_checkpointing;
+    let recompute = config.optimization.gradient_checkpointing.into();
     let mut peak = MemoryReport::default();
     let mut note = |found: MemoryReport| {
         if found.total() > peak.total() {

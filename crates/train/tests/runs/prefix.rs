@@ -2,6 +2,7 @@
 //! depends on it.
 
 use lowrank_engine::{DType, Device, Purpose, WeightFormat};
+use lowrank_model::Passes;
 use lowrank_train::config::{ModulePattern, NumericSettings, Task, TrainConfig};
 use lowrank_train::metrics::Metric;
 use lowrank_train::prefix_cache::PrefixCaches;
@@ -124,7 +125,8 @@ fn what_is_kept_is_what_does_not_change() {
             ..Place::default()
         };
         let model = place.model(&config, &Device::dry());
-        let layers = [true, false].map(|dropout| model.frozen_prefix(dropout).layers);
+        let layers =
+            [Passes::Training, Passes::Inference].map(|passes| model.frozen_prefix(passes).layers);
         let lengths = lengths(config.data.task);
         let caches = PrefixCaches::new(&model, &config, &lengths, ALL);
         let tokens = |n: &[usize]| n.iter().sum::<usize>() as u64;
@@ -182,7 +184,7 @@ fn with_dropout_only_evaluation_is_kept() {
         .attach_lora(&config.lora.to_peft("tiny", None), 1)
         .expect("adapters attach");
     assert_eq!(
-        [true, false].map(|dropout| model.frozen_prefix(dropout).layers),
+        [Passes::Training, Passes::Inference].map(|passes| model.frozen_prefix(passes).layers),
         [0, 1]
     );
     let caches = PrefixCaches::new(&model, &config, &lengths(Task::SingleLabel), ALL);

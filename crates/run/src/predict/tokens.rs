@@ -10,19 +10,16 @@ use lowrank_data::{
     Cell, ColumnRole, DataError, FileFormat, Header, LoadSpec, Loaded, Row, Span, Table, Task,
     TextColumns, Tokenizer, examples_from_table, read_table, words_of,
 };
-use lowrank_engine::Device;
-use lowrank_run::base::Head;
-use lowrank_run::loaded::LoadedModel;
-use lowrank_run::rows::{load_spec, unlabelled};
-use lowrank_run::settings::RowSettings;
-use lowrank_run::{RunError, RunResult};
 use lowrank_train::entities::begins_and_kind;
 use lowrank_train::metrics::argmax;
 use serde_json::{Map, Value, json};
 
-use super::{by_label, floats, softmax};
-use crate::args::PredictArgs;
-use crate::args::others::Aggregation;
+use super::{Aggregation, Source, by_label, floats, softmax};
+use crate::base::Head;
+use crate::error::{RunError, RunResult};
+use crate::loaded::LoadedModel;
+use crate::rows::{load_spec, unlabelled};
+use crate::settings::RowSettings;
 
 /// What a row's tokens belong to.
 enum Beside {
@@ -45,20 +42,19 @@ pub struct TokenRows {
 const TEXTS: [&str; 4] = ["text", "sentence", "content", "document"];
 
 impl TokenRows {
-    /// Reads the rows that the flags name: a file of words, of texts or of ids, or texts
-    /// themselves.
-    pub fn read(args: &PredictArgs, loaded: &LoadedModel, device: &Device) -> RunResult<Self> {
+    /// Reads the rows: a file of words, of texts or of ids, or texts themselves.
+    pub fn read(source: &Source<'_>, data: &RowSettings, loaded: &LoadedModel) -> RunResult<Self> {
         let spec = |data: &RowSettings| {
             let task = loaded.head.task;
             load_spec(&loaded.base, data, task, None, loaded.max_length).map(unlabelled)
         };
-        match (&args.data_file, &args.text) {
-            (Some(path), _) => {
-                let spec = spec(&args.data.settings())?;
+        match source {
+            Source::File(path) => {
+                let (spec, device) = (spec(data)?, loaded.model.device());
                 let table = device.install(|| read_table(Path::new(path), &spec))?;
                 device.install(|| Self::from_table(&table, spec, loaded))
             }
-            (None, Some(texts)) => {
+            Source::Texts(texts) => {
                 let lines: Vec<String> = (texts.iter())
                     .map(|text| json!({ "text": text }).to_string())
                     .collect();
@@ -71,11 +67,10 @@ impl TokenRows {
                 let data = RowSettings {
                     text_column: None,
                     text_pair_column: None,
-                    ..args.data.settings()
+                    ..data.clone()
                 };
                 Self::from_table(&table, spec(&data)?, loaded)
             }
-            (None, None) => Err(super::no_rows()),
         }
     }
 

@@ -5,14 +5,90 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_formats::files::{self, Ceiling};
-use lowrank_formats::{RunDir, write_atomic};
-use lowrank_run::side_files::MERGED_MANIFEST as MANIFEST;
+use lowrank_formats::{PendingDir, RunDir, write_atomic};
 use serde::{Deserialize, Serialize};
 
-use lowrank_run::{RunError, RunResult};
+use crate::error::{RunError, RunResult};
+use crate::side_files::{self, Copied, MERGED_MANIFEST as MANIFEST};
 
 /// Something that a command reads: the flag that named it, and the path, where it was given.
 pub type Input<'a> = (&'static str, Option<&'a str>);
+
+/// A folder that a plain model is to be written to.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The folder.
+    pub dir: &'a Path,
+    /// Whether one that `merge` made may be replaced.
+    pub overwrite: bool,
+}
+
+impl Target<'_> {
+    /// Refuses a folder that a model is to be written to, unless it is missing, empty, or may be
+    /// replaced: made by `merge`, unchanged since, and nothing that this command reads.
+    ///
+    /// # Errors
+    /// The folder must stay; the message says why and which flag takes another.
+    pub fn check(&self, inputs: &[Input<'_>]) -> RunResult {
+        let dir = self.dir;
+        if !files::exists(dir) {
+            return Ok(());
+        }
+        let shown = dir.display();
+        let elsewhere = "--output-dir takes another folder";
+        if !files::is_dir(dir) {
+            let message = format!("`{shown}` is a file, expected a folder to write to");
+            return Err(RunError::usage(message).hint(elsewhere));
+        }
+        if files::list(dir)?.is_empty() {
+            return Ok(());
+        }
+        let real = files::resolve(dir)?;
+        for (flag, input) in inputs {
+            let Some(input) = input.and_then(|path| files::resolve(Path::new(path)).ok()) else {
+                continue;
+            };
+            if input.starts_with(&real) {
+                let what = if input == real { "is" } else { "holds" };
+                let message = format!("`{shown}` {what} what {flag} names; it is not replaced");
+                return Err(RunError::usage(message).hint(elsewhere));
+            }
+        }
+        if RunDir::is_run(dir) {
+            let message = format!("`{shown}` is a run; it is not replaced");
+            return Err(RunError::usage(message).hint(elsewhere));
+        }
+        if !self.overwrite {
+            return Err(RunError::usage(format!("`{shown}` is not empty")).hint(
+                "--overwrite replaces a folder that `lowrank merge` made, --output-dir takes another",
+            ));
+        }
+        match foreign(dir)? {
+            None => Ok(()),
+            Some(what) => Err(RunError::usage(format!(
+                "`{shown}` {what}; --overwrite replaces only what `lowrank merge` made"
+            ))
+            .hint("move or remove the folder yourself, or --output-dir takes another")),
+        }
+    }
+
+    /// A folder beside it, with what goes with a model copied from `model`.
+    pub(crate) fn begin(&self, model: &Path) -> RunResult<(PendingDir, Copied)> {
+        let pending = PendingDir::create(self.dir)?;
+        let beside = side_files::copy(model, pending.path())?;
+        Ok((pending, beside))
+    }
+
+    /// Gives the finished folder its name.
+    pub(crate) fn finish(&self, pending: PendingDir) -> RunResult {
+        write_manifest(pending.path())?;
+        match self.overwrite {
+            true => pending.commit_replacing()?,
+            false => pending.commit()?,
+        }
+        Ok(())
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct Manifest {
@@ -24,60 +100,13 @@ struct Manifest {
 ///
 /// # Errors
 /// The folder cannot be listed or written to.
-pub fn write_manifest(dir: &Path) -> RunResult {
+fn write_manifest(dir: &Path) -> RunResult {
     let manifest = Manifest {
         lowrank_merged: 1,
         files: sizes(dir)?,
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(|e| RunError::from_error(&e))?;
     Ok(write_atomic(&dir.join(MANIFEST), &json)?)
-}
-
-/// Refuses a folder that a model is to be written to, unless it is missing, empty, or may be
-/// replaced: made by `merge`, unchanged since, and nothing that this command reads.
-///
-/// # Errors
-/// The folder must stay; the message says why and which flag takes another.
-pub fn check_folder(dir: &Path, overwrite: Option<bool>, inputs: &[Input<'_>]) -> RunResult {
-    if !files::exists(dir) {
-        return Ok(());
-    }
-    let shown = dir.display();
-    let elsewhere = "--output-dir takes another folder";
-    if !files::is_dir(dir) {
-        let message = format!("`{shown}` is a file, expected a folder to write to");
-        return Err(RunError::usage(message).hint(elsewhere));
-    }
-    if files::list(dir)?.is_empty() {
-        return Ok(());
-    }
-    let real = files::resolve(dir)?;
-    for (flag, input) in inputs {
-        let Some(input) = input.and_then(|path| files::resolve(Path::new(path)).ok()) else {
-            continue;
-        };
-        if input.starts_with(&real) {
-            let what = if input == real { "is" } else { "holds" };
-            let message = format!("`{shown}` {what} what {flag} names; it is not replaced");
-            return Err(RunError::usage(message).hint(elsewhere));
-        }
-    }
-    if RunDir::is_run(dir) {
-        let message = format!("`{shown}` is a run; it is not replaced");
-        return Err(RunError::usage(message).hint(elsewhere));
-    }
-    if overwrite != Some(true) {
-        return Err(RunError::usage(format!("`{shown}` is not empty")).hint(
-            "--overwrite replaces a folder that `lowrank merge` made, --output-dir takes another",
-        ));
-    }
-    match foreign(dir)? {
-        None => Ok(()),
-        Some(what) => Err(RunError::usage(format!(
-            "`{shown}` {what}; --overwrite replaces only what `lowrank merge` made"
-        ))
-        .hint("move or remove the folder yourself, or --output-dir takes another")),
-    }
 }
 
 /// What makes a folder more than the work of `merge`.

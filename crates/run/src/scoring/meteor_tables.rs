@@ -8,7 +8,7 @@ use flate2::bufread::{DeflateDecoder, MultiGzDecoder};
 use lowrank_formats::files::{self, Ceiling, Stream};
 use lowrank_metrics::meteor::{Meteor, TableError};
 
-use lowrank_run::{RunError, RunResult};
+use crate::error::{RunError, RunResult};
 
 const JAR: &str = "meteor-1.5.jar";
 const FUNCTION_WORDS: &str = "function/english.words";

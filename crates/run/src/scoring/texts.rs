@@ -8,7 +8,7 @@ use lowrank_formats::files::{self, Ceiling};
 use lowrank_metrics::Segment;
 use serde_json::Value;
 
-use lowrank_run::{RunError, RunResult};
+use crate::error::{RunError, RunResult};
 
 /// Columns that hold generated texts, in order of preference.
 const TEXT_COLUMNS: [&str; 3] = ["text", "output", "prediction"];
