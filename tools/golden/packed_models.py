@@ -3,7 +3,7 @@
     python tools/golden/packed_models.py
 
 Writes tests/golden/quantised/packed/FORM/: `config.json`, `model.safetensors` and `expected.safetensors`. bitsandbytes and
-compressed-tensors pack and unpack their own; GPTQ and AWQ are packed here by their layout, and unpacked by the arithmetic of
+compressed-tensors pack and unpack their own, transformers unpacks MXFP4; GPTQ and AWQ are packed here by their layout, and unpacked by the arithmetic of
 AutoGPTQ's `QuantLinear` and autoawq's `packing_utils`, in torch. Needs torch, bitsandbytes (its processor side), compressed-tensors.
 """
 
@@ -19,6 +19,7 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 from safetensors.torch import save_file
 
 from transformers import BertConfig, BertForSequenceClassification
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from quantised_common import OUT, finish, write_json
 
@@ -128,8 +129,40 @@ def pack(codes, bits, dim, order=None):
     return (words & 0xFFFFFFFF).to(torch.uint32).view(torch.int32).movedim(-1, dim)
 
 
+def pack3(codes, dim):
+    """32 codes of 3 bits into 3 words, as AutoGPTQ's `pack` does: ten, two bits of one, its third, ten, a bit, two bits, ten."""
+    codes = codes.movedim(dim, -1).long().unflatten(-1, (-1, 32))
+    run = lambda first, shift: sum(codes[..., first + i] << (3 * i + shift) for i in range(10))
+    words = torch.stack([
+        run(0, 0) | (codes[..., 10] & 3) << 30,
+        codes[..., 10] >> 2 | run(11, 1) | (codes[..., 21] & 1) << 31,
+        codes[..., 21] >> 1 | run(22, 2),
+    ], -1).flatten(-2)
+    return words.to(torch.uint32).view(torch.int32).movedim(-1, dim)
+
+
+def unpack3(words, dim):
+    """As AutoGPTQ's `forward` shifts and joins them."""
+    words = (words.movedim(dim, -1).long() & 0xFFFFFFFF).unflatten(-1, (-1, 3, 1))
+    shifts = torch.tensor([[0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0], [0, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31],
+                           [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 0]])
+    parts = words.expand(*words.shape[:-1], 12) >> shifts
+    parts[..., 0, 10] = parts[..., 0, 10] & 3 | parts[..., 1, 0] << 2 & 4
+    parts[..., 1, 11] = parts[..., 1, 11] & 1 | parts[..., 2, 0] << 1 & 6
+    parts &= 7
+    parts = torch.cat([parts[..., 0, :11], parts[..., 1, 1:12], parts[..., 2, 1:11]], -1)
+    return parts.flatten(-2).movedim(-1, dim)
+
+
+def pack3_checked(codes, bits, dim):
+    words = pack3(codes, dim)
+    assert torch.equal(unpack3(words, dim), codes)
+    return words
+
+
 def gptq(form, version, bits, reordered):
     stored, expected = {}, {}
+    pack = pack3_checked if bits == 3 else globals()["pack"]
     for name, inp, out, group in [("a", 64, 32, 16), ("b", 32, 64, 32)]:
         groups = inp // group
         codes = torch.randint(0, 2**bits, (inp, out))
@@ -162,6 +195,21 @@ def awq():
         assert values.dtype == torch.float16
         expected[f"{name}.weight"] = values.T
     write("awq", {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True}, stored, expected)
+
+
+def mxfp4():
+    """gpt-oss's experts, decoded by transformers' own function, which gives them in bf16 and turned."""
+    stored, expected = {"model.layers.0.mlp.router.weight": normal(3, 64)}, {}
+    for name, experts, rows, groups in [("gate_up_proj", 3, 10, 2), ("down_proj", 2, 7, 3)]:
+        name = f"model.layers.0.mlp.experts.{name}"
+        blocks = torch.randint(0, 256, (experts, rows, groups, 16), dtype=torch.uint8)
+        scales = torch.randint(110, 135, (experts, rows, groups), dtype=torch.uint8)
+        # The ends of the range that is finite.
+        scales[0, 0, 0], scales[0, 1, 0], scales[0, 2, 0] = 0, 1, 252
+        stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales, f"{name}_bias": normal(experts, rows)}
+        expected[name] = convert_moe_packed_tensors(blocks, scales)
+        assert expected[name].shape == (experts, groups * 32, rows) and expected[name].isfinite().all()
+    write("mxfp4", {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.mlp.router"]}, stored, expected, "gpt_oss")
 
 
 def model():
@@ -210,6 +258,10 @@ def main():
     gptq("gptq-v2", "gptq_v2", 4, True)
     awq()
     model()
+    gptq("gptq-v1-2bit", "gptq", 2, False)
+    gptq("gptq-v1-3bit", "gptq", 3, False)
+    gptq("gptq-v2-3bit-act-order", "gptq_v2", 3, True)
+    mxfp4()
     finish("packed_models.py", SEED, ["torch", "bitsandbytes", "compressed-tensors", "transformers"])
 
 

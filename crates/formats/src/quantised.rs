@@ -5,6 +5,7 @@ mod bitsandbytes;
 pub mod blocks;
 mod columns;
 mod k_blocks;
+mod microscaled;
 pub(crate) mod packed;
 mod present;
 mod scaled;

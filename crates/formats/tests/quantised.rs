@@ -52,7 +52,7 @@ fn every_block_decodes_to_the_bits_of_gguf_py() {
 
 /// The forms of Hugging Face directories, made by `tools/golden/packed_models.py`, and what
 /// `inspect` calls them.
-const FORMS: [(&str, &[&str]); 11] = [
+const FORMS: [(&str, &[&str]); 15] = [
     ("bnb-nf4", &["NF4"]),
     ("bnb-nf4-double", &["NF4"]),
     ("bnb-fp4", &["FP4"]),
@@ -63,7 +63,11 @@ const FORMS: [(&str, &[&str]); 11] = [
     ("gptq-v1", &["GPTQ"]),
     ("gptq-v1-act-order", &["GPTQ"]),
     ("gptq-v2", &["GPTQ"]),
+    ("gptq-v1-2bit", &["GPTQ"]),
+    ("gptq-v1-3bit", &["GPTQ"]),
+    ("gptq-v2-3bit-act-order", &["GPTQ"]),
     ("awq", &["AWQ"]),
+    ("mxfp4", &["MXFP4"]),
 ];
 
 /// The first value that differs in its bits. Of FP4's second zero bitsandbytes gives either sign,
@@ -195,10 +199,10 @@ fn parts_that_do_not_fit_are_refused_by_name() {
     };
     assert!(method("hqq").contains("`quant_method` is `hqq`, expected one of `bitsandbytes`"));
     let bits = damaged("gptq-v1", |config, _| {
-        config["quantization_config"]["bits"] = 3.into()
+        config["quantization_config"]["bits"] = 5.into()
     });
     assert!(
-        bits.contains("`bits` is 3, expected one of [2, 4, 8]"),
+        bits.contains("`bits` is 5, expected one of [2, 3, 4, 8]"),
         "{bits}"
     );
     let other = damaged("gptq-v1", |config, _| {
@@ -229,6 +233,12 @@ fn parts_that_do_not_fit_are_refused_by_name() {
             "a.weight\"",
             "z.weight\"",
             "`a.weight` of the quantised model",
+        ),
+        (
+            "mxfp4",
+            "experts.down_proj_scales",
+            "experts.down_proj_scalez",
+            "is missing beside the packed values",
         ),
         (
             "compressed-tensors",

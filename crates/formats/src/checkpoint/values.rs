@@ -57,7 +57,7 @@ pub(crate) struct Blocks {
 #[derive(Debug)]
 pub(crate) struct PackedValues {
     pub(crate) values: Box<dyn Packed>,
-    /// The rows and their values, as they are stored.
+    /// The rows and their values, as they are stored; of one matrix where several are transposed.
     pub(crate) stored: [usize; 2],
     pub(crate) order: RowOrder,
 }
@@ -67,7 +67,7 @@ pub(crate) struct PackedValues {
 pub(crate) enum RowOrder {
     /// They are the tensor's.
     Same,
-    /// They are its columns.
+    /// They are its columns, or those of each of its matrices.
     Transposed,
     /// Of each of so many heads, the rows of the first and second half stand in turn. Source:
     /// llama.cpp's `permute` of queries and keys.
@@ -128,20 +128,17 @@ impl RowOrder {
                 }
                 Ok(())
             }
-            RowOrder::Transposed if out.len() == of.count => transpose(stored, out, decode),
             RowOrder::Transposed => {
-                let values = match of.kept.get(of.entry) {
-                    Some(Gathered::Values(values)) => values,
-                    Some(Gathered::Bytes(_)) | None => {
-                        let mut values = vec![0.0; of.count];
-                        transpose(stored, &mut values, decode)?;
-                        let values: Arc<[f32]> = values.into();
-                        of.kept.put(of.entry, Gathered::Values(values.clone()));
-                        values
-                    }
-                };
-                out.copy_from_slice(&values[start..start + out.len()]);
-                of.kept.forget_at_end(start + out.len(), of.count);
+                let (mut at, mut rest) = (start, out);
+                while !rest.is_empty() {
+                    let (matrix, within) = (at / (rows * cols), at % (rows * cols));
+                    let (part, after) = rest.split_at_mut((rows * cols - within).min(rest.len()));
+                    let decode =
+                        |start: usize, out: &mut [f32]| decode(matrix * rows * cols + start, out);
+                    columns(of, matrix, stored, within, part, &decode)?;
+                    at += part.len();
+                    rest = after;
+                }
                 Ok(())
             }
         }
@@ -166,11 +163,11 @@ impl RowOrder {
     }
 }
 
-/// The values of the tensor that was read last in another order than it is stored in: a block of a
+/// The values of the matrix that was read last in another order than it is stored in: a block of a
 /// transposed matrix spans nearly all of it, so that gathering block by block would read the whole
-/// of it for each.
+/// of it for each. The key is the number of its tensor, and its own in that.
 #[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<Option<(usize, Gathered)>>);
+pub(crate) struct Kept(Mutex<Option<([usize; 2], Gathered)>>);
 
 /// All values of one tensor in row-major order.
 #[derive(Debug, Clone)]
@@ -181,18 +178,18 @@ enum Gathered {
 
 impl Kept {
     /// Replaced as a whole, so that a panic elsewhere cannot have left it half-made.
-    fn lock(&self) -> MutexGuard<'_, Option<(usize, Gathered)>> {
+    fn lock(&self) -> MutexGuard<'_, Option<([usize; 2], Gathered)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, entry: usize) -> Option<Gathered> {
+    fn get(&self, key: [usize; 2]) -> Option<Gathered> {
         let kept = self.lock();
         let (of, values) = kept.as_ref()?;
-        (*of == entry).then(|| values.clone())
+        (*of == key).then(|| values.clone())
     }
 
-    fn put(&self, entry: usize, values: Gathered) {
-        *self.lock() = Some((entry, values));
+    fn put(&self, key: [usize; 2], values: Gathered) {
+        *self.lock() = Some((key, values));
     }
 
     /// Readers go from front to back: after the last value nobody will want it again.
@@ -257,7 +254,7 @@ impl Plain {
 
     /// All values, put in row-major order.
     fn row_major(&self, of: Reading<'_>, walk: &Walk) -> Result<Arc<[u8]>> {
-        if let Some(Gathered::Bytes(values)) = of.kept.get(of.entry) {
+        if let Some(Gathered::Bytes(values)) = of.kept.get([of.entry, 0]) {
             return Ok(values);
         }
         let size = of.dtype.size_bytes();
@@ -277,7 +274,7 @@ impl Plain {
             values.extend_from_slice(&bytes[position * size..][..size]);
         }
         let values: Arc<[u8]> = values.into();
-        of.kept.put(of.entry, Gathered::Bytes(values.clone()));
+        of.kept.put([of.entry, 0], Gathered::Bytes(values.clone()));
         Ok(values)
     }
 }
@@ -326,6 +323,35 @@ fn stored_row(row: usize, width: usize) -> usize {
     let (head, within) = (row / width, row % width);
     let (half, place) = (within / (width / 2), within % (width / 2));
     head * width + 2 * place + half
+}
+
+/// The values `start..start + out.len()` of one matrix whose columns are stored as [rows, cols].
+fn columns(
+    of: Reading<'_>,
+    matrix: usize,
+    stored: [usize; 2],
+    start: usize,
+    out: &mut [f32],
+    decode: Decode<'_>,
+) -> Result<()> {
+    let count = stored[0] * stored[1];
+    if out.len() == count {
+        return transpose(stored, out, decode);
+    }
+    let key = [of.entry, matrix];
+    let values = match of.kept.get(key) {
+        Some(Gathered::Values(values)) => values,
+        Some(Gathered::Bytes(_)) | None => {
+            let mut values = vec![0.0; count];
+            transpose(stored, &mut values, decode)?;
+            let values: Arc<[f32]> = values.into();
+            of.kept.put(key, Gathered::Values(values.clone()));
+            values
+        }
+    };
+    out.copy_from_slice(&values[start..start + out.len()]);
+    of.kept.forget_at_end(start + out.len(), count);
+    Ok(())
 }
 
 /// All values of a stored matrix [rows, cols], columns as rows.

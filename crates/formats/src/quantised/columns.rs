@@ -50,46 +50,54 @@ struct Codes {
 }
 
 impl Columns {
-    fn mask(&self) -> u32 {
-        (1u32 << self.bits) - 1
-    }
-
-    /// The codes of outputs `from..to`, packed along the outputs, of one row of words.
-    fn along_outputs(&self, words: &[u32], first_word: usize, from: usize, to: usize) -> Vec<u32> {
-        let per = 32 / self.bits;
+    /// The codes of outputs `from..to`, packed along the outputs; `words` begin with the word that
+    /// holds the first one's beginning.
+    fn along_outputs(&self, words: &[u32], from: usize, to: usize) -> Vec<u32> {
+        let first = from * self.bits / 32 * 32;
         let code = |output: usize| {
-            let place = match self.packing {
-                Packing::Gptq { .. } => output % per,
-                Packing::Awq => AWQ_ORDER[output % per],
+            let bit = match self.packing {
+                Packing::Gptq { .. } => output * self.bits,
+                Packing::Awq => output / 8 * 32 + AWQ_ORDER[output % 8] * self.bits,
             };
-            words[output / per - first_word] >> (place * self.bits) & self.mask()
+            dense(words, bit - first, self.bits)
         };
         (from..to).map(code).collect()
+    }
+
+    /// Of a row of words that are packed along the outputs, those of outputs `from..to`: the first
+    /// and the count.
+    fn words_of(&self, from: usize, to: usize) -> (usize, usize) {
+        let first = from * self.bits / 32;
+        (first, (to * self.bits).div_ceil(32) - first)
     }
 
     /// All codes of outputs `from..to`, an input a row.
     fn codes(&self, files: Files<'_>, from: usize, to: usize) -> Result<Codes> {
         let [out, inp] = self.shape;
-        let (per, width) = (32 / self.bits, to - from);
+        let (bits, width) = (self.bits, to - from);
         let mut values = vec![0; inp * width];
         match self.packing {
             Packing::Gptq { .. } => {
-                for word_row in 0..inp.div_ceil(per) {
-                    let words = self.codes.words(files, word_row * out + from, width)?;
-                    for within in 0..per.min(inp - word_row * per) {
-                        let row = &mut values[(word_row * per + within) * width..][..width];
-                        for (code, word) in row.iter_mut().zip(&words) {
-                            *code = word >> (within * self.bits) & self.mask();
-                        }
+                // 32 inputs take whole words, whatever the bits.
+                for first in (0..inp).step_by(32) {
+                    let inputs = first..(first + 32).min(inp);
+                    let word_rows = first * bits / 32..(inputs.end * bits).div_ceil(32);
+                    let mut words = Vec::with_capacity(word_rows.len() * width);
+                    for row in word_rows {
+                        words.extend(self.codes.words(files, row * out + from, width)?);
+                    }
+                    for input in inputs {
+                        let row = &mut values[input * width..][..width];
+                        along_inputs(&words, (input - first) * bits, bits, row);
                     }
                 }
             }
             Packing::Awq => {
-                let (first, last) = (from / per, to.div_ceil(per));
+                let (first, count) = self.words_of(from, to);
                 for input in 0..inp {
-                    let start = input * (out / per) + first;
-                    let words = self.codes.words(files, start, last - first)?;
-                    let row = self.along_outputs(&words, first, from, to);
+                    let start = input * (out * bits / 32) + first;
+                    let words = self.codes.words(files, start, count)?;
+                    let row = self.along_outputs(&words, from, to);
                     values[input * width..][..width].copy_from_slice(&row);
                 }
             }
@@ -104,24 +112,20 @@ impl Columns {
     /// Scales and zeros of outputs `from..to`, a group a row.
     fn groups(&self, files: Files<'_>, from: usize, to: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let out = self.shape[0];
-        let per = 32 / self.bits;
-        let (first, last) = (from / per, to.div_ceil(per));
+        let (first, count) = self.words_of(from, to);
         let less = match self.packing {
             Packing::Gptq { less } => less,
             Packing::Awq => 0,
         };
+        let mask = (1u32 << self.bits) - 1;
         let (mut scales, mut zeros) = (Vec::new(), Vec::new());
         for group in 0..self.scales.shape[0] {
             scales.extend(self.scales.floats(files, group * out + from, to - from)?);
-            let start = group * out.div_ceil(per) + first;
-            let words = self.zeros.words(files, start, last - first)?;
-            let codes = self.along_outputs(&words, first, from, to);
+            let start = group * (out * self.bits / 32) + first;
+            let words = self.zeros.words(files, start, count)?;
+            let codes = self.along_outputs(&words, from, to);
             // As AutoGPTQ has it: the sum keeps the bits of a code.
-            zeros.extend(
-                codes
-                    .iter()
-                    .map(|z| (z.wrapping_add(less) & self.mask()) as f32),
-            );
+            zeros.extend(codes.iter().map(|z| (z.wrapping_add(less) & mask) as f32));
         }
         Ok((scales, zeros))
     }
@@ -206,12 +210,27 @@ pub(super) struct Rows {
     pub(super) settings: Part,
 }
 
-/// The code number `at` of a dense row of words.
-fn dense(words: &[u32], at: usize, bits: usize) -> u32 {
-    let (word, shift) = (at * bits / 32, at * bits % 32);
+/// The code of `bits` bits that begins at a bit of a dense row of words; it may end in the next
+/// word.
+fn dense(words: &[u32], bit: usize, bits: usize) -> u32 {
+    let (word, shift) = (bit / 32, bit % 32);
     let next = words.get(word + 1).copied().unwrap_or(0);
     let both = u64::from(words[word]) | u64::from(next) << 32;
     (both >> shift) as u32 & ((1 << bits) - 1)
+}
+
+/// The same of each column of rows of words, as many as `codes`.
+fn along_inputs(words: &[u32], bit: usize, bits: usize, codes: &mut [u32]) {
+    let (width, mask, shift) = (codes.len(), (1u32 << bits) - 1, bit % 32);
+    let (low, rest) = words[bit / 32 * width..].split_at(width);
+    for (code, low) in codes.iter_mut().zip(low) {
+        *code = low >> shift & mask;
+    }
+    if shift + bits > 32 {
+        for (code, high) in codes.iter_mut().zip(rest) {
+            *code |= high << (32 - shift) & mask;
+        }
+    }
 }
 
 impl Rows {
@@ -271,7 +290,7 @@ impl Packed for Rows {
                     Some(table) => table[input] as usize,
                     None => input / inp.div_ceil(groups),
                 };
-                let code = dense(&words, input, self.bits) as f32;
+                let code = dense(&words, input * self.bits, self.bits) as f32;
                 *value = rounded((code - zeros[group]) * scales[group], self.scales.dtype);
             }
             Ok(())

@@ -2,13 +2,16 @@
 //! `config.json`: they are taken off the list, and what they stand for takes their place.
 //! Everything that is read later is checked here. Knows no model.
 
+mod words;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::bitsandbytes::{EightBits, FourBits, LARGEST_STATE, Maxima, QuantState, size};
-use super::columns::{Columns, Packing, Rows};
+use super::columns::Packing;
+use super::microscaled::{BLOCK_BYTES, Microscaled};
 use super::packed::{Files, Packed, Part};
 use super::scaled::Scaled;
 use crate::Result;
@@ -23,7 +26,14 @@ use crate::source::Source;
 const TRANSPOSED_MODELS: [&str; 3] = ["gpt2", "openai-gpt", "imagegpt"];
 
 /// The ways of packing that are read, by `quant_method`.
-const METHODS: [&str; 5] = ["bitsandbytes", "fp8", "compressed-tensors", "gptq", "awq"];
+const METHODS: [&str; 6] = [
+    "bitsandbytes",
+    "fp8",
+    "compressed-tensors",
+    "gptq",
+    "awq",
+    "mxfp4",
+];
 
 /// The tensors of a checkpoint while packed ones are looked for.
 struct Listing<'a> {
@@ -39,7 +49,9 @@ struct Listing<'a> {
 /// A packed tensor.
 struct Found {
     name: String,
+    /// As it is stored.
     shape: Vec<usize>,
+    order: RowOrder,
     values: Box<dyn Packed>,
 }
 
@@ -81,6 +93,7 @@ pub(crate) fn present(
             listing.columns(Packing::Gptq { less }, number("bits"), number("group_size"))?;
         }
         Some("awq") => listing.columns(Packing::Awq, number("bits"), number("group_size"))?,
+        Some("mxfp4") => listing.mxfp4()?,
         other => {
             let other = other.unwrap_or("missing");
             let known = METHODS.map(|name| format!("`{name}`")).join(", ");
@@ -186,9 +199,14 @@ impl Listing<'_> {
     }
 
     fn add(&mut self, name: String, shape: &[usize], values: impl Packed + 'static) {
+        let order = match shape {
+            [_, _] if self.is_transposed && is_layer(&name) => RowOrder::Transposed,
+            _ => RowOrder::Same,
+        };
         self.found.push(Found {
             name,
             shape: shape.to_vec(),
+            order,
             values: Box::new(values),
         });
     }
@@ -356,151 +374,33 @@ impl Listing<'_> {
         Ok(())
     }
 
-    /// GPTQ and AWQ.
-    fn columns(&mut self, packing: Packing, bits: Option<i64>, group: Option<i64>) -> Result<()> {
-        let allowed: &[i64] = match packing {
-            Packing::Gptq { .. } => &[2, 4, 8],
-            Packing::Awq => &[4],
-        };
-        let Some(bits) = bits.filter(|bits| allowed.contains(bits)) else {
-            let bits = bits.map_or("missing".to_owned(), |bits| bits.to_string());
-            let message = format!("`bits` is {bits}, expected one of {allowed:?}");
-            return Err(self.fault("quantization_config", message));
-        };
-        let bits = bits as usize;
-        let per = 32 / bits;
-        for module in self.modules(".qweight") {
-            let codes = self.need(&module, ".qweight", &[DType::I32])?;
-            let place = format!("{module}.qweight");
-            let stored = self.of_two_dimensions(&place, &codes)?;
-            let scales = self.need(&module, ".scales", &[DType::F16, DType::BF16, DType::F32])?;
-            let [groups, out] = self.of_two_dimensions(&format!("{module}.scales"), &scales)?;
-            let inp = match packing {
-                Packing::Gptq { .. } => stored[0].saturating_mul(per),
-                Packing::Awq => stored[0],
+    /// gpt-oss's experts: a matrix each, turned as transformers has them.
+    fn mxfp4(&mut self) -> Result<()> {
+        for name in self.modules("_blocks") {
+            let blocks = self.need(&name, "_blocks", &[DType::U8])?;
+            let place = format!("{name}_blocks");
+            let [experts, rows, groups, BLOCK_BYTES] = blocks.shape[..] else {
+                let message = format!(
+                    "has the shape {:?}, expected [experts, rows, blocks, {BLOCK_BYTES}]",
+                    blocks.shape
+                );
+                return Err(self.fault(&place, message));
             };
-            let expected = match packing {
-                Packing::Gptq { .. } => [inp / per, out],
-                Packing::Awq => [inp, out / per],
+            let scales = self.need(&name, "_scales", &[DType::U8])?;
+            self.of_shape(&format!("{name}_scales"), &scales, &[experts, rows, groups])?;
+            let Some(cols) = groups
+                .checked_mul(2 * BLOCK_BYTES)
+                .filter(|_| blocks.count() > 0)
+            else {
+                return Err(self.fault(&place, format!("has the shape {:?}", blocks.shape)));
             };
-            self.of_shape(&place, &codes, &expected)?;
-            if !out.is_multiple_of(per) {
-                return Err(self.fault(
-                    &place,
-                    format!("has {out} outputs, expected a multiple of {per}"),
-                ));
-            }
-            let zeros = self.need(&module, ".qzeros", &[DType::I32])?;
-            self.of_shape(&format!("{module}.qzeros"), &zeros, &[groups, out / per])?;
-            let table = self.take(format!("{module}.g_idx"));
-            self.check_groups(&format!("{module}.g_idx"), table.as_ref(), [inp, groups])?;
-            let group = match group.and_then(|n| usize::try_from(n).ok()) {
-                Some(n) if n > 0 => n,
-                // -1: one group for all.
-                Some(_) | None => inp,
-            };
-            if table.is_none() && inp.div_ceil(group) != groups {
-                let message = format!("has {groups} groups of {group} for {inp} inputs");
-                return Err(self.fault(&format!("{module}.scales"), message));
-            }
-            let values = Columns {
-                format: match packing {
-                    Packing::Gptq { .. } => "GPTQ",
-                    Packing::Awq => "AWQ",
-                },
-                packing,
-                bits,
-                shape: [out, inp],
-                codes,
-                zeros,
-                scales,
-                group,
-                groups: table,
-            };
-            self.add(format!("{module}.weight"), &[out, inp], values);
+            self.found.push(Found {
+                name,
+                shape: vec![experts, rows, cols],
+                order: RowOrder::Transposed,
+                values: Box::new(Microscaled { blocks, scales }),
+            });
         }
-        Ok(())
-    }
-
-    /// A table of the groups of inputs names groups that there are.
-    fn check_groups(
-        &self,
-        place: &str,
-        table: Option<&Part>,
-        [inp, groups]: [usize; 2],
-    ) -> Result<()> {
-        let Some(table) = table else { return Ok(()) };
-        self.of_type(place, table, &[DType::I32, DType::I64])?;
-        self.of_count(place, table, inp)?;
-        let numbers = table.integers(self.files, 0, inp)?;
-        let is_group = |n: &i64| usize::try_from(*n).is_ok_and(|n| n < groups);
-        match numbers.iter().find(|n| !is_group(n)) {
-            None => Ok(()),
-            Some(other) => Err(self.fault(place, format!("names the group {other} of {groups}"))),
-        }
-    }
-
-    /// compressed-tensors' `pack-quantized`.
-    fn dense_rows(&mut self, module: &str) -> Result<()> {
-        let codes = self.need(module, ".weight_packed", &[DType::I32])?;
-        let place = format!("{module}.weight_packed");
-        let [rows, words] = self.of_two_dimensions(&place, &codes)?;
-        let settings = self.need(module, ".weight_shape", &[DType::I64, DType::I32])?;
-        self.of_count(&format!("{module}.weight_shape"), &settings, 2)?;
-        let shape = settings.integers(self.files, 0, 2)?;
-        let cols = usize::try_from(shape[1])
-            .ok()
-            .filter(|n| *n > 0 && shape[0] == rows as i64);
-        // The bits follow from the count of words.
-        let dense = |cols: usize| {
-            (1..=8).find(|bits| cols.checked_mul(*bits).map(|n| n.div_ceil(32)) == Some(words))
-        };
-        let Some((cols, bits)) = cols.and_then(|cols| Some((cols, dense(cols)?))) else {
-            let message = format!("has the shape [{rows}, {words}], which is no packed {shape:?}");
-            return Err(self.fault(&place, message));
-        };
-        let scales = self.need(
-            module,
-            ".weight_scale",
-            &[DType::F32, DType::F16, DType::BF16],
-        )?;
-        let place = format!("{module}.weight_scale");
-        let groups = match scales.shape[..] {
-            _ if scales.count() == 1 => 1,
-            [n] if n == rows => 1,
-            [n, groups] if n == rows && groups > 0 => groups,
-            _ => {
-                return Err(self.fault(
-                    &place,
-                    format!("has the shape {:?}, expected {rows} rows", scales.shape),
-                ));
-            }
-        };
-        let table = self.take(format!("{module}.weight_g_idx"));
-        self.check_groups(
-            &format!("{module}.weight_g_idx"),
-            table.as_ref(),
-            [cols, groups],
-        )?;
-        if table.is_none() && !cols.is_multiple_of(groups) {
-            return Err(self.fault(&place, format!("has {groups} groups for {cols} inputs")));
-        }
-        let zeros = self.take(format!("{module}.weight_zero_point"));
-        if let Some(zeros) = &zeros {
-            let place = format!("{module}.weight_zero_point");
-            self.of_type(&place, zeros, &[DType::I32])?;
-            self.of_shape(&place, zeros, &[(rows * bits).div_ceil(32), groups])?;
-        }
-        let values = Rows {
-            bits,
-            shape: [rows, cols],
-            codes,
-            scales,
-            zeros,
-            groups: table,
-            settings,
-        };
-        self.add(format!("{module}.weight"), &[rows, cols], values);
         Ok(())
     }
 
@@ -512,14 +412,11 @@ impl Listing<'_> {
             .collect();
         for Found {
             name,
-            shape,
+            mut shape,
+            order,
             values,
         } in self.found
         {
-            let order = match &shape[..] {
-                [_, _] if self.is_transposed && is_layer(&name) => RowOrder::Transposed,
-                _ => RowOrder::Same,
-            };
             let bytes = values.parts().iter().map(|part| part.byte_len()).sum();
             let packed = PackedAs {
                 format: values.format(),
@@ -527,11 +424,13 @@ impl Listing<'_> {
             };
             let file = values.parts()[0].file;
             let cols = shape.last().copied().unwrap_or(1);
-            let stored = [shape.iter().product::<usize>() / cols, cols];
-            let mut shape = shape;
-            if order == RowOrder::Transposed {
-                shape.reverse();
-            }
+            let stored = match (order, &mut shape[..]) {
+                (RowOrder::Transposed, [.., rows, cols]) => {
+                    std::mem::swap(rows, cols);
+                    [*cols, *rows]
+                }
+                _ => [shape.iter().product::<usize>() / cols, cols],
+            };
             list.push(Entry {
                 values: Values::Packed(PackedValues {
                     values,
