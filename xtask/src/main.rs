@@ -8,6 +8,7 @@ mod check;
 mod faults;
 mod fuzz;
 mod golden;
+mod real_models;
 mod sides;
 mod tidy;
 
@@ -25,6 +26,7 @@ commands:
   faults           lets every file call of train, merge, predict and generate fail in turn (some are in the gate)
   fuzz [TARGET...] the fuzz targets, one after the other; outside the gate
                      --seconds N     for each target (default 600)
+  real-models DIR  logits and perplexity of the real models in DIR against the peer's, whole texts (minutes)
   bench            training steps of lowrank and of PyTorch + peft, eager and compiled, in turns; medians, ratios, spread
                      --python FILE         the interpreter with torch, transformers and peft (default python3)
                      --model-config FILE   a config.json (default tools/bench/configs/roberta-base.json)
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         "golden" => golden::run(&rest),
         "faults" => faults::run(&rest),
         "fuzz" => fuzz::run(&rest),
+        "real-models" => real_models::run(&rest),
         "bench" => bench::run(&rest),
         "bench-generate" => bench_generate::run(&rest),
         "" | "help" | "-h" | "--help" => {

@@ -55,4 +55,7 @@ pub use load::{
 pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};
 pub use rows::{Cell, FileFormat, Header, Row, Table};
-pub use tokenizer::{Encoded, EncodedSpans, EncodedWords, Span, Tokenizer, TokenizerFamily};
+pub use tokenizer::{
+    ChatTemplate, Encoded, EncodedSpans, EncodedWords, Span, Tokenizer, TokenizerFamily,
+    chat_templates,
+};

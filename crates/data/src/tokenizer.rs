@@ -16,8 +16,10 @@ mod sentencepiece;
 mod settings;
 mod spans;
 mod spm;
+mod templates;
 
 pub use spans::{EncodedSpans, Span};
+pub use templates::{ChatTemplate, chat_templates};
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -79,9 +81,10 @@ impl EncodedWords {
 }
 
 /// The tokenizer files that are carried along with a model or an adapter.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
+    templates::FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
@@ -360,6 +363,12 @@ impl Tokenizer {
                 continue;
             };
             files::copy(&path, &dir.join(name), Ceiling::TOKENIZER)?;
+        }
+        for (name, path) in templates::additional(&self.dir)? {
+            let folder = dir.join(templates::FOLDER);
+            files::create_dir_all(&folder)?;
+            let copy = folder.join(format!("{name}.jinja"));
+            files::copy(&path, &copy, Ceiling::TOKENIZER)?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod tensors;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
+use crate::dtype::{DType, decode_f32};
 use crate::error::FormatError;
 use crate::files;
 use crate::source::Source;
@@ -133,6 +134,20 @@ impl Gguf {
         let list = self.metadata.list(key).map_err(|f| self.fault(f))?;
         let numbers = list.map(|list| list.numbers(key, &self.sources[0]));
         numbers.transpose().map_err(|t| t.of(self.path()))
+    }
+
+    /// The values of a vector of f32 that is no longer than a head is wide.
+    pub(crate) fn vector(&self, tensor: &GgufTensor) -> Result<Vec<f32>> {
+        let (found, most) = (tensor.numel(), 1 << 16);
+        if tensor.format.plain() != Some(DType::F32) || found > most {
+            let found = format!("{found} values of {}", tensor.format.name);
+            let expected = format!("at most {most} values of F32");
+            return Err(self.wrong_key(&tensor.name, &expected, &found));
+        }
+        let bytes = self.sources[tensor.file].read_vec(tensor.offset, tensor.bytes)?;
+        let mut values = vec![0.0; found];
+        decode_f32(DType::F32, &bytes, &mut values);
+        Ok(values)
     }
 
     /// The error of a fault in this file.

@@ -67,6 +67,30 @@ fn logits_equal_those_of_transformers_from_the_same_blocks() {
     }
 }
 
+/// Of each architecture, and each way to stretch rotations; rows are longer than windows and than
+/// original lengths. The peer sums in f64.
+#[test]
+fn decoders_in_gguf_files_have_the_logits_of_transformers() {
+    let folder = golden("decoders");
+    let mut names: Vec<String> = std::fs::read_dir(&folder)
+        .expect("golden files")
+        .filter_map(|entry| {
+            let name = entry.expect("an entry").file_name().into_string();
+            Some(name.ok()?.strip_suffix(".gguf")?.to_owned())
+        })
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 15, "{names:?}");
+    for name in names {
+        let expected = folder.join(format!("{name}.expected.safetensors"));
+        let expected = Checkpoint::open_file(&expected).unwrap();
+        let model = load(&format!("decoders/{name}.gguf"), Task::CausalLm, &device());
+        let found = logits(&model, &expected);
+        let wanted = expected.read_f32_vec("logits").unwrap();
+        check_close(&name, &found, &wanted, LOGITS);
+    }
+}
+
 #[test]
 fn a_model_written_as_a_directory_has_the_logits_of_its_file() {
     let expected = Checkpoint::open_file(&golden("gpt2.expected.safetensors")).unwrap();

@@ -6,6 +6,7 @@ mod golden;
 mod gradient;
 mod manifest;
 mod random;
+mod real;
 
 pub use compare::{
     Mismatch, Real, Tolerance, check_bits, check_close, check_norm, compare_bits, compare_close,
@@ -18,3 +19,4 @@ pub use golden::{
 pub use gradient::{GradientCheck, check_gradient, check_vjp, directional_derivative};
 pub use manifest::{Manifest, verify_manifest};
 pub use random::Random;
+pub use real::{real_model, shared_data};

@@ -18,6 +18,7 @@ mod parts;
 mod places;
 mod presets;
 mod quantised;
+mod real_models;
 mod settings_obeyed;
 mod snapshots;
 mod support;

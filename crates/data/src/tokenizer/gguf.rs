@@ -25,6 +25,7 @@ use super::class::TokenizerFamily;
 use super::open::{CONTRADICTION, Opened};
 use super::sentencepiece::{Algorithm, Blanks, Piece, PieceKind, SentencePieceModel};
 use super::settings::{Settings, Sources, malformed};
+use super::templates::{self, ChatTemplate};
 use super::{build, spm};
 use crate::error::TokenizerError;
 use crate::panics::catch;
@@ -135,8 +136,19 @@ impl<'a> Tokens<'a> {
                 settings.insert((*role).into(), json!(text));
             }
         }
-        if let Some(template) = self.gguf.text("tokenizer.chat_template")? {
-            settings.insert("chat_template".into(), json!(template));
+        match &templates::of_gguf(self.gguf)?[..] {
+            [] => {}
+            [ChatTemplate { name: None, text }] => {
+                settings.insert("chat_template".into(), json!(text));
+            }
+            // The older form, which stands in the same file.
+            named => {
+                let named = named.iter().map(|ChatTemplate { name, text }| {
+                    let name = name.as_deref().unwrap_or("default");
+                    json!({ "name": name, "template": text })
+                });
+                settings.insert("chat_template".into(), named.collect());
+            }
         }
         settings.insert("clean_up_tokenization_spaces".into(), json!(false));
         Ok(settings)

@@ -129,6 +129,7 @@ impl Checkpoint {
         let entries = gguf
             .tensors()
             .iter()
+            .filter(|tensor| !architecture.is_some_and(|known| known.is_setting(&tensor.name)))
             .map(|tensor| gguf_entry(&gguf, tensor, architecture))
             .collect::<Result<Vec<_>>>()?;
         checkpoint.list(entries);

@@ -48,18 +48,111 @@ pub struct Architecture {
     /// The path of the list of layers in transformers; `blk` in GGUF.
     layers: &'static str,
     /// Modules of a layer.
-    inside: &'static [Line],
+    inside: &'static [&'static [Line]],
     /// The fields of config.json.
     config: fn(&Fields<'_>) -> Result<Map<String, Value>>,
 }
 
 const SAME: View = View::Same;
 const TURNED: View = View::Transposed;
+const LESS: View = View::LessOne;
 const QUERIES: View = View::Heads(HeadCount::Queries);
 const KEYS: View = View::Heads(HeadCount::Keys);
 
+const LLAMA_OUTSIDE: &[Line] = &[
+    ("token_embd", "model.embed_tokens", SAME),
+    ("output_norm", "model.norm", SAME),
+    ("output", "lm_head", SAME),
+];
+const GEMMA_OUTSIDE: &[Line] = &[
+    ("token_embd", "model.embed_tokens", SAME),
+    ("output_norm", "model.norm", LESS),
+    ("output", "lm_head", SAME),
+];
+const LLAMA_NORMS: &[Line] = &[
+    ("attn_norm", "input_layernorm", SAME),
+    ("ffn_norm", "post_attention_layernorm", SAME),
+];
+const ATTENTION: &[Line] = &[
+    ("attn_q", "self_attn.q_proj", SAME),
+    ("attn_k", "self_attn.k_proj", SAME),
+    ("attn_v", "self_attn.v_proj", SAME),
+    ("attn_output", "self_attn.o_proj", SAME),
+];
+/// Of the architectures that llama.cpp rotates by neighbours.
+const PERMUTED_ATTENTION: &[Line] = &[
+    ("attn_q", "self_attn.q_proj", QUERIES),
+    ("attn_k", "self_attn.k_proj", KEYS),
+    ("attn_v", "self_attn.v_proj", SAME),
+    ("attn_output", "self_attn.o_proj", SAME),
+];
+const HEAD_NORMS: &[Line] = &[
+    ("attn_q_norm", "self_attn.q_norm", SAME),
+    ("attn_k_norm", "self_attn.k_norm", SAME),
+];
+const MLP: &[Line] = &[
+    ("ffn_gate", "mlp.gate_proj", SAME),
+    ("ffn_up", "mlp.up_proj", SAME),
+    ("ffn_down", "mlp.down_proj", SAME),
+];
+const FUSED: &[Line] = &[
+    ("attn_qkv", "self_attn.qkv_proj", SAME),
+    ("attn_output", "self_attn.o_proj", SAME),
+    ("ffn_up", "mlp.gate_up_proj", SAME),
+    ("ffn_down", "mlp.down_proj", SAME),
+];
+const OLMO2_NORMS: &[Line] = &[
+    ("post_attention_norm", "post_attention_layernorm", SAME),
+    ("post_ffw_norm", "post_feedforward_layernorm", SAME),
+];
+const GEMMA_NORMS: &[Line] = &[
+    ("attn_norm", "input_layernorm", LESS),
+    ("ffn_norm", "post_attention_layernorm", LESS),
+];
+const GEMMA3_NORMS: &[Line] = &[
+    ("attn_norm", "input_layernorm", LESS),
+    ("attn_q_norm", "self_attn.q_norm", LESS),
+    ("attn_k_norm", "self_attn.k_norm", LESS),
+    ("post_attention_norm", "post_attention_layernorm", LESS),
+    ("ffn_norm", "pre_feedforward_layernorm", LESS),
+    ("post_ffw_norm", "post_feedforward_layernorm", LESS),
+];
+const GPT2: &[Line] = &[
+    ("attn_norm", "ln_1", SAME),
+    ("attn_qkv", "attn.c_attn", TURNED),
+    ("attn_output", "attn.c_proj", TURNED),
+    ("ffn_norm", "ln_2", SAME),
+    ("ffn_up", "mlp.c_fc", TURNED),
+    ("ffn_down", "mlp.c_proj", TURNED),
+];
+const BERT: &[Line] = &[
+    ("attn_q", "attention.self.query", SAME),
+    ("attn_k", "attention.self.key", SAME),
+    ("attn_v", "attention.self.value", SAME),
+    ("attn_output", "attention.output.dense", SAME),
+    ("attn_output_norm", "attention.output.LayerNorm", SAME),
+    ("ffn_up", "intermediate.dense", SAME),
+    ("ffn_down", "output.dense", SAME),
+    ("layer_output_norm", "output.LayerNorm", SAME),
+];
+
+/// One under LLaMA's names.
+const fn decoder(
+    name: &'static str,
+    inside: &'static [&'static [Line]],
+    config: fn(&Fields<'_>) -> Result<Map<String, Value>>,
+) -> Architecture {
+    Architecture {
+        name,
+        outside: LLAMA_OUTSIDE,
+        layers: "model.layers",
+        inside,
+        config,
+    }
+}
+
 /// Every architecture that is known. That there is code that computes it is the model's business.
-static ARCHITECTURES: [Architecture; 4] = [
+static ARCHITECTURES: [Architecture; 11] = [
     Architecture {
         name: "gpt2",
         outside: &[
@@ -69,14 +162,7 @@ static ARCHITECTURES: [Architecture; 4] = [
             ("output", "lm_head", SAME),
         ],
         layers: "transformer.h",
-        inside: &[
-            ("attn_norm", "ln_1", SAME),
-            ("attn_qkv", "attn.c_attn", TURNED),
-            ("attn_output", "attn.c_proj", TURNED),
-            ("ffn_norm", "ln_2", SAME),
-            ("ffn_up", "mlp.c_fc", TURNED),
-            ("ffn_down", "mlp.c_proj", TURNED),
-        ],
+        inside: &[GPT2],
         config: config::gpt2,
     },
     Architecture {
@@ -88,76 +174,65 @@ static ARCHITECTURES: [Architecture; 4] = [
             ("token_embd_norm", "bert.embeddings.LayerNorm", SAME),
         ],
         layers: "bert.encoder.layer",
-        inside: &[
-            ("attn_q", "attention.self.query", SAME),
-            ("attn_k", "attention.self.key", SAME),
-            ("attn_v", "attention.self.value", SAME),
-            ("attn_output", "attention.output.dense", SAME),
-            ("attn_output_norm", "attention.output.LayerNorm", SAME),
-            ("ffn_up", "intermediate.dense", SAME),
-            ("ffn_down", "output.dense", SAME),
-            ("layer_output_norm", "output.LayerNorm", SAME),
-        ],
+        inside: &[BERT],
         config: config::bert,
     },
+    decoder(
+        "llama",
+        &[LLAMA_NORMS, PERMUTED_ATTENTION, MLP],
+        config::llama,
+    ),
+    decoder("qwen2", &[LLAMA_NORMS, ATTENTION, MLP], config::qwen2),
+    decoder(
+        "qwen3",
+        &[LLAMA_NORMS, ATTENTION, HEAD_NORMS, MLP],
+        config::qwen3,
+    ),
+    decoder("phi3", &[LLAMA_NORMS, FUSED], config::phi3),
+    decoder(
+        "granite",
+        &[LLAMA_NORMS, PERMUTED_ATTENTION, MLP],
+        config::granite,
+    ),
+    decoder(
+        "smollm3",
+        &[LLAMA_NORMS, PERMUTED_ATTENTION, MLP],
+        config::smollm3,
+    ),
+    decoder(
+        "olmo2",
+        &[OLMO2_NORMS, ATTENTION, HEAD_NORMS, MLP],
+        config::olmo2,
+    ),
     Architecture {
-        name: "llama",
-        outside: &[
-            ("token_embd", "model.embed_tokens", SAME),
-            ("output_norm", "model.norm", SAME),
-            ("output", "lm_head", SAME),
-        ],
-        layers: "model.layers",
-        inside: &[
-            ("attn_norm", "input_layernorm", SAME),
-            ("attn_q", "self_attn.q_proj", QUERIES),
-            ("attn_k", "self_attn.k_proj", KEYS),
-            ("attn_v", "self_attn.v_proj", SAME),
-            ("attn_output", "self_attn.o_proj", SAME),
-            ("ffn_norm", "post_attention_layernorm", SAME),
-            ("ffn_gate", "mlp.gate_proj", SAME),
-            ("ffn_up", "mlp.up_proj", SAME),
-            ("ffn_down", "mlp.down_proj", SAME),
-        ],
-        config: config::llama,
+        outside: GEMMA_OUTSIDE,
+        ..decoder("gemma", &[GEMMA_NORMS, ATTENTION, MLP], config::gemma)
     },
     Architecture {
-        name: "gemma3",
-        outside: &[
-            ("token_embd", "model.embed_tokens", SAME),
-            ("output_norm", "model.norm", View::LessOne),
-            ("output", "lm_head", SAME),
-        ],
-        layers: "model.layers",
-        inside: &[
-            ("attn_norm", "input_layernorm", View::LessOne),
-            ("attn_q", "self_attn.q_proj", SAME),
-            ("attn_k", "self_attn.k_proj", SAME),
-            ("attn_v", "self_attn.v_proj", SAME),
-            ("attn_q_norm", "self_attn.q_norm", View::LessOne),
-            ("attn_k_norm", "self_attn.k_norm", View::LessOne),
-            ("attn_output", "self_attn.o_proj", SAME),
-            (
-                "post_attention_norm",
-                "post_attention_layernorm",
-                View::LessOne,
-            ),
-            ("ffn_norm", "pre_feedforward_layernorm", View::LessOne),
-            ("ffn_gate", "mlp.gate_proj", SAME),
-            ("ffn_up", "mlp.up_proj", SAME),
-            ("ffn_down", "mlp.down_proj", SAME),
-            ("post_ffw_norm", "post_feedforward_layernorm", View::LessOne),
-        ],
-        config: config::gemma3,
+        outside: GEMMA_OUTSIDE,
+        ..decoder("gemma3", &[GEMMA3_NORMS, ATTENTION, MLP], config::gemma3)
     },
 ];
 
+/// Tensors that hold settings, which config.json has: factors of rotations.
+const SETTINGS: [&str; 3] = [
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+];
+
 impl Architecture {
+    /// Whether a tensor is no parameter of the model, since [`Gguf::config`] says what it holds.
+    pub(crate) fn is_setting(&self, tensor: &str) -> bool {
+        SETTINGS.contains(&tensor)
+    }
+
     /// transformers' name of a tensor, and what differs. One that is not known keeps its name.
     pub(crate) fn name_and_view(&self, tensor: &str) -> (String, View) {
-        let found = |lines: &[Line], name: &str, before: &str| {
+        let found = |lists: &[&[Line]], name: &str, before: &str| {
             let (module, end) = name.rsplit_once('.')?;
-            let (_, other, view) = lines.iter().find(|(own, ..)| *own == module)?;
+            let mut lines = lists.iter().copied().flatten();
+            let (_, other, view) = lines.find(|(own, ..)| *own == module)?;
             Some((format!("{before}{other}.{end}"), view_of(*view, end)))
         };
         let inside = || {
@@ -165,7 +240,7 @@ impl Architecture {
             let before = format!("{}.{}.", self.layers, layer.parse::<u32>().ok()?);
             found(self.inside, name, &before)
         };
-        found(self.outside, tensor, "")
+        found(&[self.outside], tensor, "")
             .or_else(inside)
             .unwrap_or_else(|| (tensor.to_owned(), View::Same))
     }

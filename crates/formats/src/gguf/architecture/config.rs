@@ -2,10 +2,14 @@
 //! architecture each. Names and defaults are transformers'; what a family does with them is its
 //! reader's business.
 
+mod decoders;
+mod rope;
+
 use serde_json::{Map, Value, json};
 
 use super::super::Gguf;
 use crate::Result;
+pub(super) use decoders::{gemma, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3};
 
 /// The keys that an architecture's settings stand under.
 pub(super) struct Fields<'a> {
@@ -39,14 +43,12 @@ impl<'a> Fields<'a> {
     }
 
     /// A number with a fraction, as its f32 is written.
-    fn float(&self, name: &str) -> Result<Option<Value>> {
+    fn float(&self, name: &str) -> Result<Option<f64>> {
         let number = self.gguf.float(&self.key(name))?;
-        // The shortest decimal that is this f32: 1e-5, not 9.99999974737875e-6.
-        let shortest = |n: f64| (n as f32).to_string().parse::<f64>().unwrap_or(n);
-        Ok(number.map(|n| json!(shortest(n))))
+        Ok(number.map(|n| shortest(n as f32)))
     }
 
-    fn needed_float(&self, name: &str) -> Result<Value> {
+    fn needed_float(&self, name: &str) -> Result<f64> {
         let missing = || self.gguf.wrong_key(&self.key(name), "a number", "missing");
         self.float(name)?.ok_or_else(missing)
     }
@@ -72,6 +74,24 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// Refuses a setting that no family here has, unless it has the value that changes nothing.
+    fn refuse_unless(&self, name: &str, neutral: f64) -> Result<()> {
+        match self.float(name)? {
+            Some(found) if found != neutral => {
+                let (expected, found) = (neutral.to_string(), format!("the number {found}"));
+                Err(self.gguf.wrong_key(&self.key(name), &expected, &found))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The values of a small vector of f32, if it is there.
+    fn vector(&self, tensor: &str) -> Result<Option<Vec<f64>>> {
+        let found = self.gguf.tensors().iter().find(|t| t.name == tensor);
+        let values = found.map(|tensor| self.gguf.vector(tensor)).transpose()?;
+        Ok(values.map(|values| values.into_iter().map(shortest).collect()))
+    }
+
     fn has(&self, tensor: &str) -> bool {
         self.gguf.tensors().iter().any(|t| t.name == tensor)
     }
@@ -85,6 +105,11 @@ impl<'a> Fields<'a> {
         }
         Ok(())
     }
+}
+
+/// The shortest decimal that is this f32: 1e-5, not 9.99999974737875e-6.
+fn shortest(n: f32) -> f64 {
+    n.to_string().parse().unwrap_or(f64::from(n))
 }
 
 fn object(value: Value) -> Map<String, Value> {
@@ -129,70 +154,5 @@ pub(super) fn bert(fields: &Fields<'_>) -> Result<Map<String, Value>> {
         "layer_norm_eps": fields.needed_float("attention.layer_norm_epsilon")?,
     }));
     fields.token_ids(&mut config, &[("pad", "padding_token_id")])?;
-    Ok(config)
-}
-
-/// What llama and its relatives share.
-fn decoder(fields: &Fields<'_>, class: &str, model_type: &str) -> Result<Map<String, Value>> {
-    let (width, heads) = (fields.needed("embedding_length")?, fields.heads()?);
-    let head_dim = match fields.number("attention.key_length")? {
-        Some(own) => own,
-        None => width / heads.max(1),
-    };
-    let mut config = object(json!({
-        "model_type": model_type,
-        "architectures": [class],
-        "vocab_size": fields.rows("token_embd.weight")?,
-        "hidden_size": width,
-        "intermediate_size": fields.needed("feed_forward_length")?,
-        "num_hidden_layers": fields.needed("block_count")?,
-        "num_attention_heads": heads,
-        "num_key_value_heads": fields.key_value_heads()?,
-        "head_dim": head_dim,
-        "max_position_embeddings": fields.needed("context_length")?,
-        "rms_norm_eps": fields.needed_float("attention.layer_norm_rms_epsilon")?,
-        "tie_word_embeddings": !fields.has("output.weight"),
-    }));
-    if let Some(theta) = fields.float("rope.freq_base")? {
-        config.insert("rope_theta".to_owned(), theta);
-    }
-    fields.token_ids(&mut config, &BOS_AND_EOS)?;
-    fields.token_ids(&mut config, &[("pad", "padding_token_id")])?;
-    refuse_scaling(fields)?;
-    Ok(config)
-}
-
-/// Positions that are stretched stand in keys that no family here reads yet.
-fn refuse_scaling(fields: &Fields<'_>) -> Result<()> {
-    let key = fields.key("rope.scaling.type");
-    match fields.gguf.text(&key)? {
-        None | Some("none") => {}
-        Some(found) => {
-            let found = format!("the text `{found}`");
-            return Err(fields.gguf.wrong_key(&key, "`none`", &found));
-        }
-    }
-    match fields.has("rope_freqs.weight") {
-        false => Ok(()),
-        true => Err(fields.gguf.wrong_key(
-            "rope_freqs.weight",
-            "no table of stretched positions",
-            "a tensor",
-        )),
-    }
-}
-
-pub(super) fn llama(fields: &Fields<'_>) -> Result<Map<String, Value>> {
-    let mut config = decoder(fields, "LlamaForCausalLM", "llama")?;
-    config.insert("hidden_act".to_owned(), json!("silu"));
-    Ok(config)
-}
-
-pub(super) fn gemma3(fields: &Fields<'_>) -> Result<Map<String, Value>> {
-    let mut config = decoder(fields, "Gemma3ForCausalLM", "gemma3_text")?;
-    config.insert("hidden_activation".to_owned(), json!("gelu_pytorch_tanh"));
-    if let Some(window) = fields.number("attention.sliding_window")? {
-        config.insert("sliding_window".to_owned(), json!(window));
-    }
     Ok(config)
 }
