@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes crates/chat/tests/fixtures/rendered.json: chats as transformers renders them, with the spans of its generation blocks.
+"""Writes crates/chat/tests/fixtures/rendered.json: chats as transformers renders them, with the spans of its generation blocks;
+and crates/data/tests/fixtures/chats.json: their token ids and masks of assistant tokens by the tokenizers there.
 
 usage: python tools/golden/chats.py [--templates DIR] [--out FILE]
 
@@ -16,8 +17,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import transformers
 import transformers.utils.chat_template_utils as utils
 
+DATA = Path(__file__).resolve().parents[2] / "crates" / "data" / "tests" / "fixtures" / "chats.json"
 ROOT = Path(__file__).resolve().parents[2] / "crates" / "chat" / "tests" / "fixtures"
 TEMPLATES = """qwen2_5 qwen2_5_training qwen3 qwen3_training qwen3_instruct_2507 llama3 llama3_training llama3_1 gemma gemma_training
 gemma3 gemma3_training phi3 phi3_training phi3_5 deepseek_r1_distill lfm2 lfm2_training""".split()
@@ -153,6 +156,34 @@ def render(template, chat, opened):
     return {"text": texts[0], "spans": spans[0]}
 
 
+TOKENIZERS = ["gpt2", "classes/llama-json", "classes/gemma-json", "classes/gpt2-added"]
+MASKED = ["qwen3_training", "llama3_training", "gemma_training"]
+
+
+def masks(sources):
+    """Ids and masks by each tokenizer; chats that a template refuses are left out."""
+    folder = DATA.parent
+    cases = []
+    for name in TOKENIZERS:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / name)
+        for template in MASKED:
+            for chat_name, chat in CHATS.items():
+                try:
+                    found = tokenizer.apply_chat_template(
+                        chat["messages"],
+                        tools=chat.get("tools"),
+                        chat_template=sources[template],
+                        tokenize=True,
+                        return_dict=True,
+                        return_assistant_tokens_mask=True,
+                    )
+                except Exception:
+                    continue
+                case = {"tokenizer": name, "template": template, "chat": chat_name}
+                cases.append(case | {"input_ids": found["input_ids"], "mask": found["assistant_masks"]})
+    return cases
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--templates", type=Path)
@@ -182,6 +213,10 @@ def main():
     versions = {package: version(package) for package in ("transformers", "jinja2", "trl")}
     out = {"versions": versions, "special_tokens": SPECIAL, "now": NOW.isoformat(), "chats": CHATS, "cases": cases}
     args.out.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
+    if not args.all:
+        found = {"versions": versions, "cases": masks(sources)}
+        DATA.write_text(json.dumps(found, ensure_ascii=False) + "\n")
+        print(len(found["cases"]), "masks", file=sys.stderr)
     print(len(cases), "cases,", sum("error" in case for case in cases), "refused", file=sys.stderr)
 
 

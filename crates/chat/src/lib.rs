@@ -15,14 +15,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod built_in;
 mod chat;
 mod error;
+mod forms;
 mod generation;
 mod python;
 mod spans;
 mod template;
 mod variables;
 
+pub use built_in::{built_in, built_in_names};
 pub use chat::{Chat, Role};
 pub use error::{ChatError, MessageError};
 pub use spans::{ChatRow, LossOn, SpanSource, rows};

@@ -4,13 +4,16 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::chat::{Chat, Role};
 use crate::error::ChatError;
 use crate::template::{ChatTemplate, Prompting};
 use crate::variables::Variables;
 
 /// Which part of a chat is learned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LossOn {
     /// Every turn of the assistant.
     #[default]
@@ -22,7 +25,7 @@ pub enum LossOn {
 }
 
 /// How the spans of a row were found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SpanSource {
     /// By the template's generation blocks.
     Marks,

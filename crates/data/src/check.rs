@@ -93,8 +93,13 @@ pub struct FileCheck {
 pub struct LossCheck {
     /// Tokens that count in the loss.
     pub tokens: u64,
-    /// Rows whose last counted token is the end token: only from them a model learns to stop.
+    /// Rows of tokens: a file's row may give several, one for each turn of a chat.
+    pub rows: usize,
+    /// Rows whose last counted token is the end token, or another special one, as ends a turn of a
+    /// chat: only from them a model learns to stop.
     pub rows_with_end: usize,
+    /// Rows that lost it because they were cut.
+    pub rows_without_end_cut: usize,
 }
 
 fn loss(loaded: &Loaded, tokenizer: Option<&Tokenizer>) -> Option<LossCheck> {
@@ -102,22 +107,36 @@ fn loss(loaded: &Loaded, tokenizer: Option<&Tokenizer>) -> Option<LossCheck> {
     if loaded.label_map.is_some() {
         return None;
     }
-    let end = tokenizer.and_then(Tokenizer::eos_id).map(i64::from);
     let mut check = LossCheck {
         tokens: 0,
+        rows: loaded.examples.len(),
         rows_with_end: 0,
+        rows_without_end_cut: 0,
     };
     let mut is_causal = false;
     for example in loaded.examples.iter() {
         if let Label::Tokens(labels) = &example.label {
             is_causal = true;
-            let mut counted = labels.iter().filter(|label| **label != IGNORE_INDEX);
-            check.tokens += counted.clone().count() as u64;
-            let last = counted.next_back().copied();
-            check.rows_with_end += usize::from(end.is_some() && last == end);
+            let counted = labels.iter().filter_map(|label| u32::try_from(*label).ok());
+            let counted: Vec<u32> = counted.collect();
+            check.tokens += counted.len() as u64;
+            let ends = tokenizer.is_some_and(|tokenizer| ends(&counted, tokenizer));
+            check.rows_with_end += usize::from(ends);
+            check.rows_without_end_cut += usize::from(!ends && example.truncated_tokens > 0);
         }
     }
     is_causal.then_some(check)
+}
+
+/// Whether tokens end with a special one. Templates put a line's end behind those of turns.
+fn ends(tokens: &[u32], tokenizer: &Tokenizer) -> bool {
+    match tokens {
+        [.., last] if tokenizer.is_special(*last) => true,
+        [.., before, last] if tokenizer.is_special(*before) => tokenizer
+            .decode(&[*last])
+            .is_ok_and(|text| text.trim().is_empty()),
+        _ => false,
+    }
 }
 
 /// Tokens a row.
@@ -270,6 +289,7 @@ fn keys_of(table: &Table, columns: &Columns) -> Vec<String> {
             let parts: Vec<String> = parts.map(|column| part(row, column)).collect();
             parts.join("\u{1f}")
         }
+        TextColumns::Chat { turns, .. } => part(row, turns),
         TextColumns::Words { words } => part(row, words),
         TextColumns::Ids { input_ids, .. } => part(row, input_ids),
     };

@@ -1,10 +1,12 @@
 //! Which column holds what: named by the user, or found by the names that common data sets use.
 
 mod finder;
+mod names;
 
 use serde::{Deserialize, Serialize};
 
 use self::finder::Finder;
+use self::names::{PAIRS, PROMPTS, SINGLES, TAGS, WORDS};
 use crate::error::{ColumnRole, DataError};
 use crate::labels::{LabelMap, Task};
 use crate::load::LabelNeed;
@@ -70,6 +72,15 @@ pub enum TextColumns {
         /// What follows.
         completion: String,
     },
+    /// Turns of a chat, which the model's chat template lays out.
+    Chat {
+        /// The list of turns.
+        turns: String,
+        /// What is said to the model before it, where that stands apart.
+        system: Option<String>,
+        /// The tools that it may call.
+        tools: Option<String>,
+    },
     /// A list of words.
     Words {
         /// The words.
@@ -129,6 +140,18 @@ impl TextColumns {
                     .filter_map(|(name, column)| Some(format!("{name} `{}`", (*column)?)));
                 named.collect::<Vec<_>>().join(", ")
             }
+            Self::Chat {
+                turns,
+                system,
+                tools,
+            } => {
+                let beside = [("system prompt", system), ("tools", tools)];
+                let beside = beside.map(|(name, column)| {
+                    let named = column.as_ref().map(|column| format!(", {name} `{column}`"));
+                    named.unwrap_or_default()
+                });
+                format!("chats `{turns}`{}", beside.concat())
+            }
             Self::Words { words } => format!("words `{words}`"),
             Self::Ids { input_ids, .. } => format!("token ids `{input_ids}`"),
         }
@@ -143,110 +166,6 @@ pub struct Columns {
     /// The label, where one is read.
     pub label: Option<LabelColumns>,
 }
-
-/// Pairs of common data sets, in order of preference: GLUE, SNLI and MNLI, QNLI, QQP, BoolQ, SICK,
-/// and plain names.
-const PAIRS: [(&str, &str); 13] = [
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-    ("question1", "question2"),
-    ("text", "text_pair"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-    ("query", "passage"),
-    ("question", "passage"),
-    ("question", "context"),
-    ("query", "document"),
-    ("sentence_A", "sentence_B"),
-    ("sentence_1", "sentence_2"),
-];
-/// Pairs for language models: what is given, what follows.
-const COMPLETIONS: [(&str, &str); 22] = [
-    ("prompt", "completion"),
-    ("context", "completion"),
-    ("prompt", "response"),
-    ("prompt", "output"),
-    ("prompt", "answer"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("instruction", "completion"),
-    ("instruction", "answer"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("question", "answers"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("source", "target"),
-    ("input", "output"),
-    ("input", "target"),
-    ("article", "highlights"),
-    ("article", "summary"),
-    ("document", "summary"),
-    ("dialogue", "summary"),
-    ("text", "summary"),
-];
-/// What stands beside a prompt that is found by its name, and belongs to it.
-const CONTEXTS: [&str; 3] = ["input", "context", "passage"];
-const SYSTEMS: [&str; 3] = ["system", "system_prompt", "system_message"];
-const HISTORIES: [&str; 1] = ["history"];
-/// Prompts whose completions are not there, in order of preference.
-const PROMPTS: [&str; 8] = [
-    "prompt",
-    "instruction",
-    "question",
-    "query",
-    "source",
-    "context",
-    "input",
-    "text",
-];
-/// Lists of turns with their speakers.
-const CONVERSATIONS: [&str; 5] = [
-    "messages",
-    "conversations",
-    "conversation",
-    "dialog",
-    "chat",
-];
-const SINGLES: [&str; 7] = [
-    "text",
-    "sentence",
-    "content",
-    "review",
-    "tweet",
-    "document",
-    "sentence1",
-];
-/// Texts by other names, which count where one of them alone is there.
-const OTHER_SINGLES: [&str; 14] = [
-    "comment_text",
-    "comment",
-    "body",
-    "message",
-    "review_text",
-    "review_body",
-    "reviewtext",
-    "utterance",
-    "headline",
-    "title",
-    "abstract",
-    "description",
-    "post",
-    "sms",
-];
-const WORDS: [&str; 2] = ["tokens", "words"];
-const TAGS: [&str; 9] = [
-    "ner_tags",
-    "tags",
-    "labels",
-    "label",
-    "pos_tags",
-    "chunk_tags",
-    "ner",
-    "upos",
-    "pos",
-];
 
 impl ColumnSpec {
     /// The columns of a file for a task; classes that are `known` may have a column each.
@@ -482,11 +401,19 @@ impl ColumnSpec {
                 (None, Beside::Found | Beside::Nothing) if prompt == "input_ids" => {
                     Ok(finder.ids(prompt))
                 }
+                (None, Beside::Found | Beside::Nothing) if finder.holds_turns(&prompt) => {
+                    Ok(finder.chat(prompt))
+                }
                 (None, Beside::Found | Beside::Nothing) => Ok(TextColumns::Text {
                     text: prompt,
                     pair: None,
                 }),
             };
+        }
+        if pair.is_none()
+            && let Some(turns) = finder.turns()
+        {
+            return Ok(finder.chat(turns));
         }
         if let Some((prompt, completion)) = finder.completion(pair.as_deref()) {
             return Ok(TextColumns::Completion {
@@ -553,6 +480,11 @@ impl Columns {
             TextColumns::Completion { prompt, completion } => {
                 used.extend(prompt.all().chain([completion]));
             }
+            TextColumns::Chat {
+                turns,
+                system,
+                tools,
+            } => used.extend([turns].into_iter().chain(system).chain(tools)),
             TextColumns::Words { words } => used.push(words),
             TextColumns::Ids {
                 input_ids,

@@ -154,8 +154,8 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// Conversations in place of a language model's texts.
-    #[error("`{}`: column `{column}` holds conversations, which are not read; expected a prompt and its completion, or a text", path.display())]
+    /// Chats for a model without a chat template.
+    #[error("`{}`: column `{column}` holds chats, and the model has no chat template to lay them out by", path.display())]
     Conversations {
         /// The file.
         path: PathBuf,
@@ -253,7 +253,7 @@ impl DataError {
                 "write rows such as `{\"text\": \"...\", \"label\": \"...\"}` into a .jsonl file, or name a table .csv or .tsv; --task causal_lm trains a language model on the text".into(),
             ),
             Self::Conversations { .. } => Some(
-                "write each exchange as a row: `{\"prompt\": \"...\", \"completion\": \"...\"}`".into(),
+                "pass --chat-template with a file or the name of a built-in one, such as chatml; or write each exchange as a row: `{\"prompt\": \"...\", \"completion\": \"...\"}`".into(),
             ),
             Self::SeveralColumnsFor { .. } => Some("name one with --label-column".into()),
             Self::MixedLabels { kinds, .. } => Some(match kinds[1].0 {

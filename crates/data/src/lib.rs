@@ -48,14 +48,15 @@ pub use labels::{
     LabelSummary, Task, UnlabelledRows,
 };
 pub use load::{
-    BadRows, Completed, DEFAULT_MAX_BAD_ROWS, Example, LabelNeed, LoadReport, LoadSpec, Loaded,
-    LongRows, Prompt, TaskGuess, Template, TemplateError, completed_of, examples_from_table,
-    guess_task, load_examples, prompts_of, read_table, words_of,
+    BadRows, ChatFormat, ChatUse, Completed, DEFAULT_MAX_BAD_ROWS, Example, LabelNeed, LoadReport,
+    LoadSpec, Loaded, LongRows, Prompt, TaskGuess, Template, TemplateError, completed_of,
+    examples_from_table, guess_task, load_examples, prompts_of, read_table, reads_chats, words_of,
 };
+pub use lowrank_chat::LossOn;
 pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};
 pub use rows::{Cell, FileFormat, Header, Row, Table};
 pub use tokenizer::{
-    ChatTemplate, Encoded, EncodedSpans, EncodedWords, Span, Tokenizer, TokenizerFamily,
-    chat_templates,
+    Encoded, EncodedSpans, EncodedWords, NamedTemplate, PlainSpans, Span, Tokenizer,
+    TokenizerFamily, chat_templates,
 };

@@ -3,6 +3,7 @@
 
 mod bad_rows;
 mod causal;
+mod chat;
 mod plan;
 mod prompt;
 mod row;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use lowrank_chat::SpanSource;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,8 @@ use crate::rows::{FileFormat, Header, Table};
 use crate::tokenizer::Tokenizer;
 pub use bad_rows::{BadRows, DEFAULT_MAX_BAD_ROWS};
 pub use causal::{Template, TemplateError};
+pub(crate) use chat::turns_of;
+pub use chat::{ChatFormat, ChatUse};
 use plan::LabelPlan;
 pub use prompt::{Completed, Prompt, completed_of, prompts_of};
 pub use row::words_of;
@@ -93,6 +97,8 @@ pub struct LoadSpec {
     pub nlg: Option<NlgFormat>,
     /// How a language model's rows are laid out.
     pub template: Template,
+    /// How chats are laid out, and which rows are chats; none can be read without.
+    pub chat: Option<ChatFormat>,
     /// Rows of the model's token embedding; every id must be below.
     pub vocab_size: Option<usize>,
     /// Rows of the model's token type embedding; every token type must be below.
@@ -118,6 +124,7 @@ impl LoadSpec {
             max_bad_rows: DEFAULT_MAX_BAD_ROWS,
             nlg: None,
             template: Template::default(),
+            chat: None,
             vocab_size: None,
             type_vocab_size: None,
         }
@@ -230,6 +237,18 @@ pub fn read_table(path: &Path, spec: &LoadSpec) -> Result<Table, DataError> {
     }
 }
 
+/// Whether rows that were read are chats, laid out by the chat template of `spec`.
+///
+/// # Errors
+/// As for [`examples_from_table`], of columns.
+pub fn reads_chats(table: &Table, spec: &LoadSpec) -> Result<bool, DataError> {
+    let Some(chat) = spec.chat.as_ref().filter(|_| spec.task == Task::CausalLm) else {
+        return Ok(false);
+    };
+    let columns = spec.columns.resolve(table, spec.task, spec.need, None)?;
+    Ok(chat.takes(table, &columns.text))
+}
+
 /// Turns rows that were read into examples. Rows are worked on in parallel; the result is in file
 /// order.
 pub fn examples_from_table(
@@ -264,6 +283,10 @@ pub fn examples_from_table(
     } = usable(table, &columns, spec, tokenizer)?;
     bad.sort_by_key(|fault| fault.line);
     let mut notes = table.notes().to_vec();
+    let (outcomes, sources) = taken_apart(outcomes);
+    if let Some(chat) = &spec.chat {
+        notes.extend(chat::note(&sources, chat.loss_on));
+    }
     if !bad.is_empty() {
         notes.push(bad_rows::note(&bad, table.row_count()));
     }
@@ -406,6 +429,22 @@ fn refuse_all_unlabelled(
     })
 }
 
+/// Chats as the rows that they give, and how each told what is learned.
+fn taken_apart(outcomes: Vec<Outcome>) -> (Vec<Outcome>, Vec<SpanSource>) {
+    let mut sources = Vec::new();
+    let mut rows = Vec::with_capacity(outcomes.len());
+    for outcome in outcomes {
+        match outcome {
+            Outcome::Chat(source, parts) => {
+                sources.push(source);
+                rows.extend(parts);
+            }
+            other => rows.push(other),
+        }
+    }
+    (rows, sources)
+}
+
 /// Keeps the examples, and counts what became of the rows.
 fn collect(
     outcomes: Vec<Outcome>,
@@ -427,6 +466,8 @@ fn collect(
                 loaded.left_out.push(fault);
             }
             Outcome::NoWords(fault) => wordless.push(fault),
+            // Taken apart before.
+            Outcome::Chat(..) => {}
             Outcome::Kept(example) => {
                 report.truncated_rows += usize::from(example.truncated_tokens > 0);
                 report.truncated_tokens += u64::from(example.truncated_tokens);
@@ -490,6 +531,13 @@ fn refuse_impossible(
         TextColumns::Text { text, pair } => (text, pair.is_some()),
         TextColumns::Completion { prompt, .. } => (&prompt.prompt, false),
         TextColumns::Words { words } => (words, false),
+        TextColumns::Chat { turns, .. } if spec.chat.is_none() => {
+            return Err(DataError::Conversations {
+                path: table.path().into(),
+                column: turns.clone(),
+            });
+        }
+        TextColumns::Chat { turns, .. } => (turns, false),
         TextColumns::Ids { .. } => {
             return match spec.max_length {
                 Some(0) => Err(TokenizerError::MaxLengthTooSmall {

@@ -19,14 +19,17 @@ mod spm;
 mod templates;
 
 pub use spans::{EncodedSpans, Span};
-pub use templates::{ChatTemplate, chat_templates};
+pub use templates::{NamedTemplate, chat_templates};
 
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::gguf::is_gguf;
 use lowrank_formats::{to_python_json, write_atomic};
+use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::utils::truncation::{
@@ -80,6 +83,15 @@ impl EncodedWords {
     }
 }
 
+/// A text's tokens without any special one around them, and where they stand.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PlainSpans {
+    /// The token ids.
+    pub input_ids: Vec<u32>,
+    /// The characters of each.
+    pub spans: Vec<Range<usize>>,
+}
+
 /// The tokenizer files that are carried along with a model or an adapter.
 const FILES: [&str; 12] = [
     "tokenizer.json",
@@ -115,6 +127,10 @@ pub struct Tokenizer {
     cleans_up: bool,
     unk_id: Option<u32>,
     eos_id: Option<u32>,
+    /// Special tokens by the role that the settings give them: `bos_token`, ….
+    roles: BTreeMap<String, String>,
+    /// The ids of special tokens.
+    special: HashSet<u32>,
 }
 
 impl Tokenizer {
@@ -167,6 +183,10 @@ impl Tokenizer {
             cleans_up: cleans_up(inner, settings),
             unk_id: unk_id(&opened, settings),
             eos_id: end_id(&opened, settings),
+            roles: roles(&opened, settings),
+            special: (inner.get_added_tokens_decoder().into_iter())
+                .filter_map(|(id, token)| token.special.then_some(id))
+                .collect(),
             source: opened.source,
             family: opened.family,
             inner: opened.inner,
@@ -270,6 +290,33 @@ impl Tokenizer {
         let whole = self.encode("a", None, None)?.input_ids;
         let text_at = whole.windows(plain.len().max(1)).position(|w| w == plain);
         Ok(whole[..text_at.unwrap_or(0)].to_vec())
+    }
+
+    /// Encodes a text without special tokens around it, and says where each token stands: its first
+    /// character, and one past its last (Unicode code points).
+    pub fn encode_plain_spans(&self, text: &str) -> Result<PlainSpans, TokenizerError> {
+        if text.is_empty() {
+            return Ok(PlainSpans::default());
+        }
+        self.growth.check(text).map_err(TokenizerError::Encode)?;
+        let input = EncodeInput::Single(InputSequence::from(text));
+        let encoding = guarded(|| self.inner.encode_char_offsets(input, false))?;
+        let places = encoding.get_offsets().iter();
+        Ok(PlainSpans {
+            input_ids: encoding.get_ids().to_vec(),
+            spans: places.map(|&(start, end)| start..end).collect(),
+        })
+    }
+
+    /// Special tokens by the role that the files give them, as `special_tokens_map` in
+    /// transformers: `bos_token`, `eos_token`, ….
+    pub fn special_tokens_map(&self) -> &BTreeMap<String, String> {
+        &self.roles
+    }
+
+    /// Whether this is the end token or another special one.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.eos_id == Some(id) || self.special.contains(&id)
     }
 
     /// Encodes one text without special tokens.
@@ -457,6 +504,25 @@ fn end_id(opened: &Opened, settings: &Settings) -> Option<u32> {
     // Classes of encoders have no end token of their own: the separator ends a text.
     let separator = opened.family.and_then(|f| f.usual_token("sep_token"));
     id_of(usual.or(separator).unwrap_or("</s>"))
+}
+
+/// Special tokens by role: those that the files name, and the class's usual ones where they are
+/// silent. The classes of any `tokenizer.json` have none of their own.
+fn roles(opened: &Opened, settings: &Settings) -> BTreeMap<String, String> {
+    let named = settings.named_tokens().into_iter();
+    let mut roles: BTreeMap<String, String> =
+        named.map(|(role, token)| (role, token.content)).collect();
+    let class = settings.value("tokenizer_class").and_then(Value::as_str);
+    if class.is_some_and(|class| ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&class))
+    {
+        return roles;
+    }
+    for (role, token) in opened.family.map_or(&[][..], TokenizerFamily::usual_tokens) {
+        if !settings.speaks_of(role) && opened.inner.token_to_id(token).is_some() {
+            roles.insert((*role).to_owned(), (*token).to_owned());
+        }
+    }
+    roles
 }
 
 /// Whether the settings want blanks before punctuation taken out of decoded text. For a BPE

@@ -158,7 +158,7 @@ fn the_check_shows_what_counts_and_whether_the_end_token_does() {
     assert_eq!(loss.rows_with_end, 2);
     let shown = report.render();
     assert!(
-        shown.contains("2 of 2 rows end with the end token"),
+        shown.contains("2 of 2 rows end with an end token"),
         "{shown}"
     );
     assert!(shown.contains("label « two<|endoftext|>»"), "{shown}");
@@ -257,9 +257,7 @@ fn columns_beside_a_prompt_are_taken_left_out_or_refused_as_told() {
     let chat = r#"{"messages": [{"role": "user", "content": "hello"}]}"#;
     let error = load(chat, |_| {}).unwrap_err();
     assert!(
-        error
-            .to_string()
-            .contains("column `messages` holds conversations"),
+        error.to_string().contains("column `messages` holds chats"),
         "{error}"
     );
     assert!(error.hint().unwrap().contains("completion"));

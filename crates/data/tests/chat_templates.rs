@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use lowrank_data::{ChatTemplate, Tokenizer, chat_templates};
+use lowrank_data::{NamedTemplate, Tokenizer, chat_templates};
 use serde_json::json;
 
-fn named(name: Option<&str>, text: &str) -> ChatTemplate {
-    ChatTemplate {
+fn named(name: Option<&str>, text: &str) -> NamedTemplate {
+    NamedTemplate {
         name: name.map(str::to_owned),
         text: text.to_owned(),
     }

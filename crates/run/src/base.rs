@@ -13,6 +13,7 @@ use lowrank_train::fingerprint;
 use lowrank_train::trainer::OtherBase;
 
 use crate::adapter::AdapterSource;
+use crate::chat::AdapterChat;
 use crate::error::{RunError, RunResult};
 use crate::fits::check_weights;
 use crate::head::BaseHead;
@@ -46,6 +47,8 @@ pub struct Base {
     /// Whether the command has a flag to start a new head.
     starts_heads: bool,
     allow_other_base: bool,
+    /// The chat template that an adapter brings, and how it was used.
+    pub adapter_chat: Option<AdapterChat>,
 }
 
 impl Base {
@@ -67,6 +70,7 @@ impl Base {
             ignore_mismatched_sizes: false,
             starts_heads: false,
             allow_other_base: settings.allow_other_base.unwrap_or(false),
+            adapter_chat: None,
         })
     }
 
@@ -96,6 +100,18 @@ impl Base {
             }
             _ => RunError::from(error),
         }
+    }
+
+    /// Takes the chat template that an adapter brings.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn take_chat(&mut self, adapter: &AdapterSource) -> RunResult {
+        let notes = adapter.notes.as_ref().and_then(|notes| notes.chat.clone());
+        if let Some(dir) = &adapter.dir {
+            self.adapter_chat = AdapterChat::read(dir, notes)?;
+        }
+        Ok(())
     }
 
     /// Takes the tables of tokens that an adapter brings, and the tokenizer beside them. Returns
@@ -241,9 +257,14 @@ impl Base {
 
     /// The limit of tokens a row: what was asked for, if the model can take it.
     pub fn max_length(&self, asked: Option<usize>) -> RunResult<usize> {
+        self.max_length_or(asked, DEFAULT_MAX_LENGTH)
+    }
+
+    /// The same with another limit where none was asked for.
+    pub fn max_length_or(&self, asked: Option<usize>, default: usize) -> RunResult<usize> {
         let most = self.config.facts.max_positions;
         match asked {
-            None => Ok(DEFAULT_MAX_LENGTH.min(most)),
+            None => Ok(default.min(most)),
             Some(length) if length <= most => Ok(length),
             Some(length) => Err(RunError::usage(format!(
                 "`max_length` is {length}, but the model has {most} positions"

@@ -9,6 +9,7 @@
 pub mod adapter;
 pub mod base;
 pub mod build;
+pub mod chat;
 pub mod convert;
 pub mod device;
 mod error;

@@ -7,13 +7,14 @@ use lowrank_data::{
 };
 use lowrank_engine::Device;
 use lowrank_model::{LoadReport, Model};
-use lowrank_train::config::{LARGEST_BATCH, Task};
+use lowrank_train::config::{DEFAULT_MAX_LENGTH, LARGEST_BATCH, Task};
 use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Evaluation;
 use serde_json::json;
 
 use crate::adapter::AdapterSource;
 use crate::base::{Base, Head, load_notes};
+use crate::chat;
 use crate::error::{RunError, RunResult};
 use crate::fits::check_pass;
 use crate::head::existing_head;
@@ -77,6 +78,9 @@ impl LoadedModel {
             Some(adapter) => base.take_tables(adapter)?,
             None => Vec::new(),
         };
+        if let Some(adapter) = &adapter {
+            base.take_chat(adapter)?;
+        }
         let head = existing_head(&base, data, adapter.as_ref())?;
         // An adapter that brings its head takes the place of the checkpoint's; that it brings all
         // of it is checked below.
@@ -96,7 +100,11 @@ impl LoadedModel {
         };
         // What the adapter's notes say is no request: a model of fewer positions has its own limit.
         let noted = adapter_notes.map(|n| n.max_length.min(base.config.facts.max_positions));
-        let max_length = base.max_length(data.max_length.or(noted))?;
+        let default = match head.task == Task::CausalLm && chat::format(&base, data)?.is_some() {
+            true => chat::MAX_LENGTH,
+            false => DEFAULT_MAX_LENGTH,
+        };
+        let max_length = base.max_length_or(data.max_length.or(noted), default)?;
         let template = adapter_notes.and_then(|n| n.template.clone());
         let (mut loaded, report) = base.load(&head, 0, device)?;
         let mut notes = base.head.notes.clone();

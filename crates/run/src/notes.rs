@@ -12,6 +12,7 @@ use lowrank_train::seal;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::chat::ChatNotes;
 use crate::error::{RunError, RunResult};
 use crate::rows::template_of;
 
@@ -39,6 +40,9 @@ pub struct AdapterNotes {
     /// How a language model's prompts and completions were laid out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// How its chats were laid out, where it was trained on some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatNotes>,
 }
 
 impl AdapterNotes {
@@ -108,6 +112,8 @@ impl AdapterNotes {
             base_sha256: None,
             base: state.base,
             template,
+            // The template of a run that is under way is found as the run finds it.
+            chat: None,
         }))
     }
 }
@@ -135,6 +141,7 @@ mod tests {
             base_sha256: None,
             base: Some(BaseId::default()),
             template: None,
+            chat: None,
         }
     }
 

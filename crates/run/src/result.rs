@@ -11,6 +11,7 @@ use lowrank_train::metrics::Evaluation;
 use lowrank_train::trainer::Summary;
 use serde_json::{Value, json};
 
+use crate::chat::{self, ChatNotes};
 use crate::error::{RunError, RunResult};
 use crate::memory::{self, by_purpose};
 use crate::notes::AdapterNotes;
@@ -56,12 +57,21 @@ pub fn save_model(run: &RunDir, spec: &RunSpec, model: &Model, base: &BaseId) ->
             base: Some(base.clone()),
             // Rows of plain text have no prompt that something would stand behind.
             template: match &spec.train.report.columns.text {
-                TextColumns::Completion { .. } => template_of(&config.data),
-                TextColumns::Text { .. } | TextColumns::Words { .. } | TextColumns::Ids { .. } => {
-                    None
-                }
+                TextColumns::Completion { .. } if spec.chat.is_none() => template_of(&config.data),
+                TextColumns::Completion { .. } => None,
+                TextColumns::Text { .. }
+                | TextColumns::Words { .. }
+                | TextColumns::Ids { .. }
+                | TextColumns::Chat { .. } => None,
             },
+            chat: spec.chat.as_ref().map(|format| ChatNotes {
+                loss_on: format.loss_on,
+                time: chat::time(format),
+            }),
         };
+        if let Some(format) = &spec.chat {
+            chat::write_template(format, pending.path())?;
+        }
         notes.write(pending.path())?;
         model.save_adapter(pending.path(), Some(&config.model))?
     };

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use lowrank_data::{
     BadRows, ColumnSpec, DEFAULT_MAX_BAD_ROWS, DataError, Header, LabelMap, LabelNeed, LabelOrigin,
-    LoadSpec, Loaded, Table, Template, TemplateError, examples_from_table, read_table,
+    LoadSpec, Loaded, Table, Template, TemplateError, examples_from_table, read_table, reads_chats,
 };
 use lowrank_engine::Device;
 use lowrank_train::config::{DataSettings, Task};
 
 use crate::base::Base;
+use crate::chat;
 use crate::error::{RunError, RunResult};
 use crate::settings::RowSettings;
 
@@ -66,10 +67,32 @@ pub fn load_spec(
                     .hint("an example: --template 'Question: {prompt} Answer: {completion}{eos}'")
             })?,
         },
+        chat: match task {
+            Task::CausalLm => chat::format(base, data)?,
+            _ => None,
+        },
         vocab_size: Some(base.config.facts.vocab_size),
         type_vocab_size: Some(base.config.facts.type_vocab_size),
         ..LoadSpec::new(task)
     })
+}
+
+/// Tokens that rows of a table may have: as asked for or noted, else by what the rows are.
+///
+/// # Errors
+/// More than the model has positions; the rows cannot be what the settings say.
+pub fn max_length(
+    base: &Base,
+    data: &RowSettings,
+    task: Task,
+    table: &Table,
+    noted: Option<usize>,
+) -> RunResult<usize> {
+    let asked = data.max_length.or(noted);
+    if asked.is_none() && reads_chats(table, &load_spec(base, data, task, None, 0)?)? {
+        return base.max_length_or(asked, chat::MAX_LENGTH);
+    }
+    base.max_length(asked)
 }
 
 /// Whether a table begins with the names of its columns.

@@ -1,7 +1,7 @@
 //! Settings as they are asked for, under the names of flags. What is absent is decided by the
 //! model, the adapter and the rows.
 
-use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
+use lowrank_data::{BadRows, LongRows, LossOn, NlgFormat, UnlabelledRows};
 use lowrank_train::config::Task;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,12 @@ pub struct RowSettings {
     pub data_format: Option<NlgFormat>,
     /// How a language model's prompt and completion are laid out.
     pub template: Option<String>,
+    /// The chat template: a file, or its name; the adapter's or the model's own where absent.
+    pub chat_template: Option<String>,
+    /// Which part of a chat is learned; the assistant's turns where absent.
+    pub loss_on: Option<LossOn>,
+    /// What time it is for chat templates; now where absent.
+    pub chat_time: Option<String>,
 }
 
 impl RowSettings {

@@ -1,7 +1,7 @@
 //! From settings to a run in which nothing is open: the configuration with its defaults, the model,
 //! the adapter, the task, the labels and the rows, all read and checked before the weights are.
 
-use lowrank_data::{LabelMap, Loaded};
+use lowrank_data::{ChatFormat, LabelMap, Loaded, reads_chats};
 use lowrank_engine::{Device, Isa};
 use lowrank_model::{Recompute, TokenTables};
 use lowrank_train::config::{
@@ -12,12 +12,13 @@ use serde::Deserialize;
 
 use crate::adapter::AdapterSource;
 use crate::base::{Base, Head};
+use crate::chat;
 use crate::device::{NumericChoices, device};
 use crate::error::{RunError, RunResult};
 use crate::hub::Hub;
 use crate::labels::{self, TaskChoice};
 use crate::presets::Preset;
-use crate::rows::{KnownLabels, load_rows, load_spec, rows_of};
+use crate::rows::{KnownLabels, load_rows, load_spec, max_length, rows_of};
 use crate::settings::{ModelSettings, RowSettings, Settings, laid_over, typed};
 use crate::unused::Unused;
 
@@ -160,6 +161,8 @@ pub struct RunSpec {
     pub validation: Option<Loaded>,
     /// Test rows.
     pub test: Option<Loaded>,
+    /// How chats are laid out, where the training rows are some.
+    pub chat: Option<ChatFormat>,
     /// Why this is the task.
     pub choice: TaskChoice,
     /// Whether activations are to be recomputed, where that is said.
@@ -190,12 +193,16 @@ impl RunSpec {
         let adapter = open_adapter(&asked, &base, &device)?;
         let method = method_of(method, adapter.as_ref())?;
         let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
+        if let Some(adapter) = &adapter {
+            base.take_chat(adapter)?;
+        }
         let train_file = asked.train_file.as_deref().unwrap_or_default();
         let noted = notes.map(|n| n.task);
         let table = labels::table_of(&base, &rows, noted, train_file, &device)?;
         let choice = TaskChoice::new(&base, &rows, adapter.as_ref(), &table)?;
         let task = choice.task;
-        let max_length = base.max_length(rows.max_length.or(notes.map(|n| n.max_length)))?;
+        let noted_length = notes.map(|n| n.max_length);
+        let max_length = max_length(&base, &rows, task, &table, noted_length)?;
         let known = labels::known_labels(&base, &rows, adapter.as_ref());
         let mut config = configuration(settings, &asked, &base, method, task, numerics)?;
         config.data.max_length = max_length;
@@ -205,6 +212,9 @@ impl RunSpec {
         Unused::of(given).check_train(&config)?;
 
         let spec = load_spec(&base, &rows, task, known.as_ref(), max_length)?;
+        let are_chats = reads_chats(&table, &spec)?;
+        let chat = spec.chat.clone().filter(|_| are_chats);
+        config.data.chat_time = chat.as_ref().and_then(chat::time);
         let mut train = rows_of(&table, &spec, &base, &device)?;
         let labels = labels::choose_labels(&base, task, known, train.label_map.as_ref());
         let spec = load_spec(&base, &rows, task, Some(&labels), max_length)?;
@@ -233,6 +243,7 @@ impl RunSpec {
             train,
             validation,
             test,
+            chat,
             choice,
             recompute: asked.gradient_checkpointing.map(Recompute::from),
         })

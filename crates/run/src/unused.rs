@@ -201,7 +201,10 @@ impl Unused {
                 "only a language model's rows have one, the task is {}",
                 task.name()
             );
-            self.note(&["template", "data_format"], &why);
+            self.note(
+                &["template", "chat_template", "loss_on", "data_format"],
+                &why,
+            );
         }
         if !task.has_label_names() {
             let why = format!("the task {} has no labels", task.name());

@@ -12,7 +12,7 @@ mod validate;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use lowrank_data::{BadRows, Batching, LongRows, NlgFormat, Order, UnlabelledRows};
+use lowrank_data::{BadRows, Batching, LongRows, LossOn, NlgFormat, Order, UnlabelledRows};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -166,6 +166,15 @@ pub struct DataSettings {
     /// absent.
     #[serde(default)]
     pub template: Option<String>,
+    /// The chat template: a file, or its name; the adapter's or the model's own where absent.
+    #[serde(default)]
+    pub chat_template: Option<String>,
+    /// Which part of a chat is learned; the assistant's turns where absent.
+    #[serde(default)]
+    pub loss_on: Option<LossOn>,
+    /// What time it is for chat templates that ask: that of the run's first start.
+    #[serde(default)]
+    pub chat_time: Option<String>,
 }
 
 /// Makes a language model's run from before columns beside the prompt were read go on without them:

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::Args;
-use lowrank_data::{BadRows, LongRows, NlgFormat, UnlabelledRows};
+use lowrank_data::{BadRows, LongRows, LossOn, NlgFormat, UnlabelledRows};
 use lowrank_engine::{Arithmetic, DType, WeightFormat};
 use lowrank_run::device::{Choice, NumericChoices};
 use lowrank_run::settings::{AdapterSettings, ModelSettings, RowSettings};
@@ -224,6 +224,14 @@ pub struct DataArgs {
     /// what follows [default: {prompt}{eos} {completion}{eos}]
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
     pub template: Option<String>,
+    /// The chat template of a language model's chats, instructions and questions: a file, chatml,
+    /// llama3, gemma, plain, or none [default: the adapter's or the model's own]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub chat_template: Option<String>,
+    /// Which part of a chat is learned: assistant (each of its turns), last-assistant, or all
+    /// [default: assistant]
+    #[arg(long, value_parser = named::<LossOn>, value_name = "PART", help_heading = "Data")]
+    pub loss_on: Option<LossOn>,
 }
 
 impl DataArgs {
@@ -245,6 +253,8 @@ impl DataArgs {
             max_bad_rows,
             data_format,
             template,
+            chat_template,
+            loss_on,
         } = self.clone();
         RowSettings {
             task,
@@ -262,6 +272,9 @@ impl DataArgs {
             max_bad_rows,
             data_format,
             template,
+            chat_template,
+            loss_on,
+            chat_time: None,
         }
     }
 

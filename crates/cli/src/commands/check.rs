@@ -9,7 +9,7 @@ use lowrank_run::base::{Base, Head};
 use lowrank_run::device::NumericChoices;
 use lowrank_run::labels::{self, TaskChoice};
 use lowrank_run::loaded::batch_size;
-use lowrank_run::rows::{KnownLabels, load_spec, rows_of};
+use lowrank_run::rows::{KnownLabels, load_spec, max_length, rows_of};
 use lowrank_run::settings::laid_over;
 use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::LoraSettings;
@@ -86,7 +86,6 @@ fn read_files(
     device: &Device,
 ) -> RunResult<(Vec<ReadFile>, KnownLabels, TaskChoice)> {
     let settings = args.data.settings();
-    let max_length = base.max_length(settings.max_length)?;
     let files = [
         ("train", &args.train_file),
         ("validation", &args.validation_file),
@@ -103,6 +102,7 @@ fn read_files(
     };
     let choice = TaskChoice::new(base, &settings, None, first)?;
     let task = choice.task;
+    let max_length = max_length(base, &settings, task, first, None)?;
     let known = labels::known_labels(base, &settings, None);
     let spec = load_spec(base, &settings, task, known.as_ref(), max_length)?;
     let loaded = rows_of(first, &spec, base, device)?;

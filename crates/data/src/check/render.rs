@@ -112,11 +112,11 @@ fn render_tokens(file: &FileCheck, batch_size: usize, line: &mut impl FnMut(&str
 
 fn loss_text(loss: &LossCheck, load: &LoadReport) -> String {
     format!(
-        "on {} ({:.1} % of all); {} of {} end with the end token",
+        "on {} ({:.1} % of all); {} of {} end with an end token",
         plural(loss.tokens as usize, "token"),
         100.0 * loss.tokens as f64 / load.tokens.max(1) as f64,
         loss.rows_with_end,
-        plural(load.rows - load.dropped_rows - load.unlabelled_rows, "row"),
+        plural(loss.rows, "row"),
     )
 }
 
@@ -266,7 +266,15 @@ fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
     if let Some(loss) = &file.loss
         && loss.rows_with_end == 0
     {
-        warn("no row ends with the end token: the model will not learn to stop".into());
+        warn("no row ends with an end token: the model will not learn to stop".into());
+    }
+    if let Some(loss) = &file.loss
+        && loss.rows_without_end_cut > 0
+    {
+        warn(format!(
+            "{} lost the end of the last turn where they were cut: a larger --max-length keeps it",
+            plural(loss.rows_without_end_cut, "row")
+        ));
     }
     if file.unsupervised.count > 0 {
         warn(format!(

@@ -50,6 +50,8 @@ pub(super) fn way(columns: &Columns) -> &'static str {
         TextColumns::Text { .. } | TextColumns::Completion { .. } => {
             "write it into one of the columns that are read if it matters"
         }
-        TextColumns::Words { .. } | TextColumns::Ids { .. } => "--text-column takes another one",
+        TextColumns::Words { .. } | TextColumns::Ids { .. } | TextColumns::Chat { .. } => {
+            "--text-column takes another one"
+        }
     }
 }

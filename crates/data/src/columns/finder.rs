@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use super::{
-    Beside, COMPLETIONS, CONTEXTS, CONVERSATIONS, Columns, HISTORIES, OTHER_SINGLES, PromptColumns,
-    SINGLES, SYSTEMS, TextColumns,
+use super::names::{
+    COMPLETIONS, CONTEXTS, CONVERSATIONS, HISTORIES, OTHER_SINGLES, SINGLES, SYSTEMS, TOOLS,
 };
+use super::{Beside, Columns, PromptColumns, TextColumns};
 use crate::error::{ColumnRole, DataError, Naming};
 use crate::labels::LabelMap;
 use crate::labels::value::{bit_of_cell, is_gap};
@@ -121,6 +121,28 @@ impl<'a> Finder<'a> {
             system: self.first(&SYSTEMS),
             history: self.first(&HISTORIES),
             ..prompt_alone
+        }
+    }
+
+    /// A column of lists of turns.
+    pub(super) fn turns(&self) -> Option<String> {
+        let known = CONVERSATIONS.iter().filter_map(|name| self.first(&[name]));
+        known.into_iter().find(|name| self.holds_turns(name))
+    }
+
+    /// Whether the first value of a column is a list of turns: objects with a speaker.
+    pub(super) fn holds_turns(&self, column: &str) -> bool {
+        let mut values = (self.table.rows().iter()).filter_map(|row| self.table.get(row, column));
+        let first = values.next();
+        first.is_some_and(|cell| crate::load::turns_of(&cell).is_some())
+    }
+
+    /// Chats in a column, with what belongs to them by its name.
+    pub(super) fn chat(&self, turns: String) -> TextColumns {
+        TextColumns::Chat {
+            turns,
+            system: self.first(&SYSTEMS),
+            tools: self.first(&TOOLS),
         }
     }
 

@@ -136,6 +136,9 @@ pub enum RowFaultKind {
     /// Earlier turns beside a prompt.
     #[error("earlier turns of a conversation, which are not read")]
     Conversation,
+    /// A chat that is none, or that the chat template refuses.
+    #[error("{0}")]
+    Chat(String),
     /// No token at all.
     #[error("the row has no {0}")]
     NoTokens(&'static str),
@@ -232,6 +235,7 @@ impl RowFaultKind {
             | Self::NotFinite { .. }
             | Self::LabelCount { .. }
             | Self::Unequal { .. }
+            | Self::Chat(_)
             | Self::NoTokens(_)
             | Self::TypeOutOfRange { .. }
             | Self::NotXml(_)

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use lowrank_chat::SpanSource;
 use serde_json::Value;
 
 use super::causal::{Laid, Template};
@@ -27,6 +28,8 @@ pub(super) enum Outcome {
     NoWords(RowFault),
     /// Left out: it has no label.
     Unlabelled(RowFault),
+    /// A chat's rows, one or one a turn, and how what is learned of them was told.
+    Chat(SpanSource, Vec<Outcome>),
 }
 
 /// Everything that reading a row needs.
@@ -61,6 +64,9 @@ pub(super) fn has_label(table: &Table, row: &Row, columns: &LabelColumns) -> boo
 
 impl RowReader<'_> {
     pub(super) fn read(&self, row: &Row) -> Result<Outcome, RowFault> {
+        if let Some(chat) = self.chat(row) {
+            return chat;
+        }
         let label = self.columns.label.as_ref();
         let label = match label.map(|label| self.label(row, label)) {
             None => Label::None,
@@ -124,6 +130,11 @@ impl RowReader<'_> {
                 (&prompt.prompt, self.completed(row, prompt, completion)?)
             }
             TextColumns::Text { text, pair } => (text, self.text(row, text, pair.as_deref())?),
+            // Columns of turns are refused where nothing lays them out.
+            TextColumns::Chat { turns, .. } => {
+                let kind = RowFaultKind::Chat("no chat template".into());
+                return Err(fault(row, turns, kind));
+            }
             TextColumns::Words { words } => {
                 let tokens = self.words(row, words, label);
                 (words, tokens.map_err(|kind| fault(row, words, kind))?)
@@ -440,20 +451,21 @@ impl RowReader<'_> {
         Ok(Some(values))
     }
 
-    fn check_ids(&self, encoded: &Encoded) -> Result<(), RowFaultKind> {
-        if let Some(vocab_size) = self.spec.vocab_size
-            && let Some(position) = encoded
-                .input_ids
-                .iter()
-                .position(|id| *id as usize >= vocab_size)
-        {
-            let id = encoded.input_ids[position].into();
-            return Err(RowFaultKind::IdOutOfVocabulary {
-                id,
+    /// Refuses ids that the model has no row for.
+    pub(super) fn check_vocabulary(&self, input_ids: &[u32]) -> Result<(), RowFaultKind> {
+        let vocab_size = self.spec.vocab_size.unwrap_or(usize::MAX);
+        match input_ids.iter().position(|id| *id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(position) => Err(RowFaultKind::IdOutOfVocabulary {
+                id: input_ids[position].into(),
                 position,
                 vocab_size,
-            });
+            }),
         }
+    }
+
+    fn check_ids(&self, encoded: &Encoded) -> Result<(), RowFaultKind> {
+        self.check_vocabulary(&encoded.input_ids)?;
         if let (Some(type_vocab_size), Some(types)) =
             (self.spec.type_vocab_size, &encoded.token_type_ids)
             && let Some(position) = types.iter().position(|id| *id as usize >= type_vocab_size)
@@ -526,7 +538,7 @@ impl RowReader<'_> {
         fault(row, column, kind)
     }
 
-    fn missing(&self, row: &Row, column: &str) -> RowFaultKind {
+    pub(super) fn missing(&self, row: &Row, column: &str) -> RowFaultKind {
         let keys = self.table.keys(row);
         RowFaultKind::Missing {
             nearest: nearest(column, keys),

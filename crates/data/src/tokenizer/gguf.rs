@@ -25,7 +25,7 @@ use super::class::TokenizerFamily;
 use super::open::{CONTRADICTION, Opened};
 use super::sentencepiece::{Algorithm, Blanks, Piece, PieceKind, SentencePieceModel};
 use super::settings::{Settings, Sources, malformed};
-use super::templates::{self, ChatTemplate};
+use super::templates::{self, NamedTemplate};
 use super::{build, spm};
 use crate::error::TokenizerError;
 use crate::panics::catch;
@@ -138,12 +138,12 @@ impl<'a> Tokens<'a> {
         }
         match &templates::of_gguf(self.gguf)?[..] {
             [] => {}
-            [ChatTemplate { name: None, text }] => {
+            [NamedTemplate { name: None, text }] => {
                 settings.insert("chat_template".into(), json!(text));
             }
             // The older form, which stands in the same file.
             named => {
-                let named = named.iter().map(|ChatTemplate { name, text }| {
+                let named = named.iter().map(|NamedTemplate { name, text }| {
                     let name = name.as_deref().unwrap_or("default");
                     json!({ "name": name, "template": text })
                 });

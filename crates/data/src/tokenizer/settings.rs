@@ -169,6 +169,11 @@ impl Settings {
         self.token(role, value)
     }
 
+    /// What the files say under a key.
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
+        self.values.get(key)
+    }
+
     /// Whether the files speak of a role at all, `null` included.
     pub(super) fn speaks_of(&self, role: &str) -> bool {
         self.values.contains_key(role)

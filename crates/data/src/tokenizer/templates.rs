@@ -23,17 +23,17 @@ const DEFAULT: &str = "default";
 
 /// A chat template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChatTemplate {
+pub struct NamedTemplate {
     /// Its name, such as `tool_use`; none for the one that is taken where none is named.
     pub name: Option<String>,
     /// The Jinja source.
     pub text: String,
 }
 
-impl ChatTemplate {
-    fn new(name: &str, text: String) -> ChatTemplate {
+impl NamedTemplate {
+    fn new(name: &str, text: String) -> NamedTemplate {
         let name = (name != DEFAULT).then(|| name.to_owned());
-        ChatTemplate { name, text }
+        NamedTemplate { name, text }
     }
 }
 
@@ -43,16 +43,16 @@ impl ChatTemplate {
 ///
 /// # Errors
 /// Files that cannot be read; a `chat_template` that is neither text nor a list of names and texts.
-pub fn chat_templates(model: &Path) -> Result<Vec<ChatTemplate>, TokenizerError> {
+pub fn chat_templates(model: &Path) -> Result<Vec<NamedTemplate>, TokenizerError> {
     if is_gguf(model)? {
         return of_gguf(&Gguf::open(model)?);
     }
     let mut templates = Vec::new();
     if files::is_named(&model.join(FILE)) {
-        templates.push(ChatTemplate::new(DEFAULT, read_text(&model.join(FILE))?));
+        templates.push(NamedTemplate::new(DEFAULT, read_text(&model.join(FILE))?));
     }
     for (name, path) in additional(model)? {
-        templates.push(ChatTemplate::new(&name, read_text(&path)?));
+        templates.push(NamedTemplate::new(&name, read_text(&path)?));
     }
     if !templates.is_empty() {
         return Ok(templates);
@@ -81,19 +81,19 @@ pub(super) fn additional(dir: &Path) -> Result<Vec<(String, PathBuf)>, Tokenizer
 }
 
 /// A text, or in older files a list of objects with `name` and `template`.
-fn of_config(path: &Path, value: &Value) -> Result<Vec<ChatTemplate>, TokenizerError> {
+fn of_config(path: &Path, value: &Value) -> Result<Vec<NamedTemplate>, TokenizerError> {
     let named = |entry: &Value| {
         let name = entry.get("name")?.as_str()?;
         let text = entry.get("template")?.as_str()?;
-        Some(ChatTemplate::new(name, text.to_owned()))
+        Some(NamedTemplate::new(name, text.to_owned()))
     };
     let found = match value {
         Value::Null => Some(Vec::new()),
-        Value::String(text) => Some(vec![ChatTemplate::new(DEFAULT, text.clone())]),
+        Value::String(text) => Some(vec![NamedTemplate::new(DEFAULT, text.clone())]),
         Value::Array(list) => list.iter().map(named).collect(),
         Value::Object(map) => map
             .iter()
-            .map(|(name, text)| Some(ChatTemplate::new(name, text.as_str()?.to_owned())))
+            .map(|(name, text)| Some(NamedTemplate::new(name, text.as_str()?.to_owned())))
             .collect(),
         Value::Bool(_) | Value::Number(_) => None,
     };
@@ -105,17 +105,17 @@ fn of_config(path: &Path, value: &Value) -> Result<Vec<ChatTemplate>, TokenizerE
 }
 
 /// The template of a GGUF file, then those that `tokenizer.chat_templates` names.
-pub(super) fn of_gguf(gguf: &Gguf) -> Result<Vec<ChatTemplate>, TokenizerError> {
+pub(super) fn of_gguf(gguf: &Gguf) -> Result<Vec<NamedTemplate>, TokenizerError> {
     const KEY: &str = "tokenizer.chat_template";
     let mut templates = Vec::new();
     if let Some(text) = gguf.text(KEY)? {
-        templates.push(ChatTemplate::new(DEFAULT, text.to_owned()));
+        templates.push(NamedTemplate::new(DEFAULT, text.to_owned()));
     }
     for name in gguf.texts("tokenizer.chat_templates")?.unwrap_or_default() {
         let key = format!("{KEY}.{name}");
         let missing = || gguf.wrong_key(&key, "the text of a template", "missing");
         let text = gguf.text(&key)?.ok_or_else(missing)?;
-        templates.push(ChatTemplate::new(&name, text.to_owned()));
+        templates.push(NamedTemplate::new(&name, text.to_owned()));
     }
     Ok(templates)
 }

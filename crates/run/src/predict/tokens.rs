@@ -222,7 +222,9 @@ fn beside(
     spec: &LoadSpec,
 ) -> RunResult<Beside> {
     match columns {
-        TextColumns::Ids { .. } | TextColumns::Completion { .. } => Ok(Beside::Ids),
+        TextColumns::Ids { .. } | TextColumns::Completion { .. } | TextColumns::Chat { .. } => {
+            Ok(Beside::Ids)
+        }
         TextColumns::Words { words } => {
             let Some(words) = table.get(row, words).and_then(words_of) else {
                 return Ok(Beside::Ids);

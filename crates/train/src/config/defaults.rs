@@ -64,6 +64,9 @@ impl DataSettings {
             max_bad_rows: None,
             data_format: None,
             template: None,
+            chat_template: None,
+            loss_on: None,
+            chat_time: None,
         }
     }
 }
