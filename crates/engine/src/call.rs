@@ -314,7 +314,7 @@ pub enum Call<'a> {
     /// A norm.
     Norm(Norm<'a>),
     /// y once more, with the bits of the first time.
-    NormAgain {
+    NormRecompute {
         saved: NormSaved<'a>,
         form: NormForm<'a>,
         y: &'a mut Tensor,
@@ -480,7 +480,7 @@ impl Call<'_> {
             }
             Call::CachedAttention(_) => "cached_attention",
             Call::Norm(Norm { form, .. })
-            | Call::NormAgain { form, .. }
+            | Call::NormRecompute { form, .. }
             | Call::NormBackward { form, .. } => match form.kind {
                 NormKind::Layer { .. } => "layer_norm",
                 NormKind::Rms { .. } => "rms_norm",

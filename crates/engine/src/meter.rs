@@ -17,7 +17,7 @@ pub enum Purpose {
     /// Packed copies and other scratch of one op.
     Workspace,
     /// States that frozen layers give, kept for the next time that a row comes.
-    PrefixCache,
+    FrozenCache,
     /// Keys and values of the tokens so far, which generation reads.
     KvCache,
 }
@@ -31,7 +31,7 @@ impl Purpose {
         Purpose::OptimizerState,
         Purpose::Activations,
         Purpose::Workspace,
-        Purpose::PrefixCache,
+        Purpose::FrozenCache,
         Purpose::KvCache,
     ];
 
@@ -50,7 +50,7 @@ impl Purpose {
             Purpose::OptimizerState => "optimizer_state",
             Purpose::Activations => "activations",
             Purpose::Workspace => "workspace",
-            Purpose::PrefixCache => "prefix_cache",
+            Purpose::FrozenCache => "prefix_cache",
             Purpose::KvCache => "kv_cache",
         }
     }

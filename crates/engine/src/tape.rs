@@ -90,27 +90,27 @@ pub(crate) struct Through {
     pub pre: Arc<Tensor>,
 }
 
-/// What an op saved, where its output can be made from it once more: ops above then need not keep
+/// What an op saved, where its output can be recomputed from it: ops above then need not keep
 /// that.
-pub(crate) trait Again {
+pub(crate) trait RecomputeOutput {
     /// The output, with the bits that forward gave it.
-    fn again(&self, trainables: &Trainables) -> Arc<Tensor>;
+    fn recompute(&self, trainables: &Trainables) -> Arc<Tensor>;
 }
 
 /// An op's input for its backward.
-pub(crate) enum Kept<'m> {
+pub(crate) enum SavedInput<'m> {
     /// Held since forward.
     Tensor(Arc<Tensor>),
-    /// Made again.
-    Again(Rc<dyn Again + 'm>),
+    /// Recomputed in backward.
+    Recomputed(Rc<dyn RecomputeOutput + 'm>),
 }
 
-impl Kept<'_> {
+impl SavedInput<'_> {
     /// The tensor.
     pub(crate) fn tensor(&self, trainables: &Trainables) -> Arc<Tensor> {
         match self {
-            Kept::Tensor(tensor) => tensor.clone(),
-            Kept::Again(saved) => saved.again(trainables),
+            SavedInput::Tensor(tensor) => tensor.clone(),
+            SavedInput::Recomputed(saved) => saved.recompute(trainables),
         }
     }
 }
@@ -120,8 +120,8 @@ impl Kept<'_> {
 pub(crate) struct Output<'m> {
     /// The activation in which it ends.
     pub through: Option<Through>,
-    /// How it is made again.
-    pub again: Option<Rc<dyn Again + 'm>>,
+    /// How it is recomputed.
+    pub recompute: Option<Rc<dyn RecomputeOutput + 'm>>,
 }
 
 /// A recorded op.
@@ -336,11 +336,11 @@ impl<'m> Tape<'m> {
     }
 
     /// `x` for the backward of an op that reads it: not held where the op below can make it again.
-    pub(crate) fn keep(&self, x: &Var) -> Kept<'m> {
-        let again = x
+    pub(crate) fn keep(&self, x: &Var) -> SavedInput<'m> {
+        let recompute = x
             .node
-            .and_then(|node| self.nodes[node].output.again.clone());
-        again.map_or_else(|| Kept::Tensor(x.shared()), Kept::Again)
+            .and_then(|node| self.nodes[node].output.recompute.clone());
+        recompute.map_or_else(|| SavedInput::Tensor(x.shared()), SavedInput::Recomputed)
     }
 
     /// Runs `block` on `x` without keeping anything but `x`; backward runs it once more, with the

@@ -9,10 +9,10 @@ use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::attention::{
     AttentionForm, AttentionMask, AttentionSpec, Positions, attention, disentangled_attention,
 };
-use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
 use lowrank_engine::ops::gated::{gated, gated_halves};
+use lowrank_engine::ops::gather::gather;
 use lowrank_engine::ops::head_part::{HeadPart, head_part};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
 use lowrank_engine::ops::loss::{Targets, loss};
@@ -20,8 +20,8 @@ use lowrank_engine::ops::neighbours::neighbours;
 use lowrank_engine::ops::norm::{LayerNormParams, RmsFactor, RmsNormParams, layer_norm, rms_norm};
 use lowrank_engine::ops::reshape::reshape;
 use lowrank_engine::ops::rope::{RopeForm, RopeLayout, RopeTable, rope};
-use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::ops::scale::scale;
+use lowrank_engine::ops::slice::slice;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{
     Activation, Arithmetic, DType, Device, Gradients, Isa, Matrix, Numerics, Param, Purpose,
@@ -610,10 +610,7 @@ fn residual_sums_and_columns_of_a_value_that_is_read_again() {
             step,
             build: &|tape, params, _| {
                 let (fused, stream) = (leaf(tape, &params[0]), leaf(tape, &params[1]));
-                let (left, right) = (
-                    select_columns(tape, &fused, 0..5),
-                    select_columns(tape, &fused, 5..10),
-                );
+                let (left, right) = (slice(tape, &fused, 0..5), slice(tape, &fused, 5..10));
                 let stream = add(tape, left, stream, 0.3);
                 let norm = LayerNormParams {
                     weight: &params[2],
@@ -881,11 +878,11 @@ fn selected_rows_and_recomputed_blocks() {
                 } else {
                     block(tape, x)
                 };
-                select_rows(tape, &x, &[0, 4, 4, 8])
+                gather(tape, &x, &[0, 4, 4, 8])
             },
             extra: &nothing,
         };
-        case.check("select_rows", CURVED);
+        case.check("gather", CURVED);
     }
 }
 

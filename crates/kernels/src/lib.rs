@@ -53,16 +53,16 @@ pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, cross_entropy_i
 pub use matrix::{AnyMatRef, MatMut, MatRef};
 pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{
-    LayerNorm, LayerNormForward, layer_norm, layer_norm_again, layer_norm_backward,
-    layer_norm_forward, layer_norm_param_grads,
+    LayerNorm, LayerNormForward, layer_norm, layer_norm_backward, layer_norm_forward,
+    layer_norm_param_grads, layer_norm_recompute,
 };
 pub use optimizer::{AdamW, adamw_step};
 pub use outer::{Outer, OuterShape, outer, outer_scratch};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};
 pub use product::{PANEL, pack, packed_len, repack_transposed, unpack};
 pub use rms_norm::{
-    ResidualSum, RmsFactor, RmsNorm, rms_norm, rms_norm_again, rms_norm_backward, rms_norm_of_sum,
-    rms_norm_weight_grad,
+    ResidualSum, RmsFactor, RmsNorm, rms_norm, rms_norm_backward, rms_norm_of_sum,
+    rms_norm_recompute, rms_norm_weight_grad,
 };
 pub use rope::{
     Rope, RopeLayout, rope_backward, rope_forward, rope_inverse_frequencies, rope_table,

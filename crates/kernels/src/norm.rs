@@ -155,7 +155,7 @@ fn affine<S: Simd, E: Element>(
 
 /// y once more, with the bits that the forward gave it, from z, mean and rstd. Shapes: z, y [n, d];
 /// `stats` mean and rstd `[n]`; `params` weight and bias `[d]`. Panics if a length disagrees.
-pub fn layer_norm_again<E: Element>(
+pub fn layer_norm_recompute<E: Element>(
     isa: Isa,
     z: &[E],
     stats: [&[f32]; 2],
@@ -173,7 +173,7 @@ pub fn layer_norm_again<E: Element>(
     }
     crate::parallel::for_each_chunk(y, rows_per_task(d) * d, |start, y| {
         let rows = start / d..(start + y.len()) / d;
-        let op = Again {
+        let op = Recompute {
             z: &z[start..start + y.len()],
             stats: [&mean[rows.clone()], &rstd[rows]],
             params,
@@ -183,14 +183,14 @@ pub fn layer_norm_again<E: Element>(
     });
 }
 
-struct Again<'a, E> {
+struct Recompute<'a, E> {
     z: &'a [E],
     stats: [&'a [f32]; 2],
     params: [&'a [f32]; 2],
     y: &'a mut [E],
 }
 
-impl<E: Element> SimdOp for Again<'_, E> {
+impl<E: Element> SimdOp for Recompute<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {

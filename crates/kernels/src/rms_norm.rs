@@ -199,9 +199,15 @@ fn multiply<S: Simd, E: Element>(s: S, norm: &RmsNorm, z: &[E], rstd: f32, y: &m
 
 /// y once more, with the bits that the forward gave it, from z and rstd. Shapes: z, y [n, d]; rstd
 /// `[n]`. Panics if a length disagrees.
-pub fn rms_norm_again<E: Element>(isa: Isa, norm: &RmsNorm, z: &[E], rstd: &[f32], y: &mut [E]) {
+pub fn rms_norm_recompute<E: Element>(
+    isa: Isa,
+    norm: &RmsNorm,
+    z: &[E],
+    rstd: &[f32],
+    y: &mut [E],
+) {
     for_each_part(norm, z, rstd, y, |z, rstd, y| {
-        dispatch(isa, Again { norm, z, rstd, y });
+        dispatch(isa, Recompute { norm, z, rstd, y });
     });
 }
 
@@ -222,14 +228,14 @@ fn for_each_part<E: Element>(
     });
 }
 
-struct Again<'a, E> {
+struct Recompute<'a, E> {
     norm: &'a RmsNorm<'a>,
     z: &'a [E],
     rstd: &'a [f32],
     y: &'a mut [E],
 }
 
-impl<E: Element> SimdOp for Again<'_, E> {
+impl<E: Element> SimdOp for Recompute<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {

@@ -154,7 +154,7 @@ fn layer_norm_agrees() {
                 }
                 let mut again = vec![f32::NAN; n * d];
                 let (stats, params) = ([&mean[..], &rstd], [&weight[..], &bias]);
-                layer_norm_again(isa, &z, stats, params, &mut again);
+                layer_norm_recompute(isa, &z, stats, params, &mut again);
                 assert_eq!(bits(&again), bits(&y), "{what}, again");
                 let (d_z, d_weight, d_bias) =
                     reference::layer_norm_backward(&want, &wide(&weight), &wide(&d_y));

@@ -256,7 +256,7 @@ fn rms_norm_agrees<E: Element>(isa: Isa, n: usize, d: usize, factor: RmsFactor) 
     check_each(&rstd, want_rstd.iter().map(|v| (*v, v * sums)), &what);
     check_each(&widen(&y), want.iter().map(bounded), &what);
     let mut again = narrow::<E>(&vec![f32::NAN; n * d]);
-    rms_norm_again(isa, &norm, &z, &rstd, &mut again);
+    rms_norm_recompute(isa, &norm, &z, &rstd, &mut again);
     assert_eq!(bits(&widen(&again)), bits(&widen(&y)), "{what}, again");
 
     let d_y = narrow::<E>(&random(n * d, 5));

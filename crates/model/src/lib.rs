@@ -30,5 +30,5 @@ pub use load::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
 pub use merge::{MergeOptions, MergeReport};
 pub use model::{Model, ModelConfig, PassOptions, Passes, TokenTables};
-pub use pass::{Batch, Entry, LayerRange, Prefix, Recompute};
+pub use pass::{Batch, Entry, FrozenLayers, LayerRange, Recompute};
 pub use trained::{AdaptedModule, AdapterReport, SavedModule, TrainMode};

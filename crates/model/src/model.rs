@@ -2,8 +2,8 @@
 //! of what goes in.
 
 mod config;
+mod frozen_layers;
 mod passes;
-mod prefix;
 mod token_tables;
 
 use std::path::Path;
@@ -20,8 +20,8 @@ use crate::modules::{Module, Modules};
 use crate::pass::Batch;
 use crate::trained::{AdapterReport, TrainMode};
 pub use config::ModelConfig;
+pub use frozen_layers::Passes;
 pub use passes::PassOptions;
-pub use prefix::Passes;
 pub use token_tables::TokenTables;
 
 /// A model on a device.

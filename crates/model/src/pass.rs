@@ -10,7 +10,7 @@ pub use causal::CausalBatch;
 pub(crate) use causal::Continuation;
 pub(crate) use context::{AttentionContext, Queries, SharedCache};
 pub(crate) use layer_range::Block;
-pub use layer_range::{Entry, LayerRange, Prefix, Recompute};
+pub use layer_range::{Entry, FrozenLayers, LayerRange, Recompute};
 
 /// Sequences laid end to end: no padding.
 #[derive(Debug, Clone, Copy)]

@@ -17,8 +17,8 @@ use lowrank_train::config::{
     ByteSize, DEFAULT_MAX_LENGTH, LARGEST_BATCH, LoraSettings, Method, OptimizationSettings, Task,
 };
 use lowrank_train::fit::BatchShape;
+use lowrank_train::frozen_cache::token_bytes;
 use lowrank_train::plan::{DryRun, Needs};
-use lowrank_train::prefix_cache::token_bytes;
 use serde_json::json;
 
 use crate::base::load_error;
@@ -375,8 +375,8 @@ fn way(dry: &mut DryRun, batch: Vec<Vec<usize>>, recompute: Recompute) -> RunRes
         adapter,
         head,
         fixed,
-        frozen_layers: dry.model().frozen_prefix(Passes::Inference).layers,
-        with_frozen_kept: dry.train_kept(&batch[0], recompute)?,
+        frozen_layers: dry.model().frozen_layers(Passes::Inference).count,
+        with_frozen_kept: dry.train_cached(&batch[0], recompute)?,
         needs: dry.train(batch, recompute)?,
     })
 }

@@ -6,8 +6,8 @@ use lowrank_engine::{Device, MemoryReport, Purpose};
 use lowrank_model::{Passes, Recompute};
 use lowrank_train::config::{ByteSize, PrefixCacheLimit, TrainConfig};
 use lowrank_train::fit::{BatchShape, Price, TooLittle, first_that, largest_batch};
+use lowrank_train::frozen_cache::RowLengths;
 use lowrank_train::plan::{DryRun, Needs, heaviest};
-use lowrank_train::prefix_cache::RowLengths;
 
 use crate::build::{attach, load};
 use crate::error::{RunError, RunResult};
@@ -45,14 +45,14 @@ pub struct RunPlan {
     /// Bytes that may hold what frozen layers give.
     pub prefix_cache_bytes: u64,
     /// What is kept of the rows to train on.
-    pub kept: Option<KeptRows>,
+    pub kept: Option<CachedRows>,
     /// What was chosen for the limit of memory, if there is one.
     pub chosen: Option<String>,
 }
 
 /// What is kept of the rows to train on.
 #[derive(Clone, Copy, Debug)]
-pub struct KeptRows {
+pub struct CachedRows {
     /// Rows whose states have a place, and all.
     pub rows: (usize, usize),
     /// Floating-point operations a token, where the states are known.
@@ -68,7 +68,7 @@ impl RunPlan {
             n => format!("the {n} layers below the lowest adapter are"),
         };
         let asked = config.memory.prefix_cache != PrefixCacheLimit::Off && self.frozen_layers > 0;
-        if let Some(KeptRows {
+        if let Some(CachedRows {
             rows: (kept, all),
             flops_per_token,
         }) = self.kept
@@ -77,7 +77,7 @@ impl RunPlan {
                 "{layers} computed once for {} of {} rows and kept in {}; then {:.0} MFLOP a token",
                 count(kept as u64),
                 count(all as u64),
-                bytes(self.peak.of(Purpose::PrefixCache)),
+                bytes(self.peak.of(Purpose::FrozenCache)),
                 flops_per_token / 1e6
             ));
         } else if asked && self.dropped {
@@ -111,7 +111,7 @@ pub fn plan_run(run: &mut RunSpec, existing: Existing) -> RunResult<RunPlan> {
     while budget > 0 && plan.frozen_layers > 0 {
         plan = dry_plan(run, &run.config, budget)?;
         let excess = limit.map_or(0, |limit| limit.excess(plan.reserved_bytes));
-        if excess == 0 || plan.peak.of(Purpose::PrefixCache) == 0 {
+        if excess == 0 || plan.peak.of(Purpose::FrozenCache) == 0 {
             break;
         }
         budget = plan.prefix_cache_bytes.min(budget).saturating_sub(excess);
@@ -172,7 +172,7 @@ fn dry_plan(run: &RunSpec, config: &TrainConfig, prefix_cache_bytes: u64) -> Run
         train: of(&run.train),
         validation: run.validation.as_ref().map(of).unwrap_or_default(),
     };
-    dry.keep_prefixes(config, &lengths, prefix_cache_bytes);
+    dry.cache_frozen_layers(config, &lengths, prefix_cache_bytes);
     let recompute = config.optimization.gradient_checkpointing.into();
     let [first, later] = train_batches(config, &lengths.train);
     let needs = dry.train_rows(&first, &lengths.train, recompute)?;
@@ -182,7 +182,7 @@ fn dry_plan(run: &RunSpec, config: &TrainConfig, prefix_cache_bytes: u64) -> Run
             peak = found.peak;
         }
     };
-    if let Some(cache) = &mut dry.prefixes().train {
+    if let Some(cache) = &mut dry.frozen_caches().train {
         cache.assume_known();
     }
     let later = dry.train_rows(&later, &lengths.train, recompute)?;
@@ -201,13 +201,13 @@ fn dry_plan(run: &RunSpec, config: &TrainConfig, prefix_cache_bytes: u64) -> Run
             )?,
         );
     }
-    let kept = dry.prefixes().train.as_ref().map(|cache| KeptRows {
+    let kept = dry.frozen_caches().train.as_ref().map(|cache| CachedRows {
         rows: cache.rows(),
         flops_per_token: later.flops_per_token(),
     });
     let (frozen, still) = (
-        dry.model().frozen_prefix(Passes::Inference).layers,
-        dry.model().frozen_prefix(Passes::Training).layers,
+        dry.model().frozen_layers(Passes::Inference).count,
+        dry.model().frozen_layers(Passes::Training).count,
     );
     Ok(RunPlan {
         peak,

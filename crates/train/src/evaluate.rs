@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lowrank_data::{BatchLabels, Example, Label, PackedBatch, batches};
 use lowrank_model::{Batch, Model, ModelError, Targets};
 
+use crate::frozen_cache::FrozenCache;
 use crate::metrics::{Evaluation, MetricAccumulator};
-use crate::prefix_cache::PrefixCache;
 
 /// The part of a packed batch that goes into the model.
 pub fn model_batch(batch: &PackedBatch) -> Batch<'_> {
@@ -70,7 +70,7 @@ pub fn evaluate_keeping(
     model: &Model,
     examples: &[Example],
     settings: &PassSettings<'_>,
-    mut kept: Option<&mut PrefixCache>,
+    mut kept: Option<&mut FrozenCache>,
 ) -> Result<Option<Evaluation>, ModelError> {
     let task = model.task();
     let labels = model.num_labels();
@@ -87,7 +87,7 @@ pub fn evaluate_keeping(
             ));
         };
         let input = model_batch(&batch);
-        let entry = PrefixCache::entry_if_kept(kept.as_deref_mut(), model, &input, &batch.rows)?;
+        let entry = FrozenCache::entry_if_cached(kept.as_deref_mut(), model, &input, &batch.rows)?;
         let (logits, loss_sum, counted) = model.evaluate_from(entry, &input, targets)?;
         check_finite(model, examples, &batch, &logits)?;
         if !loss_sum.is_finite() {

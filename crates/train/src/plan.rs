@@ -11,8 +11,8 @@ use lowrank_model::{
 
 use crate::config::{OptimizationSettings, Task, TrainConfig};
 use crate::evaluate::{model_batch, model_targets, pack_range};
+use crate::frozen_cache::{FrozenCache, FrozenCaches, RowLengths};
 use crate::optimizer::Optimizer;
-use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 use crate::reduce::StepGradients;
 
 /// A model of shapes only, ready to be planned with.
@@ -20,7 +20,7 @@ pub struct DryRun {
     model: Model,
     gradients: StepGradients,
     _optimizer: Optimizer,
-    prefixes: PrefixCaches,
+    frozen_caches: FrozenCaches,
 }
 
 /// What a set of batches needs.
@@ -52,15 +52,20 @@ impl DryRun {
             model,
             gradients,
             _optimizer: optimizer,
-            prefixes: PrefixCaches::default(),
+            frozen_caches: FrozenCaches::default(),
         }
     }
 
     /// Makes place for what frozen layers give for the rows of a run; [`DryRun::train_rows`] and
     /// [`DryRun::evaluate_rows`] use it as the run does.
-    pub fn keep_prefixes(&mut self, config: &TrainConfig, lengths: &RowLengths, limit_bytes: u64) {
-        self.prefixes = PrefixCaches::default();
-        self.prefixes = PrefixCaches::new(&self.model, config, lengths, limit_bytes);
+    pub fn cache_frozen_layers(
+        &mut self,
+        config: &TrainConfig,
+        lengths: &RowLengths,
+        limit_bytes: u64,
+    ) {
+        self.frozen_caches = FrozenCaches::default();
+        self.frozen_caches = FrozenCaches::new(&self.model, config, lengths, limit_bytes);
     }
 
     /// What a later pass over a batch of these lengths needs if everything that frozen layers give
@@ -68,28 +73,28 @@ impl DryRun {
     ///
     /// # Errors
     /// A sequence is longer than the model's positions.
-    pub fn train_kept(
+    pub fn train_cached(
         &mut self,
         lengths: &[usize],
         recompute: Recompute,
     ) -> Result<Option<Needs>, ModelError> {
-        let prefix = self.model.frozen_prefix(Passes::Training);
+        let frozen = self.model.frozen_layers(Passes::Training);
         let Some(mut cache) =
-            PrefixCache::new(&self.model, prefix, lengths.iter().copied(), u64::MAX)
+            FrozenCache::new(&self.model, frozen, lengths.iter().copied(), u64::MAX)
         else {
             return Ok(None);
         };
         cache.assume_known();
-        self.prefixes.train = Some(cache);
+        self.frozen_caches.train = Some(cache);
         let batch = (0..lengths.len() as u32).collect();
         let needs = self.train_rows(&[batch], lengths, recompute);
-        self.prefixes.train = None;
+        self.frozen_caches.train = None;
         Ok(Some(needs?))
     }
 
     /// What is kept of frozen layers, and its place.
-    pub fn prefixes(&mut self) -> &mut PrefixCaches {
-        &mut self.prefixes
+    pub fn frozen_caches(&mut self) -> &mut FrozenCaches {
+        &mut self.frozen_caches
     }
 
     /// The model.
@@ -145,8 +150,12 @@ impl DryRun {
         };
         self.count(batches, |run, batch, targets, rows| {
             let (model, gradients) = (&run.model, &mut run.gradients);
-            let kept = run.prefixes.train.as_mut().filter(|_| !rows.is_empty());
-            let entry = PrefixCache::entry_if_kept(kept, model, batch, rows)?;
+            let kept = run
+                .frozen_caches
+                .train
+                .as_mut()
+                .filter(|_| !rows.is_empty());
+            let entry = FrozenCache::entry_if_cached(kept, model, batch, rows)?;
             // Whichever micro-batch of a step it is: the place of the others' gradients is held
             // too.
             gradients.add(0, |gradients| {
@@ -186,9 +195,9 @@ impl DryRun {
         batches: impl Iterator<Item = (Vec<usize>, Vec<usize>)>,
     ) -> Result<Needs, ModelError> {
         self.count(batches, |run, batch, targets, rows| {
-            let kept = run.prefixes.validation.as_mut();
+            let kept = run.frozen_caches.validation.as_mut();
             let kept = kept.filter(|_| !rows.is_empty());
-            let entry = PrefixCache::entry_if_kept(kept, &run.model, batch, rows)?;
+            let entry = FrozenCache::entry_if_cached(kept, &run.model, batch, rows)?;
             run.model.evaluate_from(entry, batch, targets)?;
             Ok(())
         })

@@ -22,10 +22,10 @@ use crate::evaluate::{
     PassSettings, counted_targets, evaluate_keeping, model_batch, model_targets,
 };
 use crate::fingerprint;
+use crate::frozen_cache::{FrozenCache, FrozenCaches, RowLengths};
 use crate::metrics::{Evaluation, Metric};
 use crate::metrics_log::{MetricsLog, MetricsRow};
 use crate::optimizer::{Optimizer, clip_grad_norm};
-use crate::prefix_cache::{PrefixCache, PrefixCaches, RowLengths};
 use crate::proof::{Proof, note_gradients};
 use crate::reduce::{Reducer, StepGradients};
 use crate::schedule::Schedule;
@@ -167,7 +167,7 @@ pub struct Trainer {
     optimizer: Optimizer,
     gradients: StepGradients,
     reducer: Box<dyn Reducer>,
-    prefixes: PrefixCaches,
+    frozen_caches: FrozenCaches,
     /// The log, once the run is under way.
     log: Option<MetricsLog>,
     /// The step from which this start went on.
@@ -244,7 +244,7 @@ impl Trainer {
             train: of(&data.train),
             validation: data.validation.as_ref().map(of).unwrap_or_default(),
         };
-        let prefixes = PrefixCaches::new(&model, &config, &lengths, prefix_cache_bytes);
+        let frozen_caches = FrozenCaches::new(&model, &config, &lengths, prefix_cache_bytes);
         Ok(Self {
             schedule: config.schedule(config.total_steps(rows)),
             steps_per_epoch: config.steps_per_epoch(rows),
@@ -262,7 +262,7 @@ impl Trainer {
             optimizer,
             gradients,
             reducer,
-            prefixes,
+            frozen_caches,
             log: None,
             started_at: 0,
             state,
@@ -425,7 +425,7 @@ impl Trainer {
         targets: usize,
     ) -> Result<f64, TrainError> {
         let (model, optimization) = (&self.model, &self.config.optimization);
-        let (first, prefixes) = (self.state.micro_step, &mut self.prefixes.train);
+        let (first, caches) = (self.state.micro_step, &mut self.frozen_caches.train);
         let mut compute = |index: usize, gradients: &mut Gradients| {
             let batch = &batches[index];
             let Some(batch_targets) = model_targets(batch) else {
@@ -441,8 +441,8 @@ impl Trainer {
                 recompute: optimization.gradient_checkpointing.into(),
             };
             let model_batch = model_batch(batch);
-            let kept = prefixes.as_mut();
-            let entry = PrefixCache::entry_if_kept(kept, model, &model_batch, &batch.rows)?;
+            let kept = caches.as_mut();
+            let entry = FrozenCache::entry_if_cached(kept, model, &model_batch, &batch.rows)?;
             let (sum, _) = model.forward_backward_from(
                 entry,
                 &model_batch,
@@ -492,7 +492,7 @@ impl Trainer {
             stop: Some(watch.stop),
             progress: &progress,
         };
-        let kept = self.prefixes.validation.as_mut();
+        let kept = self.frozen_caches.validation.as_mut();
         let Some(evaluation) = evaluate_keeping(&self.model, rows, &settings, kept)? else {
             return Ok(None);
         };

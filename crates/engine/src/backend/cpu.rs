@@ -186,7 +186,7 @@ impl Backend for Cpu {
                 attention::cached(isa, call, scratch);
             }),
             Call::Norm(call) => norms::norm(isa, call),
-            Call::NormAgain { saved, form, y } => norms::again(isa, &saved, &form, y),
+            Call::NormRecompute { saved, form, y } => norms::recompute(isa, &saved, &form, y),
             Call::NormBackward { saved, form, d } => norms::backward(isa, &saved, &form, d),
             Call::NormParamGrads {
                 saved,

@@ -321,7 +321,7 @@ impl Backend for Reference {
             } => attention::backward(&inputs, d_out, gradients),
             Call::CachedAttention(call) => attention::cached(call),
             Call::Norm(call) => norms::norm(call),
-            Call::NormAgain { saved, form, y } => norms::again(&saved, &form, y.host_mut()),
+            Call::NormRecompute { saved, form, y } => norms::recompute(&saved, &form, y.host_mut()),
             Call::NormBackward { saved, form, d } => norms::backward(&saved, &form, d.host_mut()),
             Call::NormParamGrads {
                 saved,

@@ -128,7 +128,7 @@ impl Call<'_> {
             | Call::ExpandBlocks { .. }
             | Call::GatherBlocks { .. }
             | Call::CachedAttention(_)
-            | Call::NormAgain { .. }
+            | Call::NormRecompute { .. }
             | Call::NormBackward { .. }
             | Call::NormParamGrads { .. }
             | Call::Gated { .. }

@@ -75,7 +75,8 @@ impl Call<'_> {
                 }
                 form.for_each(&mut |t| visit(t.storage()));
             }
-            Call::NormAgain { saved, form, y: of } | Call::NormBackward { saved, form, d: of } => {
+            Call::NormRecompute { saved, form, y: of }
+            | Call::NormBackward { saved, form, d: of } => {
                 tensors(&[of]);
                 saved.for_each(&mut |t| visit(t.storage()));
                 form.for_each(&mut |t| visit(t.storage()));

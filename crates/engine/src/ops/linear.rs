@@ -19,7 +19,7 @@ use crate::ops::dropout::{drop_out, dropped_out};
 use crate::param::{Matrix, PackedMatrix, Param, TrainableId, Trainables};
 use crate::site::Site;
 use crate::slots::Segment;
-use crate::tape::{Backprop, Backward, Kept, Output, Tape, Through, Var};
+use crate::tape::{Backprop, Backward, Output, SavedInput, Tape, Through, Var};
 use crate::tensor::Tensor;
 
 /// A low-rank adapter of one linear layer.
@@ -104,7 +104,7 @@ pub fn linear_f32<'m>(tape: &mut Tape<'m>, x: Var, params: LinearParams<'m>) -> 
     forward(tape, x, params, DType::F32, None)
 }
 
-/// f(y) of a linear layer, with f in the product's wake.
+/// f(y) of a linear layer, with f in the epilogue of the product.
 pub fn linear_activation<'m>(
     tape: &mut Tape<'m>,
     x: Var,
@@ -233,7 +233,7 @@ fn add_outer(device: &Device, a: &Tensor, b: &Tensor, alpha: f32, out: &mut Tens
 }
 
 struct LinearBackward<'m> {
-    x: Option<Kept<'m>>,
+    x: Option<SavedInput<'m>>,
     x_node: Option<usize>,
     h: Option<Tensor>,
     params: LinearParams<'m>,

@@ -17,7 +17,7 @@ use crate::call::{Call, Norm, NormForm, NormInput, NormKind, NormSaved};
 use crate::meter::Purpose;
 use crate::ops::dropout::{drop_out, dropped_out};
 use crate::param::{Param, TrainableId, Trainables};
-use crate::tape::{Again, Backprop, Backward, Output, Tape, Var};
+use crate::tape::{Backprop, Backward, Output, RecomputeOutput, Tape, Var};
 use crate::tensor::Tensor;
 
 /// The weights of a layer norm.
@@ -160,7 +160,7 @@ fn norm<'m>(tape: &mut Tape<'m>, x: Var, residual: Option<Var>, params: Params<'
             params,
             y: RefCell::default(),
         });
-        let again: Rc<dyn Again + 'm> = saved.clone();
+        let recompute: Rc<dyn RecomputeOutput + 'm> = saved.clone();
         let op = NormBackward {
             saved,
             x_node,
@@ -168,7 +168,7 @@ fn norm<'m>(tape: &mut Tape<'m>, x: Var, residual: Option<Var>, params: Params<'
             dropout,
         };
         let output = Output {
-            again: Some(again),
+            recompute: Some(recompute),
             ..Output::default()
         };
         (op, output)
@@ -192,11 +192,11 @@ impl Saved<'_> {
     }
 }
 
-impl Again for Saved<'_> {
-    fn again(&self, trainables: &Trainables) -> Arc<Tensor> {
+impl RecomputeOutput for Saved<'_> {
+    fn recompute(&self, trainables: &Trainables) -> Arc<Tensor> {
         let make = || {
             let mut y = self.z.uninit_like(Purpose::Activations);
-            self.z.device().run(Call::NormAgain {
+            self.z.device().run(Call::NormRecompute {
                 saved: self.tensors(),
                 form: self.params.form(trainables),
                 y: &mut y,

@@ -5,7 +5,7 @@
 
 use super::arithmetic::{Arithmetic, At, Carver, HeadGradients, Pass, WorkNeed};
 use super::pairs::{PairBlock, PairWork, copy_rows, multiply_pairs, padded, pair_rows};
-use super::positions::{HeadTable, TURNED, WithPositions};
+use super::positions::{HeadTable, TRANSPOSED, WithPositions};
 use crate::elementwise::convert_in;
 use crate::matrix::MatRef;
 use crate::product::PANEL;
@@ -40,9 +40,9 @@ const _: () = assert!(SKEWED % 2 == 1 && BLOCKS[0] <= BLOCKS[1] && BLOCKS[0].is_
 pub struct SkewWork<'w> {
     /// Keys [S, Dh], rows of whole pairs.
     keys: &'w mut [bf16],
-    /// Some keys' position scores, then gradients of scores, turned: [PANEL, m].
-    turned: &'w mut [f32],
-    /// Rounded gradients of scores between zeros: [m, n], or [n, m] turned.
+    /// Some keys' position scores, then gradients of scores, transposed: [PANEL, m].
+    transposed: &'w mut [f32],
+    /// Rounded gradients of scores between zeros: [m, n], or [n, m] transposed.
     skewed: &'w mut [bf16],
     /// The same as pairs of two rows, the second one column further: [m / 2, n], or [n / 2, m].
     diagonal: &'w mut [u32],
@@ -54,7 +54,7 @@ pub(super) fn skew_work<'w>(carver: &mut Carver<'w>, need: &WorkNeed) -> SkewWor
     let backward = relative * usize::from(need.pass == Pass::Backward);
     SkewWork {
         keys: carver.take(relative * need.kv_len * 2 * pairs_of(need.head_dim)),
-        turned: carver.take(relative * PANEL * TURNED),
+        transposed: carver.take(relative * PANEL * TRANSPOSED),
         skewed: carver.take(backward * BLOCKS[1] * SKEWED),
         diagonal: carver.take(backward * BLOCKS[1] / 2 * DIAGONAL),
     }
@@ -118,7 +118,7 @@ impl WithPositions for bf16 {
         unsafe { multiply_skewed(s, &product) };
     }
 
-    /// Each block of keys makes them by key, and they are turned.
+    /// Each block of keys makes them by key, and they are transposed.
     #[inline(always)]
     unsafe fn write_queries_scores<S: Simd>(
         s: S,
@@ -129,14 +129,14 @@ impl WithPositions for bf16 {
         first: usize,
     ) {
         let (tile, depth) = (at.tile, pairs_of(at.head.head_dim));
-        let turned = w.skew.turned.as_mut_ptr();
+        let transposed = w.skew.transposed.as_mut_ptr();
         let scores = w.scores[0][MARGIN..].as_mut_ptr();
         for block in (0..tile.n).step_by(PANEL) {
             let rows = (tile.n - block).min(PANEL);
             let keys = w.skew.keys[2 * (tile.j + block) * depth..].as_ptr();
             // SAFETY: as in `add_keys_scores`. Blocks of LANES rows and columns that reach beyond
-            // the tile stay inside both buffers: `turned` has PANEL rows, the scores BLOCKS[0], and
-            // both a margin.
+            // the tile stay inside both buffers: `transposed` has PANEL rows, the scores BLOCKS[0],
+            // and both a margin.
             unsafe {
                 let product = Skewed {
                     a: keys.cast(),
@@ -144,16 +144,16 @@ impl WithPositions for bf16 {
                     depth,
                     shape: [rows, tile.m],
                     first: first - block,
-                    c: turned.add(MARGIN),
-                    c_row: TURNED,
+                    c: transposed.add(MARGIN),
+                    c_row: TRANSPOSED,
                     accumulate: false,
                 };
                 multiply_skewed(s, &product);
                 for row in (0..rows).step_by(S::LANES) {
                     for i in (0..tile.m).step_by(S::LANES) {
-                        let from = turned.add(row * TURNED + MARGIN + i);
+                        let from = transposed.add(row * TRANSPOSED + MARGIN + i);
                         let to = scores.add(i * STRIDE + block + row);
-                        s.transpose(from, TURNED, to, STRIDE);
+                        s.transpose(from, TRANSPOSED, to, STRIDE);
                     }
                 }
             }
@@ -183,14 +183,14 @@ impl WithPositions for bf16 {
             first,
             table,
             sums: w.sums[0].as_mut_ptr(),
-            rows: w.turned[0].as_ptr().cast(),
+            rows: w.transposed[0].as_ptr().cast(),
             rows_panel: pairs_of(tile.m) * PANEL,
         };
         // SAFETY: the caller's contract.
         unsafe { side.add(s, at.head.head_dim, &w.skew) };
     }
 
-    /// The gradients are turned first.
+    /// The gradients are transposed first.
     #[inline(always)]
     unsafe fn add_queries_gradients<S: Simd>(
         s: S,
@@ -202,7 +202,7 @@ impl WithPositions for bf16 {
     ) {
         let (head, tile) = (at.head, at.tile);
         let SkewWork {
-            turned,
+            transposed,
             skewed,
             diagonal,
             ..
@@ -217,18 +217,18 @@ impl WithPositions for bf16 {
             for row in (0..rows).step_by(S::LANES) {
                 for i in (0..tile.m).step_by(S::LANES) {
                     let from = &w.scores[1][i * STRIDE + MARGIN + block + row..];
-                    let to = &mut turned[row * TURNED + MARGIN + i..];
+                    let to = &mut transposed[row * TRANSPOSED + MARGIN + i..];
                     // SAFETY: blocks of LANES rows and columns that reach beyond the tile stay
                     // inside both buffers.
-                    unsafe { s.transpose(from.as_ptr(), STRIDE, to.as_mut_ptr(), TURNED) };
+                    unsafe { s.transpose(from.as_ptr(), STRIDE, to.as_mut_ptr(), TRANSPOSED) };
                 }
             }
-            for row in turned.chunks_exact_mut(TURNED).take(rows) {
+            for row in transposed.chunks_exact_mut(TRANSPOSED).take(rows) {
                 row[MARGIN - ZEROS..MARGIN].fill(0.0);
                 row[MARGIN + tile.m..][..MARGIN].fill(0.0);
             }
             for row in block..block + rows {
-                let at = |row: usize| &turned[(row - block) * TURNED + MARGIN - ZEROS..];
+                let at = |row: usize| &transposed[(row - block) * TRANSPOSED + MARGIN - ZEROS..];
                 of_keys.add(s, row, at);
             }
         }
@@ -237,7 +237,7 @@ impl WithPositions for bf16 {
             first,
             table,
             sums: w.sums[1][tile.j * padded(head.head_dim)..].as_mut_ptr(),
-            rows: w.keys_turned[tile.j * PANEL..].as_ptr().cast(),
+            rows: w.keys_transposed[tile.j * PANEL..].as_ptr().cast(),
             rows_panel: pairs_of(head.kv_len) * PANEL,
         };
         // SAFETY: the caller's contract.

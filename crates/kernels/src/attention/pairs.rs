@@ -22,11 +22,11 @@ pub struct PairWork<'w> {
     /// Queries, and d_out, of a tile [m, Dh], rows of whole pairs.
     pub rows: [&'w mut [bf16]; 2],
     /// The same as operands whose depth is the query: panels over Dh, pairs of rows.
-    pub turned: [&'w mut [bf16]; 2],
+    pub transposed: [&'w mut [bf16]; 2],
     /// Keys and values as operands whose depth is Dh: panels over S.
     pub panels: [&'w mut [bf16]; 2],
     /// Keys (values in forward) as operands whose depth is the key: panels over Dh, pairs of rows.
-    pub keys_turned: &'w mut [bf16],
+    pub keys_transposed: &'w mut [bf16],
     /// Scores and their gradients [m, n].
     pub scores: [&'w mut [f32]; 2],
     /// Probabilities, then the gradients of scores, in bf16 [m, n].
@@ -61,15 +61,15 @@ impl Arithmetic for bf16 {
         let backward = usize::from(is_backward);
         let m = need.rows;
         let rows = m * 2 * pairs_of(d);
-        let turned = backward * turned_len(m, d);
+        let transposed = backward * transposed_len(m, d);
         let panels = keys.div_ceil(PANEL) * 2 * PANEL * pairs_of(d);
         let row_pairs = backward * m / 2 * layout.narrow;
         let sums = backward * keys * padded(d);
         PairWork {
             rows: [carver.take(rows), carver.take(backward * rows)],
-            turned: [carver.take(turned), carver.take(turned)],
+            transposed: [carver.take(transposed), carver.take(transposed)],
             panels: [carver.take(panels), carver.take(backward * panels)],
-            keys_turned: carver.take(turned_len(keys, d)),
+            keys_transposed: carver.take(transposed_len(keys, d)),
             scores: [
                 carver.take(need.tile_len()),
                 carver.take(backward * need.tile_len()),
@@ -90,9 +90,9 @@ impl Arithmetic for bf16 {
         pack_by_rows(s, x.k, w.panels[0]);
         if pass == Pass::Backward {
             pack_by_rows(s, x.v, w.panels[1]);
-            pack_by_columns(s, x.k, w.keys_turned);
+            pack_by_columns(s, x.k, w.keys_transposed);
         } else {
-            pack_by_columns(s, x.v, w.keys_turned);
+            pack_by_columns(s, x.v, w.keys_transposed);
         }
     }
 
@@ -101,8 +101,8 @@ impl Arithmetic for bf16 {
         copy_rows(s, q, w.rows[0]);
         if let Some(d_out) = d_out {
             copy_rows(s, d_out, w.rows[1]);
-            pack_by_columns(s, q, w.turned[0]);
-            pack_by_columns(s, d_out, w.turned[1]);
+            pack_by_columns(s, q, w.transposed[0]);
+            pack_by_columns(s, d_out, w.transposed[1]);
         }
     }
 
@@ -204,15 +204,15 @@ impl Arithmetic for bf16 {
                 a: w.row_pairs[which].as_ptr(),
                 a_row: 1,
                 a_pair: at.layout.narrow,
-                b: w.turned[other].as_ptr().cast(),
+                b: w.transposed[other].as_ptr().cast(),
                 b_panel: PANEL * depth,
                 shape: [tile.n, d, depth],
                 c: w.sums[sums][tile.j * width..].as_mut_ptr(),
                 c_row: width,
                 accumulate: true,
             };
-            // SAFETY: row pairs hold pairs_of(m) rows, the turned operand panels of as many pairs,
-            // the sums S rows of whole panels.
+            // SAFETY: row pairs hold pairs_of(m) rows, the transposed operand panels of as many
+            // pairs, the sums S rows of whole panels.
             unsafe { multiply_pairs(s, &block) };
         }
         // SAFETY: the caller's contract.
@@ -243,11 +243,11 @@ impl Arithmetic for bf16 {
 }
 
 impl PairWork<'_> {
-    /// `sums[0]` (=|+=) what the narrow rows of a tile give with the turned keys; the first tile of
-    /// its queries overwrites.
+    /// `sums[0]` (=|+=) what the narrow rows of a tile give with the transposed keys; the first
+    /// tile of its queries overwrites.
     ///
     /// # Safety
-    /// The narrow rows are those of the tile, the turned keys those of the sequence.
+    /// The narrow rows are those of the tile, the transposed keys those of the sequence.
     #[inline(always)]
     unsafe fn meet_keys<S: Simd>(&mut self, s: S, at: &At) {
         let (tile, d) = (at.tile, at.head.head_dim);
@@ -255,14 +255,14 @@ impl PairWork<'_> {
             a: self.narrow.as_ptr().cast(),
             a_row: at.layout.narrow / 2,
             a_pair: 1,
-            b: self.keys_turned[tile.j * PANEL..].as_ptr().cast(),
+            b: self.keys_transposed[tile.j * PANEL..].as_ptr().cast(),
             b_panel: PANEL * pairs_of(at.head.kv_len),
             shape: [tile.m, d, pairs_of(tile.n)],
             c: self.sums[0].as_mut_ptr(),
             c_row: padded(d),
             accumulate: !tile.is_first,
         };
-        // SAFETY: the narrow buffer holds m rows of whole pairs, the turned keys panels of
+        // SAFETY: the narrow buffer holds m rows of whole pairs, the transposed keys panels of
         // pairs_of(S) pairs (j is even), the sums m rows of whole panels.
         unsafe { multiply_pairs(s, &block) };
     }
@@ -384,7 +384,7 @@ pub(super) fn padded(head_dim: usize) -> usize {
 }
 
 /// Values of rows [n, Dh] as panels of Dh, pairs of rows.
-fn turned_len(n: usize, d: usize) -> usize {
+fn transposed_len(n: usize, d: usize) -> usize {
     d.div_ceil(PANEL) * 2 * PANEL * pairs_of(n)
 }
 
@@ -416,7 +416,7 @@ fn pack_by_rows<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut [bf16]) {
 fn pack_by_columns<S: Simd>(s: S, rows: MatRef<bf16>, buffer: &mut [bf16]) {
     let (n, d) = (rows.rows(), rows.cols());
     let len = 2 * PANEL * pairs_of(n);
-    let packed = &mut buffer[..turned_len(n, d)];
+    let packed = &mut buffer[..transposed_len(n, d)];
     let columns = rows.transposed();
     for (p, panel) in packed.chunks_exact_mut(len).enumerate() {
         let range = p * PANEL..((p + 1) * PANEL).min(d);

@@ -20,9 +20,9 @@ use crate::product::PANEL;
 use crate::scratch::{Room, Slots, bytes_of};
 use crate::simd::{Simd, SimdOp, dispatch};
 
-/// Distance between rows of turned scores, of which there are [`PANEL`]: a block's queries between
-/// margins, and no power of two.
-pub(super) const TURNED: usize = MOST_ROWS + 2 * PANEL + 16;
+/// Distance between rows of transposed scores, of which there are [`PANEL`]: a block's queries
+/// between margins, and no power of two.
+pub(super) const TRANSPOSED: usize = MOST_ROWS + 2 * PANEL + 16;
 
 /// The tables of relative positions, projected for one layer and shared by all sequences. Either
 /// may be absent.

@@ -6,7 +6,7 @@ use super::arithmetic::{
     Arithmetic, At, Carver, HeadGradients, HeadOperands, Pass, Product, WorkNeed,
 };
 use super::head::{Head, Layout, MOST_ROWS, RowsMut};
-use super::positions::TURNED;
+use super::positions::TRANSPOSED;
 use super::rows::{RowGradient, RowState, softmax_row};
 use crate::elementwise::scale_in_place;
 use crate::matrix::MatRef;
@@ -25,8 +25,8 @@ pub struct WideWork<'w> {
     pub panels: [&'w mut [f32]; 2],
     /// Scores and their gradients [m, n].
     pub scores: [&'w mut [f32]; 2],
-    /// Some keys' position scores, then gradients of scores, turned: [PANEL, m].
-    pub turned: &'w mut [f32],
+    /// Some keys' position scores, then gradients of scores, transposed: [PANEL, m].
+    pub transposed: &'w mut [f32],
 }
 
 /// A product of nothing, for others to be made of.
@@ -88,11 +88,11 @@ impl Arithmetic for f32 {
         let backward = usize::from(need.pass == Pass::Backward);
         let panels = packed_len(need.kv_len, need.head_dim);
         let scores = need.tile_len();
-        let turned = need.layout.margin * TURNED;
+        let transposed = need.layout.margin * TRANSPOSED;
         WideWork {
             panels: [carver.take(panels), carver.take(backward * panels)],
             scores: [carver.take(scores), carver.take(backward * scores)],
-            turned: carver.take(turned),
+            transposed: carver.take(transposed),
         }
     }
 

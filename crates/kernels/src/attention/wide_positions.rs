@@ -2,7 +2,7 @@
 //! that start at a panel.
 
 use super::arithmetic::{Arithmetic, At, HeadGradients};
-use super::positions::{HeadTable, TURNED, WithPositions};
+use super::positions::{HeadTable, TRANSPOSED, WithPositions};
 use super::wide::{BLOCK, WideWork, as_depth};
 use crate::matrix::MatRef;
 use crate::product::{Block, PANEL, multiply_block, pack_rows};
@@ -80,26 +80,26 @@ impl WithPositions for f32 {
         table: &HeadTable<f32>,
         first: usize,
     ) {
-        let turned = w.turned.as_mut_ptr();
+        let transposed = w.transposed.as_mut_ptr();
         for block in (0..at.tile.n).step_by(PANEL) {
             let keys = rows_of_block(k, block);
             let product = Block {
-                c: turned,
-                c_row: TURNED,
+                c: transposed,
+                c_row: TRANSPOSED,
                 n: at.tile.m + PANEL,
                 ..with_table(at, keys, table, first - block - PANEL)
             };
             // SAFETY: as in `add_keys_scores`. Blocks of LANES rows and columns that reach beyond
-            // the tile stay inside both buffers: `turned` has PANEL rows with a margin, the scores
-            // all rows of a block and a margin.
+            // the tile stay inside both buffers: `transposed` has PANEL rows with a margin, the
+            // scores all rows of a block and a margin.
             unsafe {
                 multiply_block(s, &product);
                 for row in (0..keys.rows()).step_by(S::LANES) {
                     for i in (0..at.tile.m).step_by(S::LANES) {
                         // Row j of the product holds query i at column i + PANEL - j.
-                        let from = turned.add(PANEL + row * (TURNED - 1) + i);
+                        let from = transposed.add(PANEL + row * (TRANSPOSED - 1) + i);
                         let to = w.scores[0][i * STRIDE + PANEL + block + row..].as_mut_ptr();
-                        s.transpose(from, TURNED - 1, to, STRIDE);
+                        s.transpose(from, TRANSPOSED - 1, to, STRIDE);
                     }
                 }
             }
@@ -146,20 +146,20 @@ impl WithPositions for f32 {
             for i in (0..tile.m).step_by(S::LANES) {
                 for row in (0..keys.rows()).step_by(S::LANES) {
                     let from = w.scores[1][i * STRIDE + PANEL + block + row..].as_ptr();
-                    let to = w.turned[row * TURNED + PANEL + i..].as_mut_ptr();
+                    let to = w.transposed[row * TRANSPOSED + PANEL + i..].as_mut_ptr();
                     // SAFETY: blocks of LANES rows and columns that reach beyond the tile stay
                     // inside both buffers; what they leave in the right margin is overwritten with
                     // zeros.
-                    unsafe { s.transpose(from, STRIDE, to, TURNED) };
+                    unsafe { s.transpose(from, STRIDE, to, TRANSPOSED) };
                 }
             }
-            for row in w.turned.chunks_exact_mut(TURNED).take(keys.rows()) {
+            for row in w.transposed.chunks_exact_mut(TRANSPOSED).take(keys.rows()) {
                 row[..PANEL].fill(0.0);
                 row[PANEL + tile.m..].fill(0.0);
             }
             let skewed = Skewed {
-                a: w.turned.as_ptr(),
-                a_row: TURNED + 1,
+                a: w.transposed.as_ptr(),
+                a_row: TRANSPOSED + 1,
                 depth: tile.m + PANEL,
                 x: keys,
                 column: first - block - PANEL,
@@ -228,7 +228,7 @@ impl Skewed<'_> {
         unsafe {
             multiply_block(s, &skewed);
             if let Some(d_table) = table.d_table {
-                let turned = Block {
+                let transposed = Block {
                     a: self.a,
                     a_row: 1,
                     a_col: self.a_row,
@@ -238,7 +238,7 @@ impl Skewed<'_> {
                     accumulate: true,
                     ..as_depth(self.x)
                 };
-                multiply_block(s, &turned);
+                multiply_block(s, &transposed);
             }
         }
     }

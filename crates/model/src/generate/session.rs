@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
 
 use lowrank_engine::ops::cached_attention::QueryRole;
+use lowrank_engine::ops::gather::gather;
 use lowrank_engine::ops::lm_head::lm_logits;
-use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{KvCache, SequenceId, Tape};
 use rayon::prelude::*;
 
@@ -316,7 +316,7 @@ impl Session<'_> {
                 return Vec::new();
             }
             if rows.len() < parts.len() {
-                hidden = select_rows(pass, &hidden, rows);
+                hidden = gather(pass, &hidden, rows);
             }
             let table = self.language.head(&model.modules);
             lm_logits(hidden.tensor(), table, &model.trainables).read()

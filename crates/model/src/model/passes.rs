@@ -38,7 +38,7 @@ impl Model {
         self.forward_backward_from(None, batch, targets, options, gradients)
     }
 
-    /// As [`Model::forward_backward`] from what a frozen prefix gave for the same batch, if there
+    /// As [`Model::forward_backward`] from what frozen layers gave for the same batch, if there
     /// is that: the same bits.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl Model {
         self.evaluate_from(None, batch, targets)
     }
 
-    /// As [`Model::evaluate`] from what a frozen prefix gave for the same batch, if there is that:
+    /// As [`Model::evaluate`] from what frozen layers gave for the same batch, if there is that:
     /// the same bits.
     ///
     /// # Errors

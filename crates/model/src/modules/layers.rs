@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use lowrank_engine::ops::embedding::{self, Lookup};
+use lowrank_engine::ops::gather::gather;
 use lowrank_engine::ops::linear::{LinearParams, linear, linear_activation, linear_f32};
 use lowrank_engine::ops::neighbours::neighbours;
 use lowrank_engine::ops::norm::{LayerNormParams, RmsFactor, RmsNormParams, layer_norm, rms_norm};
 use lowrank_engine::ops::reshape::reshape;
-use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{Activation, Matrix, Param, Var};
 
 use crate::modules::{ModuleId, Modules, Parameter, Pass, Value};
@@ -162,7 +162,7 @@ impl Convolution {
     ) -> Var {
         let mut around = neighbours(pass, x, offsets, self.taps);
         if let Some(rows) = rows {
-            around = select_rows(pass, &around, rows);
+            around = gather(pass, &around, rows);
         }
         let params = Linear(self.id).params(pass);
         linear(pass, around, params)

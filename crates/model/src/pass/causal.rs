@@ -3,7 +3,7 @@
 //! tokens that are run, N = rows that are wanted.
 
 use lowrank_engine::ops::cached_attention::QueryRole;
-use lowrank_engine::ops::rows::select_rows;
+use lowrank_engine::ops::gather::gather;
 use lowrank_engine::{SequenceId, Var};
 
 use crate::modules::Pass;
@@ -112,7 +112,7 @@ impl CausalBatch {
             pass.narrow_rows(run);
         }
         range.map_entry(|state| match &self.run {
-            Some(run) if run.len() < state.rows() => select_rows(pass, &state, run),
+            Some(run) if run.len() < state.rows() => gather(pass, &state, run),
             _ => state,
         })
     }
@@ -120,7 +120,7 @@ impl CausalBatch {
     /// The wanted rows [N, D] of what the last layer gives.
     pub(crate) fn wanted(&self, pass: &mut Pass<'_, '_>, x: Var) -> Var {
         match &self.wanted {
-            Some(wanted) if wanted.len() < x.rows() => select_rows(pass, &x, wanted),
+            Some(wanted) if wanted.len() < x.rows() => gather(pass, &x, wanted),
             _ => x,
         }
     }

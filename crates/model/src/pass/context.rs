@@ -10,8 +10,8 @@ use lowrank_engine::ops::attention::{
 use lowrank_engine::ops::cached_attention::{
     CachedLayer, CachedSequence, QueryRole, cached_attention,
 };
+use lowrank_engine::ops::gather::gather;
 use lowrank_engine::ops::rope::rope;
-use lowrank_engine::ops::rows::select_rows;
 use lowrank_engine::{KvCache, SequenceId, Var};
 
 use crate::modules::{Pass, RopeId};
@@ -124,7 +124,7 @@ impl AttentionContext {
     pub(crate) fn select(&self, pass: &mut Pass<'_, '_>, x: &Var) -> Var {
         match self.queries() {
             None => x.clone(),
-            Some(rows) => select_rows(pass, x, rows),
+            Some(rows) => gather(pass, x, rows),
         }
     }
 

@@ -35,11 +35,12 @@ impl From<bool> for Recompute {
 
 /// Layers from the bottom whose output depends on nothing but the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Prefix {
-    /// How many they are, the last layer of the network never among them; 0 where there is no
-    /// prefix.
-    pub layers: usize,
-    /// The dropout site that follows them: masks above do not depend on whether the prefix is run.
+pub struct FrozenLayers {
+    /// How many they are, the last layer of the network never among them; 0 where there
+    /// are none.
+    pub count: usize,
+    /// The dropout site that follows them: masks above do not depend on whether
+    /// they are run.
     pub(crate) next_site: Site,
 }
 
@@ -47,21 +48,21 @@ pub struct Prefix {
 #[derive(Debug)]
 pub struct Entry {
     /// The layers that are not run.
-    pub prefix: Prefix,
+    pub frozen: FrozenLayers,
     /// What they give for every token of the batch [M, D].
     pub state: Tensor,
 }
 
 impl Entry {
     pub(crate) fn range(self, tape: &Tape<'_>, recompute: Recompute) -> LayerRange {
-        LayerRange::above(self.prefix, tape.constant(self.state), recompute)
+        LayerRange::above(self.frozen, tape.constant(self.state), recompute)
     }
 }
 
 /// The layers that a pass runs.
 pub struct LayerRange {
     /// What stands below the first of them, where that has been computed already.
-    entry: Option<(Prefix, Var)>,
+    entry: Option<(FrozenLayers, Var)>,
     /// The layer before which the pass ends; absent where it goes through to the head.
     end: Option<usize>,
     recompute: Recompute,
@@ -77,11 +78,11 @@ impl LayerRange {
         }
     }
 
-    /// Those above a prefix, whose state [M, D] is known: neither the embeddings nor the layers of
-    /// the prefix are run.
-    pub fn above(prefix: Prefix, state: Var, recompute: Recompute) -> Self {
+    /// Those above frozen layers, whose state [M, D] is known: neither these nor the embeddings are
+    /// run.
+    pub fn above(frozen: FrozenLayers, state: Var, recompute: Recompute) -> Self {
         LayerRange {
-            entry: Some((prefix, state)),
+            entry: Some((frozen, state)),
             end: None,
             recompute,
         }
@@ -103,7 +104,7 @@ impl LayerRange {
 
     /// What the pass does to the state that it starts from, if it starts from one.
     pub(crate) fn map_entry(mut self, map: impl FnOnce(Var) -> Var) -> Self {
-        self.entry = self.entry.map(|(prefix, state)| (prefix, map(state)));
+        self.entry = self.entry.map(|(frozen, state)| (frozen, map(state)));
         self
     }
 
@@ -119,9 +120,9 @@ impl LayerRange {
     ) -> Var {
         let (first, mut x) = match self.entry {
             None => (0, embed(pass)),
-            Some((prefix, state)) => {
-                pass.enter_at(prefix.next_site);
-                (prefix.layers, state)
+            Some((frozen, state)) => {
+                pass.enter_at(frozen.next_site);
+                (frozen.count, state)
             }
         };
         for i in first..self.end.unwrap_or(count) {

@@ -1,8 +1,8 @@
 //! Whole runs on a tiny model.
 
 mod fit;
+mod frozen_cache;
 mod planned;
-mod prefix;
 mod properties;
 mod stops;
 mod tiny;

@@ -4,8 +4,8 @@ use lowrank_data::Cursor;
 use lowrank_engine::{Device, Isa, MemoryReport};
 use lowrank_model::ModelError;
 use lowrank_train::config::{Task, TrainConfig};
+use lowrank_train::frozen_cache::RowLengths;
 use lowrank_train::plan::DryRun;
-use lowrank_train::prefix_cache::RowLengths;
 
 use crate::tiny::{Place, rows_of};
 
@@ -23,7 +23,7 @@ pub fn planned_peak(place: Place, config: &TrainConfig) -> Result<MemoryReport, 
     let model = place.model(config, &Device::dry_like(&device));
     let mut dry = DryRun::of_model(model, &config.optimization);
     let lengths = lengths(config.data.task);
-    dry.keep_prefixes(config, &lengths, place.prefix_cache_bytes);
+    dry.cache_frozen_layers(config, &lengths, place.prefix_cache_bytes);
     let recompute = config.optimization.gradient_checkpointing.into();
     let mut peak = MemoryReport::default();
     let mut note = |found: MemoryReport| {

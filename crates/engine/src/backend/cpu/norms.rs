@@ -86,16 +86,16 @@ fn rms_norm<E: Element>(isa: Isa, call: Norm<'_>, factor: kernels::RmsFactor) {
     }
 }
 
-pub(super) fn again(isa: Isa, saved: &NormSaved<'_>, form: &NormForm<'_>, y: &mut Tensor) {
+pub(super) fn recompute(isa: Isa, saved: &NormSaved<'_>, form: &NormForm<'_>, y: &mut Tensor) {
     let rstd = saved.rstd.host();
     with_element!(y.dtype(), E => match form.kind {
         NormKind::Layer { bias } => {
             let (stats, params) = ([mean_of(saved), rstd], [form.weight.host(), bias.host()]);
-            kernels::layer_norm_again(isa, saved.z.host::<E>(), stats, params, y.host_mut());
+            kernels::layer_norm_recompute(isa, saved.z.host::<E>(), stats, params, y.host_mut());
         }
         NormKind::Rms { factor } => {
             let norm = rms(form, factor);
-            kernels::rms_norm_again(isa, &norm, saved.z.host::<E>(), rstd, y.host_mut());
+            kernels::rms_norm_recompute(isa, &norm, saved.z.host::<E>(), rstd, y.host_mut());
         }
     });
 }

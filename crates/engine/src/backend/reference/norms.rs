@@ -60,7 +60,7 @@ fn means(saved: &NormSaved<'_>) -> Vec<f64> {
     saved.mean.map_or_else(zeros, |mean| mean.host().to_vec())
 }
 
-pub(super) fn again(saved: &NormSaved<'_>, form: &NormForm<'_>, y: &mut [f64]) {
+pub(super) fn recompute(saved: &NormSaved<'_>, form: &NormForm<'_>, y: &mut [f64]) {
     let (z, rstd) = (saved.z.host::<f64>(), saved.rstd.host::<f64>());
     let (mean, weight) = (means(saved), factor(form));
     let bias = match form.kind {

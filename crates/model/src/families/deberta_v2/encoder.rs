@@ -8,7 +8,7 @@ use lowrank_engine::ops::activation::activation;
 use lowrank_engine::ops::attention::{AttentionForm, AttentionMask, Positions};
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
-use lowrank_engine::ops::rows::select_rows;
+use lowrank_engine::ops::gather::gather;
 use lowrank_engine::{Activation, Var};
 
 use crate::error::ModelError;
@@ -42,7 +42,7 @@ pub(crate) trait Projections: Copy + Send + Sync + 'static {
 pub(crate) fn rows_of(pass: &mut Pass<'_, '_>, x: &Var, read: Option<&[usize]>) -> Var {
     match read {
         None => x.clone(),
-        Some(rows) => select_rows(pass, x, rows),
+        Some(rows) => gather(pass, x, rows),
     }
 }
 

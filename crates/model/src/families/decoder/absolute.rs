@@ -3,7 +3,7 @@
 //! hidden size. Source: transformers `modeling_gpt2.py`, `modeling_gpt_neo.py`, `modeling_opt.py`.
 
 use lowrank_engine::ops::attention::{AttentionForm, AttentionMask};
-use lowrank_engine::ops::columns::select_columns;
+use lowrank_engine::ops::slice::slice;
 use lowrank_engine::{Activation, Var};
 
 use crate::config::Task;
@@ -209,8 +209,7 @@ impl Layer {
                 let all = fused.forward(pass, x);
                 let form = &self.attention;
                 let width = form.num_heads * form.head_dim;
-                let [q, k, v] =
-                    [0, 1, 2].map(|i| select_columns(pass, &all, i * width..(i + 1) * width));
+                let [q, k, v] = [0, 1, 2].map(|i| slice(pass, &all, i * width..(i + 1) * width));
                 [context.select(pass, &q), k, v]
             }
             Projections::Separate([key, value, query]) => {

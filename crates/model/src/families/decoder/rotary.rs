@@ -9,11 +9,11 @@ mod read;
 
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::attention::{AttentionForm, AttentionMask};
-use lowrank_engine::ops::columns::select_columns;
 use lowrank_engine::ops::gated::{gated, gated_halves};
 use lowrank_engine::ops::norm::RmsFactor;
 use lowrank_engine::ops::rope::{RopeForm, RopeLayout};
 use lowrank_engine::ops::scale::scale;
+use lowrank_engine::ops::slice::slice;
 use lowrank_engine::{Activation, Var};
 
 use crate::config::{Facts, Task};
@@ -349,7 +349,7 @@ impl RotaryLayer {
                 let kv_width = form.num_key_value_heads * form.head_dim;
                 let (k_end, end) = (q_width + kv_width, q_width + 2 * kv_width);
                 let [q, k, v] = [0..q_width, q_width..k_end, k_end..end]
-                    .map(|columns| select_columns(pass, &all, columns));
+                    .map(|columns| slice(pass, &all, columns));
                 [context.select(pass, &q), k, v]
             }
         }

@@ -9,7 +9,7 @@ use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::Tensor;
 
 /// Forward of the selection. Panics if a row is out of range.
-pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &[usize]) -> Var {
+pub fn gather(tape: &mut Tape<'_>, x: &Var, rows: &[usize]) -> Var {
     let device = tape.device().clone();
     let (dtype, purpose) = (x.tensor().dtype(), Purpose::Activations);
     let mut y = Tensor::uninit_as(dtype, &device, rows.len(), x.cols(), purpose);

@@ -3,7 +3,7 @@
 //! pass, so that nothing changes but the time.
 
 use lowrank_engine::{Purpose, Tensor};
-use lowrank_model::{Batch, Entry, Model, ModelError, Passes, Prefix};
+use lowrank_model::{Batch, Entry, FrozenLayers, Model, ModelError, Passes};
 
 use crate::config::TrainConfig;
 
@@ -18,14 +18,14 @@ pub struct RowLengths {
 
 /// The states of a run's rows.
 #[derive(Debug, Default)]
-pub struct PrefixCaches {
+pub struct FrozenCaches {
     /// Of the rows to train on.
-    pub train: Option<PrefixCache>,
+    pub train: Option<FrozenCache>,
     /// Of the rows that are evaluated while training.
-    pub validation: Option<PrefixCache>,
+    pub validation: Option<FrozenCache>,
 }
 
-impl PrefixCaches {
+impl FrozenCaches {
     /// Places for the states of those rows that a run sees more than once, within `limit_bytes` in
     /// all. Training passes have the model's own dropout: where that is on in the frozen layers,
     /// their states differ each time and none are kept.
@@ -40,8 +40,8 @@ impl PrefixCaches {
             if uses < 2 || left == 0 {
                 return None;
             }
-            let prefix = model.frozen_prefix(passes);
-            let cache = PrefixCache::new(model, prefix, lengths.iter().copied(), left)?;
+            let frozen = model.frozen_layers(passes);
+            let cache = FrozenCache::new(model, frozen, lengths.iter().copied(), left)?;
             left -= cache.bytes();
             Some(cache)
         };
@@ -59,14 +59,14 @@ impl PrefixCaches {
     /// Bytes of all states.
     pub fn bytes(&self) -> u64 {
         let caches = self.train.iter().chain(&self.validation);
-        caches.map(PrefixCache::bytes).sum()
+        caches.map(FrozenCache::bytes).sum()
     }
 }
 
 /// The states of one set of rows.
 #[derive(Debug)]
-pub struct PrefixCache {
-    prefix: Prefix,
+pub struct FrozenCache {
+    frozen: FrozenLayers,
     /// Where each row's tokens start among the states, and the end of the last.
     starts: Vec<usize>,
     /// Whether the row's state is there; as long as there are rows that have a place.
@@ -74,12 +74,12 @@ pub struct PrefixCache {
     states: Tensor,
 }
 
-impl PrefixCache {
+impl FrozenCache {
     /// A place for the states of rows of these lengths, in order, as many as fit into
-    /// `limit_bytes`. None where there is no prefix or no row fits.
+    /// `limit_bytes`. None where no layer is frozen or no row fits.
     pub fn new(
         model: &Model,
-        prefix: Prefix,
+        frozen: FrozenLayers,
         lengths: impl IntoIterator<Item = usize>,
         limit_bytes: u64,
     ) -> Option<Self> {
@@ -90,11 +90,11 @@ impl PrefixCache {
         }));
         let most = usize::try_from(limit_bytes / token_bytes(model)).unwrap_or(usize::MAX);
         let places = starts[1..].partition_point(|&end| end <= most);
-        if prefix.layers == 0 || places == 0 {
+        if frozen.count == 0 || places == 0 {
             return None;
         }
         let (device, width) = (model.device(), model.config().facts.hidden_size);
-        let purpose = Purpose::PrefixCache;
+        let purpose = Purpose::FrozenCache;
         let states = Tensor::uninit_as(
             device.numerics().activations,
             device,
@@ -103,7 +103,7 @@ impl PrefixCache {
             purpose,
         );
         Some(Self {
-            prefix,
+            frozen,
             starts,
             is_known: vec![false; places],
             states,
@@ -127,12 +127,12 @@ impl PrefixCache {
         self.is_known.fill(true);
     }
 
-    /// What a pass over a batch starts from where states are kept: see [`PrefixCache::entry`].
+    /// What a pass over a batch starts from where states are kept: see [`FrozenCache::entry`].
     /// Without them nothing.
     ///
     /// # Errors
     /// The batch does not fit the model.
-    pub fn entry_if_kept(
+    pub fn entry_if_cached(
         kept: Option<&mut Self>,
         model: &Model,
         batch: &Batch<'_>,
@@ -156,14 +156,14 @@ impl PrefixCache {
         let known = |row: usize| self.is_known.get(row).is_some_and(|&known| known);
         let new: Vec<usize> = (0..rows.len()).filter(|&i| !known(rows[i])).collect();
         if new.len() == rows.len() {
-            let entry = model.run_prefix(self.prefix, batch)?;
+            let entry = model.run_frozen_layers(self.frozen, batch)?;
             self.keep(&entry.state, rows);
             return Ok(entry);
         }
         let mut computed = None;
         if !new.is_empty() {
             let part = Part::of(batch, &new);
-            computed = Some(model.run_prefix(self.prefix, &part.batch())?.state);
+            computed = Some(model.run_frozen_layers(self.frozen, &part.batch())?.state);
         }
         let mut state = Tensor::activations(model.device(), batch.tokens(), self.states.cols());
         let mut next = 0;
@@ -185,7 +185,7 @@ impl PrefixCache {
             self.keep(&part, &new);
         }
         Ok(Entry {
-            prefix: self.prefix,
+            frozen: self.frozen,
             state,
         })
     }

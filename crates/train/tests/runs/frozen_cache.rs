@@ -4,8 +4,8 @@
 use lowrank_engine::{DType, Device, Purpose, WeightFormat};
 use lowrank_model::Passes;
 use lowrank_train::config::{ModulePattern, NumericSettings, Task, TrainConfig};
+use lowrank_train::frozen_cache::FrozenCaches;
 use lowrank_train::metrics::Metric;
-use lowrank_train::prefix_cache::PrefixCaches;
 
 use crate::planned::{lengths, planned_peak};
 use crate::tiny::{Place, config, run_at};
@@ -73,7 +73,7 @@ fn kept_or_not_the_adapter_is_the_same_byte_for_byte() {
                     "{golden}: the file with {name}"
                 );
                 assert_eq!(left.log, off.log, "{golden}: the log with {name}");
-                let kept = left.peak.of(Purpose::PrefixCache);
+                let kept = left.peak.of(Purpose::FrozenCache);
                 assert!(kept > 0, "{golden}: nothing is kept with {name}");
             }
         }
@@ -97,7 +97,7 @@ fn the_plan_counts_the_kept_states_as_the_run_does() {
             let run_dir = dir.path().join(format!("{golden}-{limit}-{precision}"));
             let run = run_at(place, &config, &run_dir, 0).expect("the run ends");
             let planned = planned_peak(place, &config).expect("the rows fit");
-            let kept = [&planned, &run.peak].map(|peak| peak.of(Purpose::PrefixCache));
+            let kept = [&planned, &run.peak].map(|peak| peak.of(Purpose::FrozenCache));
             assert_eq!(kept[0], kept[1], "{golden} with {limit} bytes");
             if task == Task::CausalLm {
                 // The plan takes every token for counted, these rows mask some: their last layer
@@ -126,9 +126,9 @@ fn what_is_kept_is_what_does_not_change() {
         };
         let model = place.model(&config, &Device::dry());
         let layers =
-            [Passes::Training, Passes::Inference].map(|passes| model.frozen_prefix(passes).layers);
+            [Passes::Training, Passes::Inference].map(|passes| model.frozen_layers(passes).count);
         let lengths = lengths(config.data.task);
-        let caches = PrefixCaches::new(&model, &config, &lengths, ALL);
+        let caches = FrozenCaches::new(&model, &config, &lengths, ALL);
         let tokens = |n: &[usize]| n.iter().sum::<usize>() as u64;
         let all = 4 * 32 * (tokens(&lengths.train) + tokens(&lengths.validation));
         (layers, caches.bytes() as f64 / all as f64)
@@ -184,9 +184,9 @@ fn with_dropout_only_evaluation_is_kept() {
         .attach_lora(&config.lora.to_peft("tiny", None), 1)
         .expect("adapters attach");
     assert_eq!(
-        [Passes::Training, Passes::Inference].map(|passes| model.frozen_prefix(passes).layers),
+        [Passes::Training, Passes::Inference].map(|passes| model.frozen_layers(passes).count),
         [0, 1]
     );
-    let caches = PrefixCaches::new(&model, &config, &lengths(Task::SingleLabel), ALL);
+    let caches = FrozenCaches::new(&model, &config, &lengths(Task::SingleLabel), ALL);
     assert!(caches.train.is_none() && caches.validation.is_some());
 }

@@ -1,4 +1,4 @@
-//! The frozen prefix: the layers below the lowest trained value. What they give for a row is a
+//! Frozen layers: those below the lowest trained value. What they give for a row is a
 //! function of that row alone (its values do not depend on its batch), so that it can be computed
 //! once and kept. Which layers these are is not read off names: the layers run dry, and the tape
 //! tells whether they met a trained value or dropped something out.
@@ -7,7 +7,7 @@ use lowrank_engine::{Device, StepKey, Tape};
 
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::pass::{Batch, Entry, LayerRange, Prefix};
+use crate::pass::{Batch, Entry, FrozenLayers, LayerRange};
 use crate::trained::TrainMode;
 
 /// What passes are for.
@@ -20,10 +20,10 @@ pub enum Passes {
 }
 
 impl Model {
-    /// The frozen prefix of passes of a kind.
-    pub fn frozen_prefix(&self, passes: Passes) -> Prefix {
+    /// The layers that are frozen in passes of a kind.
+    pub fn frozen_layers(&self, passes: Passes) -> FrozenLayers {
         let TrainMode::Adapter(_) = self.mode else {
-            return Prefix::default();
+            return FrozenLayers::default();
         };
         let step = match passes {
             Passes::Training => Some(StepKey {
@@ -34,17 +34,18 @@ impl Model {
         };
         // Adapters are packed on the model's own device, whichever device the layers run on.
         self.device.install(|| {
-            let (mut least, mut most) = (Prefix::default(), self.config.facts.num_hidden_layers);
+            let (mut least, mut most) =
+                (FrozenLayers::default(), self.config.facts.num_hidden_layers);
             // Bisection: layers up to `least` are frozen, those up to `most` are not, or hold the
             // last.
-            while most - least.layers > 1 {
-                let layers = usize::midpoint(least.layers, most);
+            while most - least.count > 1 {
+                let layers = usize::midpoint(least.count, most);
                 let tape = self.walk_dry(layers, step);
                 if tape.met_trained() || tape.dropped() {
                     most = layers;
                 } else {
-                    least = Prefix {
-                        layers,
+                    least = FrozenLayers {
+                        count: layers,
                         next_site: tape.next_site(),
                     };
                 }
@@ -68,19 +69,23 @@ impl Model {
         tape
     }
 
-    /// What the layers of a prefix give for every token of a batch [M, D], without dropout, as
+    /// What frozen layers give for every token of a batch [M, D], without dropout, as
     /// activations are stored.
     ///
     /// # Errors
     /// The batch does not fit the model.
-    pub fn run_prefix(&self, prefix: Prefix, batch: &Batch<'_>) -> Result<Entry, ModelError> {
+    pub fn run_frozen_layers(
+        &self,
+        frozen: FrozenLayers,
+        batch: &Batch<'_>,
+    ) -> Result<Entry, ModelError> {
         self.check(batch, None)?;
         let state = self.device.install(|| {
             let mut tape = Tape::inference(&self.device, &self.trainables);
-            let range = LayerRange::below(prefix.layers);
+            let range = LayerRange::below(frozen.count);
             let state = self.hidden(&mut tape, batch, range);
             state.into_tensor()
         });
-        Ok(Entry { prefix, state })
+        Ok(Entry { frozen, state })
     }
 }

@@ -10,7 +10,7 @@ use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::Tensor;
 
 /// Forward of the selection. Panics if the columns are out of range.
-pub fn select_columns(tape: &mut Tape<'_>, x: &Var, columns: Range<usize>) -> Var {
+pub fn slice(tape: &mut Tape<'_>, x: &Var, columns: Range<usize>) -> Var {
     let device = tape.device().clone();
     let (dtype, first, purpose) = (x.tensor().dtype(), columns.start, Purpose::Activations);
     let mut y = Tensor::uninit_as(dtype, &device, x.rows(), columns.len(), purpose);
