@@ -30,7 +30,6 @@ mod columns;
 mod error;
 mod labels;
 mod load;
-mod nearest;
 pub mod nlg;
 mod order;
 mod panics;

@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use lowrank_formats::nearest;
+
 use crate::error::{DataError, FileProblem, MAX_FAULTS_SHOWN, RowFault, RowFaultKind};
-use crate::nearest::nearest;
 use crate::rows::{Cell, FileFormat, Header, Row, Table, bytes_of, text_of, unix_lines};
 
 /// A data set's kind of rows.
@@ -368,7 +369,7 @@ impl<'a> Fields<'a> {
             line: self.line,
             column: Some(self.place(name)),
             kind: RowFaultKind::Missing {
-                nearest: nearest(name, self.object.keys()),
+                nearest: nearest(name, self.object.keys()).map(str::to_owned),
             },
         })
     }

@@ -1,31 +1,42 @@
 //! "Did you mean": the nearest of several names. Knows nothing of what the names are for.
 
-/// The name nearest to `wanted` by edit distance, when one is near enough to be a likely slip.
+/// The name nearest to `wanted` by edit distance, ignoring case, when one is near enough to be a
+/// likely slip.
 ///
 /// A name that ends with `wanted` after a dot (or the reverse) counts as near too: a missing or an
 /// extra prefix is the most common difference between two checkpoints.
-pub fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a, S: AsRef<str> + ?Sized + 'a>(
+    wanted: &str,
+    names: impl IntoIterator<Item = &'a S>,
+) -> Option<&'a str> {
     // Longer strings are not typed by hand, and the distance is quadratic.
     const LONGEST: usize = 256;
-    if wanted.is_empty() || wanted.len() > LONGEST {
+    let letters = lowercase(wanted);
+    if letters.is_empty() || wanted.len() > LONGEST {
         return None;
     }
-    let limit = wanted.chars().count().div_ceil(3);
-    let mut best: Option<(usize, &str)> = None;
-    for name in names {
-        if name.len() > LONGEST {
-            continue;
+    let distance = |name: &str| {
+        if is_dotted_suffix(name, wanted) || is_dotted_suffix(wanted, name) {
+            return Some(1);
         }
-        let distance = if is_dotted_suffix(name, wanted) || is_dotted_suffix(wanted, name) {
-            1
-        } else {
-            edit_distance(wanted, name)
-        };
-        if distance <= limit && best.is_none_or(|(smallest, _)| distance < smallest) {
-            best = Some((distance, name));
-        }
-    }
-    best.map(|(_, name)| name)
+        let other = lowercase(name);
+        let longer = letters.len().max(other.len());
+        let limit = (longer / 3).max(1).min(longer - 1);
+        // A name of another length is not near: of a million, few are compared letter by letter.
+        let may_be_near = letters.len().abs_diff(other.len()) <= limit;
+        may_be_near
+            .then(|| edit_distance(&letters, &other))
+            .filter(|distance| *distance <= limit)
+    };
+    let names = names.into_iter().map(AsRef::as_ref);
+    let others = names.filter(|name| name.len() <= LONGEST && *name != wanted);
+    let near = others.filter_map(|name| Some((distance(name)?, name)));
+    near.min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+fn lowercase(name: &str) -> Vec<char> {
+    name.chars().flat_map(char::to_lowercase).collect()
 }
 
 fn is_dotted_suffix(long: &str, short: &str) -> bool {
@@ -33,20 +44,22 @@ fn is_dotted_suffix(long: &str, short: &str) -> bool {
         .is_some_and(|head| head.ends_with('.'))
 }
 
-/// Levenshtein's distance over characters, ignoring ASCII case.
-fn edit_distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().map(|c| c.to_ascii_lowercase()).collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, a) in left.chars().map(|c| c.to_ascii_lowercase()).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &b) in right.iter().enumerate() {
-            let substituted = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+/// Edit distance in characters, where two neighbours exchanged count as one edit.
+fn edit_distance(a: &[char], b: &[char]) -> usize {
+    let mut before = vec![0; b.len() + 1];
+    let mut previous: Vec<usize> = (0..=b.len()).collect();
+    for i in 0..a.len() {
+        let mut current = vec![i + 1; b.len() + 1];
+        for j in 0..b.len() {
+            let substituted = previous[j] + usize::from(a[i] != b[j]);
+            current[j + 1] = substituted.min(previous[j + 1] + 1).min(current[j] + 1);
+            if i > 0 && j > 0 && a[i] == b[j - 1] && a[i - 1] == b[j] {
+                current[j + 1] = current[j + 1].min(before[j - 1] + 1);
+            }
         }
+        before = std::mem::replace(&mut previous, current);
     }
-    row[right.len()]
+    previous[b.len()]
 }
 
 #[cfg(test)]
@@ -58,8 +71,20 @@ mod tests {
         let names = ["hidden_size", "hidden_act", "vocab_size"];
         assert_eq!(nearest("hiden_size", names), Some("hidden_size"));
         assert_eq!(nearest("Vocab_Size", names), Some("vocab_size"));
+        assert_eq!(nearest("hidden_atc", names), Some("hidden_act"));
         assert_eq!(nearest("zebra", names), None);
         assert_eq!(nearest("", names), None);
+        assert_eq!(nearest("a", ["", "b"]), None);
+        assert_eq!(nearest("premise", &["label".to_owned()]), None);
+    }
+
+    #[test]
+    fn the_distance_counts_edits() {
+        let distance = |a, b| edit_distance(&lowercase(a), &lowercase(b));
+        assert_eq!(distance("kitten", "Sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("é", "e"), 1);
+        assert_eq!(distance("lable", "label"), 1);
     }
 
     #[test]

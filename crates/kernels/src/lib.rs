@@ -49,7 +49,9 @@ pub use embedding::{Table, TableRows, embedding_gather, embedding_scatter_add};
 pub use gated::{GateUp, GateUpGradients, GatedBackward, gated_backward, gated_forward};
 pub use half::bf16;
 pub use isa::Isa;
-pub use loss::{CrossEntropyForm, bce_with_logits, cross_entropy, cross_entropy_into, mse};
+pub use loss::{
+    CrossEntropyForm, IGNORE_INDEX, bce_with_logits, cross_entropy, cross_entropy_into, mse,
+};
 pub use matrix::{AnyMatRef, MatMut, MatRef};
 pub use neighbours::{neighbours, neighbours_backward};
 pub use norm::{

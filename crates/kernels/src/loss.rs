@@ -7,8 +7,8 @@ use crate::parallel::rows_per_task;
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use rayon::prelude::*;
 
-/// The label of a row that does not count.
-const IGNORE_INDEX: i64 = -100;
+/// A label that does not count. Source: PyTorch's `ignore_index`.
+pub const IGNORE_INDEX: i64 = -100;
 
 /// How the cross entropy and its gradient are scaled.
 #[derive(Clone, Copy, Debug)]

@@ -10,6 +10,9 @@ use lowrank_model::{Batch, Model, ModelError, Targets};
 use crate::frozen_cache::FrozenCache;
 use crate::metrics::{Evaluation, MetricAccumulator};
 
+// Rows and losses mean the same by it.
+const _: () = assert!(lowrank_data::IGNORE_INDEX == lowrank_model::IGNORE_INDEX);
+
 /// The part of a packed batch that goes into the model.
 pub fn model_batch(batch: &PackedBatch) -> Batch<'_> {
     Batch {

@@ -7,12 +7,13 @@ use clap::Args;
 use lowrank_data::{BadRows, LongRows, LossOn, NlgFormat, UnlabelledRows};
 use lowrank_engine::{Arithmetic, DType, WeightFormat};
 use lowrank_run::device::{Choice, NumericChoices};
-use lowrank_run::settings::{AdapterSettings, ModelSettings, RowSettings};
+use lowrank_run::settings::{AdapterSettings, ModelSettings, RowSettings, typed};
 use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::{ModulePattern, Task};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::settings::to_map;
 use crate::source;
 
 /// Output and threads.
@@ -236,46 +237,11 @@ pub struct DataArgs {
 
 impl DataArgs {
     /// How rows are read.
-    pub fn settings(&self) -> RowSettings {
-        let DataArgs {
-            task,
-            labels,
-            text_column,
-            text_pair_column,
-            context_column,
-            label_column,
-            label_columns,
-            unlabelled,
-            no_header,
-            max_length,
-            long_rows,
-            bad_rows,
-            max_bad_rows,
-            data_format,
-            template,
-            chat_template,
-            loss_on,
-        } = self.clone();
-        RowSettings {
-            task,
-            labels,
-            text_column,
-            text_pair_column,
-            context_column,
-            label_column,
-            label_columns,
-            unlabelled,
-            no_header,
-            max_length,
-            long_rows,
-            bad_rows,
-            max_bad_rows,
-            data_format,
-            template,
-            chat_template,
-            loss_on,
-            chat_time: None,
-        }
+    ///
+    /// # Errors
+    /// None: the fields are the same.
+    pub fn settings(&self) -> RunResult<RowSettings> {
+        typed(&to_map(self))
     }
 
     /// The names of `--labels a,b` as a list. Names with commas stay whole where several values are
@@ -453,6 +419,21 @@ pub mod one_or_many {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_flag_of_rows_is_a_setting() {
+        let flags = to_map(&DataArgs::default());
+        let settings = to_map(&RowSettings::default());
+        assert!(flags.keys().all(|name| settings.contains_key(name)));
+        let args = DataArgs {
+            label_columns: Some(vec!["a".to_owned()]),
+            max_bad_rows: Some(0.5),
+            ..DataArgs::default()
+        };
+        let settings = args.settings().expect("the fields are the same");
+        assert_eq!(settings.label_columns, args.label_columns);
+        assert_eq!(settings.max_bad_rows, args.max_bad_rows);
+    }
 
     #[test]
     fn module_patterns_are_names_or_expressions() {

@@ -85,7 +85,7 @@ fn read_files(
     base: &Base,
     device: &Device,
 ) -> RunResult<(Vec<ReadFile>, KnownLabels, TaskChoice)> {
-    let settings = args.data.settings();
+    let settings = args.data.settings()?;
     let files = [
         ("train", &args.train_file),
         ("validation", &args.validation_file),

@@ -32,7 +32,7 @@ pub fn run(flags: EvalArgs) -> RunResult {
         args.numerics.for_adapter(args.adapter.adapter.as_ref()),
     )?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
-    let settings = args.data.settings();
+    let settings = args.data.settings()?;
     let loaded = open_model(&args.model, &args.adapter, &settings, &device)?;
     unused::check_rows(unused::given(&given, file.as_deref())?, &loaded)?;
     let rows = loaded.labelled_rows(path, &settings, size)?;

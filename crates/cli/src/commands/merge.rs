@@ -17,7 +17,7 @@ pub fn run(flags: MergeArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
     unused::check_merge(unused::given_args(&args), &args)?;
-    let data = args.data.settings();
+    let data = args.data.settings()?;
     let verify = Verify::new(args.tolerance, args.data_file.clone(), data.clone())?;
     if args.adapter.adapter.is_none() {
         return Err(RunError::usage("no adapter given")

@@ -23,7 +23,7 @@ pub fn run(flags: PredictArgs) -> RunResult {
     )?;
     let device = device(&args.common, args.numerics.choices().or_f32())?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
-    let data = args.data.settings();
+    let data = args.data.settings()?;
     let loaded = open_model(&args.model, &args.adapter, &data, &device)?;
     let predictor = Predictor::new(&loaded, args.aggregation_strategy)?;
     unused::check_predict(unused::given_args(&args), &args, &loaded)?;

@@ -29,7 +29,7 @@ pub fn run(flags: ProfileArgs) -> RunResult {
         model_config: args.model_config,
         ignore_mismatched_sizes: args.new_head.ignore_mismatched_sizes,
         train_file: args.train_file,
-        data: args.data.settings(),
+        data: args.data.settings()?,
         lora: settings::to_map(&args.lora),
         method,
         batch: args.batch,

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use lowrank_formats::nearest;
+
 use super::names::{
     COMPLETIONS, CONTEXTS, CONVERSATIONS, HISTORIES, OTHER_SINGLES, SINGLES, SYSTEMS, TOOLS,
 };
@@ -10,7 +12,6 @@ use super::{Beside, Columns, PromptColumns, TextColumns};
 use crate::error::{ColumnRole, DataError, Naming};
 use crate::labels::LabelMap;
 use crate::labels::value::{bit_of_cell, is_gap};
-use crate::nearest::nearest;
 use crate::rows::{Cell, FileFormat, Header, Table};
 
 /// Columns of classes and of numbers, by the names that public data sets give them; in any case,
@@ -262,7 +263,7 @@ impl<'a> Finder<'a> {
             column: name.to_string(),
             role,
             columns: self.columns.to_vec(),
-            nearest: nearest(name, self.columns),
+            nearest: nearest(name, self.columns).map(str::to_owned),
             naming: self.naming(),
         })
     }

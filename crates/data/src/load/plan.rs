@@ -7,6 +7,8 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use self::several::Several;
+use lowrank_formats::nearest;
+
 use super::LoadSpec;
 use super::row::list;
 use crate::columns::LabelColumns;
@@ -15,7 +17,6 @@ use crate::labels::census::{Census, Form, Tie};
 use crate::labels::several::SeveralCell;
 use crate::labels::value::{self, ClassValue, Kind};
 use crate::labels::{IGNORE_INDEX, Label, LabelLayout, LabelMap, LabelOrigin, Naming, Task};
-use crate::nearest::nearest;
 use crate::rows::{Cell, Row, Table};
 
 /// The classes, and what the cells of the column mean.
@@ -276,7 +277,7 @@ impl LabelPlan {
                 },
                 Kind::Number(_) | Kind::Name | Kind::Truth(_) => RowFaultKind::UnknownLabel {
                     label: shorten(&value.name),
-                    nearest: nearest(&value.name, map.names()),
+                    nearest: nearest(&value.name, map.names()).map(str::to_owned),
                     known: map.names().to_vec(),
                     origin: self.origin,
                 },

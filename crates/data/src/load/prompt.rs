@@ -3,11 +3,12 @@
 
 use serde_json::Value;
 
+use lowrank_formats::nearest;
+
 use super::LabelNeed;
 use crate::columns::{ColumnSpec, Columns, PromptColumns, TextColumns};
 use crate::error::{DataError, RowFault, RowFaultKind};
 use crate::labels::{Task, wrong};
-use crate::nearest::nearest;
 use crate::rows::{Cell, Row, Table};
 
 /// What a language model is to go on with.
@@ -164,7 +165,7 @@ pub(super) fn string<'t>(
         Some(Cell::Json(Value::String(text))) => Ok(text),
         Some(cell) => Err(fault(row, column, wrong(&cell, "a text"))),
         None => {
-            let nearest = nearest(column, table.keys(row));
+            let nearest = nearest(column, table.keys(row)).map(str::to_owned);
             Err(fault(row, column, RowFaultKind::Missing { nearest }))
         }
     }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lowrank_chat::SpanSource;
 use serde_json::Value;
 
+use lowrank_formats::nearest;
+
 use super::causal::{Laid, Template};
 use super::plan::LabelPlan;
 use super::prompt::{self, Prompt, fault};
@@ -14,7 +16,6 @@ use crate::columns::{Columns, LabelColumns, PromptColumns, TextColumns};
 use crate::error::{RowFault, RowFaultKind, TokenizerError};
 use crate::labels::value::{is_gap, number};
 use crate::labels::{IGNORE_INDEX, Label, Task, UnlabelledRows, wrong};
-use crate::nearest::nearest;
 use crate::rows::{Cell, Row, Table, parse_list};
 use crate::tokenizer::{Encoded, EncodedWords, Part, Tokenizer, refuse_long};
 
@@ -531,7 +532,7 @@ impl RowReader<'_> {
         let kind = match (kind, self.table.get(row, column)) {
             (RowFaultKind::Unlabelled { found: None, .. }, None) => RowFaultKind::Unlabelled {
                 found: None,
-                nearest: nearest(column, self.table.keys(row)),
+                nearest: nearest(column, self.table.keys(row)).map(str::to_owned),
             },
             (kind, _) => kind,
         };
@@ -541,7 +542,7 @@ impl RowReader<'_> {
     pub(super) fn missing(&self, row: &Row, column: &str) -> RowFaultKind {
         let keys = self.table.keys(row);
         RowFaultKind::Missing {
-            nearest: nearest(column, keys),
+            nearest: nearest(column, keys).map(str::to_owned),
         }
     }
 }

@@ -2,6 +2,8 @@
 //! into their gradient.
 //! Shapes: logits, d_logits [N, C]. Losses are summed in f64.
 
+pub use lowrank_kernels::IGNORE_INDEX;
+
 use lowrank_kernels::CrossEntropyForm;
 
 use crate::call::{Call, CrossEntropy, ElementLoss};
@@ -32,9 +34,6 @@ impl Targets<'_> {
         }
     }
 }
-
-/// A label that the loss does not count. Source: PyTorch's `ignore_index`.
-pub const IGNORE_INDEX: i64 = -100;
 
 /// The loss of one micro-batch.
 pub struct LossOutput {

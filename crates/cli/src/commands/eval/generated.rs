@@ -62,7 +62,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let rows = read_scorable(path, &args.data.settings())?;
+    let rows = read_scorable(path, &args.data.settings()?)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let numerics = args.numerics.for_adapter(args.adapter.adapter.as_ref());
     let device = device(&args.common, numerics)?;
