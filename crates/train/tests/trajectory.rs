@@ -1,6 +1,7 @@
 //! Some optimizer steps beside transformers + peft: unequal lengths, accumulation of unequal
 //! micro-batches, warm-up, clipping, weight decay, dropout off. The numbers were computed by the
 //! peer (tests/golden, tools/golden).
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 use lowrank_engine::{Device, Gradients, Isa};
 use lowrank_formats::peft::AdapterConfig;

@@ -1,5 +1,6 @@
 //! The program as users hold it: every test runs the real binary on tiny models that were made by
 //! transformers.
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 mod bad_input;
 mod config_file;

@@ -325,56 +325,58 @@ impl Session<'_> {
 
     /// What may follow each branch of the requests that have all their logits, by the request's
     /// place.
-    fn choose(&self, logits: &mut Logits) -> BTreeMap<usize, Vec<Result<Choice, NoChoice>>> {
+    fn choose(&self, logits: &mut Logits) -> Vec<Chosen> {
         let (device, vocab) = (self.model.device(), self.model.vocab());
-        let mut jobs: BTreeMap<usize, Vec<&mut [f32]>> = BTreeMap::new();
+        let mut all: BTreeMap<usize, Vec<&mut [f32]>> = BTreeMap::new();
         let rows = logits.rows.chunks_exact_mut(vocab);
         for ([live, branch], row) in logits.of.iter().zip(rows) {
-            let rows = jobs.entry(*live).or_default();
+            let rows = all.entry(*live).or_default();
             // A branch is read after those before it, so that all of them are there with the last.
             if rows.len() == *branch {
                 rows.push(row);
             }
         }
-        jobs.retain(|&live, rows| rows.len() == self.live[live].branches.len());
-        let mut flat: Vec<Job<'_>> = Vec::new();
-        for (live, rows) in jobs {
-            let is_guided = self.live[live].options().guidance_scale != 1.0;
-            let mut rows = rows.into_iter().enumerate();
-            while let Some((branch, row)) = rows.next() {
-                flat.push(Job {
-                    live,
-                    branch,
-                    row,
-                    without_prompt: is_guided.then(|| rows.next()).flatten().map(|(_, row)| row),
-                });
-            }
-        }
+        all.retain(|&live, rows| rows.len() == self.live[live].branches.len());
         let host = device.host();
+        let of_request = |(place, mut rows): (usize, Vec<&mut [f32]>)| {
+            let live = &self.live[place];
+            // With guidance, the row without the prompt follows the one with it.
+            let each = if live.options().guidance_scale != 1.0 {
+                2
+            } else {
+                1
+            };
+            let rows = rows.par_chunks_mut(each).with_max_len(1).enumerate();
+            let choices = rows.map(|(i, rows)| {
+                let [row, rest @ ..] = rows else {
+                    unreachable!("no chunk is empty");
+                };
+                let without_prompt = rest.first_mut().map(|row| &mut **row);
+                live.choose(host, each * i, row, without_prompt)
+            });
+            Chosen {
+                live: place,
+                choices: choices.collect(),
+            }
+        };
         let chosen = device.run_on_host("choice of tokens", || {
-            let jobs = flat.into_par_iter().with_max_len(1);
-            jobs.map(|job| {
-                let live = &self.live[job.live];
-                let choice = live.choose(host, job.branch, job.row, job.without_prompt);
-                (job.live, choice)
-            })
-            .collect::<Vec<_>>()
+            all.into_par_iter().map(of_request).collect()
         });
-        let mut all: BTreeMap<usize, Vec<_>> = BTreeMap::new();
-        for (live, choice) in chosen.unwrap_or_default() {
-            all.entry(live).or_default().push(choice);
-        }
-        all
+        chosen.unwrap_or_default()
     }
 
-    fn advance(&mut self, chosen: BTreeMap<usize, Vec<Result<Choice, NoChoice>>>) -> Vec<Event> {
+    fn advance(&mut self, chosen: Vec<Chosen>) -> Vec<Event> {
         let (mut events, mut gone) = (Vec::new(), Vec::new());
-        for (place, chosen) in chosen {
+        for Chosen {
+            live: place,
+            choices,
+        } in chosen
+        {
             let cache = self.cache.clone();
             let cache = &mut cache.lock();
             let live = &mut self.live[place];
             let id = live.id;
-            let (token, end) = match live.advance(chosen, cache) {
+            let (token, end) = match live.advance(choices, cache) {
                 Ok(Advance::Goes(token)) => (token, None),
                 Ok(Advance::Ends(token, generated)) => {
                     (token, Some(Event::Finished(id, generated)))
@@ -429,13 +431,10 @@ impl Session<'_> {
     }
 }
 
-/// One branch, and the logits [V] after it.
-struct Job<'a> {
+/// What a request goes on with, a choice after each branch that is compared.
+struct Chosen {
     live: usize,
-    branch: usize,
-    row: &'a mut [f32],
-    /// With guidance.
-    without_prompt: Option<&'a mut [f32]>,
+    choices: Vec<Result<Choice, NoChoice>>,
 }
 
 /// Refuses settings that are out of range or do not fit the vocabulary.
