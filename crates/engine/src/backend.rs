@@ -97,6 +97,16 @@ pub trait Backend: Send + Sync {
     /// All values of a tensor as f32.
     fn read(&self, tensor: &Tensor, values: &mut [f32]);
 
+    /// Raises each number to the largest magnitude of its column of a tensor.
+    fn read_maxima(&self, tensor: &Tensor, maxima: &mut [f32]) {
+        let mut values = vec![0.0; tensor.len()];
+        self.read(tensor, &mut values);
+        for row in values.chunks_exact(maxima.len().max(1)) {
+            let columns = maxima.iter_mut().zip(row);
+            columns.for_each(|(max, x)| *max = max.max(x.abs()));
+        }
+    }
+
     /// Sets some rows of a tensor, rounded to its storage.
     fn write(&self, tensor: &mut Tensor, block: BlockOfRows<'_>);
 

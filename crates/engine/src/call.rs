@@ -79,7 +79,7 @@ pub enum Write {
 }
 
 /// Whether a matrix is taken as it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transpose {
     /// As it is stored.
     No,

@@ -12,6 +12,7 @@ use crate::call::Call;
 use crate::host::Host;
 use crate::meter::{MemoryReport, Meter, Purpose};
 use crate::numerics::Numerics;
+use crate::observed::Observed;
 use crate::profile::{Phase, Profile};
 use crate::space::Place;
 use crate::storage::Storage;
@@ -58,6 +59,7 @@ struct Inner {
 struct Counts {
     meter: Meter,
     profile: Option<Profile>,
+    observed: Option<Observed>,
 }
 
 impl Device {
@@ -91,7 +93,16 @@ impl Device {
     /// # Errors
     /// Address space cannot be had.
     pub fn reference() -> Result<Self, std::io::Error> {
-        Ok(Self::new(Reference::new()?, DType::F32))
+        Self::reference_in(DType::F32)
+    }
+
+    /// As [`Device::reference`]; of the numerics only integers mean anything to it: those that
+    /// weights and the other operand of a product become.
+    ///
+    /// # Errors
+    /// Address space cannot be had.
+    pub fn reference_in(numerics: impl Into<Numerics>) -> Result<Self, std::io::Error> {
+        Ok(Self::new(Reference::new()?, numerics))
     }
 
     /// [`Device::dry_in`] in f32.
@@ -181,6 +192,11 @@ impl Device {
             let is_own = Arc::ptr_eq(&storage.device().0, &self.0);
             assert!(is_own, "{op}: a tensor lives on another device");
         });
+        if let Call::Product(product) = &call
+            && let Some(observed) = &mut self.counts().observed
+        {
+            observed.look(self.backend(), product);
+        }
         let scratch = scratch.as_mut().map(|scratch| scratch.place_mut());
         let started = is_profiling.then(Instant::now);
         self.backend().run(call, scratch.into());
@@ -216,6 +232,17 @@ impl Device {
     /// never called.
     pub fn end_profile(&self) -> Option<Profile> {
         self.counts().profile.take()
+    }
+
+    /// From now on the operands of products with integers are looked at, so that those that come
+    /// after can keep their largest columns beside: see [`crate::PackedMatrix::take_observed`].
+    pub fn start_observing(&self) {
+        self.counts().observed = Some(Observed::default());
+    }
+
+    /// What was seen since [`Device::start_observing`].
+    pub fn end_observing(&self) -> Observed {
+        self.counts().observed.take().unwrap_or_default()
     }
 
     /// Says which half of a pass the ops that follow belong to.

@@ -10,6 +10,7 @@ pub mod host;
 pub mod kv_cache;
 pub mod meter;
 mod numerics;
+mod observed;
 pub mod ops;
 pub mod param;
 pub mod profile;
@@ -28,7 +29,10 @@ pub use lowrank_kernels::product::{Arithmetic, WeightFormat};
 pub use lowrank_kernels::{Activation, AdamW, DType, Dropout, Isa};
 pub use meter::{MemoryReport, Purpose};
 pub use numerics::Numerics;
-pub use param::{Gradients, Matrix, PackedMatrix, Param, Role, Trainable, TrainableId, Trainables};
+pub use observed::Observed;
+pub use param::{
+    Gradients, Matrix, Outliers, PackedMatrix, Param, Role, Trainable, TrainableId, Trainables,
+};
 pub use profile::{OpTime, Phase, Profile};
 pub use site::Site;
 pub use slots::{Adapters, RowSlots, Segment};

@@ -2,15 +2,14 @@
 //! Trainable values live in one store, [`Trainables`], so that the optimizer, checkpoints and
 //! adapter files all see the same list.
 
-use lowrank_kernels::Plain;
-use lowrank_kernels::product::WeightFormat;
+mod packed;
 
-use crate::backend::BlockOfRows;
 use crate::call::{Call, Operand, Transpose};
 use crate::device::Device;
 use crate::meter::Purpose;
-use crate::storage::Storage;
 use crate::tensor::Tensor;
+use packed::for_each_block;
+pub use packed::{Outliers, PackedMatrix};
 
 /// A frozen vector or table [rows, cols], row-major.
 #[derive(Debug)]
@@ -78,157 +77,6 @@ impl Frozen {
     /// [rows, cols].
     pub fn shape(&self) -> [usize; 2] {
         [self.0.rows(), self.0.cols()]
-    }
-}
-
-/// Calls `fill` for each block of rows of a matrix [rows, cols] and hands it on.
-fn for_each_block<E>(
-    [rows, cols]: [usize; 2],
-    mut fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
-    mut take: impl FnMut(BlockOfRows<'_>),
-) -> Result<(), E> {
-    let mut values = vec![0.0f32; PackedMatrix::BLOCK_ROWS.min(rows) * cols];
-    for first in (0..rows).step_by(PackedMatrix::BLOCK_ROWS) {
-        let block = PackedMatrix::BLOCK_ROWS.min(rows - first);
-        let values = &mut values[..block * cols];
-        fill(first, values)?;
-        take(BlockOfRows { first, values });
-    }
-    Ok(())
-}
-
-/// A matrix [out, in] as the second operand of products, laid out once as the backend wants it. One
-/// layout serves y = x·Wᵀ and dx = dy·W.
-#[derive(Debug)]
-pub struct PackedMatrix {
-    out_features: usize,
-    in_features: usize,
-    format: WeightFormat,
-    storage: Storage,
-}
-
-impl PackedMatrix {
-    /// Rows of a block that is read and laid out at once: large enough to read files at full speed,
-    /// small beside any model, and whole panels of every backend.
-    pub const BLOCK_ROWS: usize = 256;
-
-    /// A frozen matrix in the device's format, values unspecified.
-    fn frozen(device: &Device, shape: [usize; 2]) -> Self {
-        let format = device.numerics().weights;
-        Self::uninit(device, format, shape, Purpose::FrozenWeights)
-    }
-
-    /// Values unspecified.
-    fn uninit(
-        device: &Device,
-        format: WeightFormat,
-        [out, inp]: [usize; 2],
-        purpose: Purpose,
-    ) -> Self {
-        let bytes = device.backend().sizes().packed_bytes(format, out, inp);
-        PackedMatrix {
-            out_features: out,
-            in_features: inp,
-            format,
-            storage: Storage::new(device, bytes, purpose),
-        }
-    }
-
-    /// Packs a weight [out, in] that `fill` writes, block of rows by block of rows:
-    /// `fill(first_row, block)`, so that the matrix never stands in memory twice. Not called on the
-    /// dry device. Errors are those of `fill`.
-    pub fn from_blocks<E>(
-        device: &Device,
-        out_features: usize,
-        in_features: usize,
-        fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let shape = [out_features, in_features];
-        let mut matrix = Self::frozen(device, shape);
-        if !device.is_dry() {
-            for_each_block(shape, fill, |block| {
-                device.backend().write_packed(&mut matrix, block);
-            })?;
-        }
-        Ok(matrix)
-    }
-
-    /// Packs a weight whose transpose [in, out] is given, as GPT-2's `Conv1D` stores it. On the dry
-    /// device only the shape counts. Panics elsewhere if the length does not fit.
-    pub fn from_transposed(
-        device: &Device,
-        out_features: usize,
-        in_features: usize,
-        stored: &[f32],
-    ) -> Self {
-        let shape = [out_features, in_features];
-        let mut matrix = Self::frozen(device, shape);
-        if !device.is_dry() {
-            assert_eq!(stored.len(), out_features * in_features, "{shape:?}");
-            device
-                .backend()
-                .write_packed_transposed(&mut matrix, stored);
-        }
-        matrix
-    }
-
-    /// A trained value, or its transpose, in scratch and in the format of the device's arithmetic:
-    /// what is used once is laid out as it is read.
-    pub(crate) fn trained(device: &Device, x: &Tensor, transpose: Transpose) -> Self {
-        let shape = match transpose {
-            Transpose::No => [x.rows(), x.cols()],
-            Transpose::Yes => [x.cols(), x.rows()],
-        };
-        let format = device.numerics().arithmetic.format();
-        let mut out = Self::uninit(device, format, shape, Purpose::Workspace);
-        device.run(Call::Pack {
-            x,
-            transpose,
-            out: &mut out,
-        });
-        out
-    }
-
-    /// Rows of W.
-    pub fn out_features(&self) -> usize {
-        self.out_features
-    }
-
-    /// Columns of W.
-    pub fn in_features(&self) -> usize {
-        self.in_features
-    }
-
-    /// How values are stored.
-    pub fn format(&self) -> WeightFormat {
-        self.format
-    }
-
-    /// Where it lives.
-    pub(crate) fn device(&self) -> &Device {
-        self.storage.device()
-    }
-
-    pub(crate) fn storage(&self) -> &Storage {
-        &self.storage
-    }
-
-    /// The layout where a backend in host memory keeps it. The backend answers for T.
-    pub(crate) fn host<T: Plain>(&self) -> &[T] {
-        self.storage.place().slice()
-    }
-
-    /// As [`PackedMatrix::host`], to change it.
-    pub(crate) fn host_mut<T: Plain>(&mut self) -> &mut [T] {
-        self.storage.place_mut().slice_mut()
-    }
-
-    /// W [out, in], row-major. Panics on the dry device.
-    pub fn to_rows(&self) -> Vec<f32> {
-        let mut rows = vec![0.0; self.out_features * self.in_features];
-        let device = self.storage.device();
-        device.backend().read_packed(self, &mut rows);
-        rows
     }
 }
 

@@ -176,6 +176,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Where it starts: no other place that lives starts there.
+    pub(crate) fn start(&self) -> usize {
+        self.range.start
+    }
+
     /// All values. Panics for a place without memory.
     pub(crate) fn slice<T: Plain>(&self) -> &[T] {
         let (pointer, len) = self.parts();

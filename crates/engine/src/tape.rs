@@ -2,9 +2,12 @@
 //! recorded only if something below it is trained, so nothing is kept or differentiated under the
 //! lowest adapter.
 
+mod recompute;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
+use lowrank_kernels::product::Rounding;
 use lowrank_kernels::{Activation, Dropout, DropoutKey};
 
 use crate::call::{Call, Write};
@@ -14,6 +17,7 @@ use crate::profile::Phase;
 use crate::site::Site;
 use crate::slots::{Adapters, Segment};
 use crate::tensor::Tensor;
+use recompute::Recompute;
 
 /// What makes the dropout masks of one micro-batch: the run's seed and the count of micro-batches
 /// before it.
@@ -404,6 +408,8 @@ impl<'m> Tape<'m> {
             trainables: self.trainables,
             gradients,
             slots: Vec::new(),
+            step: self.step,
+            roundings: 0,
         };
         cx.device.enter(Phase::Backward);
         walk(self.nodes, &mut cx, last, Arc::new(d_output));
@@ -442,9 +448,28 @@ pub(crate) struct Backprop<'a> {
     pub(crate) trainables: &'a Trainables,
     pub(crate) gradients: &'a mut Gradients,
     slots: Vec<Slot>,
+    step: Option<StepKey>,
+    /// Gradients that were rounded so far.
+    roundings: u32,
 }
 
 impl Backprop<'_> {
+    /// How the next gradient becomes integers: at random where masks are drawn too, from numbers of
+    /// its own. Backward walks the same ops in the same order whatever forward kept, so that their
+    /// count tells them apart.
+    pub(crate) fn rounding(&mut self) -> Rounding {
+        let site = self.roundings;
+        self.roundings += 1;
+        match self.step {
+            None => Rounding::Nearest,
+            Some(StepKey { seed, micro_step }) => Rounding::Stochastic(DropoutKey {
+                seed,
+                step: micro_step,
+                site,
+            }),
+        }
+    }
+
     /// Adds to the gradient of a value [rows, cols] what `add` adds to a matrix.
     pub(crate) fn accumulate(
         &mut self,
@@ -542,53 +567,5 @@ impl Through {
             d: &mut d_x,
         });
         d_x
-    }
-}
-
-struct Recompute<'m, F> {
-    device: Device,
-    trainables: &'m Trainables,
-    step: Option<StepKey>,
-    adapters: Adapters,
-    first_site: Site,
-    input: Arc<Tensor>,
-    input_node: Option<usize>,
-    block: F,
-}
-
-/// Stands for the block's input on the inner tape and keeps the gradient that arrives there.
-struct Leaf(Arc<std::sync::Mutex<Option<Arc<Tensor>>>>);
-
-impl Backward for Leaf {
-    fn backward(self: Box<Self>, d_out: Arc<Tensor>, _: &mut Backprop<'_>) {
-        *self.0.lock().expect("no panic holds this lock") = Some(d_out);
-    }
-}
-
-impl<'m, F> Backward for Recompute<'m, F>
-where
-    F: Fn(&mut Tape<'m>, Var) -> Var + 'm,
-{
-    fn backward(self: Box<Self>, d_out: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        let mut tape =
-            Tape::training(&self.device, self.trainables, self.step).with_adapters(self.adapters);
-        tape.next_site = self.first_site;
-        let arrived = Arc::new(std::sync::Mutex::new(None));
-        let needed = self.input_node.is_some();
-        let x = tape.push_shared(self.input, needed, || Leaf(arrived.clone()));
-        let out = (self.block)(&mut tape, x);
-        let Some(last) = out.node else { return };
-        drop(out);
-        let mut inner = Backprop {
-            device: self.device,
-            trainables: self.trainables,
-            gradients: &mut *cx.gradients,
-            slots: Vec::new(),
-        };
-        walk(tape.nodes, &mut inner, last, d_out);
-        let arrived = arrived.lock().expect("no panic holds this lock").take();
-        if let Some(d_input) = arrived {
-            cx.add_shared(self.input_node, d_input);
-        }
     }
 }

@@ -86,7 +86,9 @@ fn time_product(
     let b = PackedWeights::new(format, [n, k], &packed).panels(Side::Straight);
     let (arithmetic, a) = match format {
         WeightFormat::F32 => (Arithmetic::F32, MatRef::new(&a, m, k).into()),
-        WeightFormat::Bf16 => (Arithmetic::Bf16, MatRef::new(&narrow_a, m, k).into()),
+        WeightFormat::Bf16 | WeightFormat::Int8 => {
+            (Arithmetic::Bf16, MatRef::new(&narrow_a, m, k).into())
+        }
     };
     time_call(isa, &Product::new(arithmetic, a, &b), time)
 }
@@ -122,7 +124,7 @@ fn bench_products(isa: Isa, peak: f64) {
         [2048, 8, 768],
         [2048, 768, 8],
     ] {
-        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
             let name = format!("{m:5} x {n:5} x {k:5} {:4}", format.name());
             time_product(isa, format, shape, |f| {
                 report(&name, 2 * m * n * k, peak, f);

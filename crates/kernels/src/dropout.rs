@@ -48,14 +48,81 @@ pub(crate) struct Mask {
     scale: f32,
 }
 
+/// Step and site do not fit beside a 64-bit index in one counter: they are hashed into the key of
+/// the stream. Streams of different purposes are apart.
+fn stream_of(key: DropoutKey, purpose: u32) -> [u32; 4] {
+    let [step_low, step_high] = words(key.step);
+    philox4x32_10([step_low, step_high, key.site, purpose], words(key.seed))
+}
+
+/// The half word of an element.
+fn half_word(index: u64, high: [u32; 2], key: [u32; 2]) -> u16 {
+    let within = (index % GROUP as u64) as usize;
+    let block = index / GROUP as u64 * 16 + within as u64 % 16;
+    let [b0, b1] = words(block);
+    let word = philox4x32::<ROUNDS>([b0, b1, high[0], high[1]], key)[within / 32];
+    match within / 16 % 2 {
+        0 => word as u16,
+        _ => (word >> 16) as u16,
+    }
+}
+
+/// Uniform numbers above -1/2 and below 1/2, whose mean is zero: what makes rounding to the nearest
+/// stochastic. Never those of a mask.
+pub(crate) struct Noise {
+    high: [u32; 2],
+    key: [u32; 2],
+}
+
+/// 2^23: what turns the low bits of a number's fraction into an integer.
+const INTEGERS: f32 = 8_388_608.0;
+
+impl Noise {
+    /// Elements that share Philox blocks.
+    pub(crate) const GROUP: usize = GROUP;
+
+    pub(crate) fn new(key: DropoutKey) -> Self {
+        let hashed = stream_of(key, 1);
+        Self {
+            high: [hashed[0], hashed[1]],
+            key: [hashed[2], hashed[3]],
+        }
+    }
+
+    /// That of one element: the definition.
+    pub(crate) fn number(&self, index: u64) -> f32 {
+        let half = half_word(index, self.high, self.key);
+        (f32::from(half) - 32_767.5) / 65_536.0
+    }
+
+    /// Those of the elements of a group, in the order of [`Mask::group`].
+    #[inline(always)]
+    pub(crate) fn group<S: Simd>(&self, s: S, group: u64) -> [f32; GROUP] {
+        let mut numbers = [0.0; GROUP];
+        let [b0, b1] = words(group * 16);
+        let (low_half, integers) = (s.splat_u(0xffff), s.splat_u(INTEGERS.to_bits()));
+        for lane in (0..16).step_by(S::LANES) {
+            let counter = [b0 + lane as u32, b1, self.high[0], self.high[1]];
+            let random = philox_blocks::<S, ROUNDS>(s, counter, self.key);
+            for (w, word) in random.into_iter().enumerate() {
+                let halves = [s.and_u(word, low_half), s.shr16_u(word)];
+                for (h, half) in halves.into_iter().enumerate() {
+                    // 2^23 + half, exactly; then (half + 1/2) / 2^16 - 1/2.
+                    let integer = s.sub(s.of_bits(s.or_u(half, integers)), s.splat(INTEGERS));
+                    let number = s.mul(s.sub(integer, s.splat(32_767.5)), s.splat(1.0 / 65_536.0));
+                    store_at(s, &mut numbers, 32 * w + 16 * h + lane, number, S::LANES);
+                }
+            }
+        }
+        numbers
+    }
+}
+
 impl Mask {
     /// Panics if `p` is not in [0, 1].
     pub(crate) fn new(d: Dropout) -> Self {
         assert!((0.0..=1.0).contains(&d.p), "dropout probability {}", d.p);
-        // Step and site do not fit beside a 64-bit index in one counter: they are hashed into the
-        // key of the stream.
-        let [step_low, step_high] = words(d.key.step);
-        let hashed = philox4x32_10([step_low, step_high, d.key.site, 0], words(d.key.seed));
+        let hashed = stream_of(d.key, 0);
         const HALVES: u32 = 1 << 16;
         let dropped = (f64::from(d.p) * f64::from(HALVES)).round() as u32;
         let kept = HALVES - dropped;
@@ -75,13 +142,8 @@ impl Mask {
 
     /// The factor of one element, 0 or 1 / (1 - p): the definition.
     pub(crate) fn factor(&self, index: u64) -> f32 {
-        let within = (index % GROUP as u64) as usize;
-        let block = index / GROUP as u64 * 16 + within as u64 % 16;
-        let [b0, b1] = words(block);
-        let counter = [b0, b1, self.high[0], self.high[1]];
-        let word = philox4x32::<ROUNDS>(counter, self.key)[within / 32];
-        let is_high = within / 16 % 2 == 1;
-        if (if is_high { word } else { word << 16 }) >= self.threshold {
+        let half = half_word(index, self.high, self.key);
+        if u32::from(half) << 16 >= self.threshold {
             self.scale
         } else {
             0.0

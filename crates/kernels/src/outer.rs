@@ -106,6 +106,7 @@ impl OuterShape {
             c: DType::F32,
             rank: 0,
             terms: 0,
+            outliers: 0,
         }
     }
 }

@@ -9,14 +9,18 @@
 
 mod driver;
 mod epilogue;
+mod integers;
 mod pack_bf16;
 mod pack_f32;
+mod pack_int8;
 mod panels;
 mod plan;
 mod strips;
+mod task_panels;
 mod terms;
 mod tile_bf16;
 mod tile_f32;
+mod tile_int8;
 mod weights;
 
 use std::ops::Range;
@@ -30,6 +34,8 @@ use crate::matrix::{AnyMatRef, MatRef};
 use crate::scratch::{Scratch, ScratchNeed};
 use driver::Job;
 use epilogue::Sink;
+use integers::Integers;
+pub use integers::{IntegerPanels, Rounding};
 pub(crate) use pack_bf16::{pack_bf16, pack_columns, pack_rows_of, packed_bf16_len, pairs_of};
 pub(crate) use pack_f32::pack_rows;
 pub use pack_f32::{pack, packed_len, repack_transposed, unpack};
@@ -145,21 +151,19 @@ impl<'a> Product<'a> {
 
     /// The shape, with c of a type.
     pub fn shape(&self, c: DType) -> ProductShape {
-        self.shape_of(self.b.in_place(), c)
-    }
-
-    fn shape_of(&self, panels: Option<PanelsInPlace>, c: DType) -> ProductShape {
-        let [n, k] = self.b.shape();
+        let ([n, k], panels, integers) = (self.b.shape(), self.b.in_place(), self.b.integers());
+        let form = panels.map_or(PanelForm::Decoded, |panels| panels.form());
         ProductShape {
             arithmetic: self.arithmetic,
             m: self.a.rows(),
             n,
             k,
             a: Order::of(self.a),
-            b: panels.map_or(PanelForm::Decoded, |panels| panels.form()),
+            b: integers.map_or(form, |integers| PanelForm::Integers(integers.side)),
             c,
             rank: self.low_rank.iter().map(|term| term.h.cols()).sum(),
             terms: self.low_rank.len(),
+            outliers: integers.map_or(0, |integers| integers.outliers()),
         }
     }
 
@@ -169,6 +173,9 @@ impl<'a> Product<'a> {
         assert_eq!(self.a.cols(), k, "the product's depth");
         if let Some(panels) = panels {
             panels.check(n, k);
+        }
+        if let Some(integers) = self.b.integers() {
+            integers.check();
         }
         if let Some(bias) = self.bias {
             assert_eq!(bias.len(), n, "bias");
@@ -200,19 +207,32 @@ impl<'a> Product<'a> {
 /// [`product_scratch`] says.
 pub fn product(isa: Isa, call: &Product, epilogue: Epilogue, c: Output, scratch: &mut Scratch<'_>) {
     let in_place = call.b.in_place();
-    let shape = call.shape_of(in_place, c.values.dtype());
+    let shape = call.shape(c.values.dtype());
     call.check(&shape, in_place);
     let sink = Sink::new(&shape, epilogue, c, call.bias);
     if shape.m == 0 || shape.n == 0 {
         return;
     }
     let plan = shape.plan(scratch.threads());
-    let (_, slots) = scratch.split(plan.scratch());
+    let (mut shared, slots) = scratch.split(plan.scratch());
+    let panels = call.b.integers().zip(shape.integers());
+    let integers = panels
+        .map(|(panels, needed)| Integers::new(isa, call, panels, &needed, &mut shared, &slots));
+    let beside = integers.as_ref().and_then(Integers::term);
+    let with_beside;
+    let low_rank = match beside {
+        None => call.low_rank,
+        Some(term) => {
+            with_beside = [&[term], call.low_rank].concat();
+            &with_beside
+        }
+    };
     Job {
         isa,
-        call,
+        call: &Product { low_rank, ..*call },
         shape,
         in_place,
+        integers: integers.as_ref(),
         plan: &plan,
         sink: &sink,
         slots: &slots,

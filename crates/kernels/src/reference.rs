@@ -6,6 +6,7 @@
 
 mod decoder;
 mod disentangled;
+mod integers;
 
 use crate::dropout::{Dropout, Mask};
 use crate::{Activation, AdamW, AttentionMask};
@@ -13,6 +14,7 @@ pub use decoder::{gated, gated_backward, rms_norm, rms_norm_backward, rope, rope
 pub use disentangled::{
     Disentangled, DisentangledGradients, disentangled_attention, disentangled_attention_backward,
 };
+pub use integers::{IntegerWeight, Quantised, int8_weight, integer_operands, quantise};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// `c[m,n] = start + alpha * a[m,k] · b[n,k]ᵀ + bias`, all row-major; `start` is c where it

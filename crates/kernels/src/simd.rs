@@ -130,6 +130,10 @@ pub trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `p` is valid for writes of `LANES` values; it need not be aligned.
     unsafe fn store_u(self, p: *mut u32, v: Self::U);
+    /// Writes the low byte of each lane.
+    /// # Safety
+    /// `p` is valid for writes of `LANES` bytes.
+    unsafe fn store_low_bytes(self, p: *mut u8, v: Self::U);
     fn add_u(self, a: Self::U, b: Self::U) -> Self::U;
     fn and_u(self, a: Self::U, b: Self::U) -> Self::U;
     fn or_u(self, a: Self::U, b: Self::U) -> Self::U;

@@ -513,7 +513,7 @@ fn sums_and_embedding_agree() {
         let want = reference::embedding(&wide(&table), d, &ids);
         check_close(&out, &want, 0.0, "gather");
         let mut other = vec![f32::NAN; out.len()];
-        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
             let packed = Packed::of(isa, format, MatRef::new(&table, rows, d));
             let of_packed = TableRows {
                 table: Table::Packed(packed.weights()),
@@ -523,6 +523,11 @@ fn sums_and_embedding_agree() {
             match format {
                 WeightFormat::F32 => assert_eq!(bits(&other), bits(&out)),
                 WeightFormat::Bf16 => assert_eq!(other, rounded(&out)),
+                WeightFormat::Int8 => {
+                    let int8 = reference::int8_weight(&table, d);
+                    let want = reference::embedding(&int8, d, &ids);
+                    check_close(&other, &want, TOLERANCE, "gather of int8");
+                }
             }
         }
         embedding_gather(isa, &[rows_of, rows_of], d, &mut out);

@@ -8,10 +8,11 @@ use lowrank_kernels::product::*;
 use lowrank_kernels::*;
 
 /// What multiplies, and what the second operand is stored in.
-const FORMS: [(Arithmetic, WeightFormat); 3] = [
+const FORMS: [(Arithmetic, WeightFormat); 4] = [
     (Arithmetic::F32, WeightFormat::F32),
     (Arithmetic::F32, WeightFormat::Bf16),
     (Arithmetic::Bf16, WeightFormat::Bf16),
+    (Arithmetic::Bf16, WeightFormat::Int8),
 ];
 
 /// Runs `f` on 1, 2 and 5 threads and demands the same bits.

@@ -91,9 +91,10 @@ enum Stored {
     InBlocks,
 }
 
-const STORED: [Stored; 3] = [
+const STORED: [Stored; 4] = [
     Stored::In(WeightFormat::F32),
     Stored::In(WeightFormat::Bf16),
+    Stored::In(WeightFormat::Int8),
     Stored::InBlocks,
 ];
 
@@ -124,6 +125,18 @@ fn shapes() -> Vec<[usize; 3]> {
     }
     shapes
 }
+
+/// One whose integers are rounded at random.
+const FORM: Form = Form {
+    isa: Isa::Scalar,
+    arithmetic: Arithmetic::F32,
+    stored: Stored::In(WeightFormat::Int8),
+    side: Side::Straight,
+    a: DType::F32,
+    a_transposed: false,
+    c: DType::F32,
+    n_terms: 1,
+};
 
 const RANKS: [usize; 2] = [5, 1];
 const SCALES: [f32; 2] = [0.75, -2.0];
@@ -178,6 +191,7 @@ impl Case {
         let stored = match form.stored {
             Stored::In(WeightFormat::F32) => self.b.clone(),
             Stored::In(WeightFormat::Bf16) => rounded(&self.b),
+            Stored::In(WeightFormat::Int8) => unreachable!("the operands of integers are a pair"),
             Stored::InBlocks => {
                 let blocks = self.blocks(form.side);
                 let at = |i: usize| match form.side {
@@ -193,6 +207,55 @@ impl Case {
         }
     }
 
+    /// Columns of a that are kept beside its integers.
+    fn outliers(&self) -> Vec<u32> {
+        let k = self.shape[2] as u32;
+        match k {
+            0..4 => Vec::new(),
+            _ => vec![k - 1, 1, k / 2],
+        }
+    }
+
+    fn rounding(form: Form) -> Rounding {
+        match form.n_terms {
+            1 => Rounding::Stochastic(DropoutKey {
+                seed: 5,
+                step: 2,
+                site: 9,
+            }),
+            _ => Rounding::Nearest,
+        }
+    }
+
+    /// a and b in integers, the outliers in the arithmetic.
+    fn integers(&self, form: Form) -> [Vec<f64>; 2] {
+        let [_, n, k] = self.shape;
+        let outliers = self.outliers();
+        let (w, shape) = match form.side {
+            Side::Straight => (self.b.clone(), [n, k]),
+            Side::Transposed => (transposed(&self.b, [n, k]), [k, n]),
+        };
+        let weight = reference::IntegerWeight {
+            values: &reference::int8_weight(&w, shape[1]),
+            shape,
+            side: form.side,
+            outliers: &outliers,
+            rounding: Self::rounding(form),
+        };
+        let operands = reference::integer_operands(&self.a, &weight);
+        operands.map(|mut x| {
+            for (i, x) in x.iter_mut().enumerate() {
+                if outliers.contains(&((i % k.max(1)) as u32)) {
+                    *x = match form.arithmetic {
+                        Arithmetic::F32 => f64::from(*x as f32),
+                        Arithmetic::Bf16 => f64::from(rounded(&[*x as f32])[0]),
+                    };
+                }
+            }
+            x
+        })
+    }
+
     fn blocks(&self, side: Side) -> Blocks {
         let [_, n, k] = self.shape;
         match side {
@@ -204,10 +267,13 @@ impl Case {
     /// v, and the sum of the magnitudes of each element's terms.
     fn want(&self, form: Form) -> (Vec<f64>, Vec<f64>) {
         let [m, n, k] = self.shape;
-        let b = self.stored_b(form);
         let operand = |x: &[f32]| match form.arithmetic {
             Arithmetic::F32 => x.to_vec(),
             Arithmetic::Bf16 => rounded(x),
+        };
+        let [wide_a, wide_b] = match form.stored {
+            Stored::In(WeightFormat::Int8) => self.integers(form),
+            _ => [wide(&self.a), wide(&self.stored_b(form))],
         };
         let value = |a: &dyn Fn(f64) -> f64| {
             let x = |x: &[f32]| x.iter().map(|&v| a(f64::from(v))).collect::<Vec<_>>();
@@ -215,8 +281,8 @@ impl Case {
             let alpha = a(-0.5);
             let mut v = reference::gemm(
                 [m, n, k],
-                &x(&self.a),
-                &x(&b),
+                &wide_a.iter().map(|&v| a(v)).collect::<Vec<_>>(),
+                &wide_b.iter().map(|&v| a(v)).collect::<Vec<_>>(),
                 alpha,
                 Some(&x(&self.bias)),
                 &vec![0.0; m * n],
@@ -245,6 +311,7 @@ impl Case {
         let weights;
         let words;
         let blocks;
+        let outliers = self.outliers();
         let b: &dyn PanelSource = match form.stored {
             Stored::In(format) => {
                 let view = MatRef::new(&self.b, n, k);
@@ -253,7 +320,9 @@ impl Case {
                     Side::Transposed => view.transposed(),
                 };
                 words = Packed::of(form.isa, format, view);
-                weights = words.panels(form.side);
+                weights = (words.panels(form.side))
+                    .with_outliers(&outliers)
+                    .with_rounding(Self::rounding(form));
                 &weights
             }
             Stored::InBlocks => {
@@ -586,6 +655,93 @@ fn bf16_weights_multiplied_in_f32_have_the_bits_of_f32_weights_of_the_same_value
 }
 
 #[test]
+fn integers_give_the_same_bits_on_every_instruction_set() {
+    for shape in shapes() {
+        let mut case = Case::new(shape);
+        case.bias.fill(0.0);
+        for (side, rounding) in [
+            (Side::Straight, Rounding::Nearest),
+            (Side::Transposed, Case::rounding(FORM)),
+        ] {
+            let run = |isa: Isa| {
+                let [m, n, k] = shape;
+                let w = MatRef::new(&case.b, n, k);
+                let w = match side {
+                    Side::Straight => w,
+                    Side::Transposed => w.transposed(),
+                };
+                let packed = Packed::of(isa, WeightFormat::Int8, w);
+                let panels = packed.panels(side).with_rounding(rounding);
+                let a = MatRef::new(&case.a, m, k);
+                product_of(isa, &Product::new(Arithmetic::Bf16, a.into(), &panels))
+            };
+            let wanted = bits(&run(Isa::Scalar));
+            for isa in isas() {
+                assert_eq!(bits(&run(isa)), wanted, "{shape:?} {side:?} on {isa:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_shows_in_its_row_and_in_no_other() {
+    for isa in isas() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let (mut a, b) = (random(4 * 40, 1), random(3 * 40, 2));
+            a[40 + 7] = bad;
+            let packed = Packed::of(isa, WeightFormat::Int8, MatRef::new(&b, 3, 40));
+            let panels = packed.panels(Side::Straight);
+            let a = MatRef::new(&a, 4, 40);
+            let c = product_of(isa, &Product::new(Arithmetic::F32, a.into(), &panels));
+            let shows: Vec<bool> = c.iter().map(|v| !v.is_finite()).collect();
+            let wanted: Vec<bool> = (0..12).map(|i| i / 3 == 1).collect();
+            assert_eq!(shows, wanted, "{bad} on {isa:?}");
+        }
+    }
+}
+
+#[test]
+fn stochastic_rounding_has_the_number_for_its_mean() {
+    let n = 4000;
+    let x: Vec<f32> = (0..n)
+        .flat_map(|_| [127.0, 3.25, -0.125, 126.9, 0.0])
+        .collect();
+    let key = |seed| DropoutKey {
+        seed,
+        step: 1,
+        site: 3,
+    };
+    let codes = |seed| {
+        let rounding = Rounding::Stochastic(key(seed));
+        reference::quantise(&x, &[1.0; 5], rounding).codes
+    };
+    let found = codes(4);
+    assert_eq!(found, codes(4));
+    assert_ne!(found, codes(5));
+    for (j, (value, spread)) in [(127.0, 0.0), (3.25, 0.03), (-0.125, 0.03), (126.9, 0.03)]
+        .into_iter()
+        .enumerate()
+    {
+        let mean = found.iter().skip(j).step_by(5).sum::<f64>() / f64::from(n);
+        assert!((mean - value).abs() <= spread, "{mean} for {value}");
+    }
+    assert!(found.iter().skip(4).step_by(5).all(|code| *code == 0.0));
+}
+
+#[test]
+#[should_panic(expected = "outlier 5 of 5 columns")]
+fn an_outlier_beyond_the_depth_panics() {
+    let (a, b) = ([0.0; 20], [0.0; 15]);
+    let packed = Packed::of(Isa::best(), WeightFormat::Int8, MatRef::new(&b, 3, 5));
+    let panels = packed.panels(Side::Straight).with_outliers(&[5]);
+    let a = MatRef::new(&a, 4, 5);
+    product_of(
+        Isa::best(),
+        &Product::new(Arithmetic::F32, a.into(), &panels),
+    );
+}
+
+#[test]
 fn a_depth_beyond_a_task_s_panels_is_summed_by_blocks() {
     for isa in isas() {
         // Many rows, and many columns; both by more than a whole block.
@@ -613,14 +769,37 @@ fn a_depth_beyond_a_task_s_panels_is_summed_by_blocks() {
 }
 
 #[test]
+fn a_depth_beyond_what_i32_holds_is_summed_by_blocks() {
+    for isa in isas() {
+        let mut case = Case::new([5, 33, 66_400]);
+        // As large as sums get.
+        case.a.iter_mut().for_each(|v| *v = v.signum());
+        case.b.iter_mut().for_each(|v| *v = 1.0);
+        for side in [Side::Straight, Side::Transposed] {
+            let form = Form {
+                isa,
+                side,
+                n_terms: 0,
+                ..FORM
+            };
+            check_form(&case, form);
+            case.a.iter_mut().for_each(|v| *v = 1.0);
+        }
+    }
+}
+
+#[test]
 fn packing_is_undone_by_unpacking() {
     for isa in isas() {
         for [_, n, k] in shapes() {
             let b = random(n * k, 2);
             let b_t = transposed(&b, [n, k]);
+            let integers = reference::int8_weight(&b, k);
+            let integers: Vec<f32> = integers.iter().map(|v| *v as f32).collect();
             for (format, want) in [
                 (WeightFormat::F32, b.clone()),
                 (WeightFormat::Bf16, rounded(&b)),
+                (WeightFormat::Int8, integers.clone()),
             ] {
                 for view in [MatRef::new(&b, n, k), MatRef::new(&b_t, k, n).transposed()] {
                     let mut unpacked = vec![f32::NAN; n * k];

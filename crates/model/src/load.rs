@@ -145,9 +145,11 @@ enum Store {
     Vector,
     /// Lookups.
     Table,
-    /// Products, from [out, in].
+    /// Products near the loss, or of what is looked up too, from [out, in].
     Matrix,
-    /// Products, from [in, out].
+    /// Products of the body's layers, from [out, in].
+    Layer,
+    /// The same, from [in, out].
     Conv1d,
 }
 
@@ -214,9 +216,11 @@ impl<'a> Loader<'a> {
     /// Any linear layer.
     pub fn linear_of(&mut self, spec: LinearSpec<'_>) -> Result<Linear, ModelError> {
         let (path, [inp, out]) = (spec.path, spec.shape);
-        let (kind, store, shape) = match spec.layout {
-            Layout::Linear => (Kind::Linear, Store::Matrix, [out, inp]),
-            Layout::Conv1d => (Kind::Conv1d, Store::Conv1d, [inp, out]),
+        // What may be new is a head.
+        let (kind, store, shape) = match (spec.layout, spec.presence) {
+            (Layout::Linear, Presence::Required) => (Kind::Linear, Store::Layer, [out, inp]),
+            (Layout::Linear, Presence::NewIfAbsent) => (Kind::Linear, Store::Matrix, [out, inp]),
+            (Layout::Conv1d, _) => (Kind::Conv1d, Store::Conv1d, [inp, out]),
         };
         let weight = self.parameter(Wanted {
             presence: spec.presence,
@@ -399,6 +403,10 @@ impl<'a> Loader<'a> {
                 Value::Rows(Param::Frozen(table))
             }
             Store::Matrix => {
+                let packed = PackedMatrix::table_from_blocks(device, rows, cols, fill)?;
+                Value::Matrix(Matrix::Frozen(packed))
+            }
+            Store::Layer => {
                 let packed = PackedMatrix::from_blocks(device, rows, cols, fill)?;
                 Value::Matrix(Matrix::Frozen(packed))
             }

@@ -57,6 +57,7 @@ impl Model {
                 "a dry model has no values to merge".to_string(),
             ));
         }
+        self.refuse_int8("a merged model")?;
         let stored = match options.dtype {
             Some(_) => BTreeMap::new(),
             None => self.stored_types(&Checkpoint::open_model(base)?)?,
@@ -100,6 +101,7 @@ impl Model {
                 "a dry model has no values to merge".to_string(),
             ));
         }
+        self.refuse_int8("merging")?;
         let mut count = 0;
         for module in self.modules.iter_mut() {
             let Some([out, inp]) = module.features().filter(|_| module.adapter.is_some()) else {

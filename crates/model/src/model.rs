@@ -3,6 +3,7 @@
 
 mod config;
 mod frozen_layers;
+mod outliers;
 mod passes;
 mod token_tables;
 
@@ -37,6 +38,8 @@ pub struct Model {
     pub(crate) slots: Vec<Option<String>>,
     pub(crate) mode: TrainMode,
     pub(crate) report: AdapterReport,
+    /// Whether the columns that integers keep beside are those of the run's first rows.
+    pub(crate) knows_outliers: bool,
 }
 
 impl Model {
@@ -130,6 +133,7 @@ impl Model {
             slots: Vec::new(),
             mode: TrainMode::Frozen,
             report: AdapterReport::default(),
+            knows_outliers: false,
         };
         Ok((model, load_report))
     }

@@ -85,6 +85,20 @@ impl NumericChoices {
         Self { precision, ..self }
     }
 
+    /// For a model that is not trained here: its weights are the original ones.
+    ///
+    /// # Errors
+    /// They are to be int8, whose columns beside are found on the rows of a run.
+    pub fn without_int8(self) -> RunResult<Self> {
+        match named(self.base_format) {
+            Some(WeightFormat::Int8) => Err(RunError::usage(
+                "`--base-format int8` is for training: what was trained on it runs on the original weights",
+            )
+            .hint("pass --base-format bf16, or leave it out")),
+            Some(WeightFormat::F32 | WeightFormat::Bf16) | None => Ok(self),
+        }
+    }
+
     /// What they mean on an instruction set.
     ///
     /// # Errors
@@ -93,7 +107,8 @@ impl NumericChoices {
         let (weights, arithmetic) = (named(self.base_format), named(self.arithmetic));
         let products = arithmetic.unwrap_or(match weights {
             None | Some(WeightFormat::Bf16) if isa.multiplies_bf16() => Arithmetic::Bf16,
-            None | Some(WeightFormat::F32 | WeightFormat::Bf16) => Arithmetic::F32,
+            Some(WeightFormat::Int8) if isa.multiplies_bf16() => Arithmetic::Bf16,
+            None | Some(_) => Arithmetic::F32,
         });
         let precision = named(self.precision).unwrap_or(match products {
             Arithmetic::F32 => DType::F32,
@@ -105,8 +120,7 @@ impl NumericChoices {
                 "`--arithmetic bf16` would round f32 weights anew in every product, and `--base-format` is f32",
             )
             .hint("pass --base-format bf16, or leave out --arithmetic")),
-            (WeightFormat::F32 | WeightFormat::Bf16, Arithmetic::F32)
-            | (WeightFormat::Bf16, Arithmetic::Bf16) => Ok(settings),
+            (WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::Int8, _) => Ok(settings),
         }
     }
 }
@@ -172,6 +186,11 @@ mod tests {
             (["-", "bf16", "-"], fast, ["bf16"; 3]),
             (["-", "bf16", "f32"], fast, ["f32", "bf16", "f32"]),
             (["-", "-", "bf16"], plain, ["bf16"; 3]),
+            (["-", "int8", "-"], plain, ["f32", "int8", "f32"]),
+            (["-", "int8", "-"], fast, ["bf16", "int8", "bf16"]),
+            (["f32", "int8", "-"], fast, ["f32", "int8", "f32"]),
+            (["bf16", "int8", "-"], plain, ["bf16", "int8", "bf16"]),
+            (["-", "int8", "f32"], fast, ["f32", "int8", "f32"]),
         ] {
             assert_eq!(
                 resolved(choices(words), isa),
@@ -210,7 +229,7 @@ mod tests {
     fn other_names_are_told_what_there_is() {
         let error = serde_json::from_str::<Choice<WeightFormat>>("\"f16\"").expect_err("no format");
         let error = error.to_string();
-        for name in ["`f16`", "`f32`", "`bf16`", "`auto`"] {
+        for name in ["`f16`", "`f32`", "`bf16`", "`int8`", "`auto`"] {
             assert!(error.contains(name), "{error}");
         }
     }

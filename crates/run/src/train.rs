@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use lowrank_engine::Gradients;
 use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::{RunDir, write_atomic};
 use lowrank_model::Model;
 use lowrank_train::base::BaseId;
 use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Evaluation;
+use lowrank_train::outliers;
 use lowrank_train::reduce::Solo;
 use lowrank_train::trainer::{Outcome, RunSetup, Summary, TrainData, Trainer, Watch};
 
@@ -94,6 +96,12 @@ impl Prepared {
         {
             self.before = Some(evaluation);
             return Ok(None);
+        }
+        // What is evaluated before the first step is what trains.
+        if self.model.wants_outliers() {
+            let (config, rows) = (&self.spec.config, &self.spec.train.examples);
+            let mut gradients = Gradients::zeros(self.model.device(), self.model.trainables());
+            outliers::find(&mut self.model, config, rows, &mut gradients)?;
         }
         let Some(evaluation) = evaluate_reported(&self.spec, &self.model, Some(stop))? else {
             let output_dir = &self.spec.config.output_dir;

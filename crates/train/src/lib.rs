@@ -19,6 +19,7 @@ pub mod lora;
 pub mod metrics;
 pub mod metrics_log;
 pub mod optimizer;
+pub mod outliers;
 pub mod plan;
 pub mod proof;
 pub mod reduce;

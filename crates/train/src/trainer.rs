@@ -26,6 +26,7 @@ use crate::frozen_cache::{FrozenCache, FrozenCaches, RowLengths};
 use crate::metrics::{Evaluation, Metric};
 use crate::metrics_log::{MetricsLog, MetricsRow};
 use crate::optimizer::{Optimizer, clip_grad_norm};
+use crate::outliers;
 use crate::proof::{Proof, note_gradients};
 use crate::reduce::{Reducer, StepGradients};
 use crate::schedule::Schedule;
@@ -347,6 +348,11 @@ impl Trainer {
 
     /// Opens the log and makes up for an evaluation that a stop cut short; `None` if told to again.
     fn begin(&mut self, watch: Watch<'_>) -> Result<Option<MetricsLog>, TrainError> {
+        if self.state.step == 0 {
+            let gradients = self.gradients.sum_mut();
+            outliers::find(&mut self.model, &self.config, &self.data.train, gradients)?;
+            self.state.outliers = outliers::recorded(&self.model);
+        }
         let log_path = self.run.join(LOG_FILE);
         let mut log = match self.state.step {
             0 => MetricsLog::create(&log_path)?,
@@ -529,11 +535,8 @@ impl Trainer {
         let model = &self.model;
         // The loss tells it a step later only; what is written must be of use.
         let odd = |values: &[f32]| values.iter().any(|value| !value.is_finite());
-        if let Some((_, t)) = model
-            .trainables()
-            .iter()
-            .find(|(_, t)| odd(&t.value.read()))
-        {
+        let mut trained = model.trainables().iter();
+        if let Some((_, t)) = trained.find(|(_, t)| odd(&t.value.read())) {
             return Err(TrainError::NotFinite {
                 step: self.state.step,
                 name: t.name.clone(),
@@ -590,11 +593,8 @@ impl Trainer {
 
 /// The metric by which a task's result is told in one number.
 pub fn headline_metric(config: &TrainConfig) -> Metric {
-    let of_task = Metric::of_task(config.data.task);
-    let chosen = config.evaluation.metric_for_best_model;
-    if chosen == Metric::Loss {
-        of_task[0]
-    } else {
-        chosen
+    match config.evaluation.metric_for_best_model {
+        Metric::Loss => Metric::of_task(config.data.task)[0],
+        chosen => chosen,
     }
 }

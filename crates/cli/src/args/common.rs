@@ -57,8 +57,8 @@ pub struct NumericArgs {
     /// trained or measured without an adapter [default: auto, f32 in generate and predict]
     #[arg(long, value_parser = named::<Choice<DType>>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<Choice<DType>>,
-    /// How frozen weights are stored: f32, bf16 (half the memory), or auto, which follows
-    /// --precision [default: auto]
+    /// How frozen weights are stored: f32, bf16 (half the memory), int8 (a quarter, multiplied as
+    /// integers, in training only), or auto, which follows --precision [default: auto]
     #[arg(long, value_parser = named::<Choice<WeightFormat>>, value_name = "FORMAT", help_heading = "Model")]
     pub base_format: Option<Choice<WeightFormat>>,
     /// What multiplies: f32, bf16 (sums are f32), or auto, which is bf16 where activations and

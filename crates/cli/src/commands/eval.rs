@@ -29,7 +29,9 @@ pub fn run(flags: EvalArgs) -> RunResult {
     }
     let device = device(
         &args.common,
-        args.numerics.for_adapter(args.adapter.adapter.as_ref()),
+        args.numerics
+            .for_adapter(args.adapter.adapter.as_ref())
+            .without_int8()?,
     )?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let settings = args.data.settings()?;

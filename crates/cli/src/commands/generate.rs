@@ -30,7 +30,10 @@ pub fn run(flags: GenerateArgs) -> RunResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let device = device(&args.common, args.numerics.choices().or_f32())?;
+    let device = device(
+        &args.common,
+        args.numerics.choices().without_int8()?.or_f32(),
+    )?;
     let rows = RowSettings::of_language();
     let mut loaded = open_model(&args.model, &args.adapter, &rows, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;

@@ -21,7 +21,10 @@ pub fn run(flags: PredictArgs) -> RunResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let device = device(&args.common, args.numerics.choices().or_f32())?;
+    let device = device(
+        &args.common,
+        args.numerics.choices().without_int8()?.or_f32(),
+    )?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let data = args.data.settings()?;
     let loaded = open_model(&args.model, &args.adapter, &data, &device)?;

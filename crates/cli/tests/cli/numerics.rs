@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use lowrank_formats::Checkpoint;
 use serde_json::Value;
 
 use crate::language_model::Lab;
@@ -94,6 +95,62 @@ fn a_model_that_bf16_holds_says_the_same_in_f32_with_bf16_weights() {
     let [of_f32, of_bf16] = [frozen("--precision f32"), frozen("--precision bf16")];
     assert!(of_bf16 < of_f32);
     assert_eq!(frozen(WIDENED), of_bf16);
+}
+
+#[test]
+fn an_adapter_trained_on_int8_weights_is_merged_into_the_original_ones() {
+    let lab = Lab::new();
+    let scratch = "train --model @base --full --from-scratch --train-file @texts.jsonl --output-dir @scratch --max-steps 4 --learning-rate 0.01 --quiet";
+    run(&lab, scratch).ok();
+    let train = "train --model @scratch/model --train-file @prompts.jsonl --output-dir @run --max-steps 6 --save-steps 2 --save-total-limit 9 --learning-rate 0.01 --quiet --precision f32 --base-format int8";
+    run(&lab, train).ok();
+    let config = fs::read_to_string(lab.path("run/config.yaml")).unwrap();
+    for line in ["precision: f32", "base_format: int8", "arithmetic: f32"] {
+        assert!(config.lines().any(|of| of == line), "{line}: {config}");
+    }
+    let adapter = lab.path("run/adapter/adapter_model.safetensors");
+    let whole = fs::read(&adapter).unwrap();
+    fs::remove_dir_all(lab.path("run/checkpoint-6")).unwrap();
+    fs::remove_dir_all(lab.path("run/adapter")).unwrap();
+    fs::remove_file(lab.path("run/summary.json")).unwrap();
+    run(&lab, "train --resume --output-dir @run").ok();
+    assert_eq!(fs::read(&adapter).unwrap(), whole);
+
+    let merge = "merge --model @scratch/model --adapter @run --output-dir @merged";
+    run(&lab, merge).ok();
+    let open = |name: &str| Checkpoint::open_dir(&lab.path(name)).unwrap();
+    let (base, merged) = (open("scratch/model"), open("merged"));
+    let mut kept = 0;
+    for info in base.infos() {
+        let name = &info.name;
+        // Adapters are in the attention's fused layer; all else is the base's, bit for bit.
+        let same = base.read_f32_vec(name).unwrap() == merged.read_f32_vec(name).unwrap();
+        assert_eq!(same, !name.ends_with("c_attn.weight"), "{name}");
+        kept += usize::from(same);
+    }
+    assert!(kept > 10);
+    for command in [
+        "eval --model @scratch/model --adapter @run --data-file @prompts.jsonl",
+        "generate --model @scratch/model --adapter @run --prompt Zizzi",
+    ] {
+        run(&lab, &format!("{command} --base-format int8")).fails(
+            2,
+            &[
+                "--base-format int8",
+                "original weights",
+                "hint: pass --base-format bf16",
+            ],
+        );
+    }
+    let frozen = |flags: &str| -> u64 {
+        let planned = run(&lab, &format!("plan @scratch/model --json {flags}"))
+            .ok()
+            .json();
+        let bytes: &Value = &planned["lora"]["fixed_bytes"]["frozen_weights"];
+        bytes.as_u64().unwrap_or_else(|| panic!("{planned}"))
+    };
+    let of_int8 = frozen("--precision bf16 --base-format int8");
+    assert!(of_int8 < frozen("--precision bf16"));
 }
 
 #[test]

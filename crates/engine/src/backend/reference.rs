@@ -6,7 +6,7 @@ mod norms;
 
 use std::sync::Arc;
 
-use lowrank_kernels::product::{Arithmetic, WeightFormat};
+use lowrank_kernels::product::{Arithmetic, Side, WeightFormat};
 use lowrank_kernels::reference as definition;
 use lowrank_kernels::{Activation, Rope};
 
@@ -15,7 +15,7 @@ use crate::call::{
     Call, CrossEntropy, ElementLoss, Epilogue, GateUp, GateUpGradients, Operand, Outer, Product,
     Rotation, RotationSense, Rows, TableRef, TableRows, Transpose, Write,
 };
-use crate::param::PackedMatrix;
+use crate::param::{PackedMatrix, transpose};
 use crate::space::Space;
 use crate::tensor::{Scalar, Tensor};
 
@@ -69,6 +69,14 @@ fn values_mut(matrix: &mut PackedMatrix) -> &mut [f64] {
     &mut matrix.host_mut()[..len]
 }
 
+/// Whole rows as a matrix keeps them.
+fn stored(matrix: &PackedMatrix, rows: &[f32]) -> Vec<f64> {
+    match matrix.format() {
+        WeightFormat::Int8 => definition::int8_weight(rows, matrix.in_features()),
+        WeightFormat::F32 | WeightFormat::Bf16 => rows.iter().copied().map(f64::from).collect(),
+    }
+}
+
 fn rows_of<'a>(rows: &Rows<'a>) -> &'a [f64] {
     let cols = rows.tensor.cols();
     &rows.tensor.host()[rows.rows.start * cols..rows.rows.end * cols]
@@ -92,16 +100,38 @@ fn add(into: &mut [f64], from: &[f64]) {
     into.iter_mut().zip(from).for_each(|(a, b)| *a += b);
 }
 
-fn product(product: Product<'_>) {
-    let [n, k] = product.b.shape();
-    let m = product.a.rows.len();
+/// a and b of a product: where b is integers, those that the operands become.
+fn operands(product: &Product<'_>) -> [Vec<f64>; 2] {
+    let b = &product.b;
+    let [_, k] = b.shape();
     let width = product.a.tensor.cols();
     let a = rows_of(&product.a).chunks_exact(width.max(1));
     let a: Vec<f64> = a.flat_map(|row| row[..k].to_vec()).collect();
+    if b.matrix.format() != WeightFormat::Int8 {
+        return [a, operand(b)];
+    }
+    let weight = definition::IntegerWeight {
+        values: values(b.matrix),
+        shape: [b.matrix.out_features(), b.matrix.in_features()],
+        side: match b.transpose {
+            Transpose::No => Side::Straight,
+            Transpose::Yes => Side::Transposed,
+        },
+        outliers: b.outliers(),
+        rounding: product.rounding,
+    };
+    let narrow: Vec<f32> = a.iter().map(|a| *a as f32).collect();
+    definition::integer_operands(&narrow, &weight)
+}
+
+fn product(product: Product<'_>) {
+    let [n, k] = product.b.shape();
+    let m = product.a.rows.len();
+    let [a, b] = operands(&product);
     let bias = product.bias.map(|bias| bias.host());
     let alpha = f64::from(product.alpha);
     let zeros = vec![0.0; m * n];
-    let mut v = definition::gemm([m, n, k], &a, &operand(&product.b), alpha, bias, &zeros);
+    let mut v = definition::gemm([m, n, k], &a, &b, alpha, bias, &zeros);
     for term in product.low_rank {
         let (h, scale) = (term.h.host(), f64::from(term.scale));
         let shape = [term.rows.len(), n, term.h.cols()];
@@ -499,16 +529,14 @@ impl Backend for Reference {
 
     fn write_packed(&self, matrix: &mut PackedMatrix, block: BlockOfRows<'_>) {
         let start = block.first * matrix.in_features();
-        let into = values_mut(matrix)[start..].iter_mut();
-        into.zip(block.values)
-            .for_each(|(to, from)| *to = f64::from(*from));
+        let values = stored(matrix, block.values);
+        values_mut(matrix)[start..][..values.len()].copy_from_slice(&values);
     }
 
-    fn write_packed_transposed(&self, matrix: &mut PackedMatrix, stored: &[f32]) {
-        let (rows, cols) = (matrix.in_features(), matrix.out_features());
-        let stored: Vec<f64> = stored.iter().copied().map(f64::from).collect();
-        let transposed = definition::transpose(&stored, rows, cols);
-        values_mut(matrix).copy_from_slice(&transposed);
+    fn write_packed_transposed(&self, matrix: &mut PackedMatrix, values: &[f32]) {
+        let (inp, out) = (matrix.in_features(), matrix.out_features());
+        let values = stored(matrix, &transpose(values, inp, out));
+        values_mut(matrix).copy_from_slice(&values);
     }
 
     fn read_packed(&self, matrix: &PackedMatrix, into: &mut [f32]) {

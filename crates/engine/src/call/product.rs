@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use lowrank_kernels::Activation;
-use lowrank_kernels::product::Arithmetic;
+use lowrank_kernels::product::{Arithmetic, Rounding};
 
 use super::check::check_range;
 use super::{Rows, RowsMut, Transpose, Write};
@@ -30,6 +30,15 @@ impl<'a> Operand<'a> {
     pub fn transposed(matrix: &'a PackedMatrix) -> Self {
         let transpose = Transpose::Yes;
         Operand { matrix, transpose }
+    }
+
+    /// The columns of the other operand that are kept beside.
+    pub fn outliers(&self) -> &'a [u32] {
+        let outliers = self.matrix.outliers();
+        match self.transpose {
+            Transpose::No => &outliers.inputs,
+            Transpose::Yes => &outliers.gradients,
+        }
     }
 
     /// [n, k].
@@ -96,6 +105,8 @@ pub struct Product<'a> {
     pub c: RowsMut<'a>,
     /// From v to c.
     pub epilogue: Epilogue<'a>,
+    /// How a is rounded where b is integers.
+    pub rounding: Rounding,
     /// What a profile calls it.
     pub label: &'static str,
 }
@@ -116,6 +127,7 @@ impl<'a> Product<'a> {
             bias: None,
             c: c.into(),
             epilogue: Epilogue::Write(Write::Store),
+            rounding: Rounding::Nearest,
             label: match n.min(k) <= THIN {
                 true => "product with a factor",
                 false => "product",

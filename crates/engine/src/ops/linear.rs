@@ -334,10 +334,12 @@ fn input_backward(
         (term, _) => (term, None),
     };
     let b = params.weight.operand(&device, trainables, Transpose::Yes);
+    let rounding = cx.rounding();
     let run = |d_x: &mut Tensor, epilogue: Epilogue<'_>| {
         device.run(Call::Product(Product {
             low_rank: low_rank.as_slice(),
             epilogue,
+            rounding,
             ..Product::new(d_y, b.get(), d_x)
         }));
     };

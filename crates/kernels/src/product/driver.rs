@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::aligned::typed_mut;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::matrix::{AnyMatRef, MatRef, each_type};
@@ -14,15 +13,18 @@ use crate::scratch::Slots;
 use crate::simd::{Simd, SimdOp, dispatch};
 
 use super::epilogue::{Rectangle, Sink, Sums};
+use super::integers::Integers;
 use super::pack_bf16::{in_place, pairs_of};
-use super::panels::{PANEL, PanelPart, PanelsInPlace};
-use super::plan::{Buffers, F32_DEPTH, Plan, Reading, Rows};
+use super::panels::{PANEL, PanelsInPlace};
+use super::plan::{Base, Buffers, F32_DEPTH, Plan, Rows};
 use super::strips::{
     Reuse, Strip, converted, f32_strip, pack_strips, packed_strip, pair_strip, pair_words,
 };
+use super::task_panels::Panels;
 use super::terms::TermPart;
 use super::tile_bf16::{Ahead, Product as PairTile, product_tile};
 use super::tile_f32::{Block as F32Tile, multiply_rows, multiply_rows_of_pairs};
+use super::tile_int8::IntegerTile;
 use super::{Arithmetic, Product, ProductShape};
 
 /// A product with all that its tasks share. Lengths were checked against the shapes.
@@ -31,6 +33,8 @@ pub(super) struct Job<'a> {
     pub call: &'a Product<'a>,
     pub shape: ProductShape,
     pub in_place: Option<PanelsInPlace<'a>>,
+    /// The first operand in integers, where the second one is such.
+    pub integers: Option<&'a Integers<'a>>,
     pub plan: &'a Plan,
     pub sink: &'a Sink<'a>,
     pub slots: &'a Slots<'a>,
@@ -55,9 +59,9 @@ struct Task<'j, 'a> {
 
 /// The part of the depth that is summed at once.
 #[derive(Clone, Copy)]
-struct Block {
-    start: usize,
-    depth: usize,
+pub(super) struct Block {
+    pub start: usize,
+    pub depth: usize,
     /// Whether sums end with it. They begin with the block that starts at 0.
     last: bool,
 }
@@ -69,67 +73,6 @@ impl Block {
 
     fn is_whole(&self) -> bool {
         self.is_first() && self.last
-    }
-}
-
-/// Where a tile finds a task's panels, from the block's first depth on, in words of four bytes.
-#[derive(Clone, Copy)]
-struct Panels {
-    start: *const u32,
-    /// Distance between panels.
-    panel: usize,
-    /// Distance between depths, or between pairs of them.
-    depth: usize,
-    /// Whether the last panel is whole.
-    padded: bool,
-    /// Whether they are bf16 pairs.
-    are_pairs: bool,
-}
-
-impl Panels {
-    fn lines(start: *const f32, [panel, depth]: [usize; 2]) -> Self {
-        Self {
-            start: start.cast(),
-            panel,
-            depth,
-            padded: true,
-            are_pairs: false,
-        }
-    }
-
-    fn pairs(start: *const bf16, depth: usize) -> Self {
-        Self {
-            start: start.cast(),
-            panel: pairs_of(depth) * PANEL,
-            depth: PANEL,
-            padded: true,
-            are_pairs: true,
-        }
-    }
-
-    /// All panels, where they lie.
-    fn in_place(panels: PanelsInPlace, depth: usize) -> Self {
-        match panels {
-            PanelsInPlace::Lines {
-                values,
-                panel_stride,
-                depth_stride,
-                padded,
-            } => Self {
-                padded,
-                ..Self::lines(values.as_ptr(), [panel_stride, depth_stride])
-            },
-            PanelsInPlace::Pairs(values) => Self::pairs(values.as_ptr(), depth),
-        }
-    }
-
-    /// Those from a panel and a depth on, which starts a pair.
-    fn from(self, panel: usize, depth: usize) -> Self {
-        let steps = if self.are_pairs { depth / 2 } else { depth };
-        let start = self
-            .start
-            .wrapping_add(panel * self.panel + steps * self.depth);
-        Self { start, ..self }
     }
 }
 
@@ -151,7 +94,7 @@ impl SimdOp for Task<'_, '_> {
             let depth = plan.cut.depth.min(k - start);
             let last = start + depth == k;
             let block = Block { start, depth, last };
-            let panels = self.panels_of(block, buffers.panels);
+            let panels = Panels::of(self.job, self.panels.clone(), block, buffers.panels);
             match plan.cut.rows {
                 Rows::Even(_) => self.by_strips(s, block, panels, &mut buffers),
                 Rows::Packed(_) => self.by_panels(s, block, panels, &mut buffers),
@@ -165,38 +108,6 @@ impl SimdOp for Task<'_, '_> {
 }
 
 impl Task<'_, '_> {
-    /// The task's panels of a block, made in `words` where they cannot be read in place.
-    fn panels_of(&self, block: Block, words: &mut [u32]) -> Panels {
-        let (job, first) = (self.job, self.panels.start);
-        if let Some(panels) = job.in_place
-            && job.shape.reading() != Reading::Decoded
-        {
-            return Panels::in_place(panels, job.shape.k).from(first, block.start);
-        }
-        let (lines, pairs) = (block.depth * PANEL, pairs_of(block.depth) * PANEL);
-        let part = |i: usize| PanelPart {
-            panel: first + i,
-            depth: block.start..block.start + block.depth,
-        };
-        let n_panels = self.panels.len();
-        match job.call.arithmetic {
-            Arithmetic::F32 => {
-                for i in 0..n_panels {
-                    let into = typed_mut(&mut words[i * lines..][..lines]);
-                    job.call.b.widen(job.isa, part(i), into);
-                }
-                Panels::lines(words.as_ptr().cast(), [lines, PANEL])
-            }
-            Arithmetic::Bf16 => {
-                for i in 0..n_panels {
-                    let into = typed_mut(&mut words[i * pairs..][..pairs]);
-                    job.call.b.pairs(job.isa, part(i), into);
-                }
-                Panels::pairs(words.as_ptr().cast(), block.depth)
-            }
-        }
-    }
-
     /// Adds a block's part of the product: each strip of rows meets all panels.
     #[inline(always)]
     fn by_strips<S: Simd>(
@@ -276,8 +187,8 @@ impl Task<'_, '_> {
     unsafe fn sum<S: Simd>(&self, s: S, tile: &Tile, strip: Strip, block: Block, panels: Panels) {
         let call = self.job.call;
         let (at, sums, b) = (tile.at, tile.sums, panels.from(tile.panel, 0));
-        match call.arithmetic {
-            Arithmetic::F32 => {
+        match self.job.shape.base() {
+            Base::F32 => {
                 let bias = match call.bias {
                     Some(bias) if block.is_first() => bias[at.column..][..at.columns].as_ptr(),
                     _ => std::ptr::null(),
@@ -287,7 +198,7 @@ impl Task<'_, '_> {
                     a_row: strip.row,
                     a_col: strip.depth,
                     b: b.start.cast(),
-                    b_row: b.depth,
+                    b_row: b.line,
                     b_panel: b.panel,
                     b_padded: b.padded,
                     c: sums.start,
@@ -301,13 +212,13 @@ impl Task<'_, '_> {
                 };
                 // SAFETY: the caller's contract.
                 unsafe {
-                    match b.are_pairs {
-                        true => multiply_rows_of_pairs(s, &tile),
-                        false => multiply_rows(s, &tile),
+                    match b.depths {
+                        2 => multiply_rows_of_pairs(s, &tile),
+                        _ => multiply_rows(s, &tile),
                     }
                 }
             }
-            Arithmetic::Bf16 => {
+            Base::Bf16 => {
                 let tile = PairTile {
                     a: strip.start,
                     a_row: strip.row,
@@ -323,6 +234,20 @@ impl Task<'_, '_> {
                 };
                 // SAFETY: the caller's contract.
                 unsafe { product_tile(s, &tile) };
+            }
+            Base::Int8 => {
+                let integers = self.job.integers.expect("b is integers");
+                let tile = IntegerTile {
+                    a: strip.start,
+                    a_row: strip.row,
+                    b: b.start,
+                    c: sums.start,
+                    c_row: sums.stride,
+                    accumulate: !block.is_first(),
+                    ..integers.tile(at, block.start..block.start + block.depth)
+                };
+                // SAFETY: the caller's contract; the unit was chosen for this machine.
+                unsafe { integers.unit.run(&tile) };
             }
         }
     }
@@ -379,25 +304,32 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
     /// copy.
     #[inline(always)]
     fn strip<S: Simd>(&mut self, s: S) -> Strip {
-        let (call, a) = (self.task.job.call, self.rows_of_a(self.rows.clone()));
-        match call.arithmetic {
-            Arithmetic::F32 => {
+        let job = self.task.job;
+        let (call, a) = (job.call, self.rows_of_a(self.rows.clone()));
+        if self.block.last && call.arithmetic == Arithmetic::Bf16 {
+            let mut words = &mut *self.buffers.terms;
+            for term in TermPart::of(call.low_rank, &self.rows) {
+                pair_strip(s, term.h.into(), term.scale, words);
+                words = &mut words[pair_words(term.h.cols())..];
+            }
+        }
+        match job.shape.base() {
+            Base::F32 => {
                 let reuse = Reuse::of(self.task.panels.len());
                 f32_strip(s, a, reuse, self.buffers.strip)
             }
-            Arithmetic::Bf16 => {
+            Base::Bf16 => {
                 if !self.block.is_whole() {
                     let next = self.rows.end..(self.rows.end + self.rows.len());
                     self.bring_near(s, next.start..next.end.min(self.task.rows.end));
                 }
-                if self.block.last {
-                    let mut words = &mut *self.buffers.terms;
-                    for term in TermPart::of(call.low_rank, &self.rows) {
-                        pair_strip(s, term.h.into(), term.scale, words);
-                        words = &mut words[pair_words(term.h.cols())..];
-                    }
-                }
                 pair_strip(s, a, call.alpha, self.buffers.strip)
+            }
+            Base::Int8 => {
+                let integers = job.integers.expect("b is integers");
+                let (start, row) = integers.strip(self.rows.start, self.block.start);
+                let depth = 1;
+                Strip { start, row, depth }
             }
         }
     }
@@ -435,9 +367,10 @@ impl<'a> StripOp<'_, '_, 'a, '_> {
         let words = &mut *self.buffers.tiles;
         let start = (index * S::GEMM_ROWS * PANEL).min(words.len());
         let mut tile = self.task.tile(&self.rows, i, &mut words[start..]);
-        match self.task.job.call.arithmetic {
-            Arithmetic::F32 => self.bring_next_f32(s, i),
-            Arithmetic::Bf16 => {
+        match self.task.job.shape.base() {
+            Base::F32 => self.bring_next_f32(s, i),
+            Base::Int8 => {}
+            Base::Bf16 => {
                 if let Some(next) = next {
                     tile.ahead = Ahead {
                         start: next.start.wrapping_add(next.share * i),

@@ -7,7 +7,8 @@ use crate::element::{Element, ValuesMut};
 use crate::parallel::SharedMut;
 use crate::simd::{Simd, SimdOp, load_at};
 
-use super::{Arithmetic, Epilogue, Output, PANEL, ProductShape};
+use super::plan::Base;
+use super::{Epilogue, Output, PANEL, ProductShape};
 
 /// A rectangle of c, at most [`PANEL`] columns wide.
 #[derive(Clone, Copy)]
@@ -154,7 +155,7 @@ impl<'a, C: Element> SinkOf<'a, C> {
             c: SharedMut::new(c),
             stride,
             // Sums in f32 start with the bias.
-            bias: bias.filter(|_| shape.arithmetic == Arithmetic::Bf16),
+            bias: bias.filter(|_| shape.base() != Base::F32),
             step,
             in_c: shape.sums_in_c(),
         }

@@ -9,7 +9,9 @@ use crate::isa::Isa;
 use crate::matrix::{AnyMatRef, MatRef, each_type};
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 
+use super::integers::IntegerPanels;
 use super::pack_bf16::pairs_of;
+use super::weights::Side;
 
 /// Columns of a panel.
 pub const PANEL: usize = 32;
@@ -52,6 +54,11 @@ pub trait PanelSource: Sync {
     fn in_place(&self) -> Option<PanelsInPlace<'_>> {
         None
     }
+
+    /// The panels, where they are integers that are multiplied as such.
+    fn integers(&self) -> Option<IntegerPanels<'_>> {
+        None
+    }
 }
 
 /// [`PanelSource::pairs`] by way of f32.
@@ -68,8 +75,13 @@ pub(super) fn round_pairs<P: PanelSource + ?Sized>(
         let depth = start..(start + DEPTH_STEP).min(depth.end);
         let lines = &mut lines[..depth.len() * PANEL];
         source.widen(isa, PanelPart { panel, depth }, lines);
-        dispatch(isa, PairLines { lines, out });
+        pair_lines(isa, lines, out);
     }
+}
+
+/// Lines of a panel as pairs, rounded. Panics if a length disagrees.
+pub(super) fn pair_lines(isa: Isa, lines: &[f32], out: &mut [bf16]) {
+    dispatch(isa, PairLines { lines, out });
 }
 
 /// Panels that are read where they lie.
@@ -144,6 +156,8 @@ pub enum PanelForm {
     Pairs,
     /// Decoded in cache.
     Decoded,
+    /// Integers, in place or decoded in cache.
+    Integers(Side),
 }
 
 /// Pairs of lines of a panel, rounded.

@@ -9,9 +9,12 @@ use crate::matrix::AnyMatRef;
 use crate::scratch::{ScratchNeed, bytes_of};
 
 use super::Arithmetic;
+use super::integers::{self, Needed};
 use super::pack_bf16::pairs_of;
+use super::pack_int8::groups_of;
 use super::panels::{PANEL, PanelForm};
 use super::strips::{self, MAX_ROWS};
+use super::weights::Side;
 
 /// Depth over which f32 sums run in registers; such sums are added in order, so that it decides the
 /// bits. A strip of 12 rows takes 18 KiB of the L1 cache while panels pass by (measured against
@@ -85,6 +88,27 @@ pub struct ProductShape {
     pub rank: usize,
     /// Low-rank terms.
     pub terms: usize,
+    /// Columns of `a` that are kept beside where b is integers.
+    pub outliers: usize,
+}
+
+/// What multiplies a and b. Low-rank terms are multiplied in the call's arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl Base {
+    /// Lines of a panel that so much depth makes.
+    pub(super) fn lines(self, depth: usize) -> usize {
+        match self {
+            Base::F32 => depth,
+            Base::Bf16 => pairs_of(depth),
+            Base::Int8 => groups_of(depth),
+        }
+    }
 }
 
 /// Which elements of a matrix lie end to end.
@@ -107,35 +131,68 @@ impl Order {
 }
 
 impl ProductShape {
+    /// What multiplies a and b.
+    pub(super) fn base(&self) -> Base {
+        match (self.b, self.arithmetic) {
+            (PanelForm::Integers(_), _) => Base::Int8,
+            (_, Arithmetic::F32) => Base::F32,
+            (_, Arithmetic::Bf16) => Base::Bf16,
+        }
+    }
+
     /// Whether sums are made in c itself: f32 sums over blocks of the depth are added to it.
     pub(super) fn sums_in_c(&self) -> bool {
-        self.arithmetic == Arithmetic::F32 && self.c == DType::F32
+        self.base() == Base::F32 && self.c == DType::F32
     }
 
     /// How a tile gets its panel.
     pub(super) fn reading(&self) -> Reading {
-        match (self.arithmetic, self.b) {
-            (Arithmetic::F32, PanelForm::Lines) => Reading::InPlace,
-            (Arithmetic::F32, PanelForm::Pairs) if self.m <= WIDENED_ROWS => Reading::Registers,
-            (Arithmetic::Bf16, PanelForm::Pairs) => Reading::InPlace,
-            (Arithmetic::F32, PanelForm::Pairs | PanelForm::Decoded)
-            | (Arithmetic::Bf16, PanelForm::Lines | PanelForm::Decoded) => Reading::Decoded,
+        match (self.base(), self.b) {
+            (Base::F32, PanelForm::Lines) => Reading::InPlace,
+            (Base::F32, PanelForm::Pairs) if self.m <= WIDENED_ROWS => Reading::Registers,
+            (Base::Bf16, PanelForm::Pairs) => Reading::InPlace,
+            (Base::Int8, PanelForm::Integers(Side::Straight)) => Reading::InPlace,
+            (Base::F32 | Base::Bf16 | Base::Int8, _) => Reading::Decoded,
         }
+    }
+
+    /// What quantising `a` takes, where b is integers.
+    pub(super) fn integers(&self) -> Option<Needed> {
+        let &ProductShape {
+            arithmetic,
+            m,
+            n,
+            k,
+            outliers,
+            ..
+        } = self;
+        (self.base() == Base::Int8).then_some(Needed {
+            m,
+            n,
+            k,
+            outliers,
+            arithmetic,
+        })
     }
 
     /// For a product that is not empty.
     pub(super) fn plan(&self, threads: usize) -> Plan {
-        let cut = match self.arithmetic {
-            Arithmetic::F32 => self.cut_f32(),
-            Arithmetic::Bf16 if self.packs_strips() => self.cut_packed(threads),
-            Arithmetic::Bf16 if self.reading() == Reading::Decoded && self.k > WHOLE_DEPTH => {
+        let cut = match self.base() {
+            Base::F32 => self.cut_f32(),
+            Base::Bf16 if self.packs_strips() => self.cut_packed(threads),
+            Base::Bf16 if self.reading() == Reading::Decoded && self.k > WHOLE_DEPTH => {
                 self.cut_by_blocks(threads)
             }
-            Arithmetic::Bf16 => self.cut_bf16(threads),
+            Base::Bf16 => self.cut_narrow(threads),
+            Base::Int8 => Cut {
+                depth: integers::DEPTH,
+                ..self.cut_narrow(threads)
+            },
         };
         Plan {
             buffers: self.buffers(&cut),
             cut,
+            integers: self.integers().map(|needed| needed.scratch()),
         }
     }
 
@@ -169,10 +226,12 @@ impl ProductShape {
         self.cut(n_groups, self.m.div_ceil(F32_ROWS), F32_DEPTH)
     }
 
-    fn cut_bf16(&self, threads: usize) -> Cut {
+    /// For values of sixteen bits or eight.
+    fn cut_narrow(&self, threads: usize) -> Cut {
         let n_panels = self.n.div_ceil(PANEL);
         let decoded = self.reading() == Reading::Decoded;
-        let per_group = (GROUP_BYTES / (pairs_of(self.k) * PANEL * 4).max(1)).clamp(1, 12);
+        let panel_bytes = self.base().lines(self.k) * PANEL * 4;
+        let per_group = (GROUP_BYTES / panel_bytes.max(1)).clamp(1, 12);
         let mut n_groups = n_panels.div_ceil(per_group);
         if threads == 1 {
             return self.cut(n_groups, 1, self.k);
@@ -218,20 +277,21 @@ impl ProductShape {
     fn buffers(&self, cut: &Cut) -> Buffers<usize> {
         let (rows, panels) = (cut.most_rows(), cut.n_panels.div_ceil(cut.n_groups));
         let depth = cut.depth.min(self.k);
-        let panel = match self.arithmetic {
-            Arithmetic::F32 => PANEL * depth,
-            Arithmetic::Bf16 => PANEL * pairs_of(depth),
+        let panel = PANEL * self.base().lines(depth);
+        let strip = match (self.base(), cut.rows) {
+            (Base::F32, _) => strips::F32_WORDS,
+            (Base::Bf16, Rows::Packed(_)) => strips::packed_words(rows, depth),
+            (Base::Bf16, Rows::Even(_)) => strips::pair_words(depth),
+            // Rows are quantised once, for all tasks.
+            (Base::Int8, _) => 0,
         };
-        let strip = match (self.arithmetic, cut.rows) {
-            (Arithmetic::F32, _) => strips::F32_WORDS,
-            (Arithmetic::Bf16, Rows::Packed(_)) => strips::packed_words(rows, depth),
-            (Arithmetic::Bf16, Rows::Even(_)) => strips::pair_words(depth),
-        };
+        let terms_beside = usize::from(self.outliers > 0);
         let terms = match self.arithmetic {
             Arithmetic::F32 => 0,
             // Whole lines for each term's rank, and one more.
             Arithmetic::Bf16 => {
-                strips::pair_words(self.rank) + self.terms * strips::pair_words(PANEL)
+                let terms = self.terms + terms_beside;
+                strips::pair_words(self.rank + self.outliers) + terms * strips::pair_words(PANEL)
             }
         };
         let tile = MAX_ROWS * PANEL;
@@ -259,6 +319,8 @@ pub(super) struct Plan {
     pub cut: Cut,
     /// In words of four bytes.
     pub buffers: Buffers<usize>,
+    /// Of quantising the first operand.
+    integers: Option<ScratchNeed>,
 }
 
 impl Plan {
@@ -269,13 +331,15 @@ impl Plan {
             terms,
             tiles,
         } = self.buffers;
-        ScratchNeed {
+        let of_tasks = ScratchNeed {
             shared: 0,
             per_thread: [panels, strip, terms, tiles]
                 .map(bytes_of::<u32>)
                 .iter()
                 .sum(),
-        }
+        };
+        self.integers
+            .map_or(of_tasks, |integers| integers.max(of_tasks))
     }
 }
 

@@ -12,8 +12,9 @@ use crate::element::DType;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
 
+use super::integers::{IntegerPanels, Rounding};
 use super::panels::{PANEL, PanelForm, PanelPart, PanelSource, PanelsInPlace, round_pairs};
-use super::{pack_bf16, pack_f32};
+use super::{pack_bf16, pack_f32, pack_int8};
 
 /// How packed weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub enum WeightFormat {
     F32,
     /// bf16 pairs.
     Bf16,
+    /// Integers of eight bits with a scale for each row. Products with them are products of
+    /// integers, whatever the arithmetic of other products.
+    Int8,
 }
 
 impl WeightFormat {
@@ -31,6 +35,7 @@ impl WeightFormat {
         match self {
             WeightFormat::F32 => "f32",
             WeightFormat::Bf16 => "bf16",
+            WeightFormat::Int8 => "int8",
         }
     }
 
@@ -38,7 +43,16 @@ impl WeightFormat {
     pub fn of_rows(self) -> DType {
         match self {
             WeightFormat::F32 => DType::F32,
-            WeightFormat::Bf16 => DType::Bf16,
+            WeightFormat::Bf16 | WeightFormat::Int8 => DType::Bf16,
+        }
+    }
+
+    /// The format of a table whose rows are looked up, and which is multiplied with too: a
+    /// vocabulary's.
+    pub fn of_tables(self) -> WeightFormat {
+        match self.of_rows() {
+            DType::F32 => WeightFormat::F32,
+            DType::Bf16 => WeightFormat::Bf16,
         }
     }
 
@@ -48,6 +62,7 @@ impl WeightFormat {
             (Side::Straight, WeightFormat::F32) => PanelForm::Lines,
             (Side::Straight, WeightFormat::Bf16) => PanelForm::Pairs,
             (Side::Transposed, WeightFormat::F32 | WeightFormat::Bf16) => PanelForm::Decoded,
+            (side, WeightFormat::Int8) => PanelForm::Integers(side),
         }
     }
 }
@@ -67,6 +82,7 @@ pub fn packed_bytes(format: WeightFormat, rows: usize, depth: usize) -> usize {
     match format {
         WeightFormat::F32 => 4 * pack_f32::packed_len(rows, depth),
         WeightFormat::Bf16 => 2 * pack_bf16::packed_bf16_len(rows, depth),
+        WeightFormat::Int8 => pack_int8::packed_int8_bytes(rows, depth),
     }
 }
 
@@ -76,6 +92,7 @@ pub fn pack_weights(isa: Isa, format: WeightFormat, w: MatRef, dst: &mut [u8]) {
     match format {
         WeightFormat::F32 => pack_f32::pack(isa, w, typed_mut(dst)),
         WeightFormat::Bf16 => pack_bf16::pack_bf16(isa, w, typed_mut(dst)),
+        WeightFormat::Int8 => pack_int8::pack_int8(w, dst),
     }
 }
 
@@ -95,7 +112,7 @@ impl<'a> PackedWeights<'a> {
         let (needed, name) = (packed_bytes(format, rows, depth), format.name());
         assert_eq!(bytes.len(), needed, "{name} weights [{rows}, {depth}]");
         let align = match format {
-            WeightFormat::F32 => align_of::<f32>(),
+            WeightFormat::F32 | WeightFormat::Int8 => align_of::<f32>(),
             WeightFormat::Bf16 => align_of::<bf16>(),
         };
         let aligned = bytes.as_ptr().addr().is_multiple_of(align);
@@ -129,6 +146,8 @@ impl<'a> PackedWeights<'a> {
         WeightPanels {
             weights: self,
             side,
+            outliers: &[],
+            rounding: Rounding::Nearest,
         }
     }
 
@@ -138,6 +157,7 @@ impl<'a> PackedWeights<'a> {
         match self.format {
             WeightFormat::F32 => pack_f32::unpack(self.of().values, n, k, dst),
             WeightFormat::Bf16 => pack_bf16::unpack_bf16(self.of().values, n, k, dst),
+            WeightFormat::Int8 => pack_int8::unpack_int8(&self.of(), dst),
         }
     }
 
@@ -148,6 +168,7 @@ impl<'a> PackedWeights<'a> {
         match self.format {
             WeightFormat::F32 => pack_f32::add_row(&self.of(), row, sum),
             WeightFormat::Bf16 => pack_bf16::add_row(&self.of(), row, sum),
+            WeightFormat::Int8 => pack_int8::add_row(&self.of(), row, sum),
         }
     }
 
@@ -167,6 +188,7 @@ impl<'a> PackedWeights<'a> {
 }
 
 /// Packed weights [rows, depth] in a layout made of one type.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct PackedOf<'a, T> {
     pub values: &'a [T],
     pub rows: usize,
@@ -178,6 +200,20 @@ pub(super) struct PackedOf<'a, T> {
 pub struct WeightPanels<'a> {
     weights: PackedWeights<'a>,
     side: Side,
+    outliers: &'a [u32],
+    rounding: Rounding,
+}
+
+impl<'a> WeightPanels<'a> {
+    /// With integers, the columns of the other operand that are kept beside, each but once.
+    pub fn with_outliers(self, outliers: &'a [u32]) -> Self {
+        Self { outliers, ..self }
+    }
+
+    /// With integers, how the other operand becomes such.
+    pub fn with_rounding(self, rounding: Rounding) -> Self {
+        Self { rounding, ..self }
+    }
 }
 
 impl PanelSource for WeightPanels<'_> {
@@ -194,13 +230,14 @@ impl PanelSource for WeightPanels<'_> {
         match w.format {
             WeightFormat::F32 => pack_f32::widen(isa, &w.of(), side, &part, out),
             WeightFormat::Bf16 => pack_bf16::widen(isa, &w.of(), side, &part, out),
+            WeightFormat::Int8 => pack_int8::widen(&w.of(), side, &part, out),
         }
     }
 
     fn pairs(&self, isa: Isa, part: PanelPart, out: &mut [bf16]) {
         let (w, side) = (self.weights, self.side);
         match w.format {
-            WeightFormat::F32 => round_pairs(self, isa, part, out),
+            WeightFormat::F32 | WeightFormat::Int8 => round_pairs(self, isa, part, out),
             WeightFormat::Bf16 => pack_bf16::pairs(isa, &w.of(), side, &part, out),
         }
     }
@@ -208,7 +245,7 @@ impl PanelSource for WeightPanels<'_> {
     fn in_place(&self) -> Option<PanelsInPlace<'_>> {
         let w = self.weights;
         match w.format.form(self.side) {
-            PanelForm::Decoded => None,
+            PanelForm::Decoded | PanelForm::Integers(_) => None,
             PanelForm::Lines => Some(PanelsInPlace::Lines {
                 values: w.of().values,
                 panel_stride: w.depth * PANEL,
@@ -217,5 +254,15 @@ impl PanelSource for WeightPanels<'_> {
             }),
             PanelForm::Pairs => Some(PanelsInPlace::Pairs(w.of().values)),
         }
+    }
+
+    fn integers(&self) -> Option<IntegerPanels<'_>> {
+        let w = self.weights;
+        (w.format == WeightFormat::Int8).then(|| IntegerPanels {
+            weights: w.of(),
+            side: self.side,
+            outliers: self.outliers,
+            rounding: self.rounding,
+        })
     }
 }

@@ -200,6 +200,19 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_si256(p.cast(), v) }
     }
     #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, v: __m256i) {
+        // SAFETY: the caller's contract, and the token.
+        unsafe {
+            let low = _mm256_set1_epi32(0x0c08_0400);
+            let bytes = _mm256_shuffle_epi8(v, low);
+            let halves = [
+                _mm_cvtsi128_si32(_mm256_castsi256_si128(bytes)),
+                _mm_cvtsi128_si32(_mm256_extracti128_si256::<1>(bytes)),
+            ];
+            p.cast::<[i32; 2]>().write_unaligned(halves);
+        }
+    }
+    #[inline(always)]
     fn add_u(self, a: __m256i, b: __m256i) -> __m256i {
         pure!(_mm256_add_epi32(a, b))
     }

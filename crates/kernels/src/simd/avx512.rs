@@ -204,6 +204,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
     #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, v: __m512i) {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v)) }
+    }
+    #[inline(always)]
     fn add_u(self, a: __m512i, b: __m512i) -> __m512i {
         pure!(_mm512_add_epi32(a, b))
     }

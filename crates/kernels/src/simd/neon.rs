@@ -183,6 +183,16 @@ impl Simd for Neon {
         unsafe { vst1q_u8(p.cast(), vreinterpretq_u8_u32(v)) }
     }
     #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, v: uint32x4_t) {
+        // SAFETY: the caller's contract, and the token.
+        unsafe {
+            let halves = vmovn_u32(v);
+            let bytes = vmovn_u16(vcombine_u16(halves, halves));
+            p.cast::<u32>()
+                .write_unaligned(vget_lane_u32::<0>(vreinterpret_u32_u8(bytes)));
+        }
+    }
+    #[inline(always)]
     fn add_u(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
         pure!(vaddq_u32(a, b))
     }

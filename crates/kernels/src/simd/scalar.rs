@@ -99,7 +99,9 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn pow2(self, n: f32) -> f32 {
-        f32::from_bits(((n as i32 + 127) as u32) << 23)
+        // Other numbers come from lanes behind the last that counts; as with vectors, any result
+        // will do.
+        f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23)
     }
     #[inline(always)]
     fn reduce_add(self, a: f32) -> f32 {
@@ -139,6 +141,11 @@ impl Simd for Scalar {
     unsafe fn store_u(self, p: *mut u32, v: u32) {
         // SAFETY: the caller's contract.
         unsafe { p.write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, v: u32) {
+        // SAFETY: the caller's contract.
+        unsafe { p.write(v as u8) }
     }
     #[inline(always)]
     fn add_u(self, a: u32, b: u32) -> u32 {

@@ -41,8 +41,11 @@ impl Packed {
 pub fn run_product(isa: Isa, call: &Product, epilogue: Epilogue, c: Output) {
     let threads = rayon::current_num_threads();
     let bytes = product_scratch(&call.shape(c.values.dtype()), threads).bytes(threads);
-    let mut scratch = ScratchBuffer::new(bytes, threads);
-    product(isa, call, epilogue, c, &mut scratch.scratch());
+    // As in memory that was used before: what is not written first makes a result NaN.
+    let mut dirty = vec![u8::MAX; bytes + 64];
+    let start = dirty.as_ptr().align_offset(64);
+    let mut scratch = Scratch::new(&mut dirty[start..start + bytes], threads);
+    product(isa, call, epilogue, c, &mut scratch);
 }
 
 /// The same into new values with rows end to end.

@@ -23,7 +23,7 @@ impl NumericSettings {
     }
 
     /// What is absent follows: the weights the activations, and products are bf16 where both of
-    /// them are.
+    /// them are. Beside int8 weights they follow the activations.
     pub fn new(
         precision: DType,
         base_format: Option<WeightFormat>,
@@ -31,9 +31,10 @@ impl NumericSettings {
     ) -> Self {
         let of_one = Numerics::from(precision);
         let base_format = base_format.unwrap_or(of_one.weights);
-        let implied = match base_format == of_one.weights {
-            true => of_one.arithmetic,
-            false => Arithmetic::F32,
+        let implied = match base_format {
+            WeightFormat::Int8 => of_one.arithmetic,
+            format if format == of_one.weights => of_one.arithmetic,
+            WeightFormat::F32 | WeightFormat::Bf16 => Arithmetic::F32,
         };
         Self {
             precision,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use lowrank_engine::WeightFormat;
+
 use super::{IntervalStrategy, LoraSettings, Method, ModulePattern, Task, TrainConfig};
 use crate::metrics::Metric;
 use crate::schedule::SchedulerType;
@@ -41,6 +43,13 @@ impl TrainConfig {
                 "from_scratch",
                 "`full` with it",
                 "adapters in random weights",
+            );
+        }
+        if is_full && self.numerics.base_format == WeightFormat::Int8 {
+            faults.add(
+                "base_format",
+                "f32 or bf16 with `full`",
+                "int8, which is for frozen weights",
             );
         }
         faults.require(

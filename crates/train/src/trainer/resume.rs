@@ -6,6 +6,7 @@ use crate::best::BestState;
 use crate::checkpoint::{CheckpointError, Found, Newest, RunState, check, restore};
 use crate::error::TrainError;
 use crate::metrics_log::MetricsLog;
+use crate::outliers;
 
 impl Trainer {
     /// Goes on from the newest whole checkpoint of the run's folder; from the start where there is
@@ -44,6 +45,7 @@ impl Trainer {
             self.model.trainables_mut(),
             Some(&mut self.optimizer),
         )?;
+        outliers::restore(&mut self.model, &state.outliers)?;
         self.state = RunState {
             config: self.config.clone(),
             base: self.state.base.take(),

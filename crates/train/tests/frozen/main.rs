@@ -1,5 +1,5 @@
 //! Bit hashes of short training runs, of generation and of merged files, frozen for each
-//! instruction set, in f32, in bf16, and in f32 with bf16 weights.
+//! instruction set, in f32, in bf16, in f32 with bf16 weights, and with int8 weights.
 //!
 //! They say that a change left the arithmetic alone: every bit of losses, gradients and trained
 //! values is in a hash. Where a change must alter bits, it is a commit of its own that says why,
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{DType, Device, Isa, Numerics, StepKey, WeightFormat};
+use lowrank_engine::{DType, Device, Gradients, Isa, Numerics, StepKey, WeightFormat};
 use lowrank_model::{
     Batch, BeamSearch, Generate, MergeOptions, Model, PassOptions, Sampling, Search, Targets, Task,
 };
@@ -82,6 +82,23 @@ fn train(
     device: &Device,
 ) -> Bits {
     let mut model = network.model(training, device);
+    if model.wants_outliers() {
+        let (input_ids, offsets) = ids(micro_batches[0], 0);
+        let labels = labels(network.task, &input_ids, &offsets);
+        let batch = Batch {
+            input_ids: &input_ids,
+            token_type_ids: None,
+            offsets: &offsets,
+        };
+        let pass = PassOptions {
+            grad_scale: 1.0,
+            ..PassOptions::default()
+        };
+        let mut gradients = Gradients::zeros(device, model.trainables());
+        let targets = Targets::Class(&labels);
+        let found = model.find_outliers(&batch, targets, &pass, &mut gradients);
+        found.expect("the batch fits");
+    }
     let settings = OptimizationSettings::default();
     let mut optimizer = Optimizer::new(device, model.trainables(), &settings);
     let mut gradients = StepGradients::zeros(device, model.trainables(), micro_batches.len());
@@ -149,7 +166,12 @@ fn generate(network: &Network, device: &Device) -> Bits {
         }),
     ];
     let mut bits = Bits::default();
+    let is_int8 = device.numerics().weights == WeightFormat::Int8;
     for merged in [false, true] {
+        // What is merged starts from the original weights.
+        if merged && is_int8 {
+            break;
+        }
         if merged {
             model.merge_adapters().expect("it merges");
         }
@@ -197,11 +219,18 @@ fn hashes_of(isa: Isa) -> BTreeMap<String, String> {
         weights: WeightFormat::Bf16,
         ..Numerics::from(DType::F32)
     };
+    let int8 = |activations: DType| Numerics {
+        weights: WeightFormat::Int8,
+        ..Numerics::from(activations)
+    };
     for (name, numerics) in [
         ("f32", DType::F32.into()),
         ("bf16", DType::Bf16.into()),
         ("f32-bf16", widened),
+        ("f32-int8", int8(DType::F32)),
+        ("bf16-int8", int8(DType::Bf16)),
     ] {
+        let is_int8 = numerics.weights == WeightFormat::Int8;
         let device = || Device::cpu_in(numerics, isa, 2).expect("threads start");
         for network in NETWORKS {
             let mut note = |what: &str, bits: Bits| {
@@ -209,6 +238,9 @@ fn hashes_of(isa: Isa) -> BTreeMap<String, String> {
                 found.insert(key.to_lowercase(), bits.hash());
             };
             for training in [Training::Lora, Training::Full, Training::BitFit] {
+                if is_int8 && matches!(training, Training::Full) {
+                    continue;
+                }
                 let bits = train(network, training, MICRO_BATCHES, &device());
                 note(training.name(), bits);
             }
@@ -217,7 +249,9 @@ fn hashes_of(isa: Isa) -> BTreeMap<String, String> {
             if network.task == Task::CausalLm {
                 note("generate", generate(network, &device()));
             }
-            note("merge", merge(network, &device()));
+            if !is_int8 {
+                note("merge", merge(network, &device()));
+            }
         }
     }
     found
@@ -278,6 +312,10 @@ fn runs_generation_and_merged_files_keep_their_bits() {
         let lines = frozen
             .keys()
             .filter(|key| key.starts_with(&format!("{name} ")));
-        assert_eq!(lines.count(), 3 * (5 * 5 + 2), "lines of {name}");
+        assert_eq!(
+            lines.count(),
+            3 * (5 * 5 + 2) + 2 * (5 * 3 + 2),
+            "lines of {name}"
+        );
     }
 }

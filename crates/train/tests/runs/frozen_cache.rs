@@ -1,7 +1,7 @@
 //! What frozen layers give may be kept or not, in whole or in part: not one bit of the result
 //! depends on it.
 
-use lowrank_engine::{DType, Device, Purpose, WeightFormat};
+use lowrank_engine::{DType, Device, Numerics, Purpose, WeightFormat};
 use lowrank_model::Passes;
 use lowrank_train::config::{ModulePattern, NumericSettings, Task, TrainConfig};
 use lowrank_train::frozen_cache::FrozenCaches;
@@ -26,7 +26,7 @@ fn upper(task: Task, numerics: NumericSettings) -> TrainConfig {
 }
 
 /// Every linear layer of these layers, whatever the family.
-fn in_layers(numbers: &str) -> ModulePattern {
+pub fn in_layers(numbers: &str) -> ModulePattern {
     ModulePattern::Text(format!(
         r".*\.(layer|layers|h)\.({numbers})\..*(query|key|value|_proj|c_attn|c_fc|fc1|fc2|dense)"
     ))
@@ -48,15 +48,25 @@ const CASES: [(&str, Task); 9] = [
 fn kept_or_not_the_adapter_is_the_same_byte_for_byte() {
     let dir = tempfile::tempdir().expect("a folder");
     for (golden, task) in CASES {
-        for precision in [DType::F32, DType::Bf16] {
-            let config = upper(task, NumericSettings::of(precision));
+        for numerics in [
+            NumericSettings::of(DType::F32),
+            NumericSettings::of(DType::Bf16),
+            NumericSettings::new(DType::F32, Some(WeightFormat::Int8), None),
+        ] {
+            // One of each head is enough: what is kept is kept alike.
+            let is_int8 = numerics.base_format == WeightFormat::Int8;
+            if is_int8 && !["bert-single-label", "gpt2-causal"].contains(&golden) {
+                continue;
+            }
+            let config = upper(task, numerics);
             let run = |name: &str, threads, prefix_cache_bytes, stop_at| {
                 let place = Place {
                     golden,
                     threads,
                     prefix_cache_bytes,
                 };
-                let dir = dir.path().join(format!("{golden}-{precision:?}-{name}"));
+                let of = Numerics::from(numerics);
+                let dir = dir.path().join(format!("{golden}-{of}-{name}"));
                 run_at(place, &config, &dir, stop_at).expect("the run ends")
             };
             let off = run("off", 1, 0, 0);
@@ -86,15 +96,23 @@ fn the_plan_counts_the_kept_states_as_the_run_does() {
     for (golden, task) in CASES {
         let mixed = NumericSettings::new(DType::F32, Some(WeightFormat::Bf16), None);
         let in_bf16 = NumericSettings::of(DType::Bf16);
-        for (limit, numerics) in [(0, in_bf16), (SOME, in_bf16), (ALL, in_bf16), (SOME, mixed)] {
+        let int8 = NumericSettings::new(DType::Bf16, Some(WeightFormat::Int8), None);
+        for (limit, numerics) in [
+            (0, in_bf16),
+            (SOME, in_bf16),
+            (ALL, in_bf16),
+            (SOME, mixed),
+            (0, int8),
+            (ALL, int8),
+        ] {
             let config = upper(task, numerics);
             let place = Place {
                 golden,
                 threads: 2,
                 prefix_cache_bytes: limit,
             };
-            let precision = numerics.precision.name();
-            let run_dir = dir.path().join(format!("{golden}-{limit}-{precision}"));
+            let name = format!("{golden}-{limit}-{}", Numerics::from(numerics));
+            let run_dir = dir.path().join(name);
             let run = run_at(place, &config, &run_dir, 0).expect("the run ends");
             let planned = planned_peak(place, &config).expect("the rows fit");
             let kept = [&planned, &run.peak].map(|peak| peak.of(Purpose::FrozenCache));

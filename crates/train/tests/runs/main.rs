@@ -2,6 +2,7 @@
 
 mod fit;
 mod frozen_cache;
+mod int8;
 mod planned;
 mod properties;
 mod stops;

@@ -16,6 +16,7 @@ fn stopped_at_any_event_and_resumed_is_never_stopped() {
         NumericSettings::of(DType::F32),
         NumericSettings::of(DType::Bf16),
         NumericSettings::new(DType::F32, Some(WeightFormat::Bf16), None),
+        NumericSettings::new(DType::F32, Some(WeightFormat::Int8), None),
     ] {
         stop_and_resume(&TrainConfig {
             numerics,

@@ -64,7 +64,10 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
     )?;
     let rows = read_scorable(path, &args.data.settings()?)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
-    let numerics = args.numerics.for_adapter(args.adapter.adapter.as_ref());
+    let numerics = args
+        .numerics
+        .for_adapter(args.adapter.adapter.as_ref())
+        .without_int8()?;
     let device = device(&args.common, numerics)?;
     let language = RowSettings::of_language();
     let loaded = open_model(&args.model, &args.adapter, &language, &device)?;

@@ -106,6 +106,7 @@ pub(super) fn product_scratch_bytes(product: &Product<'_>, threads: usize) -> us
         c: product.c.tensor.dtype(),
         rank: product.low_rank.iter().map(|term| term.h.cols()).sum(),
         terms: product.low_rank.len(),
+        outliers: b.outliers().len(),
     };
     kernels::bytes_of::<u8>(copy) + product_scratch(&shape, threads).bytes(threads)
 }
@@ -121,6 +122,7 @@ pub(super) fn product<'a>(isa: Isa, product: Product<'a>, scratch: &mut Scratch<
         bias,
         c,
         epilogue,
+        rounding,
         ..
     } = product;
     // A wider `a` has zeros where the last panel of a transposed matrix has rows of zeros.
@@ -132,7 +134,8 @@ pub(super) fn product<'a>(isa: Isa, product: Product<'a>, scratch: &mut Scratch<
             Transpose::No => [n, k],
             Transpose::Yes => [k, n],
         };
-        weights_of(b.matrix, shape).panels(side(&b))
+        let panels = weights_of(b.matrix, shape).panels(side(&b));
+        panels.with_outliers(b.outliers()).with_rounding(rounding)
     } else {
         let straight = &b.matrix.host()[..kernels::packed_len(k, n)];
         kernels::repack_transposed(isa, straight, k, n, copy);
