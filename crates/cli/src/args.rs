@@ -4,7 +4,8 @@
 //! Every value is optional here: defaults are filled in by `resolve.rs`, so that a file, the flags
 //! and a resumed run can be laid over each other first.
 
-pub mod common;
+pub mod chat;
+mod common;
 pub mod generate;
 pub mod others;
 pub mod scoring;
@@ -15,6 +16,7 @@ use std::any::TypeId;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use chat::ChatArgs;
 pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs};
 pub use generate::GenerateArgs;
 pub use others::{
@@ -96,6 +98,8 @@ pub enum Command {
     Predict(Box<PredictArgs>),
     /// Write text after prompts, with or without an adapter
     Generate(Box<GenerateArgs>),
+    /// Talk with a model, turn by turn, with the adapter on or off
+    Chat(Box<ChatArgs>),
     /// Fold an adapter into its base and write a plain model directory
     Merge(Box<MergeArgs>),
     /// Write a quantised model, or a GGUF file, as a plain model directory
@@ -120,7 +124,11 @@ impl Command {
             Self::Merge(args) => Some(&mut args.data),
             Self::Check(args) => Some(&mut args.data),
             Self::Profile(args) => Some(&mut args.data),
-            Self::Generate(_) | Self::Convert(_) | Self::Plan(_) | Self::Inspect(_) => None,
+            Self::Generate(_)
+            | Self::Chat(_)
+            | Self::Convert(_)
+            | Self::Plan(_)
+            | Self::Inspect(_) => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One file a command. Each has a `run` that takes its flags, laid over their file, and does the
 //! work.
 
+pub mod chat;
 pub mod check;
 pub mod convert;
 pub mod eval;

@@ -18,6 +18,7 @@ mod session;
 mod settings;
 mod sink;
 mod source;
+mod stream;
 mod tables;
 mod unused;
 
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 
 use crate::args::Command;
 use crate::commands::{
-    check, convert, eval, generate, inspect, merge, plan, predict, profile, train,
+    chat, check, convert, eval, generate, inspect, merge, plan, predict, profile, train,
 };
 
 fn main() -> ExitCode {
@@ -57,6 +58,7 @@ fn run(command: Command) -> lowrank_run::RunResult {
         Command::Eval(args) => eval::run(*args),
         Command::Predict(args) => predict::run(*args),
         Command::Generate(args) => generate::run(*args),
+        Command::Chat(args) => chat::run(*args),
         Command::Merge(args) => merge::run(*args),
         Command::Convert(args) => convert::run(*args),
         Command::Plan(args) => plan::run(*args),
@@ -72,6 +74,7 @@ fn is_json(command: &Command) -> bool {
         Command::Eval(a) => a.common.is_json(),
         Command::Predict(a) => a.common.is_json(),
         Command::Generate(a) => a.common.is_json(),
+        Command::Chat(a) => a.common.is_json(),
         Command::Merge(a) => a.common.is_json(),
         Command::Convert(a) => a.common.is_json(),
         Command::Plan(a) => a.common.is_json(),

@@ -62,6 +62,12 @@ pub fn check_generate(mut unused: Unused, args: &GenerateArgs, loaded: &LoadedMo
     unused.finish()
 }
 
+/// Those of `chat`.
+pub fn check_chat(mut unused: Unused, loaded: &LoadedModel) -> RunResult {
+    unused.alpha(loaded);
+    unused.finish()
+}
+
 /// Those of `eval`.
 pub fn check_eval(mut unused: Unused, args: &EvalArgs) -> RunResult {
     let decoding = settings::to_map(&args.decoding);

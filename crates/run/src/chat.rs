@@ -4,11 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lowrank_chat::{ChatTemplate, LossOn, Moment, Variables, built_in, built_in_names};
-use lowrank_data::{ChatFormat, ChatUse, NamedTemplate, chat_templates};
+use lowrank_chat::{Chat, ChatTemplate, LossOn, Moment, Variables, built_in, built_in_names, rows};
+use lowrank_data::{ChatFormat, ChatUse, NamedTemplate, Tokenizer, chat_templates};
 use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::write_atomic;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::base::Base;
 use crate::error::{RunError, RunResult};
@@ -118,6 +119,26 @@ pub fn format(base: &Base, data: &RowSettings) -> RunResult<Option<ChatFormat>> 
 pub fn time(format: &ChatFormat) -> Option<String> {
     let asks = format.template.source().contains("strftime_now");
     asks.then(|| format.variables.now.to_string())
+}
+
+/// The token that ends the assistant's turn: the first special one behind its words.
+pub fn end_of_turn(format: &ChatFormat, tokenizer: &Tokenizer) -> Option<u32> {
+    let said = [
+        json!({ "role": "user", "content": "a" }),
+        json!({ "role": "assistant", "content": "b" }),
+    ];
+    let chat = Chat::from_messages(&said).ok()?;
+    let rows = rows(
+        &format.template,
+        &chat,
+        &format.variables,
+        LossOn::LastAssistant,
+    )
+    .ok()?;
+    let row = rows.last()?;
+    let tail = &row.text[row.spans.last()?.clone()];
+    let ids = tokenizer.encode_plain(tail).ok()?;
+    ids.into_iter().find(|id| tokenizer.is_special(*id))
 }
 
 /// The text of a template, and which rows it lays out.

@@ -44,6 +44,9 @@ pub fn save_model(run: &RunDir, spec: &RunSpec, model: &Model, base: &BaseId) ->
             labels: (!spec.head.labels.is_empty()).then(|| spec.head.labels.clone()),
         };
         side_files::copy(&spec.base.dir, pending.path())?;
+        if let Some(format) = &spec.chat {
+            chat::write_template(format, pending.path())?;
+        }
         model
             .write_merged(&spec.base.dir, pending.path(), &options)?
             .bytes

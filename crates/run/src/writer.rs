@@ -4,12 +4,16 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use lowrank_data::{Prompt, Template, TemplateError, Tokenizer};
-use lowrank_model::{Generate, Generated, Generation};
+use lowrank_chat::{Chat, Prompting};
+use lowrank_data::{ChatFormat, Prompt, Template, TemplateError, Tokenizer};
+use lowrank_model::{AdapterSlot, Generate, Generated, Generation};
+use serde_json::{Value, json};
 
+use crate::chat;
 use crate::error::{RunError, RunResult};
 use crate::loaded::LoadedModel;
 use crate::memory;
+use crate::settings::RowSettings;
 use crate::text::bytes;
 
 /// Prompts at a time unless told otherwise.
@@ -18,29 +22,99 @@ pub const BATCH_SIZE: usize = 16;
 /// Everything between a prompt and its text.
 pub struct Writer<'a> {
     options: Generate,
-    template: Option<Template>,
+    layout: Layout,
     loaded: &'a LoadedModel,
     tokenizer: &'a Tokenizer,
 }
 
+/// How prompts are to be laid out.
+#[derive(Clone, Debug, Default)]
+pub struct AskedLayout {
+    /// What stands before `{completion}`.
+    pub template: Option<String>,
+    /// A chat template by its name or file, or `none`.
+    pub chat_template: Option<String>,
+    /// What is said to the model before a chat.
+    pub system: Option<String>,
+}
+
+/// How a prompt becomes tokens.
+enum Layout {
+    /// As it is.
+    Plain,
+    /// With what stands around it.
+    Template(Template),
+    /// As what a user says.
+    Chat {
+        format: Box<ChatFormat>,
+        system: Option<String>,
+    },
+}
+
 impl<'a> Writer<'a> {
-    /// Writes with `options`; `asked` is the layout of prompts that was asked for; without it that
-    /// of the adapter's notes.
-    pub fn new(
+    /// Writes with `options`. Prompts are laid out as it is asked for, or else as the adapter was
+    /// trained. Where that is as chats, a text also ends where a turn does.
+    ///
+    /// # Errors
+    /// There is no tokenizer; a template is none, or two are asked for.
+    pub fn new(loaded: &'a LoadedModel, options: Generate, asked: &AskedLayout) -> RunResult<Self> {
+        Self::with_layout(loaded, options, layout(loaded, asked)?)
+    }
+
+    fn with_layout(
         loaded: &'a LoadedModel,
-        options: Generate,
-        asked: Option<&String>,
+        mut options: Generate,
+        layout: Layout,
     ) -> RunResult<Self> {
         let tokenizer = loaded.base.tokenizer.as_ref().map_err(|error| {
             RunError::failure(format!("`{}` has no tokenizer", loaded.base.name))
                 .caused_by(Some(error))
         })?;
+        if let Layout::Chat { format, .. } = &layout
+            && let Some(end) = chat::end_of_turn(format, tokenizer)
+            && !options.eos.contains(&end)
+        {
+            options.eos.push(end);
+        }
         Ok(Self {
             options,
-            template: template(asked.or(loaded.template.as_ref()))?,
+            layout,
             loaded,
             tokenizer,
         })
+    }
+
+    /// As [`Writer::new`] where prompts are laid out as chats, by the model's own template if no
+    /// other one is asked for.
+    ///
+    /// # Errors
+    /// There is no template besides.
+    pub fn for_chats(
+        loaded: &'a LoadedModel,
+        options: Generate,
+        asked: &AskedLayout,
+    ) -> RunResult<Self> {
+        let rows = RowSettings {
+            chat_template: asked.chat_template.clone(),
+            ..RowSettings::of_language()
+        };
+        let Some(format) = chat::format(&loaded.base, &rows)? else {
+            return Err(RunError::usage(format!(
+                "`{}` has no chat template",
+                loaded.base.name
+            ))
+            .hint("pass --chat-template with a file or the name of a built-in one, such as chatml"));
+        };
+        let layout = Layout::Chat {
+            format: Box::new(format),
+            system: asked.system.clone(),
+        };
+        Self::with_layout(loaded, options, layout)
+    }
+
+    /// Whether prompts are laid out as chats.
+    pub fn is_chat(&self) -> bool {
+        matches!(self.layout, Layout::Chat { .. })
     }
 
     /// Writes after each prompt, at most `batch_size` of them together, and gives what was
@@ -90,19 +164,53 @@ impl<'a> Writer<'a> {
         number: usize,
         on_token: &mut dyn FnMut(u32),
     ) -> RunResult<Generated> {
-        let ids = [self.encode(prompt)?];
-        self.check_memory(&ids, 1)?;
         let options = Generate {
             first_prompt: number,
             ..self.options.clone()
         };
+        self.write_after(self.encode(prompt)?, &options, on_token)
+    }
+
+    /// Writes the assistant's next turn of a chat of OpenAI's messages; `number` keys the draws.
+    ///
+    /// # Errors
+    /// Prompts are not laid out as chats, or the chat template refuses these; as
+    /// [`Writer::write_each`].
+    pub fn write_turn(
+        &self,
+        messages: &[Value],
+        adapter: AdapterSlot,
+        number: usize,
+        on_token: &mut dyn FnMut(u32),
+    ) -> RunResult<Generated> {
+        let options = Generate {
+            first_prompt: number,
+            adapter,
+            ..self.options.clone()
+        };
+        let Layout::Chat { format, system } = &self.layout else {
+            return Err(RunError::usage("there is no chat template to lay out a chat by")
+                .hint("pass --chat-template with a file or the name of a built-in one, such as chatml"));
+        };
+        let ids = self.encode_chat(format, system.as_ref(), messages)?;
+        self.write_after(ids, &options, on_token)
+    }
+
+    fn write_after(
+        &self,
+        ids: Vec<u32>,
+        options: &Generate,
+        on_token: &mut dyn FnMut(u32),
+    ) -> RunResult<Generated> {
+        let ids = [ids];
+        self.check_memory(&ids, 1)?;
         let mut on_event = |_: usize, event: Generation<'_>| {
             if let Generation::Token(token) = event {
                 on_token(token);
             }
             ControlFlow::Continue(())
         };
-        let found = (self.loaded.model).generate_with(&ids, &options, &mut on_event)?;
+        let found = (self.loaded.model).generate_with(&ids, options, &mut on_event)?;
         Ok(found.into_iter().next().unwrap_or_default())
     }
 
@@ -125,13 +233,34 @@ impl<'a> Writer<'a> {
     }
 
     fn encode(&self, prompt: &Prompt) -> RunResult<Vec<u32>> {
-        let ids = match &self.template {
-            Some(template) => template.prompt(prompt, self.tokenizer),
-            None => self.tokenizer.leading_tokens().and_then(|mut ids| {
+        let ids = match &self.layout {
+            Layout::Chat { format, system } => {
+                let asked = json!({ "role": "user", "content": prompt.joined() });
+                return self.encode_chat(format, system.as_ref(), &[asked]);
+            }
+            Layout::Template(template) => template.prompt(prompt, self.tokenizer),
+            Layout::Plain => self.tokenizer.leading_tokens().and_then(|mut ids| {
                 ids.extend(self.tokenizer.encode_plain(&prompt.joined())?);
                 Ok(ids)
             }),
         };
+        ids.map_err(|error| RunError::from_error(&error))
+    }
+
+    fn encode_chat(
+        &self,
+        format: &ChatFormat,
+        system: Option<&String>,
+        messages: &[Value],
+    ) -> RunResult<Vec<u32>> {
+        let refused = |error: &dyn std::error::Error| RunError::failure(error.to_string());
+        let system = system.map(|text| json!({ "role": "system", "content": text }));
+        let messages: Vec<Value> = system.into_iter().chain(messages.iter().cloned()).collect();
+        let chat = Chat::from_messages(&messages).map_err(|error| refused(&error))?;
+        let rendered = (format.template)
+            .render(&chat, &format.variables, Prompting::Open)
+            .map_err(|error| refused(&error))?;
+        let ids = self.tokenizer.encode_plain(&rendered.text);
         ids.map_err(|error| RunError::from_error(&error))
     }
 
@@ -150,8 +279,34 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn template(text: Option<&String>) -> RunResult<Option<Template>> {
-    text.map(|text| text.parse())
-        .transpose()
-        .map_err(|error: TemplateError| RunError::usage(error.to_string()))
+fn layout(loaded: &LoadedModel, asked: &AskedLayout) -> RunResult<Layout> {
+    let was_chats = loaded.base.adapter_chat.as_ref();
+    let was_chats = was_chats.is_some_and(|chat| chat.notes.is_some());
+    if asked.chat_template.is_some() || (was_chats && asked.template.is_none()) {
+        let rows = RowSettings {
+            chat_template: asked.chat_template.clone(),
+            template: asked.template.clone(),
+            ..RowSettings::of_language()
+        };
+        if let Some(format) = chat::format(&loaded.base, &rows)? {
+            return Ok(Layout::Chat {
+                format: Box::new(format),
+                system: asked.system.clone(),
+            });
+        }
+    }
+    if asked.system.is_some() {
+        return Err(RunError::usage(
+            "`system` is said before a chat, but prompts are laid out as none",
+        )
+        .hint("pass --chat-template too, or leave out --system"));
+    }
+    let text = asked.template.as_ref().or(loaded.template.as_ref());
+    let Some(text) = text else {
+        return Ok(Layout::Plain);
+    };
+    let template = text
+        .parse()
+        .map_err(|error: TemplateError| RunError::usage(error.to_string()))?;
+    Ok(Layout::Template(template))
 }

@@ -61,6 +61,13 @@ pub struct GenerateArgs {
     /// trained, else the prompt alone]
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     pub template: Option<String>,
+    /// Lay prompts out as what a user says in a chat, by this template: a file, chatml, llama3,
+    /// gemma, plain, or none [default: the adapter's, if it was trained on chats]
+    #[arg(long, value_name = "NAME", help_heading = "Prompts")]
+    pub chat_template: Option<String>,
+    /// What is said to the model before a chat
+    #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
+    pub system: Option<String>,
     /// Prompts at a time [default: 16]
     #[arg(long, value_name = "N", help_heading = "Prompts")]
     pub batch_size: Option<usize>,

@@ -1,6 +1,6 @@
 //! `lowrank generate`: text after prompts, from the command line, a file, or as they are typed.
 
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::path::Path;
 
 use lowrank_data::{ColumnSpec, DataError, Prompt, Table, nlg, prompts_of};
@@ -8,13 +8,14 @@ use lowrank_model::Generated;
 use lowrank_run::generation::Asked;
 use lowrank_run::rows::header;
 use lowrank_run::settings::RowSettings;
-use lowrank_run::writer::{BATCH_SIZE, Writer};
+use lowrank_run::writer::{AskedLayout, BATCH_SIZE, Writer};
 use lowrank_run::{RunError, RunResult, targets};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
 use crate::session::{device, open_model};
 use crate::sink::Sink;
+use crate::stream::Stream;
 use crate::{errors, output, presets, settings, unused};
 
 /// Runs the command.
@@ -46,7 +47,17 @@ pub fn run(flags: GenerateArgs) -> RunResult {
         let notes = loaded.notes.iter().chain(&decoding.notes);
         notes.for_each(output::note);
     }
-    let writer = Writer::new(&loaded, decoding.options, args.template.as_ref())?;
+    let layout = AskedLayout {
+        template: args.template.clone(),
+        chat_template: args.chat_template.clone(),
+        system: args.system.clone(),
+    };
+    let writer = Writer::new(&loaded, decoding.options, &layout)?;
+    if writer.is_chat() && !args.common.is_quiet() {
+        output::note(
+            "prompts are laid out by the chat template; --chat-template none takes them as they are",
+        );
+    }
     if args.interactive.unwrap_or(false) {
         return interactive(&writer);
     }
@@ -68,7 +79,9 @@ pub fn run(flags: GenerateArgs) -> RunResult {
         let prompt = &prompts[i];
         if plain {
             let (prompt, text) = (prompt.joined(), writer.text(&generated.tokens)?);
-            output::print_generated(&format!("{prompt}{text}\n"));
+            // A chat's answer does not go on with the prompt's own words.
+            let between = if writer.is_chat() { "\n" } else { "" };
+            output::print_generated(&format!("{prompt}{between}{text}\n"));
             return Ok(());
         }
         sink.write(&line(&writer, prompt, generated)?)
@@ -118,23 +131,10 @@ fn interactive(writer: &Writer<'_>) -> RunResult {
         if prompt.is_empty() {
             continue;
         }
-        let (mut tokens, mut shown) = (Vec::new(), 0);
-        let mut stream = |token: u32| {
-            tokens.push(token);
-            let text = writer.text(&tokens).unwrap_or_default();
-            // Half of a character becomes whole with the next token.
-            if !text.ends_with('\u{fffd}') && text.is_char_boundary(shown) {
-                output::print_generated(&text[shown..]);
-                shown = text.len();
-            }
-            // A closed output ends the program elsewhere.
-            let _ = std::io::stdout().flush();
-        };
-        match writer.write(&prompt.into(), number, &mut stream) {
+        let mut stream = Stream::new(&writer);
+        match writer.write(&prompt.into(), number, &mut |token| stream.push(token)) {
             Ok(found) => {
-                let text = writer.text(&found.tokens)?;
-                let rest = text.get(shown..).unwrap_or_default();
-                output::print_generated(&format!("{rest}\n"));
+                stream.finish(&found)?;
             }
             Err(error) => output::note(errors::shown(&error)),
         }

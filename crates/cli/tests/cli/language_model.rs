@@ -61,7 +61,7 @@ impl Lab {
     }
 
     /// The output of a command that is given `input`.
-    fn typed(&self, words: &[&str], input: &str) -> String {
+    pub fn typed(&self, words: &[&str], input: &str) -> String {
         let words: Vec<String> = words.iter().map(|word| self.place(word)).collect();
         let mut command = command(&words.iter().map(String::as_str).collect::<Vec<_>>());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());

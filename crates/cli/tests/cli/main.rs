@@ -3,6 +3,7 @@
 #![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 mod bad_input;
+mod chats;
 mod config_file;
 mod data_files;
 mod faults;

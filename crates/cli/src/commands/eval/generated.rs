@@ -11,7 +11,7 @@ use lowrank_run::scoring::{
     Group, Part, Scorer, pair, read_outputs, read_references, read_scorable, write_texts,
 };
 use lowrank_run::settings::RowSettings;
-use lowrank_run::writer::{BATCH_SIZE, Writer};
+use lowrank_run::writer::{AskedLayout, BATCH_SIZE, Writer};
 use lowrank_run::{RunError, RunResult, targets};
 
 use crate::args::{EvalArgs, ScoringArgs};
@@ -78,15 +78,15 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
         notes.for_each(output::note);
     }
     // Rows are laid out as for the perplexity of the same rows, also where no notes say how.
-    let default = loaded
-        .template
-        .is_none()
-        .then(|| Template::default().to_string());
-    let writer = Writer::new(
-        &loaded,
-        decoding.options,
-        args.data.template.as_ref().or(default.as_ref()),
-    )?;
+    let is_chat = args.data.chat_template.is_some() || loaded.base.adapter_chat.is_some();
+    let default = loaded.template.is_none() && !is_chat;
+    let default = default.then(|| Template::default().to_string());
+    let layout = AskedLayout {
+        template: args.data.template.clone().or(default),
+        chat_template: args.data.chat_template.clone(),
+        system: None,
+    };
+    let writer = Writer::new(&loaded, decoding.options, &layout)?;
     let mut sink = match &args.scoring.output_file {
         Some(file) => Some(Sink::open(Some(file))?),
         None => None,

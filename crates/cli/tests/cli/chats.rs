@@ -1,0 +1,225 @@
+//! Chats from the command line: laid out by a chat template, learned on the assistant's turns,
+//! evaluated, gone on with, and talked about turn by turn.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::language_model::Lab;
+
+/// Answers by name, as an adapter is to learn them.
+const ANSWERS: [(&str, &str); 3] = [
+    ("Aromi", "French"),
+    ("Zizzi", "Indian"),
+    ("Clowns", "Italian"),
+];
+
+/// A model, and chats for it in the forms of OpenAI and ShareGPT; in `others.jsonl` with answers
+/// that are wrong.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.scratch("@scratch").ok();
+    let write = |file: &str, key: &str, names: [&str; 4], shift: usize| {
+        let [role, content, user, assistant] = names;
+        let row = |at: usize| {
+            let (asked, said) = (ANSWERS[at].0, ANSWERS[(at + shift) % 3].1);
+            let turns = json!([
+                { role: user, content: format!("{asked}?") },
+                { role: assistant, content: format!("{said} food.") },
+            ]);
+            format!("{}\n", json!({ key: turns }))
+        };
+        fs::write(lab.path(file), (0..3).map(row).collect::<String>()).unwrap();
+    };
+    let open_ai = ["role", "content", "user", "assistant"];
+    write("chats.jsonl", "messages", open_ai, 0);
+    write("others.jsonl", "messages", open_ai, 1);
+    write(
+        "turns.jsonl",
+        "conversations",
+        ["from", "value", "human", "gpt"],
+        0,
+    );
+    lab
+}
+
+#[test]
+fn a_model_learns_its_turns_and_is_asked_as_it_was_taught() {
+    let lab = lab();
+    let train = |model: &str, rows: &str, run: &str, more: &[&str]| {
+        let files = [
+            "--train-file",
+            rows,
+            "--validation-file",
+            rows,
+            "--output-dir",
+            run,
+        ];
+        let words = ["train", "--model", model, "--num-train-epochs", "60"];
+        let size = ["--per-device-batch-size", "3"];
+        lab.run(&[&words[..], &files, &size, more].concat()).ok();
+    };
+    let full = [
+        "--full",
+        "--learning-rate",
+        "5e-3",
+        "--chat-template",
+        "plain",
+    ];
+    train("@scratch/model", "@others.jsonl", "@taught", &full);
+    // The model brings its template now.
+    let lora = ["--learning-rate", "1e-2", "--target-modules", "all-linear"];
+    train("@taught/model", "@chats.jsonl", "@run", &lora);
+    // Both forms give the same rows, and so the same adapter.
+    train("@taught/model", "@turns.jsonl", "@other", &lora);
+    let adapter =
+        |run: &str| fs::read(lab.path(run).join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(adapter("run"), adapter("other"));
+    let template = fs::read_to_string(lab.path("run/adapter/chat_template.jinja")).unwrap();
+    assert!(template.contains("Assistant:"), "{template}");
+
+    // The adapter's own template and mask hold where nothing else is asked for.
+    let model = ["--model", "@taught/model", "--adapter", "@run"];
+    let eval = [
+        &["eval"],
+        &model[..],
+        &["--data-file", "@chats.jsonl", "--json"],
+    ]
+    .concat();
+    let loss = |words: &[&str]| {
+        let report = lab.run(words).ok().json();
+        report["metrics"]["loss"].as_f64().unwrap()
+    };
+    let found = loss(&eval);
+    let log = fs::read_to_string(lab.path("run/metrics.jsonl")).unwrap();
+    let rows = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let evals = rows.filter_map(|row| row["eval"]["metrics"]["loss"].as_f64());
+    let evals: Vec<f64> = evals.collect();
+    assert!(evals.contains(&found), "{found} among {evals:?}");
+    assert_ne!(loss(&[&eval[..], &["--loss-on", "all"]].concat()), found);
+
+    // It answers as it was taught, and ends its turn.
+    let ask = [
+        &["generate"],
+        &model[..],
+        &["--prompt", "Aromi?", "Zizzi?", "--json"],
+    ]
+    .concat();
+    let answers = lab.run(&ask).ok();
+    assert!(
+        answers.stderr.contains("chat template"),
+        "{}",
+        answers.stderr
+    );
+    let answer = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["ended"], true, "{line}");
+        line["text"].as_str().unwrap().trim().to_owned()
+    };
+    let answers: Vec<String> = answers.stdout.lines().map(answer).collect();
+    assert_eq!(answers, ["French food.", "Indian food."]);
+    let plain = [&ask[..], &["--chat-template", "none"]].concat();
+    let plain = lab.run(&plain).ok();
+    assert!(!plain.stderr.contains("chat template"), "{}", plain.stderr);
+
+    // A chat holds the same turns; without its adapter the model says what it was taught before.
+    let talk = [&["chat"], &model[..], &["--max-new-tokens", "12"]].concat();
+    let said = lab.typed(
+        &talk,
+        "Aromi?\n/reset\nZizzi?\n/reset\n/a\nZizzi?\n/exit\nClowns?\n",
+    );
+    let said: Vec<&str> = said.lines().map(str::trim).collect();
+    assert_eq!(said, ["French food.", "Indian food.", "Italian food."]);
+}
+
+#[test]
+fn the_check_shows_what_of_chats_is_learned() {
+    let lab = lab();
+    let check = [
+        "check",
+        "--model",
+        "@scratch/model",
+        "--train-file",
+        "@chats.jsonl",
+    ];
+    let shown = lab
+        .run(&[&check[..], &["--chat-template", "plain"]].concat())
+        .ok()
+        .stdout;
+    for words in [
+        "the loss is on the assistant's turns",
+        "chats `messages`",
+        "3 of 3 rows end with an end token",
+        "label « French food.<|endoftext|>»",
+        "User: Aromi?\\nAssistant: French food.",
+    ] {
+        assert!(shown.contains(words), "{words}\n{shown}");
+    }
+    // A row that loses its end is counted.
+    let short = ["--chat-template", "plain", "--max-length", "12"];
+    let shown = lab.run(&[&check[..], &short].concat()).ok().stdout;
+    assert!(shown.contains("lost the end of the last turn"), "{shown}");
+}
+
+#[test]
+fn what_cannot_lay_out_chats_is_refused_by_name() {
+    let lab = lab();
+    let check = [
+        "check",
+        "--model",
+        "@scratch/model",
+        "--train-file",
+        "@chats.jsonl",
+    ];
+    let refused = |more: &[&str], code: i32, words: &[&str]| {
+        lab.run(&[&check[..], more].concat()).fails(code, words);
+    };
+    refused(
+        &[],
+        1,
+        &["column `messages` holds chats", "--chat-template"],
+    );
+    let unknown = [
+        "there is no chat template `chatmll`",
+        "did you mean `chatml`?",
+    ];
+    refused(&["--chat-template", "chatmll"], 2, &unknown);
+    let both = [
+        "--chat-template",
+        "plain",
+        "--template",
+        "{prompt}{completion}",
+    ];
+    refused(&both, 2, &["expected one of them"]);
+    fs::write(lab.path("broken.jinja"), "{% if %}").unwrap();
+    refused(
+        &["--chat-template", "@broken.jinja"],
+        1,
+        &["line 1 of the chat template"],
+    );
+    fs::write(
+        lab.path("strict.jinja"),
+        "{{ raise_exception('no chats today') }}",
+    )
+    .unwrap();
+    let raised = [
+        "line 1, column `messages`",
+        "refuses this chat: no chats today",
+    ];
+    refused(&["--chat-template", "@strict.jinja"], 1, &raised);
+    lab.run(&["chat", "--model", "@scratch/model"])
+        .fails(2, &["has no chat template"]);
+    let system = [
+        "generate",
+        "--model",
+        "@scratch/model",
+        "--prompt",
+        "a",
+        "--system",
+        "b",
+    ];
+    lab.run(&system)
+        .fails(2, &["`system` is said before a chat"]);
+}
