@@ -131,7 +131,7 @@ fn interactive(writer: &Writer<'_>) -> RunResult {
         if prompt.is_empty() {
             continue;
         }
-        let mut stream = Stream::new(&writer);
+        let mut stream = Stream::new(writer);
         match writer.write(&prompt.into(), number, &mut |token| stream.push(token)) {
             Ok(found) => {
                 stream.finish(&found)?;
