@@ -290,16 +290,7 @@ pub fn examples_from_table(
     if !bad.is_empty() {
         notes.push(bad_rows::note(&bad, table.row_count()));
     }
-    if parted > 0 {
-        let texts = if parted == 1 {
-            "1 text is".into()
-        } else {
-            format!("{parted} texts are")
-        };
-        notes.push(format!(
-            "{texts} so long that only the part was tokenised which decides on the tokens that are kept: of those that are cut, more were not counted"
-        ));
-    }
+    notes.extend(parted_note(parted));
     let report = LoadReport {
         path: table.path().into(),
         format: table.format(),
@@ -330,6 +321,18 @@ pub fn examples_from_table(
     let layout = loaded.report.labels.layout;
     loaded.report.labels = LabelSummary::of(layout, labels, loaded.label_map.as_ref(), &naming);
     Ok(loaded)
+}
+
+/// What is said of texts of which only a part was tokenised, if there are some.
+fn parted_note(parted: usize) -> Option<String> {
+    let texts = match parted {
+        0 => return None,
+        1 => "1 text is".to_owned(),
+        _ => format!("{parted} texts are"),
+    };
+    Some(format!(
+        "{texts} so long that only the part was tokenised which decides on the tokens that are kept: of those that are cut, more were not counted"
+    ))
 }
 
 /// What a file gives.

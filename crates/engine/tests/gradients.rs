@@ -1,6 +1,7 @@
 //! Every op on the tape: its backward against finite differences of its forward, through the public
 //! face. The kernels' own derivatives are proved in f64 beside them; this proves what the tape does
 //! with them: which gradients are formed, scaled, masked and summed.
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 use std::sync::{Arc, LazyLock};
 

@@ -1,5 +1,6 @@
 //! What a GGUF file says of rotations and of its architecture, as config.json has it; and what no
 //! family here can compute, refused by name.
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 #[path = "common/gguf_file.rs"]
 mod gguf_file;

@@ -1,5 +1,6 @@
 //! PyTorch files, zip and legacy: every kind of tensor is read as torch has it, and nothing that
 //! could run code is accepted.
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 mod common;
 

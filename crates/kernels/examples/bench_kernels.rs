@@ -149,6 +149,9 @@ fn bench_products(isa: Isa, peak: f64) {
             });
         }
     }
+}
+
+fn bench_outer(isa: Isa, peak: f64) {
     println!("outer products: [k,m]T x [k,n]");
     for (m, n, k) in [
         (8, 768, 2048),
@@ -176,6 +179,9 @@ fn bench_products(isa: Isa, peak: f64) {
             },
         );
     }
+}
+
+fn bench_packing(isa: Isa) {
     let (n, k) = (768, 3072);
     let b = random(n * k, 2);
     let mut packed = vec![0.0; packed_len(n, k)];
@@ -524,6 +530,8 @@ fn main() {
             );
             if wanted("products") {
                 bench_products(isa, peak);
+                bench_outer(isa, peak);
+                bench_packing(isa);
             }
             if wanted("attention") {
                 bench_attention(isa, peak);

@@ -1,6 +1,7 @@
 //! Attention over cached keys: chunks of a prompt have the bits of the whole, a query those that it
 //! has alone, new tokens agree with the reference. And operands that are columns of one buffer have
 //! the bits of their copies.
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 mod common;
 

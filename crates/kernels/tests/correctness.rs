@@ -1,4 +1,5 @@
 //! Every operation on every instruction set of the machine against the f64 reference.
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 mod common;
 

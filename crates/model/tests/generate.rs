@@ -1,4 +1,5 @@
 //! Generation against transformers' `generate`, token by token, and what must hold of it by itself.
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 use std::ops::ControlFlow;
 use std::path::Path;

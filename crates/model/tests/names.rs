@@ -1,6 +1,7 @@
 //! Names in checkpoints and adapters as people have them: under what wrappers put before and
 //! between, with an adapter's name, without a prefix. Each gives the same bits, or an error that
 //! names the cause.
+#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 use std::path::Path;
 

@@ -263,18 +263,8 @@ fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
             lines(&file.empty_texts)
         ));
     }
-    if let Some(loss) = &file.loss
-        && loss.rows_with_end == 0
-    {
-        warn("no row ends with an end token: the model will not learn to stop".into());
-    }
-    if let Some(loss) = &file.loss
-        && loss.rows_without_end_cut > 0
-    {
-        warn(format!(
-            "{} lost the end of the last turn where they were cut: a larger --max-length keeps it",
-            plural(loss.rows_without_end_cut, "row")
-        ));
+    if let Some(loss) = &file.loss {
+        loss_warnings(loss, &mut warn);
     }
     if file.unsupervised.count > 0 {
         warn(format!(
@@ -304,6 +294,18 @@ fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
         ));
     }
     label_warnings(file, found);
+}
+
+fn loss_warnings(loss: &LossCheck, warn: &mut impl FnMut(String)) {
+    if loss.rows_with_end == 0 {
+        warn("no row ends with an end token: the model will not learn to stop".into());
+    }
+    if loss.rows_without_end_cut > 0 {
+        warn(format!(
+            "{} lost the end of the last turn where they were cut: a larger --max-length keeps it",
+            plural(loss.rows_without_end_cut, "row")
+        ));
+    }
 }
 
 fn label_warnings(file: &FileCheck, found: &mut Vec<String>) {

@@ -144,11 +144,7 @@ fn forward<'m>(
             adapter_h(&device, trainables, x, term.adapter, dropout)
         })
         .collect();
-    let mut packed: BTreeMap<TrainableId, PackedMatrix> = BTreeMap::new();
-    for Term { adapter, .. } in &terms {
-        let pack = || packed_b(&device, adapter, trainables, Transpose::No);
-        packed.entry(adapter.b).or_insert_with(pack);
-    }
+    let packed = packed_bs(&device, trainables, &terms);
     let b = params.weight.operand(&device, trainables, Transpose::No);
     let needed = x.requires_grad() || params.trained();
     let mut pre = (activation.is_some() && needed && tape.recording()).then(new_y);
@@ -196,6 +192,20 @@ fn forward<'m>(
         };
         (op, output)
     })
+}
+
+/// B of each adapter among the terms.
+fn packed_bs(
+    device: &Device,
+    trainables: &Trainables,
+    terms: &[Term<'_>],
+) -> BTreeMap<TrainableId, PackedMatrix> {
+    let mut packed = BTreeMap::new();
+    for Term { adapter, .. } in terms {
+        let pack = || packed_b(device, adapter, trainables, Transpose::No);
+        packed.entry(adapter.b).or_insert_with(pack);
+    }
+    packed
 }
 
 /// x as the adapter sees it: itself, or a copy with dropout applied.
