@@ -10,13 +10,15 @@ use crate::root;
 const SECONDS: u64 = 600;
 
 /// Real files that make good first inputs, by target.
-const SEEDS: [(&str, &str); 6] = [
+const SEEDS: [(&str, &str); 8] = [
     ("torch_file", "crates/formats/tests/fixtures/torch"),
     ("safetensors", "crates/formats/tests/fixtures/safetensors"),
     ("adapter_config", "crates/formats/tests/fixtures/peft"),
     ("spm", "crates/data/tests/fixtures/deberta-v2"),
     ("tokenizer_config", "crates/data/tests/fixtures/roberta"),
     ("gguf", "crates/data/tests/fixtures/gguf"),
+    ("gguf", "tests/golden/quantised/decoders"),
+    ("packed", "tests/golden/quantised/packed"),
 ];
 
 /// Runs the targets that are named, or all of them; a target that finds something does not keep the

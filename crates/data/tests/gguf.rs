@@ -107,6 +107,25 @@ fn names_that_are_not_known_are_refused_with_the_nearest() {
 }
 
 #[test]
+fn unigram_models_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("unigram.gguf");
+    let mut bytes = std::fs::read(fixture("bert.gguf")).unwrap();
+    let key = [
+        &b"tokenizer.ggml.model\x08\0\0\0\x04\0\0\0\0\0\0\0"[..],
+        b"bert",
+    ]
+    .concat();
+    let at = bytes.windows(key.len()).position(|part| part == key);
+    let end = at.expect("the key is there") + key.len();
+    // A text of two letters in place of one of four.
+    bytes.splice(end - 12..end, *b"\x02\0\0\0\0\0\0\0t5");
+    std::fs::write(&path, bytes).unwrap();
+    let error = Tokenizer::of_model(&path, None).unwrap_err().to_string();
+    assert!(error.contains("is `t5`, a unigram model"), "{error}");
+}
+
+#[test]
 fn a_saved_tokenizer_gives_the_ids_of_its_file() {
     let texts: Vec<String> = serde_json::from_value(read("texts.json")).unwrap();
     for name in ["bpe", "spm", "spm-no-prefix", "bert"] {

@@ -2,6 +2,7 @@
 //! family here can compute, refused by name.
 #![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
+mod common;
 #[path = "common/gguf_file.rs"]
 mod gguf_file;
 
@@ -255,4 +256,37 @@ fn what_no_family_computes_is_refused_by_name() {
         found.contains("`rope_factors_long.weight` is missing"),
         "{found}"
     );
+}
+
+/// The header of a model's file with a bit turned here and there: an error, or tensors that can be
+/// read in the order that the architecture asks for.
+#[test]
+fn no_damage_to_a_model_makes_it_panic() {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/quantised");
+    let dir = common::scratch("damaged_models");
+    let path = dir.join("m.gguf");
+    for name in [
+        "decoders/llama-llama3.gguf",
+        "decoders/gemma3-linear.gguf",
+        "gpt2.gguf",
+    ] {
+        let sound = std::fs::read(golden.join(name)).expect("it is read");
+        let header = sound.len().min(4096);
+        for at in (0..header).step_by(header / 300) {
+            let mut damaged = sound.clone();
+            damaged[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &damaged).expect("it is written");
+            let Ok(checkpoint) = Checkpoint::open_model(&path) else {
+                continue;
+            };
+            let _ = Gguf::open(&path).expect("it was opened before").config();
+            for info in checkpoint.infos().filter(|info| info.dtype.is_float()) {
+                let whole = checkpoint.read_f32_vec(&info.name).expect("it is readable");
+                let start = whole.len() / 3;
+                let mut part = vec![0.0; (whole.len() - start).min(100)];
+                let read = checkpoint.read_f32_range(&info.name, start, &mut part);
+                assert!(read.is_ok(), "{name}: {}", info.name);
+            }
+        }
+    }
 }

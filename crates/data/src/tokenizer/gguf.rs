@@ -160,6 +160,15 @@ impl<'a> Tokens<'a> {
             "gpt2" => (self.byte_level()?, TokenizerFamily::Gpt2),
             "llama" => (self.sentence_piece()?, TokenizerFamily::Llama),
             "bert" => (self.word_piece()?, TokenizerFamily::Bert),
+            "t5" => {
+                // llama.cpp applies its map of characters by the longest match, the library by
+                // graphemes: ids would differ where marks are combined.
+                return Err(self.malformed(
+                    "`tokenizer.ggml.model` is `t5`, a unigram model of SentencePiece, which is not read \
+                     from GGUF files: take the model's own directory with its `tokenizer.json`"
+                        .into(),
+                ));
+            }
             other => {
                 return Err(self.malformed(format!(
                     "`tokenizer.ggml.model` is `{other}`, expected one of `gpt2`, `llama`, `bert`"
