@@ -79,6 +79,10 @@ fn ways_to_stretch_rotations_are_those_of_transformers() {
         of(&[("rope.scale_linear", 6, float(2.5))], &[]),
         json!({ "rope_type": "linear", "factor": 2.5 })
     );
+    // As in llama.cpp: a factor alone is linear, `none` is none.
+    let linear = json!({ "rope_type": "linear", "factor": 4.0 });
+    assert_eq!(of(std::slice::from_ref(&four), &[]), linear);
+    assert_eq!(of(&[scaling("none"), four.clone()], &[]), Value::Null);
     let original = ("rope.scaling.original_context_length", 4, number(16));
     let slow = ("rope.scaling.yarn_beta_slow", 6, float(2.0));
     assert_eq!(

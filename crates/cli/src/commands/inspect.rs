@@ -7,7 +7,7 @@ use lowrank_engine::Device;
 use lowrank_formats::gguf::is_gguf;
 use lowrank_formats::peft::{AdapterConfig, BitFitConfig, LoraConfig, parse_key};
 use lowrank_formats::{Checkpoint, RunDir, files, read_json};
-use lowrank_model::{LoadOptions, Model, ModelConfig};
+use lowrank_model::{LoadOptions, Model, ModelConfig, ModelError};
 use lowrank_train::checkpoint::{Checkpoints, Newest};
 use lowrank_train::metrics_log::MetricsLog;
 use serde_json::{Value, json};
@@ -44,7 +44,12 @@ pub fn run(flags: InspectArgs) -> RunResult {
         let dir = find_model(&model.settings()).map_err(|error| {
             error.hint("pass a directory or a file that is there, or an id in the local cache")
         })?;
-        model_dir(&args, &dir)?
+        match ModelConfig::open(&dir) {
+            Err(error @ ModelError::UnknownFamily { .. }) => {
+                stranger(&args, &Checkpoint::open_model(&dir)?, &error)?
+            }
+            Ok(_) | Err(_) => model_dir(&args, &dir)?,
+        }
     };
     if args.common.is_json() {
         output::print_json(&found.json);
@@ -67,16 +72,18 @@ fn tensor_file(args: &InspectArgs, path: &Path) -> RunResult<Found> {
     if is_gguf(path)? {
         return match ModelConfig::open(path) {
             Ok(_) => model_dir(args, path),
-            // What no family here computes is still a file of tensors.
-            Err(error) => {
-                let mut found = tensors_of(args, &Checkpoint::open_file(path)?)?;
-                let note = format!("not a model that can be run here: {error}\n");
-                found.text.push_str(&note);
-                Ok(found)
-            }
+            Err(error) => stranger(args, &Checkpoint::open_file(path)?, &error),
         };
     }
     tensors_of(args, &Checkpoint::open_file(path)?)
+}
+
+/// What no family here computes is still a file or folder of tensors.
+fn stranger(args: &InspectArgs, checkpoint: &Checkpoint, error: &ModelError) -> RunResult<Found> {
+    let mut found = tensors_of(args, checkpoint)?;
+    let note = format!("not a model that can be run here: {error}\n");
+    found.text.push_str(&note);
+    Ok(found)
 }
 
 fn model_config(path: &Path) -> RunResult<Found> {

@@ -183,6 +183,37 @@ fn a_converted_file_is_a_model_like_any_other() {
 }
 
 #[test]
+fn a_directory_of_another_family_is_inspected_and_converted() {
+    let lab = Lab::new();
+    let found = lab.run("inspect %packed/mxfp4 --tensors").ok().stdout;
+    for words in [
+        "MXFP4",
+        "model.layers.0.mlp.experts.gate_up_proj  ",
+        "[3, 64, 10]",
+        "6.12 bits a parameter",
+        "not a model that can be run here",
+        "gpt_oss",
+    ] {
+        assert!(found.contains(words), "`{words}` is missing in:\n{found}");
+    }
+    lab.run("convert --model %packed/mxfp4 --output-dir @plain")
+        .ok();
+    let config = read(&lab.path("plain/config.json"));
+    assert_eq!(config["quantization_config"], Value::Null);
+    let open = |path: &Path| lowrank_formats::Checkpoint::open_model(path).expect("it opens");
+    let (packed, plain) = (
+        open(Path::new(&file("packed/mxfp4"))),
+        open(&lab.path("plain")),
+    );
+    for info in packed.infos().filter(|info| info.packed.is_some()) {
+        let values = plain.read_f32_vec(&info.name).expect("it is there");
+        assert_eq!(plain.info(&info.name).map(|i| &i.shape), Some(&info.shape));
+        // bf16 holds what transformers holds in bf16.
+        assert_eq!(values, packed.read_f32_vec(&info.name).expect("values"));
+    }
+}
+
+#[test]
 fn files_that_cannot_be_models_are_refused_in_a_sentence() {
     let lab = Lab::new();
     let bytes = fs::read(file("gpt2.gguf")).unwrap();

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::lowrank;
 
-/// Of the perplexity. The peer sums in f64 and we in f32.
+/// Of the perplexity. The peer sums in f64 and we in f32. Seen on an AMD EPYC (AVX-512, two
+/// threads) over the whole text: 8.0e-6 of SmolLM2, 2.7e-5 of Gemma 3.
 const TOLERANCE: f64 = 1e-4;
 
 /// How much of the text.

@@ -27,6 +27,10 @@ fn decoder(fields: &Fields<'_>, stem: &str, model_type: &str) -> Result<Map<Stri
         "max_position_embeddings": fields.needed("context_length")?,
         "rms_norm_eps": fields.needed_float("attention.layer_norm_rms_epsilon")?,
         "tie_word_embeddings": !fields.has("output.weight"),
+        // A class of transformers has ids of its own where a file says none.
+        "bos_token_id": null,
+        "eos_token_id": null,
+        "pad_token_id": null,
     }));
     fields.token_ids(&mut config, &BOS_AND_EOS)?;
     fields.token_ids(&mut config, &[("pad", "padding_token_id")])?;

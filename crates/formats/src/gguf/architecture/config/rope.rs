@@ -48,11 +48,16 @@ pub(super) fn rope(
         }
         "none" => match fields.vector(FREQUENCIES)? {
             Some(divisors) => by_divisors(divisors, theta),
-            // The old key of files from 2023.
-            None => match fields.float("rope.scale_linear")? {
-                Some(factor) if factor != 1.0 => linear(factor),
-                Some(_) | None => return Ok(()),
-            },
+            // A factor without a type is linear; its old key is that of files from 2023.
+            None if kind.is_none() => {
+                let factor = fields.float("rope.scaling.factor")?;
+                let old = || fields.float("rope.scale_linear");
+                match factor.map_or_else(old, |factor| Ok(Some(factor)))? {
+                    Some(factor) if factor != 0.0 && factor != 1.0 => linear(factor),
+                    Some(_) | None => return Ok(()),
+                }
+            }
+            None => return Ok(()),
         },
         "linear" => linear(fields.needed_float("rope.scaling.factor")?),
         "yarn" => yarn(fields, original)?,
