@@ -15,7 +15,7 @@ const FORMS: [(Arithmetic, WeightFormat); 4] = [
     (Arithmetic::Bf16, WeightFormat::Int8),
 ];
 
-/// Runs `f` on 1, 2 and 5 threads and demands the same bits.
+/// Runs `f` on 1 to 16 threads, however many cores there are, and demands the same bits.
 fn check_threads(what: &str, f: impl Fn() -> Vec<f32> + Sync) {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new()
@@ -25,7 +25,7 @@ fn check_threads(what: &str, f: impl Fn() -> Vec<f32> + Sync) {
         bits(&pool.install(&f))
     };
     let one = run(1);
-    for threads in [2, 5] {
+    for threads in [2, 4, 5, 8, 16] {
         assert_eq!(one, run(threads), "{what} on {threads} threads");
     }
 }

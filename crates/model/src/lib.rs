@@ -29,6 +29,6 @@ pub use generate::{
 pub use load::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
 pub use merge::{MergeOptions, MergeReport};
-pub use model::{Model, ModelConfig, PassOptions, Passes, TokenTables};
+pub use model::{Int8Error, Model, ModelConfig, PassOptions, Passes, TokenTables};
 pub use pass::{Batch, Entry, FrozenLayers, LayerRange, Recompute};
 pub use trained::{AdaptedModule, AdapterReport, SavedModule, TrainMode};

@@ -3,6 +3,7 @@
 
 mod config;
 mod frozen_layers;
+mod int8_error;
 mod outliers;
 mod passes;
 mod token_tables;
@@ -22,6 +23,7 @@ use crate::pass::Batch;
 use crate::trained::{AdapterReport, TrainMode};
 pub use config::ModelConfig;
 pub use frozen_layers::Passes;
+pub use int8_error::Int8Error;
 pub use passes::PassOptions;
 pub use token_tables::TokenTables;
 

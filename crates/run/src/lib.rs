@@ -18,6 +18,7 @@ pub mod folder;
 pub mod generation;
 pub mod head;
 pub mod hub;
+pub mod int8;
 pub mod labels;
 pub mod loaded;
 pub mod memory;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
+use lowrank_engine::WeightFormat;
 use lowrank_run::predict::Aggregation;
 use lowrank_run::targets::Target;
 use lowrank_run::{RunError, RunResult};
@@ -351,6 +352,10 @@ pub struct CheckArgs {
     /// Rows to show decoded [default: 3]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub samples: Option<usize>,
+    /// int8 to read the weights and tell what training on them in eight bits does to the model's
+    /// results on the first rows
+    #[arg(long, value_parser = named::<WeightFormat>, value_name = "FORMAT", help_heading = "Model")]
+    pub base_format: Option<WeightFormat>,
     /// Exit with code 1 when something is found that deserves a look
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Data")]
     pub strict: Option<bool>,

@@ -2,9 +2,9 @@
 //! would be adapted.
 
 use lowrank_data::check::{CheckFile, CheckOptions, CheckReport, check};
-use lowrank_data::{LabelMap, Loaded, Table};
-use lowrank_engine::Device;
-use lowrank_model::Model;
+use lowrank_data::{Example, LabelMap, Loaded, Table};
+use lowrank_engine::{Device, WeightFormat};
+use lowrank_model::{Int8Error, Model};
 use lowrank_run::base::{Base, Head};
 use lowrank_run::device::NumericChoices;
 use lowrank_run::labels::{self, TaskChoice};
@@ -19,7 +19,7 @@ use crate::args::CheckArgs;
 use crate::assets::check_with_default_assets;
 use crate::output::{self, count};
 use crate::presets::{check_family, with_preset};
-use crate::session::device;
+use crate::session::{device, instruction_set};
 use crate::settings;
 use crate::tables::adapter_table;
 
@@ -53,8 +53,16 @@ pub fn run(flags: CheckArgs) -> RunResult {
         labels: labels.names,
     };
     let model = dry_model(&args, &base, &head)?;
+    let rows = read.first().map(|(_, _, loaded)| &loaded.examples[..]);
+    let error = int8_error(&args, &base, &head, rows.unwrap_or_default())?;
     if args.common.is_json() {
-        output::print_json(&to_json(&report, &head, &choice, &model));
+        let mut json = to_json(&report, &head, &choice, &model);
+        if let Some(error) = &error {
+            json["int8"] = json!({
+                "logits": error.logits, "layers": error.layers, "beside": error.beside,
+            });
+        }
+        output::print_json(&json);
     } else {
         if let Some(line) = choice.line() {
             output::println(line);
@@ -66,6 +74,9 @@ pub fn run(flags: CheckArgs) -> RunResult {
             "targets: {layers} layers adapted, {trained} parameters trained"
         ));
         output::print(adapter_table(&model));
+        if let Some(error) = &error {
+            output::println(int8_line(error));
+        }
     }
     if args.strict.unwrap_or(false) && !report.warnings.is_empty() {
         return Err(RunError::failure(format!(
@@ -136,6 +147,38 @@ fn to_json(report: &CheckReport, head: &Head, choice: &TaskChoice, model: &Model
         "trainable_parameters": model.trainables().count(),
         "total_parameters": model.base_parameters(),
     })
+}
+
+/// What int8 weights do on the first rows, if that is asked for.
+fn int8_error(
+    args: &CheckArgs,
+    base: &Base,
+    head: &Head,
+    rows: &[Example],
+) -> RunResult<Option<Int8Error>> {
+    match args.base_format {
+        None => Ok(None),
+        Some(WeightFormat::Int8) => {
+            let rows = &rows[..rows.len().min(batch_size(args.per_device_batch_size, 32)?)];
+            let (isa, threads) = (instruction_set()?, args.common.threads);
+            lowrank_run::int8::int8_error(base, head, rows, isa, threads).map(Some)
+        }
+        Some(format @ (WeightFormat::F32 | WeightFormat::Bf16)) => Err(RunError::usage(format!(
+            "`--base-format {}` has no error to tell; check measures int8",
+            format.name()
+        ))),
+    }
+}
+
+fn int8_line(error: &Int8Error) -> String {
+    let worst = error.worst().map_or(String::new(), |(layer, error)| {
+        format!(", most in layer {layer} ({:.2}%)", 100.0 * error)
+    });
+    format!(
+        "int8: the logits of the first rows are off by {:.2}%{worst}; {:.1}% of the columns are kept beside",
+        100.0 * error.logits,
+        100.0 * error.beside
+    )
 }
 
 /// The model as shapes, with the adapters that would be trained: every pattern that matches nothing

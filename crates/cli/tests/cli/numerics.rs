@@ -154,6 +154,36 @@ fn an_adapter_trained_on_int8_weights_is_merged_into_the_original_ones() {
 }
 
 #[test]
+fn check_tells_what_int8_does_to_the_rows() {
+    let lab = support::Lab::new();
+    let (model, rows) = (lab.text("model"), lab.text("test.tsv"));
+    let check = |words: &[&str]| {
+        let command = ["check", "--model", &model, "--train-file", &rows];
+        lowrank(&[&command[..], words].concat())
+    };
+    let told = check(&["--base-format", "int8", "--json"]).ok().json();
+    let layers = told["int8"]["layers"].as_array().unwrap().clone();
+    assert!(!layers.is_empty());
+    for error in layers.iter().chain([&told["int8"]["logits"]]) {
+        let error = error.as_f64().unwrap();
+        assert!(error > 0.0 && error < 0.2, "{told}");
+    }
+    let text = check(&["--base-format", "int8"]).ok().stdout;
+    assert!(
+        text.contains("int8: the logits of the first rows are off by"),
+        "{text}"
+    );
+    assert!(
+        check(&[])
+            .ok()
+            .stdout
+            .lines()
+            .all(|line| !line.starts_with("int8"))
+    );
+    check(&["--base-format", "bf16"]).fails(2, &["--base-format bf16", "int8"]);
+}
+
+#[test]
 fn settings_that_exclude_each_other_are_refused_by_their_flags() {
     let lab = support::Lab::new();
     let (model, rows) = (lab.text("model"), lab.text("test.tsv"));

@@ -150,13 +150,22 @@ impl Model {
 
     pub(crate) fn infer(&self, batch: &Batch<'_>, adapters: Adapters) -> Var {
         let mut tape = Tape::inference(&self.device, &self.trainables).with_adapters(adapters);
-        let range = LayerRange::whole(Recompute::Off);
+        self.logits_in(&mut tape, batch, LayerRange::whole(Recompute::Off))
+    }
+
+    /// The logits of a range that goes through to the head.
+    pub(super) fn logits_in<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        batch: &Batch<'_>,
+        range: LayerRange,
+    ) -> Var {
         let Some(model) = self.network.language_model() else {
-            return self.classify(&mut tape, batch, range);
+            return self.classify(tape, batch, range);
         };
         let rows: Vec<usize> = (0..batch.tokens()).collect();
         let batch = CausalBatch::of_rows(batch, &rows);
-        let hidden = model.hidden_of(&mut self.pass(&mut tape), &batch, range);
+        let hidden = model.hidden_of(&mut self.pass(tape), &batch, range);
         let table = model.head(&self.modules);
         let logits = lm_logits(hidden.tensor(), table, &self.trainables);
         tape.constant(logits)

@@ -97,6 +97,14 @@ impl LayerRange {
         }
     }
 
+    /// The same up to a layer, before which it ends.
+    pub(crate) fn ending_before(self, layer: usize) -> Self {
+        LayerRange {
+            end: Some(layer),
+            ..self
+        }
+    }
+
     /// Whether the pass ends before the head.
     pub(crate) fn ends_below(&self) -> bool {
         self.end.is_some()
