@@ -62,7 +62,7 @@ pub fn list_text() -> String {
         rows.row([
             preset.name.clone(),
             preset.families.join(", "),
-            count(preset.parameters),
+            preset.parameters.map_or("by size".to_owned(), count),
             preset.follows.name().to_owned(),
             preset.source.to_owned(),
         ]);

@@ -4,7 +4,7 @@
 
 mod table;
 
-pub use table::all;
+pub use table::{SFT, all};
 
 use lowrank_formats::nearest;
 use serde::Serialize;
@@ -20,6 +20,8 @@ pub enum Follows {
     Paper,
     /// The scripts that were released with it, which differ.
     Scripts,
+    /// What published comparisons agree on.
+    Evidence,
 }
 
 impl Follows {
@@ -28,6 +30,7 @@ impl Follows {
         match self {
             Follows::Paper => "the paper",
             Follows::Scripts => "the scripts",
+            Follows::Evidence => "published comparisons",
         }
     }
 }
@@ -45,8 +48,8 @@ pub struct Preset {
     pub source: &'static str,
     /// Where the other source differs, or what neither says.
     pub note: &'static str,
-    /// Values of A and B at the size that it is made for.
-    pub parameters: u64,
+    /// Values of A and B at the size that it is made for; nothing where it is for any.
+    pub parameters: Option<u64>,
     /// The settings, under the names of flags; a command takes those that it knows.
     pub settings: Map<String, Value>,
 }

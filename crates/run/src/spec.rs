@@ -17,7 +17,7 @@ use crate::device::{NumericChoices, device};
 use crate::error::{RunError, RunResult};
 use crate::hub::Hub;
 use crate::labels::{self, TaskChoice};
-use crate::presets::Preset;
+use crate::presets::{Preset, SFT};
 use crate::rows::{KnownLabels, load_rows, load_spec, max_length, rows_of};
 use crate::settings::{ModelSettings, RowSettings, Settings, laid_over, typed};
 use crate::unused::Unused;
@@ -182,20 +182,10 @@ impl RunSpec {
         let numerics = asked.numerics.for_method(method.unwrap_or(Method::Lora));
         let numerics = numerics.on(host.isa)?;
         let device = device(host.isa, numerics, asked.threads)?;
-        let model = ModelSettings {
-            hub: host.hub.clone(),
-            ..typed(settings)?
-        };
-        let mut base = Base::open(&model)?.with_new_head(asked.ignore_mismatched_sizes);
-        if let Some(name) = &asked.preset {
-            Preset::find(name)?.check_family(&base.config.model_type)?;
-        }
-        let adapter = open_adapter(&asked, &base, &device)?;
+        let mut base = open_base(settings, &asked, host)?;
+        let adapter = open_adapter(&asked, &mut base, &device)?;
         let method = method_of(method, adapter.as_ref())?;
         let notes = adapter.as_ref().and_then(|a| a.notes.as_ref());
-        if let Some(adapter) = &adapter {
-            base.take_chat(adapter)?;
-        }
         let train_file = asked.train_file.as_deref().unwrap_or_default();
         let noted = notes.map(|n| n.task);
         let table = labels::table_of(&base, &rows, noted, train_file, &device)?;
@@ -204,6 +194,13 @@ impl RunSpec {
         let noted_length = notes.map(|n| n.max_length);
         let max_length = max_length(&base, &rows, task, &table, noted_length)?;
         let known = labels::known_labels(&base, &rows, adapter.as_ref());
+        let spec = load_spec(&base, &rows, task, known.as_ref(), max_length)?;
+        let are_chats = reads_chats(&table, &spec)?;
+        let chat = spec.chat.clone().filter(|_| are_chats);
+        let is_fresh = method == Method::Lora && adapter.is_none() && asked.preset.is_none();
+        let fresh = (is_fresh && are_chats).then_some(settings);
+        let recipe = fresh.map_or(Ok(None), |settings| recipe_for_chats(settings, &base))?;
+        let settings = recipe.as_ref().unwrap_or(settings);
         let mut config = configuration(settings, &asked, &base, method, task, numerics)?;
         config.data.max_length = max_length;
         config.lora = lora_of(settings, &base, adapter.as_ref())?;
@@ -211,11 +208,11 @@ impl RunSpec {
         base.set_dropouts(&config.optimization)?;
         Unused::of(given).check_train(&config)?;
 
-        let spec = load_spec(&base, &rows, task, known.as_ref(), max_length)?;
-        let are_chats = reads_chats(&table, &spec)?;
-        let chat = spec.chat.clone().filter(|_| are_chats);
         config.data.chat_time = chat.as_ref().and_then(chat::time);
         let mut train = rows_of(&table, &spec, &base, &device)?;
+        let note = "what is not given is as --preset sft has it, the recipe for chats";
+        let notes = &mut train.report.notes;
+        notes.extend(recipe.is_some().then(|| note.to_owned()));
         let labels = labels::choose_labels(&base, task, known, train.label_map.as_ref());
         let spec = load_spec(&base, &rows, task, Some(&labels), max_length)?;
         // Where the names learned from the rows gave way to the checkpoint's own, the rows are read
@@ -255,6 +252,18 @@ impl RunSpec {
     }
 }
 
+/// The settings over those of the recipe for chats, where it is made for such a model.
+fn recipe_for_chats(settings: &Settings, base: &Base) -> RunResult<Option<Settings>> {
+    let preset = Preset::find(SFT)?;
+    if preset.check_family(&base.config.model_type).is_err() {
+        return Ok(None);
+    }
+    let mut all = preset.below(settings);
+    let given = settings.iter().filter(|(_, value)| !value.is_null());
+    all.extend(given.map(|(name, value)| (name.clone(), value.clone())));
+    Ok(Some(all))
+}
+
 /// The method asked for, or else the adapter's.
 fn method_of(asked: Option<Method>, adapter: Option<&AdapterSource>) -> RunResult<Method> {
     let own = adapter.map(|adapter| adapter.config.method());
@@ -272,12 +281,31 @@ fn method_of(asked: Option<Method>, adapter: Option<&AdapterSource>) -> RunResul
     }
 }
 
-fn open_adapter(asked: &Asked, base: &Base, device: &Device) -> RunResult<Option<AdapterSource>> {
+/// The model, which the preset, if one is named, must be made for.
+fn open_base(settings: &Settings, asked: &Asked, host: &Host) -> RunResult<Base> {
+    let model = ModelSettings {
+        hub: host.hub.clone(),
+        ..typed(settings)?
+    };
+    let base = Base::open(&model)?.with_new_head(asked.ignore_mismatched_sizes);
+    if let Some(name) = &asked.preset {
+        Preset::find(name)?.check_family(&base.config.model_type)?;
+    }
+    Ok(base)
+}
+
+/// The adapter to start from; the model takes the chat template that it brings.
+fn open_adapter(
+    asked: &Asked,
+    base: &mut Base,
+    device: &Device,
+) -> RunResult<Option<AdapterSource>> {
     let open = |path: &str| AdapterSource::open(path, asked.lora_alpha);
     let adapter = asked.adapter.as_deref().map(open).transpose()?;
     if let Some(adapter) = &adapter {
         base.check_adapter(adapter, device)?;
         refuse_token_tables(base, adapter)?;
+        base.take_chat(adapter)?;
     }
     Ok(adapter)
 }

@@ -164,6 +164,48 @@ fn the_check_shows_what_of_chats_is_learned() {
 }
 
 #[test]
+fn chats_are_trained_by_their_recipe_where_nothing_else_is_asked_for() {
+    let lab = lab();
+    let resolved = |rows: &str, more: &[&str]| {
+        let words = [
+            "train",
+            "--dry-run",
+            "--model",
+            "@scratch/model",
+            "--train-file",
+            rows,
+        ];
+        lab.run(&[&words[..], more].concat()).ok()
+    };
+    let chats = resolved("@chats.jsonl", &["--chat-template", "plain", "--r", "4"]);
+    for line in [
+        "r: 4",
+        "lora_alpha: 32.0",
+        "- all-linear",
+        "learning_rate: 0.0002",
+    ] {
+        assert!(chats.stdout.contains(line), "{line}\n{}", chats.stdout);
+    }
+    assert!(
+        chats.stdout.contains("chat_template: plain"),
+        "{}",
+        chats.stdout
+    );
+    let texts = resolved("@texts.jsonl", &[]);
+    assert!(
+        texts.stdout.contains("lora_alpha: 16.0"),
+        "{}",
+        texts.stdout
+    );
+    let asked = resolved("@texts.jsonl", &["--preset", "sft"]);
+    assert!(
+        asked.stdout.contains("lora_alpha: 32.0"),
+        "{}",
+        asked.stdout
+    );
+}
+
+#[test]
 fn what_cannot_lay_out_chats_is_refused_by_name() {
     let lab = lab();
     let check = [

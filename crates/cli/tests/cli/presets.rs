@@ -69,7 +69,7 @@ impl Lab {
 /// A tiny model of a family that takes rows of any preset's length.
 fn tiny(model_type: &str) -> Value {
     let mut config = json!({
-        "model_type": model_type, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "model_type": model_type, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8,
         "intermediate_size": 64, "max_position_embeddings": 2048, "n_positions": 2048, "n_embd": 32, "n_layer": 2, "n_head": 4,
     });
     if model_type == "gpt_neo" {

@@ -198,7 +198,7 @@ impl GlueBlock {
             follows: self.follows,
             source: self.source,
             note: self.note,
-            parameters: self.parameters,
+            parameters: Some(self.parameters),
             settings,
         }
     }
@@ -264,7 +264,7 @@ fn gpt2(size: &str, parameters: u64, task: &NlgTask, follows: Follows) -> Preset
         "no_repeat_ngram_size": 4,
     }));
     let (prefix, source, note) = match follows {
-        Follows::Paper => (
+        Follows::Paper | Follows::Evidence => (
             "paper",
             "table 11",
             "not in the paper, as in the scripts: length 512, epsilon 1e-6, no clipping, no dropout but the adapters'",
@@ -285,7 +285,7 @@ fn gpt2(size: &str, parameters: u64, task: &NlgTask, follows: Follows) -> Preset
         follows,
         source,
         note,
-        parameters,
+        parameters: Some(parameters),
         settings,
     }
 }
@@ -310,7 +310,7 @@ fn gpt3(
         follows: Follows::Paper,
         source: "table 12 and appendix D.4",
         note: "alpha is not in the paper: r, for a scaling of 1; the warm-up of 250,000 tokens is in steps of full rows",
-        parameters,
+        parameters: Some(parameters),
         settings: object(json!({
             "task": "causal_lm",
             "target_modules": ["q_proj", "v_proj"],
@@ -327,7 +327,53 @@ fn gpt3(
     }
 }
 
-/// Every preset, in the order of the paper's tables.
+/// The model types of today's decoders.
+const DECODERS: [&str; 13] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "smollm3",
+    "granite",
+    "gpt2",
+    "gpt_neo",
+    "opt",
+];
+
+/// The name of the recipe for chats.
+pub const SFT: &str = "sft";
+
+/// What published comparisons agree on for chats and instructions.
+fn sft() -> Preset {
+    Preset {
+        name: SFT.to_owned(),
+        families: &DECODERS,
+        follows: Follows::Evidence,
+        source: "LoRA Without Regret, 2025; Learning Rate Matters, arXiv 2602.04998",
+        note: "all linear layers, as what is left out costs most; the learning rate decides, and is a safe one",
+        parameters: None,
+        settings: object(json!({
+            "task": "causal_lm",
+            "target_modules": ["all-linear"],
+            "r": 16,
+            "lora_alpha": 32.0,
+            "lora_dropout": 0.0,
+            "learning_rate": 2e-4,
+            "lr_scheduler_type": "linear",
+            "warmup_ratio": 0.05,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "per_device_batch_size": 16,
+            "num_train_epochs": 2,
+        })),
+    }
+}
+
+/// Every preset: the paper's, in the order of its tables, and that for chats.
 pub fn all() -> Vec<Preset> {
     let glue = GLUE_BLOCKS
         .iter()
@@ -342,7 +388,8 @@ pub fn all() -> Vec<Preset> {
         GPT3_RANKS
             .map(|(size, rank, parameters)| gpt3([task, size], length, warmup, rank, parameters))
     });
-    glue.chain(paper).chain([scripts]).chain(gpt3).collect()
+    let paper = glue.chain(paper).chain([scripts]).chain(gpt3);
+    paper.chain([sft()]).collect()
 }
 
 fn object(value: Value) -> Map<String, Value> {
