@@ -89,12 +89,7 @@
 //! # let out = out.path();
 //! // Load: every weight is frozen, and the report says what was new or unused.
 //! let device = Device::cpu(Isa::best(), 2)?;
-//! let options = LoadOptions {
-//!     task: Task::SingleLabel,
-//!     num_labels: 2,
-//!     seed: 1,
-//!     ignore_mismatched_sizes: false,
-//! };
+//! let options = LoadOptions::new(Task::SingleLabel, 2);
 //! let (mut model, report) = Model::load(&base, &options, &device)?;
 //! assert!(report.unused.is_empty());
 //!
@@ -145,12 +140,7 @@
 //!
 //! # let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
 //! # let base = golden.join("gpt2-causal/model");
-//! let options = LoadOptions {
-//!     task: Task::CausalLm,
-//!     num_labels: 1,
-//!     seed: 1,
-//!     ignore_mismatched_sizes: false,
-//! };
+//! let options = LoadOptions::new(Task::CausalLm, 1);
 //! let (model, _) = Model::load(&base, &options, &Device::cpu(Isa::best(), 2)?)?;
 //! let options = Generate { max_new_tokens: 4, ..Generate::default() };
 //! let request = |number, prompt: &[u32]| {
@@ -194,12 +184,7 @@
 //!     "type_vocab_size": 1,
 //! });
 //! let config = ModelConfig::from_value("config.json".as_ref(), config)?;
-//! let options = LoadOptions {
-//!     task: Task::SingleLabel,
-//!     num_labels: 2,
-//!     seed: 1,
-//!     ignore_mismatched_sizes: false,
-//! };
+//! let options = LoadOptions::new(Task::SingleLabel, 2);
 //! let mut model = Model::from_config(config, &options, &Device::dry())?;
 //! let adapted = model.attach_lora(&LoraConfig::default(), 1)?;
 //! // The paper's RoBERTa-base row: r = 8 on query and value.

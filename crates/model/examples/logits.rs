@@ -19,12 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(model), Some(adapter), Some(rows)) = (args.first(), args.get(1), args.get(2)) else {
         return Err("expected MODEL_DIR ADAPTER ROWS.jsonl [ALPHA PEFT_DIR]".into());
     };
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 1,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(Task::CausalLm, 1);
     let device = Device::cpu(Isa::best(), 0)?;
     let (mut model, _) = Model::load(Path::new(model), &options, &device)?;
     match (args.get(3), args.get(4)) {

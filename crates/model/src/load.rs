@@ -36,6 +36,18 @@ pub struct LoadOptions {
     pub ignore_mismatched_sizes: bool,
 }
 
+impl LoadOptions {
+    /// For a task and so many outputs; the seed is 1, and another shape of the head an error.
+    pub const fn new(task: Task, num_labels: usize) -> Self {
+        Self {
+            task,
+            num_labels,
+            seed: 1,
+            ignore_mismatched_sizes: false,
+        }
+    }
+}
+
 /// What loading found.
 #[derive(Debug, Clone, Default)]
 pub struct LoadReport {

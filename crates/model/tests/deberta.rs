@@ -16,12 +16,7 @@ fn device() -> Device {
 }
 
 fn options(task: Task, num_labels: usize) -> LoadOptions {
-    LoadOptions {
-        task,
-        num_labels,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    }
+    LoadOptions::new(task, num_labels)
 }
 
 fn published(name: &str) -> ModelConfig {

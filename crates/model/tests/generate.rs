@@ -16,12 +16,7 @@ const EOS: u32 = 2;
 
 /// The language model of a folder.
 fn load(folder: &Path) -> (Model, LoadReport) {
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 1,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(Task::CausalLm, 1);
     let device = Device::cpu(Isa::best(), 2).expect("threads start");
     Model::load(folder, &options, &device).expect("it loads")
 }
@@ -336,12 +331,7 @@ fn with_shift(value: f32) -> (tempfile::TempDir, Model) {
         bytes.copy_from_slice(&value.to_le_bytes());
     }
     std::fs::write(dir.path().join("model.safetensors"), bytes).expect("it is written");
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 1,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(Task::CausalLm, 1);
     let device = Device::cpu(Isa::best(), 2).expect("threads start");
     let (model, _) = Model::load(dir.path(), &options, &device).expect("it loads");
     (dir, model)

@@ -100,12 +100,7 @@ fn task(golden: &Golden) -> Task {
 }
 
 fn options(golden: &Golden) -> LoadOptions {
-    LoadOptions {
-        task: task(golden),
-        num_labels: golden.num_labels,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    }
+    LoadOptions::new(task(golden), golden.num_labels)
 }
 
 fn load(golden: &Golden, device: &Device) -> Model {

@@ -13,12 +13,7 @@ const RANK: usize = 2;
 const ALPHA: f64 = 6.0;
 
 fn load(dir: &std::path::Path) -> Model {
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 1,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(Task::CausalLm, 1);
     let device = Device::cpu(Isa::best(), 1).expect("threads start");
     Model::load(dir, &options, &device).expect("it loads").0
 }

@@ -21,12 +21,7 @@ fn golden(case: &str) -> Golden {
 
 fn load(dir: &Path, task: Task) -> Result<(Model, LoadReport), ModelError> {
     let config = lowrank_model::ModelConfig::read(&dir.join("config.json")).expect("a config");
-    let options = LoadOptions {
-        task,
-        num_labels: config.labels.count().unwrap_or(2),
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(task, config.labels.count().unwrap_or(2));
     Model::load(
         dir,
         &options,

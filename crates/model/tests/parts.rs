@@ -11,12 +11,7 @@ use serde_json::json;
 
 const WIDTH: usize = 32;
 const RANK: usize = 3;
-const OPTIONS: LoadOptions = LoadOptions {
-    task: Task::CausalLm,
-    num_labels: 1,
-    seed: 1,
-    ignore_mismatched_sizes: false,
-};
+const OPTIONS: LoadOptions = LoadOptions::new(Task::CausalLm, 1);
 
 fn base() -> Model {
     let device = Device::cpu(Isa::best(), 1).expect("threads start");

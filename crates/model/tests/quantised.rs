@@ -23,12 +23,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn load(name: &str, task: Task, device: &Device) -> Model {
-    let options = LoadOptions {
-        task,
-        num_labels: if task == Task::SingleLabel { 2 } else { 3 },
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(task, if task == Task::SingleLabel { 2 } else { 3 });
     let (model, report) = Model::load(&golden(name), &options, device).expect("it loads");
     assert_eq!(report.new, [] as [String; 0]);
     assert_eq!(report.unused, [] as [String; 0]);
@@ -104,12 +99,7 @@ fn a_model_written_as_a_directory_has_the_logits_of_its_file() {
     model
         .write_merged(&golden("gpt2.gguf"), dir.path(), &options)
         .unwrap();
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 0,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(Task::CausalLm, 0);
     let (written, _) = Model::load(dir.path(), &options, &device).unwrap();
     assert_eq!(logits(&model, &expected), logits(&written, &expected));
 }

@@ -24,12 +24,7 @@ fn check(name: &str, file: &str) {
     let expected = Checkpoint::open_file(&expected).expect("golden numbers");
     let numbers = |key: &str| expected.read_i64(key).expect("numbers");
     let values = |key: &str| expected.read_f32_vec(key).expect("values");
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 1,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(Task::CausalLm, 1);
     let device = Device::cpu(Isa::best(), 2).expect("threads");
     let (model, report) = Model::load(&path, &options, &device).expect("it loads");
     assert_eq!((report.new.len(), report.unused.len()), (0, 0));

@@ -18,12 +18,7 @@ fn device() -> Device {
 }
 
 fn options(num_labels: usize) -> LoadOptions {
-    LoadOptions {
-        task: Task::SingleLabel,
-        num_labels,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    }
+    LoadOptions::new(Task::SingleLabel, num_labels)
 }
 
 fn golden() -> Golden {

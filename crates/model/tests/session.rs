@@ -22,12 +22,7 @@ const MODELS: [&str; 5] = [
 ];
 
 fn model(golden: &Golden, isa: Isa) -> Model {
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 1,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(Task::CausalLm, 1);
     let device = Device::cpu(isa, 2).expect("threads start");
     let (mut model, _) = Model::load(&golden.model_dir(), &options, &device).expect("it loads");
     let adapter = golden.adapter_dir().expect("the case has an adapter");

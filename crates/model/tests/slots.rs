@@ -72,12 +72,7 @@ struct Loaded {
 
 impl Case {
     fn model(&self, device: &Device) -> Model {
-        let options = LoadOptions {
-            task: self.task,
-            num_labels: self.golden.num_labels,
-            seed: 1,
-            ignore_mismatched_sizes: false,
-        };
+        let options = LoadOptions::new(self.task, self.golden.num_labels);
         let loaded = Model::load(&self.golden.model_dir(), &options, device);
         loaded.expect("the model loads").0
     }

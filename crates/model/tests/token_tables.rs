@@ -51,12 +51,7 @@ fn device() -> Device {
 }
 
 fn options(task: Task) -> LoadOptions {
-    LoadOptions {
-        task,
-        num_labels: 2,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    }
+    LoadOptions::new(task, 2)
 }
 
 fn logits(model: &Model, last: u32) -> Vec<u32> {

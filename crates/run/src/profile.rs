@@ -139,12 +139,7 @@ fn random_model(
             .hint("pass --model DIR, or leave --train-file out for random rows"));
     }
     let config = with_dropout(ModelConfig::read(config)?, settings.dropout)?;
-    let options = LoadOptions {
-        task: settings.data.task.unwrap_or_else(|| task_of(&config)),
-        num_labels: 2,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(settings.data.task.unwrap_or_else(|| task_of(&config)), 2);
     let dry = Device::dry_like(device);
     check_model(&Model::from_config(config.clone(), &options, &dry)?, device)?;
     let model = Model::from_config(config, &options, device)?;

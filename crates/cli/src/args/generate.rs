@@ -166,11 +166,12 @@ pub struct DecodingArgs {
     /// Tokens that are not generated first
     #[arg(long, value_name = "ID", value_delimiter = ',', num_args = 1.., value_parser = signed, allow_negative_numbers = true, help_heading = "Decoding")]
     pub begin_suppress_tokens: Option<Vec<i64>>,
-    /// Sequences of tokens that are never completed, as in '[[17], [3, 5]]'
-    #[arg(long, value_name = "JSON", value_parser = json, help_heading = "Decoding")]
+    /// Sequences of tokens that are never completed
+    // An example in the comment would be a link that leads nowhere.
+    #[arg(long, help = "Sequences of tokens that are never completed, as in '[[17], [3, 5]]'", value_name = "JSON", value_parser = json, help_heading = "Decoding")]
     pub bad_words_ids: Option<Value>,
-    /// What is added to the score of a sequence of tokens, as in '[[[17], -2.5], [[3, 5], 4.0]]'
-    #[arg(long, value_name = "JSON", value_parser = json, help_heading = "Decoding")]
+    /// What is added to the score of a sequence of tokens
+    #[arg(long, help = "What is added to the score of a sequence of tokens, as in '[[[17], -2.5], [[3, 5], 4.0]]'", value_name = "JSON", value_parser = json, help_heading = "Decoding")]
     pub sequence_bias: Option<Value>,
     /// The first new token after a prompt of one token
     #[arg(long, value_name = "ID", value_parser = whole, allow_negative_numbers = true, help_heading = "Decoding")]

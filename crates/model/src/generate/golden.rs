@@ -41,12 +41,7 @@ fn tokens(value: &Value) -> Vec<u32> {
 
 fn model(name: &str) -> Model {
     let folder = Path::new(GOLDEN).join(name);
-    let options = LoadOptions {
-        task: Task::CausalLm,
-        num_labels: 1,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = LoadOptions::new(Task::CausalLm, 1);
     let device = Device::cpu(Isa::best(), 2).expect("threads start");
     let loaded = Model::load(&folder.join("model"), &options, &device);
     let (mut model, _) = loaded.expect("it loads");

@@ -190,12 +190,7 @@ fn with_dropout_only_evaluation_is_kept() {
     let path = golden.model_dir().join("config.json");
     let mut with_dropout = lowrank_model::ModelConfig::read(&path).expect("a config");
     with_dropout.set_dropout(0.1).expect("a probability");
-    let options = lowrank_model::LoadOptions {
-        task: lowrank_model::Task::SingleLabel,
-        num_labels: 2,
-        seed: 1,
-        ignore_mismatched_sizes: false,
-    };
+    let options = lowrank_model::LoadOptions::new(lowrank_model::Task::SingleLabel, 2);
     let mut model =
         lowrank_model::Model::from_config(with_dropout, &options, &Device::dry()).expect("a model");
     model
