@@ -181,7 +181,7 @@ fn chats_are_trained_by_their_recipe_where_nothing_else_is_asked_for() {
     for line in [
         "r: 4",
         "lora_alpha: 32.0",
-        "- all-linear",
+        "target_modules: [all-linear]",
         "learning_rate: 0.0002",
     ] {
         assert!(chats.stdout.contains(line), "{line}\n{}", chats.stdout);
