@@ -213,7 +213,7 @@ fn exponents<S: Simd>(
     } else {
         at_label
     };
-    let sum = exp_in_place(s, row, max);
+    let sum = exp_sum(s, row, max);
     let expected = at_label + smoothing * (mean - at_label);
     let slope = Slope {
         factor: grad_scale / sum,
@@ -221,6 +221,21 @@ fn exponents<S: Simd>(
     };
     let gradient = slope.at(row[label]) - grad_scale * (1.0 - smoothing);
     (sum.ln() + (max - expected), gradient, slope)
+}
+
+/// Values whose exponentials are summed in f32. A large vocabulary has many that are small beside
+/// the sum so far and would be lost one by one: 262,144 logits of Gemma 3 lost 3e-5 of
+/// their loss.
+const SUM_BLOCK: usize = 1024;
+
+/// x = exp(x - shift); returns their sum.
+#[inline(always)]
+fn exp_sum<S: Simd>(s: S, x: &mut [f32], shift: f32) -> f32 {
+    let blocks = x.chunks_mut(SUM_BLOCK);
+    let sum: f64 = blocks
+        .map(|block| f64::from(exp_in_place(s, block, shift)))
+        .sum();
+    sum as f32
 }
 
 /// The largest value of a row that is not empty.
