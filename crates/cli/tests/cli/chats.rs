@@ -181,7 +181,7 @@ fn chats_are_trained_by_their_recipe_where_nothing_else_is_asked_for() {
     for line in [
         "r: 4",
         "lora_alpha: 32.0",
-        "target_modules: [all-linear]",
+        "target_modules: all-linear",
         "learning_rate: 0.0002",
     ] {
         assert!(chats.stdout.contains(line), "{line}\n{}", chats.stdout);
@@ -190,6 +190,27 @@ fn chats_are_trained_by_their_recipe_where_nothing_else_is_asked_for() {
         chats.stdout.contains("chat_template: plain"),
         "{}",
         chats.stdout
+    );
+    let words = [
+        "train",
+        "--model",
+        "@scratch/model",
+        "--train-file",
+        "@chats.jsonl",
+    ];
+    let short = [
+        "--chat-template",
+        "plain",
+        "--max-steps",
+        "1",
+        "--output-dir",
+        "@run",
+    ];
+    let trained = lab.run(&[&words[..], &short].concat()).ok();
+    assert!(
+        trained.stderr.contains("--preset sft"),
+        "{}",
+        trained.stderr
     );
     let texts = resolved("@texts.jsonl", &[]);
     assert!(

@@ -358,7 +358,7 @@ fn sft() -> Preset {
         parameters: None,
         settings: object(json!({
             "task": "causal_lm",
-            "target_modules": ["all-linear"],
+            "target_modules": "all-linear",
             "r": 16,
             "lora_alpha": 32.0,
             "lora_dropout": 0.0,
