@@ -178,10 +178,10 @@ impl Device {
         call.check();
         let (op, flops) = (call.name(), call.flops());
         let scratch_bytes = self.backend().sizes().scratch_bytes(&call);
-        let is_profiling = {
+        let (is_profiling, is_observing) = {
             let mut counts = self.counts();
             counts.meter.add_flops(flops);
-            counts.profile.is_some()
+            (counts.profile.is_some(), counts.observed.is_some())
         };
         let mut scratch =
             (scratch_bytes > 0).then(|| Storage::new(self, scratch_bytes, Purpose::Workspace));
@@ -192,7 +192,8 @@ impl Device {
             let is_own = Arc::ptr_eq(&storage.device().0, &self.0);
             assert!(is_own, "{op}: a tensor lives on another device");
         });
-        if let Call::Product(product) = &call
+        if is_observing
+            && let Call::Product(product) = &call
             && let Some(observed) = &mut self.counts().observed
         {
             observed.look(self.backend(), product);

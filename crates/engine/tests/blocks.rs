@@ -28,11 +28,7 @@ fn pass(precision: DType, blocks: Option<Blocks>, a: &[f32], b: (&[f32], [usize;
     let device = Device::cpu_in(precision, Isa::best(), 2).expect("threads start");
     let mut random = Random::new(11);
     let weight = random.normals_f32(OUT * IN);
-    let fill = |first: usize, block: &mut [f32]| {
-        block.copy_from_slice(&weight[first * IN..][..block.len()]);
-        Ok::<(), std::convert::Infallible>(())
-    };
-    let Ok(packed) = PackedMatrix::from_blocks(&device, OUT, IN, fill);
+    let packed = PackedMatrix::new(&device, OUT, IN, &weight);
     let matrix = Matrix::Frozen(packed);
     let mut trainables = Trainables::default();
     let x = random.normals_f32(ROWS * IN);

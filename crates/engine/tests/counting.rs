@@ -73,11 +73,7 @@ fn pass(device: &Device) -> (f64, Vec<f32>) {
         trainables.add(device, format!("{rows}"), &[rows, cols], &values)
     });
     let weight = random.normals_f32(4 * 8);
-    let packed = PackedMatrix::from_blocks(device, 4, 8, |_, block| {
-        block.copy_from_slice(&weight);
-        Ok::<(), std::convert::Infallible>(())
-    });
-    let weight = Matrix::Frozen(packed.expect("nothing can fail"));
+    let weight = Matrix::Frozen(PackedMatrix::new(device, 4, 8, &weight));
     let adapter = Adapter {
         a,
         b,

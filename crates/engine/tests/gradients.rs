@@ -239,11 +239,7 @@ fn frozen_matrix(out: usize, inp: usize) -> Matrix {
 
 fn frozen_matrix_on(device: &Device, out: usize, inp: usize) -> Matrix {
     let values = halves(23, out * inp);
-    let packed = PackedMatrix::from_blocks(device, out, inp, |first, block| {
-        block.copy_from_slice(&values[first * inp..][..block.len()]);
-        Ok::<(), std::convert::Infallible>(())
-    });
-    Matrix::Frozen(packed.expect("nothing can fail"))
+    Matrix::Frozen(PackedMatrix::new(device, out, inp, &values))
 }
 
 /// Values that bf16 holds, small enough that sums over a few hundred have the size of 1.

@@ -25,11 +25,7 @@ fn device() -> Device {
 }
 
 fn frozen(device: &Device, rows: usize, cols: usize, values: &[f32]) -> Matrix {
-    let packed = PackedMatrix::from_blocks(device, rows, cols, |first, block| {
-        block.copy_from_slice(&values[first * cols..][..block.len()]);
-        Ok::<(), std::convert::Infallible>(())
-    });
-    Matrix::Frozen(packed.expect("nothing can fail"))
+    Matrix::Frozen(PackedMatrix::new(device, rows, cols, values))
 }
 
 fn lookup<'m, 'i>(table: Table<'m>, ids: &'i [u32]) -> Lookup<'m, 'i> {

@@ -42,11 +42,7 @@ impl Layer {
     fn new(device: Device) -> Self {
         let mut random = Random::new(5);
         let values = random.normals_f32(OUT * IN);
-        let fill = |first: usize, block: &mut [f32]| {
-            block.copy_from_slice(&values[first * IN..][..block.len()]);
-            Ok::<(), std::convert::Infallible>(())
-        };
-        let Ok(packed) = PackedMatrix::from_blocks(&device, OUT, IN, fill);
+        let packed = PackedMatrix::new(&device, OUT, IN, &values);
         let mut trainables = Trainables::default();
         let parts = Blocks {
             adapted: [true, false, true],

@@ -108,11 +108,7 @@ impl Model {
                 continue;
             };
             let rows = merged_weight(module, &self.trainables);
-            let fill = |first: usize, block: &mut [f32]| {
-                block.copy_from_slice(&rows[first * inp..][..block.len()]);
-                Ok::<(), ModelError>(())
-            };
-            let packed = PackedMatrix::from_blocks(&self.device, out, inp, fill)?;
+            let packed = PackedMatrix::new(&self.device, out, inp, &rows);
             module.adapter = None;
             module.parameters[0].set_matrix(Matrix::Frozen(packed));
             count += 1;

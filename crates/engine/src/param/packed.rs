@@ -141,6 +141,17 @@ impl PackedMatrix {
         Self::frozen(device, [out_features, in_features]).filled(fill)
     }
 
+    /// Packs a weight [out, in] whose values are at hand. On the dry device only the shape counts.
+    /// Panics elsewhere if there are too few.
+    pub fn new(device: &Device, out_features: usize, in_features: usize, values: &[f32]) -> Self {
+        let fill = |first: usize, block: &mut [f32]| {
+            block.copy_from_slice(&values[first * in_features..][..block.len()]);
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let Ok(packed) = Self::from_blocks(device, out_features, in_features, fill);
+        packed
+    }
+
     /// As [`PackedMatrix::from_blocks`] in the device's format of tables: for what is looked up
     /// too, or is near the loss.
     pub fn table_from_blocks<E>(

@@ -106,11 +106,7 @@ unsafe fn avx_vnni_rows<const M: usize>(tile: &IntegerTile, first: usize) {
                 a = a.wrapping_add(1);
                 b = b.wrapping_add(PANEL);
             }
-            each_row!(M, I, {
-                for (half, sum) in sums[I].iter().enumerate() {
-                    store(tile, first + I, j + 8 * half, *sum);
-                }
-            });
+            each_row!(M, I, { store(tile, first + I, j, sums[I]) });
         }
     }
 }
@@ -154,33 +150,32 @@ unsafe fn avx2_rows<const M: usize>(tile: &IntegerTile, first: usize) {
                 a = a.wrapping_add(1);
                 b = b.wrapping_add(PANEL);
             }
-            each_row!(M, I, {
-                for (half, sum) in sums[I].iter().enumerate() {
-                    store(tile, first + I, j + 8 * half, *sum);
-                }
-            });
+            each_row!(M, I, { store(tile, first + I, j, sums[I]) });
         }
     }
 }
 
-/// Takes eight sums of row `i` from column `j` on.
+/// Takes sixteen sums of row `i` from column `j` on.
 ///
 /// # Safety
 /// As [`avx2`].
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn store(tile: &IntegerTile, i: usize, j: usize, sums: __m256i) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut v = _mm256_cvtepi32_ps(sums);
-        if !tile.column_scales.is_null() {
-            v = _mm256_mul_ps(v, _mm256_loadu_ps(tile.column_scales.add(j)));
+unsafe fn store(tile: &IntegerTile, i: usize, j: usize, sums: [__m256i; 2]) {
+    for (half, sums) in sums.into_iter().enumerate() {
+        let j = j + 8 * half;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut v = _mm256_cvtepi32_ps(sums);
+            if !tile.column_scales.is_null() {
+                v = _mm256_mul_ps(v, _mm256_loadu_ps(tile.column_scales.add(j)));
+            }
+            v = _mm256_mul_ps(v, _mm256_set1_ps(tile.row_scales[i]));
+            let c = tile.c.add(i * tile.c_row + j);
+            if tile.accumulate {
+                v = _mm256_add_ps(_mm256_loadu_ps(c), v);
+            }
+            _mm256_storeu_ps(c, v);
         }
-        v = _mm256_mul_ps(v, _mm256_set1_ps(tile.row_scales[i]));
-        let c = tile.c.add(i * tile.c_row + j);
-        if tile.accumulate {
-            v = _mm256_add_ps(_mm256_loadu_ps(c), v);
-        }
-        _mm256_storeu_ps(c, v);
     }
 }
