@@ -1,6 +1,7 @@
 //! What templates know of Python: values as Python prints them, `json.dumps`, and methods of
 //! strings that templates call.
 
+use lowrank_formats::{NonAscii, python_float_repr, write_python_string};
 use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
@@ -56,7 +57,10 @@ pub(crate) fn tojson(state: &State, value: &Value, args: Kwargs) -> Result<Value
         None => (", ".to_owned(), ": ".to_owned()),
     };
     let writer = Dumps {
-        ensure_ascii: args.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        non_ascii: match args.get::<Option<bool>>("ensure_ascii")? {
+            Some(true) => NonAscii::Escape,
+            Some(false) | None => NonAscii::Keep,
+        },
         sort_keys: args.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
         indent,
         between,
@@ -70,7 +74,7 @@ pub(crate) fn tojson(state: &State, value: &Value, args: Kwargs) -> Result<Value
 
 /// Python's `json.dumps`.
 struct Dumps {
-    ensure_ascii: bool,
+    non_ascii: NonAscii,
     sort_keys: bool,
     indent: Option<String>,
     between: String,
@@ -96,7 +100,9 @@ impl Dumps {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value, out)?,
-            ValueKind::String => self.text(value.as_str().unwrap_or_default(), out),
+            ValueKind::String => {
+                write_python_string(out, value.as_str().unwrap_or_default(), self.non_ascii)
+            }
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.map(|item| (None, item)).collect();
                 self.items(state, ['[', ']'], items, depth, out)?;
@@ -142,7 +148,7 @@ impl Dumps {
             }
             line(depth + 1, out);
             if let Some(key) = key {
-                self.text(&key, out);
+                write_python_string(out, &key, self.non_ascii);
                 out.push_str(&self.behind_key);
             }
             self.write(state, &item, depth + 1, out)?;
@@ -157,34 +163,9 @@ impl Dumps {
     fn number(&self, value: &Value, out: &mut String) -> Result<(), Error> {
         match value.is_integer() {
             true => out.push_str(&value.to_string()),
-            false => out.push_str(&float(f64::try_from(value.clone())?)),
+            false => out.push_str(&python_float_repr(f64::try_from(value.clone())?)),
         }
         Ok(())
-    }
-
-    fn text(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if c < ' '
-                    || (self.ensure_ascii && !c.is_ascii())
-                    || c == '\u{7f}' && self.ensure_ascii =>
-                {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
     }
 }
 
@@ -195,35 +176,12 @@ fn key_text(key: &Value) -> Result<String, Error> {
         ValueKind::None => "null".to_owned(),
         ValueKind::Bool => if key.is_true() { "true" } else { "false" }.to_owned(),
         ValueKind::Number if key.is_integer() => key.to_string(),
-        ValueKind::Number => float(f64::try_from(key.clone())?),
+        ValueKind::Number => python_float_repr(f64::try_from(key.clone())?),
         kind => {
             let message = format!("tojson: {kind} is no key of JSON");
             return Err(Error::new(ErrorKind::BadSerialization, message));
         }
     })
-}
-
-/// A float as Python's `repr` writes it.
-fn float(value: f64) -> String {
-    if value.is_nan() {
-        return "NaN".to_owned();
-    }
-    if value.is_infinite() {
-        return if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
-    }
-    let scientific = format!("{value:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or_default();
-    if value != 0.0 && !(-4..16).contains(&exponent) {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        return format!("{digits}e{sign}{:02}", exponent.unsigned_abs());
-    }
-    let plain = format!("{value}");
-    if plain.contains('.') {
-        plain
-    } else {
-        plain + ".0"
-    }
 }
 
 /// Whether something can be taken by number: Jinja's `sequence`, which holds for texts and maps
@@ -326,27 +284,4 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, 
         }
         _ => return Ok(None),
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn floats_are_written_as_python_does() {
-        let cases = [
-            (1.0, "1.0"),
-            (-0.0, "-0.0"),
-            (0.1, "0.1"),
-            (1e16, "1e+16"),
-            (1e15, "1000000000000000.0"),
-            (1.5e-5, "1.5e-05"),
-            (0.0001, "0.0001"),
-            (1.25e300, "1.25e+300"),
-            (f64::INFINITY, "Infinity"),
-        ];
-        for (value, expected) in cases {
-            assert_eq!(float(value), expected);
-        }
-    }
 }

@@ -35,7 +35,7 @@ pub use dtype::{DType, encode_f32, f32_bytes, fits};
 pub use error::{Fault, FormatError};
 pub use files::{PendingDir, PendingFile, write_atomic};
 pub use method::Method;
-pub use pyjson::{python_float_repr, read_json, to_python_json};
+pub use pyjson::{NonAscii, python_float_repr, read_json, to_python_json, write_python_string};
 pub use run_dir::RunDir;
 pub use safetensors::{
     OutTensor, SafetensorsFault, TensorSpec, write_model, write_safetensors,

@@ -61,7 +61,7 @@ fn write_value(text: &mut String, value: &Value, depth: usize) {
             (_, Some(integer), _) => text.push_str(&integer.to_string()),
             (_, _, float) => text.push_str(&python_float_repr(float.unwrap_or(f64::NAN))),
         },
-        Value::String(string) => write_string(text, string),
+        Value::String(string) => write_python_string(text, string, NonAscii::Escape),
         Value::Array(items) => write_array(text, items, depth),
         Value::Object(map) => write_object(text, map, depth),
     }
@@ -93,7 +93,7 @@ fn write_object(text: &mut String, map: &Map<String, Value>, depth: usize) {
     for (i, (key, value)) in entries.into_iter().enumerate() {
         text.push_str(if i == 0 { "\n" } else { ",\n" });
         indent(text, depth + 1);
-        write_string(text, key);
+        write_python_string(text, key, NonAscii::Escape);
         text.push_str(": ");
         write_value(text, value, depth + 1);
     }
@@ -108,7 +108,17 @@ fn indent(text: &mut String, depth: usize) {
     }
 }
 
-fn write_string(text: &mut String, string: &str) {
+/// What becomes of characters beyond ASCII: `ensure_ascii` of `json.dumps`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonAscii {
+    /// They are escaped, and so is DEL.
+    Escape,
+    /// They stand as they are.
+    Keep,
+}
+
+/// Appends a text in quotes as `json.dumps` writes it.
+pub fn write_python_string(text: &mut String, string: &str, non_ascii: NonAscii) {
     text.push('"');
     for c in string.chars() {
         match c {
@@ -120,6 +130,7 @@ fn write_string(text: &mut String, string: &str) {
             '\u{8}' => text.push_str("\\b"),
             '\u{c}' => text.push_str("\\f"),
             ' '..='~' => text.push(c),
+            '\u{7f}'.. if non_ascii == NonAscii::Keep => text.push(c),
             _ => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     text.push_str(&format!("\\u{unit:04x}"));
@@ -166,7 +177,11 @@ mod tests {
         let cases = [
             (0.0, "0.0"),
             (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (0.1, "0.1"),
             (0.05, "0.05"),
+            (1.5e-5, "1.5e-05"),
+            (1.25e300, "1.25e+300"),
             (1e-4, "0.0001"),
             (1e-5, "1e-05"),
             (1.5e-7, "1.5e-07"),
@@ -190,5 +205,8 @@ mod tests {
                 .unwrap();
         let expected = "{\n  \"B\": [\n    1,\n    2.0,\n    null\n  ],\n  \"a\": {\n    \"\\u00e9\": \"\\ud83d\\ude00\\u007f\\n\"\n  },\n  \"b\": [],\n  \"c\": {}\n}";
         assert_eq!(to_python_json(&value), expected);
+        let mut kept = String::new();
+        write_python_string(&mut kept, "é😀\u{7f}\n\u{1}", NonAscii::Keep);
+        assert_eq!(kept, "\"é😀\u{7f}\\n\\u0001\"");
     }
 }
