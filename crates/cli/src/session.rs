@@ -3,7 +3,9 @@
 
 use lowrank_data::Loaded;
 use lowrank_engine::{Device, Isa};
+use lowrank_model::Generate;
 use lowrank_run::device::NumericChoices;
+use lowrank_run::generation::Asked;
 use lowrank_run::loaded::LoadedModel;
 use lowrank_run::settings::RowSettings;
 use lowrank_run::{RunError, RunResult};
@@ -43,6 +45,16 @@ pub fn open_model(
     device: &Device,
 ) -> RunResult<LoadedModel> {
     LoadedModel::open(&model.settings(), &adapter.settings()?, rows, device)
+}
+
+/// How a model generates; what a user should know of both is said on standard error.
+pub fn decoding(asked: Asked, loaded: &LoadedModel, common: &CommonArgs) -> RunResult<Generate> {
+    let decoding = asked.beside(loaded)?;
+    if !common.is_quiet() {
+        let notes = loaded.notes.iter().chain(&decoding.notes);
+        notes.for_each(output::note);
+    }
+    Ok(decoding.options)
 }
 
 /// Says on standard error what a user should know of rows that were read.

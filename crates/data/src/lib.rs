@@ -56,6 +56,6 @@ pub use nlg::{NlgFormat, PromptRow};
 pub use order::{Cursor, Order};
 pub use rows::{Cell, FileFormat, Header, Row, Table};
 pub use tokenizer::{
-    Encoded, EncodedSpans, EncodedWords, NamedTemplate, PlainSpans, Span, Tokenizer,
-    TokenizerFamily, chat_templates,
+    CHAT_TEMPLATE_FILE, Encoded, EncodedSpans, EncodedWords, NamedTemplate, PlainSpans, Span,
+    Tokenizer, TokenizerFamily, chat_templates,
 };

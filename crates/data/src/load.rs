@@ -4,6 +4,7 @@
 mod bad_rows;
 mod causal;
 mod chat;
+mod length;
 mod plan;
 mod prompt;
 mod row;
@@ -369,6 +370,8 @@ fn usable(
             spec,
             tokenizer,
             plan: &plan,
+            answers_are_chats: (spec.chat.as_ref())
+                .is_some_and(|chat| chat.takes(&rest, &columns.text)),
             parted: &parted,
         };
         let read = |row| reader.read(row);

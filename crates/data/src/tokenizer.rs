@@ -19,7 +19,7 @@ mod spm;
 mod templates;
 
 pub use spans::{EncodedSpans, Span};
-pub use templates::{NamedTemplate, chat_templates};
+pub use templates::{CHAT_TEMPLATE_FILE, NamedTemplate, chat_templates};
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -96,7 +96,7 @@ pub struct PlainSpans {
 const FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
-    templates::FILE,
+    templates::CHAT_TEMPLATE_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",

@@ -2,8 +2,12 @@
 //! and what an adapter has to do with it.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use lowrank_data::{DataError, Tokenizer, TokenizerError, TokenizerFamily};
+use lowrank_chat::Moment;
+use lowrank_data::{
+    DataError, NamedTemplate, Tokenizer, TokenizerError, TokenizerFamily, chat_templates,
+};
 use lowrank_engine::Device;
 use lowrank_formats::{Checkpoint, FormatError, model_config_file};
 use lowrank_model::{LoadOptions, LoadReport, Model, ModelConfig, ModelError, TokenTables};
@@ -49,6 +53,10 @@ pub struct Base {
     allow_other_base: bool,
     /// The chat template that an adapter brings, and how it was used.
     pub adapter_chat: Option<AdapterChat>,
+    /// Its own chat templates, once they are asked for.
+    chat_templates: OnceLock<Vec<NamedTemplate>>,
+    /// What time it is for templates that ask: the same for all that is read.
+    pub(crate) opened_at: Moment,
 }
 
 impl Base {
@@ -71,6 +79,8 @@ impl Base {
             starts_heads: false,
             allow_other_base: settings.allow_other_base.unwrap_or(false),
             adapter_chat: None,
+            chat_templates: OnceLock::new(),
+            opened_at: Moment::now(),
         })
     }
 
@@ -100,6 +110,18 @@ impl Base {
             }
             _ => RunError::from(error),
         }
+    }
+
+    /// The chat templates of the model.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn chat_templates(&self) -> RunResult<&[NamedTemplate]> {
+        if let Some(known) = self.chat_templates.get() {
+            return Ok(known);
+        }
+        let found = chat_templates(&self.dir).map_err(|error| RunError::from_error(&error))?;
+        Ok(self.chat_templates.get_or_init(|| found))
     }
 
     /// Takes the chat template that an adapter brings.

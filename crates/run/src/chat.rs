@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowrank_chat::{Chat, ChatTemplate, LossOn, Moment, Variables, built_in, built_in_names, rows};
-use lowrank_data::{ChatFormat, ChatUse, NamedTemplate, Tokenizer, chat_templates};
+use lowrank_data::{CHAT_TEMPLATE_FILE, ChatFormat, ChatUse, NamedTemplate, Tokenizer};
 use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::write_atomic;
 use serde::{Deserialize, Serialize};
@@ -15,8 +15,6 @@ use crate::base::Base;
 use crate::error::{RunError, RunResult};
 use crate::settings::RowSettings;
 
-/// The file beside a model, and beside an adapter that was trained on chats.
-const FILE: &str = "chat_template.jinja";
 /// The setting that turns templates off.
 const NO_TEMPLATE: &str = "none";
 /// Tokens that a chat may have unless told otherwise.
@@ -49,7 +47,7 @@ impl AdapterChat {
     /// # Errors
     /// The file cannot be read.
     pub fn read(dir: &Path, notes: Option<ChatNotes>) -> RunResult<Option<Self>> {
-        let file = dir.join(FILE);
+        let file = dir.join(CHAT_TEMPLATE_FILE);
         if !files::is_file(&file) {
             return Ok(None);
         }
@@ -61,7 +59,7 @@ impl AdapterChat {
 /// Writes the template beside an adapter, where transformers and servers look for it.
 pub fn write_template(format: &ChatFormat, dir: &Path) -> RunResult {
     Ok(write_atomic(
-        &dir.join(FILE),
+        &dir.join(CHAT_TEMPLATE_FILE),
         format.template.source().as_bytes(),
     )?)
 }
@@ -92,11 +90,11 @@ pub fn format(base: &Base, data: &RowSettings) -> RunResult<Option<ChatFormat>> 
     let time = data.chat_time.as_ref();
     let time = time.or_else(|| noted.and_then(|notes| notes.time.as_ref()));
     let now = match time {
-        None => Moment::now(),
+        None => base.opened_at.clone(),
         Some(noted) => Moment::parse(noted).ok_or_else(|| {
             RunError::usage(format!(
                 "`chat_time` is `{noted}`, expected a time such as `{}`",
-                Moment::now()
+                base.opened_at
             ))
         })?,
     };
@@ -113,6 +111,12 @@ pub fn format(base: &Base, data: &RowSettings) -> RunResult<Option<ChatFormat>> 
         loss_on: loss_on.unwrap_or_default(),
         used,
     }))
+}
+
+/// What is said where nothing lays chats out.
+pub(crate) fn no_template(name: &str) -> RunError {
+    RunError::usage(format!("`{name}` has no chat template"))
+        .hint("pass --chat-template with a file or the name of a built-in one, such as chatml")
 }
 
 /// The time of a run's start, where its template asks what time it is.
@@ -143,7 +147,7 @@ pub fn end_of_turn(format: &ChatFormat, tokenizer: &Tokenizer) -> Option<u32> {
 
 /// The text of a template, and which rows it lays out.
 fn source(base: &Base, asked: Option<&str>) -> RunResult<Option<(String, ChatUse)>> {
-    let own = chat_templates(&base.dir).map_err(|error| RunError::from_error(&error))?;
+    let own = base.chat_templates()?;
     let Some(asked) = asked else {
         if let Some(chat) = &base.adapter_chat {
             return Ok(Some((chat.source.clone(), ChatUse::Instructions)));
@@ -160,7 +164,7 @@ fn source(base: &Base, asked: Option<&str>) -> RunResult<Option<(String, ChatUse
         (None, None) if files::is_file(Path::new(asked)) => {
             files::read_text(Path::new(asked), Ceiling::SETTINGS)?
         }
-        (None, None) => return Err(unknown(asked, &own)),
+        (None, None) => return Err(unknown(asked, own)),
     };
     Ok(Some((found, ChatUse::Always)))
 }

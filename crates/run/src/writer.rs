@@ -94,21 +94,8 @@ impl<'a> Writer<'a> {
         options: Generate,
         asked: &AskedLayout,
     ) -> RunResult<Self> {
-        let rows = RowSettings {
-            chat_template: asked.chat_template.clone(),
-            ..RowSettings::of_language()
-        };
-        let Some(format) = chat::format(&loaded.base, &rows)? else {
-            return Err(RunError::usage(format!(
-                "`{}` has no chat template",
-                loaded.base.name
-            ))
-            .hint("pass --chat-template with a file or the name of a built-in one, such as chatml"));
-        };
-        let layout = Layout::Chat {
-            format: Box::new(format),
-            system: asked.system.clone(),
-        };
+        let layout = chat_layout(loaded, asked)?;
+        let layout = layout.ok_or_else(|| chat::no_template(&loaded.base.name))?;
         Self::with_layout(loaded, options, layout)
     }
 
@@ -189,8 +176,7 @@ impl<'a> Writer<'a> {
             ..self.options.clone()
         };
         let Layout::Chat { format, system } = &self.layout else {
-            return Err(RunError::usage("there is no chat template to lay out a chat by")
-                .hint("pass --chat-template with a file or the name of a built-in one, such as chatml"));
+            return Err(chat::no_template(&self.loaded.base.name));
         };
         let ids = self.encode_chat(format, system.as_ref(), messages)?;
         self.write_after(ids, &options, on_token)
@@ -282,18 +268,10 @@ impl<'a> Writer<'a> {
 fn layout(loaded: &LoadedModel, asked: &AskedLayout) -> RunResult<Layout> {
     let was_chats = loaded.base.adapter_chat.as_ref();
     let was_chats = was_chats.is_some_and(|chat| chat.notes.is_some());
-    if asked.chat_template.is_some() || (was_chats && asked.template.is_none()) {
-        let rows = RowSettings {
-            chat_template: asked.chat_template.clone(),
-            template: asked.template.clone(),
-            ..RowSettings::of_language()
-        };
-        if let Some(format) = chat::format(&loaded.base, &rows)? {
-            return Ok(Layout::Chat {
-                format: Box::new(format),
-                system: asked.system.clone(),
-            });
-        }
+    if (asked.chat_template.is_some() || (was_chats && asked.template.is_none()))
+        && let Some(layout) = chat_layout(loaded, asked)?
+    {
+        return Ok(layout);
     }
     if asked.system.is_some() {
         return Err(RunError::usage(
@@ -309,4 +287,18 @@ fn layout(loaded: &LoadedModel, asked: &AskedLayout) -> RunResult<Layout> {
         .parse()
         .map_err(|error: TemplateError| RunError::usage(error.to_string()))?;
     Ok(Layout::Template(template))
+}
+
+/// Chats by the template that is asked for, or else the adapter's or the model's own.
+fn chat_layout(loaded: &LoadedModel, asked: &AskedLayout) -> RunResult<Option<Layout>> {
+    let rows = RowSettings {
+        chat_template: asked.chat_template.clone(),
+        template: asked.template.clone(),
+        ..RowSettings::of_language()
+    };
+    let format = chat::format(&loaded.base, &rows)?;
+    Ok(format.map(|format| Layout::Chat {
+        format: Box::new(format),
+        system: asked.system.clone(),
+    }))
 }

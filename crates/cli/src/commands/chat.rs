@@ -10,7 +10,7 @@ use lowrank_run::{RunError, RunResult};
 use serde_json::{Value, json};
 
 use crate::args::ChatArgs;
-use crate::session::{device, open_model};
+use crate::session::{decoding, device, open_model};
 use crate::stream::Stream;
 use crate::{errors, output, settings, unused};
 
@@ -29,12 +29,12 @@ pub fn run(flags: ChatArgs) -> RunResult {
     let file = flags.common.config.clone();
     let given = unused::given(&flags, file.as_deref())?;
     let args = settings::with_file(flags, file.as_deref())?;
-    let mut decoding = settings::to_map(&args.decoding);
-    let max_new_tokens = decoding.entry("max_new_tokens").or_insert(Value::Null);
+    let mut flags = settings::to_map(&args.decoding);
+    let max_new_tokens = flags.entry("max_new_tokens").or_insert(Value::Null);
     if max_new_tokens.is_null() {
         *max_new_tokens = MAX_NEW_TOKENS.into();
     }
-    let asked = Asked::new(decoding)?;
+    let asked = Asked::new(flags)?;
     let device = device(&args.common, args.numerics.choices().or_f32())?;
     let loaded = open_model(
         &args.model,
@@ -43,17 +43,13 @@ pub fn run(flags: ChatArgs) -> RunResult {
         &device,
     )?;
     unused::check_chat(given, &loaded)?;
-    let decoding = asked.beside(&loaded)?;
-    if !args.common.is_quiet() {
-        let notes = loaded.notes.iter().chain(&decoding.notes);
-        notes.for_each(output::note);
-    }
+    let options = decoding(asked, &loaded, &args.common)?;
     let layout = AskedLayout {
         chat_template: args.chat_template.clone(),
         system: args.system.clone(),
         template: None,
     };
-    let writer = Writer::for_chats(&loaded, decoding.options, &layout)?;
+    let writer = Writer::for_chats(&loaded, options, &layout)?;
     let mut chat = Chat {
         writer: &writer,
         messages: Vec::new(),

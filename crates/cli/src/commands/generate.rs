@@ -13,7 +13,7 @@ use lowrank_run::{RunError, RunResult, targets};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
-use crate::session::{device, open_model};
+use crate::session::{decoding, device, open_model};
 use crate::sink::Sink;
 use crate::stream::Stream;
 use crate::{errors, output, presets, settings, unused};
@@ -42,17 +42,13 @@ pub fn run(flags: GenerateArgs) -> RunResult {
     if args.merge_adapter.unwrap_or(false) {
         loaded.model.merge_adapters()?;
     }
-    let decoding = asked.beside(&loaded)?;
-    if !args.common.is_quiet() {
-        let notes = loaded.notes.iter().chain(&decoding.notes);
-        notes.for_each(output::note);
-    }
+    let options = decoding(asked, &loaded, &args.common)?;
     let layout = AskedLayout {
         template: args.template.clone(),
         chat_template: args.chat_template.clone(),
         system: args.system.clone(),
     };
-    let writer = Writer::new(&loaded, decoding.options, &layout)?;
+    let writer = Writer::new(&loaded, options, &layout)?;
     if writer.is_chat() && !args.common.is_quiet() {
         output::note(
             "prompts are laid out by the chat template; --chat-template none takes them as they are",

@@ -134,18 +134,19 @@ fn a_model_learns_its_turns_and_is_asked_as_it_was_taught() {
     assert_eq!(said, ["French food.", "Indian food.", "Italian food."]);
 }
 
+const CHECK: [&str; 5] = [
+    "check",
+    "--model",
+    "@scratch/model",
+    "--train-file",
+    "@chats.jsonl",
+];
+
 #[test]
 fn the_check_shows_what_of_chats_is_learned() {
     let lab = lab();
-    let check = [
-        "check",
-        "--model",
-        "@scratch/model",
-        "--train-file",
-        "@chats.jsonl",
-    ];
     let shown = lab
-        .run(&[&check[..], &["--chat-template", "plain"]].concat())
+        .run(&[&CHECK[..], &["--chat-template", "plain"]].concat())
         .ok()
         .stdout;
     for words in [
@@ -159,7 +160,7 @@ fn the_check_shows_what_of_chats_is_learned() {
     }
     // A row that loses its end is counted.
     let short = ["--chat-template", "plain", "--max-length", "12"];
-    let shown = lab.run(&[&check[..], &short].concat()).ok().stdout;
+    let shown = lab.run(&[&CHECK[..], &short].concat()).ok().stdout;
     assert!(shown.contains("lost the end of the last turn"), "{shown}");
 }
 
@@ -229,15 +230,8 @@ fn chats_are_trained_by_their_recipe_where_nothing_else_is_asked_for() {
 #[test]
 fn what_cannot_lay_out_chats_is_refused_by_name() {
     let lab = lab();
-    let check = [
-        "check",
-        "--model",
-        "@scratch/model",
-        "--train-file",
-        "@chats.jsonl",
-    ];
     let refused = |more: &[&str], code: i32, words: &[&str]| {
-        lab.run(&[&check[..], more].concat()).fails(code, words);
+        lab.run(&[&CHECK[..], more].concat()).fails(code, words);
     };
     refused(
         &[],

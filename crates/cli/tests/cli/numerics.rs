@@ -10,36 +10,43 @@ use crate::language_model::Lab;
 use crate::support::{self, Ran, lowrank};
 
 const WIDENED: &str = "--precision f32 --base-format bf16";
+const ADAPTER: &str = "run/adapter/adapter_model.safetensors";
 
 fn run(lab: &Lab, words: &str) -> Ran {
     let words: Vec<&str> = words.split(' ').filter(|word| !word.is_empty()).collect();
     lab.run(&words)
 }
 
-/// A model of random weights, and an adapter that was trained on it with bf16 weights multiplied in
-/// f32.
-fn adapted() -> Lab {
+/// A model of random weights, and an adapter that was trained on it with these settings.
+fn adapted(numerics: &str) -> Lab {
     let lab = Lab::new();
     let scratch = "train --model @base --full --from-scratch --train-file @texts.jsonl --output-dir @scratch --max-steps 4 --learning-rate 0.01 --quiet";
     run(&lab, scratch).ok();
     let train = "train --model @scratch/model --train-file @prompts.jsonl --output-dir @run --max-steps 6 --save-steps 2 --save-total-limit 9 --learning-rate 0.01 --quiet";
-    run(&lab, &format!("{train} {WIDENED}")).ok();
+    run(&lab, &format!("{train} {numerics}")).ok();
     lab
+}
+
+/// The adapter's bytes of a run that notes these settings; the run is then as if it had been killed
+/// before its last checkpoint.
+fn killed_late(lab: &Lab, noted: [&str; 3]) -> Vec<u8> {
+    let config = fs::read_to_string(lab.path("run/config.yaml")).unwrap();
+    for line in noted {
+        assert!(config.lines().any(|of| of == line), "{line}: {config}");
+    }
+    let whole = fs::read(lab.path(ADAPTER)).unwrap();
+    fs::remove_dir_all(lab.path("run/checkpoint-6")).unwrap();
+    fs::remove_dir_all(lab.path("run/adapter")).unwrap();
+    fs::remove_file(lab.path("run/summary.json")).unwrap();
+    whole
 }
 
 #[test]
 fn a_run_with_bf16_weights_in_f32_goes_on_as_it_began() {
-    let lab = adapted();
-    let config = fs::read_to_string(lab.path("run/config.yaml")).unwrap();
-    for line in ["precision: f32", "base_format: bf16", "arithmetic: f32"] {
-        assert!(config.lines().any(|of| of == line), "{line}: {config}");
-    }
-    let adapter = lab.path("run/adapter/adapter_model.safetensors");
-    let whole = fs::read(&adapter).unwrap();
-    // Killed before its last checkpoint, it goes on to the same bytes without being told again.
-    fs::remove_dir_all(lab.path("run/checkpoint-6")).unwrap();
-    fs::remove_dir_all(lab.path("run/adapter")).unwrap();
-    fs::remove_file(lab.path("run/summary.json")).unwrap();
+    let lab = adapted(WIDENED);
+    let noted = ["precision: f32", "base_format: bf16", "arithmetic: f32"];
+    let whole = killed_late(&lab, noted);
+    // It goes on to the same bytes without being told again.
     let resume = "train --resume --output-dir @run";
     run(&lab, &format!("{resume} --base-format f32")).fails(
         1,
@@ -50,7 +57,7 @@ fn a_run_with_bf16_weights_in_f32_goes_on_as_it_began() {
         ],
     );
     run(&lab, resume).ok();
-    assert_eq!(fs::read(&adapter).unwrap(), whole);
+    assert_eq!(fs::read(lab.path(ADAPTER)).unwrap(), whole);
     // Weights that were rounded train other adapters.
     let plain = "train --model @scratch/model --train-file @prompts.jsonl --output-dir @plain --max-steps 6 --learning-rate 0.01 --quiet --precision f32";
     run(&lab, plain).ok();
@@ -62,7 +69,7 @@ fn a_run_with_bf16_weights_in_f32_goes_on_as_it_began() {
 
 #[test]
 fn a_model_that_bf16_holds_says_the_same_in_f32_with_bf16_weights() {
-    let lab = adapted();
+    let lab = adapted(WIDENED);
     run(
         &lab,
         "merge --model @scratch/model --adapter @run --output-dir @merged --dtype bf16",
@@ -99,22 +106,11 @@ fn a_model_that_bf16_holds_says_the_same_in_f32_with_bf16_weights() {
 
 #[test]
 fn an_adapter_trained_on_int8_weights_is_merged_into_the_original_ones() {
-    let lab = Lab::new();
-    let scratch = "train --model @base --full --from-scratch --train-file @texts.jsonl --output-dir @scratch --max-steps 4 --learning-rate 0.01 --quiet";
-    run(&lab, scratch).ok();
-    let train = "train --model @scratch/model --train-file @prompts.jsonl --output-dir @run --max-steps 6 --save-steps 2 --save-total-limit 9 --learning-rate 0.01 --quiet --precision f32 --base-format int8";
-    run(&lab, train).ok();
-    let config = fs::read_to_string(lab.path("run/config.yaml")).unwrap();
-    for line in ["precision: f32", "base_format: int8", "arithmetic: f32"] {
-        assert!(config.lines().any(|of| of == line), "{line}: {config}");
-    }
-    let adapter = lab.path("run/adapter/adapter_model.safetensors");
-    let whole = fs::read(&adapter).unwrap();
-    fs::remove_dir_all(lab.path("run/checkpoint-6")).unwrap();
-    fs::remove_dir_all(lab.path("run/adapter")).unwrap();
-    fs::remove_file(lab.path("run/summary.json")).unwrap();
+    let lab = adapted("--precision f32 --base-format int8");
+    let noted = ["precision: f32", "base_format: int8", "arithmetic: f32"];
+    let whole = killed_late(&lab, noted);
     run(&lab, "train --resume --output-dir @run").ok();
-    assert_eq!(fs::read(&adapter).unwrap(), whole);
+    assert_eq!(fs::read(lab.path(ADAPTER)).unwrap(), whole);
 
     let merge = "merge --model @scratch/model --adapter @run --output-dir @merged";
     run(&lab, merge).ok();

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use lowrank_chat::{Chat, ChatTemplate, LossOn, SpanSource, Variables, rows};
 use serde_json::{Value, json};
 
+use super::Example;
 use super::prompt::{self, fault};
 use super::row::{Outcome, RowReader};
-use super::{Example, LongRows};
 use crate::columns::{PromptColumns, TextColumns};
 use crate::error::{RowFault, RowFaultKind};
 use crate::labels::{IGNORE_INDEX, Label};
@@ -84,12 +84,12 @@ impl RowReader<'_> {
                 turns,
                 self.turns(row, turns, system.as_ref(), tools.as_ref()),
             ),
-            columns @ TextColumns::Completion { prompt, completion } => {
+            TextColumns::Completion { prompt, completion } => {
                 let said = self.table.get(row, &prompt.prompt);
                 let conversational = said.as_ref().and_then(turns_of);
                 match conversational {
                     Some(said) => (&prompt.prompt, self.continued(row, said, completion)),
-                    None if format.takes(self.table, columns) => {
+                    None if self.answers_are_chats => {
                         (&prompt.prompt, self.answered(row, prompt, completion))
                     }
                     None => return None,
@@ -123,17 +123,10 @@ impl RowReader<'_> {
             };
             return Err(refused(column, kind));
         };
-        if let Some(system) = system
-            && self.table.get(row, system).is_some()
-        {
-            let text = prompt::string(self.table, row, system)?;
-            let has_own = turns[0].get("role").is_some_and(|role| role == "system");
-            if !text.trim().is_empty() && !has_own {
-                turns.insert(0, json!({ "role": "system", "content": text }));
-            }
-        }
-        let chat = Chat::from_turns(&turns)
-            .map_err(|error| refused(column, RowFaultKind::Chat(error.to_string())))?;
+        let has_own = turns[0].get("role").is_some_and(|role| role == "system");
+        let system = self.system(row, system)?.filter(|_| !has_own);
+        turns.splice(0..0, system);
+        let chat = Chat::from_turns(&turns).map_err(|error| no_chat(row, column, &error))?;
         let Some((name, cell)) = tools.and_then(|name| Some((name, self.table.get(row, name)?)))
         else {
             return Ok(chat);
@@ -147,7 +140,17 @@ impl RowReader<'_> {
             }
         };
         chat.with_tools_of(cell)
-            .map_err(|error| refused(name, RowFaultKind::Chat(error.to_string())))
+            .map_err(|error| no_chat(row, name, &error))
+    }
+
+    /// What is said to the model before a chat, where a column of its own says anything.
+    fn system(&self, row: &Row, column: Option<&String>) -> Result<Option<Value>, RowFault> {
+        let Some(column) = column.filter(|name| self.table.get(row, name).is_some()) else {
+            return Ok(None);
+        };
+        let text = prompt::string(self.table, row, column)?;
+        let says = !text.trim().is_empty();
+        Ok(says.then(|| json!({ "role": "system", "content": text })))
     }
 
     /// TRL's conversational form: turns, and the turns that follow, which alone are learned.
@@ -168,8 +171,7 @@ impl RowReader<'_> {
             other => other,
         });
         let turns: Vec<Value> = unlearned.chain(follows).collect();
-        Chat::from_turns(&turns)
-            .map_err(|error| fault(row, completion, RowFaultKind::Chat(error.to_string())))
+        Chat::from_turns(&turns).map_err(|error| no_chat(row, completion, &error))
     }
 
     /// An instruction, or a question, with its answer: two turns, behind a system prompt and
@@ -185,15 +187,8 @@ impl RowReader<'_> {
             history: None,
             ..columns.clone()
         };
-        let mut turns = Vec::new();
-        if let Some(system) = &columns.system
-            && self.table.get(row, system).is_some()
-        {
-            let text = prompt::string(self.table, row, system)?;
-            if !text.trim().is_empty() {
-                turns.push(json!({ "role": "system", "content": text }));
-            }
-        }
+        let system = self.system(row, columns.system.as_ref())?;
+        let mut turns: Vec<Value> = system.into_iter().collect();
         if let Some(history) = &columns.history {
             turns.extend(self.history(row, history)?);
         }
@@ -201,8 +196,7 @@ impl RowReader<'_> {
         let answer = prompt::completion(self.table, row, completion)?;
         turns.push(json!({ "role": "user", "content": asked }));
         turns.push(json!({ "role": "assistant", "content": answer }));
-        Chat::from_messages(&turns)
-            .map_err(|error| fault(row, &columns.prompt, RowFaultKind::Chat(error.to_string())))
+        Chat::from_messages(&turns).map_err(|error| no_chat(row, &columns.prompt, &error))
     }
 
     /// Earlier turns as Alpaca's kin write them: pairs of what was asked and what was answered.
@@ -256,7 +250,7 @@ impl RowReader<'_> {
             return Err(refused(RowFaultKind::Tokenize("no tokenizer".into())));
         };
         let laid = rows(&format.template, chat, &format.variables, format.loss_on)
-            .map_err(|error| refused(RowFaultKind::Chat(error.to_string())))?;
+            .map_err(|error| no_chat(row, column, &error))?;
         let source = laid.first().map_or(SpanSource::Whole, |row| row.source);
         let mut parts = Vec::with_capacity(laid.len());
         for chat in laid {
@@ -267,24 +261,13 @@ impl RowReader<'_> {
             }
             self.check_vocabulary(&tokens.input_ids).map_err(refused)?;
             let length = tokens.input_ids.len();
-            let most = self.spec.max_length.unwrap_or(usize::MAX);
-            if length > most {
-                let too_long = refused(RowFaultKind::TooLong {
-                    tokens: length,
-                    max_length: most,
-                });
-                match self.spec.long_rows {
-                    LongRows::Drop => {
-                        parts.push(Outcome::TooLong(length, too_long));
-                        continue;
-                    }
-                    LongRows::Refuse => return Err(too_long),
-                    LongRows::Truncate => {
-                        tokens.input_ids.truncate(most);
-                        tokens.labels.truncate(most);
-                    }
-                }
+            if let Some(too_long) = self.too_long(row, column, length)? {
+                parts.push(too_long);
+                continue;
             }
+            let most = self.cut_at().unwrap_or(usize::MAX);
+            tokens.input_ids.truncate(most);
+            tokens.labels.truncate(most);
             parts.push(Outcome::Kept(Example {
                 truncated_tokens: u32::try_from(length - tokens.input_ids.len())
                     .unwrap_or(u32::MAX),
@@ -296,6 +279,10 @@ impl RowReader<'_> {
         }
         Ok(Outcome::Chat(source, parts))
     }
+}
+
+fn no_chat(row: &Row, column: &str, error: &dyn std::error::Error) -> RowFault {
+    fault(row, column, RowFaultKind::Chat(error.to_string()))
 }
 
 /// Tokens of a text, with a label for each that is learned.

@@ -11,7 +11,7 @@ use lowrank_formats::nearest;
 use super::causal::{Laid, Template};
 use super::plan::LabelPlan;
 use super::prompt::{self, Prompt, fault};
-use super::{Example, LoadSpec, LongRows};
+use super::{Example, LoadSpec};
 use crate::columns::{Columns, LabelColumns, PromptColumns, TextColumns};
 use crate::error::{RowFault, RowFaultKind, TokenizerError};
 use crate::labels::value::{is_gap, number};
@@ -40,6 +40,8 @@ pub(super) struct RowReader<'a> {
     pub(super) spec: &'a LoadSpec,
     pub(super) tokenizer: Option<&'a Tokenizer>,
     pub(super) plan: &'a LabelPlan,
+    /// Whether a prompt with its completion is a chat.
+    pub(super) answers_are_chats: bool,
     /// Texts so long that only a part of them was tokenised.
     pub(super) parted: &'a AtomicUsize,
 }
@@ -100,17 +102,8 @@ impl RowReader<'_> {
             })?;
         }
         let length = tokens.encoded.input_ids.len();
-        if let Some(max_length) = self.spec.max_length.filter(|most| length > *most) {
-            let kind = RowFaultKind::TooLong {
-                tokens: length,
-                max_length,
-            };
-            let fault = fault(row, column, kind);
-            match self.spec.long_rows {
-                LongRows::Truncate => {}
-                LongRows::Drop => return Ok(Outcome::TooLong(length, fault)),
-                LongRows::Refuse => return Err(fault),
-            }
+        if let Some(too_long) = self.too_long(row, column, length)? {
+            return Ok(too_long);
         }
         Ok(Outcome::Kept(Example {
             input_ids: tokens.encoded.input_ids,
@@ -149,14 +142,6 @@ impl RowReader<'_> {
                 (input_ids, self.ids(row, input_ids, types, mask, label)?)
             }
         })
-    }
-
-    /// The length at which the tokenizer is to cut.
-    fn cut_at(&self) -> Option<usize> {
-        match self.spec.long_rows {
-            LongRows::Truncate => self.spec.max_length,
-            LongRows::Drop | LongRows::Refuse => None,
-        }
     }
 
     fn text(&self, row: &Row, text: &str, pair: Option<&str>) -> Result<Tokens, RowFault> {

@@ -13,7 +13,7 @@ use super::settings::{malformed, parse_object};
 use crate::error::TokenizerError;
 
 /// The file of the template that is taken where none is named.
-pub(super) const FILE: &str = "chat_template.jinja";
+pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// The folder of named templates, a file each.
 pub(super) const FOLDER: &str = "additional_chat_templates";
@@ -48,8 +48,11 @@ pub fn chat_templates(model: &Path) -> Result<Vec<NamedTemplate>, TokenizerError
         return of_gguf(&Gguf::open(model)?);
     }
     let mut templates = Vec::new();
-    if files::is_named(&model.join(FILE)) {
-        templates.push(NamedTemplate::new(DEFAULT, read_text(&model.join(FILE))?));
+    if files::is_named(&model.join(CHAT_TEMPLATE_FILE)) {
+        templates.push(NamedTemplate::new(
+            DEFAULT,
+            read_text(&model.join(CHAT_TEMPLATE_FILE))?,
+        ));
     }
     for (name, path) in additional(model)? {
         templates.push(NamedTemplate::new(&name, read_text(&path)?));

@@ -16,7 +16,7 @@ use lowrank_run::{RunError, RunResult, targets};
 
 use crate::args::{EvalArgs, ScoringArgs};
 use crate::output::{self, TextTable, count};
-use crate::session::{device, open_model};
+use crate::session::{decoding, device, open_model};
 use crate::sink::Sink;
 use crate::{presets, settings};
 
@@ -72,11 +72,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
     let language = RowSettings::of_language();
     let loaded = open_model(&args.model, &args.adapter, &language, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;
-    let decoding = asked.beside(&loaded)?;
-    if !args.common.is_quiet() {
-        let notes = loaded.notes.iter().chain(&decoding.notes);
-        notes.for_each(output::note);
-    }
+    let options = decoding(asked, &loaded, &args.common)?;
     // Rows are laid out as for the perplexity of the same rows, also where no notes say how.
     let is_chat = args.data.chat_template.is_some() || loaded.base.adapter_chat.is_some();
     let default = loaded.template.is_none() && !is_chat;
@@ -86,7 +82,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
         chat_template: args.data.chat_template.clone(),
         system: None,
     };
-    let writer = Writer::new(&loaded, decoding.options, &layout)?;
+    let writer = Writer::new(&loaded, options, &layout)?;
     let mut sink = match &args.scoring.output_file {
         Some(file) => Some(Sink::open(Some(file))?),
         None => None,
