@@ -326,6 +326,16 @@ CASES = [
     Case("qwen3-full", "qwen3", task="causal_lm", config={"tie_word_embeddings": True}, lora=None),
     Case("gemma-causal", "gemma", task="causal_lm", lora=causal(), generate=True, note="the table of tokens is scaled, its gradient too"),
     Case("gemma-full", "gemma", task="causal_lm", lora=None),
+    Case("gemma2-causal", "gemma2", task="causal_lm", lora=causal(), lengths=ROTARY, generate=True, note="capped scores and logits, a window in the first layer"),
+    Case("gemma2-full", "gemma2", task="causal_lm", config={"num_hidden_layers": 3, "attn_logit_softcapping": None}, lora=None, lengths=ROTARY),
+    Case(
+        "gemma2-single-label",
+        "gemma2",
+        num_labels=3,
+        config={"final_logit_softcapping": None, "layer_types": ["full_attention", "sliding_attention"]},
+        lora=seq(target_modules="all-linear"),
+    ),
+    Case("gemma2-trajectory", "gemma2", task="causal_lm", lora=causal(target_modules="all-linear"), num_rows=24, trajectory=TRAJECTORY),
     Case("gemma3_text-causal", "gemma3_text", task="causal_lm", lora=causal(target_modules="all-linear"), lengths=ROTARY, generate=True),
     Case(
         "gemma3_text-scaled",
@@ -345,6 +355,7 @@ CASES = [
         lengths=ROTARY,
         note="layers by their number, a rotation for each kind, capped scores",
     ),
+    Case("gemma3_text-capped", "gemma3_text", task="causal_lm", config={"final_logit_softcapping": 4.0}, lora=causal()),
     Case("gemma3_text-full", "gemma3_text", task="causal_lm", lora=None),
     Case("phi3-causal", "phi3", task="causal_lm", lora=causal(target_modules=["qkv_proj"]), lengths=ROTARY, generate=True),
     Case(

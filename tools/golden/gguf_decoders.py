@@ -27,7 +27,7 @@ POSITIONS = 48
 ROWS = [[5, 9, 2, 77, 31], [1], [(7 * i + 3) % VOCAB for i in range(36)]]
 PERMUTED = {"llama", "granite", "smollm3"}
 STEMS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "granite": "Granite",
-         "smollm3": "SmolLM3", "olmo2": "Olmo2", "gemma": "Gemma", "gemma3": "Gemma3"}  # fmt: skip
+         "smollm3": "SmolLM3", "olmo2": "Olmo2", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3"}  # fmt: skip
 
 
 class Maker:
@@ -260,6 +260,22 @@ def gemmas():
     make.tables()
     for i in range(2):
         make.llama_norms(i)
+        make.attention(i, head)
+        make.mlp(i)
+    make.finish()
+
+    make = Maker("gemma2", "gemma2", 3, {
+        "head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+    })  # fmt: skip
+    make.writer.add_key_length(head)
+    make.writer.add_value_length(head)
+    make.writer.add_sliding_window(8)
+    make.writer.add_attn_logit_softcapping(2.0)
+    make.writer.add_final_logit_softcapping(3.0)
+    make.tables()
+    for i in range(3):
+        make.norms(i, {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
+                       "ffn_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm"})  # fmt: skip
         make.attention(i, head)
         make.mlp(i)
     make.finish()

@@ -13,6 +13,7 @@ STEMS = {
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
     "gemma": "Gemma",
+    "gemma2": "Gemma2",
     "gemma3_text": "Gemma3",
     "phi3": "Phi3",
     "olmo2": "Olmo2",
@@ -44,6 +45,7 @@ def config_fields(case):
         "mistral": {"head_dim": None, "sliding_window": 5},
         "qwen3": {"head_dim": 12},
         "gemma": {"head_dim": 12},
+        "gemma2": {"head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         "gemma3_text": {"head_dim": 12, "num_hidden_layers": 3, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         "smollm3": {"num_hidden_layers": 4},
     }  # fmt: skip

@@ -3,10 +3,11 @@
 
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
 use lowrank_engine::ops::linear::{LinearParams, linear};
-use lowrank_engine::ops::lm_head::{LmTargets, lm_logits, lm_loss, lm_loss_backward};
+use lowrank_engine::ops::lm_head::{LmHead, LmTargets, lm_logits, lm_loss, lm_loss_backward};
 use lowrank_engine::param::transpose;
 use lowrank_engine::{
-    DType, Device, Gradients, Isa, Matrix, PackedMatrix, Param, Purpose, Tape, Tensor, Trainables,
+    Arithmetic, DType, Device, Gradients, Isa, Matrix, Numerics, PackedMatrix, Param, Purpose,
+    Tape, Tensor, Trainables, WeightFormat,
 };
 use lowrank_kernels::bf16;
 use lowrank_testkit::{GradientCheck, Random, check_gradient};
@@ -26,6 +27,13 @@ fn device() -> Device {
 
 fn frozen(device: &Device, rows: usize, cols: usize, values: &[f32]) -> Matrix {
     Matrix::Frozen(PackedMatrix::new(device, rows, cols, values))
+}
+
+fn head(table: &Matrix) -> LmHead<'_> {
+    LmHead {
+        table,
+        soft_cap: None,
+    }
 }
 
 fn lookup<'m, 'i>(table: Table<'m>, ids: &'i [u32]) -> Lookup<'m, 'i> {
@@ -54,9 +62,12 @@ fn the_loss_over_several_chunks_gives_the_gradient_of_the_hidden_states() {
     let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % vocab as i64).collect();
     let start = random.normals(rows * cols);
     let ids: Vec<u32> = (0..rows as u32).collect();
-    for smoothing in [0.0, 0.1] {
+    for (smoothing, soft_cap) in [(0.0, None), (0.1, None), (0.0, Some(2.0)), (0.1, Some(4.0))] {
         let targets = LmTargets {
-            table: &matrix,
+            head: LmHead {
+                soft_cap,
+                ..head(&matrix)
+            },
             labels: &labels,
             smoothing,
         };
@@ -90,7 +101,7 @@ fn a_tied_table_gets_both_gradients_once() {
         let mut tape = Tape::training(&device, &trainables, None);
         let h = embedding(&mut tape, &[lookup(Table::Matrix(&matrix), &ids)]);
         let targets = LmTargets {
-            table: &matrix,
+            head: head(&matrix),
             labels: &labels,
             smoothing: 0.1,
         };
@@ -115,7 +126,7 @@ fn a_frozen_table_is_read_from_its_panels() {
     for (row, &id) in h.tensor().read().chunks_exact(cols).zip(&ids) {
         assert_eq!(row, &values[id as usize * cols..][..cols]);
     }
-    let logits = lm_logits(h.tensor(), &matrix, &trainables);
+    let logits = lm_logits(h.tensor(), head(&matrix), &trainables);
     let h = h.tensor().read();
     for (i, row) in logits.read().chunks_exact(vocab).enumerate() {
         for (v, logit) in row.iter().enumerate() {
@@ -125,6 +136,81 @@ fn a_frozen_table_is_read_from_its_panels() {
                 .map(|(a, b)| f64::from(*a) * f64::from(*b))
                 .sum();
             assert!((f64::from(*logit) - want).abs() < 1e-5, "{i},{v}");
+        }
+    }
+}
+
+#[test]
+fn capped_logits_are_the_tangent_of_plain_ones() {
+    let device = device();
+    let (vocab, cols) = (70, 9);
+    let matrix = frozen(
+        &device,
+        vocab,
+        cols,
+        &Random::new(2).normals_f32(vocab * cols),
+    );
+    let trainables = Trainables::default();
+    let h = Random::new(3).normals_f32(5 * cols);
+    let h = Tensor::from_slice(&device, 5, cols, Purpose::Activations, &h);
+    let plain = lm_logits(&h, head(&matrix), &trainables).read();
+    let soft_cap = Some(3.0);
+    let capped = LmHead {
+        soft_cap,
+        ..head(&matrix)
+    };
+    let capped = lm_logits(&h, capped, &trainables).read();
+    for (capped, plain) in capped.iter().zip(&plain) {
+        let want = 3.0 * (f64::from(*plain) / 3.0).tanh();
+        assert!((f64::from(*capped) - want).abs() < 2e-6, "{capped} {want}");
+    }
+}
+
+/// The most bytes that stand in memory beside what does before.
+fn workspace(numerics: Numerics, vocab: usize, soft_cap: Option<f32>) -> u64 {
+    let device = Device::dry_in(numerics);
+    let matrix = frozen(&device, vocab, 8, &[]);
+    let (rows, labels) = (1000, vec![1; 1000]);
+    let mut trainables = Trainables::default();
+    let id = trainables.add(&device, "h".into(), &[rows, 8], &[]);
+    let param = Param::Trainable(id);
+    let mut tape = Tape::training(&device, &trainables, None);
+    let ids: Vec<u32> = (0..rows as u32).collect();
+    let h = embedding(&mut tape, &[lookup(Table::Rows(&param), &ids)]);
+    let mut gradients = Gradients::zeros(&device, &trainables);
+    let targets = LmTargets {
+        head: LmHead {
+            soft_cap,
+            ..head(&matrix)
+        },
+        labels: &labels,
+        smoothing: 0.0,
+    };
+    device.reset_peak();
+    let before = device.memory().of(Purpose::Workspace);
+    lm_loss(&h, targets, &trainables);
+    lm_loss_backward(tape, h, targets, 1.0, &mut gradients);
+    device.peak_memory().of(Purpose::Workspace) - before
+}
+
+#[test]
+fn the_logits_of_a_large_vocabulary_take_a_hundred_megabytes_at_most() {
+    for (activations, arithmetic) in [
+        (DType::F32, Arithmetic::F32),
+        (DType::F32, Arithmetic::Bf16),
+        (DType::Bf16, Arithmetic::Bf16),
+    ] {
+        let numerics = Numerics {
+            activations,
+            weights: WeightFormat::Bf16,
+            arithmetic,
+        };
+        for (vocab, soft_cap) in [(262_144, None), (256_000, Some(30.0)), (1_000_003, None)] {
+            let bytes = workspace(numerics, vocab, soft_cap);
+            assert!(
+                (60_000_000..101_000_000).contains(&bytes),
+                "{numerics:?}, {vocab}, {soft_cap:?}: {bytes}"
+            );
         }
     }
 }
@@ -203,7 +289,7 @@ fn loss_in(
     };
     let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % vocab as i64).collect();
     let targets = LmTargets {
-        table: &matrix,
+        head: head(&matrix),
         labels: &labels,
         smoothing: 0.1,
     };
@@ -263,7 +349,7 @@ fn the_loss_holds_some_rows_of_logits_and_no_second_table() {
         let mut gradients = Gradients::zeros(&device, &trainables);
         let labels = vec![0; rows];
         let targets = LmTargets {
-            table: &matrix,
+            head: head(&matrix),
             labels: &labels,
             smoothing: 0.0,
         };

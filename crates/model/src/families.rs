@@ -5,6 +5,7 @@ pub mod deberta;
 pub mod deberta_v2;
 mod decoder;
 pub mod gemma;
+pub mod gemma2;
 pub mod gemma3_text;
 pub mod gpt2;
 pub mod gpt_neo;
@@ -24,7 +25,8 @@ mod stored_head;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use lowrank_engine::{Matrix, Var};
+use lowrank_engine::Var;
+use lowrank_engine::ops::lm_head::LmHead;
 use lowrank_formats::{Checkpoint, ConfigReader};
 
 use crate::config::{Dropouts, Facts, Task};
@@ -86,8 +88,8 @@ pub trait LanguageModel: Send + Sync {
     /// range ends below the head, what its last layer gives for every token [M, D].
     fn hidden_of(&self, pass: &mut Pass<'_, '_>, batch: &CausalBatch, range: LayerRange) -> Var;
 
-    /// The output table [V, D]: logits = hidden · tableᵀ.
-    fn head<'m>(&self, modules: &'m Modules) -> &'m Matrix;
+    /// What makes logits of hidden states: the output table [V, D].
+    fn head<'m>(&self, modules: &'m Modules) -> LmHead<'m>;
 
     /// The number of layers, each with keys and values of its own to keep.
     fn num_layers(&self) -> usize;
@@ -199,6 +201,7 @@ pub const FAMILIES: &[Family] = &[
     qwen2::FAMILY,
     qwen3::FAMILY,
     gemma::FAMILY,
+    gemma2::FAMILY,
     gemma3_text::FAMILY,
     phi3::FAMILY,
     olmo2::FAMILY,

@@ -161,9 +161,7 @@ impl Model {
     /// Rows of the output table.
     fn vocab(&self) -> usize {
         let model = self.network.language_model();
-        model.map_or(0, |model| {
-            model.head(&self.modules).shape(&self.trainables)[0]
-        })
+        model.map_or(0, |model| model.head(&self.modules).vocab(&self.trainables))
     }
 }
 

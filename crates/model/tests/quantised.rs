@@ -75,7 +75,7 @@ fn decoders_in_gguf_files_have_the_logits_of_transformers() {
         })
         .collect();
     names.sort();
-    assert_eq!(names.len(), 15, "{names:?}");
+    assert_eq!(names.len(), 16, "{names:?}");
     for name in names {
         let expected = folder.join(format!("{name}.expected.safetensors"));
         let expected = Checkpoint::open_file(&expected).unwrap();

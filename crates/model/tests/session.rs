@@ -13,11 +13,12 @@ use lowrank_testkit::Golden;
 
 /// Models with all that attention over a cache does here: full and windowed, norms first and last,
 /// grouped heads, rotations.
-const MODELS: [&str; 5] = [
+const MODELS: [&str; 6] = [
     "gpt2-causal",
     "gpt_neo-causal",
     "opt-post-norm",
     "qwen3-causal",
+    "gemma2-causal",
     "gemma3_text-causal",
 ];
 

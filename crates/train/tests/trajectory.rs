@@ -186,6 +186,13 @@ fn language_models_follow_the_peer_over_masked_prompts() {
 }
 
 #[test]
+fn decoders_with_rotary_positions_follow_the_peer() {
+    check_trajectory("llama-trajectory", 2, false);
+    check_trajectory("gemma2-trajectory", 2, false);
+    check_trajectory("gemma3_text-trajectory", 1, false);
+}
+
+#[test]
 fn loraplus_follows_pefts_optimizer() {
     check_trajectory("bert-loraplus-trajectory", 2, false);
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{CrossEntropyForm, DType};
+use lowrank_kernels::{Activation, CrossEntropyForm, DType};
 
 use crate::call::{Call, CrossEntropy, Operand, Outer, Product, Rows, RowsMut, Transpose};
 use crate::device::Device;
@@ -28,14 +28,37 @@ fn gradient_rows(activations: DType) -> usize {
     }
 }
 
+/// Bytes of logits and their gradient that stand in memory at once: a larger vocabulary has fewer
+/// rows there.
+const MOST_BYTES: usize = 100_000_000;
+
+/// Rows are taken in multiples of so many, where the bytes allow more.
+const ROW_STEP: usize = 8;
+
 /// What a profile calls the products with the vocabulary.
 const LABEL: &str = "product with the vocabulary";
+
+/// What makes logits of hidden states.
+#[derive(Debug, Clone, Copy)]
+pub struct LmHead<'a> {
+    /// W [V, D].
+    pub table: &'a Matrix,
+    /// c of c·tanh(logit/c).
+    pub soft_cap: Option<f32>,
+}
+
+impl LmHead<'_> {
+    /// V.
+    pub fn vocab(&self, trainables: &Trainables) -> usize {
+        self.table.shape(trainables)[0]
+    }
+}
 
 /// What the hidden states are held against.
 #[derive(Debug, Clone, Copy)]
 pub struct LmTargets<'a> {
-    /// W [V, D].
-    pub table: &'a Matrix,
+    /// What makes the logits.
+    pub head: LmHead<'a>,
     /// The next token of each row `[N]`.
     pub labels: &'a [i64],
     /// ε of label smoothing, from 0 to below 1.
@@ -43,12 +66,34 @@ pub struct LmTargets<'a> {
 }
 
 /// The logits [N, V] of a few rows, as generation needs them.
-pub fn lm_logits(h: &Tensor, table: &Matrix, trainables: &Trainables) -> Tensor {
-    let vocab = table.shape(trainables)[0];
+pub fn lm_logits(h: &Tensor, head: LmHead<'_>, trainables: &Trainables) -> Tensor {
+    let vocab = head.vocab(trainables);
     let mut logits = Tensor::uninit(h.device(), h.rows(), vocab, Purpose::Workspace);
-    let table = table.operand(h.device(), trainables, Transpose::No);
+    let table = head.table.operand(h.device(), trainables, Transpose::No);
     product(h.into(), table.get(), &mut logits);
+    if let Some(cap) = head.soft_cap {
+        over_cap(&mut logits, cap);
+        cap_in_place(&mut logits, cap);
+    }
     logits
+}
+
+/// x / c.
+fn over_cap(logits: &mut Tensor, cap: f32) {
+    let device = logits.device().clone();
+    let factor = 1.0 / cap;
+    device.run(Call::Scale { x: logits, factor });
+}
+
+/// c·tanh(x) of x / c.
+fn cap_in_place(x: &mut Tensor, cap: f32) {
+    let device = x.device().clone();
+    device.run(Call::Activation {
+        kind: Activation::Tanh,
+        x: None,
+        y: x,
+    });
+    device.run(Call::Scale { x, factor: cap });
 }
 
 /// c = a·bᵀ, where b or its transpose is the vocabulary's table.
@@ -66,8 +111,13 @@ pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> f64 
     let device = h.tensor().device();
     let head = Head::new(device, targets, 0.0, trainables);
     let mut sum = Scalar::zero(device);
-    for rows in parts(0..h.tensor().rows(), LOGIT_ROWS) {
+    let step = fitting(LOGIT_ROWS, |rows| 4 * rows * head.vocab);
+    for rows in parts(0..h.tensor().rows(), step) {
         let mut logits = head.logits(h.tensor(), rows.clone());
+        if let Some(cap) = head.soft_cap {
+            over_cap(&mut logits, cap);
+            cap_in_place(&mut logits, cap);
+        }
         head.loss(&mut logits, rows, None, &mut sum);
     }
     sum.read()
@@ -85,11 +135,12 @@ pub fn lm_loss_backward(
 ) -> f64 {
     let device = tape.device().clone();
     let head = Head::new(&device, targets, grad_scale, tape.trainables());
-    let (node, trained) = (h.node(), targets.table.trainable());
+    let (node, trained) = (h.node(), targets.head.table.trainable());
     let mut h = h.into_owned();
     let mut sum = Scalar::zero(&device);
-    for rows in parts(0..h.rows(), gradient_rows(device.numerics().activations)) {
-        let d = head.gradient(&h, rows.clone(), &mut sum);
+    let chunk = head.chunk(&device);
+    for rows in parts(0..h.rows(), chunk.gradient) {
+        let d = head.gradient(&h, rows.clone(), chunk, &mut sum);
         if let Some(id) = trained {
             let h = Rows::of(&h, rows.clone());
             device.run(Call::Outer(Outer::new(&d, h, gradients.get_mut(id))));
@@ -111,10 +162,27 @@ fn parts(rows: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |first| first..(first + len).min(end))
 }
 
+/// `most`, or the largest number of rows below that keeps within [`MOST_BYTES`].
+fn fitting(most: usize, bytes: impl Fn(usize) -> usize) -> usize {
+    let fits = |rows: &usize| bytes(*rows) <= MOST_BYTES;
+    let fewer = (1..=most / ROW_STEP).rev().map(|n| n * ROW_STEP);
+    Some(most).into_iter().chain(fewer).find(fits).unwrap_or(1)
+}
+
+/// Rows that stand in memory at once.
+#[derive(Clone, Copy)]
+struct Chunk {
+    /// Of the gradient.
+    gradient: usize,
+    /// Of the logits that it is made of, in f32.
+    logits: usize,
+}
+
 /// The table as the products want it, and what the loss asks of the logits.
 struct Head<'a> {
     table: WeightOperand<'a>,
     vocab: usize,
+    soft_cap: Option<f32>,
     labels: &'a [i64],
     form: CrossEntropyForm,
 }
@@ -126,9 +194,11 @@ impl<'a> Head<'a> {
         grad_scale: f32,
         trainables: &Trainables,
     ) -> Self {
+        let head = targets.head;
         Head {
-            table: targets.table.operand(device, trainables, Transpose::No),
-            vocab: targets.table.shape(trainables)[0],
+            table: head.table.operand(device, trainables, Transpose::No),
+            vocab: head.vocab(trainables),
+            soft_cap: head.soft_cap,
             labels: targets.labels,
             form: CrossEntropyForm {
                 grad_scale,
@@ -137,24 +207,95 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Adds the loss's sum of some rows; their logits' gradient [C, V] as activations are stored,
-    /// with as many columns of zeros behind as make the product with the table fast.
-    fn gradient(&self, h: &Tensor, rows: Range<usize>, sum: &mut Scalar) -> Tensor {
-        let (device, purpose) = (h.device(), Purpose::Workspace);
-        let width = device.padded_depth(self.vocab);
-        let dtype = device.numerics().activations;
-        if dtype == DType::F32 && width == self.vocab {
-            let mut logits = self.logits(h, rows.clone());
-            self.loss(&mut logits, rows, None, sum);
-            return logits;
+    /// Columns of the gradient: with zeros behind, where those make the product with the table
+    /// fast. A capped logit's gradient is made in the logits' place.
+    fn width(&self, device: &Device) -> usize {
+        match self.soft_cap {
+            Some(_) => self.vocab,
+            None => device.padded_depth(self.vocab),
         }
+    }
+
+    /// Whether the gradient takes the logits' place.
+    fn is_in_place(&self, device: &Device) -> bool {
+        device.numerics().activations == DType::F32 && self.width(device) == self.vocab
+    }
+
+    /// How many rows a pass with gradients takes at once.
+    fn chunk(&self, device: &Device) -> Chunk {
+        let dtype = device.numerics().activations;
+        let (most, vocab) = (gradient_rows(dtype), self.vocab);
+        // The slope of a cap is made of the values before it.
+        let copies = 1 + usize::from(self.soft_cap.is_some());
+        if self.is_in_place(device) {
+            let gradient = fitting(most, |rows| 4 * rows * vocab * copies);
+            return Chunk {
+                gradient,
+                logits: gradient,
+            };
+        }
+        let of_logits = |gradient: usize| (gradient * LOGIT_ROWS / most).max(1);
+        let width = self.width(device);
+        let gradient = fitting(most, |rows| {
+            rows * width * dtype.bytes() + 4 * of_logits(rows) * vocab * copies
+        });
+        Chunk {
+            gradient,
+            logits: of_logits(gradient),
+        }
+    }
+
+    /// Adds the loss's sum of some rows; their logits' gradient [C, V] as activations are stored.
+    fn gradient(&self, h: &Tensor, rows: Range<usize>, chunk: Chunk, sum: &mut Scalar) -> Tensor {
+        let (device, purpose) = (h.device(), Purpose::Workspace);
+        if self.is_in_place(device) {
+            return self.gradient_in_place(h, rows, sum);
+        }
+        let (dtype, width) = (device.numerics().activations, self.width(device));
         let mut d = Tensor::uninit_as(dtype, device, rows.len(), width, purpose);
-        for part in parts(rows.clone(), LOGIT_ROWS) {
+        for part in parts(rows.clone(), chunk.logits) {
             let into = part.start - rows.start..part.end - rows.start;
+            if self.soft_cap.is_some() {
+                let gradient = self.gradient_in_place(h, part, sum);
+                let mut narrow = Tensor::uninit_as(dtype, device, gradient.rows(), width, purpose);
+                device.run(Call::Convert {
+                    x: &gradient,
+                    out: &mut narrow,
+                });
+                device.run(Call::Copy {
+                    x: (&narrow).into(),
+                    out: RowsMut::of(&mut d, into),
+                });
+                continue;
+            }
             let mut logits = self.logits(h, part.clone());
             self.loss(&mut logits, part, Some(RowsMut::of(&mut d, into)), sum);
         }
         d
+    }
+
+    /// The gradient of some rows in f32, in their logits' place.
+    fn gradient_in_place(&self, h: &Tensor, rows: Range<usize>, sum: &mut Scalar) -> Tensor {
+        let mut logits = self.logits(h, rows.clone());
+        let Some(cap) = self.soft_cap else {
+            self.loss(&mut logits, rows, None, sum);
+            return logits;
+        };
+        let device = h.device();
+        over_cap(&mut logits, cap);
+        let mut pre = logits.uninit_like(Purpose::Workspace);
+        device.run(Call::Copy {
+            x: (&logits).into(),
+            out: (&mut pre).into(),
+        });
+        cap_in_place(&mut logits, cap);
+        self.loss(&mut logits, rows, None, sum);
+        device.run(Call::ActivationBackward {
+            kind: Activation::Tanh,
+            pre: &pre,
+            d: &mut logits,
+        });
+        logits
     }
 
     /// The logits [C, V] of some rows.

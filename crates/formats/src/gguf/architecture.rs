@@ -109,10 +109,13 @@ const GEMMA_NORMS: &[Line] = &[
     ("attn_norm", "input_layernorm", LESS),
     ("ffn_norm", "post_attention_layernorm", LESS),
 ];
-const GEMMA3_NORMS: &[Line] = &[
-    ("attn_norm", "input_layernorm", LESS),
+const GEMMA3_HEAD_NORMS: &[Line] = &[
     ("attn_q_norm", "self_attn.q_norm", LESS),
     ("attn_k_norm", "self_attn.k_norm", LESS),
+];
+/// Of Gemma 2 too.
+const GEMMA3_NORMS: &[Line] = &[
+    ("attn_norm", "input_layernorm", LESS),
     ("post_attention_norm", "post_attention_layernorm", LESS),
     ("ffn_norm", "pre_feedforward_layernorm", LESS),
     ("post_ffw_norm", "post_feedforward_layernorm", LESS),
@@ -152,7 +155,7 @@ const fn decoder(
 }
 
 /// Every architecture that is known. That there is code that computes it is the model's business.
-static ARCHITECTURES: [Architecture; 11] = [
+static ARCHITECTURES: [Architecture; 12] = [
     Architecture {
         name: "gpt2",
         outside: &[
@@ -210,7 +213,15 @@ static ARCHITECTURES: [Architecture; 11] = [
     },
     Architecture {
         outside: GEMMA_OUTSIDE,
-        ..decoder("gemma3", &[GEMMA3_NORMS, ATTENTION, MLP], config::gemma3)
+        ..decoder("gemma2", &[GEMMA3_NORMS, ATTENTION, MLP], config::gemma2)
+    },
+    Architecture {
+        outside: GEMMA_OUTSIDE,
+        ..decoder(
+            "gemma3",
+            &[GEMMA3_NORMS, GEMMA3_HEAD_NORMS, ATTENTION, MLP],
+            config::gemma3,
+        )
     },
 ];
 

@@ -6,11 +6,12 @@
 mod absolute;
 mod rotary;
 
+use lowrank_engine::Var;
 use lowrank_engine::ops::add::add;
 use lowrank_engine::ops::dropout::dropout;
 use lowrank_engine::ops::embedding::embedding;
+use lowrank_engine::ops::lm_head::LmHead;
 use lowrank_engine::ops::scale::scale;
-use lowrank_engine::{Matrix, Var};
 
 use crate::config::Task;
 use crate::error::ModelError;
@@ -45,6 +46,8 @@ struct Decoder<L> {
     head: Head,
     /// Multiplies what the head reads.
     head_scale: f32,
+    /// Of a language model's logits.
+    logit_soft_cap: Option<f32>,
     /// What does not count as a sequence's last token, for the classification head.
     pad_token_id: Option<u32>,
 }
@@ -169,9 +172,12 @@ impl<L: Block + Copy + Send + Sync + 'static> LanguageModel for Decoder<L> {
         self.layers.len()
     }
 
-    fn head<'m>(&self, modules: &'m Modules) -> &'m Matrix {
+    fn head<'m>(&self, modules: &'m Modules) -> LmHead<'m> {
         match self.head {
-            Head::Table(table) => table.as_head(modules),
+            Head::Table(table) => LmHead {
+                table: table.as_head(modules),
+                soft_cap: self.logit_soft_cap,
+            },
             Head::Score(_) => unreachable!("a classifier is no language model"),
         }
     }

@@ -9,6 +9,7 @@ use crate::families::decoder::{
     Defaults, HeadNorms, LLAMA, NormPlaces, Read, RopeRule, WindowRule,
 };
 use crate::families::gemma::read_like_gemma;
+use crate::families::gemma2::SOFT_CAPS;
 use crate::families::{Classes, Family, FamilyConfig};
 
 /// The registry's line.
@@ -51,11 +52,7 @@ fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
     // transformers reads `attn_logit_softcapping` here and applies it nowhere.
     config.head_norms = HeadNorms::Each;
     config.norms = NormPlaces::Around;
-    if reader.has("final_logit_softcapping") {
-        reader.fault(
-            "final_logit_softcapping",
-            "expected null: capped logits are not supported",
-        );
-    }
+    let cap = reader.opt_f64("final_logit_softcapping", SOFT_CAPS);
+    config.logit_soft_cap = cap.map(|cap| cap as f32);
     read.family()
 }

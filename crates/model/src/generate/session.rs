@@ -318,8 +318,8 @@ impl Session<'_> {
             if rows.len() < parts.len() {
                 hidden = gather(pass, &hidden, rows);
             }
-            let table = self.language.head(&model.modules);
-            lm_logits(hidden.tensor(), table, &model.trainables).read()
+            let head = self.language.head(&model.modules);
+            lm_logits(hidden.tensor(), head, &model.trainables).read()
         })
     }
 

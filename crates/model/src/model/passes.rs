@@ -63,7 +63,7 @@ impl Model {
                 let pass = &mut self.pass(&mut tape);
                 let hidden = model.hidden_of(pass, &CausalBatch::of_rows(batch, &rows), range);
                 let targets = LmTargets {
-                    table: model.head(&self.modules),
+                    head: model.head(&self.modules),
                     labels: &labels,
                     smoothing: options.label_smoothing,
                 };
@@ -135,7 +135,7 @@ impl Model {
                 let pass = &mut self.pass(&mut tape);
                 let hidden = model.hidden_of(pass, &CausalBatch::of_rows(batch, &rows), range);
                 let targets = LmTargets {
-                    table: model.head(&self.modules),
+                    head: model.head(&self.modules),
                     labels: &labels,
                     smoothing: 0.0,
                 };
@@ -166,8 +166,8 @@ impl Model {
         let rows: Vec<usize> = (0..batch.tokens()).collect();
         let batch = CausalBatch::of_rows(batch, &rows);
         let hidden = model.hidden_of(&mut self.pass(tape), &batch, range);
-        let table = model.head(&self.modules);
-        let logits = lm_logits(hidden.tensor(), table, &self.trainables);
+        let head = model.head(&self.modules);
+        let logits = lm_logits(hidden.tensor(), head, &self.trainables);
         tape.constant(logits)
     }
 

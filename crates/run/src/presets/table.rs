@@ -328,12 +328,13 @@ fn gpt3(
 }
 
 /// The model types of today's decoders.
-const DECODERS: [&str; 13] = [
+const DECODERS: [&str; 14] = [
     "llama",
     "mistral",
     "qwen2",
     "qwen3",
     "gemma",
+    "gemma2",
     "gemma3_text",
     "phi3",
     "olmo2",

@@ -9,7 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::super::Gguf;
 use crate::Result;
-pub(super) use decoders::{gemma, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3};
+pub(super) use decoders::{
+    gemma, gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3,
+};
 
 /// The keys that an architecture's settings stand under.
 pub(super) struct Fields<'a> {

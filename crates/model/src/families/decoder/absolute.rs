@@ -122,6 +122,7 @@ impl Architecture for DecoderConfig {
             project_out,
             head,
             head_scale: 1.0,
+            logit_soft_cap: None,
             pad_token_id: facts.pad_token_id,
         }))
     }

@@ -43,6 +43,10 @@ pub(crate) struct RotaryConfig {
     pub(crate) residual_scale: f32,
     /// Multiplies the logits.
     pub(crate) logit_scale: f32,
+    /// c of c·tanh(score/c), of scores after their scale.
+    pub(crate) score_soft_cap: Option<f32>,
+    /// The same of logits.
+    pub(crate) logit_soft_cap: Option<f32>,
     /// The rotations that layers name.
     pub(crate) ropes: Vec<RopeKind>,
     pub(crate) layers: Vec<LayerKind>,
@@ -137,6 +141,7 @@ impl Architecture for RotaryConfig {
             project_out: None,
             head,
             head_scale,
+            logit_soft_cap: self.logit_soft_cap,
             pad_token_id: facts.pad_token_id,
         }))
     }
@@ -199,6 +204,7 @@ impl RotaryConfig {
             rope: kind.rope.map(|rope| ropes[rope]),
             attention: AttentionForm {
                 scale: self.score_scale,
+                soft_cap: self.score_soft_cap,
                 ..facts.attention(mask, dropouts.attention)
             },
             output,

@@ -10,6 +10,9 @@ use crate::Result;
 /// The layers of Gemma 3 27B, whose scores have a scale of their own in llama.cpp's code.
 const GEMMA3_27B_LAYERS: usize = 62;
 
+/// The same of Gemma 2 27B.
+const GEMMA2_27B_LAYERS: usize = 46;
+
 /// What all of them share; a class is named by its stem.
 fn decoder(fields: &Fields<'_>, stem: &str, model_type: &str) -> Result<Map<String, Value>> {
     let (width, heads) = (fields.needed("embedding_length")?, fields.heads()?);
@@ -146,6 +149,36 @@ pub(in super::super) fn gemma(fields: &Fields<'_>) -> Result<Map<String, Value>>
     Ok(config)
 }
 
+pub(in super::super) fn gemma2(fields: &Fields<'_>) -> Result<Map<String, Value>> {
+    let mut config = decoder(fields, "Gemma2", "gemma2")?;
+    config.insert("hidden_activation".to_owned(), json!("gelu_pytorch_tanh"));
+    if let Some(window) = fields.number("attention.sliding_window")? {
+        config.insert("sliding_window".to_owned(), json!(window));
+    }
+    // What a file leaves out, llama.cpp and transformers have alike.
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if let Some(cap) = fields.float(key)? {
+            config.insert(key.to_owned(), json!(cap));
+        }
+    }
+    add_score_scale(fields, &mut config, GEMMA2_27B_LAYERS)?;
+    Ok(config)
+}
+
+/// What scores are divided by the root of: of a model of so many layers another number.
+fn add_score_scale(
+    fields: &Fields<'_>,
+    config: &mut Map<String, Value>,
+    layers_of_27b: usize,
+) -> Result<()> {
+    let scalar = match fields.needed("block_count")? == layers_of_27b {
+        true => fields.needed("embedding_length")? / fields.heads()?.max(1),
+        false => head_dim(fields)?,
+    };
+    config.insert("query_pre_attn_scalar".to_owned(), json!(scalar));
+    Ok(())
+}
+
 pub(in super::super) fn gemma3(fields: &Fields<'_>) -> Result<Map<String, Value>> {
     let mut config = decoder(fields, "Gemma3", "gemma3_text")?;
     config.insert("hidden_activation".to_owned(), json!("gelu_pytorch_tanh"));
@@ -158,11 +191,7 @@ pub(in super::super) fn gemma3(fields: &Fields<'_>) -> Result<Map<String, Value>
     if let Some(theta) = fields.float("rope.freq_base_swa")? {
         config.insert("rope_local_base_freq".to_owned(), json!(theta));
     }
-    let scalar = match fields.needed("block_count")? {
-        GEMMA3_27B_LAYERS => fields.needed("embedding_length")? / fields.heads()?.max(1),
-        _ => head_dim(fields)?,
-    };
-    config.insert("query_pre_attn_scalar".to_owned(), json!(scalar));
+    add_score_scale(fields, &mut config, GEMMA3_27B_LAYERS)?;
     fields.refuse_unless("final_logit_softcapping", 0.0)?;
     Ok(config)
 }

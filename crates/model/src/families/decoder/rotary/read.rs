@@ -146,6 +146,8 @@ impl Read {
                 score_scale: 1.0 / (facts.head_dim as f32).sqrt(),
                 residual_scale: 1.0,
                 logit_scale: 1.0,
+                score_soft_cap: None,
+                logit_soft_cap: None,
                 layers: windows.iter().map(layer).collect(),
                 ropes: kinds,
             },
