@@ -84,6 +84,15 @@ impl Chat {
         }
     }
 
+    /// A chat of other messages and tools in these ones' place.
+    pub(crate) fn of_parts(messages: Vec<Map<String, Value>>, tools: Vec<Value>) -> Self {
+        Chat {
+            messages,
+            tools: None,
+        }
+        .with_tools(tools)
+    }
+
     /// The chat without the messages of `range`.
     #[must_use]
     pub fn without(&self, range: std::ops::Range<usize>) -> Self {

@@ -25,7 +25,8 @@ pub enum LossOn {
 }
 
 /// How the spans of a row were found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SpanSource {
     /// By the template's generation blocks.
     Marks,
@@ -45,6 +46,8 @@ pub struct ChatRow {
     pub text: String,
     /// Bytes of it that are learned, in order and apart.
     pub spans: Vec<Range<usize>>,
+    /// How many of the chat's messages it lays out, from the first on.
+    pub messages: usize,
     /// How they were found.
     pub source: SpanSource,
 }
@@ -66,6 +69,7 @@ pub fn rows(
         return Ok(vec![ChatRow {
             spans: one(0, text.len()),
             text,
+            messages: chat.messages().len(),
             source: SpanSource::Whole,
         }]);
     }
@@ -113,14 +117,17 @@ fn by_marks(
     Ok(Some(ChatRow {
         text: rendered.text,
         spans,
+        messages: chat.messages().len(),
         source: SpanSource::Marks,
     }))
 }
 
-/// A turn of the assistant by itself: the chat up to it as text, and where its words begin.
+/// A turn of the assistant by itself: the chat up to message `at` as text, and where its words
+/// begin.
 struct Turn {
     text: String,
     start: usize,
+    at: usize,
 }
 
 fn by_prefixes(
@@ -146,13 +153,15 @@ fn by_prefixes(
         return Ok(vec![ChatRow {
             text: whole,
             spans,
+            messages: chat.messages().len(),
             source: SpanSource::Prefixes,
         }]);
     }
     Ok((turns.into_iter())
-        .map(|Turn { text, start, .. }| ChatRow {
+        .map(|Turn { text, start, at }| ChatRow {
             spans: one(start, text.len()),
             text,
+            messages: at + 1,
             source: SpanSource::TurnByTurn,
         })
         .collect())
@@ -170,7 +179,7 @@ fn turn(
         .render(&chat.first(at + 1), variables, Prompting::Closed)?
         .text;
     if at == 0 {
-        return Ok(Turn { text, start: 0 });
+        return Ok(Turn { text, start: 0, at });
     }
     let before = chat.first(at);
     let prompt = template.render(&before, variables, Prompting::Open)?.text;
@@ -187,6 +196,7 @@ fn turn(
     Ok(Turn {
         text,
         start: common,
+        at,
     })
 }
 

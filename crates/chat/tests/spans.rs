@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::time::Instant;
 
-use lowrank_chat::{Chat, ChatError, ChatRow, ChatTemplate, LossOn, SpanSource, Variables, rows};
+use lowrank_chat::{
+    Chat, ChatError, ChatPart, ChatRow, ChatTemplate, LossOn, SpanSource, Variables, built_in,
+    left_out, rows,
+};
 use serde_json::{Value, json};
 
 fn template(name: &str) -> ChatTemplate {
@@ -177,4 +180,51 @@ fn what_a_template_does_not_know_is_named_with_its_line() {
     );
     let found = message("{{ lol() }}");
     assert!(found.contains("lol"), "{found}");
+}
+
+#[test]
+fn parts_that_a_template_leaves_out_are_found() {
+    let call = |name: &str| json!({ "type": "function", "function": { "name": name, "arguments": { "a": 1 } } });
+    let messages = json!([
+        { "role": "system", "content": "Be brief." },
+        { "role": "user", "content": "weather?" },
+        { "role": "assistant", "content": "Let me see.", "reasoning_content": "I ask the tool.",
+          "tool_calls": [call("weather"), call("time")] },
+        { "role": "tool", "content": "sunny" },
+        { "role": "assistant", "content": "fine", "reasoning_content": "It is sunny." },
+    ]);
+    let tools =
+        json!([{ "type": "function", "function": { "name": "weather", "parameters": {} } }]);
+    let chat = chat(&messages).with_tools_of(&tools).unwrap();
+    let found = |template: &ChatTemplate| {
+        let rows = rows_of(template, &chat, LossOn::Assistant);
+        left_out(template, &chat, &variables(), &rows)
+    };
+    use ChatPart::{Reasoning, ToolCalls, Tools};
+    // Its last turn's reasoning and its first turn's are each in the row of that turn.
+    assert_eq!(found(&template("qwen3")), []);
+    assert_eq!(found(&template("qwen2_5")), [Reasoning]);
+    // It drops the calls of a message that has words, the tools, and all reasoning.
+    assert_eq!(
+        found(&template("deepseek_r1_distill")),
+        [Tools, ToolCalls, Reasoning]
+    );
+    let plain = ChatTemplate::new(built_in("plain").unwrap()).unwrap();
+    assert_eq!(found(&plain), [Tools, ToolCalls, Reasoning]);
+    let deaf = ChatTemplate::new(
+        "{% for m in messages if m.role in ['user', 'assistant'] %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+         {% if add_generation_prompt %}<assistant>{% endif %}",
+    );
+    let deaf = deaf.unwrap();
+    let all = [
+        ChatPart::SystemPrompt,
+        Tools,
+        ToolCalls,
+        ChatPart::ToolResults,
+        Reasoning,
+    ];
+    assert_eq!(found(&deaf), all);
+    // Where there is nothing to leave out, nothing is.
+    let rows = rows_of(&deaf, &two_turns(), LossOn::Assistant);
+    assert_eq!(left_out(&deaf, &two_turns(), &variables(), &rows), []);
 }

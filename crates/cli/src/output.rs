@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use lowrank_data::check::Run;
+
 use crate::printable::{cut, message, printable};
 pub use lowrank_run::text::{bytes, count, duration, metric, percent};
 
@@ -90,6 +92,48 @@ pub fn print(text: impl std::fmt::Display) {
     write_out(&printable(&text.to_string()));
 }
 
+/// What colours tokens that are learned, and those that are not, and what ends both.
+const LEARNED: &str = "\u{1b}[32m";
+const NOT_LEARNED: &str = "\u{1b}[2m";
+const PLAIN: &str = "\u{1b}[0m";
+
+/// How tokens that are learned are told from others: by colours on a terminal whose user has not
+/// refused them (no-color.org), by marks elsewhere.
+pub fn learned() -> &'static dyn Fn(&Run) -> String {
+    let refuses = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    match io::stdout().is_terminal() && !refuses && !is_dumb {
+        true => &coloured,
+        false => &Run::marked,
+    }
+}
+
+fn coloured(run: &Run) -> String {
+    let colour = if run.is_learned { LEARNED } else { NOT_LEARNED };
+    format!("{colour}{}{PLAIN}", printable(&run.text))
+}
+
+/// Writes a line to standard output in which the colours of [`learned`] may stand. In a file's text
+/// they colour too, which harms nobody; all else that moves a terminal is escaped.
+pub fn println_painted(text: impl std::fmt::Display) {
+    write_out(&format!("{}\n", painted(&text.to_string())));
+}
+
+fn painted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for part in text.split_inclusive('m') {
+        let colours = [LEARNED, NOT_LEARNED, PLAIN];
+        match colours.iter().find(|colour| part.ends_with(**colour)) {
+            Some(colour) => {
+                out.push_str(&printable(&part[..part.len() - colour.len()]));
+                out.push_str(colour);
+            }
+            None => out.push_str(&printable(part)),
+        }
+    }
+    out
+}
+
 /// Writes text that a model made: as it is into a file or pipe, control characters escaped on a
 /// terminal.
 pub fn print_generated(text: &str) {
@@ -166,6 +210,21 @@ mod tests {
             table.to_string(),
             "  what           n\n  ----------------\n  a          1,000\n  long name      5\n"
         );
+    }
+
+    #[test]
+    fn colours_pass_and_what_else_moves_a_terminal_does_not() {
+        let run = |is_learned, text: &str| Run {
+            is_learned,
+            text: text.to_owned(),
+        };
+        let shown = coloured(&run(true, "4\u{1b}[2Jm")) + &coloured(&run(false, "?"));
+        assert_eq!(
+            painted(&shown),
+            "\u{1b}[32m4\\u001b[2Jm\u{1b}[0m\u{1b}[2m?\u{1b}[0m"
+        );
+        assert_eq!(painted("\u{1b}[31mred"), "\\u001b[31mred");
+        assert_eq!(run(true, "4").marked() + &run(false, "?").marked(), "«4»?");
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //! shows; changes nothing.
 
 mod render;
+mod spans;
 mod unread;
 
 use std::collections::{HashMap, HashSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::Padding;
 use crate::columns::{Columns, TextColumns};
@@ -16,6 +17,7 @@ use crate::load::{Example, LoadReport, Loaded};
 use crate::order::Order;
 use crate::rows::{Cell, Row, Table};
 use crate::tokenizer::Tokenizer;
+pub use spans::Run;
 
 /// How many lines a finding names; it always says how many there are in all.
 const LINES_SHOWN: usize = 5;
@@ -194,7 +196,7 @@ impl Pairs {
 }
 
 /// Lines with something in common.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Lines {
     /// How many.
     pub count: usize,
@@ -203,7 +205,13 @@ pub struct Lines {
 }
 
 impl Lines {
-    fn add(&mut self, line: u64) {
+    /// The lines that are named, and how many more there are.
+    pub(crate) fn describe(&self) -> String {
+        let shown = self.lines.iter().map(|line| format!("line {line}"));
+        render::more(shown.collect(), self.count)
+    }
+
+    pub(crate) fn add(&mut self, line: u64) {
         self.count += 1;
         if self.lines.len() < LINES_SHOWN {
             self.lines.push(line);
@@ -235,6 +243,9 @@ pub struct Sample {
     pub text: String,
     /// Its label by name.
     pub label: String,
+    /// What of a language model's row is learned, and what is not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<Run>,
 }
 
 /// Looks at files together. Rows that were dropped as too long still count as duplicates and leaks.
@@ -427,6 +438,10 @@ fn sample(example: &Example, map: Option<&LabelMap>, tokenizer: Option<&Tokenize
         truncated_tokens: example.truncated_tokens,
         text,
         label: label_text(example, map, tokenizer),
+        runs: match map {
+            Some(_) => Vec::new(),
+            None => spans::runs(example, tokenizer),
+        },
     }
 }
 

@@ -2,8 +2,11 @@
 //! faults of all rows are collected before they are reported.
 
 mod bad_rows;
+mod blocks;
 mod causal;
 mod chat;
+mod collect;
+mod form;
 mod length;
 mod plan;
 mod prompt;
@@ -15,7 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use lowrank_chat::SpanSource;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -30,18 +32,21 @@ use crate::tokenizer::Tokenizer;
 pub use bad_rows::{BadRows, DEFAULT_MAX_BAD_ROWS};
 pub use causal::{Template, TemplateError};
 pub(crate) use chat::turns_of;
-pub use chat::{ChatFormat, ChatUse};
+pub use chat::{ChatFormat, ChatReport, ChatUse};
+use collect::{Outcome, Read};
+pub use form::DataForm;
 use plan::LabelPlan;
 pub use prompt::{Completed, Prompt, completed_of, prompts_of};
+use row::RowReader;
 pub use row::words_of;
-use row::{Outcome, RowReader};
 pub use task::{TaskGuess, guess_task};
 
 /// What to do with a row that is longer than the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LongRows {
-    /// Cut it, as transformers does; how much was cut is in the report.
+    /// Cut it, a chat by whole turns from the left, other rows as transformers does; how much was
+    /// cut is in the report.
     #[default]
     Truncate,
     /// Leave it out.
@@ -49,6 +54,8 @@ pub enum LongRows {
     /// It cannot be used: see [`BadRows`].
     #[serde(rename = "error")]
     Refuse,
+    /// A plain text becomes as many rows as it takes, so that each of its tokens is learned once.
+    Blocks,
 }
 
 /// Whether rows must have labels.
@@ -157,6 +164,9 @@ pub struct LoadReport {
     pub format: FileFormat,
     /// The columns that were read.
     pub columns: Columns,
+    /// What a language model's rows are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub form: Option<DataForm>,
     /// The columns that were not.
     pub ignored_columns: Vec<String>,
     /// Rows in the file.
@@ -181,6 +191,9 @@ pub struct LoadReport {
     pub longest: usize,
     /// What a user should know of the file, one sentence each.
     pub notes: Vec<String>,
+    /// What became of chats, where rows are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chats: Option<ChatReport>,
     /// What the labels are.
     pub labels: LabelSummary,
 }
@@ -277,17 +290,18 @@ pub fn examples_from_table(
         columns.label = None;
     }
     let Usable {
-        outcomes,
+        read,
         plan,
         mut bad,
         parted,
     } = usable(table, &columns, spec, tokenizer)?;
     bad.sort_by_key(|fault| fault.line);
     let mut notes = table.notes().to_vec();
-    let (outcomes, sources) = taken_apart(outcomes);
-    if let Some(chat) = &spec.chat {
-        notes.extend(chat::note(&sources, chat.loss_on));
+    let chats = ChatReport::of(&read);
+    if let (Some(chats), Some(format)) = (&chats, &spec.chat) {
+        notes.push(chats.note(format.loss_on));
     }
+    let outcomes: Vec<Outcome> = read.into_iter().flat_map(|read| read.outcomes).collect();
     if !bad.is_empty() {
         notes.push(bad_rows::note(&bad, table.row_count()));
     }
@@ -296,6 +310,7 @@ pub fn examples_from_table(
         path: table.path().into(),
         format: table.format(),
         ignored_columns: columns.ignored(table),
+        form: DataForm::of(table, &columns.text, spec),
         columns,
         rows: table.row_count(),
         blank_lines: table.blank_lines(),
@@ -308,6 +323,7 @@ pub fn examples_from_table(
         tokens: 0,
         longest: 0,
         notes,
+        chats,
         labels: LabelSummary::new(plan.layout(spec.task)),
     };
     let naming = plan.naming();
@@ -317,7 +333,7 @@ pub fn examples_from_table(
         label_map: plan.into_map(),
         report,
     };
-    let mut loaded = collect(outcomes, loaded, spec)?;
+    let mut loaded = collect::collect(outcomes, loaded, spec)?;
     let labels = loaded.examples.iter().map(|example| &example.label);
     let layout = loaded.report.labels.layout;
     loaded.report.labels = LabelSummary::of(layout, labels, loaded.label_map.as_ref(), &naming);
@@ -339,7 +355,7 @@ fn parted_note(parted: usize) -> Option<String> {
 /// What a file gives.
 struct Usable {
     /// What becomes of each row that can be used.
-    outcomes: Vec<Outcome>,
+    read: Vec<Read>,
     /// What their labels mean.
     plan: LabelPlan,
     /// The rows that cannot be used.
@@ -374,20 +390,20 @@ fn usable(
                 .is_some_and(|chat| chat.takes(&rest, &columns.text)),
             parted: &parted,
         };
-        let read = |row| reader.read(row);
-        let outcomes: Vec<Result<Outcome, RowFault>> = rest.rows().par_iter().map(read).collect();
-        refuse_all_unlabelled(&rest, columns, &outcomes)?;
-        let keep: Vec<bool> = outcomes.iter().map(Result::is_ok).collect();
+        let rows = rest.rows().par_iter();
+        let read: Vec<Result<Read, RowFault>> = rows.map(|row| reader.read(row)).collect();
+        refuse_all_unlabelled(&rest, columns, &read)?;
+        let keep: Vec<bool> = read.iter().map(Result::is_ok).collect();
         if keep.iter().all(|keep| *keep) {
-            let outcomes = outcomes.into_iter().filter_map(Result::ok).collect();
+            let read = read.into_iter().filter_map(Result::ok).collect();
             return Ok(Usable {
-                outcomes,
+                read,
                 plan,
                 bad,
                 parted: parted.into_inner(),
             });
         }
-        let mut faults: Vec<RowFault> = outcomes.into_iter().filter_map(Result::err).collect();
+        let mut faults: Vec<RowFault> = read.into_iter().filter_map(Result::err).collect();
         name_numbers(&rest, columns, &mut faults);
         bad.extend(faults);
         bad_rows::allow(table, &bad, spec)?;
@@ -399,20 +415,26 @@ fn usable(
 fn refuse_all_unlabelled(
     table: &Table,
     columns: &Columns,
-    outcomes: &[Result<Outcome, RowFault>],
+    read: &[Result<Read, RowFault>],
 ) -> Result<(), DataError> {
     // The line and what stands there.
-    let word = |outcome| match outcome {
-        &Ok(Outcome::Unlabelled(ref fault)) | &Err(ref fault) => match &fault.kind {
+    let word = |read: &Result<Read, RowFault>| {
+        let fault = match read {
+            Err(fault) => fault,
+            Ok(read) => match read.outcomes.as_slice() {
+                [Outcome::Unlabelled(fault)] => fault,
+                _ => return None,
+            },
+        };
+        match &fault.kind {
             RowFaultKind::Unlabelled {
                 nearest: None,
                 found,
             } => Some((fault.line, found.clone())),
             _ => None,
-        },
-        &Ok(_) => None,
+        }
     };
-    let words: Option<Vec<(u64, Option<String>)>> = outcomes.iter().map(word).collect();
+    let words: Option<Vec<(u64, Option<String>)>> = read.iter().map(word).collect();
     let Some(words) = words.filter(|words| words.len() > 1) else {
         return Ok(());
     };
@@ -429,87 +451,10 @@ fn refuse_all_unlabelled(
     let column = columns.label.as_ref().map(|label| label.names().join(", "));
     Err(DataError::NoLabelledRow {
         path: table.path().into(),
-        rows: outcomes.len(),
+        rows: read.len(),
         column,
         found,
     })
-}
-
-/// Chats as the rows that they give, and how each told what is learned.
-fn taken_apart(outcomes: Vec<Outcome>) -> (Vec<Outcome>, Vec<SpanSource>) {
-    let mut sources = Vec::new();
-    let mut rows = Vec::with_capacity(outcomes.len());
-    for outcome in outcomes {
-        match outcome {
-            Outcome::Chat(source, parts) => {
-                sources.push(source);
-                rows.extend(parts);
-            }
-            other => rows.push(other),
-        }
-    }
-    (rows, sources)
-}
-
-/// Keeps the examples, and counts what became of the rows.
-fn collect(
-    outcomes: Vec<Outcome>,
-    mut loaded: Loaded,
-    spec: &LoadSpec,
-) -> Result<Loaded, DataError> {
-    let mut shortest_dropped = usize::MAX;
-    let mut wordless = Vec::new();
-    let report = &mut loaded.report;
-    for outcome in outcomes {
-        match outcome {
-            Outcome::Unlabelled(fault) => {
-                report.unlabelled_rows += 1;
-                loaded.left_out.push(fault);
-            }
-            Outcome::TooLong(tokens, fault) => {
-                report.dropped_rows += 1;
-                shortest_dropped = shortest_dropped.min(tokens);
-                loaded.left_out.push(fault);
-            }
-            Outcome::NoWords(fault) => wordless.push(fault),
-            // Taken apart before.
-            Outcome::Chat(..) => {}
-            Outcome::Kept(example) => {
-                report.truncated_rows += usize::from(example.truncated_tokens > 0);
-                report.truncated_tokens += u64::from(example.truncated_tokens);
-                report.tokens += example.input_ids.len() as u64;
-                report.longest = report.longest.max(example.input_ids.len());
-                Arc::make_mut(&mut loaded.examples).push(example);
-            }
-        }
-    }
-    if loaded.examples.is_empty() && report.dropped_rows > 0 {
-        return Err(DataError::AllRowsTooLong {
-            path: report.path.clone(),
-            rows: report.rows,
-            max_length: spec.max_length.unwrap_or(usize::MAX),
-            shortest: shortest_dropped,
-        });
-    }
-    if loaded.examples.is_empty() {
-        return Err(DataError::Rows {
-            path: report.path.clone(),
-            total: wordless.len(),
-            rows: report.rows,
-            faults: wordless.into_iter().take(MAX_FAULTS_SHOWN).collect(),
-        });
-    }
-    if let Some(first) = wordless.first() {
-        report.wordless_rows = wordless.len();
-        let rows = match wordless.len() {
-            1 => "1 row without words is left out".into(),
-            n => format!("{n} rows without words are left out, the first"),
-        };
-        report.notes.push(format!("{rows} (line {})", first.line));
-        loaded.left_out.extend(wordless);
-    }
-    loaded.left_out.sort_by_key(|fault| fault.line);
-    Ok(loaded)
 }
 
 /// Two columns of one name are only wrong where that name is read.
@@ -533,6 +478,13 @@ fn refuse_impossible(
     spec: &LoadSpec,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<(), DataError> {
+    let is_plain = matches!(columns.text, TextColumns::Text { pair: None, .. });
+    if spec.long_rows == LongRows::Blocks && !(is_plain && spec.task == Task::CausalLm) {
+        return Err(DataError::Spec(format!(
+            "`long_rows: blocks` cuts a language model's plain texts into rows, but the rows are {}: pass truncate, drop or error",
+            columns.text.describe()
+        )));
+    }
     let (column, pair) = match &columns.text {
         TextColumns::Text { text, pair } => (text, pair.is_some()),
         TextColumns::Completion { prompt, .. } => (&prompt.prompt, false),

@@ -161,7 +161,10 @@ fn the_check_shows_what_counts_and_whether_the_end_token_does() {
         shown.contains("2 of 2 rows end with an end token"),
         "{shown}"
     );
-    assert!(shown.contains("label « two<|endoftext|>»"), "{shown}");
+    assert!(
+        shown.contains("one<|endoftext|>« two<|endoftext|>»"),
+        "{shown}"
+    );
     let report = run(Some("{prompt} {completion}"));
     assert!(
         report.warnings[0].contains("will not learn to stop"),

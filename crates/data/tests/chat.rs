@@ -146,6 +146,8 @@ fn each_form_of_a_chat_is_read() {
         json!({ "conversations": turns.to_string() }),
         json!({ "instruction": "2+2?", "input": "", "output": "4" }),
         json!({ "instruction": "2+2?", "input": "", "output": "4", "history": [], "system": "" }),
+        json!({ "instruction": "2+2?", "input": "", "output": "4", "history": "" }),
+        json!({ "instruction": "2+2?", "input": "", "output": "4", "history": "[]" }),
         json!({ "question": "2+2?", "answer": "4" }),
         json!({ "prompt": [turns[0]], "completion": [turns[1]] }),
     ];
@@ -153,6 +155,8 @@ fn each_form_of_a_chat_is_read() {
         let loaded = load(std::slice::from_ref(&form), |_| ()).unwrap();
         assert_eq!(shown(&loaded), [expected.as_str()], "{form}");
     }
+    let bare = json!({ "instruction": "2+2?", "input": "", "output": "4", "history": "" });
+    load(&[bare], |spec| spec.chat = None).unwrap();
     // TRL's plain form is plain, unless a template is asked for by its name.
     let plain = [json!({ "prompt": "2+2?", "completion": "4" })];
     assert_ne!(shown(&load(&plain, |_| ()).unwrap()), [expected.as_str()]);
@@ -221,6 +225,123 @@ fn long_chats_are_cut_left_out_or_refused() {
     );
     let refused = load(&rows, with(LongRows::Refuse)).unwrap_err().to_string();
     assert!(refused.contains("line 1"), "{refused}");
+}
+
+/// A chat of so many exchanges of five words, behind a system prompt.
+fn exchanges(n: usize) -> Value {
+    let mut turns = vec![json!({ "role": "system", "content": "Be." })];
+    for i in 0..n {
+        turns.push(json!({ "role": "user", "content": format!("question {i} of many") }));
+        turns.push(json!({ "role": "assistant", "content": format!("answer {i} of many") }));
+    }
+    json!({ "messages": turns })
+}
+
+#[test]
+fn a_long_chat_loses_its_first_turns_and_keeps_what_the_system_says() {
+    let whole = load(&[exchanges(5)], |_| ()).unwrap();
+    let length = whole.examples[0].input_ids.len();
+    let short = |max_length, template: Option<&str>| {
+        load(&[exchanges(5)], |spec| {
+            spec.max_length = Some(max_length);
+            if let Some(source) = template {
+                spec.chat = Some(format(source, &tokenizer("gpt2")));
+            }
+        })
+        .unwrap()
+    };
+    let loaded = short(length - 1, None);
+    let text = &shown(&loaded)[0];
+    assert!(
+        text.starts_with("System: Be.\nUser: question 1 of many"),
+        "{text}"
+    );
+    assert!(text.contains("[ answer 4 of many"), "{text}");
+    let report = loaded.report.chats.as_ref().unwrap();
+    assert_eq!(
+        (report.shortened.count, &report.shortened.lines),
+        (1, &vec![1])
+    );
+    assert_eq!((report.turns, report.empty_turns), (5, 1));
+    assert_eq!(
+        (
+            loaded.report.truncated_rows,
+            loaded.examples[0].input_ids.len() < length
+        ),
+        (1, true)
+    );
+    // Where the last turn alone is too long, its end goes.
+    let one = load(&[exchanges(1)], |_| ()).unwrap().report.longest;
+    let loaded = short(one - 3, None);
+    let text = &shown(&loaded)[0];
+    assert!(
+        text.starts_with("System: Be.\nUser: question 4 of many"),
+        "{text}"
+    );
+    assert_eq!(loaded.examples[0].input_ids.len(), one - 3);
+    // Turn by turn, each row loses turns of its own.
+    let counts = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '!' if loop.last and m.role == 'assistant' else '' }}\n{% endfor %}\
+                  {% if add_generation_prompt %}assistant:{% endif %}";
+    let loaded = short(length / 2, Some(counts));
+    assert_eq!(loaded.examples.len(), 5);
+    assert!(loaded.report.longest <= length / 2);
+    let texts = shown(&loaded);
+    assert!(
+        texts.iter().all(|text| text.starts_with("system: Be.")),
+        "{texts:?}"
+    );
+    assert!(
+        texts[4].contains("[ answer 4 of many!") && !texts[4].contains("question 1"),
+        "{texts:?}"
+    );
+}
+
+#[test]
+fn plain_texts_become_blocks_of_which_each_token_is_learned_once() {
+    let texts = [
+        "one two three four five six seven",
+        "a",
+        "eight nine ten eleven twelve",
+    ];
+    let rows: Vec<Value> = texts.iter().map(|text| json!({ "text": text })).collect();
+    let whole = load(&rows, |_| ()).unwrap();
+    for most in [2, 3, 4, 100] {
+        let blocks = load(&rows, |spec| {
+            (spec.long_rows, spec.max_length) = (LongRows::Blocks, Some(most));
+        })
+        .unwrap();
+        assert_eq!(blocks.report.truncated_tokens, 0);
+        assert!(blocks.report.longest <= most);
+        let learned = |loaded: &Loaded, line: u64| -> Vec<i64> {
+            let rows = loaded.examples.iter().filter(|row| row.line == line);
+            let labels = rows.flat_map(|row| match &row.label {
+                Label::Tokens(labels) => labels.clone(),
+                other => panic!("{other:?}"),
+            });
+            labels.filter(|label| *label != IGNORE_INDEX).collect()
+        };
+        for line in 1..=3 {
+            assert_eq!(
+                learned(&blocks, line),
+                learned(&whole, line),
+                "{most}, line {line}"
+            );
+        }
+        // Each block begins with the token before it.
+        for pair in blocks
+            .examples
+            .windows(2)
+            .filter(|pair| pair[0].line == pair[1].line)
+        {
+            assert_eq!(pair[1].input_ids[0], *pair[0].input_ids.last().unwrap());
+        }
+    }
+    let refused = load(&[exchanges(1)], |spec| spec.long_rows = LongRows::Blocks);
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("`long_rows: blocks`") && refused.contains("chats `messages`"),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lowrank_data::{
-    ColumnSpec, FileFormat, Header, LabelOrigin, Loaded, Table, examples_from_table,
+    ColumnSpec, FileFormat, Header, LabelOrigin, Loaded, LongRows, Table, examples_from_table,
 };
 use lowrank_engine::Device;
 use lowrank_model::{LoadReport, Model};
@@ -100,7 +100,9 @@ impl LoadedModel {
         };
         // What the adapter's notes say is no request: a model of fewer positions has its own limit.
         let noted = adapter_notes.map(|n| n.max_length.min(base.config.facts.max_positions));
-        let default = match head.task == Task::CausalLm && chat::format(&base, data)?.is_some() {
+        let are_blocks = data.long_rows == Some(LongRows::Blocks);
+        let is_causal = head.task == Task::CausalLm;
+        let default = match is_causal && (are_blocks || chat::format(&base, data)?.is_some()) {
             true => chat::MAX_LENGTH,
             false => DEFAULT_MAX_LENGTH,
         };

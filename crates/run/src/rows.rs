@@ -3,16 +3,19 @@
 use std::path::Path;
 
 use lowrank_data::{
-    BadRows, ColumnSpec, DEFAULT_MAX_BAD_ROWS, DataError, Header, LabelMap, LabelNeed, LabelOrigin,
-    LoadSpec, Loaded, Table, Template, TemplateError, examples_from_table, read_table, reads_chats,
+    BadRows, ColumnSpec, DEFAULT_MAX_BAD_ROWS, DataError, Example, Header, Label, LabelMap,
+    LabelNeed, LabelOrigin, LoadSpec, Loaded, LongRows, Table, Template, TemplateError,
+    examples_from_table, read_table, reads_chats,
 };
 use lowrank_engine::Device;
 use lowrank_train::config::{DataSettings, Task};
+use lowrank_train::evaluate::counted_targets;
 
 use crate::base::Base;
 use crate::chat;
 use crate::error::{RunError, RunResult};
 use crate::settings::RowSettings;
+use crate::text::count;
 
 /// Names of classes, and where they come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +92,11 @@ pub fn max_length(
     noted: Option<usize>,
 ) -> RunResult<usize> {
     let asked = data.max_length.or(noted);
-    if asked.is_none() && reads_chats(table, &load_spec(base, data, task, None, 0)?)? {
+    let is_long = || -> RunResult<bool> {
+        let are_blocks = data.long_rows == Some(LongRows::Blocks);
+        Ok(are_blocks || reads_chats(table, &load_spec(base, data, task, None, 0)?)?)
+    };
+    if asked.is_none() && is_long()? {
         return base.max_length_or(asked, chat::MAX_LENGTH);
     }
     base.max_length(asked)
@@ -135,5 +142,47 @@ pub fn unlabelled(spec: LoadSpec) -> LoadSpec {
     LoadSpec {
         need: LabelNeed::Ignored,
         ..spec
+    }
+}
+
+/// What is said where an adapter has fewer parameters than a language model's rows have tokens that
+/// are learned: it may not hold what is in them. Source: Schulman et al. 2025, "LoRA Without
+/// Regret".
+pub fn capacity_note(trained: u64, rows: &[Example]) -> Option<String> {
+    let is_text = |row: &Example| matches!(row.label, Label::Tokens(_));
+    let learned: u64 = rows.iter().map(|row| counted_targets(row) as u64).sum();
+    (rows.iter().all(is_text) && trained < learned).then(|| {
+        format!(
+            "{} parameters are trained on {} learned tokens: with fewer parameters than tokens a larger --r or more of \
+             --target-modules may reach a lower loss",
+            count(trained),
+            count(learned)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use lowrank_data::IGNORE_INDEX;
+
+    use super::*;
+
+    #[test]
+    fn fewer_parameters_than_learned_tokens_are_said() {
+        let row = |label| Example {
+            input_ids: vec![1, 2, 3],
+            token_type_ids: None,
+            label,
+            line: 1,
+            truncated_tokens: 0,
+        };
+        let rows = vec![row(Label::Tokens(vec![IGNORE_INDEX, 2, 3])); 3];
+        let note = capacity_note(5, &rows).unwrap();
+        assert!(
+            note.starts_with("5 parameters are trained on 6 learned tokens"),
+            "{note}"
+        );
+        assert_eq!(capacity_note(6, &rows), None);
+        assert_eq!(capacity_note(5, &vec![row(Label::Class(1)); 9]), None);
     }
 }

@@ -99,7 +99,7 @@ pub struct RowSettings {
     pub unlabelled: Option<UnlabelledRows>,
     /// Whether the first line of a table is a row; it names the columns where absent.
     pub no_header: Option<bool>,
-    /// Tokens a row at most; 128 where absent.
+    /// Tokens a row at most; where absent 128, or 2,048 for chats and blocks of plain text.
     pub max_length: Option<usize>,
     /// What becomes of a longer row; it is cut where absent.
     pub long_rows: Option<LongRows>,

@@ -202,10 +202,11 @@ pub struct DataArgs {
     /// then named 0, 1, ...
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Data")]
     pub no_header: Option<bool>,
-    /// Tokens a row at most [default: 128]
+    /// Tokens a row at most [default: 128; 2048 for chats and blocks]
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     pub max_length: Option<usize>,
-    /// What becomes of a longer row: truncate cuts it, drop leaves it out, error refuses it
+    /// What becomes of a longer row: truncate cuts it (a chat loses its first turns, then its end),
+    /// drop leaves it out, error refuses it, blocks makes several rows of a plain text
     /// [default: truncate]
     #[arg(long, value_parser = named::<LongRows>, value_name = "WHAT", help_heading = "Data")]
     pub long_rows: Option<LongRows>,

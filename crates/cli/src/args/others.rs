@@ -349,7 +349,7 @@ pub struct CheckArgs {
         help_heading = "Data"
     )]
     pub per_device_batch_size: Option<usize>,
-    /// Rows to show decoded [default: 3]
+    /// Rows to show decoded [default: 3; 5 for a language model]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub samples: Option<usize>,
     /// int8 to read the weights and tell what training on them in eight bits does to the model's

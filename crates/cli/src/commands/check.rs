@@ -2,14 +2,14 @@
 //! would be adapted.
 
 use lowrank_data::check::{CheckFile, CheckOptions, CheckReport, check};
-use lowrank_data::{Example, LabelMap, Loaded, Table};
+use lowrank_data::{Example, LabelMap, Loaded, Table, Task};
 use lowrank_engine::{Device, WeightFormat};
 use lowrank_model::{Int8Error, Model};
 use lowrank_run::base::{Base, Head};
 use lowrank_run::device::NumericChoices;
 use lowrank_run::labels::{self, TaskChoice};
 use lowrank_run::loaded::batch_size;
-use lowrank_run::rows::{KnownLabels, load_spec, max_length, rows_of};
+use lowrank_run::rows::{KnownLabels, capacity_note, load_spec, max_length, rows_of};
 use lowrank_run::settings::laid_over;
 use lowrank_run::{RunError, RunResult};
 use lowrank_train::config::LoraSettings;
@@ -44,9 +44,12 @@ pub fn run(flags: CheckArgs) -> RunResult {
         .collect();
     let options = CheckOptions {
         batch_size: batch_size(args.per_device_batch_size, 32)?,
-        samples: args.samples.unwrap_or(3),
+        samples: args.samples.unwrap_or(match task {
+            Task::CausalLm => 5,
+            _ => 3,
+        }),
     };
-    let report = check(&files, base.tokenizer.as_ref().ok(), &options);
+    let mut report = check(&files, base.tokenizer.as_ref().ok(), &options);
     let head = Head {
         task,
         num_labels: labels.names.len().max(1),
@@ -54,7 +57,12 @@ pub fn run(flags: CheckArgs) -> RunResult {
     };
     let model = dry_model(&args, &base, &head)?;
     let rows = read.first().map(|(_, _, loaded)| &loaded.examples[..]);
-    let error = int8_error(&args, &base, &head, rows.unwrap_or_default())?;
+    let rows = rows.unwrap_or_default();
+    if task == Task::CausalLm {
+        let trained = model.trainables().count();
+        report.warnings.extend(capacity_note(trained, rows));
+    }
+    let error = int8_error(&args, &base, &head, rows)?;
     if args.common.is_json() {
         let mut json = to_json(&report, &head, &choice, &model);
         if let Some(error) = &error {
@@ -67,7 +75,7 @@ pub fn run(flags: CheckArgs) -> RunResult {
         if let Some(line) = choice.line() {
             output::println(line);
         }
-        output::println(report.render());
+        output::println_painted(report.render_with(output::learned()));
         let layers = model.adapter_report().modules.len();
         let trained = count(model.trainables().count());
         output::println(format!(

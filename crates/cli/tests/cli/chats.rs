@@ -153,11 +153,43 @@ fn the_check_shows_what_of_chats_is_learned() {
         "the loss is on the assistant's turns",
         "chats `messages`",
         "3 of 3 rows end with an end token",
-        "label « French food.<|endoftext|>»",
-        "User: Aromi?\\nAssistant: French food.",
+        "chats, as messages (OpenAI)",
+        "3 of the assistant in 3 chats; 0 without anything learned",
+        "User: Aromi?\\nAssistant:« French food.<|endoftext|>»",
     ] {
         assert!(shown.contains(words), "{words}\n{shown}");
     }
+    assert!(!shown.contains('\u{1b}'), "{shown}");
+    // What a template leaves out is said.
+    fs::write(
+        lab.path("deaf.jinja"),
+        "{% for m in messages if m.role != 'system' %}{{ m.role }}:{{ m.content }}\n{% endfor %}\
+         {% if add_generation_prompt %}assistant:{% endif %}",
+    )
+    .unwrap();
+    let turns = json!([
+        { "role": "system", "content": "Be brief." },
+        { "role": "user", "content": "a" }, { "role": "assistant", "content": "b" },
+    ]);
+    fs::write(
+        lab.path("system.jsonl"),
+        json!({ "messages": turns }).to_string(),
+    )
+    .unwrap();
+    let deaf = [
+        "check",
+        "--model",
+        "@scratch/model",
+        "--train-file",
+        "@system.jsonl",
+        "--chat-template",
+        "@deaf.jinja",
+    ];
+    let shown = lab.run(&deaf).ok().stdout;
+    let left_out = "train: 1 chat holds system prompts, which the chat template leaves out: line 1";
+    assert!(shown.contains(left_out), "{shown}");
+    lab.run(&[&deaf[..], &["--strict"]].concat())
+        .fails(1, &["deserve a look"]);
     // A row that loses its end is counted.
     let short = ["--chat-template", "plain", "--max-length", "12"];
     let shown = lab.run(&[&CHECK[..], &short].concat()).ok().stdout;

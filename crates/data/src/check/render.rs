@@ -1,10 +1,10 @@
 //! The pre-flight as plain text, and what in it is worth a warning.
 
-use super::{CheckReport, FileCheck, LabelBalance, Lines, LossCheck, Pairs, classes_seen, unread};
+use super::{CheckReport, FileCheck, LabelBalance, LossCheck, Pairs, Run, classes_seen, unread};
 use crate::columns::{Columns, LabelColumns};
 use crate::error::name_list;
 use crate::labels::LabelOddity;
-use crate::load::LoadReport;
+use crate::load::{DataForm, LoadReport};
 
 /// A class this frequent makes accuracy say little.
 const DOMINANT_SHARE: f64 = 0.9;
@@ -12,11 +12,17 @@ const DOMINANT_SHARE: f64 = 0.9;
 const UNKNOWN_SHARE: f64 = 0.02;
 
 impl CheckReport {
-    /// The report as plain text, as the command line shows it.
+    /// The report as plain text, with marks around what is learned.
     pub fn render(&self) -> String {
+        self.render_with(&Run::marked)
+    }
+
+    /// The report as plain text, in which `show` says how what is learned is told from what is not.
+    pub fn render_with(&self, show: &dyn Fn(&Run) -> String) -> String {
         let mut text = String::new();
         for file in &self.files {
             render_file(file, self.batch_size, &mut text);
+            render_samples(file, show, &mut text);
             text.push('\n');
         }
         if self.warnings.is_empty() {
@@ -40,6 +46,17 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
         None => line("labels", labels(&file.labels)),
         Some(loss) => line("loss", loss_text(loss, &file.load)),
     }
+    if let Some(chats) = &file.load.chats {
+        let turns = format!(
+            "{} of the assistant in {}",
+            chats.turns,
+            plural(chats.chats, "chat")
+        );
+        line(
+            "turns",
+            format!("{turns}; {} without anything learned", chats.empty_turns),
+        );
+    }
     line(
         "duplicates",
         format!(
@@ -48,7 +65,6 @@ fn render_file(file: &FileCheck, batch_size: usize, text: &mut String) {
             file.conflicts.count
         ),
     );
-    render_samples(file, text);
 }
 
 /// What was read: the file, its columns, and what was said of it.
@@ -64,6 +80,9 @@ fn render_load(load: &LoadReport, line: &mut impl FnMut(&str, String)) {
     );
     for note in &load.notes {
         line("note", note.replace('\n', "\n              "));
+    }
+    if let Some(form) = load.form {
+        line("form", form.describe().to_owned());
     }
     line("columns", columns(&load.columns));
     if !load.ignored_columns.is_empty() {
@@ -120,17 +139,25 @@ fn loss_text(loss: &LossCheck, load: &LoadReport) -> String {
     )
 }
 
-fn render_samples(file: &FileCheck, text: &mut String) {
+fn render_samples(file: &FileCheck, show: &dyn Fn(&Run) -> String, text: &mut String) {
     for sample in &file.samples {
         let cut = match sample.truncated_tokens {
             0 => String::new(),
             n => format!(", {n} cut off"),
         };
+        let label = match sample.runs.is_empty() {
+            true => format!(", label {}", sample.label),
+            false => String::new(),
+        };
         text.push_str(&format!(
-            "  line {} ({} tokens{cut}), label {}\n",
-            sample.line, sample.tokens, sample.label
+            "  line {} ({} tokens{cut}){label}\n",
+            sample.line, sample.tokens
         ));
-        text.push_str(&format!("    {}\n", sample.text.replace('\n', "\\n")));
+        let shown = match sample.runs.is_empty() {
+            true => sample.text.clone(),
+            false => sample.runs.iter().map(show).collect(),
+        };
+        text.push_str(&format!("    {}\n", shown.replace('\n', "\\n")));
     }
 }
 
@@ -236,31 +263,12 @@ fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
             unread::way(&load.columns)
         ));
     }
-    if load.bad_rows > 0 {
-        warn(format!(
-            "{} of {} rows cannot be used and are left out",
-            load.bad_rows, load.rows
-        ));
-    }
-    if load.dropped_rows > 0 {
-        warn(format!(
-            "{} of {} rows are too long and left out",
-            load.dropped_rows, load.rows
-        ));
-    }
-    if load.truncated_rows > 0 {
-        let lost = 100.0 * load.truncated_tokens as f64
-            / (load.tokens + load.truncated_tokens).max(1) as f64;
-        warn(format!(
-            "{} of {} rows are cut, {lost:.1} % of all tokens are lost",
-            load.truncated_rows, load.rows
-        ));
-    }
+    load_warnings(load, &mut warn);
     if file.empty_texts.count > 0 {
         warn(format!(
             "{} without text: {}",
             plural(file.empty_texts.count, "row"),
-            lines(&file.empty_texts)
+            file.empty_texts.describe()
         ));
     }
     if let Some(loss) = &file.loss {
@@ -270,7 +278,7 @@ fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
         warn(format!(
             "{} without any label that counts: {}",
             plural(file.unsupervised.count, "row"),
-            lines(&file.unsupervised)
+            file.unsupervised.describe()
         ));
     }
     if file.duplicates.count > 0 {
@@ -294,6 +302,37 @@ fn file_warnings(file: &FileCheck, found: &mut Vec<String>) {
         ));
     }
     label_warnings(file, found);
+}
+
+/// Rows that were left out or cut, and parts of chats.
+fn load_warnings(load: &LoadReport, warn: &mut impl FnMut(String)) {
+    if load.bad_rows > 0 {
+        warn(format!(
+            "{} of {} rows cannot be used and are left out",
+            load.bad_rows, load.rows
+        ));
+    }
+    if load.dropped_rows > 0 {
+        warn(format!(
+            "{} of {} rows are too long and left out",
+            load.dropped_rows, load.rows
+        ));
+    }
+    if load.truncated_rows > 0 {
+        let lost = 100.0 * load.truncated_tokens as f64
+            / (load.tokens + load.truncated_tokens).max(1) as f64;
+        warn(format!(
+            "{} of {} rows are cut, {lost:.1} % of all tokens are lost{}",
+            load.truncated_rows,
+            load.rows,
+            match load.form {
+                Some(DataForm::Text) => ": --long-rows blocks makes more rows of them",
+                _ => "",
+            }
+        ));
+    }
+    let chats = load.chats.as_ref();
+    (chats.iter().flat_map(|chats| chats.warnings())).for_each(warn);
 }
 
 fn loss_warnings(loss: &LossCheck, warn: &mut impl FnMut(String)) {
@@ -370,18 +409,7 @@ fn pairs(pairs: &Pairs) -> String {
     more(shown.collect(), pairs.count)
 }
 
-fn lines(lines: &Lines) -> String {
-    more(
-        lines
-            .lines
-            .iter()
-            .map(|line| format!("line {line}"))
-            .collect(),
-        lines.count,
-    )
-}
-
-fn more(shown: Vec<String>, count: usize) -> String {
+pub(super) fn more(shown: Vec<String>, count: usize) -> String {
     let mut text = shown.join(", ");
     if count > shown.len() {
         text.push_str(&format!(" and {} more", count - shown.len()));

@@ -1,20 +1,23 @@
 //! Chats: from a row's turns to tokens by the model's chat template, with the loss on what the
 //! assistant wrote.
 
-use std::collections::BTreeMap;
+mod laid;
+mod report;
+
 use std::sync::Arc;
 
-use lowrank_chat::{Chat, ChatTemplate, LossOn, SpanSource, Variables, rows};
+use lowrank_chat::{Chat, ChatTemplate, LossOn, Variables};
 use serde_json::{Value, json};
 
-use super::Example;
+use super::collect::Read;
 use super::prompt::{self, fault};
-use super::row::{Outcome, RowReader};
+use super::row::RowReader;
 use crate::columns::{PromptColumns, TextColumns};
 use crate::error::{RowFault, RowFaultKind};
-use crate::labels::{IGNORE_INDEX, Label};
 use crate::rows::{Cell, Row, Table};
-use crate::tokenizer::Tokenizer;
+use laid::Laying;
+pub(super) use laid::ReadChat;
+pub use report::ChatReport;
 
 /// How chats are laid out.
 #[derive(Debug, Clone)]
@@ -65,15 +68,21 @@ pub(crate) fn turns_of(cell: &Cell<'_>) -> Option<Vec<Value>> {
     };
     match cell {
         Cell::Json(Value::Array(list)) => listed(list),
-        Cell::Json(Value::String(text)) => listed(&serde_json::from_str::<Vec<Value>>(text).ok()?),
-        Cell::Text(text) => listed(&serde_json::from_str::<Vec<Value>>(text).ok()?),
-        Cell::Json(_) => None,
+        cell => listed(&serde_json::from_str::<Vec<Value>>(text_of(cell)?).ok()?),
+    }
+}
+
+/// The text in a cell of a table or of JSON.
+fn text_of<'a>(cell: &Cell<'a>) -> Option<&'a str> {
+    match cell {
+        Cell::Text(text) => Some(text),
+        Cell::Json(value) => value.as_str(),
     }
 }
 
 impl RowReader<'_> {
     /// A row as a chat, where its columns are one's.
-    pub(super) fn chat(&self, row: &Row) -> Option<Result<Outcome, RowFault>> {
+    pub(super) fn chat(&self, row: &Row) -> Option<Result<Read, RowFault>> {
         let format = self.spec.chat.as_ref()?;
         let (column, chat) = match &self.columns.text {
             TextColumns::Chat {
@@ -99,7 +108,18 @@ impl RowReader<'_> {
                 return None;
             }
         };
-        Some(chat.and_then(|chat| self.laid_chat(row, column, &chat, format)))
+        let Some(tokenizer) = self.tokenizer else {
+            let kind = RowFaultKind::Tokenize("no tokenizer".into());
+            return Some(Err(fault(row, column, kind)));
+        };
+        let laying = Laying {
+            reader: self,
+            row,
+            column,
+            format,
+            tokenizer,
+        };
+        Some(chat.and_then(|chat| laying.read(&chat)))
     }
 
     /// A list of turns, with its system prompt and tools where they stand apart.
@@ -204,24 +224,18 @@ impl RowReader<'_> {
         const WANTED: &str = "a list of pairs, each a question and its answer";
         let parsed;
         let cell = self.table.get(row, column);
+        let refused = |cell: &Cell<'_>| fault(row, column, crate::labels::wrong(cell, WANTED));
         let pairs = match &cell {
             None => return Ok(Vec::new()),
-            Some(Cell::Text(text)) if text.trim().is_empty() => return Ok(Vec::new()),
             Some(Cell::Json(Value::Array(pairs))) => pairs,
-            Some(Cell::Text(text)) => match serde_json::from_str(text) {
-                Ok(Value::Array(pairs)) => {
-                    parsed = pairs;
+            Some(cell) => match text_of(cell) {
+                Some(text) if text.trim().is_empty() => return Ok(Vec::new()),
+                Some(text) => {
+                    parsed = serde_json::from_str::<Vec<Value>>(text).map_err(|_| refused(cell))?;
                     &parsed
                 }
-                _ => {
-                    return Err(fault(
-                        row,
-                        column,
-                        crate::labels::wrong(&Cell::Text(text), WANTED),
-                    ));
-                }
+                None => return Err(refused(cell)),
             },
-            Some(cell) => return Err(fault(row, column, crate::labels::wrong(cell, WANTED))),
         };
         let mut turns = Vec::new();
         for pair in pairs {
@@ -236,126 +250,8 @@ impl RowReader<'_> {
         }
         Ok(turns)
     }
-
-    /// The chat's rows as tokens, whose labels say what is learned.
-    fn laid_chat(
-        &self,
-        row: &Row,
-        column: &str,
-        chat: &Chat,
-        format: &ChatFormat,
-    ) -> Result<Outcome, RowFault> {
-        let refused = |kind| fault(row, column, kind);
-        let Some(tokenizer) = self.tokenizer else {
-            return Err(refused(RowFaultKind::Tokenize("no tokenizer".into())));
-        };
-        let laid = rows(&format.template, chat, &format.variables, format.loss_on)
-            .map_err(|error| no_chat(row, column, &error))?;
-        let source = laid.first().map_or(SpanSource::Whole, |row| row.source);
-        let mut parts = Vec::with_capacity(laid.len());
-        for chat in laid {
-            let mut tokens = tokens_of(tokenizer, &chat.text, &chat.spans)
-                .map_err(|error| refused(RowFaultKind::Tokenize(error)))?;
-            if tokens.input_ids.is_empty() {
-                return Err(refused(RowFaultKind::NoTokens("tokens")));
-            }
-            self.check_vocabulary(&tokens.input_ids).map_err(refused)?;
-            let length = tokens.input_ids.len();
-            if let Some(too_long) = self.too_long(row, column, length)? {
-                parts.push(too_long);
-                continue;
-            }
-            let most = self.cut_at().unwrap_or(usize::MAX);
-            tokens.input_ids.truncate(most);
-            tokens.labels.truncate(most);
-            parts.push(Outcome::Kept(Example {
-                truncated_tokens: u32::try_from(length - tokens.input_ids.len())
-                    .unwrap_or(u32::MAX),
-                input_ids: tokens.input_ids,
-                token_type_ids: None,
-                label: Label::Tokens(tokens.labels),
-                line: row.line,
-            }));
-        }
-        Ok(Outcome::Chat(source, parts))
-    }
 }
 
-fn no_chat(row: &Row, column: &str, error: &dyn std::error::Error) -> RowFault {
+pub(super) fn no_chat(row: &Row, column: &str, error: &dyn std::error::Error) -> RowFault {
     fault(row, column, RowFaultKind::Chat(error.to_string()))
-}
-
-/// Tokens of a text, with a label for each that is learned.
-struct Learned {
-    input_ids: Vec<u32>,
-    labels: Vec<i64>,
-}
-
-/// A token is learned that has a character of a span, as transformers' masks of assistant tokens
-/// have it; the first never is, since nothing predicts it.
-fn tokens_of(
-    tokenizer: &Tokenizer,
-    text: &str,
-    spans: &[std::ops::Range<usize>],
-) -> Result<Learned, String> {
-    let tokens = tokenizer
-        .encode_plain_spans(text)
-        .map_err(|error| error.to_string())?;
-    let mut learned = vec![false; text.chars().count()];
-    let mut span = spans.iter().peekable();
-    for (at, (byte, _)) in text.char_indices().enumerate() {
-        while span.next_if(|span| span.end <= byte).is_some() {}
-        learned[at] = span.peek().is_some_and(|span| span.start <= byte);
-    }
-    let label = |(id, place): (&u32, &std::ops::Range<usize>)| {
-        let characters = learned.get(place.clone()).unwrap_or_default();
-        match characters.contains(&true) {
-            true => i64::from(*id),
-            false => IGNORE_INDEX,
-        }
-    };
-    let mut labels: Vec<i64> = tokens
-        .input_ids
-        .iter()
-        .zip(&tokens.spans)
-        .map(label)
-        .collect();
-    if let Some(first) = labels.first_mut() {
-        *first = IGNORE_INDEX;
-    }
-    Ok(Learned {
-        labels,
-        input_ids: tokens.input_ids,
-    })
-}
-
-/// What a user should know of chats: how their rows were made.
-pub(super) fn note(sources: &[SpanSource], loss_on: LossOn) -> Option<String> {
-    let mut counts: BTreeMap<SpanSource, usize> = BTreeMap::new();
-    for source in sources {
-        *counts.entry(*source).or_default() += 1;
-    }
-    let ways = counts.iter().map(|(source, chats)| {
-        let way = match source {
-            SpanSource::Marks => "told by the template's generation blocks",
-            SpanSource::Prefixes => "told by what a turn adds",
-            SpanSource::TurnByTurn => {
-                "one row for each turn, since the template lays out earlier turns otherwise once others follow"
-            }
-            SpanSource::Whole => "all of it learned",
-        };
-        format!("{chats} {way}")
-    });
-    let ways: Vec<String> = ways.collect();
-    let on = match loss_on {
-        LossOn::Assistant => "the loss is on the assistant's turns",
-        LossOn::LastAssistant => "the loss is on the assistant's last turn",
-        LossOn::All => "the loss is on all of the text",
-    };
-    (!ways.is_empty()).then(|| {
-        format!(
-            "laid out by the chat template, {on}: chats {}",
-            ways.join("; ")
-        )
-    })
 }

@@ -1,8 +1,9 @@
 //! Rows that are longer than the maximum length.
 
 use super::LongRows;
+use super::collect::Outcome;
 use super::prompt::fault;
-use super::row::{Outcome, RowReader};
+use super::row::RowReader;
 use crate::error::{RowFault, RowFaultKind};
 use crate::rows::Row;
 
@@ -20,7 +21,7 @@ impl RowReader<'_> {
         };
         let kind = RowFaultKind::TooLong { tokens, max_length };
         match self.spec.long_rows {
-            LongRows::Truncate => Ok(None),
+            LongRows::Truncate | LongRows::Blocks => Ok(None),
             LongRows::Drop => Ok(Some(Outcome::TooLong(tokens, fault(row, column, kind)))),
             LongRows::Refuse => Err(fault(row, column, kind)),
         }
@@ -30,7 +31,7 @@ impl RowReader<'_> {
     pub(super) fn cut_at(&self) -> Option<usize> {
         match self.spec.long_rows {
             LongRows::Truncate => self.spec.max_length,
-            LongRows::Drop | LongRows::Refuse => None,
+            LongRows::Drop | LongRows::Refuse | LongRows::Blocks => None,
         }
     }
 }

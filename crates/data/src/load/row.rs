@@ -3,35 +3,21 @@
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lowrank_chat::SpanSource;
 use serde_json::Value;
 
 use lowrank_formats::nearest;
 
 use super::causal::{Laid, Template};
+use super::collect::{Outcome, Read};
 use super::plan::LabelPlan;
 use super::prompt::{self, Prompt, fault};
-use super::{Example, LoadSpec};
+use super::{Example, LoadSpec, LongRows, blocks};
 use crate::columns::{Columns, LabelColumns, PromptColumns, TextColumns};
 use crate::error::{RowFault, RowFaultKind, TokenizerError};
 use crate::labels::value::{is_gap, number};
 use crate::labels::{IGNORE_INDEX, Label, Task, UnlabelledRows, wrong};
 use crate::rows::{Cell, Row, Table, parse_list};
 use crate::tokenizer::{Encoded, EncodedWords, Part, Tokenizer, refuse_long};
-
-/// What became of a row.
-pub(super) enum Outcome {
-    /// An example.
-    Kept(Example),
-    /// Left out: so many tokens, and what is said of it.
-    TooLong(usize, RowFault),
-    /// Left out: a list of words without any.
-    NoWords(RowFault),
-    /// Left out: it has no label.
-    Unlabelled(RowFault),
-    /// A chat's rows, one or one a turn, and how what is learned of them was told.
-    Chat(SpanSource, Vec<Outcome>),
-}
 
 /// Everything that reading a row needs.
 pub(super) struct RowReader<'a> {
@@ -66,10 +52,19 @@ pub(super) fn has_label(table: &Table, row: &Row, columns: &LabelColumns) -> boo
 }
 
 impl RowReader<'_> {
-    pub(super) fn read(&self, row: &Row) -> Result<Outcome, RowFault> {
+    pub(super) fn read(&self, row: &Row) -> Result<Read, RowFault> {
         if let Some(chat) = self.chat(row) {
             return chat;
         }
+        Ok(match self.tokenised(row)? {
+            Outcome::Kept(example) if self.spec.long_rows == LongRows::Blocks => {
+                blocks::blocks(example, self.spec.max_length.unwrap_or(usize::MAX))
+            }
+            outcome => Read::one(outcome),
+        })
+    }
+
+    fn tokenised(&self, row: &Row) -> Result<Outcome, RowFault> {
         let label = self.columns.label.as_ref();
         let label = match label.map(|label| self.label(row, label)) {
             None => Label::None,

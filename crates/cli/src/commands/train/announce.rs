@@ -1,9 +1,10 @@
 //! Before the first step: what is said about the model, what trains on it, the rows and the plan.
 
 use lowrank_run::labels;
+use lowrank_run::rows::capacity_note;
 use lowrank_run::spec::RunSpec;
 use lowrank_run::train::Prepared;
-use lowrank_train::config::{IntervalStrategy, TrainConfig};
+use lowrank_train::config::{IntervalStrategy, Method, Task, TrainConfig};
 use lowrank_train::schedule::SchedulerType;
 
 use crate::output::{bytes, count, percent};
@@ -60,6 +61,10 @@ pub fn announce(progress: &Progress, prepared: &Prepared) {
         config.data.max_length
     ));
     announce_rows(progress, run);
+    let is_adapter = config.method == Method::Lora && config.data.task == Task::CausalLm;
+    if let Some(note) = capacity_note(trained, &run.train.examples).filter(|_| is_adapter) {
+        progress.line(format!("note: {note}"));
+    }
     progress.line(format!(
         "{} steps planned, {:.0} MFLOP a token, {} of tensors at the peak",
         count(plan.total_steps),
@@ -95,6 +100,12 @@ fn announce_rows(progress: &Progress, run: &RunSpec) {
     }
     for warning in labels::warnings(&files) {
         progress.line(warning);
+    }
+    for (file, rows) in &files {
+        let chats = rows.report.chats.as_ref();
+        for warning in chats.iter().flat_map(|chats| chats.warnings()) {
+            progress.line(format!("warning: {file}: {warning}"));
+        }
     }
 }
 
