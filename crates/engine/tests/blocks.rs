@@ -79,28 +79,31 @@ fn pass(precision: DType, blocks: Option<Blocks>, a: &[f32], b: (&[f32], [usize;
 
 #[test]
 fn parts_are_the_blocks_of_one_adapter() {
-    for adapted in [
-        [true, false, true],
-        [false, true, false],
-        [true, true, true],
-        [false, true, true],
+    for (rows, adapted) in [
+        ([12, 12, 12], [true, false, true]),
+        ([12, 12, 12], [false, true, false]),
+        ([12, 12, 12], [true, true, true]),
+        ([12, 12, 12], [false, true, true]),
+        ([20, 8, 8], [true, false, true]),
+        ([20, 8, 8], [false, true, true]),
+        ([18, 18, 0], [false, true, false]),
     ] {
-        let blocks = Blocks { adapted };
-        let n = blocks.count();
+        let blocks = Blocks { rows, adapted };
+        let (n, [stored_rows, _]) = (blocks.count(), blocks.stored_shape(RANK));
         let mut random = Random::new(7);
         let a = random.normals_f32(n * RANK * IN);
-        let stored = random.normals_f32(n * OUT / 3 * RANK);
+        let stored = random.normals_f32(stored_rows * RANK);
         let whole = blocks.expand(&stored, RANK);
         for precision in [DType::F32, DType::Bf16] {
             if precision == DType::Bf16 && !Isa::best().multiplies_bf16() {
                 eprintln!("SKIPPED: this processor has no products of bf16");
                 continue;
             }
-            let parts = pass(precision, Some(blocks), &a, (&stored, [n * OUT / 3, RANK]));
+            let parts = pass(precision, Some(blocks), &a, (&stored, [stored_rows, RANK]));
             let one = pass(precision, None, &a, (&whole, [OUT, n * RANK]));
             assert_eq!(parts.y, one.y);
             assert_eq!(parts.gradients[..2], one.gradients[..2]);
-            assert_eq!(parts.trained as usize, n * RANK * (IN + OUT / 3));
+            assert_eq!(parts.trained as usize, RANK * (n * IN + stored_rows));
             // What expands to the whole's gradient inside the blocks is the stored one's.
             let ones = blocks.expand(&vec![1.0; stored.len()], RANK);
             let inside: Vec<f32> = (one.gradients[2].iter().zip(&ones))

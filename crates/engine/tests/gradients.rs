@@ -563,7 +563,7 @@ fn rotations_of_whole_and_partial_heads() {
                 let frequencies: Vec<f32> =
                     (0..rotary_dim / 2).map(|i| 0.7 / (i + 1) as f32).collect();
                 Extra {
-                    table: Some(RopeTable::new(device, 10, &frequencies, 1.0).into()),
+                    table: Some(RopeTable::new(device, 10, &[&frequencies], 1.0).into()),
                     ..Extra::default()
                 }
             },

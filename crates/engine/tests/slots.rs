@@ -45,13 +45,14 @@ impl Layer {
         let packed = PackedMatrix::new(&device, OUT, IN, &values);
         let mut trainables = Trainables::default();
         let parts = Blocks {
+            rows: [OUT / 3; 3],
             adapted: [true, false, true],
         };
         let slots = [(3, None), (40, None), (2, Some(parts))];
         let slots = slots.into_iter().enumerate().map(|(i, (rank, blocks))| {
             let shapes = match blocks {
                 None => [[rank, IN], [OUT, rank]],
-                Some(parts) => [[parts.count() * rank, IN], [parts.count() * OUT / 3, rank]],
+                Some(parts) => [[parts.count() * rank, IN], parts.stored_shape(rank)],
             };
             let [a, b] = shapes.map(|shape| {
                 let values = random.normals_f32(shape[0] * shape[1]);

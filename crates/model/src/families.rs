@@ -26,6 +26,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use lowrank_engine::Var;
+use lowrank_engine::ops::blocks::PARTS;
 use lowrank_engine::ops::lm_head::LmHead;
 use lowrank_formats::{Checkpoint, ConfigReader};
 
@@ -132,13 +133,47 @@ pub struct Family {
     /// Modules that are trained and saved with an adapter where the user names none and the model
     /// has them.
     pub default_saved: &'static [&'static str],
-    /// Names of layers that give queries, keys and values one under the other, whose parts can be
-    /// adapted each by itself.
-    pub fused: &'static [&'static str],
+    /// Layers of which each gives several things one under the other, so that parts can be adapted
+    /// each by itself.
+    pub fused: &'static [Fused],
     /// Ends of names of tensors in checkpoints that hold nothing: buffers.
     pub ignored: &'static [&'static str],
     /// Reads the family's fields and notes every fault.
     pub read: fn(&ConfigReader<'_>) -> FamilyConfig,
+}
+
+/// A layer that several are fused in.
+#[derive(Debug, Clone, Copy)]
+pub struct Fused {
+    /// Its name.
+    pub layer: &'static str,
+    /// Names of its parts, in the order of its rows.
+    pub parts: &'static [&'static str],
+    /// Rows of each; 0 behind the last.
+    pub(crate) rows: fn(&Facts) -> [usize; PARTS],
+}
+
+impl Fused {
+    /// Queries, keys and values.
+    const fn qkv(layer: &'static str) -> Self {
+        Fused {
+            layer,
+            parts: &["q", "k", "v"],
+            rows: |facts| {
+                let kv = facts.num_key_value_heads * facts.head_dim;
+                [facts.num_attention_heads * facts.head_dim, kv, kv]
+            },
+        }
+    }
+
+    /// The two halves of a gated feed-forward layer.
+    const fn gate_up(layer: &'static str) -> Self {
+        Fused {
+            layer,
+            parts: &["gate", "up"],
+            rows: |facts| [facts.intermediate_size, facts.intermediate_size, 0],
+        }
+    }
 }
 
 impl Family {

@@ -14,7 +14,7 @@ use lowrank_engine::{Device, Matrix, Param, TrainableId, Trainables};
 
 pub use layers::{Bias, Convolution, Embedding, LayerNorm, Linear, RmsNorm};
 pub use pass::Pass;
-pub(crate) use rope::{Rope, RopeId, RopeKind};
+pub(crate) use rope::{LongFrequencies, Rope, RopeId, RopeKind};
 
 /// What a module is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,6 +249,11 @@ impl Modules {
 
     pub(crate) fn rope(&self, id: RopeId) -> &Rope {
         &self.ropes[id.0]
+    }
+
+    /// The length beyond which a sequence's tokens, all of them, are rotated otherwise.
+    pub(crate) fn rotation_switch(&self) -> Option<usize> {
+        self.ropes.iter().filter_map(Rope::beyond).min()
     }
 
     /// The modules that checkpoints hold, in order.

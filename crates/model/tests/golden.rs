@@ -540,3 +540,28 @@ fn a_masked_label_changes_nothing() {
         "nothing is learned from masked labels"
     );
 }
+
+/// transformers rotates all rows of a batch by the longest of them.
+#[test]
+fn a_rows_own_length_chooses_its_rotation() {
+    let golden = Golden::open("phi3-longrope-long").expect("a golden case");
+    let model = load(
+        &golden,
+        &Device::cpu(Isa::best(), 2).expect("threads start"),
+    );
+    let ids: Vec<u32> = (3..27).collect();
+    let logits = |offsets: &[usize], ids: &[u32]| {
+        let batch = Batch {
+            input_ids: ids,
+            token_type_ids: None,
+            offsets,
+        };
+        model.logits(&batch).expect("the batch fits")
+    };
+    // Ten tokens are the original length.
+    let both = logits(&[0, 10, 24], &ids);
+    let (short, long) = (logits(&[0, 10], &ids[..10]), logits(&[0, 14], &ids[10..]));
+    assert_eq!(both, [short.clone(), long].concat());
+    let eleven = logits(&[0, 11], &ids[..11]);
+    assert_ne!(eleven[..short.len()], short[..]);
+}

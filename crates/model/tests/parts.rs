@@ -14,8 +14,12 @@ const RANK: usize = 3;
 const OPTIONS: LoadOptions = LoadOptions::new(Task::CausalLm, 1);
 
 fn base() -> Model {
+    base_of("gpt2-causal")
+}
+
+fn base_of(name: &str) -> Model {
     let device = Device::cpu(Isa::best(), 1).expect("threads start");
-    let golden = Golden::open("gpt2-causal").expect("a golden case");
+    let golden = Golden::open(name).expect("a golden case");
     Model::load(&golden.model_dir(), &OPTIONS, &device)
         .expect("it loads")
         .0
@@ -140,6 +144,65 @@ fn pefts_form_is_the_same_function_bit_for_bit() {
         assert_eq!(logits(&again), logits(&model), "{targets:?}");
         assert_ne!(logits(&again), logits(&base()));
     }
+}
+
+/// Grouped heads: keys and values have half the rows of queries.
+#[test]
+fn parts_of_unequal_rows_are_pefts_form_too() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (i, (targets, shapes)) in [
+        (&["qkv_proj.q", "qkv_proj.v"][..], &[[32, 32], [16, 32]][..]),
+        (&["qkv_proj.k"], &[[16, 32]]),
+        (&["gate_up_proj.up"], &[[64, 32]]),
+        (
+            &[
+                "gate_up_proj.up",
+                "gate_up_proj.gate",
+                "qkv_proj.v",
+                "o_proj",
+            ],
+            &[[32, 32], [16, 32], [64, 32], [64, 32]],
+        ),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let attached = |name: &str| {
+            let mut model = base_of(name);
+            model.attach_lora(&config(targets), 5).expect("it attaches");
+            model
+        };
+        let model = attached("phi3-causal");
+        let report = model.adapter_report();
+        let found: Vec<_> = report.modules.iter().map(|module| module.shape).collect();
+        assert_eq!(found[..shapes.len()], **shapes, "{targets:?}");
+        let dir = dir.path().join(i.to_string());
+        let (_, file) = saved(&model, &dir);
+        for (name, tensor) in file
+            .iter()
+            .filter(|(name, _)| name.ends_with("lora_B.weight"))
+        {
+            let of = |layer: &str| {
+                let named = |target: &&&str| target.starts_with(layer) && name.contains(layer);
+                targets.iter().filter(named).count()
+            };
+            let parts = (of("qkv_proj.") + of("gate_up_proj.")).max(1);
+            assert_eq!(tensor.shape[1], parts * RANK, "{name}");
+        }
+        let mut again = base_of("phi3-causal");
+        again.load_adapter(&dir).expect("it fits");
+        assert_eq!(logits(&again), logits(&model), "{targets:?}");
+        assert_ne!(logits(&again), logits(&base_of("phi3-causal")));
+    }
+    let mut lora = config(&["qkv_proj.q", "qkv_proj.v"]);
+    lora.r = 17;
+    let error = base_of("phi3-causal")
+        .attach_lora(&lora, 1)
+        .expect_err("refused");
+    assert!(
+        error.to_string().contains("rank 34 is outside 1..=32"),
+        "{error}"
+    );
 }
 
 /// As in the paper's table 18, which goes up to the full rank of a part.

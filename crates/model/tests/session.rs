@@ -13,13 +13,14 @@ use lowrank_testkit::Golden;
 
 /// Models with all that attention over a cache does here: full and windowed, norms first and last,
 /// grouped heads, rotations.
-const MODELS: [&str; 6] = [
+const MODELS: [&str; 7] = [
     "gpt2-causal",
     "gpt_neo-causal",
     "opt-post-norm",
     "qwen3-causal",
     "gemma2-causal",
     "gemma3_text-causal",
+    "phi3-longrope-long",
 ];
 
 fn model(golden: &Golden, isa: Isa) -> Model {

@@ -51,7 +51,7 @@ pub struct LoraArgs {
     #[arg(long, value_name = "P", help_heading = "LoRA")]
     pub lora_dropout: Option<f64>,
     /// Modules to adapt: names, one regular expression over whole paths, or all-linear; c_attn.q,
-    /// .k and .v are the parts of GPT-2's fused layer, each at its own rank, as in the paper
+    /// qkv_proj.v and gate_up_proj.up are parts of fused layers, each at its own rank
     /// [default: query value, as PEFT for the model]
     #[arg(long, num_args = 1.., value_name = "NAME|REGEX", help_heading = "LoRA")]
     #[serde(with = "one_pattern")]

@@ -1,8 +1,8 @@
 //! Adapters of a fused layer's parts, each at its own rank, as the LoRA paper adapts GPT-2's
 //! queries and values. The A of the parts stand one under the other [n·r, in]; so do their B in
-//! storage [n·out/3, r], as in loralib's `MergedLinear`. A product takes the one B [out, n·r] that
-//! says the same: each part's own in its rows and columns, zero elsewhere. Those zeros are never
-//! stored among the trained values, so that nothing can move them.
+//! storage [rows of these parts, r], as in loralib's `MergedLinear`. A product takes the one B
+//! [out, n·r] that says the same: each part's own in its rows and columns, zero elsewhere. Those
+//! zeros are never stored among the trained values, so that nothing can move them.
 
 use std::ops::AddAssign;
 
@@ -13,13 +13,15 @@ use crate::ops::linear::Adapter;
 use crate::param::{PackedMatrix, Trainables};
 use crate::tensor::Tensor;
 
-/// Parts of a fused layer: queries, keys and values.
+/// The most parts of a fused layer: queries, keys and values.
 pub const PARTS: usize = 3;
 
 /// Which parts are adapted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blocks {
-    /// Queries, keys, values.
+    /// Rows of each part, one under the other; 0 behind the last.
+    pub rows: [usize; PARTS],
+    /// Whether it is adapted.
     pub adapted: [bool; PARTS],
 }
 
@@ -34,43 +36,44 @@ impl Blocks {
         (0..PARTS).filter(move |&part| self.adapted[part])
     }
 
-    /// The shape [out, n·r] of the B that a product takes, from that of storage [n·out/3, r].
-    pub fn whole_shape(self, stored: [usize; 2]) -> [usize; 2] {
-        [stored[0] / self.count() * PARTS, stored[1] * self.count()]
+    /// The shape [rows of the adapted parts, r] of storage.
+    pub fn stored_shape(self, rank: usize) -> [usize; 2] {
+        [self.parts().map(|part| self.rows[part]).sum(), rank]
     }
 
-    /// Each row of a stored B of rank r: its number there, and where its r values stand in the B
-    /// [out, n·r].
-    fn rows(self, stored_len: usize, rank: usize) -> impl Iterator<Item = (usize, usize)> {
-        let (n, part_rows) = (self.count(), stored_len / rank / self.count());
-        let places = self.parts().enumerate();
-        places.flat_map(move |(i, part)| {
-            (0..part_rows).map(move |row| {
-                let at = (part * part_rows + row) * n * rank + i * rank;
-                (i * part_rows + row, at)
-            })
+    /// The shape [out, n·r] of the B that a product takes.
+    pub fn whole_shape(self, rank: usize) -> [usize; 2] {
+        [self.rows.iter().sum(), rank * self.count()]
+    }
+
+    /// Where the r values of each row of a stored B stand in the B [out, n·r], in order.
+    fn places(self, rank: usize) -> impl Iterator<Item = usize> {
+        let n = self.count();
+        self.parts().enumerate().flat_map(move |(i, part)| {
+            let first: usize = self.rows[..part].iter().sum();
+            (first..first + self.rows[part]).map(move |row| (row * n + i) * rank)
         })
     }
 
     /// The B [out, n·r] of a stored one of rank r.
     pub fn expand(self, stored: &[f32], rank: usize) -> Vec<f32> {
-        let mut whole = vec![0.0; stored.len() * PARTS];
+        let mut whole = vec![0.0; self.whole_shape(rank).iter().product()];
         self.write(stored, rank, &mut whole);
         whole
     }
 
     pub(crate) fn write<T: Copy + Default>(self, stored: &[T], rank: usize, whole: &mut [T]) {
         whole.fill(T::default());
-        for (row, at) in self.rows(stored.len(), rank) {
-            whole[at..at + rank].copy_from_slice(&stored[row * rank..][..rank]);
+        for (row, at) in stored.chunks_exact(rank).zip(self.places(rank)) {
+            whole[at..at + rank].copy_from_slice(row);
         }
     }
 
     /// stored += the blocks of whole [out, n·r].
     pub(crate) fn gather<T: Copy + AddAssign>(self, whole: &[T], rank: usize, stored: &mut [T]) {
-        for (row, at) in self.rows(stored.len(), rank) {
-            let into = stored[row * rank..][..rank].iter_mut();
-            into.zip(&whole[at..at + rank]).for_each(|(s, w)| *s += *w);
+        for (row, at) in stored.chunks_exact_mut(rank).zip(self.places(rank)) {
+            let from = &whole[at..at + rank];
+            row.iter_mut().zip(from).for_each(|(s, w)| *s += *w);
         }
     }
 }
@@ -86,7 +89,7 @@ pub(crate) fn packed_b(
     let Some(blocks) = adapter.blocks else {
         return PackedMatrix::trained(device, stored, transpose);
     };
-    let [out, rank] = blocks.whole_shape([stored.rows(), stored.cols()]);
+    let [out, rank] = blocks.whole_shape(stored.cols());
     let mut whole = Tensor::uninit(device, out, rank, Purpose::Workspace);
     device.run(Call::ExpandBlocks {
         blocks,
@@ -102,7 +105,7 @@ pub(crate) fn add_to_b(blocks: Option<Blocks>, d_b: &mut Tensor, add: impl FnOnc
         return add(d_b);
     };
     let device = d_b.device().clone();
-    let [out, rank] = blocks.whole_shape([d_b.rows(), d_b.cols()]);
+    let [out, rank] = blocks.whole_shape(d_b.cols());
     let mut whole = Tensor::zeros(&device, out, rank, Purpose::Workspace);
     add(&mut whole);
     device.run(Call::GatherBlocks {
@@ -119,9 +122,10 @@ mod tests {
     #[test]
     fn each_part_fills_its_own_rows_and_columns() {
         let blocks = Blocks {
+            rows: [2, 2, 2],
             adapted: [true, false, true],
         };
-        // Two rows a part, rank 1: queries 1, 2 and values 3, 4.
+        // Rank 1: queries 1, 2 and values 3, 4.
         let whole = blocks.expand(&[1.0, 2.0, 3.0, 4.0], 1);
         let rows = [
             [1.0, 0.0],
@@ -132,10 +136,22 @@ mod tests {
             [0.0, 4.0],
         ];
         assert_eq!(whole, rows.concat());
-        assert_eq!(blocks.whole_shape([4, 1]), [6, 2]);
+        assert_eq!(
+            (blocks.whole_shape(1), blocks.stored_shape(1)),
+            ([6, 2], [4, 1])
+        );
         let mut stored = [10.0; 4];
         let numbered: Vec<f32> = (0..12u8).map(f32::from).collect();
         blocks.gather(&numbered, 1, &mut stored);
         assert_eq!(stored, [10.0, 12.0, 19.0, 21.0]);
+
+        let unequal = Blocks {
+            rows: [3, 1, 1],
+            adapted: [false, true, true],
+        };
+        let whole = unequal.expand(&[1.0, 2.0, 3.0, 4.0], 2);
+        let mut rows = [[0.0; 4]; 5];
+        (rows[3], rows[4]) = ([1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 4.0]);
+        assert_eq!(whole, rows.concat());
     }
 }

@@ -25,37 +25,50 @@ pub struct RopeForm {
     pub layout: RopeLayout,
 }
 
-/// Cosines and sines of every position, f32.
+/// Cosines and sines of every position, f32; of several sets of frequencies, one behind the other.
 #[derive(Debug)]
 pub struct RopeTable {
     cos: Frozen,
     sin: Frozen,
+    sets: usize,
 }
 
 impl RopeTable {
     /// The angles of the positions from 0 on: position · frequency, their cosines and sines times
-    /// `attention_scaling`.
+    /// `attention_scaling`. Panics if sets of frequencies are of different lengths.
     pub fn new(
         device: &Device,
         positions: usize,
-        inverse_frequencies: &[f32],
+        frequencies: &[&[f32]],
         attention_scaling: f32,
     ) -> Self {
-        let pairs = inverse_frequencies.len();
-        let (mut cos, mut sin) = (vec![0.0; positions * pairs], vec![0.0; positions * pairs]);
-        lowrank_kernels::rope_table(inverse_frequencies, attention_scaling, &mut cos, &mut sin);
-        let [cos, sin] = [cos, sin].map(|table| Frozen::new(device, positions, pairs, &table));
-        RopeTable { cos, sin }
+        let pairs = frequencies[0].len();
+        let one = positions * pairs;
+        let sets = frequencies.len();
+        let (mut cos, mut sin) = (vec![0.0; sets * one], vec![0.0; sets * one]);
+        for (set, frequencies) in frequencies.iter().enumerate() {
+            assert_eq!(frequencies.len(), pairs, "frequencies of set {set}");
+            let (cos, sin) = (&mut cos[set * one..][..one], &mut sin[set * one..][..one]);
+            lowrank_kernels::rope_table(frequencies, attention_scaling, cos, sin);
+        }
+        let rows = sets * positions;
+        let [cos, sin] = [cos, sin].map(|table| Frozen::new(device, rows, pairs, &table));
+        RopeTable { cos, sin, sets }
     }
 
-    /// How many positions it has.
+    /// How many positions it has, the rows of each set.
     pub fn positions(&self) -> usize {
-        self.cos.shape()[0]
+        self.cos.shape()[0] / self.sets
+    }
+
+    /// Sets of frequencies.
+    pub fn sets(&self) -> usize {
+        self.sets
     }
 }
 
-/// Forward of the rotation. Panics where a position has no row in the table, or x is no whole
-/// number of heads wide.
+/// Forward of the rotation. Positions are rows of the table: of its second set, those behind the
+/// first. Panics where one has no row there, or x is no whole number of heads wide.
 pub fn rope(
     tape: &mut Tape<'_>,
     x: Var,

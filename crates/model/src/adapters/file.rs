@@ -181,7 +181,7 @@ impl Model {
         let blocks = stored_blocks(&self.modules);
         let shape = |id: &TrainableId, t: &Trainable| match blocks.get(id) {
             None => t.shape.clone(),
-            Some(blocks) => blocks.whole_shape([t.shape[0], t.shape[1]]).to_vec(),
+            Some(blocks) => blocks.whole_shape(t.shape[1]).to_vec(),
         };
         let trained = self.trainables.iter();
         trained

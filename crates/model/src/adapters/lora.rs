@@ -35,14 +35,14 @@ impl Model {
     ) -> Result<&AdapterReport, ModelError> {
         let mut config = config.clone();
         self.complete(&mut config)?;
-        let parts = Parts::take(&mut config, self.config.family)?;
+        let parts = Parts::take(&mut config, self.config.family, &self.config.facts)?;
         if config.task_type.is_none() {
             config.task_type = Some(self.task.peft_type());
         }
         let notes = self.complete_saved(&mut config.modules_to_save);
         // As PEFT does, with a warning: the file says how the adapted weights stand in theirs.
         config.fan_in_fan_out = self.is_conv1d(&config)?;
-        self.attach(config, parts, Origin::New { seed }, notes)?;
+        self.attach(config, &parts, Origin::New { seed }, notes)?;
         Ok(&self.report)
     }
 
@@ -57,7 +57,7 @@ impl Model {
         };
         let poolers = self.new_poolers(config.modules_to_save.as_deref());
         let notes = poolers.into_iter().map(note).collect();
-        self.attach(config, None, Origin::File, notes)
+        self.attach(config, &[], Origin::File, notes)
     }
 
     /// What an existing adapter trains beside low-rank terms.
@@ -66,7 +66,7 @@ impl Model {
         config: &LoraConfig,
     ) -> Result<Vec<String>, ModelError> {
         let config = self.complete_existing(config)?;
-        let saved = resolve(&config, &self.modules, Origin::File, None)?.saved;
+        let saved = resolve(&config, &self.modules, Origin::File, &[])?.saved;
         let mut trained: Vec<String> = saved.iter().map(|path| format!("`{path}`")).collect();
         if config.bias != Bias::None {
             trained.push("biases".to_owned());
@@ -96,7 +96,7 @@ impl Model {
     fn attach(
         &mut self,
         mut config: LoraConfig,
-        parts: Option<Parts>,
+        parts: &[Parts],
         origin: Origin,
         notes: Vec<String>,
     ) -> Result<(), ModelError> {
@@ -167,7 +167,7 @@ struct Attach<'a> {
     device: Device,
     config: &'a LoraConfig,
     matcher: Matcher,
-    parts: Option<Parts>,
+    parts: &'a [Parts],
     /// Of fresh values; a file's are set afterwards.
     seed: u64,
     targets: &'a BTreeSet<String>,
@@ -213,7 +213,7 @@ impl Attach<'_> {
         let path = linear.path.clone();
         let (rank, alpha) = (self.matcher.rank(&path)?, self.matcher.alpha(&path)?);
         let scaling = self.matcher.scaling(&path)?;
-        let parts = self.parts.filter(|parts| parts.are_of(&path));
+        let parts = Parts::of(self.parts, &path);
         let pieces = match parts {
             None => vec![Piece {
                 path: path.clone(),
@@ -221,7 +221,7 @@ impl Attach<'_> {
                 rank,
                 alpha,
             }],
-            Some(parts) => parts.pieces(&path, shape, rank, alpha),
+            Some(parts) => parts.pieces(&path, inp, rank, alpha),
         };
         let (mut a, mut b) = (Vec::new(), Vec::new());
         if !self.device.is_dry() {

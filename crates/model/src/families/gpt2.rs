@@ -10,7 +10,7 @@ use lowrank_formats::ConfigReader;
 use crate::config::{Dropouts, Facts, read_activation, read_dropout, read_heads, read_pad_token};
 use crate::families::decoder::{DecoderConfig, Names, Projections, SCORE, Scores};
 use crate::families::residual::Norms;
-use crate::families::{Classes, Family, FamilyConfig};
+use crate::families::{Classes, Family, FamilyConfig, Fused};
 use crate::load::{Layout, Naming};
 
 /// The registry's line.
@@ -28,7 +28,7 @@ pub const FAMILY: Family = Family {
     },
     default_targets: &["c_attn"],
     default_saved: &[],
-    fused: &["c_attn"],
+    fused: &[Fused::qkv("c_attn")],
     // The causal mask as a buffer, and the copy of a tied table that some files hold.
     ignored: &[".attn.bias", ".attn.masked_bias", "lm_head.weight"],
     read,

@@ -1,15 +1,18 @@
-//! Phi-3, 3.5 and 4-mini (Abdin et al. 2024): LLaMA with fused layers and dropout of sublayers. Of
-//! `longrope` the factors of short sequences are read, so that sequences end at
-//! `original_max_position_embeddings`. Source: transformers `modeling_phi3.py`.
+//! Phi-3, 3.5 and 4-mini (Abdin et al. 2024): LLaMA with fused layers and dropout of sublayers, and
+//! with `longrope` other rotations beyond the original length. A sequence's own length decides,
+//! where transformers takes the longest of the batch. Source: transformers `modeling_phi3.py`.
 
 use lowrank_formats::ConfigReader;
 
 use crate::config::read_dropout;
 use crate::families::decoder::{Defaults, Fusion, LLAMA, Read, RopeRule, WindowRule};
-use crate::families::{Classes, Family, FamilyConfig};
+use crate::families::{Classes, Family, FamilyConfig, Fused};
 
 /// The registry's line.
-pub const FAMILY: Family = Family::rotary("phi3", CLASSES, &["qkv_proj"], read);
+pub const FAMILY: Family = Family {
+    fused: &[Fused::qkv("qkv_proj"), Fused::gate_up("gate_up_proj")],
+    ..Family::rotary("phi3", CLASSES, &["qkv_proj"], read)
+};
 
 const CLASSES: Classes = Classes {
     sequence: "Phi3ForSequenceClassification",

@@ -30,8 +30,10 @@ pub(super) struct Live {
 /// One sequence in the cache.
 pub(super) struct Branch {
     pub(super) sequence: SequenceId,
-    /// Tokens that are not in the cache yet.
-    pub(super) pending: Vec<u32>,
+    /// All of its tokens.
+    tokens: Vec<u32>,
+    /// How many of them are in the cache.
+    read: usize,
     pub(super) role: QueryRole,
 }
 
@@ -82,7 +84,8 @@ impl Live {
         };
         let branch = Branch {
             sequence,
-            pending: prompt[cached..].to_vec(),
+            tokens: prompt.clone(),
+            read: cached,
             role: QueryRole::Prompt,
         };
         Live {
@@ -100,7 +103,8 @@ impl Live {
         let last = self.request.prompt.len() - 1;
         self.branches.push(Branch {
             sequence,
-            pending: self.request.prompt[last..].to_vec(),
+            tokens: self.request.prompt[last..].to_vec(),
+            read: 0,
             role: QueryRole::Prompt,
         });
     }
@@ -190,11 +194,13 @@ impl Live {
                 let id = self.branches[parent].sequence;
                 cache.fork(id, cache.len(id))
             });
-            Branch {
+            let mut branch = Branch {
                 sequence,
-                pending: vec![token],
-                role: QueryRole::NewToken,
-            }
+                tokens: self.branches[parent].tokens.clone(),
+                ..self.branches[parent]
+            };
+            branch.go_on(token);
+            branch
         };
         let branches = parents.iter().zip(lasts).map(follow).collect();
         unused.into_iter().flatten().for_each(|id| cache.remove(id));
@@ -222,7 +228,35 @@ impl Live {
 
 impl Branch {
     fn go_on(&mut self, token: u32) {
-        self.pending = vec![token];
+        self.tokens.push(token);
         self.role = QueryRole::NewToken;
+    }
+
+    /// Tokens that are not in the cache yet.
+    pub(super) fn pending(&self) -> &[u32] {
+        &self.tokens[self.read..]
+    }
+
+    /// All tokens.
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// So many more are in the cache.
+    pub(super) fn has_read(&mut self, tokens: usize) {
+        self.read += tokens;
+    }
+
+    /// Its tokens are read anew, all of them, where it has grown beyond `switch` with its last
+    /// one: those in the cache are rotated as a shorter sequence's.
+    pub(super) fn restart_beyond(&mut self, switch: usize, cache: &mut KvCache) {
+        let is_new = self.role == QueryRole::NewToken;
+        if !is_new || self.len() != switch + 1 || self.read == 0 {
+            return;
+        }
+        cache.remove(self.sequence);
+        self.sequence = cache.add();
+        self.read = 0;
+        self.role = QueryRole::Prompt;
     }
 }

@@ -189,10 +189,11 @@ impl Session<'_> {
             prefix: None,
         })?;
         let sequence = self.cache().add();
-        for tokens in tokens.chunks(self.prefill_tokens) {
+        for part in tokens.chunks(self.prefill_tokens) {
             let part = Continuation {
                 sequence,
-                tokens,
+                tokens: part,
+                length: tokens.len(),
                 role: QueryRole::Prompt,
             };
             self.pass(&[part], &[adapter], &[]);
@@ -217,6 +218,7 @@ impl Session<'_> {
     /// One token more for every request whose prompt is read: one pass for all of them. Nothing
     /// where no request is left.
     pub fn step(&mut self) -> Vec<Event> {
+        self.restart_grown();
         let parts = self.schedule();
         if parts.is_empty() {
             return Vec::new();
@@ -230,13 +232,25 @@ impl Session<'_> {
         })
     }
 
+    /// Branches that have grown beyond the length at which a model's rotations change are read
+    /// anew. Source: transformers `Phi3ForCausalLM.prepare_inputs_for_generation`.
+    fn restart_grown(&mut self) {
+        let Some(switch) = self.model.modules.rotation_switch() else {
+            return;
+        };
+        let mut cache = self.cache.lock();
+        for branch in self.live.iter_mut().flat_map(|live| &mut live.branches) {
+            branch.restart_beyond(switch, &mut cache);
+        }
+    }
+
     /// What each request goes on with.
     fn schedule(&self) -> Vec<Part> {
         let mut left = self.prefill_tokens;
         let mut parts = Vec::new();
         for (i, live) in self.live.iter().enumerate() {
             for (branch, of) in live.branches.iter().enumerate() {
-                let pending = of.pending.len();
+                let pending = of.pending().len();
                 // Only the first branch has a prompt to speak of, and what compares branches needs
                 // the logits of all at once.
                 let is_prompt = of.role == QueryRole::Prompt && branch == 0;
@@ -273,7 +287,8 @@ impl Session<'_> {
         let continuations: Vec<_> = (parts.iter())
             .map(|part| Continuation {
                 sequence: branch(part).sequence,
-                tokens: &branch(part).pending[..part.tokens],
+                tokens: &branch(part).pending()[..part.tokens],
+                length: branch(part).len(),
                 role: branch(part).role,
             })
             .collect();
@@ -289,7 +304,7 @@ impl Session<'_> {
         };
         for part in parts {
             let branch = &mut self.live[part.live].branches[part.branch];
-            branch.pending.drain(..part.tokens);
+            branch.has_read(part.tokens);
         }
         logits
     }
@@ -408,8 +423,16 @@ impl Session<'_> {
             return fault("has a prefix that was read with another adapter");
         }
         let tokens = prefix.tokens.len();
+        let is_long = |tokens: usize| {
+            let switch = self.model.modules.rotation_switch();
+            switch.is_some_and(|switch| tokens > switch)
+        };
         if !request.prompt.starts_with(&prefix.tokens) || request.prompt.len() == tokens {
             return fault("does not begin with its prefix, or has no token after it");
+        }
+        if is_long(request.prompt.len()) != is_long(tokens) {
+            // The prefix is rotated as a shorter sequence.
+            return Ok((self.cache().add(), 0));
         }
         Ok((self.cache().fork(prefix.sequence, tokens), tokens))
     }

@@ -26,6 +26,8 @@ pub struct CausalBatch {
 pub(crate) struct Continuation<'a> {
     pub(crate) sequence: SequenceId,
     pub(crate) tokens: &'a [u32],
+    /// The sequence's length once all of its tokens so far are read, these and later ones.
+    pub(crate) length: usize,
     /// What the tokens are: a part of the prompt, or generated ones.
     pub(crate) role: QueryRole,
 }
@@ -33,7 +35,8 @@ pub(crate) struct Continuation<'a> {
 impl CausalBatch {
     /// What the rows `rows` of the batch, which rise, depend on.
     pub(crate) fn of_rows(batch: &Batch<'_>, rows: &[usize]) -> Self {
-        let (mut run, mut input_ids, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut run, mut input_ids) = (Vec::new(), Vec::new());
+        let (mut positions, mut lengths) = (Vec::new(), Vec::new());
         let (mut offsets, mut query_offsets) = (vec![0], vec![0]);
         let (mut queries, mut wanted) = (Vec::new(), Vec::new());
         let mut rest = rows;
@@ -50,6 +53,7 @@ impl CausalBatch {
             run.extend(start..=last);
             input_ids.extend_from_slice(&batch.input_ids[start..=last]);
             positions.extend((start..=last).map(|row| (row - start) as u32));
+            lengths.resize(positions.len(), (end - start) as u32);
             offsets.push(input_ids.len());
             query_offsets.push(queries.len());
         }
@@ -60,7 +64,7 @@ impl CausalBatch {
         let queries = Some(queries).filter(|queries| queries.rows.len() < input_ids.len());
         CausalBatch {
             input_ids,
-            context: AttentionContext::of_batch(offsets.into(), queries).at(positions),
+            context: AttentionContext::of_batch(offsets.into(), queries).at(positions, lengths),
             run: Some(run),
             wanted: Some(wanted),
         }
@@ -69,7 +73,7 @@ impl CausalBatch {
     /// Sequences of a cache go on; the last token of each is wanted. Panics if one goes on with
     /// nothing.
     pub(crate) fn in_cache(cache: &SharedCache, sequences: &[Continuation<'_>]) -> Self {
-        let (mut input_ids, mut positions) = (Vec::new(), Vec::new());
+        let (mut input_ids, mut positions, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
         let (mut offsets, mut additions) = (vec![0], Vec::new());
         let mut held = cache.lock();
         for sequence in sequences {
@@ -79,6 +83,7 @@ impl CausalBatch {
             held.extend(id, tokens);
             input_ids.extend_from_slice(sequence.tokens);
             positions.extend((start..start + tokens).map(|place| place as u32));
+            lengths.resize(positions.len(), sequence.length as u32);
             offsets.push(input_ids.len());
             additions.push(Addition {
                 sequence: id,
@@ -99,7 +104,7 @@ impl CausalBatch {
         };
         CausalBatch {
             input_ids,
-            context: AttentionContext::of_cache(batch, queries).at(positions),
+            context: AttentionContext::of_cache(batch, queries).at(positions, lengths),
             run: None,
             wanted: None,
         }

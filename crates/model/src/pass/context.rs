@@ -26,8 +26,8 @@ pub(crate) struct AttentionContext {
     keys: Keys,
     /// Places of the batch's tokens in their sequences [M]; of encoders, empty.
     positions: Arc<[u32]>,
-    /// One more than the largest of them.
-    longest: usize,
+    /// Of the same tokens, the lengths of their sequences, what is not run among them.
+    lengths: Arc<[u32]>,
 }
 
 /// Rows of a batch, some of each sequence, in its order.
@@ -74,7 +74,7 @@ impl AttentionContext {
             queries,
             keys: Keys::Batch(offsets),
             positions: Arc::default(),
-            longest: 0,
+            lengths: Arc::default(),
         }
     }
 
@@ -85,15 +85,15 @@ impl AttentionContext {
             queries,
             keys: Keys::Cache(batch.into()),
             positions: Arc::default(),
-            longest: 0,
+            lengths: Arc::default(),
         }
     }
 
-    /// The same with the places of the tokens in their sequences.
-    pub(crate) fn at(self, positions: Vec<u32>) -> Self {
+    /// The same with the places of the tokens in their sequences, and these sequences' lengths.
+    pub(crate) fn at(self, positions: Vec<u32>, lengths: Vec<u32>) -> Self {
         AttentionContext {
-            longest: positions.iter().max().map_or(0, |&last| last as usize + 1),
             positions: positions.into(),
+            lengths: lengths.into(),
             ..self
         }
     }
@@ -110,7 +110,7 @@ impl AttentionContext {
             queries: self.queries.clone().filter(|_| layer + 1 == count),
             keys: self.keys.clone(),
             positions: self.positions.clone(),
-            longest: self.longest,
+            lengths: self.lengths.clone(),
         }
     }
 
@@ -130,15 +130,15 @@ impl AttentionContext {
 
     /// q [N, H·Dh] and k [M, Hkv·Dh] rotated by their places.
     pub(crate) fn rotate(&self, pass: &mut Pass<'_, '_>, [q, k]: [Var; 2], id: RopeId) -> [Var; 2] {
-        let (modules, positions) = (pass.modules, &self.positions);
+        let modules = pass.modules;
         let kind = modules.rope(id);
-        let table = kind.table(pass.device(), self.longest);
+        let (table, of_k) = kind.table(pass.device(), &self.positions, &self.lengths);
         let of_q = match self.queries() {
-            None => positions.clone(),
-            Some(rows) => rows.iter().map(|&row| positions[row]).collect(),
+            None => of_k.clone(),
+            Some(rows) => rows.iter().map(|&row| of_k[row]).collect(),
         };
         let q = rope(pass, q, &table, kind.form, of_q);
-        let k = rope(pass, k, &table, kind.form, positions.clone());
+        let k = rope(pass, k, &table, kind.form, of_k);
         [q, k]
     }
 

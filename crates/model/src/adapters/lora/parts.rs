@@ -1,21 +1,19 @@
-//! Parts of a fused layer as targets, `c_attn.q`: each is adapted at its own rank, as the LoRA
-//! paper adapts GPT-2. PEFT knows only the whole layer, so that the files speak of a rank of n·r
-//! with alpha·n for n parts: the same scaling, and the same function where B is zero outside its
-//! blocks.
+//! Parts of a fused layer as targets, such as `c_attn.q`: each is adapted at its own rank, as the
+//! LoRA paper adapts GPT-2. PEFT knows only the whole layer, so that the files speak of a rank of
+//! n·r with alpha·n for n parts: the same scaling, and the same function where B is zero outside
+//! its blocks.
 
 use lowrank_engine::ops::blocks::{Blocks, PARTS};
 use lowrank_formats::peft::{LoraConfig, TargetModules};
 
+use crate::config::Facts;
 use crate::error::ModelError;
-use crate::families::Family;
-
-/// Names of the parts, in the order of the layer's rows.
-const NAMES: [&str; PARTS] = ["q", "k", "v"];
+use crate::families::{Family, Fused};
 
 /// The parts of one kind of fused layer that are adapted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parts {
-    layer: &'static str,
+    fused: &'static Fused,
     pub(super) blocks: Blocks,
 }
 
@@ -29,62 +27,78 @@ pub(super) struct Piece {
 }
 
 impl Parts {
-    /// Takes parts out of a configuration's targets and puts their layer in, with the rank and
+    /// Takes parts out of a configuration's targets and puts their layers in, with the rank and
     /// alpha of PEFT's form. Errors: a part that is named with more than its layer, the layer
     /// beside its parts, settings that do not go with parts.
     pub(super) fn take(
         config: &mut LoraConfig,
-        family: &Family,
-    ) -> Result<Option<Self>, ModelError> {
+        family: &'static Family,
+        facts: &Facts,
+    ) -> Result<Vec<Self>, ModelError> {
         let Some(TargetModules::List(names)) = &config.target_modules else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        let parsed: Vec<_> = names.iter().map(|name| part_of(name, family)).collect();
-        let Some(layer) = parsed.iter().flatten().map(|part| part.layer).next() else {
-            return Ok(None);
+        let named: Vec<_> = names.iter().map(|name| part_of(name, family)).collect();
+        let of_layer = |fused: &'static Fused| {
+            let mut adapted = [false; PARTS];
+            let parts = named.iter().flatten();
+            let own = parts.filter(|part| part.fused.layer == fused.layer);
+            own.for_each(|part| adapted[part.number] = true);
+            let rows = (fused.rows)(facts);
+            let blocks = Blocks { rows, adapted };
+            (blocks.count() > 0).then_some(Parts { fused, blocks })
         };
-        let faults = faults(config, names, &parsed);
+        let layers: Vec<Parts> = family.fused.iter().filter_map(of_layer).collect();
+        if layers.is_empty() {
+            return Ok(layers);
+        }
+        let faults = faults(config, names, &named);
         ModelError::of_patterns("target_modules", faults)?;
-        let mut adapted = [false; PARTS];
-        parsed
-            .iter()
-            .flatten()
-            .for_each(|p| adapted[p.number] = true);
-        let blocks = Blocks { adapted };
-        let n = blocks.count();
-        let mut targets: Vec<String> = (names.iter().zip(&parsed))
+        let mut targets: Vec<String> = (names.iter().zip(&named))
             .filter(|(_, part)| part.is_none())
             .map(|(name, _)| name.clone())
             .collect();
-        let (rank, alpha) = (config.r * n, config.lora_alpha * n as f64);
-        if targets.is_empty() {
-            (config.r, config.lora_alpha) = (rank, alpha);
-        } else if n > 1 {
-            config.rank_pattern.push((layer.to_owned(), rank));
-            config.alpha_pattern.push((layer.to_owned(), alpha));
+        let (rank, alpha) = (config.r, config.lora_alpha);
+        let of = |n: usize| (rank * n, alpha * n as f64);
+        match &*layers {
+            [only] if targets.is_empty() => {
+                (config.r, config.lora_alpha) = of(only.blocks.count());
+            }
+            _ => {
+                let several = layers.iter().filter(|layer| layer.blocks.count() > 1);
+                for Parts { fused, blocks } in several {
+                    let (rank, alpha) = of(blocks.count());
+                    config.rank_pattern.push((fused.layer.to_owned(), rank));
+                    config.alpha_pattern.push((fused.layer.to_owned(), alpha));
+                }
+            }
         }
-        targets.push(layer.to_owned());
+        targets.extend(layers.iter().map(|parts| parts.fused.layer.to_owned()));
         config.target_modules = Some(TargetModules::List(targets));
-        Ok(Some(Parts { layer, blocks }))
+        Ok(layers)
     }
 
-    /// Whether a path is that of such a layer.
-    pub(super) fn are_of(self, path: &str) -> bool {
-        path.rsplit('.').next() == Some(self.layer)
+    /// Those of the layer at `path`.
+    pub(super) fn of(all: &[Self], path: &str) -> Option<Self> {
+        let name = path.rsplit('.').next();
+        all.iter()
+            .find(|parts| name == Some(parts.fused.layer))
+            .copied()
     }
 
-    /// The adapted parts of the layer at `path` [out, in], from the rank and alpha of PEFT's form.
-    pub(super) fn pieces(
-        self,
-        path: &str,
-        [out, inp]: [usize; 2],
-        rank: usize,
-        alpha: f64,
-    ) -> Vec<Piece> {
+    /// The largest rank in PEFT's form, where none is larger than its part's matrix.
+    pub(super) fn most_rank(self, inp: usize) -> usize {
+        let rows = self.blocks.parts().map(|part| self.blocks.rows[part]);
+        rows.min().unwrap_or(0).min(inp) * self.blocks.count()
+    }
+
+    /// The adapted parts of the layer at `path` with `inp` columns, from the rank and alpha of
+    /// PEFT's form.
+    pub(super) fn pieces(self, path: &str, inp: usize, rank: usize, alpha: f64) -> Vec<Piece> {
         let n = self.blocks.count();
         let piece = |part: usize| Piece {
-            path: format!("{path}.{}", NAMES[part]),
-            shape: [out / PARTS, inp],
+            path: format!("{path}.{}", self.fused.parts[part]),
+            shape: [self.blocks.rows[part], inp],
             rank: rank / n,
             alpha: alpha / n as f64,
         };
@@ -93,40 +107,47 @@ impl Parts {
 }
 
 struct Part {
-    layer: &'static str,
+    fused: &'static Fused,
     number: usize,
     /// Whether the name holds more than layer and part.
     is_path: bool,
 }
 
+impl Part {
+    fn name(&self) -> String {
+        format!("{}.{}", self.fused.layer, self.fused.parts[self.number])
+    }
+}
+
 /// The part that a target names, if it names one.
-fn part_of(name: &str, family: &Family) -> Option<Part> {
+fn part_of(name: &str, family: &'static Family) -> Option<Part> {
     let (stem, last) = name.rsplit_once('.')?;
-    let number = NAMES.iter().position(|part| *part == last)?;
     let layer = stem.rsplit('.').next()?;
-    let layer = family.fused.iter().find(|fused| **fused == layer)?;
+    let fused = family.fused.iter().find(|fused| fused.layer == layer)?;
+    let number = fused.parts.iter().position(|part| *part == last)?;
     Some(Part {
-        layer,
+        fused,
         number,
-        is_path: stem != *layer,
+        is_path: stem != layer,
     })
 }
 
-fn faults(config: &LoraConfig, names: &[String], parsed: &[Option<Part>]) -> Vec<String> {
+fn faults(config: &LoraConfig, names: &[String], named: &[Option<Part>]) -> Vec<String> {
     let mut faults = Vec::new();
-    for (name, part) in names.iter().zip(parsed) {
+    for (name, part) in names.iter().zip(named) {
         match part {
             Some(part) if part.is_path => faults.push(format!(
-                "`{name}`: expected `{}.{}`; `layers_to_transform` chooses layers",
-                part.layer, NAMES[part.number]
+                "`{name}`: expected `{}`; `layers_to_transform` chooses layers",
+                part.name()
             )),
             Some(_) => {}
             None => {
                 let last = name.rsplit('.').next();
-                if let Some(part) = parsed.iter().flatten().find(|p| last == Some(p.layer)) {
+                let mut parts = named.iter().flatten();
+                if let Some(part) = parts.find(|part| last == Some(part.fused.layer)) {
                     faults.push(format!(
-                        "`{name}` is the whole layer, expected it or parts of it such as `{}.{}`",
-                        part.layer, NAMES[part.number]
+                        "`{name}` is the whole layer, expected it or parts of it such as `{}`",
+                        part.name()
                     ));
                 }
             }

@@ -37,7 +37,7 @@ pub(super) fn resolve(
     config: &LoraConfig,
     modules: &Modules,
     origin: Origin,
-    parts: Option<Parts>,
+    parts: &[Parts],
 ) -> Result<Resolved, ModelError> {
     let matcher = Matcher::new(config)?;
     let linears: Vec<(&Module, [usize; 2])> = modules.linears().collect();
@@ -62,13 +62,12 @@ pub(super) fn resolve(
         ModelError::of_patterns("target_modules", faults)?;
     }
     // A file may hold the parts of a fused layer as one adapter, whose rank is the sum of theirs.
-    let pieces = |path: &str| match origin {
-        Origin::File => PARTS,
-        Origin::New { .. } => parts
-            .filter(|p| p.are_of(path))
-            .map_or(1, |p| p.blocks.count()),
+    let limit = |path: &str, [out, inp]: [usize; 2]| match (origin, Parts::of(parts, path)) {
+        (Origin::File, _) => inp.min(out) * PARTS,
+        (Origin::New { .. }, None) => inp.min(out),
+        (Origin::New { .. }, Some(parts)) => parts.most_rank(inp),
     };
-    check_ranks(&matcher, &linears, &targets, &pieces)?;
+    check_ranks(&matcher, &linears, &targets, &limit)?;
     check_scalings(&matcher, &targets)?;
     Ok(Resolved { targets, saved })
 }
@@ -132,15 +131,15 @@ fn check_ranks(
     matcher: &Matcher,
     linears: &[(&Module, [usize; 2])],
     targets: &BTreeSet<String>,
-    pieces: &dyn Fn(&str) -> usize,
+    limit: &dyn Fn(&str, [usize; 2]) -> usize,
 ) -> Result<(), ModelError> {
     let mut faults = Vec::new();
-    for (Module { path, .. }, [out, inp]) in linears {
+    for (Module { path, .. }, shape @ [out, inp]) in linears {
         if !targets.contains(path) {
             continue;
         }
         let rank = matcher.rank(path)?;
-        let limit = inp.min(out) * pieces(path);
+        let limit = limit(path, *shape);
         if rank == 0 || rank > limit {
             faults.push(format!(
                 "`{path}`: rank {rank} is outside 1..={limit} (the matrix is {out} x {inp})"

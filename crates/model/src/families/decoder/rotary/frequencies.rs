@@ -5,7 +5,7 @@
 
 use std::f64::consts::PI;
 
-use crate::modules::RopeKind;
+use crate::modules::{LongFrequencies, RopeKind};
 
 /// How frequencies follow from the base.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,9 +23,11 @@ pub(super) enum Scaling {
     },
     /// A ramp between interpolated and extrapolated ones.
     Yarn(Yarn),
-    /// A divisor for each.
+    /// A divisor for each, others in sequences beyond the original length.
     LongRope {
         short_factor: Vec<f64>,
+        long_factor: Vec<f64>,
+        original: usize,
         attention_factor: f64,
     },
 }
@@ -62,6 +64,12 @@ pub(super) fn rope_kind(dim: usize, theta: f64, scaling: &Scaling) -> RopeKind {
     let powers = (0..dim / 2).map(|i| (theta as f32).powf((2 * i) as f32 / dim as f32));
     let powers: Vec<f32> = powers.collect();
     let plain = || powers.iter().map(|power| 1.0 / power);
+    let divided = |factors: &[f64]| {
+        let pairs = factors.iter().zip(&powers);
+        let scaled = pairs.map(|(factor, power)| 1.0 / (*factor as f32 * power));
+        scaled.collect()
+    };
+    let mut long = None;
     let (inverse_frequencies, attention_scaling) = match scaling {
         Scaling::Default => (plain().collect(), 1.0),
         Scaling::Linear { factor } => (plain().map(|x| x / *factor as f32).collect(), 1.0),
@@ -81,15 +89,20 @@ pub(super) fn rope_kind(dim: usize, theta: f64, scaling: &Scaling) -> RopeKind {
         ),
         Scaling::LongRope {
             short_factor,
+            long_factor,
+            original,
             attention_factor,
         } => {
-            let pairs = short_factor.iter().zip(&powers);
-            let scaled = pairs.map(|(factor, power)| 1.0 / (*factor as f32 * power));
-            (scaled.collect(), *attention_factor)
+            long = Some(LongFrequencies {
+                beyond: *original,
+                inverse_frequencies: divided(long_factor),
+            });
+            (divided(short_factor), *attention_factor)
         }
     };
     RopeKind {
         inverse_frequencies,
+        long,
         attention_scaling: attention_scaling as f32,
     }
 }

@@ -94,32 +94,24 @@ impl Read {
         windows: WindowRule,
         ropes: RopeRule,
     ) -> Self {
-        let mut facts = read_facts(reader, defaults);
+        let facts = read_facts(reader, defaults);
         let windows = read_windows(reader, facts.num_hidden_layers, windows);
         let of_rope = RopeFields {
             head_dim: facts.head_dim,
             max_positions: facts.max_positions,
             theta: defaults.rope_theta,
         };
-        let (kinds, longest) = match ropes {
-            RopeRule::One => {
-                let rope = of_rope.read(reader, None);
-                (vec![rope.kind], rope.longest)
-            }
+        let kinds = match ropes {
+            RopeRule::One => vec![of_rope.read(reader, None)],
             RopeRule::ByWindow { local_theta } => {
                 let global = of_rope.read(reader, Some("full_attention"));
                 let local = RopeFields {
                     theta: reader.f64_or("rope_local_base_freq", local_theta, 1.0..=LARGE),
                     ..of_rope
                 };
-                let local = local.read_local(reader);
-                (
-                    vec![global.kind, local.kind],
-                    global.longest.min(local.longest),
-                )
+                vec![global, local.read_local(reader)]
             }
         };
-        facts.max_positions = longest;
         let layer = |window: &Option<usize>| LayerKind {
             rope: Some(usize::from(window.is_some() && kinds.len() > 1)),
             window: *window,
@@ -284,15 +276,9 @@ struct RopeFields {
     theta: f64,
 }
 
-/// A rotation, and the longest sequence that it is right for.
-struct ReadRope {
-    kind: RopeKind,
-    longest: usize,
-}
-
 impl RopeFields {
     /// The rotation of all layers, or of those of a type.
-    fn read(self, reader: &ConfigReader<'_>, layer_type: Option<&str>) -> ReadRope {
+    fn read(self, reader: &ConfigReader<'_>, layer_type: Option<&str>) -> RopeKind {
         let theta = reader.f64_or("rope_theta", self.theta, 1.0..=LARGE);
         let partial = reader.f64_or("partial_rotary_factor", 1.0, 0.0..=1.0);
         let original = reader.opt_f64("original_max_position_embeddings", 1.0..=LARGE);
@@ -302,24 +288,18 @@ impl RopeFields {
             _ => Some(of(fields)),
         });
         let old = || reader.within("rope_scaling", of);
-        let plain = || {
-            let kind = rope_kind(self.rotary_dim(partial), theta, &Scaling::Default);
-            let longest = self.max_positions;
-            ReadRope { kind, longest }
-        };
+        let plain = || rope_kind(self.rotary_dim(partial), theta, &Scaling::Default);
         new.flatten().or_else(old).unwrap_or_else(plain)
     }
 
     /// The rotation of layers that look at a window: `rope_scaling` is not theirs.
-    fn read_local(self, reader: &ConfigReader<'_>) -> ReadRope {
+    fn read_local(self, reader: &ConfigReader<'_>) -> RopeKind {
         let of = |fields: &ConfigReader<'_>| self.of_fields(fields, [self.theta, 1.0], None);
         let new = reader.within("rope_parameters", |fields| {
             fields.within("sliding_attention", of)
         });
-        new.flatten().unwrap_or_else(|| ReadRope {
-            kind: rope_kind(self.head_dim, self.theta, &Scaling::Default),
-            longest: self.max_positions,
-        })
+        new.flatten()
+            .unwrap_or_else(|| rope_kind(self.head_dim, self.theta, &Scaling::Default))
     }
 
     fn rotary_dim(self, partial: f64) -> usize {
@@ -333,7 +313,7 @@ impl RopeFields {
         fields: &ConfigReader<'_>,
         [theta, partial]: [f64; 2],
         original: Option<f64>,
-    ) -> ReadRope {
+    ) -> RopeKind {
         let theta = fields.f64_or("rope_theta", theta, 1.0..=LARGE);
         let partial = fields.f64_or("partial_rotary_factor", partial, 0.0..=1.0);
         let dim = self.rotary_dim(partial);
@@ -349,7 +329,6 @@ impl RopeFields {
             true => fields.f64("factor", least..=LARGE),
             false => self.max_positions as f64 / original,
         };
-        let mut longest = self.max_positions;
         let word = fields.string_or(name, "default");
         let scaling = match word.as_str() {
             // Within the model's positions `dynamic` is the plain rotation.
@@ -379,13 +358,12 @@ impl RopeFields {
                 })
             }
             "longrope" | "su" => {
-                // Longer sequences take other factors, each by its own length; they are not read
-                // yet.
-                longest = longest.min(original as usize);
                 let given = fields.opt_f64("attention_factor", 0.0..=LARGE);
                 let factor = factor(1e-6);
                 Scaling::LongRope {
-                    short_factor: short_factors(fields, dim / 2),
+                    short_factor: factors(fields, "short_factor", dim / 2),
+                    long_factor: factors(fields, "long_factor", dim / 2),
+                    original: original as usize,
                     attention_factor: given.unwrap_or_else(|| match factor <= 1.0 {
                         true => 1.0,
                         false => (1.0 + factor.ln() / original.ln()).sqrt(),
@@ -400,13 +378,12 @@ impl RopeFields {
                 Scaling::Default
             }
         };
-        let kind = rope_kind(dim, theta, &scaling);
-        ReadRope { kind, longest }
+        rope_kind(dim, theta, &scaling)
     }
 }
 
-fn short_factors(fields: &ConfigReader<'_>, pairs: usize) -> Vec<f64> {
-    let key = "short_factor";
+/// One divisor for each pair.
+fn factors(fields: &ConfigReader<'_>, key: &str, pairs: usize) -> Vec<f64> {
     let factors = fields.opt_numbers(key, 1e-6..=LARGE);
     match factors {
         Some(factors) if factors.len() == pairs => return factors,
