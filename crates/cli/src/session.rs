@@ -7,34 +7,59 @@ use lowrank_model::Generate;
 use lowrank_run::device::NumericChoices;
 use lowrank_run::generation::Asked;
 use lowrank_run::loaded::LoadedModel;
+use lowrank_run::machine::{Machine, Rates};
 use lowrank_run::settings::RowSettings;
 use lowrank_run::{RunError, RunResult};
 
 use crate::args::{AdapterArgs, CommonArgs, ModelArgs};
-use crate::output;
+use crate::{output, source};
 
-/// The processor with the threads asked for. `LOWRANK_ISA` chooses another instruction set than the
-/// best, for comparisons.
+/// The processor with the threads asked for.
 pub fn device(common: &CommonArgs, numerics: NumericChoices) -> RunResult<Device> {
-    let isa = instruction_set()?;
-    lowrank_run::device::device(isa, numerics.on(isa)?, common.threads)
+    let machine = machine()?;
+    let numerics = numerics.on(&machine)?;
+    say_warnings(&machine, common);
+    lowrank_run::device::device(machine.isa(), numerics, common.threads)
 }
 
-/// The instruction set to compute with.
-pub fn instruction_set() -> RunResult<Isa> {
-    match std::env::var("LOWRANK_ISA") {
-        Err(_) => Ok(Isa::best()),
-        Ok(name) => {
-            let found = Isa::from_name(&name).filter(|isa| isa.is_available());
-            found.ok_or_else(|| {
-                let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
-                RunError::usage(format!(
-                    "LOWRANK_ISA is `{name}`, expected one of {}",
-                    names.join(", ")
-                ))
-            })
+/// The processor, with what is kept of its rates in the user's cache folder. `LOWRANK_ISA` chooses
+/// another instruction set than the best, for comparisons; with `LOWRANK_MEASURE=off` the
+/// instruction set's name alone decides what `auto` is, so that no process differs from another.
+pub fn machine() -> RunResult<Machine> {
+    let rates = match std::env::var("LOWRANK_MEASURE").as_deref() {
+        Ok("off") => Rates::ByName,
+        Ok("on") | Err(_) => Rates::Measured {
+            cache: source::own_cache_dir(),
+        },
+        Ok(other) => {
+            let message = format!("LOWRANK_MEASURE is `{other}`, expected `on` or `off`");
+            return Err(RunError::usage(message));
         }
+    };
+    Ok(Machine::new(forced_isa()?.unwrap_or_else(Isa::best), rates))
+}
+
+/// Says on standard error what `auto` left out.
+pub fn say_warnings(machine: &Machine, common: &CommonArgs) {
+    if !common.is_quiet() {
+        machine.warnings().iter().for_each(output::note);
     }
+}
+
+/// The instruction set that the user insists on.
+pub fn forced_isa() -> RunResult<Option<Isa>> {
+    let Ok(name) = std::env::var("LOWRANK_ISA") else {
+        return Ok(None);
+    };
+    let found = Isa::from_name(&name).filter(|isa| isa.is_available());
+    let found = found.ok_or_else(|| {
+        let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
+        RunError::usage(format!(
+            "LOWRANK_ISA is `{name}`, expected one of {}",
+            names.join(", ")
+        ))
+    });
+    found.map(Some)
 }
 
 /// The model that flags name, ready to predict.

@@ -1,5 +1,5 @@
-//! What the environment says of models: the cache of Hugging Face's tools, and the network where it
-//! is asked for (in a build with the feature `hub`).
+//! What the environment says of places: the cache of Hugging Face's tools, our own, and the network
+//! where it is asked for (in a build with the feature `hub`).
 
 use std::env;
 #[cfg(feature = "hub")]
@@ -17,13 +17,28 @@ pub fn hub(online: Option<bool>) -> Hub {
     }
 }
 
+/// A folder that a variable names.
+fn set(name: &str) -> Option<PathBuf> {
+    let value = env::var_os(name).filter(|value| !value.is_empty());
+    value.map(PathBuf::from)
+}
+
+/// Where this program keeps what it can find out again.
+pub fn own_cache_dir() -> Option<PathBuf> {
+    let of_system = || match () {
+        () if cfg!(windows) => set("LOCALAPPDATA").map(|dir| dir.join("lowrank/cache")),
+        () if cfg!(target_os = "macos") => {
+            env::home_dir().map(|h| h.join("Library/Caches/lowrank"))
+        }
+        () => env::home_dir().map(|home| home.join(".cache/lowrank")),
+    };
+    set("LOWRANK_CACHE_DIR")
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("lowrank")))
+        .or_else(of_system)
+}
+
 /// The cache folder by the rules of `huggingface_hub`.
 fn cache_dir() -> Option<PathBuf> {
-    let set = |name: &str| {
-        env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
     set("HF_HUB_CACHE")
         .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
         .or_else(|| set("HF_HOME").map(|home| home.join("hub")))

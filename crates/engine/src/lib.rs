@@ -26,7 +26,9 @@ pub use device::{Device, OutOfAddressSpace};
 pub use host::Host;
 pub use kv_cache::{KvCache, SequenceId};
 pub use lowrank_kernels::product::{Arithmetic, WeightFormat};
-pub use lowrank_kernels::{Activation, AdamW, DType, Dropout, Isa};
+pub use lowrank_kernels::{
+    Activation, AdamW, CacheContent, CpuCache, DType, Dropout, Isa, Processor, processor,
+};
 pub use meter::{MemoryReport, Purpose};
 pub use numerics::Numerics;
 pub use observed::Observed;

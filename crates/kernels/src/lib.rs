@@ -25,6 +25,7 @@ mod optimizer;
 mod outer;
 mod parallel;
 mod philox;
+mod processor;
 pub mod product;
 pub mod reference;
 mod rms_norm;
@@ -61,6 +62,7 @@ pub use norm::{
 pub use optimizer::{AdamW, adamw_step};
 pub use outer::{Outer, OuterShape, outer, outer_scratch};
 pub use philox::{fill_normal, fill_uniform, philox4x32_10};
+pub use processor::{CacheContent, CpuCache, Processor, processor};
 pub use product::{PANEL, pack, packed_len, repack_transposed, unpack};
 pub use rms_norm::{
     ResidualSum, RmsFactor, RmsNorm, rms_norm, rms_norm_backward, rms_norm_of_sum,

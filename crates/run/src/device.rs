@@ -7,6 +7,7 @@ use serde::de::{DeserializeOwned, Error as _, IntoDeserializer, value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{RunError, RunResult};
+use crate::machine::Machine;
 
 /// A setting that may be left to the processor and the other settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +43,13 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Choice<T> {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NumericChoices {
-    /// How activations are stored. `auto`: bf16 where products run in bf16, and those do where the
-    /// processor multiplies it faster and nothing else is asked for.
+    /// How activations are stored. `auto`: as products run where that is asked for, else as is
+    /// fast on the machine (see [`Machine::preferred`]).
     pub precision: Option<Choice<DType>>,
     /// How frozen weights are stored. `auto`: as activations.
     pub base_format: Option<Choice<WeightFormat>>,
-    /// What multiplies. `auto`: bf16 where activations and weights are bf16, else f32.
+    /// What multiplies. `auto`: bf16 where activations and weights are asked for in bf16, f32
+    /// where one of them is, else what is fast on the machine.
     pub arithmetic: Option<Choice<Arithmetic>>,
 }
 
@@ -99,22 +101,29 @@ impl NumericChoices {
         }
     }
 
-    /// What they mean on an instruction set.
+    /// What they mean on a machine. It is asked, and so measured, only for what nothing decides.
     ///
     /// # Errors
-    /// The settings exclude each other.
-    pub fn on(self, isa: Isa) -> RunResult<NumericSettings> {
+    /// The settings exclude each other, or the machine computes wrongly.
+    pub fn on(self, machine: &Machine) -> RunResult<NumericSettings> {
         let (weights, arithmetic) = (named(self.base_format), named(self.arithmetic));
-        let products = arithmetic.unwrap_or(match weights {
-            None | Some(WeightFormat::Bf16) if isa.multiplies_bf16() => Arithmetic::Bf16,
-            Some(WeightFormat::Int8) if isa.multiplies_bf16() => Arithmetic::Bf16,
-            None | Some(_) => Arithmetic::F32,
-        });
-        let precision = named(self.precision).unwrap_or(match products {
-            Arithmetic::F32 => DType::F32,
-            Arithmetic::Bf16 => DType::Bf16,
-        });
-        let settings = NumericSettings::new(precision, weights, arithmetic);
+        let settings = match (named(self.precision), weights, arithmetic) {
+            (Some(precision), _, _) => NumericSettings::new(precision, weights, arithmetic),
+            // What products run in decides how activations are stored.
+            (None, _, Some(Arithmetic::Bf16)) => {
+                NumericSettings::new(DType::Bf16, weights, arithmetic)
+            }
+            (None, _, Some(Arithmetic::F32)) | (None, Some(WeightFormat::F32), None) => {
+                NumericSettings::new(DType::F32, weights, arithmetic)
+            }
+            (None, None | Some(WeightFormat::Bf16 | WeightFormat::Int8), None) => {
+                let preferred = machine.preferred()?;
+                NumericSettings {
+                    base_format: weights.unwrap_or(preferred.base_format),
+                    ..preferred
+                }
+            }
+        };
         match (settings.base_format, settings.arithmetic) {
             (WeightFormat::F32, Arithmetic::Bf16) => Err(RunError::usage(
                 "`--arithmetic bf16` would round f32 weights anew in every product, and `--base-format` is f32",
@@ -148,6 +157,7 @@ pub fn device(isa: Isa, numerics: NumericSettings, threads: Option<usize>) -> Ru
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Rates;
 
     fn choices(words: [&str; 3]) -> NumericChoices {
         let names = ["precision", "base_format", "arithmetic"].into_iter();
@@ -157,7 +167,8 @@ mod tests {
     }
 
     fn resolved(choices: NumericChoices, isa: Isa) -> Result<[&'static str; 3], String> {
-        let found = choices.on(isa).map_err(|error| error.to_string())?;
+        let machine = Machine::new(isa, Rates::ByName);
+        let found = choices.on(&machine).map_err(|error| error.to_string())?;
         let NumericSettings {
             precision,
             base_format,

@@ -21,6 +21,7 @@ pub mod hub;
 pub mod int8;
 pub mod labels;
 pub mod loaded;
+pub mod machine;
 pub mod memory;
 pub mod merge;
 mod misfit;

@@ -6,7 +6,7 @@ mod choices;
 
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{Device, Isa, MemoryReport, Numerics};
+use lowrank_engine::{Device, MemoryReport, Numerics};
 use lowrank_formats::gguf::is_gguf;
 use lowrank_formats::peft::LoraConfig;
 use lowrank_formats::{Checkpoint, files, model_config_file};
@@ -26,6 +26,7 @@ use crate::device::NumericChoices;
 use crate::error::{RunError, RunResult};
 use crate::head::BaseHead;
 use crate::hub::find_model;
+use crate::machine::Machine;
 use crate::settings::{ModelSettings, Settings, laid_over};
 pub use choices::Choices;
 
@@ -126,8 +127,8 @@ pub struct PlanSettings {
     pub lora: Settings,
     /// How values are stored and multiplied.
     pub numerics: NumericChoices,
-    /// The instruction set that would compute.
-    pub isa: Isa,
+    /// The processor that would compute.
+    pub machine: Machine,
     /// On so many threads; all cores where absent.
     pub threads: Option<usize>,
 }
@@ -196,9 +197,11 @@ impl Planner<'_> {
     /// The model as a method trains it. With weights beside the config, what they lack is known (a
     /// new pooler is trained too); else nothing is new.
     fn model(&self, method: Method) -> RunResult<Model> {
-        let PlanSettings { isa, threads, .. } = *self.settings;
-        let numerics = self.settings.numerics.for_method(method).on(isa)?;
-        let dry = Device::dry_cpu(numerics, isa, threads.unwrap_or(0));
+        let PlanSettings {
+            machine, threads, ..
+        } = self.settings;
+        let numerics = self.settings.numerics.for_method(method).on(machine)?;
+        let dry = Device::dry_cpu(numerics, machine.isa(), threads.unwrap_or(0));
         Ok(match &self.subject.dir {
             Some(dir) => {
                 let loaded = Model::load(dir, &self.options, &dry);

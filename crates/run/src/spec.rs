@@ -2,7 +2,7 @@
 //! the adapter, the task, the labels and the rows, all read and checked before the weights are.
 
 use lowrank_data::{ChatFormat, LabelMap, Loaded, reads_chats};
-use lowrank_engine::{Device, Isa};
+use lowrank_engine::Device;
 use lowrank_model::{Recompute, TokenTables};
 use lowrank_train::config::{
     EvaluationSettings, IntervalStrategy, LoraSettings, Method, NumericSettings,
@@ -17,28 +17,22 @@ use crate::device::{NumericChoices, device};
 use crate::error::{RunError, RunResult};
 use crate::hub::Hub;
 use crate::labels::{self, TaskChoice};
+use crate::machine::Machine;
 use crate::presets::{Preset, SFT};
 use crate::rows::{KnownLabels, load_rows, load_spec, max_length, rows_of};
 use crate::settings::{ModelSettings, RowSettings, Settings, laid_over, typed};
 use crate::unused::Unused;
 
 /// What the process lends to a run.
-#[derive(Clone, Debug)]
+///
+/// Without more, the processor's best instruction set, and ids of models are not looked up.
+#[derive(Clone, Debug, Default)]
 pub struct Host {
-    /// The instruction set to compute with.
-    pub isa: Isa,
+    /// The processor. A run that goes on keeps its bits with the instruction set that
+    /// [`crate::machine::isa_to_resume`] gives.
+    pub machine: Machine,
     /// Where ids of models are looked up.
     pub hub: Hub,
-}
-
-impl Default for Host {
-    /// The processor's best instruction set; ids of models are not looked up.
-    fn default() -> Self {
-        Self {
-            isa: Isa::best(),
-            hub: Hub::default(),
-        }
-    }
 }
 
 /// What is asked of a training run.
@@ -180,8 +174,8 @@ impl RunSpec {
         let rows: RowSettings = typed(settings)?;
         let method = asked.method.get()?;
         let numerics = asked.numerics.for_method(method.unwrap_or(Method::Lora));
-        let numerics = numerics.on(host.isa)?;
-        let device = device(host.isa, numerics, asked.threads)?;
+        let numerics = numerics.on(&host.machine)?;
+        let device = device(host.machine.isa(), numerics, asked.threads)?;
         let mut base = open_base(settings, &asked, host)?;
         let adapter = open_adapter(&asked, &mut base, &device)?;
         let method = method_of(method, adapter.as_ref())?;

@@ -59,6 +59,9 @@ pub struct RunState {
     /// What the run stands on; older versions did not note it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BaseId>,
+    /// The instruction set, which the bits depend on; older versions did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<String>,
     /// Columns kept beside int8 weights, of the inputs and of the gradients, by the weight's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub outliers: BTreeMap<String, [Vec<u32>; 2]>,
@@ -112,6 +115,7 @@ impl RunState {
             train_rows,
             validation_rows,
             base: None,
+            instructions: None,
             outliers: BTreeMap::new(),
             tensors: String::new(),
         }

@@ -227,13 +227,12 @@ impl Trainer {
         if data.train.iter().all(|e| counted_targets(e) == 0) {
             return Err(TrainError::NoTargets);
         }
-        let validation_rows = data
-            .validation
-            .as_ref()
-            .map(|rows| fingerprint::of_examples(rows));
-        let rows = fingerprint::of_examples(&data.train);
+        let print = |rows: &Arc<Vec<Example>>| fingerprint::of_examples(rows);
+        let validation_rows = data.validation.as_ref().map(print);
+        let rows = print(&data.train);
         let state = RunState {
             base: Some(base),
+            instructions: Some(model.device().name().to_owned()),
             ..RunState::new(&config, rows, validation_rows, model.trainables())
         };
         let optimizer = Optimizer::new(model.device(), model.trainables(), &config.optimization);

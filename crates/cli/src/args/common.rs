@@ -53,16 +53,17 @@ impl CommonArgs {
 #[serde(default)]
 pub struct NumericArgs {
     /// How activations are stored, and by default weights and products with them: f32, bf16, or
-    /// auto, which is bf16 where the processor multiplies it faster, but f32 where weights are
-    /// trained or measured without an adapter [default: auto, f32 in generate and predict]
+    /// auto, which is what this machine was measured to be fast in (`inspect --machine`), but f32
+    /// where weights are trained or measured without an adapter [default: auto, f32 in generate and
+    /// predict]
     #[arg(long, value_parser = named::<Choice<DType>>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<Choice<DType>>,
     /// How frozen weights are stored: f32, bf16 (half the memory), int8 (a quarter, multiplied as
-    /// integers, in training only), or auto, which follows --precision [default: auto]
+    /// integers, in training only), or auto, which goes with --precision [default: auto]
     #[arg(long, value_parser = named::<Choice<WeightFormat>>, value_name = "FORMAT", help_heading = "Model")]
     pub base_format: Option<Choice<WeightFormat>>,
-    /// What multiplies: f32, bf16 (sums are f32), or auto, which is bf16 where activations and
-    /// weights are bf16 [default: auto]
+    /// What multiplies: f32, bf16 (sums are f32), or auto, which is bf16 with --precision bf16, and
+    /// what is fast where that is auto too [default: auto]
     #[arg(long, value_parser = named::<Choice<Arithmetic>>, value_name = "ARITHMETIC", help_heading = "Model")]
     pub arithmetic: Option<Choice<Arithmetic>>,
 }

@@ -310,6 +310,10 @@ pub struct InspectArgs {
     /// Read every value: sums of squares, not-a-number and infinite values
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub values: Option<bool>,
+    /// This machine in place of a PATH: its processor, how fast and how exactly it multiplies, and
+    /// what auto takes
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", conflicts_with_all = ["tensors", "values"])]
+    pub machine: Option<bool>,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]

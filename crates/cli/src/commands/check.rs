@@ -19,7 +19,7 @@ use crate::args::CheckArgs;
 use crate::assets::check_with_default_assets;
 use crate::output::{self, count};
 use crate::presets::{check_family, with_preset};
-use crate::session::{device, instruction_set};
+use crate::session::{device, machine};
 use crate::settings;
 use crate::tables::adapter_table;
 
@@ -168,7 +168,7 @@ fn int8_error(
         None => Ok(None),
         Some(WeightFormat::Int8) => {
             let rows = &rows[..rows.len().min(batch_size(args.per_device_batch_size, 32)?)];
-            let (isa, threads) = (instruction_set()?, args.common.threads);
+            let (isa, threads) = (machine()?.isa(), args.common.threads);
             lowrank_run::int8::int8_error(base, head, rows, isa, threads).map(Some)
         }
         Some(format @ (WeightFormat::F32 | WeightFormat::Bf16)) => Err(RunError::usage(format!(

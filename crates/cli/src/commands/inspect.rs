@@ -1,4 +1,7 @@
-//! `lowrank inspect`: what is in a model, an adapter, a tensor file or a run.
+//! `lowrank inspect`: what is in a model, an adapter, a tensor file or a run, and what this machine
+//! is.
+
+mod machine;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,32 +26,18 @@ use lowrank_run::{RunError, RunResult};
 pub fn run(flags: InspectArgs) -> RunResult {
     let file = flags.common.config.clone();
     let args = settings::with_file(flags, file.as_deref())?;
-    let name = args.path.clone().ok_or_else(|| {
-        RunError::usage("nothing to inspect")
-            .hint("pass a model directory, an adapter, a tensor file or a run")
-    })?;
-    let path = Path::new(&name);
-    let found = if files::is_file(path) {
-        tensor_file(&args, path)?
-    } else if RunDir::is_run(path) {
-        run_dir(path)?
-    } else if files::is_named(&path.join("adapter_config.json")) {
-        adapter(&args, path)?
-    } else if files::is_dir(path) && !files::is_file(&path.join("config.json")) {
-        tensors_of(&args, &Checkpoint::open_dir(path)?)?
-    } else {
-        let model = ModelArgs {
-            model: Some(name),
-            ..ModelArgs::default()
-        };
-        let dir = find_model(&model.settings()).map_err(|error| {
-            error.hint("pass a directory or a file that is there, or an id in the local cache")
-        })?;
-        match ModelConfig::open(&dir) {
-            Err(error @ ModelError::UnknownFamily { .. }) => {
-                stranger(&args, &Checkpoint::open_model(&dir)?, &error)?
-            }
-            Ok(_) | Err(_) => model_dir(&args, &dir)?,
+    let found = match (&args.path, args.machine) {
+        (None, Some(true)) => machine::show(&args)?,
+        (Some(name), None | Some(false)) => named(&args, name)?,
+        (Some(_), Some(true)) => {
+            return Err(RunError::usage(
+                "--machine inspects this machine, and a path is given too",
+            )
+            .hint("leave out one of them"));
+        }
+        (None, None | Some(false)) => {
+            return Err(RunError::usage("nothing to inspect")
+                .hint("pass a model directory, an adapter, a tensor file or a run"));
         }
     };
     if args.common.is_json() {
@@ -57,6 +46,33 @@ pub fn run(flags: InspectArgs) -> RunResult {
         output::print(found.text);
     }
     Ok(())
+}
+
+/// What a name stands for.
+fn named(args: &InspectArgs, name: &str) -> RunResult<Found> {
+    let path = Path::new(name);
+    if files::is_file(path) {
+        return tensor_file(args, path);
+    } else if RunDir::is_run(path) {
+        return run_dir(path);
+    } else if files::is_named(&path.join("adapter_config.json")) {
+        return adapter(args, path);
+    } else if files::is_dir(path) && !files::is_file(&path.join("config.json")) {
+        return tensors_of(args, &Checkpoint::open_dir(path)?);
+    }
+    let model = ModelArgs {
+        model: Some(name.to_owned()),
+        ..ModelArgs::default()
+    };
+    let dir = find_model(&model.settings()).map_err(|error| {
+        error.hint("pass a directory or a file that is there, or an id in the local cache")
+    })?;
+    match ModelConfig::open(&dir) {
+        Err(error @ ModelError::UnknownFamily { .. }) => {
+            stranger(args, &Checkpoint::open_model(&dir)?, &error)
+        }
+        Ok(_) | Err(_) => model_dir(args, &dir),
+    }
 }
 
 /// The same, for people and for programs.

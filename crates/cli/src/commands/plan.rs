@@ -77,7 +77,7 @@ impl Shown {
             max_memory: args.memory.max_memory,
             lora: settings::to_map(&args.lora),
             numerics: args.numerics.choices(),
-            isa: session::instruction_set()?,
+            machine: session::machine()?,
             threads: args.common.threads,
         };
         Ok(Self {

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use lowrank_formats::{RunDir, files};
 use lowrank_run::folder::{CONFIG_FILE, Existing};
+use lowrank_run::machine::{Machine, isa_to_resume};
 use lowrank_run::plan::plan_run;
 use lowrank_run::result::result_name;
 use lowrank_run::spec::{Host, Request, RunSpec, is_known, to_settings};
@@ -37,17 +38,18 @@ pub fn run(flags: TrainArgs) -> RunResult {
         .output_dir
         .clone()
         .unwrap_or_else(|| DEFAULT_RUN.to_owned());
+    let existing = existing(args);
     let host = Host {
-        isa: session::instruction_set()?,
+        machine: machine(existing, Path::new(&run_path))?,
         hub: source::hub(args.model.online),
     };
-    let existing = existing(args);
     if args.dry_run == Some(true) {
         return show_settings(RunSpec::resolve(&asked.request, &host)?, existing);
     }
     let stop = interrupt::listen()?;
     existing.check(Path::new(&run_path), result_name(args.method.get()?))?;
     let spec = RunSpec::resolve(&asked.request, &host)?;
+    session::say_warnings(&host.machine, &args.common);
     let metric = headline_metric(&spec.config);
     let progress = Progress::new(&args.common, metric);
     let mut prepared = Prepared::new(spec, existing)?;
@@ -89,6 +91,16 @@ pub fn run(flags: TrainArgs) -> RunResult {
         output::print(shown.to_text());
     }
     Ok(())
+}
+
+/// The processor, which a run that goes on uses as it did before.
+fn machine(existing: Existing, run: &Path) -> RunResult<Machine> {
+    let machine = session::machine()?;
+    if existing != Existing::Resume {
+        return Ok(machine);
+    }
+    let isa = isa_to_resume(run, session::forced_isa()?, machine.isa())?;
+    Ok(machine.with_isa(isa))
 }
 
 /// Prints the settings of a run that is not made.

@@ -7,7 +7,7 @@ use lowrank_formats::Checkpoint;
 use serde_json::Value;
 
 use crate::language_model::Lab;
-use crate::support::{self, Ran, lowrank};
+use crate::support::{self, Ran, command, lowrank};
 
 const WIDENED: &str = "--precision f32 --base-format bf16";
 const ADAPTER: &str = "run/adapter/adapter_model.safetensors";
@@ -224,4 +224,59 @@ fn settings_that_exclude_each_other_are_refused_by_their_flags() {
     fs::write(lab.path("full.yaml"), &printed).unwrap();
     let again = lowrank(&["train", "--config", &lab.text("full.yaml"), "--dry-run"]);
     assert_eq!(again.ok().stdout, printed);
+}
+
+#[test]
+fn a_run_goes_on_with_the_instructions_that_it_began_with() {
+    let lab = support::Lab::new();
+    let train = |more: &[&str], isa: Option<&str>| {
+        let words = lab.train_words(
+            "run",
+            &[&["--max-steps", "4", "--save-steps", "2"], more].concat(),
+        );
+        let mut command = command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        command.envs(isa.map(|isa| ("LOWRANK_ISA", isa)));
+        Ran::of(command.output().expect("the binary starts")).ok()
+    };
+    train(&[], Some("scalar"));
+    let whole = lab.adapter_bytes("run");
+    // The best instruction set has other bits, unless it is the plain one.
+    fs::remove_dir_all(lab.path("run/checkpoint-4")).unwrap();
+    fs::remove_dir_all(lab.path("run/adapter")).unwrap();
+    fs::remove_file(lab.path("run/summary.json")).unwrap();
+    train(&["--resume"], None);
+    assert_eq!(lab.adapter_bytes("run"), whole);
+    let state = fs::read_to_string(lab.path("run/checkpoint-4/state.json")).unwrap();
+    assert!(state.contains("\"instructions\": \"scalar\""), "{state}");
+}
+
+#[test]
+fn inspect_shows_the_machine_and_keeps_its_rates_where_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let inspect = |measure: &str, more: &[&str]| {
+        let mut command = command(&[&["inspect", "--machine"], more].concat());
+        command.env("LOWRANK_CACHE_DIR", dir.path().join("cache"));
+        command.env("LOWRANK_MEASURE", measure);
+        Ran::of(command.output().expect("the binary starts"))
+    };
+    let shown = inspect("on", &["--json"]).ok().json();
+    let measured = shown["measured"].as_array().unwrap();
+    assert_eq!(measured.len(), 4, "{shown}");
+    for way in measured {
+        assert!(way["gflop_per_s_a_thread"].as_f64() > Some(0.0), "{way}");
+        assert_eq!(way["right"], true, "{way}");
+    }
+    assert!(shown["auto"]["arithmetic"].is_string(), "{shown}");
+    let file = shown["cache_file"].as_str().unwrap();
+    assert!(fs::read(file).is_ok(), "{file}");
+    // Those that come after read it.
+    assert_eq!(inspect("on", &["--json"]).ok().json(), shown);
+    let text = inspect("on", &[]).ok().stdout;
+    for word in ["instruction sets", "multiplied in", "GFLOP/s", "auto", file] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let text = inspect("off", &[]).ok().stdout;
+    assert!(text.contains("LOWRANK_MEASURE is off"), "{text}");
+    inspect("on", &["model"]).fails(2, &["--machine", "path"]);
+    inspect("fast", &[]).fails(2, &["LOWRANK_MEASURE is `fast`", "`off`"]);
 }

@@ -65,11 +65,14 @@ pub fn command(words: &[&str]) -> Command {
     for name in [
         "HF_HOME",
         "HF_HUB_CACHE",
+        "LOWRANK_CACHE_DIR",
         "LOWRANK_ISA",
         "LOWRANK_METEOR_DIR",
     ] {
         command.env_remove(name);
     }
+    // Nor measured rates, so that `auto` means the same in every process.
+    command.env("LOWRANK_MEASURE", "off");
     command
 }
 

@@ -49,6 +49,7 @@ impl Trainer {
         self.state = RunState {
             config: self.config.clone(),
             base: self.state.base.take(),
+            instructions: self.state.instructions.take(),
             ..state
         };
         self.started_at = self.state.step;
