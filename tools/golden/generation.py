@@ -130,6 +130,9 @@ SCORES = {
     "the top_k that is meant": {"temperature": 1.3},
     "top_p": {"top_p": 0.7},
     "top_p of nothing": {"top_p": 0.0},
+    "min_p": {"min_p": 0.15},
+    "min_p and temperature": {"min_p": 0.3, "temperature": 1.8},
+    "min_p of the most probable token": {"min_p": 1.0},
     "top_h": {"top_h": 0.45},
     "typical_p": {"typical_p": 0.5},
     "typical_p of most": {"typical_p": 0.95},
@@ -138,8 +141,10 @@ SCORES = {
     "eta_cutoff of little": {"eta_cutoff": 0.01, "temperature": 0.4},
     "temperature and filters": {"temperature": 1.7, "top_k": 9, "top_p": 0.85},
     "all filters": {"temperature": 1.4, "top_h": 0.9, "top_k": 16, "top_p": 0.97, "typical_p": 0.9, "epsilon_cutoff": 0.01, "eta_cutoff": 0.02},
+    "min_p between the filters": {"temperature": 1.5, "top_k": 14, "top_p": 0.95, "min_p": 0.08, "typical_p": 0.9},
+    "min_p after repetition_penalty": {"repetition_penalty": 1.7, "min_p": 0.2},
     "filters after rules": {"repetition_penalty": 1.6, "suppress_tokens": [3, 4, 5], "top_k": 6, "typical_p": 0.8},
-    "filters after an end": {"exponential_decay_length_penalty": [1, 1.8], "min_p": None, "top_p": 0.8},
+    "filters after an end": {"exponential_decay_length_penalty": [1, 1.8], "top_p": 0.8},
     "renormalize_logits": {"top_k": 7, "renormalize_logits": True},
 }
 

@@ -93,6 +93,19 @@ impl Chat {
         .with_tools(tools)
     }
 
+    /// The chat behind what the system says.
+    #[must_use]
+    pub fn behind_system(&self, text: &str) -> Self {
+        let says = [("role", "system"), ("content", text)];
+        let says = says.map(|(name, value)| (name.to_owned(), Value::from(value)));
+        let mut messages = vec![Map::from_iter(says)];
+        messages.extend(self.messages.iter().cloned());
+        Chat {
+            messages,
+            tools: self.tools.clone(),
+        }
+    }
+
     /// The chat without the messages of `range`.
     #[must_use]
     pub fn without(&self, range: std::ops::Range<usize>) -> Self {

@@ -29,10 +29,9 @@ impl<'a> Stream<'a> {
     /// Shows what a token adds.
     pub fn push(&mut self, token: u32) {
         self.tokens.push(token);
-        let text = self.writer.text(&self.tokens).unwrap_or_default();
-        // Half of a character becomes whole with the next token.
-        if !text.ends_with('\u{fffd}') && text.is_char_boundary(self.shown) {
-            output::print_generated(&text[self.shown..]);
+        let text = self.writer.settled_text(&self.tokens).unwrap_or_default();
+        if let Some(new) = text.get(self.shown..) {
+            output::print_generated(new);
             self.shown = text.len();
         }
         // A closed output ends the program elsewhere.

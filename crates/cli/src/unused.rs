@@ -91,7 +91,9 @@ pub fn check_eval(mut unused: Unused, args: &EvalArgs) -> RunResult {
         unused.note(&COLUMNS, why);
         unused.note(&decoding, why);
         unused.note_unless([("generate", json!(false))], why);
-        unused.note(&["output_file"], why);
+        if args.scoring.scorer.is_none() {
+            unused.note(&["output_file"], why);
+        }
     } else if generates {
         let (texts, labels) = COLUMNS.split_at(3);
         let why = "--generate reads prompts and what is to follow";
@@ -106,7 +108,7 @@ pub fn check_eval(mut unused: Unused, args: &EvalArgs) -> RunResult {
     } else {
         let why = "it needs --generate";
         unused.note(&decoding, why);
-        unused.note(&["output_file", "metrics", "meteor_dir"], why);
+        unused.note(&["output_file", "metrics", "meteor_dir", "scorer"], why);
     }
     unused.finish()
 }

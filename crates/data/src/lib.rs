@@ -47,10 +47,10 @@ pub use labels::{
     LabelSummary, Task, UnlabelledRows,
 };
 pub use load::{
-    BadRows, ChatFormat, ChatReport, ChatUse, Completed, DEFAULT_MAX_BAD_ROWS, DataForm, Example,
-    LabelNeed, LoadReport, LoadSpec, Loaded, LongRows, Prompt, TaskGuess, Template, TemplateError,
-    completed_of, examples_from_table, guess_task, load_examples, prompts_of, read_table,
-    reads_chats, words_of,
+    AskedChat, BadRows, ChatFormat, ChatReport, ChatUse, Completed, DEFAULT_MAX_BAD_ROWS, DataForm,
+    Example, LabelNeed, LoadReport, LoadSpec, Loaded, LongRows, Prompt, TaskGuess, Template,
+    TemplateError, asked_chats_of, completed_of, examples_from_table, guess_task, load_examples,
+    prompts_of, read_table, reads_chats, words_of,
 };
 pub use lowrank_chat::LossOn;
 pub use nlg::{NlgFormat, PromptRow};

@@ -32,7 +32,7 @@ use crate::tokenizer::Tokenizer;
 pub use bad_rows::{BadRows, DEFAULT_MAX_BAD_ROWS};
 pub use causal::{Template, TemplateError};
 pub(crate) use chat::turns_of;
-pub use chat::{ChatFormat, ChatReport, ChatUse};
+pub use chat::{AskedChat, ChatFormat, ChatReport, ChatUse, asked_chats_of};
 use collect::{Outcome, Read};
 pub use form::DataForm;
 use plan::LabelPlan;

@@ -6,6 +6,7 @@
 //! and references in, scores out: nothing here knows models or opens files. Sums are in f64 and in
 //! the order of the segments, so that the same texts give the same bits.
 
+mod answers;
 pub mod bleu;
 pub mod cider;
 pub mod meteor;
@@ -17,6 +18,8 @@ pub mod pyter;
 pub mod rouge_l;
 pub mod sacrebleu;
 pub mod ter;
+
+pub use answers::AnswerScorer;
 
 /// A metric of generated text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

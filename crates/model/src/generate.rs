@@ -15,7 +15,6 @@ mod warp;
 mod golden;
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::error::ModelError;
@@ -42,13 +41,13 @@ impl Model {
         prompts: &[Vec<u32>],
         options: &Generate,
     ) -> Result<Vec<Generated>, ModelError> {
-        self.generate_with(prompts, options, &mut |_, _| ControlFlow::Continue(()))
+        self.generate_with(prompts, options, &mut |_, _| Next::GoOn)
     }
 
     /// Goes on with each prompt, at most `options.batch_size` of them together: the next joins as
     /// one ends. `on_event` is told the prompt's number in `prompts` and what became of it, as it
-    /// comes; where it breaks, what was generated so far is given. A prompt's tokens do not depend
-    /// on the other prompts.
+    /// comes, and says whether its text goes on; where all is to end, what was generated so far is
+    /// given. A prompt's tokens do not depend on the other prompts.
     ///
     /// # Errors
     /// This is no language model, a setting is out of range or does not fit the vocabulary, a
@@ -58,7 +57,7 @@ impl Model {
         &self,
         prompts: &[Vec<u32>],
         options: &Generate,
-        on_event: &mut dyn FnMut(usize, Generation<'_>) -> ControlFlow<()>,
+        on_event: &mut dyn FnMut(usize, Generation<'_>) -> Next,
     ) -> Result<Vec<Generated>, ModelError> {
         let mut session = self.session()?;
         check_options(options, self.config.facts.vocab_size)?;
@@ -74,9 +73,9 @@ impl Model {
             .iter()
             .try_for_each(|request| self.check_prompt(request))?;
         let mut waiting = requests.into_iter().enumerate();
-        let (mut numbers, mut flow) = (BTreeMap::new(), ControlFlow::Continue(()));
+        let (mut numbers, mut is_over) = (BTreeMap::new(), false);
         let mut found = vec![Generated::default(); prompts.len()];
-        while flow.is_continue() {
+        while !is_over {
             let room = options.batch_size.max(1) - session.len();
             for (i, request) in waiting.by_ref().take(room) {
                 numbers.insert(session.add(request)?, i);
@@ -85,17 +84,25 @@ impl Model {
                 return Ok(found);
             }
             for event in session.step() {
-                let (i, generation) = match event {
-                    Event::Token(id, token) => (numbers[&id], Generation::Token(token)),
-                    Event::Finished(id, generated) => {
-                        let i = numbers.remove(&id).expect("it was taken in");
-                        found[i] = generated;
-                        (i, Generation::Finished(&found[i]))
+                let (id, generated) = match event {
+                    Event::Token(..) if is_over => continue,
+                    Event::Token(id, token) => {
+                        let next = on_event(numbers[&id], Generation::Token(token));
+                        is_over = next == Next::EndAll;
+                        let ended = (next == Next::EndText).then(|| session.remove(id));
+                        // What ends by itself with this token is told of in an event of its own.
+                        match ended.flatten() {
+                            Some(generated) => (id, generated),
+                            None => continue,
+                        }
                     }
+                    Event::Finished(id, generated) => (id, generated),
                     Event::Failed(_, error) => return Err(error),
                 };
-                if flow.is_continue() {
-                    flow = on_event(i, generation);
+                let i = numbers.remove(&id).expect("it was taken in");
+                found[i] = generated;
+                if !is_over {
+                    is_over = on_event(i, Generation::Finished(&found[i])) == Next::EndAll;
                 }
             }
         }
@@ -163,6 +170,17 @@ impl Model {
         let model = self.network.language_model();
         model.map_or(0, |model| model.head(&self.modules).vocab(&self.trainables))
     }
+}
+
+/// Whether generation goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It does.
+    GoOn,
+    /// The text that is told of ends with this token.
+    EndText,
+    /// All texts end.
+    EndAll,
 }
 
 /// What became of a prompt.

@@ -24,11 +24,12 @@ pub use families::{HeadKind, HeadTensors, StoredHead};
 pub use generate::config::{GenerationConfig, GenerationFile};
 pub use generate::session::{Event, PrefixId, Request, RequestId, Session};
 pub use generate::{
-    BeamSearch, EarlyStopping, Generate, Generated, Generation, Sampling, Search, SettingFault,
+    BeamSearch, EarlyStopping, Generate, Generated, Generation, Next, Sampling, Search,
+    SettingFault,
 };
 pub use load::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
 pub use merge::{MergeOptions, MergeReport};
-pub use model::{Int8Error, Model, ModelConfig, PassOptions, Passes, TokenTables};
+pub use model::{Evaluated, Int8Error, Model, ModelConfig, PassOptions, Passes, TokenTables};
 pub use pass::{Batch, Entry, FrozenLayers, LayerRange, Recompute};
 pub use trained::{AdaptedModule, AdapterReport, SavedModule, TrainMode};

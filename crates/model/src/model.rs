@@ -24,7 +24,7 @@ use crate::trained::{AdapterReport, TrainMode};
 pub use config::ModelConfig;
 pub use frozen_layers::Passes;
 pub use int8_error::Int8Error;
-pub use passes::PassOptions;
+pub use passes::{Evaluated, PassOptions};
 pub use token_tables::TokenTables;
 
 /// A model on a device.

@@ -1,13 +1,12 @@
 //! Generation against transformers' `generate`, token by token, and what must hold of it by itself.
 #![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use lowrank_engine::{Device, Isa};
 use lowrank_model::{
     AdapterSlot, BeamSearch, EarlyStopping, Generate, Generated, Generation, LoadOptions,
-    LoadReport, Model, Sampling, Search, Task,
+    LoadReport, Model, Next, Sampling, Search, Task,
 };
 use lowrank_testkit::Golden;
 
@@ -138,12 +137,45 @@ fn a_prompts_tokens_do_not_depend_on_the_others_and_come_as_they_are_made() {
         if let Generation::Token(token) = event {
             told[i].push(token);
         }
-        ControlFlow::Continue(())
+        Next::GoOn
     };
     let found = model.generate_with(&prompts, &options, &mut on_event);
     let found = found.expect("it generates");
     let tokens: Vec<Vec<u32>> = found.into_iter().map(|g| g.tokens).collect();
     assert_eq!(told, tokens);
+}
+
+#[test]
+fn a_text_is_ended_from_outside_without_a_change_to_the_others() {
+    let golden = Golden::open("gpt2-causal").expect("a golden case opens");
+    let (model, prompts) = (model(&golden), prompts(&golden, 5));
+    let whole = generate(&model, &prompts, &greedy());
+    let mut told = vec![0; prompts.len()];
+    let mut finished = Vec::new();
+    let mut end_second = |i: usize, event: Generation<'_>| match event {
+        Generation::Token(_) => {
+            told[i] += 1;
+            match (i, told[i]) {
+                (1, 3) => Next::EndText,
+                _ => Next::GoOn,
+            }
+        }
+        Generation::Finished(generated) => {
+            finished.push((i, generated.tokens.len()));
+            Next::GoOn
+        }
+    };
+    let found = model.generate_with(&prompts, &greedy(), &mut end_second);
+    let found = found.expect("it generates");
+    for (i, (found, whole)) in found.iter().zip(&whole).enumerate() {
+        let kept = if i == 1 { 3 } else { whole.tokens.len() };
+        assert_eq!(found.tokens, whole.tokens[..kept], "prompt {i}");
+        assert!(finished.contains(&(i, kept)), "prompt {i}: {finished:?}");
+    }
+    let end_all = &mut |_: usize, _: Generation<'_>| Next::EndAll;
+    let found = model.generate_with(&prompts, &greedy(), end_all);
+    let found = found.expect("it generates");
+    assert!(found.iter().all(|generated| generated.tokens.len() <= 1));
 }
 
 #[test]
@@ -222,6 +254,7 @@ fn what_is_refused() {
         temperature: 0.0,
         top_k: Some(0),
         top_p: 1.5,
+        min_p: 1.1,
         typical_p: 0.0,
         epsilon_cutoff: 1.0,
         eta_cutoff: -0.1,
@@ -250,6 +283,7 @@ fn what_is_refused() {
         "top_h",
         "top_k",
         "top_p",
+        "min_p",
         "typical_p",
         "epsilon_cutoff",
         "eta_cutoff",

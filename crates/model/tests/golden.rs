@@ -150,9 +150,10 @@ fn check_case(golden: &Golden, device: &Device, recompute: bool) {
     let model = load(golden, device);
     let rows = Rows::new(golden);
     let targets = rows.targets(model.task());
-    let (_, sum, count) = model
+    let found = model
         .evaluate(&rows.batch(), targets)
         .expect("the batch fits");
+    let (sum, count) = (found.loss_sum, found.counted);
     let logits = model.logits(&rows.batch()).expect("the batch fits");
     check_close(
         &format!("{} logits", golden.name),
@@ -160,6 +161,17 @@ fn check_case(golden: &Golden, device: &Device, recompute: bool) {
         &golden.logits().data,
         logits_tolerance(golden),
     );
+    if model.task() == Task::CausalLm
+        && let Targets::Class(labels) = targets
+    {
+        let best = |row: &[f32]| row.iter().copied().fold(f32::MIN, f32::max);
+        let rows = logits.chunks_exact(logits.len() / labels.len());
+        let is_hit = |(row, label): &(&[f32], &i64)| {
+            usize::try_from(**label).is_ok_and(|label| row[label] == best(row))
+        };
+        let hits = rows.zip(&labels[1..]).filter(is_hit).count();
+        assert_eq!(found.hits, hits, "{}", golden.name);
+    }
     let loss = Tolerance::new(1e-5, 1e-5);
     check_close(
         &format!("{} loss", golden.name),

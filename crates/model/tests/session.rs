@@ -116,6 +116,58 @@ fn alone(model: &Model, requests: &[Request]) -> Vec<Generated> {
 }
 
 #[test]
+fn a_prefix_that_is_changed_gives_the_tokens_of_one_read_afresh() {
+    for name in MODELS {
+        let golden = Golden::open(name).expect("a golden case opens");
+        let model = model(&golden, Isa::best());
+        let rows: Vec<&Vec<u32>> = golden.rows.iter().map(|row| &row.input_ids).collect();
+        let longest = rows
+            .iter()
+            .max_by_key(|row| row.len())
+            .expect("there are rows");
+        let whole = &longest[..longest.len().min(12)];
+        // A chat that goes on, loses its last turns, and begins anew.
+        let prompts = [&whole[..4], &whole[..7], whole, &whole[..6], &whole[1..5]];
+        let options: Arc<Generate> = Generate {
+            max_new_tokens: 4,
+            ..Generate::default()
+        }
+        .into();
+        let mut session = model.session().expect("a language model");
+        let prefix = session.add_prefix(whole[..2].to_vec(), AdapterSlot::OWN);
+        let prefix = prefix.expect("it is read");
+        let mut read = Vec::new();
+        for prompt in prompts {
+            let before = prompt[..prompt.len() - 1].to_vec();
+            read.push(session.change_prefix(prefix, before).expect("it is read"));
+            let request = Request {
+                prompt: prompt.to_vec(),
+                options: options.clone(),
+                number: 0,
+                prefix: Some(prefix),
+            };
+            let id = session.add(request).expect("it fits");
+            let mut found = None;
+            while !session.is_empty() {
+                for event in session.step() {
+                    if let Event::Finished(of, generated) = event {
+                        assert_eq!(of, id);
+                        found = Some(generated.tokens);
+                    }
+                }
+            }
+            let afresh = model.generate(&[prompt.to_vec()], &options);
+            let afresh = afresh.expect("it generates").remove(0).tokens;
+            assert_eq!(found, Some(afresh), "{name}: {prompt:?}");
+        }
+        // What changes its rotations with its length is read anew there.
+        if !name.contains("longrope") {
+            assert_eq!(read[..4], [1, 3, whole.len() - 7, 0], "{name}");
+        }
+    }
+}
+
+#[test]
 fn requests_that_join_and_leave_get_what_each_gets_alone() {
     let isas = [Isa::best(), Isa::Scalar].into_iter().cycle();
     for (name, isa) in MODELS.into_iter().zip(isas) {

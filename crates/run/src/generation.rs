@@ -18,10 +18,11 @@ const FILE: &str = "generation_config.json";
 const NO_FILE: &str = "none";
 
 /// Flags that ask for draws, and the values with which they would change nothing.
-const DRAWN: [(&str, &[f64]); 7] = [
+const DRAWN: [(&str, &[f64]); 8] = [
     ("temperature", &[0.0, 1.0]),
     ("top_k", &[0.0]),
     ("top_p", &[1.0]),
+    ("min_p", &[0.0]),
     ("top_h", &[1.0]),
     ("typical_p", &[1.0]),
     ("epsilon_cutoff", &[0.0]),
@@ -165,6 +166,12 @@ impl Asked {
                 "`length_penalty` and `early_stopping` are settings of beam search",
             )
             .hint("pass --num-beams too"));
+        }
+        if self.given.contains_key("stop_strings") && matches!(search, Search::Beam(_)) {
+            return Err(RunError::usage(
+                "`stop_strings` ends one sequence, but beam search follows several",
+            )
+            .hint("pass --num-beams 1, or leave --stop-strings out"));
         }
         Ok(())
     }

@@ -6,32 +6,41 @@ mod texts;
 
 use std::path::Path;
 
-use lowrank_data::{BadRows, ColumnSpec, FileFormat, Prompt, Table, completed_of, nlg};
+use lowrank_data::{
+    BadRows, ChatFormat, ColumnSpec, FileFormat, Table, asked_chats_of, completed_of, nlg,
+};
 use lowrank_metrics::meteor::Meteor;
-use lowrank_metrics::{Metric, Segment, bleu, cider, nist, ptb, pyter, rouge_l, sacrebleu, ter};
+use lowrank_metrics::{
+    AnswerScorer, Metric, Segment, bleu, cider, nist, ptb, pyter, rouge_l, sacrebleu, ter,
+};
 use serde_json::{Map, Value, json};
 
 use crate::error::{RunError, RunResult};
 use crate::rows::header;
 use crate::settings::RowSettings;
-use crate::writer::Writer;
+use crate::writer::{Question, Writer};
 use meteor_tables::MeteorTables;
 pub use texts::{Group, Output, pair, read_outputs, read_references};
 
 /// A prompt, and what its text is scored by.
 pub struct Scorable {
-    /// The prompt.
-    pub prompt: Prompt,
+    /// What is asked.
+    pub question: Question,
     /// What people wrote.
     pub group: Group,
 }
 
 /// The rows of a data set of text generation, or those of any table of prompts and completions,
-/// laid out as in training.
+/// laid out as in training; chats up to their last answer, where `chats` says how they are laid
+/// out.
 ///
 /// # Errors
 /// The file cannot be read, or a row cannot be used; none may be left out.
-pub fn read_scorable(path: &str, data: &RowSettings) -> RunResult<Vec<Scorable>> {
+pub fn read_scorable(
+    path: &str,
+    data: &RowSettings,
+    chats: Option<&ChatFormat>,
+) -> RunResult<Vec<Scorable>> {
     let file = Path::new(path);
     if data.bad_rows == Some(BadRows::Skip) {
         return Err(RunError::usage(
@@ -47,9 +56,21 @@ pub fn read_scorable(path: &str, data: &RowSettings) -> RunResult<Vec<Scorable>>
     let is_set = columns == ColumnSpec::default() && nlg::detect(file).is_some();
     if data.data_format.is_none() && !is_set && FileFormat::from_path(file).is_ok() {
         let table = Table::read(file, None, header(data.no_header))?;
+        let chats = chats.map(|format| asked_chats_of(&table, &columns, format));
+        if let Some(chats) = chats.transpose()?.flatten() {
+            let read = chats.into_iter().map(|asked| Scorable {
+                question: Question::Chat(asked.chat),
+                group: Group {
+                    line: asked.line,
+                    references: vec![asked.answer],
+                    seen: None,
+                },
+            });
+            return Ok(read.collect());
+        }
         if let Some(rows) = completed_of(&table, &columns)? {
             let read = rows.into_iter().map(|row| Scorable {
-                prompt: row.prompt,
+                question: row.prompt.into(),
                 group: Group {
                     line: row.line,
                     references: vec![row.completion],
@@ -61,7 +82,7 @@ pub fn read_scorable(path: &str, data: &RowSettings) -> RunResult<Vec<Scorable>>
     }
     let rows = nlg::read_prompts(file, data.data_format)?;
     let read = rows.into_iter().map(|row| Scorable {
-        prompt: row.prompt.clone().into(),
+        question: Question::Prompt(row.prompt.clone().into()),
         group: row.into(),
     });
     Ok(read.collect())
@@ -69,8 +90,12 @@ pub fn read_scorable(path: &str, data: &RowSettings) -> RunResult<Vec<Scorable>>
 
 /// A text that a model wrote.
 pub struct Written<'a> {
+    /// Which row, from 0 on.
+    pub row: usize,
     /// The text, on one line.
     pub text: &'a str,
+    /// The text as it was written.
+    pub whole: &'a str,
     /// Tokens that were generated for it.
     pub tokens: usize,
 }
@@ -87,12 +112,15 @@ pub fn write_texts(
     on_text: &mut dyn FnMut(&Written<'_>) -> RunResult,
 ) -> RunResult<Vec<Output>> {
     let mut outputs = Vec::with_capacity(rows.len());
-    let prompts: Vec<Prompt> = rows.iter().map(|row| row.prompt.clone()).collect();
+    let prompts: Vec<Question> = rows.iter().map(|row| row.question.clone()).collect();
     writer.write_each(&prompts, batch_size, &mut |i, generated| {
-        let text = one_line(&writer.text(&generated.tokens)?);
+        let whole = writer.text(&generated.tokens)?;
+        let text = one_line(&whole);
         let tokens = generated.tokens.len();
         on_text(&Written {
+            row: i,
             text: &text,
+            whole: &whole,
             tokens,
         })?;
         let line = rows[i].group.line;
@@ -107,6 +135,39 @@ fn one_line(text: &str) -> String {
     let text = text.trim();
     let end = text.find("\n\n").unwrap_or(text.len());
     text[..end].split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// How many answers were right.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Those that are.
+    pub right: usize,
+    /// All of them.
+    pub answers: usize,
+}
+
+impl Tally {
+    /// Counts a text, and says of it what `eval` writes: its line, what of it was compared, and
+    /// whether that is right.
+    pub fn judge(&mut self, scorer: AnswerScorer, group: &Group, text: &str) -> Value {
+        let is_right = scorer.is_right(text, &group.references);
+        self.answers += 1;
+        self.right += usize::from(is_right);
+        let expected = group.references.iter();
+        let expected: Vec<Option<String>> = expected.map(|text| scorer.answer(text)).collect();
+        json!({
+            "line": group.line,
+            "text": text,
+            "answer": scorer.answer(text),
+            "expected": expected,
+            "right": is_right,
+        })
+    }
+
+    /// The share of them; NaN where there are none.
+    pub fn share(&self) -> f64 {
+        self.right as f64 / self.answers as f64
+    }
 }
 
 /// The scores of all segments, or of a part of a data set.

@@ -1,12 +1,14 @@
 //! Text after prompts: prompts are laid out and encoded, tokens are generated and decoded.
 
+mod conversation;
+mod stops;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use lowrank_chat::{Chat, Prompting};
 use lowrank_data::{ChatFormat, Prompt, Template, TemplateError, Tokenizer};
-use lowrank_model::{AdapterSlot, Generate, Generated, Generation};
+use lowrank_model::{Generate, Generated, Generation, Next};
 use serde_json::{Value, json};
 
 use crate::chat;
@@ -15,6 +17,8 @@ use crate::loaded::LoadedModel;
 use crate::memory;
 use crate::settings::RowSettings;
 use crate::text::bytes;
+pub use conversation::Conversation;
+use stops::Stops;
 
 /// Prompts at a time unless told otherwise.
 pub const BATCH_SIZE: usize = 16;
@@ -22,9 +26,25 @@ pub const BATCH_SIZE: usize = 16;
 /// Everything between a prompt and its text.
 pub struct Writer<'a> {
     options: Generate,
+    stops: Stops,
     layout: Layout,
     loaded: &'a LoadedModel,
     tokenizer: &'a Tokenizer,
+}
+
+/// What a model is asked to go on with.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// A prompt; where prompts are laid out as chats, what a user says.
+    Prompt(Prompt),
+    /// A chat that the assistant is to go on with.
+    Chat(Chat),
+}
+
+impl From<Prompt> for Question {
+    fn from(prompt: Prompt) -> Self {
+        Question::Prompt(prompt)
+    }
 }
 
 /// How prompts are to be laid out.
@@ -77,6 +97,7 @@ impl<'a> Writer<'a> {
             options.eos.push(end);
         }
         Ok(Self {
+            stops: Stops::new(options.stop_strings.clone()),
             options,
             layout,
             loaded,
@@ -111,33 +132,50 @@ impl<'a> Writer<'a> {
     /// A prompt cannot be encoded or gone on with, no memory is there for it, or those of `take`.
     pub fn write_each(
         &self,
-        prompts: &[Prompt],
+        prompts: &[Question],
         batch_size: usize,
         take: &mut dyn FnMut(usize, &Generated) -> RunResult,
     ) -> RunResult {
-        let ids = prompts.iter().map(|prompt| self.encode(prompt));
+        let ids = prompts.iter().map(|question| self.encode(question));
         let ids = ids.collect::<RunResult<Vec<_>>>()?;
         self.check_memory(&ids, batch_size)?;
         let options = Generate {
             batch_size,
             ..self.options.clone()
         };
-        let (mut done, mut next, mut taken) = (BTreeMap::new(), 0, Ok(()));
+        let (mut done, mut first, mut taken) = (BTreeMap::new(), 0, Ok(()));
+        let mut so_far: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
         let mut on_event = |i: usize, event: Generation<'_>| {
-            if let Generation::Finished(generated) = event {
-                done.insert(i, generated.clone());
+            match event {
+                Generation::Token(token) => {
+                    let tokens = so_far.entry(i).or_default();
+                    tokens.push(token);
+                    return self.next(tokens);
+                }
+                Generation::Finished(generated) => {
+                    so_far.remove(&i);
+                    done.insert(i, generated.clone());
+                }
             }
-            while let Some(generated) = done.remove(&next).filter(|_| taken.is_ok()) {
-                taken = take(next, &generated);
-                next += 1;
+            while let Some(generated) = done.remove(&first).filter(|_| taken.is_ok()) {
+                taken = take(first, &generated);
+                first += 1;
             }
             match taken {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+                Ok(()) => Next::GoOn,
+                Err(_) => Next::EndAll,
             }
         };
         (self.loaded.model).generate_with(&ids, &options, &mut on_event)?;
         taken
+    }
+
+    /// Whether a text goes on after these new tokens.
+    fn next(&self, tokens: &[u32]) -> Next {
+        match self.stops.end(tokens, self.tokenizer) {
+            true => Next::EndText,
+            false => Next::GoOn,
+        }
     }
 
     /// Writes after one prompt, whose number in its list keys the draws; `on_token` is told each
@@ -155,31 +193,18 @@ impl<'a> Writer<'a> {
             first_prompt: number,
             ..self.options.clone()
         };
-        self.write_after(self.encode(prompt)?, &options, on_token)
+        self.write_after(self.encode_prompt(prompt)?, &options, on_token)
     }
 
-    /// Writes the assistant's next turn of a chat of OpenAI's messages; `number` keys the draws.
+    /// A chat with the model, whose turns are read once.
     ///
     /// # Errors
-    /// Prompts are not laid out as chats, or the chat template refuses these; as
-    /// [`Writer::write_each`].
-    pub fn write_turn(
-        &self,
-        messages: &[Value],
-        adapter: AdapterSlot,
-        number: usize,
-        on_token: &mut dyn FnMut(u32),
-    ) -> RunResult<Generated> {
-        let options = Generate {
-            first_prompt: number,
-            adapter,
-            ..self.options.clone()
-        };
+    /// Prompts are not laid out as chats.
+    pub fn conversation(&self) -> RunResult<Conversation<'_>> {
         let Layout::Chat { format, system } = &self.layout else {
             return Err(chat::no_template(&self.loaded.base.name));
         };
-        let ids = self.encode_chat(format, system.as_ref(), messages)?;
-        self.write_after(ids, &options, on_token)
+        Conversation::new(self, format, system.as_ref())
     }
 
     fn write_after(
@@ -190,11 +215,14 @@ impl<'a> Writer<'a> {
     ) -> RunResult<Generated> {
         let ids = [ids];
         self.check_memory(&ids, 1)?;
+        let mut so_far = Vec::new();
         let mut on_event = |_: usize, event: Generation<'_>| {
-            if let Generation::Token(token) = event {
-                on_token(token);
-            }
-            ControlFlow::Continue(())
+            let Generation::Token(token) = event else {
+                return Next::GoOn;
+            };
+            on_token(token);
+            so_far.push(token);
+            self.next(&so_far)
         };
         let found = (self.loaded.model).generate_with(&ids, options, &mut on_event)?;
         Ok(found.into_iter().next().unwrap_or_default())
@@ -218,7 +246,36 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn encode(&self, prompt: &Prompt) -> RunResult<Vec<u32>> {
+    /// How chats are laid out, where prompts are.
+    pub fn chat_format(&self) -> Option<&ChatFormat> {
+        match &self.layout {
+            Layout::Chat { format, .. } => Some(format),
+            Layout::Plain | Layout::Template(_) => None,
+        }
+    }
+
+    fn encode(&self, question: &Question) -> RunResult<Vec<u32>> {
+        match (question, &self.layout) {
+            (Question::Prompt(prompt), _) => self.encode_prompt(prompt),
+            (Question::Chat(chat), Layout::Chat { format, system }) => {
+                // A chat's own system prompt is the one that it was written for.
+                let own = chat.messages().first().and_then(|first| first.get("role"));
+                let system = system
+                    .as_ref()
+                    .filter(|_| own.is_none_or(|role| role != "system"));
+                let chat = match system {
+                    Some(text) => chat.behind_system(text),
+                    None => chat.clone(),
+                };
+                self.encode_open(format, &chat)
+            }
+            (Question::Chat(_), Layout::Plain | Layout::Template(_)) => {
+                Err(chat::no_template(&self.loaded.base.name))
+            }
+        }
+    }
+
+    fn encode_prompt(&self, prompt: &Prompt) -> RunResult<Vec<u32>> {
         let ids = match &self.layout {
             Layout::Chat { format, system } => {
                 let asked = json!({ "role": "user", "content": prompt.joined() });
@@ -243,23 +300,52 @@ impl<'a> Writer<'a> {
         let system = system.map(|text| json!({ "role": "system", "content": text }));
         let messages: Vec<Value> = system.into_iter().chain(messages.iter().cloned()).collect();
         let chat = Chat::from_messages(&messages).map_err(|error| refused(&error))?;
+        self.encode_open(format, &chat)
+    }
+
+    /// A chat with what begins the assistant's turn.
+    fn encode_open(&self, format: &ChatFormat, chat: &Chat) -> RunResult<Vec<u32>> {
+        let refused = |error: &dyn std::error::Error| RunError::failure(error.to_string());
         let rendered = (format.template)
-            .render(&chat, &format.variables, Prompting::Open)
+            .render(chat, &format.variables, Prompting::Open)
             .map_err(|error| refused(&error))?;
         let ids = self.tokenizer.encode_plain(&rendered.text);
         ids.map_err(|error| RunError::from_error(&error))
     }
 
-    /// Whether the tokens end with an end token.
+    /// Whether the tokens end with an end token, or hold a text that ends them.
     pub fn ended(&self, tokens: &[u32]) -> bool {
-        tokens
-            .last()
-            .is_some_and(|last| self.options.eos.contains(last))
+        self.has_end_token(tokens) || self.stops.end(tokens, self.tokenizer)
     }
 
-    /// The text of new tokens, without the end token.
+    fn has_end_token(&self, tokens: &[u32]) -> bool {
+        let last = tokens.last();
+        last.is_some_and(|last| self.options.eos.contains(last))
+    }
+
+    /// The text of new tokens, without what ended them.
     pub fn text(&self, tokens: &[u32]) -> RunResult<String> {
-        let tokens = &tokens[..tokens.len() - usize::from(self.ended(tokens))];
+        let mut text = self.decoded(tokens)?;
+        text.truncate(self.stops.start_in(&text).unwrap_or(text.len()));
+        Ok(text)
+    }
+
+    /// So much of the text as later tokens change nothing of: no half of a character, no beginning
+    /// of what may end it.
+    ///
+    /// # Errors
+    /// The tokens are no text.
+    pub fn settled_text(&self, tokens: &[u32]) -> RunResult<String> {
+        let mut text = self.text(tokens)?;
+        if text.ends_with('\u{fffd}') {
+            return Ok(text.trim_end_matches('\u{fffd}').to_owned());
+        }
+        text.truncate(self.stops.settled(&text));
+        Ok(text)
+    }
+
+    fn decoded(&self, tokens: &[u32]) -> RunResult<String> {
+        let tokens = &tokens[..tokens.len() - usize::from(self.has_end_token(tokens))];
         let decoded = self.tokenizer.decode(tokens);
         decoded.map_err(|error| RunError::from_error(&error))
     }

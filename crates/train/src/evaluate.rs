@@ -91,13 +91,15 @@ pub fn evaluate_keeping(
         };
         let input = model_batch(&batch);
         let entry = FrozenCache::entry_if_cached(kept.as_deref_mut(), model, &input, &batch.rows)?;
-        let (logits, loss_sum, counted) = model.evaluate_from(entry, &input, targets)?;
-        check_finite(model, examples, &batch, &logits)?;
-        if !loss_sum.is_finite() {
+        let found = model.evaluate_from(entry, &input, targets)?;
+        check_finite(model, examples, &batch, &found.logits)?;
+        if !found.loss_sum.is_finite() {
             return Err(not_finite_loss(model, examples, &batch)?);
         }
-        metrics.add_batch(batch.len(), batch.total_tokens(), loss_sum, counted);
-        add_predictions(&mut metrics, &batch, &logits, labels);
+        let tokens = batch.total_tokens();
+        metrics.add_batch(batch.len(), tokens, found.loss_sum, found.counted);
+        metrics.add_hits(found.hits);
+        add_predictions(&mut metrics, &batch, &found.logits, labels);
         (settings.progress)(end, examples.len());
     }
     Ok(Some(metrics.finish()))
@@ -208,7 +210,7 @@ fn not_finite_loss(
     for &row in &batch.rows {
         let one = pack_range(examples, row..row + 1);
         if let Some(targets) = model_targets(&one) {
-            let (_, loss, _) = model.evaluate(&model_batch(&one), targets)?;
+            let loss = model.evaluate(&model_batch(&one), targets)?.loss_sum;
             if !loss.is_finite() {
                 return Ok(not_finite(examples, &[row], "the loss", loss));
             }

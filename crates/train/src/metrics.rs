@@ -22,7 +22,8 @@ pub enum Metric {
     /// e to the mean loss of a language model; lower is better.
     Perplexity,
     /// Share of rows (tokens, for token classification) that are right; for several labels a row,
-    /// all must be right.
+    /// all must be right. Of a language model, the share of the learned tokens that are the most
+    /// probable ones.
     Accuracy,
     /// Share of the predicted entities that are right (token classification).
     Precision,
@@ -84,7 +85,7 @@ impl Metric {
                 Metric::Accuracy,
                 Metric::Loss,
             ],
-            Task::CausalLm => &[Metric::Perplexity, Metric::Loss],
+            Task::CausalLm => &[Metric::Perplexity, Metric::Accuracy, Metric::Loss],
             Task::Regression => &[Metric::Pearson, Metric::Spearman, Metric::Loss],
             Task::TokenClassification => &[
                 Metric::Accuracy,
@@ -145,6 +146,7 @@ pub struct MetricAccumulator {
     targets: u64,
     tokens: u64,
     loss_sum: f64,
+    hits: u64,
     classes: Vec<(u32, u32)>,
     values: Vec<(f64, f64)>,
     multi: Vec<(bool, bool)>,
@@ -161,6 +163,7 @@ impl MetricAccumulator {
             targets: 0,
             tokens: 0,
             loss_sum: 0.0,
+            hits: 0,
             classes: Vec::new(),
             values: Vec::new(),
             multi: Vec::new(),
@@ -181,6 +184,11 @@ impl MetricAccumulator {
         self.tokens += tokens as u64;
         self.targets += targets as u64;
         self.loss_sum += loss_sum;
+    }
+
+    /// Counts tokens that a language model takes for the most probable.
+    pub fn add_hits(&mut self, hits: usize) {
+        self.hits += hits as u64;
     }
 
     /// One classified row or token: the logits and the true class.
@@ -228,6 +236,9 @@ impl MetricAccumulator {
             Metric::Loss | Metric::Perplexity if self.targets == 0 => f64::NAN,
             Metric::Perplexity => (self.loss_sum / self.targets as f64).exp(),
             Metric::Loss => self.loss_sum / self.targets as f64,
+            Metric::Accuracy if self.task == Task::CausalLm => {
+                self.hits as f64 / self.targets as f64
+            }
             Metric::Accuracy if several => subset_accuracy(&self.multi, self.num_labels),
             Metric::Accuracy => accuracy(&self.classes),
             Metric::Precision => self.entities.precision(),

@@ -109,7 +109,10 @@ pub struct DecodingArgs {
     /// config.json's or the tokenizer's]
     #[arg(long, value_name = "ID", value_delimiter = ',', num_args = 1.., value_parser = signed, allow_negative_numbers = true, help_heading = "Decoding")]
     pub eos_token_id: Option<Vec<i64>>,
-    /// Draw tokens at random; without this and the seven that follow, the most probable one is
+    /// Texts that end what is generated; they are not shown
+    #[arg(long, visible_alias = "stop", value_name = "TEXT", num_args = 1.., help_heading = "Decoding")]
+    pub stop_strings: Option<Vec<String>>,
+    /// Draw tokens at random; without this and the eight that follow, the most probable one is
     /// taken
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Decoding")]
     pub do_sample: Option<bool>,
@@ -123,6 +126,9 @@ pub struct DecodingArgs {
     /// Draw from the fewest tokens whose probabilities sum to this [default: 1]
     #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true, help_heading = "Decoding")]
     pub top_p: Option<f64>,
+    /// Draw from tokens of at least this share of the most probable one's probability [default: 0]
+    #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true, help_heading = "Decoding")]
+    pub min_p: Option<f64>,
     /// Draw from the most probable tokens that hold this share of the entropy
     #[arg(long, value_name = "H", value_parser = number, allow_negative_numbers = true, help_heading = "Decoding")]
     pub top_h: Option<f64>,

@@ -5,7 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use lowrank_model::AdapterSlot;
 use lowrank_run::generation::Asked;
 use lowrank_run::settings::RowSettings;
-use lowrank_run::writer::{AskedLayout, Writer};
+use lowrank_run::writer::{AskedLayout, Conversation, Writer};
 use lowrank_run::{RunError, RunResult};
 use serde_json::{Value, json};
 
@@ -52,6 +52,7 @@ pub fn run(flags: ChatArgs) -> RunResult {
     let writer = Writer::for_chats(&loaded, options, &layout)?;
     let mut chat = Chat {
         writer: &writer,
+        conversation: writer.conversation()?,
         messages: Vec::new(),
         adapter: AdapterSlot::OWN,
         has_adapter: args.adapter.adapter.is_some(),
@@ -88,6 +89,7 @@ pub fn run(flags: ChatArgs) -> RunResult {
 /// What was said so far.
 struct Chat<'a> {
     writer: &'a Writer<'a>,
+    conversation: Conversation<'a>,
     messages: Vec<Value>,
     adapter: AdapterSlot,
     has_adapter: bool,
@@ -131,7 +133,7 @@ impl Chat<'_> {
         let mut on_token = |token| stream.push(token);
         let number = self.answers;
         let found = self
-            .writer
+            .conversation
             .write_turn(&messages, self.adapter, number, &mut on_token)?;
         let answer = stream.finish(&found)?;
         messages.push(json!({ "role": "assistant", "content": answer }));

@@ -8,7 +8,7 @@ use lowrank_model::Generated;
 use lowrank_run::generation::Asked;
 use lowrank_run::rows::header;
 use lowrank_run::settings::RowSettings;
-use lowrank_run::writer::{AskedLayout, BATCH_SIZE, Writer};
+use lowrank_run::writer::{AskedLayout, BATCH_SIZE, Question, Writer};
 use lowrank_run::{RunError, RunResult, targets};
 use serde_json::{Value, json};
 
@@ -71,7 +71,8 @@ pub fn run(flags: GenerateArgs) -> RunResult {
     }
     let plain = args.prompt_file.is_none() && args.output_file.is_none() && !args.common.is_json();
     let mut sink = Sink::open(args.output_file.as_deref())?;
-    writer.write_each(&prompts, size, &mut |i, generated| {
+    let questions: Vec<Question> = prompts.iter().cloned().map(Question::from).collect();
+    writer.write_each(&questions, size, &mut |i, generated| {
         let prompt = &prompts[i];
         if plain {
             let (prompt, text) = (prompt.joined(), writer.text(&generated.tokens)?);

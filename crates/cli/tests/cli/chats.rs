@@ -124,6 +124,51 @@ fn a_model_learns_its_turns_and_is_asked_as_it_was_taught() {
     let plain = lab.run(&plain).ok();
     assert!(!plain.stderr.contains("chat template"), "{}", plain.stderr);
 
+    // Each answer is judged by itself, and said with what it was compared to.
+    let judge = [
+        "--generate",
+        "--scorer",
+        "exact",
+        "--output-file",
+        "@judged.jsonl",
+    ];
+    let judged = lab.run(&[&eval[..], &judge].concat()).ok().json();
+    assert_eq!(
+        judged["answers"],
+        json!({ "scorer": "exact", "right": 3, "share": 1.0 })
+    );
+    assert_eq!(judged["scores"], json!({}));
+    let lines = fs::read_to_string(lab.path("judged.jsonl")).unwrap();
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let second = json!({
+        "line": 2, "text": " Indian food.", "answer": "Indian food.", "expected": ["Indian food."], "right": true,
+    });
+    assert_eq!((lines.len(), &lines[1]), (3, &second));
+    let wrong = [
+        "--data-file",
+        "@others.jsonl",
+        "--generate",
+        "--scorer",
+        "exact",
+    ];
+    let wrong = lab
+        .run(&[&["eval"], &model[..], &wrong].concat())
+        .ok()
+        .stdout;
+    assert!(wrong.contains("exact match    0.0000"), "{wrong}");
+    let report = lab.run(&eval).ok().json();
+    assert_eq!(report["metrics"]["accuracy"], 1.0, "{report}");
+
+    // A text ends before what is to stop it.
+    let stopped = lab
+        .run(&[&ask[..], &["--stop", " food", "zzz"]].concat())
+        .ok();
+    let stopped: Vec<String> = stopped.stdout.lines().map(answer).collect();
+    assert_eq!(stopped, ["French", "Indian"]);
+
     // A chat holds the same turns; without its adapter the model says what it was taught before.
     let talk = [&["chat"], &model[..], &["--max-new-tokens", "12"]].concat();
     let said = lab.typed(
@@ -132,6 +177,8 @@ fn a_model_learns_its_turns_and_is_asked_as_it_was_taught() {
     );
     let said: Vec<&str> = said.lines().map(str::trim).collect();
     assert_eq!(said, ["French food.", "Indian food.", "Italian food."]);
+    let talk = [&talk[..], &["--stop", "ood"]].concat();
+    assert_eq!(lab.typed(&talk, "Aromi?\n").trim(), "French f");
 }
 
 const CHECK: [&str; 5] = [

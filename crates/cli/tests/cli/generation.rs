@@ -181,9 +181,7 @@ fn older_files_and_what_is_not_obeyed_are_named() {
     );
     let said = bench.run("--max-new-tokens 2").ok().stderr;
     for words in [
-        "taken from generation_config.json: do_sample true, top_k 50",
-        "warning: generation_config.json: `min_p` 0.2 is not obeyed",
-        "warning: generation_config.json: `stop_strings` [\".\"] is not obeyed",
+        "taken from generation_config.json: do_sample true, min_p 0.2, stop_strings [\".\"], top_k 50",
         "`num_return_sequences` 2 is not obeyed: one text is written for each prompt",
         "not known and change nothing: `chat_format`\n",
     ] {
@@ -203,6 +201,12 @@ fn older_files_and_what_is_not_obeyed_are_named() {
         "{beams}"
     );
     assert!(!beams.contains("min_p"), "{beams}");
+    let stops = "`stop_strings` [\".\"] is not obeyed";
+    assert!(beams.contains(stops), "{beams}");
+    let stops = ["`stop_strings` ends one sequence", "--num-beams 1"];
+    bench
+        .run("--num-beams 4 --do-sample=false --stop x")
+        .fails(2, &stops);
     assert_eq!(bench.run("--max-new-tokens 2 --quiet").ok().stderr, "");
 
     bench.no_file();

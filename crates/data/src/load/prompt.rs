@@ -122,7 +122,7 @@ pub fn completed_of(
 }
 
 /// All rows, or the error of those that have a fault.
-fn all<T>(table: &Table, rows: Vec<Result<T, RowFault>>) -> Result<Vec<T>, DataError> {
+pub(super) fn all<T>(table: &Table, rows: Vec<Result<T, RowFault>>) -> Result<Vec<T>, DataError> {
     let (mut read, mut faults) = (Vec::with_capacity(rows.len()), Vec::new());
     for row in rows {
         match row {
@@ -164,10 +164,14 @@ pub(super) fn string<'t>(
         Some(Cell::Text(text)) => Ok(text),
         Some(Cell::Json(Value::String(text))) => Ok(text),
         Some(cell) => Err(fault(row, column, wrong(&cell, "a text"))),
-        None => {
-            let nearest = nearest(column, table.keys(row)).map(str::to_owned);
-            Err(fault(row, column, RowFaultKind::Missing { nearest }))
-        }
+        None => Err(fault(row, column, missing(table, row, column))),
+    }
+}
+
+/// A column that a row lacks, with the nearest that it has.
+pub(super) fn missing(table: &Table, row: &Row, column: &str) -> RowFaultKind {
+    RowFaultKind::Missing {
+        nearest: nearest(column, table.keys(row)).map(str::to_owned),
     }
 }
 

@@ -520,10 +520,7 @@ impl RowReader<'_> {
     }
 
     pub(super) fn missing(&self, row: &Row, column: &str) -> RowFaultKind {
-        let keys = self.table.keys(row);
-        RowFaultKind::Missing {
-            nearest: nearest(column, keys).map(str::to_owned),
-        }
+        prompt::missing(self.table, row, column)
     }
 }
 

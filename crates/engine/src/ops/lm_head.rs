@@ -32,6 +32,9 @@ fn gradient_rows(activations: DType) -> usize {
 /// rows there.
 const MOST_BYTES: usize = 100_000_000;
 
+/// Rows of logits that are read back at once.
+const COMPARED_ROWS: usize = 8;
+
 /// Rows are taken in multiples of so many, where the bytes allow more.
 const ROW_STEP: usize = 8;
 
@@ -105,22 +108,35 @@ fn product<'a>(a: Rows<'a>, b: Operand<'a>, c: impl Into<RowsMut<'a>>) {
     }));
 }
 
-/// The loss's sum over all rows; 0 on the dry device. Panics if the numbers disagree or a label is
-/// outside the vocabulary.
-pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> f64 {
+/// What a language model says of the next tokens of all rows.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LmLoss {
+    /// The loss's sum.
+    pub sum: f64,
+    /// Rows whose largest logit is that of the label.
+    pub hits: usize,
+}
+
+/// The loss's sum over all rows, and how many labels are the most probable tokens; both 0 on the
+/// dry device. Panics if the numbers disagree or a label is outside the vocabulary.
+pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> LmLoss {
     let device = h.tensor().device();
     let head = Head::new(device, targets, 0.0, trainables);
-    let mut sum = Scalar::zero(device);
-    let step = fitting(LOGIT_ROWS, |rows| 4 * rows * head.vocab);
+    let (mut sum, mut hits) = (Scalar::zero(device), 0);
+    let step = fitting(LOGIT_ROWS, |rows| 4 * (rows + COMPARED_ROWS) * head.vocab);
     for rows in parts(0..h.tensor().rows(), step) {
         let mut logits = head.logits(h.tensor(), rows.clone());
         if let Some(cap) = head.soft_cap {
             over_cap(&mut logits, cap);
             cap_in_place(&mut logits, cap);
         }
+        hits += head.hits(&logits, rows.clone());
         head.loss(&mut logits, rows, None, &mut sum);
     }
-    sum.read()
+    LmLoss {
+        sum: sum.read(),
+        hits,
+    }
 }
 
 /// As [`lm_loss`], and the backward of the tape that gave h: d(sum · grad_scale) is added to
@@ -303,6 +319,30 @@ impl<'a> Head<'a> {
         let mut logits = Tensor::uninit(h.device(), rows.len(), self.vocab, Purpose::Workspace);
         product(Rows::of(h, rows), self.table.get(), &mut logits);
         logits
+    }
+
+    /// How many rows of logits [C, V] have their largest value at the label of these rows.
+    fn hits(&self, logits: &Tensor, rows: Range<usize>) -> usize {
+        let device = logits.device();
+        let (labels, mut hits) = (&self.labels[rows.clone()], 0);
+        for part in parts(0..rows.len(), COMPARED_ROWS) {
+            let purpose = Purpose::Workspace;
+            let mut few = Tensor::uninit(device, part.len(), self.vocab, purpose);
+            device.run(Call::Copy {
+                x: Rows::of(logits, part.clone()),
+                out: (&mut few).into(),
+            });
+            if device.is_dry() {
+                continue;
+            }
+            let values = few.read();
+            let rows = values.chunks_exact(self.vocab).zip(&labels[part]);
+            let is_hit = |(row, label): &(&[f32], &i64)| {
+                i64::try_from(device.host().argmax(row)).is_ok_and(|best| best == **label)
+            };
+            hits += rows.filter(is_hit).count();
+        }
+        hits
     }
 
     /// Adds the loss's sum of some rows. Their logits' gradient takes the logits' place, or goes to

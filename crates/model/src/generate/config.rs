@@ -29,6 +29,7 @@ const IDS: Kind<Vec<u32>> = ("a token id or a list of them", ids);
 const ANY_IDS: Kind<Vec<u32>> = ("a token id or a list of them", ids_that_can_be);
 const WORDS: Kind<Vec<Vec<u32>>> = ("a list of lists of token ids", words);
 const BIASES: Kind<Vec<(Vec<u32>, f32)>> = ("a list of [list of token ids, number]", biases);
+const TEXTS: Kind<Vec<String>> = ("a text or a list of texts", texts);
 const DECAY: Kind<(usize, f64)> = ("[a number of tokens, a factor]", decay);
 
 /// The fields that are obeyed: the struct, its reader and its layers are one list.
@@ -86,6 +87,8 @@ obeyed! {
     top_k: usize = WHOLE,
     /// The share of the probability that is drawn from.
     top_p: f32 = NUMBER,
+    /// The least share of the most probable token's probability that is drawn.
+    min_p: f32 = NUMBER,
     /// The share of typical tokens that is drawn from.
     typical_p: f32 = NUMBER,
     /// The least probability that is drawn.
@@ -122,6 +125,8 @@ obeyed! {
     renormalize_logits: bool = FLAG,
     /// The tokens that end a sequence; an empty list is none.
     eos_token_id: Vec<u32> = ANY_IDS,
+    /// The texts that end a sequence.
+    stop_strings: Vec<String> = TEXTS,
 }
 
 /// When a field would count.
@@ -130,6 +135,8 @@ enum When {
     Always,
     Sampling,
     Beams,
+    /// One sequence is followed.
+    NoBeams,
     /// Neither sampling nor beams.
     Greedy,
 }
@@ -138,14 +145,9 @@ enum When {
 /// happens in their place.
 const NOT_OBEYED: &[(&str, When, &str)] = &[
     (
-        "min_p",
-        When::Sampling,
-        "less probable tokens are drawn too",
-    ),
-    (
         "stop_strings",
-        When::Always,
-        "end tokens and lengths alone end a text",
+        When::Beams,
+        "end tokens and lengths alone end a text of several beams",
     ),
     ("max_time", When::Always, "there is no limit of time"),
     (
@@ -339,6 +341,7 @@ impl When {
             When::Always => true,
             When::Sampling => sampling,
             When::Beams => beams,
+            When::NoBeams => !beams,
             When::Greedy => !sampling && !beams,
         }
     }
@@ -347,9 +350,10 @@ impl When {
 /// When an obeyed field counts.
 fn when(name: &str) -> When {
     match name {
-        "temperature" | "top_h" | "top_k" | "top_p" | "typical_p" | "epsilon_cutoff"
+        "temperature" | "top_h" | "top_k" | "top_p" | "min_p" | "typical_p" | "epsilon_cutoff"
         | "eta_cutoff" => When::Sampling,
         "early_stopping" | "length_penalty" => When::Beams,
+        "stop_strings" => When::NoBeams,
         _ => When::Always,
     }
 }
@@ -437,6 +441,7 @@ impl GenerationConfig {
             top_h: self.top_h,
             top_k: self.top_k.filter(|k| *k != 0),
             top_p: self.top_p.unwrap_or(1.0),
+            min_p: self.min_p.unwrap_or(0.0),
             typical_p: self.typical_p.unwrap_or(1.0),
             epsilon_cutoff: self.epsilon_cutoff.unwrap_or(0.0),
             eta_cutoff: self.eta_cutoff.unwrap_or(0.0),
@@ -468,6 +473,7 @@ impl GenerationConfig {
             min_new_tokens: self.min_new_tokens.unwrap_or(0),
             min_length: min_length.unwrap_or(0),
             eos: self.eos_token_id.unwrap_or_default(),
+            stop_strings: self.stop_strings.unwrap_or_default(),
             guidance_scale: self.guidance_scale.unwrap_or(1.0),
             sequence_bias: self.sequence_bias.unwrap_or_default(),
             encoder_repetition_penalty: self.encoder_repetition_penalty.unwrap_or(1.0),
@@ -544,6 +550,14 @@ fn biases(value: &Value) -> Option<Vec<(Vec<u32>, f32)>> {
         _ => None,
     };
     value.as_array()?.iter().map(bias).collect()
+}
+
+fn texts(value: &Value) -> Option<Vec<String>> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    match value {
+        Value::Array(list) => list.iter().map(text).collect(),
+        _ => Some(vec![text(value)?]),
+    }
 }
 
 fn decay(value: &Value) -> Option<(usize, f64)> {

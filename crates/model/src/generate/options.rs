@@ -28,6 +28,9 @@ pub struct Sampling {
     /// Only the fewest tokens whose probabilities sum to this; from 0, which leaves the most
     /// probable one, to 1.
     pub top_p: f32,
+    /// Only tokens of at least this share of the most probable one's probability; from 0, which
+    /// leaves all, to 1.
+    pub min_p: f32,
     /// Only the tokens nearest to the expected information whose probabilities sum to this; above
     /// 0, at most 1.
     pub typical_p: f32,
@@ -46,6 +49,7 @@ impl Default for Sampling {
             top_h: None,
             top_k: None,
             top_p: 1.0,
+            min_p: 0.0,
             typical_p: 1.0,
             epsilon_cutoff: 0.0,
             eta_cutoff: 0.0,
@@ -104,6 +108,9 @@ pub struct Generate {
     pub min_length: usize,
     /// The tokens that end a sequence. Ids outside the vocabulary end nothing.
     pub eos: Vec<u32>,
+    /// Texts that end a sequence where they stand in what is generated. What knows texts ends it:
+    /// see [`Next::EndText`](super::Next).
+    pub stop_strings: Vec<String>,
     /// How far a step leans away from what the model says without the prompt; 1 does not look.
     pub guidance_scale: f32,
     /// What is added to the score of the last token of a sequence of tokens after its others.
@@ -153,6 +160,7 @@ impl Default for Generate {
             min_new_tokens: 0,
             min_length: 0,
             eos: Vec::new(),
+            stop_strings: Vec::new(),
             guidance_scale: 1.0,
             sequence_bias: Vec::new(),
             encoder_repetition_penalty: 1.0,
@@ -234,6 +242,9 @@ impl Generate {
             scale,
         );
         let is_beam = matches!(self.search, Search::Beam(_));
+        let fits = !self.stop_strings.iter().any(String::is_empty);
+        let expected = "texts that are not empty";
+        faults.require(fits, "stop_strings", expected, "an empty text");
         let fits = scale == 1.0 || !is_beam;
         faults.require(fits, "guidance_scale", "1 in beam search", scale);
         if let Some((start, factor)) = self.exponential_decay_length_penalty {
@@ -302,6 +313,8 @@ impl Sampling {
         faults.require(self.top_k != Some(0), "top_k", "at least 1", 0);
         let p = self.top_p;
         faults.require((0.0..=1.0).contains(&p), "top_p", "from 0 to 1", p);
+        let p = self.min_p;
+        faults.require((0.0..=1.0).contains(&p), "min_p", "from 0 to 1", p);
         let p = self.typical_p;
         faults.require(p > 0.0 && p <= 1.0, "typical_p", "above 0, at most 1", p);
         for (name, cutoff) in [

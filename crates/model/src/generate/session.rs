@@ -189,15 +189,7 @@ impl Session<'_> {
             prefix: None,
         })?;
         let sequence = self.cache().add();
-        for part in tokens.chunks(self.prefill_tokens) {
-            let part = Continuation {
-                sequence,
-                tokens: part,
-                length: tokens.len(),
-                role: QueryRole::Prompt,
-            };
-            self.pass(&[part], &[adapter], &[]);
-        }
+        self.read_prefix(sequence, &tokens, 0, adapter);
         let id = PrefixId(self.number());
         let prefix = Prefix {
             sequence,
@@ -206,6 +198,67 @@ impl Session<'_> {
         };
         self.prefixes.insert(id, prefix);
         Ok(id)
+    }
+
+    /// Makes a beginning that of other tokens, and reads only those from the first that differs on.
+    /// Returns how many were read. No bit depends on what it was before.
+    ///
+    /// # Errors
+    /// As for a prompt; there is no such beginning (any more).
+    pub fn change_prefix(&mut self, id: PrefixId, tokens: Vec<u32>) -> Result<usize, ModelError> {
+        let Some(prefix) = self.prefixes.get(&id) else {
+            let gone = "a prefix is changed that the session does not hold (any more)";
+            return Err(ModelError::State(gone.to_string()));
+        };
+        self.model.check_prompt(&Request {
+            prompt: tokens.clone(),
+            options: Arc::default(),
+            number: 0,
+            prefix: None,
+        })?;
+        let pairs = prefix.tokens.iter().zip(&tokens);
+        let same = match self.is_long(tokens.len()) == self.is_long(prefix.tokens.len()) {
+            true => pairs.take_while(|(before, now)| before == now).count(),
+            // It is rotated as a sequence of another length.
+            false => 0,
+        };
+        let (before, adapter) = (prefix.sequence, prefix.adapter);
+        let sequence = self.cache().fork(before, same);
+        self.cache().remove(before);
+        self.read_prefix(sequence, &tokens, same, adapter);
+        let read = tokens.len() - same;
+        let prefix = Prefix {
+            sequence,
+            tokens,
+            adapter,
+        };
+        self.prefixes.insert(id, prefix);
+        Ok(read)
+    }
+
+    /// Reads a beginning of which the sequence holds `from` tokens.
+    fn read_prefix(
+        &mut self,
+        sequence: SequenceId,
+        tokens: &[u32],
+        from: usize,
+        adapter: AdapterSlot,
+    ) {
+        for part in tokens[from..].chunks(self.prefill_tokens) {
+            let part = Continuation {
+                sequence,
+                tokens: part,
+                length: tokens.len(),
+                role: QueryRole::Prompt,
+            };
+            self.pass(&[part], &[adapter], &[]);
+        }
+    }
+
+    /// Whether so many tokens are beyond the length at which the model's rotations change.
+    fn is_long(&self, tokens: usize) -> bool {
+        let switch = self.model.modules.rotation_switch();
+        switch.is_some_and(|switch| tokens > switch)
     }
 
     /// Forgets a beginning; requests that were taken in keep their share of it.
@@ -423,14 +476,10 @@ impl Session<'_> {
             return fault("has a prefix that was read with another adapter");
         }
         let tokens = prefix.tokens.len();
-        let is_long = |tokens: usize| {
-            let switch = self.model.modules.rotation_switch();
-            switch.is_some_and(|switch| tokens > switch)
-        };
         if !request.prompt.starts_with(&prefix.tokens) || request.prompt.len() == tokens {
             return fault("does not begin with its prefix, or has no token after it");
         }
-        if is_long(request.prompt.len()) != is_long(tokens) {
+        if self.is_long(request.prompt.len()) != self.is_long(tokens) {
             // The prefix is rotated as a shorter sequence.
             return Ok((self.cache().add(), 0));
         }

@@ -22,6 +22,9 @@ pub(super) fn warp(sampling: &Sampling, keep: usize, scores: &mut [f32]) {
     if sampling.top_p < 1.0 {
         top_p(sampling.top_p, keep, scores);
     }
+    if sampling.min_p > 0.0 {
+        min_p(sampling.min_p, keep, scores);
+    }
     if sampling.typical_p < 1.0 {
         typical(sampling.typical_p, keep, scores);
     }
@@ -74,6 +77,14 @@ fn top_p(share: f32, keep: usize, scores: &mut [f32]) {
     }
     let mut stays = stay.into_iter();
     keep_where(scores, |_| stays.next() == Some(true));
+}
+
+/// Leaves the tokens of at least this share of the largest probability, and the `keep` largest.
+fn min_p(share: f32, keep: usize, scores: &mut [f32]) {
+    let (weights, least) = (Weights::of(scores), nth_largest(scores, keep));
+    keep_where(scores, |score| {
+        weights.weight(score) >= f64::from(share) || score >= least
+    });
 }
 
 fn typical(mass: f32, keep: usize, scores: &mut [f32]) {

@@ -24,6 +24,19 @@ pub struct PassOptions {
     pub recompute: Recompute,
 }
 
+/// What a model says of a batch beside its targets.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Evaluated {
+    /// The logits, as [`Model::logits`]; a language model's are not kept.
+    pub logits: Vec<f32>,
+    /// The loss's sum over the counted targets.
+    pub loss_sum: f64,
+    /// Targets that count.
+    pub counted: usize,
+    /// Of a language model, those that are the most probable token.
+    pub hits: usize,
+}
+
 impl Model {
     /// Forward and backward over one micro-batch; gradients are added to `gradients`. Returns the
     /// loss's sum over the counted targets and their number. Errors if the batch or its targets do
@@ -102,13 +115,15 @@ impl Model {
             .install(|| self.to_vec(&self.infer(batch, adapters))))
     }
 
-    /// The logits, as [`Model::logits`], with the loss's sum over the counted targets and their
-    /// number. A language model's logits are not kept: that part is empty.
+    /// What the model says of a batch beside its targets.
+    ///
+    /// # Errors
+    /// The batch or its targets do not fit.
     pub fn evaluate(
         &self,
         batch: &Batch<'_>,
         targets: Targets<'_>,
-    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
+    ) -> Result<Evaluated, ModelError> {
         self.evaluate_from(None, batch, targets)
     }
 
@@ -122,7 +137,7 @@ impl Model {
         entry: Option<Entry>,
         batch: &Batch<'_>,
         targets: Targets<'_>,
-    ) -> Result<(Vec<f32>, f64, usize), ModelError> {
+    ) -> Result<Evaluated, ModelError> {
         self.check(batch, Some(targets))?;
         Ok(self.device.install(|| {
             let mut tape = Tape::inference(&self.device, &self.trainables);
@@ -130,7 +145,7 @@ impl Model {
             if let Some(model) = self.network.language_model() {
                 let (rows, labels) = next_tokens(targets);
                 if rows.is_empty() {
-                    return (Vec::new(), 0.0, 0);
+                    return Evaluated::default();
                 }
                 let pass = &mut self.pass(&mut tape);
                 let hidden = model.hidden_of(pass, &CausalBatch::of_rows(batch, &rows), range);
@@ -139,12 +154,22 @@ impl Model {
                     labels: &labels,
                     smoothing: 0.0,
                 };
-                let sum = lm_loss(&hidden, targets, &self.trainables);
-                return (Vec::new(), sum, rows.len());
+                let loss = lm_loss(&hidden, targets, &self.trainables);
+                return Evaluated {
+                    logits: Vec::new(),
+                    loss_sum: loss.sum,
+                    counted: rows.len(),
+                    hits: loss.hits,
+                };
             }
             let logits = self.classify(&mut tape, batch, range);
             let out = loss(&logits, targets, 1.0);
-            (self.to_vec(&logits), out.sum, out.count)
+            Evaluated {
+                logits: self.to_vec(&logits),
+                loss_sum: out.sum,
+                counted: out.count,
+                hits: 0,
+            }
         }))
     }
 

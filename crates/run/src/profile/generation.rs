@@ -2,11 +2,10 @@
 //! probable token is taken each time, and nothing ends a sequence, so that the work is the same for
 //! any weights.
 
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use lowrank_engine::Profile;
-use lowrank_model::{Generate, Generation, Model};
+use lowrank_model::{Generate, Generation, Model, Next};
 
 use super::{Subject, at_least_one, median};
 use crate::error::{RunError, RunResult};
@@ -83,7 +82,7 @@ fn time_rounds(
             if seen == prompts.len() && first == 0.0 {
                 first = started.elapsed().as_secs_f64();
             }
-            ControlFlow::Continue(())
+            Next::GoOn
         };
         let generated = model.generate_with(prompts, &options(new), &mut on_event)?;
         wholes.push(started.elapsed().as_secs_f64());

@@ -8,11 +8,12 @@ use lowrank_metrics::{Metric, Segment};
 use lowrank_run::generation::Asked;
 use lowrank_run::loaded::batch_size;
 use lowrank_run::scoring::{
-    Group, Part, Scorer, pair, read_outputs, read_references, read_scorable, write_texts,
+    Group, Part, Scorer, Tally, pair, read_outputs, read_references, read_scorable, write_texts,
 };
 use lowrank_run::settings::RowSettings;
 use lowrank_run::writer::{AskedLayout, BATCH_SIZE, Writer};
 use lowrank_run::{RunError, RunResult, targets};
+use serde_json::json;
 
 use crate::args::{EvalArgs, ScoringArgs};
 use crate::output::{self, TextTable, count};
@@ -47,7 +48,30 @@ pub fn score_files(args: &EvalArgs) -> RunResult {
             segments.len()
         ));
     }
-    report(args, &scorer, &segments, &groups)
+    let mut tally = Tally::default();
+    if let Some(judge) = args.scoring.judged_by() {
+        let mut sink = results_file(args)?;
+        for (segment, group) in segments.iter().zip(&groups) {
+            let line = tally.judge(judge, group, &segment.output);
+            sink.as_mut().map_or(Ok(()), |sink| sink.write(&line))?;
+        }
+        sink.map_or(Ok(()), Sink::commit)?;
+    }
+    report(
+        args,
+        &scorer,
+        &Scored {
+            segments,
+            groups,
+            tally,
+        },
+    )
+}
+
+/// The file for what is written, if there is to be one.
+fn results_file(args: &EvalArgs) -> RunResult<Option<Sink>> {
+    let file = args.scoring.output_file.as_deref();
+    file.map(|file| Sink::open(Some(file))).transpose()
 }
 
 /// Writes texts after the prompts of a data set and scores them.
@@ -62,7 +86,6 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let rows = read_scorable(path, &args.data.settings()?)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let numerics = args
         .numerics
@@ -83,18 +106,21 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
         system: None,
     };
     let writer = Writer::new(&loaded, options, &layout)?;
-    let mut sink = match &args.scoring.output_file {
-        Some(file) => Some(Sink::open(Some(file))?),
-        None => None,
-    };
+    let rows = read_scorable(path, &args.data.settings()?, writer.chat_format())?;
+    let mut sink = results_file(args)?;
+    let mut tally = Tally::default();
     let started = Instant::now();
     let mut tokens = 0;
     let outputs = write_texts(&writer, &rows, size, &mut |written| {
         tokens += written.tokens;
-        match &mut sink {
-            Some(sink) => sink.write(&written.text),
-            None => Ok(()),
-        }
+        let line = match args.scoring.judged_by() {
+            Some(judge) => {
+                let group = &rows[written.row].group;
+                tally.judge(judge, group, written.whole).to_string()
+            }
+            None => written.text.to_owned(),
+        };
+        sink.as_mut().map_or(Ok(()), |sink| sink.write(&line))
     })?;
     let seconds = started.elapsed().as_secs_f64();
     sink.map_or(Ok(()), Sink::commit)?;
@@ -108,11 +134,29 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
     }
     let groups: Vec<Group> = rows.into_iter().map(|row| row.group).collect();
     let segments = pair("the model", outputs, path, &groups)?;
-    report(args, &scorer, &segments, &groups)
+    report(
+        args,
+        &scorer,
+        &Scored {
+            segments,
+            groups,
+            tally,
+        },
+    )
+}
+
+/// Texts, what they are scored by, and how many are right.
+struct Scored {
+    segments: Vec<Segment>,
+    groups: Vec<Group>,
+    tally: Tally,
 }
 
 /// The metrics that are asked for, with METEOR's tables from the flag or the environment.
 fn scorer(args: &ScoringArgs) -> RunResult<Scorer> {
+    if args.scorer.is_some() && args.metrics.is_none() {
+        return Scorer::new(Some(&[]), None);
+    }
     let from_environment = || {
         let dir = std::env::var("LOWRANK_METEOR_DIR").ok();
         dir.filter(|dir| !dir.is_empty())
@@ -122,16 +166,28 @@ fn scorer(args: &ScoringArgs) -> RunResult<Scorer> {
 }
 
 /// Scores the segments and shows the scores.
-fn report(args: &EvalArgs, scorer: &Scorer, segments: &[Segment], groups: &[Group]) -> RunResult {
-    let parts = scorer.score(segments, groups)?;
+fn report(args: &EvalArgs, scorer: &Scorer, scored: &Scored) -> RunResult {
+    let parts = scorer.score(&scored.segments, &scored.groups)?;
+    let judge = args.scoring.judged_by();
+    let tally = &scored.tally;
     if args.common.is_json() {
         let mut whole = parts[0].to_json();
         for part in &parts[1..] {
             whole[part.name] = part.to_json();
         }
+        if let Some(judge) = judge {
+            let (right, share) = (tally.right, tally.share());
+            whole["answers"] = json!({ "scorer": judge.name(), "right": right, "share": share });
+        }
         output::print_json(&whole);
     } else {
-        output::print(as_table(&parts));
+        let mut table = as_table(&parts);
+        if let Some(judge) = judge {
+            let share = format!("{:.4}", tally.share());
+            table.row([judge.label(), &share]);
+            table.row(["right answers", &count(tally.right as u64)]);
+        }
+        output::print(table);
     }
     let missing = lacking(&parts[0]).filter(|_| !args.common.is_quiet());
     if let Some(missing) = missing {
