@@ -22,6 +22,17 @@ pub fn device(common: &CommonArgs, numerics: NumericChoices) -> RunResult<Device
     lowrank_run::device::device(machine.isa(), numerics, common.threads)
 }
 
+/// The same for a model that flags name.
+pub fn device_of(
+    common: &CommonArgs,
+    numerics: NumericChoices,
+    model: &ModelArgs,
+    adapter: &AdapterArgs,
+) -> RunResult<Device> {
+    let numerics = numerics.over(model.model.as_deref(), adapter.adapter.as_deref())?;
+    device(common, numerics)
+}
+
 /// The processor, with what is kept of its rates in the user's cache folder. `LOWRANK_ISA` chooses
 /// another instruction set than the best, for comparisons; with `LOWRANK_MEASURE=off` the
 /// instruction set's name alone decides what `auto` is, so that no process differs from another.

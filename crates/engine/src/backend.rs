@@ -7,9 +7,10 @@ mod cpu;
 mod dry;
 mod reference;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_kernels::product::{Arithmetic, WeightFormat};
+use lowrank_kernels::product::{Arithmetic, BlockRows, WeightFormat};
 
 use crate::call::Call;
 use crate::host::Host;
@@ -116,6 +117,10 @@ pub trait Backend: Send + Sync {
     /// Sets some rows of a packed matrix, rounded to its format. Blocks come in order; each but the
     /// last has a multiple of [`PackedMatrix::BLOCK_ROWS`].
     fn write_packed(&self, matrix: &mut PackedMatrix, block: BlockOfRows<'_>);
+
+    /// Sets some rows of a matrix in blocks from their parts, as [`Backend::write_packed`] sets
+    /// values.
+    fn write_packed_blocks(&self, matrix: &mut PackedMatrix, rows: Range<usize>, parts: &BlockRows);
 
     /// Sets a packed matrix [rows, depth] from its transpose [depth, rows].
     fn write_packed_transposed(&self, matrix: &mut PackedMatrix, values: &[f32]);

@@ -25,12 +25,12 @@ pub mod tensor;
 pub use device::{Device, OutOfAddressSpace};
 pub use host::Host;
 pub use kv_cache::{KvCache, SequenceId};
-pub use lowrank_kernels::product::{Arithmetic, WeightFormat};
+pub use lowrank_kernels::product::{Arithmetic, BlockFormat, BlockRows, WeightFormat};
 pub use lowrank_kernels::{
     Activation, AdamW, CacheContent, CpuCache, DType, Dropout, Isa, Processor, processor,
 };
 pub use meter::{MemoryReport, Purpose};
-pub use numerics::Numerics;
+pub use numerics::{BaseFormat, Numerics};
 pub use observed::Observed;
 pub use param::{
     Gradients, Matrix, Outliers, PackedMatrix, Param, Role, Trainable, TrainableId, Trainables,

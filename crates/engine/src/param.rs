@@ -47,7 +47,10 @@ impl Frozen {
         cols: usize,
         fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let (dtype, purpose) = (device.numerics().weights.of_rows(), Purpose::FrozenWeights);
+        let (dtype, purpose) = (
+            device.numerics().plain_weights().of_rows(),
+            Purpose::FrozenWeights,
+        );
         Self::filled(Tensor::uninit_as(dtype, device, rows, cols, purpose), fill)
     }
 

@@ -1,6 +1,7 @@
 //! A backend from outside: it counts calls and hands everything on to the reference.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use lowrank_engine::backend::{Backend, BlockOfRows, Reference, Scratch, Sizes};
@@ -8,8 +9,8 @@ use lowrank_engine::call::Call;
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear_activation};
 use lowrank_engine::ops::loss::{Targets, loss};
 use lowrank_engine::{
-    Activation, DType, Device, Gradients, Matrix, PackedMatrix, Purpose, Scalar, Site, Space, Tape,
-    Tensor, Trainables,
+    Activation, BlockRows, DType, Device, Gradients, Matrix, PackedMatrix, Purpose, Scalar, Site,
+    Space, Tape, Tensor, Trainables,
 };
 use lowrank_testkit::Random;
 
@@ -53,6 +54,10 @@ impl Backend for Counting {
 
     fn write_packed(&self, matrix: &mut PackedMatrix, block: BlockOfRows<'_>) {
         self.inner.write_packed(matrix, block);
+    }
+
+    fn write_packed_blocks(&self, matrix: &mut PackedMatrix, rows: Range<usize>, of: &BlockRows) {
+        self.inner.write_packed_blocks(matrix, rows, of);
     }
 
     fn write_packed_transposed(&self, matrix: &mut PackedMatrix, values: &[f32]) {

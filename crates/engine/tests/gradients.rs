@@ -25,8 +25,8 @@ use lowrank_engine::ops::scale::scale;
 use lowrank_engine::ops::slice::slice;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{
-    Activation, Arithmetic, DType, Device, Gradients, Isa, Matrix, Numerics, Param, Purpose,
-    StepKey, Tape, Tensor, Trainables, Var, WeightFormat,
+    Activation, Arithmetic, BaseFormat, DType, Device, Gradients, Isa, Matrix, Numerics, Param,
+    Purpose, StepKey, Tape, Tensor, Trainables, Var,
 };
 use lowrank_kernels::bf16;
 use lowrank_testkit::Random;
@@ -62,15 +62,15 @@ const OF_BF16: Tolerance = Tolerance::new(0.04, 0.04);
 
 /// Every combination of settings that a run may have.
 const NUMERICS: [Numerics; 6] = [
-    numerics(DType::F32, WeightFormat::F32, Arithmetic::F32),
-    numerics(DType::F32, WeightFormat::Bf16, Arithmetic::F32),
-    numerics(DType::F32, WeightFormat::Bf16, Arithmetic::Bf16),
-    numerics(DType::Bf16, WeightFormat::F32, Arithmetic::F32),
-    numerics(DType::Bf16, WeightFormat::Bf16, Arithmetic::F32),
-    numerics(DType::Bf16, WeightFormat::Bf16, Arithmetic::Bf16),
+    numerics(DType::F32, BaseFormat::F32, Arithmetic::F32),
+    numerics(DType::F32, BaseFormat::Bf16, Arithmetic::F32),
+    numerics(DType::F32, BaseFormat::Bf16, Arithmetic::Bf16),
+    numerics(DType::Bf16, BaseFormat::F32, Arithmetic::F32),
+    numerics(DType::Bf16, BaseFormat::Bf16, Arithmetic::F32),
+    numerics(DType::Bf16, BaseFormat::Bf16, Arithmetic::Bf16),
 ];
 
-const fn numerics(activations: DType, weights: WeightFormat, arithmetic: Arithmetic) -> Numerics {
+const fn numerics(activations: DType, weights: BaseFormat, arithmetic: Arithmetic) -> Numerics {
     Numerics {
         activations,
         weights,

@@ -4,8 +4,8 @@
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
 use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
 use lowrank_engine::{
-    Arithmetic, DType, Device, Gradients, Isa, Matrix, Numerics, Outliers, PackedMatrix, Param,
-    Purpose, Site, StepKey, Tape, Tensor, Trainables, WeightFormat,
+    Arithmetic, BaseFormat, DType, Device, Gradients, Isa, Matrix, Numerics, Outliers,
+    PackedMatrix, Param, Purpose, Site, StepKey, Tape, Tensor, Trainables,
 };
 use lowrank_testkit::{Random, Tolerance, check_close};
 
@@ -20,7 +20,7 @@ const LARGE_GRADIENT: [usize; 2] = [3, 99];
 
 const INT8: Numerics = Numerics {
     activations: DType::F32,
-    weights: WeightFormat::Int8,
+    weights: BaseFormat::Int8,
     arithmetic: Arithmetic::F32,
 };
 

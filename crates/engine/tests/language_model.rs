@@ -6,8 +6,8 @@ use lowrank_engine::ops::linear::{LinearParams, linear};
 use lowrank_engine::ops::lm_head::{LmHead, LmTargets, lm_logits, lm_loss, lm_loss_backward};
 use lowrank_engine::param::transpose;
 use lowrank_engine::{
-    Arithmetic, DType, Device, Gradients, Isa, Matrix, Numerics, PackedMatrix, Param, Purpose,
-    Tape, Tensor, Trainables, WeightFormat,
+    Arithmetic, BaseFormat, DType, Device, Gradients, Isa, Matrix, Numerics, PackedMatrix, Param,
+    Purpose, Tape, Tensor, Trainables,
 };
 use lowrank_kernels::bf16;
 use lowrank_testkit::{GradientCheck, Random, check_gradient};
@@ -202,7 +202,7 @@ fn the_logits_of_a_large_vocabulary_take_a_hundred_megabytes_at_most() {
     ] {
         let numerics = Numerics {
             activations,
-            weights: WeightFormat::Bf16,
+            weights: BaseFormat::Bf16,
             arithmetic,
         };
         for (vocab, soft_cap) in [(262_144, None), (256_000, Some(30.0)), (1_000_003, None)] {

@@ -6,15 +6,17 @@ mod open;
 pub(crate) mod values;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::dtype::{DType, decode_i64, f32_bytes};
 use crate::error::FormatError;
 use crate::gguf::GgufFault;
+use crate::quantised::BlockParts;
 use crate::source::Source;
 use crate::suggest::nearest;
-use values::{Kept, Reading, Values};
+use values::{Kept, Reading, RowOrder, Values};
 
 /// What is known of a tensor without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +62,17 @@ pub struct PackedAs {
     pub format: &'static str,
     /// Bytes in the files, scales included.
     pub bytes: u64,
+}
+
+/// A matrix that is stored in blocks which can be kept as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parted {
+    /// The format's name: `Q4_K`.
+    pub format: &'static str,
+    /// Rows and columns as they are stored.
+    pub shape: [usize; 2],
+    /// Whether the stored rows are the tensor's columns.
+    pub is_transposed: bool,
 }
 
 /// A tensor and where its values lie.
@@ -191,6 +204,33 @@ impl Checkpoint {
             }
             Values::Packed(packed) => packed.stored_bytes(self.reading(entry), start, len as u64),
             Values::Plain(_) => Err(self.out_of_range(entry, start as usize, len)),
+        }
+    }
+
+    /// The blocks of a matrix that can be taken apart row by row: [`Checkpoint::read_parts`].
+    pub fn parted(&self, name: &str) -> Option<Parted> {
+        let entry = &self.entries[*self.by_name.get(name)?];
+        let (Values::Blocks(blocks), [_, _]) = (&entry.values, &entry.info.shape[..]) else {
+            return None;
+        };
+        blocks.format.has_parts().then_some(Parted {
+            format: blocks.format.name,
+            shape: blocks.stored,
+            is_transposed: blocks.order == RowOrder::Transposed,
+        })
+    }
+
+    /// The parts of some rows of a matrix's blocks; see [`Checkpoint::parted`].
+    ///
+    /// # Errors
+    /// The file cannot be read, or the matrix has no such blocks or rows.
+    pub fn read_parts(&self, name: &str, rows: Range<usize>) -> Result<BlockParts> {
+        let entry = self.entry(name)?;
+        match &entry.values {
+            Values::Blocks(blocks) if blocks.format.has_parts() && rows.end <= blocks.stored[0] => {
+                blocks.parts(self.reading(entry), rows)
+            }
+            _ => Err(self.out_of_range(entry, rows.start, rows.len())),
         }
     }
 

@@ -28,7 +28,7 @@ pub mod run_dir;
 pub mod safetensors;
 pub mod torch;
 
-pub use checkpoint::{Checkpoint, PackedAs, TensorInfo};
+pub use checkpoint::{Checkpoint, PackedAs, Parted, TensorInfo};
 pub use config::{ConfigReader, model_config_file, read_model_config};
 pub use convert::{Converted, convert};
 pub use dtype::{DType, encode_f32, f32_bytes, fits};

@@ -4,13 +4,16 @@
 mod bitsandbytes;
 pub mod blocks;
 mod columns;
+pub mod encode;
 mod k_blocks;
 mod microscaled;
 pub(crate) mod packed;
+mod parts;
 mod present;
 mod scaled;
 mod small_blocks;
 
 pub use blocks::{BLOCK_FORMATS, BlockFormat};
 pub(crate) use packed::Packed;
+pub use parts::BlockParts;
 pub(crate) use present::present;

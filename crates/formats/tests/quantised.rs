@@ -6,7 +6,7 @@ mod common;
 use std::path::PathBuf;
 
 use lowrank_formats::Checkpoint;
-use lowrank_formats::quantised::BLOCK_FORMATS;
+use lowrank_formats::quantised::{BLOCK_FORMATS, BlockFormat, encode};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -48,6 +48,28 @@ fn every_block_decodes_to_the_bits_of_gguf_py() {
     }
     let all = "F32 F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS BF16 MXFP4";
     assert_eq!(read.join(" "), all);
+}
+
+/// The numbers are made by `tools/golden/encoders.py`.
+#[test]
+fn values_are_put_into_the_blocks_of_gguf_py_and_bitsandbytes() {
+    let numbers = Checkpoint::open_file(&golden("encoded.safetensors")).unwrap();
+    let values = numbers.read_f32_vec("values").unwrap();
+    let of = |name: &str| {
+        let format = BlockFormat::from_name(name).unwrap();
+        format.parts(&numbers.read_bytes(name).unwrap())
+    };
+    assert_eq!(encode::q8_0(&values), of("Q8_0"));
+    assert_eq!(encode::q4_0(&values), of("Q4_0"));
+    let parts = encode::nf4(&values);
+    let codes = numbers.read_bytes("NF4.codes").unwrap();
+    let codes: Vec<u8> = codes
+        .iter()
+        .flat_map(|both| [both >> 4, both & 15])
+        .collect();
+    let maxima = numbers.read_f32_vec("NF4.absmax").unwrap();
+    let maxima: Vec<u32> = maxima.iter().map(|v| v.to_bits()).collect();
+    assert_eq!((parts.codes, parts.scales), (codes, maxima));
 }
 
 /// The forms of Hugging Face directories, made by `tools/golden/packed_models.py`, and what

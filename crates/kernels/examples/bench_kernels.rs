@@ -86,7 +86,7 @@ fn time_product(
     let b = PackedWeights::new(format, [n, k], &packed).panels(Side::Straight);
     let (arithmetic, a) = match format {
         WeightFormat::F32 => (Arithmetic::F32, MatRef::new(&a, m, k).into()),
-        WeightFormat::Bf16 | WeightFormat::Int8 => {
+        WeightFormat::Bf16 | WeightFormat::Int8 | WeightFormat::Blocks(_) => {
             (Arithmetic::Bf16, MatRef::new(&narrow_a, m, k).into())
         }
     };
@@ -131,6 +131,12 @@ fn bench_products(isa: Isa, peak: f64) {
                 0.0
             });
         }
+        for format in BlockFormat::ALL
+            .iter()
+            .filter(|format| k % format.block() == 0)
+        {
+            bench_blocks(isa, *format, shape, peak);
+        }
         let name = format!("{m:5} x {n:5} x {k:5} bf16 weights in f32");
         let (a, b) = (random(m * k, 1), random(n * k, 2));
         let mut packed = vec![0; packed_bytes(WeightFormat::Bf16, n, k)];
@@ -148,6 +154,27 @@ fn bench_products(isa: Isa, peak: f64) {
                 0.0
             });
         }
+    }
+}
+
+/// Products in f32 with weights that are decoded from blocks, each way.
+fn bench_blocks(isa: Isa, format: BlockFormat, [m, n, k]: [usize; 3], peak: f64) {
+    let stored = WeightFormat::Blocks(format);
+    let mut packed = vec![0; packed_bytes(stored, n, k)];
+    let mut blocks = BlockRows::zeros(format, n * k);
+    let codes = blocks.codes.iter_mut().enumerate();
+    codes.for_each(|(i, code)| *code = (i * 7 % 16) as u8);
+    pack_blocks(format, &blocks, [n, k], &mut packed);
+    for side in [Side::Straight, Side::Transposed] {
+        let depth = if side == Side::Straight { k } else { n };
+        let a = random(m * depth, 1);
+        let b = PackedWeights::new(stored, [n, k], &packed).panels(side);
+        let call = Product::new(Arithmetic::F32, MatRef::new(&a, m, depth).into(), &b);
+        let name = format!("{m:5} x {n:5} x {k:5} {} in f32 {side:?}", format.name());
+        time_call(isa, &call, |f| {
+            report(&name, 2 * m * n * k, peak, f);
+            0.0
+        });
     }
 }
 

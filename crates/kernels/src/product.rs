@@ -7,10 +7,13 @@
 //! decides, so that its bits depend on neither the other rows, nor the row's place, nor the
 //! threads.
 
+mod block_forms;
+mod block_panels;
 mod driver;
 mod epilogue;
 mod integers;
 mod pack_bf16;
+
 mod pack_f32;
 mod pack_int8;
 mod panels;
@@ -32,6 +35,7 @@ use crate::element::{DType, Values, ValuesMut};
 use crate::isa::Isa;
 use crate::matrix::{AnyMatRef, MatRef};
 use crate::scratch::{Scratch, ScratchNeed};
+pub use block_forms::{BlockFormat, BlockRows, NF4_VALUES};
 use driver::Job;
 use epilogue::Sink;
 use integers::Integers;
@@ -45,7 +49,9 @@ pub use plan::{Order, ProductShape};
 pub(crate) use strips::STRIP_STRIDE;
 pub(crate) use tile_bf16::{Ahead, Product as PairTile, product_tile};
 pub(crate) use tile_f32::{Block, each_row, multiply_block};
-pub use weights::{PackedWeights, Side, WeightFormat, WeightPanels, pack_weights, packed_bytes};
+pub use weights::{
+    PackedWeights, Side, WeightFormat, WeightPanels, pack_blocks, pack_weights, packed_bytes,
+};
 
 /// What multiplies, whatever the operands are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

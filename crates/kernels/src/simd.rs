@@ -213,6 +213,29 @@ pub trait Simd: Copy + Send + Sync {
         let _ = p;
     }
 
+    /// `LANES` bytes, one in each lane.
+    /// # Safety
+    /// `p` points to `LANES` readable bytes.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::U;
+    /// a >> n, for n below 32.
+    fn shr_u(self, a: Self::U, n: u32) -> Self::U;
+    /// a << n, for n below 32.
+    fn shl_u(self, a: Self::U, n: u32) -> Self::U;
+    /// Values below 2³¹ as f32, rounded to the nearest.
+    fn to_f32(self, a: Self::U) -> Self::V;
+    /// The values of a table at places below 16.
+    #[inline(always)]
+    fn lookup(self, table: &[f32; 16], places: Self::U) -> Self::V {
+        let (mut at, mut values) = ([0u32; 16], [0.0f32; 16]);
+        // SAFETY: a vector has at most 16 lanes.
+        unsafe { self.store_u(at.as_mut_ptr(), places) };
+        for (value, at) in values.iter_mut().zip(at) {
+            *value = table[at as usize & 15];
+        }
+        // SAFETY: as above.
+        unsafe { self.load(values.as_ptr()) }
+    }
+
     /// Writes the transpose of a `LANES` x `LANES` block:
     /// `dst[j * dst_stride + i] = src[i * src_stride + j]`.
     /// # Safety

@@ -545,6 +545,7 @@ fn sums_and_embedding_agree() {
             match format {
                 WeightFormat::F32 => assert_eq!(bits(&other), bits(&out)),
                 WeightFormat::Bf16 => assert_eq!(other, rounded(&out)),
+                WeightFormat::Blocks(_) => unreachable!("rows of blocks have a test of their own"),
                 WeightFormat::Int8 => {
                     let int8 = reference::int8_weight(&table, d);
                     let want = reference::embedding(&int8, d, &ids);

@@ -20,84 +20,7 @@ const ACTIVATION: f64 = 1e-6;
 /// The same in bf16 storage.
 const ACTIVATION_BF16: f64 = 4e-4;
 
-/// 32 values along the depth with a scale of sixteen bits, as in Q8_0: not one of the crate's
-/// formats, but what a block format asks of the trait. [rows][ceil(depth / 32)][scale, 32 values].
-struct Blocks {
-    rows: usize,
-    depth: usize,
-    bytes: Vec<u8>,
-    side: Side,
-}
-
-const BLOCK: usize = 32;
-const BLOCK_BYTES: usize = 2 + BLOCK;
-
-impl Blocks {
-    fn new(w: &[f32], [rows, depth]: [usize; 2], side: Side) -> Self {
-        let mut bytes = Vec::new();
-        for row in w.chunks(depth.max(1)) {
-            for block in row.chunks(BLOCK) {
-                let largest = block.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-                let scale = f16::from_f32(largest / 127.0);
-                bytes.extend(scale.to_bits().to_le_bytes());
-                let quantised = |v: &f32| (v / scale.to_f32().max(1e-30)).round() as i8 as u8;
-                bytes.extend(block.iter().map(quantised));
-                bytes.resize(bytes.len() + BLOCK - block.len(), 0);
-            }
-        }
-        Self {
-            rows,
-            depth,
-            bytes,
-            side,
-        }
-    }
-
-    fn at(&self, row: usize, kk: usize) -> f32 {
-        if row >= self.rows || kk >= self.depth {
-            return 0.0;
-        }
-        let block = row * self.depth.div_ceil(BLOCK) + kk / BLOCK;
-        let block = &self.bytes[block * BLOCK_BYTES..][..BLOCK_BYTES];
-        let scale = f16::from_bits(u16::from_le_bytes([block[0], block[1]]));
-        scale.to_f32() * f32::from(block[2 + kk % BLOCK] as i8)
-    }
-}
-
-impl PanelSource for Blocks {
-    fn shape(&self) -> [usize; 2] {
-        match self.side {
-            Side::Straight => [self.rows, self.depth],
-            Side::Transposed => [self.depth, self.rows],
-        }
-    }
-
-    fn widen(&self, _: Isa, part: PanelPart, out: &mut [f32]) {
-        for (kk, line) in part.depth.zip(out.chunks_exact_mut(PANEL)) {
-            for (j, value) in line.iter_mut().enumerate() {
-                let row = part.panel * PANEL + j;
-                *value = match self.side {
-                    Side::Straight => self.at(row, kk),
-                    Side::Transposed => self.at(kk, row),
-                };
-            }
-        }
-    }
-}
-
-/// How the second operand is stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Stored {
-    In(WeightFormat),
-    InBlocks,
-}
-
-const STORED: [Stored; 4] = [
-    Stored::In(WeightFormat::F32),
-    Stored::In(WeightFormat::Bf16),
-    Stored::In(WeightFormat::Int8),
-    Stored::InBlocks,
-];
+const STORED: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8];
 
 fn transposed(x: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
     (0..rows * cols)
@@ -131,7 +54,7 @@ fn shapes() -> Vec<[usize; 3]> {
 const FORM: Form = Form {
     isa: Isa::Scalar,
     arithmetic: Arithmetic::F32,
-    stored: Stored::In(WeightFormat::Int8),
+    stored: WeightFormat::Int8,
     side: Side::Straight,
     a: DType::F32,
     a_transposed: false,
@@ -160,7 +83,7 @@ struct Case {
 struct Form {
     isa: Isa,
     arithmetic: Arithmetic,
-    stored: Stored,
+    stored: WeightFormat,
     side: Side,
     a: DType,
     a_transposed: bool,
@@ -188,19 +111,11 @@ impl Case {
 
     /// b as it comes back from its storage and the arithmetic.
     fn stored_b(&self, form: Form) -> Vec<f32> {
-        let [_, n, k] = self.shape;
         let stored = match form.stored {
-            Stored::In(WeightFormat::F32) => self.b.clone(),
-            Stored::In(WeightFormat::Bf16) => rounded(&self.b),
-            Stored::In(WeightFormat::Int8) => unreachable!("the operands of integers are a pair"),
-            Stored::InBlocks => {
-                let blocks = self.blocks(form.side);
-                let at = |i: usize| match form.side {
-                    Side::Straight => blocks.at(i / k, i % k),
-                    Side::Transposed => blocks.at(i % k, i / k),
-                };
-                (0..n * k).map(at).collect()
-            }
+            WeightFormat::F32 => self.b.clone(),
+            WeightFormat::Bf16 => rounded(&self.b),
+            WeightFormat::Int8 => unreachable!("the operands of integers are a pair"),
+            WeightFormat::Blocks(_) => unreachable!("blocks are held against what they decode to"),
         };
         match form.arithmetic {
             Arithmetic::F32 => stored,
@@ -257,14 +172,6 @@ impl Case {
         })
     }
 
-    fn blocks(&self, side: Side) -> Blocks {
-        let [_, n, k] = self.shape;
-        match side {
-            Side::Straight => Blocks::new(&self.b, [n, k], side),
-            Side::Transposed => Blocks::new(&transposed(&self.b, [n, k]), [k, n], side),
-        }
-    }
-
     /// v, and the sum of the magnitudes of each element's terms.
     fn want(&self, form: Form) -> (Vec<f64>, Vec<f64>) {
         let [m, n, k] = self.shape;
@@ -273,7 +180,7 @@ impl Case {
             Arithmetic::Bf16 => rounded(x),
         };
         let [wide_a, wide_b] = match form.stored {
-            Stored::In(WeightFormat::Int8) => self.integers(form),
+            WeightFormat::Int8 => self.integers(form),
             _ => [wide(&self.a), wide(&self.stored_b(form))],
         };
         let value = |a: &dyn Fn(f64) -> f64| {
@@ -309,28 +216,16 @@ impl Case {
     /// c after a product that starts from `start`, and pre where the epilogue stores it.
     fn run(&self, form: Form, end: End) -> (Vec<f32>, Vec<f32>) {
         let [m, n, k] = self.shape;
-        let weights;
-        let words;
-        let blocks;
         let outliers = self.outliers();
-        let b: &dyn PanelSource = match form.stored {
-            Stored::In(format) => {
-                let view = MatRef::new(&self.b, n, k);
-                let view = match form.side {
-                    Side::Straight => view,
-                    Side::Transposed => view.transposed(),
-                };
-                words = Packed::of(form.isa, format, view);
-                weights = (words.panels(form.side))
-                    .with_outliers(&outliers)
-                    .with_rounding(Self::rounding(form));
-                &weights
-            }
-            Stored::InBlocks => {
-                blocks = self.blocks(form.side);
-                &blocks
-            }
+        let view = MatRef::new(&self.b, n, k);
+        let view = match form.side {
+            Side::Straight => view,
+            Side::Transposed => view.transposed(),
         };
+        let words = Packed::of(form.isa, form.stored, view);
+        let b = (words.panels(form.side))
+            .with_outliers(&outliers)
+            .with_rounding(Self::rounding(form));
         let format = match form.arithmetic {
             Arithmetic::F32 => WeightFormat::F32,
             Arithmetic::Bf16 => WeightFormat::Bf16,
@@ -362,7 +257,7 @@ impl Case {
             ..Product::new(
                 form.arithmetic,
                 if form.a_transposed { a.transposed() } else { a },
-                b,
+                &b,
             )
         };
         let mut c = Matrix::new(form.c, n, &self.start);
@@ -564,7 +459,7 @@ fn epilogues_agree_in_every_form() {
                     let form = Form {
                         isa,
                         arithmetic,
-                        stored: Stored::In(WeightFormat::Bf16),
+                        stored: WeightFormat::Bf16,
                         side: [Side::Straight, Side::Transposed][turn % 2],
                         a: c,
                         a_transposed: false,
@@ -624,7 +519,7 @@ fn bf16_weights_multiplied_in_f32_have_the_bits_of_f32_weights_of_the_same_value
                 let form = |format: WeightFormat| Form {
                     isa,
                     arithmetic: Arithmetic::F32,
-                    stored: Stored::In(format),
+                    stored: format,
                     side,
                     a: DType::F32,
                     a_transposed: false,
@@ -650,6 +545,85 @@ fn bf16_weights_multiplied_in_f32_have_the_bits_of_f32_weights_of_the_same_value
                     "one rounding, {shape:?} on {}",
                     isa.name()
                 );
+            }
+        }
+    }
+}
+
+/// Parts of blocks of any values, whose scales are finite.
+fn any_blocks(format: BlockFormat, values: usize) -> BlockRows {
+    let mut blocks = BlockRows::zeros(format, values);
+    let random = random(4 * values, 3);
+    let mut number = random.iter().map(|v| v.to_bits() ^ v.to_bits() >> 13);
+    let mut next = || number.next().unwrap();
+    let half = |bits: u32| f16::from_f32((bits % 2000) as f32 / 1e5 - 0.01).to_bits();
+    let largest = match format {
+        BlockFormat::Q8_0 => 256,
+        BlockFormat::Q6K => 64,
+        BlockFormat::Q5_0 | BlockFormat::Q5_1 | BlockFormat::Q5K => 32,
+        _ => 16,
+    };
+    blocks.codes.fill_with(|| (next() % largest) as u8);
+    let scale = |bits: u32| match format {
+        BlockFormat::Q4K | BlockFormat::Q5K => bits % 64,
+        BlockFormat::Q6K => u32::from(bits as i8 as u8),
+        BlockFormat::Nf4 => ((bits % 1000) as f32 / 999.0).to_bits(),
+        _ => u32::from(half(bits)),
+    };
+    blocks.scales.fill_with(|| scale(next()));
+    blocks.mins.fill_with(|| scale(next()));
+    blocks.supers.fill_with(|| [half(next()), half(next())]);
+    blocks
+}
+
+#[test]
+fn blocks_multiply_with_the_bits_of_what_they_decode_to() {
+    // Depths of one block and of several, whole panels and not; few rows and many.
+    for (isa, format) in (isas().into_iter()).flat_map(|isa| BlockFormat::ALL.map(|f| (isa, f))) {
+        let block = format.block();
+        for [rows, depth] in [[33, block], [70, 3 * 256], [256, 2 * 256]] {
+            let blocks = any_blocks(format, rows * depth);
+            let mut values = vec![0.0; rows * depth];
+            blocks.values(format, &mut values);
+            let w = MatRef::new(&values, rows, depth);
+            let packed = Packed::of_blocks(format, &blocks, [rows, depth]);
+            let mut unpacked = vec![f32::NAN; rows * depth];
+            packed.weights().unpack(&mut unpacked);
+            assert!(
+                bits(&unpacked) == bits(&values),
+                "{format:?} {rows} x {depth}"
+            );
+            let row = rows - 1;
+            let mut sum = vec![1.0; depth];
+            packed.weights().add_row(row, &mut sum);
+            let of_row = &values[row * depth..];
+            let wanted: Vec<f32> = of_row.iter().map(|v| 1.0 + v).collect();
+            assert!(bits(&sum) == bits(&wanted), "{format:?}: a row");
+            for (arithmetic, plain) in [
+                (Arithmetic::F32, WeightFormat::F32),
+                (Arithmetic::Bf16, WeightFormat::Bf16),
+            ] {
+                for (side, m) in [
+                    (Side::Straight, 1),
+                    (Side::Straight, 40),
+                    (Side::Transposed, 40),
+                ] {
+                    let k = match side {
+                        Side::Straight => depth,
+                        Side::Transposed => rows,
+                    };
+                    let a = random(m * k, 9);
+                    let a = MatRef::new(&a, m, k);
+                    let run = |packed: &Packed| {
+                        product_of(
+                            isa,
+                            &Product::new(arithmetic, a.into(), &packed.panels(side)),
+                        )
+                    };
+                    let wanted = run(&Packed::of(isa, plain, w));
+                    let what = format!("{format:?} {rows} x {depth} {side:?} on {isa:?}");
+                    assert!(bits(&run(&packed)) == bits(&wanted), "{what}");
+                }
             }
         }
     }
@@ -756,7 +730,7 @@ fn a_depth_beyond_a_task_s_panels_is_summed_by_blocks() {
                 let form = Form {
                     isa,
                     arithmetic,
-                    stored: Stored::In(WeightFormat::Bf16),
+                    stored: WeightFormat::Bf16,
                     side: Side::Transposed,
                     a: DType::Bf16,
                     a_transposed: false,

@@ -2,6 +2,7 @@
 //! new, missing and unused. A network's order of calls is the order of the list.
 //! It knows no family.
 
+mod blocks;
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +38,7 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// For a task and so many outputs; the seed is 1, and another shape of the head an error.
+    /// For a task and so many outputs; the seed is 1, another shape of the head an error.
     pub const fn new(task: Task, num_labels: usize) -> Self {
         Self {
             task,
@@ -150,6 +151,13 @@ struct Wanted {
     mean: f32,
 }
 
+impl Wanted {
+    /// Rows and values of each.
+    fn sizes(&self) -> [usize; 2] {
+        [self.shape[0], self.shape[1..].iter().product()]
+    }
+}
+
 /// What a parameter is kept for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Store {
@@ -157,8 +165,10 @@ enum Store {
     Vector,
     /// Lookups.
     Table,
-    /// Products near the loss, or of what is looked up too, from [out, in].
+    /// Products near the loss, from [out, in].
     Matrix,
+    /// Products near the loss of what may be looked up too.
+    Vocabulary,
     /// Products of the body's layers, from [out, in].
     Layer,
     /// The same, from [in, out].
@@ -248,7 +258,7 @@ impl<'a> Loader<'a> {
 
     /// The output table of a language model, which may be its input table too.
     pub fn head_table(&mut self, path: &str, shape: [usize; 2]) -> Result<Embedding, ModelError> {
-        self.table(path, shape, Store::Matrix)
+        self.table(path, shape, Store::Vocabulary)
     }
 
     /// An embedding table [V, D]; full training leaves the row `padding_idx` alone.
@@ -400,13 +410,26 @@ impl<'a> Loader<'a> {
     }
 
     fn parameter(&mut self, wanted: Wanted) -> Result<Parameter, ModelError> {
-        let (device, source) = (self.device, self.locate(&wanted));
-        let file_name = source.as_deref();
-        let rows = wanted.shape[0];
-        let cols: usize = wanted.shape[1..].iter().product();
+        let source = self.locate(&wanted);
+        let value = match self.in_blocks(&wanted, source.as_deref())? {
+            Some(value) => value,
+            None => self.plain(&wanted, source.as_deref())?,
+        };
+        Ok(Parameter {
+            is_new: source.is_none() && self.source.is_some(),
+            name: wanted.name,
+            shape: wanted.shape,
+            value,
+        })
+    }
+
+    /// The value of single elements.
+    fn plain(&mut self, wanted: &Wanted, file_name: Option<&str>) -> Result<Value, ModelError> {
+        let device = self.device;
+        let [rows, cols] = wanted.sizes();
         let fill =
-            |first: usize, block: &mut [f32]| self.fill(&wanted, file_name, first * cols, block);
-        let value = match wanted.store {
+            |first: usize, block: &mut [f32]| self.fill(wanted, file_name, first * cols, block);
+        Ok(match wanted.store {
             Store::Vector => {
                 Value::Rows(Param::Frozen(Frozen::from_blocks(device, 1, rows, fill)?))
             }
@@ -414,7 +437,7 @@ impl<'a> Loader<'a> {
                 let table = Frozen::table_from_blocks(device, rows, cols, fill)?;
                 Value::Rows(Param::Frozen(table))
             }
-            Store::Matrix => {
+            Store::Matrix | Store::Vocabulary => {
                 let packed = PackedMatrix::table_from_blocks(device, rows, cols, fill)?;
                 Value::Matrix(Matrix::Frozen(packed))
             }
@@ -423,23 +446,24 @@ impl<'a> Loader<'a> {
                 Value::Matrix(Matrix::Frozen(packed))
             }
             Store::Conv1d => {
-                // One buffer for all: fresh pages for each matrix cost as much as its values.
-                let mut stored = std::mem::take(&mut self.stored);
-                if !device.is_dry() {
-                    stored.resize(rows * cols, 0.0);
-                    self.fill(&wanted, file_name, 0, &mut stored)?;
-                }
+                let stored = self.whole(wanted, file_name)?;
                 let packed = PackedMatrix::from_transposed(device, cols, rows, &stored);
                 self.stored = stored;
                 Value::Conv1d(Matrix::Frozen(packed))
             }
-        };
-        Ok(Parameter {
-            is_new: source.is_none() && self.source.is_some(),
-            name: wanted.name,
-            shape: wanted.shape,
-            value,
         })
+    }
+
+    /// A whole matrix as a file holds it; nothing on the dry device. In one buffer for all, to
+    /// which it is given back: fresh pages for each matrix cost as much as its values.
+    fn whole(&mut self, wanted: &Wanted, file_name: Option<&str>) -> Result<Vec<f32>, FormatError> {
+        let mut stored = std::mem::take(&mut self.stored);
+        if !self.device.is_dry() {
+            let [rows, cols] = wanted.sizes();
+            stored.resize(rows * cols, 0.0);
+            self.fill(wanted, file_name, 0, &mut stored)?;
+        }
+        Ok(stored)
     }
 
     /// The modules and the report, or every fault at once.

@@ -1,7 +1,7 @@
 //! Every family against transformers + peft on tiny random models: logits, loss, every gradient.
 //! The numbers were computed in f64 by the peer (tests/golden, tools/golden).
 
-use lowrank_engine::{Arithmetic, DType, Device, Gradients, Isa, Numerics, WeightFormat};
+use lowrank_engine::{Arithmetic, BaseFormat, DType, Device, Gradients, Isa, Numerics};
 use lowrank_formats::peft::{AdapterConfig, LoraConfig};
 use lowrank_model::{Batch, LoadOptions, Model, PassOptions, Recompute, Targets, Task};
 use lowrank_testkit::{Golden, Labels};
@@ -224,7 +224,7 @@ const BF16_GRADIENTS: f64 = 0.2;
 /// bf16 weights, all else in f32.
 const WIDENED: Numerics = Numerics {
     activations: DType::F32,
-    weights: WeightFormat::Bf16,
+    weights: BaseFormat::Bf16,
     arithmetic: Arithmetic::F32,
 };
 /// The same errors where only frozen weights are rounded: 2.1% and 13.6% at worst.

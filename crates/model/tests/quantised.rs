@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 
-use lowrank_engine::{Device, Isa};
+use lowrank_engine::{BaseFormat, BlockFormat, BlockRows, DType, Device, Isa, Numerics};
 use lowrank_formats::Checkpoint;
+use lowrank_formats::quantised::BlockFormat as StoredFormat;
 use lowrank_model::{Batch, LoadOptions, MergeOptions, Model, Task};
 use lowrank_testkit::{Tolerance, check_close, golden_root};
 
@@ -84,6 +85,74 @@ fn decoders_in_gguf_files_have_the_logits_of_transformers() {
         let wanted = expected.read_f32_vec("logits").unwrap();
         check_close(&name, &found, &wanted, LOGITS);
     }
+}
+
+/// Where products are made in f32, matrices that stay in their blocks give the bits of decoded
+/// ones.
+#[test]
+fn a_file_s_blocks_in_memory_have_the_logits_of_what_they_decode_to() {
+    let stored = Numerics {
+        weights: BaseFormat::Stored,
+        ..Numerics::from(DType::F32)
+    };
+    let names = [
+        "gpt2",
+        "decoders/llama-llama3",
+        "decoders/qwen3",
+        "decoders/gemma3-linear",
+    ];
+    for name in names {
+        let expected = golden(&format!("{name}.expected.safetensors"));
+        let expected = Checkpoint::open_file(&expected).unwrap();
+        let file = format!("{name}.gguf");
+        let blocks = Device::cpu_in(stored, Isa::best(), 2).expect("threads");
+        let decoded = load(&file, Task::CausalLm, &device());
+        let kept = load(&file, Task::CausalLm, &blocks);
+        assert_eq!(
+            logits(&kept, &expected),
+            logits(&decoded, &expected),
+            "{name}"
+        );
+        let bytes = |model: &Model| model.device().memory().total();
+        assert!(bytes(&kept) < bytes(&decoded), "{name}: something is kept");
+        let values = |model: &Model| {
+            let all = model.modules().parameters();
+            all.flat_map(|p| p.to_vec(model.trainables()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            values(&kept),
+            values(&decoded),
+            "{name}: as they are written"
+        );
+    }
+}
+
+#[test]
+fn the_parts_of_a_file_s_blocks_are_the_engine_s() {
+    let numbers = Checkpoint::open_file(&golden("blocks.safetensors")).unwrap();
+    let mut read = 0;
+    for format in BlockFormat::ALL {
+        let name = format.name().to_uppercase();
+        let Some(stored) = StoredFormat::from_name(&name) else {
+            assert_eq!(format, BlockFormat::Nf4);
+            continue;
+        };
+        let parts = stored.parts(&numbers.read_bytes(&format!("{name}.blocks")).unwrap());
+        let wanted = numbers.read_f32_vec(&format!("{name}.values")).unwrap();
+        let rows = BlockRows {
+            codes: parts.codes,
+            scales: parts.scales,
+            mins: parts.mins,
+            supers: parts.supers,
+        };
+        let mut found = vec![f32::NAN; wanted.len()];
+        rows.values(format, &mut found);
+        let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&found), bits(&wanted), "{name}");
+        read += 1;
+    }
+    assert_eq!(read, 8);
 }
 
 #[test]

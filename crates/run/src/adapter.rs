@@ -24,17 +24,28 @@ pub struct AdapterSource {
     pub dir: Option<PathBuf>,
 }
 
+/// The folder of an adapter, which may be that of its run.
+fn folder_of(path: &str) -> PathBuf {
+    let given = Path::new(path);
+    let in_run = given.join("adapter");
+    match !files::is_file(&given.join("adapter_config.json")) && files::is_dir(&in_run) {
+        true => in_run,
+        false => given.to_owned(),
+    }
+}
+
+/// What an adapter's folder says of its base, if it can be read.
+pub fn base_model_of(path: &str) -> Option<String> {
+    let config = AdapterConfig::read(&folder_of(path)).ok()?;
+    let name = config.base_model().filter(|name| !name.is_empty());
+    name.map(str::to_owned)
+}
+
 impl AdapterSource {
     /// Opens a PEFT directory, a run, a checkpoint of a run, or a loralib file (whose alpha is
     /// `alpha`, as it holds none).
     pub fn open(path: &str, alpha: Option<f64>) -> RunResult<Self> {
-        let given = Path::new(path);
-        let in_run = given.join("adapter");
-        let dir = if !files::is_file(&given.join("adapter_config.json")) && files::is_dir(&in_run) {
-            in_run
-        } else {
-            given.to_owned()
-        };
+        let (given, dir) = (Path::new(path), folder_of(path));
         if files::is_dir(&dir) {
             let config = AdapterConfig::read(&dir).map_err(|error| match error {
                 FormatError::NothingFound { .. } => places::no_adapter_in(given),

@@ -1,11 +1,15 @@
 //! The processor that a run computes on: instruction set, threads, and how weights and activations
 //! are stored and multiplied.
 
-use lowrank_engine::{Arithmetic, DType, Device, Isa, WeightFormat};
+use std::path::Path;
+
+use lowrank_engine::{Arithmetic, BaseFormat, DType, Device, Isa};
+use lowrank_formats::gguf::is_gguf;
 use lowrank_train::config::{LARGEST_THREADS, Method, NumericSettings};
 use serde::de::{DeserializeOwned, Error as _, IntoDeserializer, value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::adapter::base_model_of;
 use crate::error::{RunError, RunResult};
 use crate::machine::Machine;
 
@@ -47,7 +51,7 @@ pub struct NumericChoices {
     /// fast on the machine (see [`Machine::preferred`]).
     pub precision: Option<Choice<DType>>,
     /// How frozen weights are stored. `auto`: as activations.
-    pub base_format: Option<Choice<WeightFormat>>,
+    pub base_format: Option<Choice<BaseFormat>>,
     /// What multiplies. `auto`: bf16 where activations and weights are asked for in bf16, f32
     /// where one of them is, else what is fast on the machine.
     pub arithmetic: Option<Choice<Arithmetic>>,
@@ -93,11 +97,37 @@ impl NumericChoices {
     /// They are to be int8, whose columns beside are found on the rows of a run.
     pub fn without_int8(self) -> RunResult<Self> {
         match named(self.base_format) {
-            Some(WeightFormat::Int8) => Err(RunError::usage(
+            Some(BaseFormat::Int8) => Err(RunError::usage(
                 "`--base-format int8` is for training: what was trained on it runs on the original weights",
             )
             .hint("pass --base-format bf16, or leave it out")),
-            Some(WeightFormat::F32 | WeightFormat::Bf16) | None => Ok(self),
+            Some(_) | None => Ok(self),
+        }
+    }
+
+    /// What they mean for a base, by its name or by an adapter's note of it: a GGUF's matrices stay
+    /// in their blocks where nothing else is asked for.
+    ///
+    /// # Errors
+    /// Blocks are to stay as they are stored, but the base is no GGUF; its file cannot be read.
+    pub fn over(self, model: Option<&str>, adapter: Option<&str>) -> RunResult<Self> {
+        let noted = || adapter.and_then(base_model_of);
+        let model = model.map(str::to_owned).or_else(noted);
+        let is_gguf = match &model {
+            Some(model) => is_gguf(Path::new(model))?,
+            None => false,
+        };
+        match (named(self.base_format), is_gguf) {
+            (None, true) => Ok(Self {
+                base_format: Some(Choice::Is(BaseFormat::Stored)),
+                ..self
+            }),
+            (Some(BaseFormat::Stored), false) => Err(RunError::usage(format!(
+                "`--base-format stored` keeps the blocks of a GGUF file, and the model is {}",
+                model.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"))
+            ))
+            .hint("pass --base-format q8_0, q4_0 or nf4 to put weights into blocks")),
+            _ => Ok(self),
         }
     }
 
@@ -113,10 +143,10 @@ impl NumericChoices {
             (None, _, Some(Arithmetic::Bf16)) => {
                 NumericSettings::new(DType::Bf16, weights, arithmetic)
             }
-            (None, _, Some(Arithmetic::F32)) | (None, Some(WeightFormat::F32), None) => {
+            (None, _, Some(Arithmetic::F32)) | (None, Some(BaseFormat::F32), None) => {
                 NumericSettings::new(DType::F32, weights, arithmetic)
             }
-            (None, None | Some(WeightFormat::Bf16 | WeightFormat::Int8), None) => {
+            (None, _, None) => {
                 let preferred = machine.preferred()?;
                 NumericSettings {
                     base_format: weights.unwrap_or(preferred.base_format),
@@ -125,11 +155,11 @@ impl NumericChoices {
             }
         };
         match (settings.base_format, settings.arithmetic) {
-            (WeightFormat::F32, Arithmetic::Bf16) => Err(RunError::usage(
+            (BaseFormat::F32, Arithmetic::Bf16) => Err(RunError::usage(
                 "`--arithmetic bf16` would round f32 weights anew in every product, and `--base-format` is f32",
             )
             .hint("pass --base-format bf16, or leave out --arithmetic")),
-            (WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::Int8, _) => Ok(settings),
+            _ => Ok(settings),
         }
     }
 }
@@ -238,7 +268,7 @@ mod tests {
 
     #[test]
     fn other_names_are_told_what_there_is() {
-        let error = serde_json::from_str::<Choice<WeightFormat>>("\"f16\"").expect_err("no format");
+        let error = serde_json::from_str::<Choice<BaseFormat>>("\"f16\"").expect_err("no format");
         let error = error.to_string();
         for name in ["`f16`", "`f32`", "`bf16`", "`int8`", "`auto`"] {
             assert!(error.contains(name), "{error}");

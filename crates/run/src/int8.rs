@@ -1,7 +1,7 @@
 //! What int8 weights would do to a model's results on a user's own rows.
 
 use lowrank_data::{Example, PackedBatch};
-use lowrank_engine::{DType, Gradients, Isa, WeightFormat};
+use lowrank_engine::{BaseFormat, DType, Gradients, Isa};
 use lowrank_model::{Int8Error, PassOptions};
 use lowrank_train::config::NumericSettings;
 use lowrank_train::evaluate::{model_batch, model_targets};
@@ -21,7 +21,7 @@ pub fn int8_error(
     isa: Isa,
     threads: Option<usize>,
 ) -> RunResult<Int8Error> {
-    let model = |format: WeightFormat| {
+    let model = |format: BaseFormat| {
         let numerics = NumericSettings::new(DType::F32, Some(format), None);
         let (model, _) = base.load(head, 0, &device(isa, numerics, threads)?)?;
         Ok::<_, RunError>(model)
@@ -31,7 +31,7 @@ pub fn int8_error(
     let targets = model_targets(&batch).ok_or_else(|| {
         RunError::usage("--base-format int8 is measured on rows with labels, and there are none")
     })?;
-    let (exact, mut int8) = (model(WeightFormat::F32)?, model(WeightFormat::Int8)?);
+    let (exact, mut int8) = (model(BaseFormat::F32)?, model(BaseFormat::Int8)?);
     let mut gradients = Gradients::zeros(int8.device(), int8.trainables());
     let (batch, options) = (model_batch(&batch), PassOptions::default());
     int8.find_outliers(&batch, targets, &options, &mut gradients)?;

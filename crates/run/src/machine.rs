@@ -248,7 +248,7 @@ fn bytes_of_kib(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lowrank_engine::{Arithmetic, WeightFormat};
+    use lowrank_engine::{Arithmetic, BaseFormat};
 
     #[test]
     fn a_processor_without_pairs_computes_in_f32_and_by_name_pairs_are_taken_where_they_are() {
@@ -301,7 +301,7 @@ mod tests {
         machine.timed.set(all).unwrap();
         let preferred = machine.preferred().unwrap();
         let wanted =
-            NumericSettings::new(DType::Bf16, Some(WeightFormat::Bf16), Some(Arithmetic::F32));
+            NumericSettings::new(DType::Bf16, Some(BaseFormat::Bf16), Some(Arithmetic::F32));
         assert_eq!(preferred, wanted);
         let [warning] = &machine.warnings()[..] else {
             panic!("one is wrong")

@@ -174,6 +174,11 @@ impl RunSpec {
         let rows: RowSettings = typed(settings)?;
         let method = asked.method.get()?;
         let numerics = asked.numerics.for_method(method.unwrap_or(Method::Lora));
+        let model: ModelSettings = typed(settings)?;
+        let numerics = match method {
+            Some(Method::Full) => numerics,
+            _ => numerics.over(model.model.as_deref(), None)?,
+        };
         let numerics = numerics.on(&host.machine)?;
         let device = device(host.machine.isa(), numerics, asked.threads)?;
         let mut base = open_base(settings, &asked, host)?;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use lowrank_data::{BadRows, LongRows, LossOn, NlgFormat, UnlabelledRows};
-use lowrank_engine::{Arithmetic, DType, WeightFormat};
+use lowrank_engine::{Arithmetic, BaseFormat, DType};
 use lowrank_run::device::{Choice, NumericChoices};
 use lowrank_run::settings::{AdapterSettings, ModelSettings, RowSettings, typed};
 use lowrank_run::{RunError, RunResult};
@@ -59,9 +59,11 @@ pub struct NumericArgs {
     #[arg(long, value_parser = named::<Choice<DType>>, value_name = "PRECISION", help_heading = "Model")]
     pub precision: Option<Choice<DType>>,
     /// How frozen weights are stored: f32, bf16 (half the memory), int8 (a quarter, multiplied as
-    /// integers, in training only), or auto, which goes with --precision [default: auto]
-    #[arg(long, value_parser = named::<Choice<WeightFormat>>, value_name = "FORMAT", help_heading = "Model")]
-    pub base_format: Option<Choice<WeightFormat>>,
+    /// integers, in training only), q8_0, q4_0 or nf4 (blocks of 8 or 4 bits, decoded as they are
+    /// multiplied), stored (the blocks of a GGUF file), or auto, which is stored for a GGUF file
+    /// and else goes with --precision [default: auto]
+    #[arg(long, value_parser = named::<Choice<BaseFormat>>, value_name = "FORMAT", help_heading = "Model")]
+    pub base_format: Option<Choice<BaseFormat>>,
     /// What multiplies: f32, bf16 (sums are f32), or auto, which is bf16 with --precision bf16, and
     /// what is fast where that is auto too [default: auto]
     #[arg(long, value_parser = named::<Choice<Arithmetic>>, value_name = "ARITHMETIC", help_heading = "Model")]

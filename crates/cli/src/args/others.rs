@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
-use lowrank_engine::WeightFormat;
+use lowrank_engine::BaseFormat;
 use lowrank_run::predict::Aggregation;
 use lowrank_run::targets::Target;
 use lowrank_run::{RunError, RunResult};
@@ -358,8 +358,8 @@ pub struct CheckArgs {
     pub samples: Option<usize>,
     /// int8 to read the weights and tell what training on them in eight bits does to the model's
     /// results on the first rows
-    #[arg(long, value_parser = named::<WeightFormat>, value_name = "FORMAT", help_heading = "Model")]
-    pub base_format: Option<WeightFormat>,
+    #[arg(long, value_parser = named::<BaseFormat>, value_name = "FORMAT", help_heading = "Model")]
+    pub base_format: Option<BaseFormat>,
     /// Exit with code 1 when something is found that deserves a look
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Data")]
     pub strict: Option<bool>,

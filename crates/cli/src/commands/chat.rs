@@ -10,7 +10,7 @@ use lowrank_run::{RunError, RunResult};
 use serde_json::{Value, json};
 
 use crate::args::ChatArgs;
-use crate::session::{decoding, device, open_model};
+use crate::session::{decoding, device_of, open_model};
 use crate::stream::Stream;
 use crate::{errors, output, settings, unused};
 
@@ -35,7 +35,8 @@ pub fn run(flags: ChatArgs) -> RunResult {
         *max_new_tokens = MAX_NEW_TOKENS.into();
     }
     let asked = Asked::new(flags)?;
-    let device = device(&args.common, args.numerics.choices().or_f32())?;
+    let numerics = args.numerics.choices().or_f32();
+    let device = device_of(&args.common, numerics, &args.model, &args.adapter)?;
     let loaded = open_model(
         &args.model,
         &args.adapter,

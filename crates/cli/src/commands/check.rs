@@ -3,7 +3,7 @@
 
 use lowrank_data::check::{CheckFile, CheckOptions, CheckReport, check};
 use lowrank_data::{Example, LabelMap, Loaded, Table, Task};
-use lowrank_engine::{Device, WeightFormat};
+use lowrank_engine::{BaseFormat, Device};
 use lowrank_model::{Int8Error, Model};
 use lowrank_run::base::{Base, Head};
 use lowrank_run::device::NumericChoices;
@@ -166,12 +166,12 @@ fn int8_error(
 ) -> RunResult<Option<Int8Error>> {
     match args.base_format {
         None => Ok(None),
-        Some(WeightFormat::Int8) => {
+        Some(BaseFormat::Int8) => {
             let rows = &rows[..rows.len().min(batch_size(args.per_device_batch_size, 32)?)];
             let (isa, threads) = (machine()?.isa(), args.common.threads);
             lowrank_run::int8::int8_error(base, head, rows, isa, threads).map(Some)
         }
-        Some(format @ (WeightFormat::F32 | WeightFormat::Bf16)) => Err(RunError::usage(format!(
+        Some(format) => Err(RunError::usage(format!(
             "`--base-format {}` has no error to tell; check measures int8",
             format.name()
         ))),

@@ -9,7 +9,7 @@ use lowrank_train::metrics::Metric;
 
 use crate::args::EvalArgs;
 use crate::output::{self, TextTable, count};
-use crate::session::{device, open_model, say_notes};
+use crate::session::{device_of, open_model, say_notes};
 use crate::{presets, unused};
 
 /// Runs the command.
@@ -27,12 +27,9 @@ pub fn run(flags: EvalArgs) -> RunResult {
     if args.scoring.generate.unwrap_or(false) {
         return generated::generate_and_score(&args, path);
     }
-    let device = device(
-        &args.common,
-        args.numerics
-            .for_adapter(args.adapter.adapter.as_ref())
-            .without_int8()?,
-    )?;
+    let numerics = args.numerics.for_adapter(args.adapter.adapter.as_ref());
+    let numerics = numerics.without_int8()?;
+    let device = device_of(&args.common, numerics, &args.model, &args.adapter)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let settings = args.data.settings()?;
     let loaded = open_model(&args.model, &args.adapter, &settings, &device)?;

@@ -13,7 +13,7 @@ use lowrank_run::{RunError, RunResult, targets};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
-use crate::session::{decoding, device, open_model};
+use crate::session::{decoding, device_of, open_model};
 use crate::sink::Sink;
 use crate::stream::Stream;
 use crate::{errors, output, presets, settings, unused};
@@ -31,10 +31,8 @@ pub fn run(flags: GenerateArgs) -> RunResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let device = device(
-        &args.common,
-        args.numerics.choices().without_int8()?.or_f32(),
-    )?;
+    let numerics = args.numerics.choices().without_int8()?.or_f32();
+    let device = device_of(&args.common, numerics, &args.model, &args.adapter)?;
     let rows = RowSettings::of_language();
     let mut loaded = open_model(&args.model, &args.adapter, &rows, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;

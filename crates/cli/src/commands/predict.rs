@@ -6,7 +6,7 @@ use lowrank_run::predict::{Predictor, Source};
 use lowrank_run::{RunError, RunResult, targets};
 
 use crate::args::PredictArgs;
-use crate::session::{device, open_model, say_notes};
+use crate::session::{device_of, open_model, say_notes};
 use crate::sink::Sink;
 use crate::{output, settings, unused};
 
@@ -21,10 +21,8 @@ pub fn run(flags: PredictArgs) -> RunResult {
             ("--config", args.common.config.as_deref()),
         ],
     )?;
-    let device = device(
-        &args.common,
-        args.numerics.choices().without_int8()?.or_f32(),
-    )?;
+    let numerics = args.numerics.choices().without_int8()?.or_f32();
+    let device = device_of(&args.common, numerics, &args.model, &args.adapter)?;
     let size = batch_size(args.per_device_eval_batch_size, BATCH_SIZE)?;
     let data = args.data.settings()?;
     let loaded = open_model(&args.model, &args.adapter, &data, &device)?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use lowrank_engine::{Device, OpTime};
 use lowrank_run::RunResult;
 use lowrank_run::profile::{ProfileSettings, StepTiming, Subject, product_flops_per_second};
+use lowrank_train::config::Method;
 use serde_json::json;
 
 use crate::args::ProfileArgs;
@@ -23,6 +24,10 @@ pub fn run(flags: ProfileArgs) -> RunResult {
     unused::check_profile(unused::given_args(&args), &args)?;
     let method = args.method.get()?;
     let numerics = args.numerics.choices().for_method(method);
+    let numerics = match method {
+        Method::Full => numerics,
+        _ => numerics.over(args.model.model.as_deref(), None)?,
+    };
     let device = session::device(&args.common, numerics)?;
     let settings = ProfileSettings {
         model: args.model.settings(),

@@ -106,6 +106,58 @@ fn a_classifier_is_trained_on_a_gguf_file() {
     assert_eq!(predicted.stdout.lines().count(), 12);
 }
 
+/// Where products are made in f32, an adapter over blocks is the adapter over what they decode to.
+#[test]
+fn an_adapter_over_a_quantised_base_is_that_over_its_decoded_weights() {
+    let lab = Lab::new();
+    let rows = "--train-file @texts.jsonl --task causal_lm --num-train-epochs 1 --max-length 32 --precision f32 --target-modules all-linear";
+    let mut adapters = Vec::new();
+    for format in ["auto", "stored", "f32"] {
+        let line = format!(
+            "train --model %gpt2.gguf {rows} --base-format {format} --per-device-batch-size 4 --output-dir @{format}"
+        );
+        lab.run(&line).ok();
+        let recorded = fs::read_to_string(lab.path(format).join("config.yaml")).unwrap();
+        let wanted = if format == "f32" { "f32" } else { "stored" };
+        let line = format!("base_format: {wanted}\n");
+        assert!(recorded.contains(&line), "{recorded}");
+        adapters
+            .push(fs::read(lab.path(format).join("adapter/adapter_model.safetensors")).unwrap());
+    }
+    assert!(adapters.iter().all(|adapter| *adapter == adapters[0]));
+    // A checkpoint is put into blocks as it is read; what is trained on them runs on them too.
+    for format in ["q8_0", "q4_0", "nf4"] {
+        let numerics = format!("--base-format {format}");
+        lab.run(&format!(
+            "train --model %gpt2.gguf {rows} {numerics} --per-device-batch-size 4 --output-dir @{format}"
+        ))
+        .ok();
+        lab.run(&format!(
+            "eval --model %gpt2.gguf --adapter @{format} --data-file @texts.jsonl {numerics}"
+        ))
+        .ok();
+    }
+}
+
+#[test]
+fn blocks_are_refused_where_they_cannot_be() {
+    let lab = Lab::new();
+    lab.run("train --model %gpt2.gguf --full --base-format q8_0 --train-file @texts.jsonl --task causal_lm --output-dir @full")
+        .fails(2, &["base_format", "q8_0, which is for frozen weights"]);
+    lab.run("profile --model %bert-nf4 --base-format stored")
+        .fails(
+            2,
+            &[
+                "`--base-format stored` keeps the blocks of a GGUF file",
+                "q8_0",
+            ],
+        );
+    lab.run(
+        "train --model %gpt2.gguf --base-format q3_9 --train-file @texts.jsonl --output-dir @x",
+    )
+    .fails(2, &["stored"]);
+}
+
 #[test]
 fn inspect_lists_types_and_bits() {
     let lab = Lab::new();

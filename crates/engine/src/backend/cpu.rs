@@ -7,9 +7,10 @@ mod norms;
 mod products;
 mod rows;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_kernels::product::{Arithmetic, WeightFormat};
+use lowrank_kernels::product::{Arithmetic, BlockRows, WeightFormat};
 use lowrank_kernels::{self as kernels, Isa, PANEL};
 
 use super::{Backend, BlockOfRows, Scratch, Sizes};
@@ -299,6 +300,15 @@ impl Backend for Cpu {
         let rows = block.values.len() / depth.max(1);
         let view = kernels::MatRef::new(block.values, rows, depth);
         products::pack_rows(self.sizes.isa, view, block.first, matrix);
+    }
+
+    fn write_packed_blocks(
+        &self,
+        matrix: &mut PackedMatrix,
+        rows: Range<usize>,
+        parts: &BlockRows,
+    ) {
+        products::pack_block_rows(parts, rows, matrix);
     }
 
     fn write_packed_transposed(&self, matrix: &mut PackedMatrix, values: &[f32]) {

@@ -1,6 +1,9 @@
 //! The backend that plans: it has the sizes of another one and no memory.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use lowrank_kernels::product::BlockRows;
 
 use super::{Backend, BlockOfRows, Scratch, Sizes};
 use crate::call::Call;
@@ -54,6 +57,8 @@ impl Backend for Dry {
     }
 
     fn write_packed(&self, _: &mut PackedMatrix, _: BlockOfRows<'_>) {}
+
+    fn write_packed_blocks(&self, _: &mut PackedMatrix, _: Range<usize>, _: &BlockRows) {}
 
     fn write_packed_transposed(&self, _: &mut PackedMatrix, _: &[f32]) {}
 

@@ -4,9 +4,10 @@
 mod attention;
 mod norms;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_kernels::product::{Arithmetic, Side, WeightFormat};
+use lowrank_kernels::product::{Arithmetic, BlockRows, Side, WeightFormat};
 use lowrank_kernels::reference as definition;
 use lowrank_kernels::{Activation, Rope};
 
@@ -73,7 +74,9 @@ fn values_mut(matrix: &mut PackedMatrix) -> &mut [f64] {
 fn stored(matrix: &PackedMatrix, rows: &[f32]) -> Vec<f64> {
     match matrix.format() {
         WeightFormat::Int8 => definition::int8_weight(rows, matrix.in_features()),
-        WeightFormat::F32 | WeightFormat::Bf16 => rows.iter().copied().map(f64::from).collect(),
+        WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::Blocks(_) => {
+            rows.iter().copied().map(f64::from).collect()
+        }
     }
 }
 
@@ -531,6 +534,21 @@ impl Backend for Reference {
         let start = block.first * matrix.in_features();
         let values = stored(matrix, block.values);
         values_mut(matrix)[start..][..values.len()].copy_from_slice(&values);
+    }
+
+    fn write_packed_blocks(
+        &self,
+        matrix: &mut PackedMatrix,
+        rows: Range<usize>,
+        parts: &BlockRows,
+    ) {
+        let WeightFormat::Blocks(format) = matrix.format() else {
+            panic!("{} weights have no blocks", matrix.format().name());
+        };
+        let mut values = vec![0.0; rows.len() * matrix.in_features()];
+        parts.values(format, &mut values);
+        let (first, values) = (rows.start, &values[..]);
+        self.write_packed(matrix, BlockOfRows { first, values });
     }
 
     fn write_packed_transposed(&self, matrix: &mut PackedMatrix, values: &[f32]) {

@@ -1,8 +1,10 @@
 //! Matrices that are laid out for products, and the columns that integers keep beside. What trains
 //! stands elsewhere.
 
+use std::ops::Range;
+
 use lowrank_kernels::Plain;
-use lowrank_kernels::product::WeightFormat;
+use lowrank_kernels::product::{BlockFormat, BlockRows, WeightFormat};
 
 use crate::backend::BlockOfRows;
 use crate::call::{Call, Transpose};
@@ -101,10 +103,10 @@ impl PackedMatrix {
 
     /// A frozen matrix in the device's format, values unspecified.
     fn frozen(device: &Device, shape: [usize; 2]) -> Self {
-        let format = device.numerics().weights;
+        let format = device.numerics().plain_weights();
         let outliers = match format {
             WeightFormat::Int8 => Outliers::first(shape),
-            WeightFormat::F32 | WeightFormat::Bf16 => Outliers::default(),
+            WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::Blocks(_) => Outliers::default(),
         };
         Self {
             outliers,
@@ -141,6 +143,30 @@ impl PackedMatrix {
         Self::frozen(device, [out_features, in_features]).filled(fill)
     }
 
+    /// Packs a weight or table [rows, cols] in blocks whose parts `fill` gives, some rows at a
+    /// time: `fill(rows)`. Not called on the dry device. Errors are those of `fill`. Panics if the
+    /// columns are not whole blocks.
+    pub fn from_block_rows<E>(
+        device: &Device,
+        format: BlockFormat,
+        shape @ [rows, cols]: [usize; 2],
+        mut fill: impl FnMut(Range<usize>) -> Result<BlockRows, E>,
+    ) -> Result<Self, E> {
+        assert_eq!(cols % format.block(), 0, "{shape:?} in {}", format.name());
+        let format = WeightFormat::Blocks(format);
+        let mut matrix = Self::uninit(device, format, shape, Purpose::FrozenWeights);
+        if !device.is_dry() {
+            for first in (0..rows).step_by(Self::BLOCK_ROWS) {
+                let part = first..(first + Self::BLOCK_ROWS).min(rows);
+                let parts = fill(part.clone())?;
+                device
+                    .backend()
+                    .write_packed_blocks(&mut matrix, part, &parts);
+            }
+        }
+        Ok(matrix)
+    }
+
     /// Packs a weight [out, in] whose values are at hand. On the dry device only the shape counts.
     /// Panics elsewhere if there are too few.
     pub fn new(device: &Device, out_features: usize, in_features: usize, values: &[f32]) -> Self {
@@ -160,7 +186,7 @@ impl PackedMatrix {
         cols: usize,
         fill: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let format = device.numerics().weights.of_tables();
+        let format = device.numerics().plain_weights().of_tables();
         Self::uninit(device, format, [rows, cols], Purpose::FrozenWeights).filled(fill)
     }
 

@@ -2,12 +2,13 @@
 //! their order or in another, blocks of GGUF, values packed into several tensors. Knows no format's
 //! header.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Result;
 use crate::dtype::{DType, decode_f32};
 use crate::quantised::packed::Files;
-use crate::quantised::{BlockFormat, Packed};
+use crate::quantised::{BlockFormat, BlockParts, Packed};
 use crate::source::Source;
 
 /// Values read at a time.
@@ -285,6 +286,29 @@ impl Blocks {
     pub(super) fn read_f32(&self, of: Reading<'_>, start: usize, out: &mut [f32]) -> Result<()> {
         let decode = |start: usize, out: &mut [f32]| self.decode(of.source, start, out);
         self.order.read(of, self.stored, start, out, &decode)
+    }
+
+    /// The parts of some rows, of the tensor or, where it is transposed, of its columns; they are
+    /// there.
+    pub(super) fn parts(&self, of: Reading<'_>, rows: Range<usize>) -> Result<BlockParts> {
+        let [all, cols] = self.stored;
+        let row_bytes = cols / self.format.values * self.format.bytes;
+        let read = |rows: Range<usize>| {
+            let offset = self.offset + (rows.start * row_bytes) as u64;
+            of.source.read_vec(offset, (rows.len() * row_bytes) as u64)
+        };
+        let bytes = match self.order {
+            RowOrder::Same | RowOrder::Transposed => read(rows)?,
+            RowOrder::HalvesInTurn { heads } => {
+                // Those of whole heads, out of which the wanted ones are taken.
+                let width = all / heads;
+                let first = rows.start / width * width;
+                let heads = read(first..rows.end.next_multiple_of(width).min(all))?;
+                let row = |row: usize| &heads[(stored_row(row, width) - first) * row_bytes..];
+                rows.flat_map(|at| &row(at)[..row_bytes]).copied().collect()
+            }
+        };
+        Ok(self.format.parts(&bytes))
     }
 
     /// Values `start..start + out.len()` in their stored order, which may begin and end inside a

@@ -2,6 +2,7 @@
 //! Source: gguf-py 0.19, `constants.py` (ids and sizes) and `quants.py` (values, whose bits these
 //! functions give).
 
+use super::parts::{self, BlockParts, TakeApart};
 use super::{k_blocks, small_blocks};
 use crate::dtype::{DType, decode_f32};
 
@@ -26,6 +27,8 @@ enum Kind {
     Plain(DType),
     /// Blocks that a function decodes: whole blocks in, as many values out.
     Blocks(fn(&[u8], &mut [f32])),
+    /// The same, of which another function takes one apart.
+    Parts(fn(&[u8], &mut [f32]), TakeApart),
     /// Blocks of known size that are not decoded.
     Unread,
 }
@@ -55,6 +58,22 @@ const fn packed(
     }
 }
 
+const fn parted(
+    id: u32,
+    name: &'static str,
+    [values, bytes]: [usize; 2],
+    decode: fn(&[u8], &mut [f32]),
+    take_apart: TakeApart,
+) -> BlockFormat {
+    BlockFormat {
+        id,
+        name,
+        values,
+        bytes,
+        kind: Kind::Parts(decode, take_apart),
+    }
+}
+
 const fn unread(id: u32, name: &'static str, [values, bytes]: [usize; 2]) -> BlockFormat {
     BlockFormat {
         id,
@@ -69,17 +88,17 @@ const fn unread(id: u32, name: &'static str, [values, bytes]: [usize; 2]) -> Blo
 pub static BLOCK_FORMATS: [BlockFormat; 34] = [
     plain(0, "F32", 4, DType::F32),
     plain(1, "F16", 2, DType::F16),
-    packed(2, "Q4_0", [32, 18], small_blocks::q4_0),
-    packed(3, "Q4_1", [32, 20], small_blocks::q4_1),
-    packed(6, "Q5_0", [32, 22], small_blocks::q5_0),
-    packed(7, "Q5_1", [32, 24], small_blocks::q5_1),
-    packed(8, "Q8_0", [32, 34], small_blocks::q8_0),
+    parted(2, "Q4_0", [32, 18], small_blocks::q4_0, parts::q4_0),
+    parted(3, "Q4_1", [32, 20], small_blocks::q4_1, parts::q4_1),
+    parted(6, "Q5_0", [32, 22], small_blocks::q5_0, parts::q5_0),
+    parted(7, "Q5_1", [32, 24], small_blocks::q5_1, parts::q5_1),
+    parted(8, "Q8_0", [32, 34], small_blocks::q8_0, parts::q8_0),
     unread(9, "Q8_1", [32, 40]),
     packed(10, "Q2_K", [256, 84], k_blocks::q2_k),
     packed(11, "Q3_K", [256, 110], k_blocks::q3_k),
-    packed(12, "Q4_K", [256, 144], k_blocks::q4_k),
-    packed(13, "Q5_K", [256, 176], k_blocks::q5_k),
-    packed(14, "Q6_K", [256, 210], k_blocks::q6_k),
+    parted(12, "Q4_K", [256, 144], k_blocks::q4_k, parts::q4_k),
+    parted(13, "Q5_K", [256, 176], k_blocks::q5_k, parts::q5_k),
+    parted(14, "Q6_K", [256, 210], k_blocks::q6_k, parts::q6_k),
     unread(15, "Q8_K", [256, 292]),
     unread(16, "IQ2_XXS", [256, 66]),
     unread(17, "IQ2_XS", [256, 74]),
@@ -118,7 +137,7 @@ impl BlockFormat {
     pub fn plain(&self) -> Option<DType> {
         match self.kind {
             Kind::Plain(dtype) => Some(dtype),
-            Kind::Blocks(_) | Kind::Unread => None,
+            Kind::Blocks(_) | Kind::Parts(..) | Kind::Unread => None,
         }
     }
 
@@ -126,7 +145,7 @@ impl BlockFormat {
     pub fn is_read(&self) -> bool {
         match self.kind {
             Kind::Plain(dtype) => dtype.is_float(),
-            Kind::Blocks(_) => true,
+            Kind::Blocks(_) | Kind::Parts(..) => true,
             Kind::Unread => false,
         }
     }
@@ -145,9 +164,27 @@ impl BlockFormat {
         );
         match self.kind {
             Kind::Plain(dtype) => decode_f32(dtype, bytes, out),
-            Kind::Blocks(decode) => decode(bytes, out),
+            Kind::Blocks(decode) | Kind::Parts(decode, _) => decode(bytes, out),
             Kind::Unread => panic!("`{}` is not decoded; the caller checks", self.name),
         }
+    }
+
+    /// Whether [`BlockFormat::parts`] takes its blocks apart.
+    pub fn has_parts(&self) -> bool {
+        matches!(self.kind, Kind::Parts(..))
+    }
+
+    /// Takes whole blocks apart. Panics if the type has no parts, or a block is not whole.
+    pub fn parts(&self, bytes: &[u8]) -> BlockParts {
+        assert_eq!(bytes.len() % self.bytes, 0, "{}: whole blocks", self.name);
+        let Kind::Parts(_, take_apart) = self.kind else {
+            panic!("`{}` is not taken apart; the caller checks", self.name);
+        };
+        let mut parts = BlockParts::default();
+        for block in bytes.chunks_exact(self.bytes) {
+            take_apart(block, &mut parts);
+        }
+        parts
     }
 
     /// Names of the types that are read, for messages.

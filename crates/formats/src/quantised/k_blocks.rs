@@ -5,7 +5,7 @@ use super::blocks::{each, half_at};
 use super::small_blocks::IQ4_VALUES;
 
 /// Eight scales and eight minima of 6 bits in 12 bytes.
-fn scales_and_minima(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
+pub(super) fn scales_and_minima(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minima) = ([0; 8], [0; 8]);
     for i in 0..4 {
         let (d, m, both) = (bytes[i], bytes[i + 4], bytes[i + 8]);

@@ -33,7 +33,7 @@ fn nibbles_and_bit(bytes: &[u8], high_bits: u32, out: &mut [f32; 32], value: imp
     }
 }
 
-fn u32_at(block: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 

@@ -5,20 +5,19 @@
 //! element has a size.
 
 use half::bf16;
-use serde::{Deserialize, Serialize};
 
 use crate::aligned::{Plain, typed, typed_mut};
 use crate::element::DType;
 use crate::isa::Isa;
 use crate::matrix::MatRef;
 
+use super::block_forms::{BlockFormat, BlockRows};
 use super::integers::{IntegerPanels, Rounding};
 use super::panels::{PANEL, PanelForm, PanelPart, PanelSource, PanelsInPlace, round_pairs};
-use super::{pack_bf16, pack_f32, pack_int8};
+use super::{block_panels, pack_bf16, pack_f32, pack_int8};
 
 /// How packed weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// f32 lines.
     F32,
@@ -27,6 +26,8 @@ pub enum WeightFormat {
     /// Integers of eight bits with a scale for each row. Products with them are products of
     /// integers, whatever the arithmetic of other products.
     Int8,
+    /// Blocks of values that share a scale, as files hold them, decoded in cache.
+    Blocks(BlockFormat),
 }
 
 impl WeightFormat {
@@ -36,6 +37,7 @@ impl WeightFormat {
             WeightFormat::F32 => "f32",
             WeightFormat::Bf16 => "bf16",
             WeightFormat::Int8 => "int8",
+            WeightFormat::Blocks(format) => format.name(),
         }
     }
 
@@ -43,7 +45,7 @@ impl WeightFormat {
     pub fn of_rows(self) -> DType {
         match self {
             WeightFormat::F32 => DType::F32,
-            WeightFormat::Bf16 | WeightFormat::Int8 => DType::Bf16,
+            WeightFormat::Bf16 | WeightFormat::Int8 | WeightFormat::Blocks(_) => DType::Bf16,
         }
     }
 
@@ -61,7 +63,8 @@ impl WeightFormat {
         match (side, self) {
             (Side::Straight, WeightFormat::F32) => PanelForm::Lines,
             (Side::Straight, WeightFormat::Bf16) => PanelForm::Pairs,
-            (Side::Transposed, WeightFormat::F32 | WeightFormat::Bf16) => PanelForm::Decoded,
+            (Side::Transposed, WeightFormat::F32 | WeightFormat::Bf16)
+            | (_, WeightFormat::Blocks(_)) => PanelForm::Decoded,
             (side, WeightFormat::Int8) => PanelForm::Integers(side),
         }
     }
@@ -83,17 +86,26 @@ pub fn packed_bytes(format: WeightFormat, rows: usize, depth: usize) -> usize {
         WeightFormat::F32 => 4 * pack_f32::packed_len(rows, depth),
         WeightFormat::Bf16 => 2 * pack_bf16::packed_bf16_len(rows, depth),
         WeightFormat::Int8 => pack_int8::packed_int8_bytes(rows, depth),
+        WeightFormat::Blocks(format) => rows.div_ceil(PANEL) * format.panel_bytes(depth),
     }
 }
 
 /// Packs w [rows, depth], any view, rounding where the format is narrower. Panics if `dst` is not
-/// [`packed_bytes`] long, or not aligned for the format.
+/// [`packed_bytes`] long, or not aligned for the format, and for blocks: those are packed from
+/// their parts by [`pack_blocks`].
 pub fn pack_weights(isa: Isa, format: WeightFormat, w: MatRef, dst: &mut [u8]) {
     match format {
         WeightFormat::F32 => pack_f32::pack(isa, w, typed_mut(dst)),
         WeightFormat::Bf16 => pack_bf16::pack_bf16(isa, w, typed_mut(dst)),
         WeightFormat::Int8 => pack_int8::pack_int8(w, dst),
+        WeightFormat::Blocks(format) => panic!("{} is packed from its parts", format.name()),
     }
+}
+
+/// Packs rows [rows, depth] of values in blocks. Panics if `dst` is not [`packed_bytes`] long, or
+/// the parts are not those of as many values.
+pub fn pack_blocks(format: BlockFormat, rows: &BlockRows, shape: [usize; 2], dst: &mut [u8]) {
+    rows.pack(format, shape, dst);
 }
 
 /// Packed weights W [rows, depth].
@@ -114,6 +126,7 @@ impl<'a> PackedWeights<'a> {
         let align = match format {
             WeightFormat::F32 | WeightFormat::Int8 => align_of::<f32>(),
             WeightFormat::Bf16 => align_of::<bf16>(),
+            WeightFormat::Blocks(_) => 1,
         };
         let aligned = bytes.as_ptr().addr().is_multiple_of(align);
         assert!(aligned || bytes.is_empty(), "{name} weights are aligned");
@@ -158,6 +171,7 @@ impl<'a> PackedWeights<'a> {
             WeightFormat::F32 => pack_f32::unpack(self.of().values, n, k, dst),
             WeightFormat::Bf16 => pack_bf16::unpack_bf16(self.of().values, n, k, dst),
             WeightFormat::Int8 => pack_int8::unpack_int8(&self.of(), dst),
+            WeightFormat::Blocks(format) => block_panels::unpack(format, &self.of(), dst),
         }
     }
 
@@ -169,6 +183,7 @@ impl<'a> PackedWeights<'a> {
             WeightFormat::F32 => pack_f32::add_row(&self.of(), row, sum),
             WeightFormat::Bf16 => pack_bf16::add_row(&self.of(), row, sum),
             WeightFormat::Int8 => pack_int8::add_row(&self.of(), row, sum),
+            WeightFormat::Blocks(format) => block_panels::add_row(format, &self.of(), row, sum),
         }
     }
 
@@ -231,13 +246,18 @@ impl PanelSource for WeightPanels<'_> {
             WeightFormat::F32 => pack_f32::widen(isa, &w.of(), side, &part, out),
             WeightFormat::Bf16 => pack_bf16::widen(isa, &w.of(), side, &part, out),
             WeightFormat::Int8 => pack_int8::widen(&w.of(), side, &part, out),
+            WeightFormat::Blocks(format) => {
+                block_panels::widen(isa, format, &w.of(), side, &part, out);
+            }
         }
     }
 
     fn pairs(&self, isa: Isa, part: PanelPart, out: &mut [bf16]) {
         let (w, side) = (self.weights, self.side);
         match w.format {
-            WeightFormat::F32 | WeightFormat::Int8 => round_pairs(self, isa, part, out),
+            WeightFormat::F32 | WeightFormat::Int8 | WeightFormat::Blocks(_) => {
+                round_pairs(self, isa, part, out);
+            }
             WeightFormat::Bf16 => pack_bf16::pairs(isa, &w.of(), side, &part, out),
         }
     }

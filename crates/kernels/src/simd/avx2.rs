@@ -200,6 +200,23 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_si256(p.cast(), v) }
     }
     #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> __m256i {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
+    }
+    #[inline(always)]
+    fn shr_u(self, a: __m256i, n: u32) -> __m256i {
+        pure!(_mm256_srl_epi32(a, _mm_cvtsi32_si128(n as i32)))
+    }
+    #[inline(always)]
+    fn shl_u(self, a: __m256i, n: u32) -> __m256i {
+        pure!(_mm256_sll_epi32(a, _mm_cvtsi32_si128(n as i32)))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m256i) -> __m256 {
+        pure!(_mm256_cvtepi32_ps(a))
+    }
+    #[inline(always)]
     unsafe fn store_low_bytes(self, p: *mut u8, v: __m256i) {
         // SAFETY: the caller's contract, and the token.
         unsafe {
@@ -259,6 +276,18 @@ impl Simd for Avx2 {
             );
             _mm_storeu_si128(p.cast(), packed);
         }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[f32; 16], places: __m256i) -> __m256 {
+        // SAFETY: the table is two vectors.
+        let [low, high] = unsafe { [self.load(table.as_ptr()), self.load(table.as_ptr().add(8))] };
+        pure!({
+            let low = _mm256_permutevar8x32_ps(low, places);
+            let high = _mm256_permutevar8x32_ps(high, places);
+            // The fourth bit of a place becomes a sign, by which lanes are chosen.
+            let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
+            _mm256_blendv_ps(low, high, is_high)
+        })
     }
     #[inline(always)]
     unsafe fn transpose(

@@ -204,6 +204,23 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
     #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> __m512i {
+        // SAFETY: the caller's contract, and the token.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    fn shr_u(self, a: __m512i, n: u32) -> __m512i {
+        pure!(_mm512_srl_epi32(a, _mm_cvtsi32_si128(n as i32)))
+    }
+    #[inline(always)]
+    fn shl_u(self, a: __m512i, n: u32) -> __m512i {
+        pure!(_mm512_sll_epi32(a, _mm_cvtsi32_si128(n as i32)))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m512i) -> __m512 {
+        pure!(_mm512_cvtepi32_ps(a))
+    }
+    #[inline(always)]
     unsafe fn store_low_bytes(self, p: *mut u8, v: __m512i) {
         // SAFETY: the caller's contract, and the token.
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v)) }
@@ -302,6 +319,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 sum,
             )
         })
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[f32; 16], places: __m512i) -> __m512 {
+        // SAFETY: the table is a whole vector.
+        let table = unsafe { self.load(table.as_ptr()) };
+        pure!(_mm512_permutexvar_ps(places, table))
     }
     // Four stages of eight-byte, sixteen-byte and lane exchanges: 64 shuffles for 256 elements.
     #[inline(always)]

@@ -183,6 +183,27 @@ impl Simd for Neon {
         unsafe { vst1q_u8(p.cast(), vreinterpretq_u8_u32(v)) }
     }
     #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> uint32x4_t {
+        // SAFETY: the caller's contract, and the token.
+        unsafe {
+            let word = p.cast::<u32>().read_unaligned();
+            let bytes = vreinterpret_u8_u32(vdup_n_u32(word));
+            vmovl_u16(vget_low_u16(vmovl_u8(bytes)))
+        }
+    }
+    #[inline(always)]
+    fn shr_u(self, a: uint32x4_t, n: u32) -> uint32x4_t {
+        pure!(vshlq_u32(a, vdupq_n_s32(-(n as i32))))
+    }
+    #[inline(always)]
+    fn shl_u(self, a: uint32x4_t, n: u32) -> uint32x4_t {
+        pure!(vshlq_u32(a, vdupq_n_s32(n as i32)))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: uint32x4_t) -> float32x4_t {
+        pure!(vcvtq_f32_u32(a))
+    }
+    #[inline(always)]
     unsafe fn store_low_bytes(self, p: *mut u8, v: uint32x4_t) {
         // SAFETY: the caller's contract, and the token.
         unsafe {

@@ -143,6 +143,23 @@ impl Simd for Scalar {
         unsafe { p.write_unaligned(v) }
     }
     #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> u32 {
+        // SAFETY: the caller's contract.
+        u32::from(unsafe { p.read() })
+    }
+    #[inline(always)]
+    fn shr_u(self, a: u32, n: u32) -> u32 {
+        a >> n
+    }
+    #[inline(always)]
+    fn shl_u(self, a: u32, n: u32) -> u32 {
+        a << n
+    }
+    #[inline(always)]
+    fn to_f32(self, a: u32) -> f32 {
+        a as f32
+    }
+    #[inline(always)]
     unsafe fn store_low_bytes(self, p: *mut u8, v: u32) {
         // SAFETY: the caller's contract.
         unsafe { p.write(v as u8) }

@@ -12,12 +12,23 @@ pub struct Packed {
 
 impl Packed {
     pub fn of(isa: Isa, format: WeightFormat, w: MatRef) -> Self {
-        let shape = [w.rows(), w.cols()];
+        Self::filled(format, [w.rows(), w.cols()], |bytes| {
+            pack_weights(isa, format, w, bytes);
+        })
+    }
+
+    pub fn of_blocks(format: BlockFormat, rows: &BlockRows, shape: [usize; 2]) -> Self {
+        Self::filled(WeightFormat::Blocks(format), shape, |bytes| {
+            pack_blocks(format, rows, shape, bytes);
+        })
+    }
+
+    fn filled(format: WeightFormat, shape: [usize; 2], fill: impl FnOnce(&mut [u8])) -> Self {
         let len = packed_bytes(format, shape[0], shape[1]);
         let mut words = vec![u64::MAX; len.div_ceil(8)];
         // SAFETY: any words are bytes, and any bytes words.
         let bytes = unsafe { words.align_to_mut::<u8>() }.1;
-        pack_weights(isa, format, w, &mut bytes[..len]);
+        fill(&mut bytes[..len]);
         Self {
             format,
             shape,

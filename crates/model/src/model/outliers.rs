@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use lowrank_engine::ops::loss::Targets;
-use lowrank_engine::{Gradients, Matrix, Outliers, PackedMatrix, WeightFormat};
+use lowrank_engine::{BaseFormat, Gradients, Matrix, Outliers, PackedMatrix, WeightFormat};
 
 use crate::error::ModelError;
 use crate::model::{Model, PassOptions};
@@ -38,7 +38,7 @@ impl Model {
 
     /// Whether weights are integers and the columns beside them are not known yet.
     pub fn wants_outliers(&self) -> bool {
-        let is_int8 = self.device.numerics().weights == WeightFormat::Int8;
+        let is_int8 = self.device.numerics().weights == BaseFormat::Int8;
         is_int8 && !self.knows_outliers && !self.device.is_dry()
     }
 
@@ -92,10 +92,10 @@ impl Model {
     /// Errors where weights are integers: what is written or merged starts from the original ones.
     pub(crate) fn refuse_int8(&self, what: &str) -> Result<(), ModelError> {
         match self.device.numerics().weights {
-            WeightFormat::Int8 => Err(ModelError::State(format!(
+            BaseFormat::Int8 => Err(ModelError::State(format!(
                 "{what} starts from the original weights, and these were rounded to int8 when they were read"
             ))),
-            WeightFormat::F32 | WeightFormat::Bf16 => Ok(()),
+            _ => Ok(()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The ways of storing and multiplying, each timed on one small product and compared with the
 //! definition, and which of them is taken where nobody chooses.
 
-use lowrank_engine::{Arithmetic, DType, Device, Isa, WeightFormat};
+use lowrank_engine::{Arithmetic, BaseFormat, DType, Device, Isa};
 use lowrank_train::config::NumericSettings;
 use serde::{Deserialize, Serialize};
 
@@ -22,14 +22,14 @@ pub struct Timed {
 /// The ways that `auto` chooses among, in the order of preference: half the memory first, then the
 /// exacter arithmetic.
 pub const WAYS: [NumericSettings; 3] = [
-    way(DType::Bf16, WeightFormat::Bf16, Arithmetic::F32),
-    way(DType::Bf16, WeightFormat::Bf16, Arithmetic::Bf16),
-    way(DType::F32, WeightFormat::F32, Arithmetic::F32),
+    way(DType::Bf16, BaseFormat::Bf16, Arithmetic::F32),
+    way(DType::Bf16, BaseFormat::Bf16, Arithmetic::Bf16),
+    way(DType::F32, BaseFormat::F32, Arithmetic::F32),
 ];
 
 /// What is measured besides, to be shown: nobody gets it without asking.
 pub(super) const BESIDE: [NumericSettings; 1] =
-    [way(DType::Bf16, WeightFormat::Int8, Arithmetic::F32)];
+    [way(DType::Bf16, BaseFormat::Int8, Arithmetic::F32)];
 
 /// How many times as fast as one before it a way must be to be taken in its place: noise does not
 /// flip the choice.
@@ -48,11 +48,7 @@ const REPEATS: usize = 3;
 /// Rows between those that are compared; tiles of 4, 6, 8 and 12 rows are met at every place.
 const ROW_STEP: usize = 13;
 
-const fn way(
-    precision: DType,
-    base_format: WeightFormat,
-    arithmetic: Arithmetic,
-) -> NumericSettings {
+const fn way(precision: DType, base_format: BaseFormat, arithmetic: Arithmetic) -> NumericSettings {
     NumericSettings {
         precision,
         base_format,
@@ -66,9 +62,9 @@ impl Timed {
     pub fn is_right(&self) -> bool {
         // Of 9,728 results. Measured: 3e-6 in f32, 0.011 in bf16, 0.03 with int8.
         let most = match (self.way.precision, self.way.base_format) {
-            (_, WeightFormat::Int8) => 0.2,
-            (DType::Bf16, _) | (_, WeightFormat::Bf16) => 0.05,
-            (DType::F32, WeightFormat::F32) => 1e-4,
+            (_, BaseFormat::Int8) => 0.2,
+            (DType::Bf16, _) | (_, BaseFormat::Bf16) => 0.05,
+            (DType::F32, _) => 1e-4,
         };
         self.error <= most && self.flops_per_second > 0.0 && self.flops_per_second.is_finite()
     }

@@ -1,7 +1,7 @@
 //! How a run stores and multiplies values: the type of activations, the format of frozen weights,
 //! the arithmetic of products.
 
-use lowrank_engine::{Arithmetic, DType, Numerics, WeightFormat};
+use lowrank_engine::{Arithmetic, BaseFormat, DType, Numerics};
 use serde::{Deserialize, Serialize};
 
 /// The three settings. What trains is f32 in all of them.
@@ -11,7 +11,7 @@ pub struct NumericSettings {
     /// How activations are stored.
     pub precision: DType,
     /// How frozen weights are stored.
-    pub base_format: WeightFormat,
+    pub base_format: BaseFormat,
     /// What multiplies.
     pub arithmetic: Arithmetic,
 }
@@ -23,18 +23,18 @@ impl NumericSettings {
     }
 
     /// What is absent follows: the weights the activations, and products are bf16 where both of
-    /// them are. Beside int8 weights they follow the activations.
+    /// them are. Beside int8 weights and blocks they follow the activations.
     pub fn new(
         precision: DType,
-        base_format: Option<WeightFormat>,
+        base_format: Option<BaseFormat>,
         arithmetic: Option<Arithmetic>,
     ) -> Self {
         let of_one = Numerics::from(precision);
         let base_format = base_format.unwrap_or(of_one.weights);
         let implied = match base_format {
-            WeightFormat::Int8 => of_one.arithmetic,
             format if format == of_one.weights => of_one.arithmetic,
-            WeightFormat::F32 | WeightFormat::Bf16 => Arithmetic::F32,
+            BaseFormat::F32 | BaseFormat::Bf16 => Arithmetic::F32,
+            _ => of_one.arithmetic,
         };
         Self {
             precision,
@@ -58,7 +58,7 @@ impl From<NumericSettings> for Numerics {
 #[derive(Deserialize)]
 struct Written {
     precision: DType,
-    base_format: Option<WeightFormat>,
+    base_format: Option<BaseFormat>,
     arithmetic: Option<Arithmetic>,
 }
 

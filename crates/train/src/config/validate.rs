@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lowrank_engine::WeightFormat;
+use lowrank_engine::BaseFormat;
 
 use super::{IntervalStrategy, LoraSettings, Method, ModulePattern, Task, TrainConfig};
 use crate::metrics::Metric;
@@ -45,12 +45,10 @@ impl TrainConfig {
                 "adapters in random weights",
             );
         }
-        if is_full && self.numerics.base_format == WeightFormat::Int8 {
-            faults.add(
-                "base_format",
-                "f32 or bf16 with `full`",
-                "int8, which is for frozen weights",
-            );
+        let format = self.numerics.base_format;
+        if is_full && !matches!(format, BaseFormat::F32 | BaseFormat::Bf16) {
+            let found = format!("{}, which is for frozen weights", format.name());
+            faults.add("base_format", "f32 or bf16 with `full`", found);
         }
         faults.require(
             !self.output_dir.is_empty(),

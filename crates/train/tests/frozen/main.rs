@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{DType, Device, Gradients, Isa, Numerics, StepKey, WeightFormat};
+use lowrank_engine::{BaseFormat, DType, Device, Gradients, Isa, Numerics, StepKey};
 use lowrank_model::{
     Batch, BeamSearch, Generate, MergeOptions, Model, PassOptions, Sampling, Search, Targets, Task,
 };
@@ -166,7 +166,7 @@ fn generate(network: &Network, device: &Device) -> Bits {
         }),
     ];
     let mut bits = Bits::default();
-    let is_int8 = device.numerics().weights == WeightFormat::Int8;
+    let is_int8 = device.numerics().weights == BaseFormat::Int8;
     for merged in [false, true] {
         // What is merged starts from the original weights.
         if merged && is_int8 {
@@ -216,11 +216,11 @@ fn merge(network: &Network, device: &Device) -> Bits {
 fn hashes_of(isa: Isa) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let widened = Numerics {
-        weights: WeightFormat::Bf16,
+        weights: BaseFormat::Bf16,
         ..Numerics::from(DType::F32)
     };
     let int8 = |activations: DType| Numerics {
-        weights: WeightFormat::Int8,
+        weights: BaseFormat::Int8,
         ..Numerics::from(activations)
     };
     for (name, numerics) in [
@@ -230,7 +230,7 @@ fn hashes_of(isa: Isa) -> BTreeMap<String, String> {
         ("f32-int8", int8(DType::F32)),
         ("bf16-int8", int8(DType::Bf16)),
     ] {
-        let is_int8 = numerics.weights == WeightFormat::Int8;
+        let is_int8 = numerics.weights == BaseFormat::Int8;
         let device = || Device::cpu_in(numerics, isa, 2).expect("threads start");
         for network in NETWORKS {
             let mut note = |what: &str, bits: Bits| {

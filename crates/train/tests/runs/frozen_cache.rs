@@ -1,7 +1,7 @@
 //! What frozen layers give may be kept or not, in whole or in part: not one bit of the result
 //! depends on it.
 
-use lowrank_engine::{DType, Device, Numerics, Purpose, WeightFormat};
+use lowrank_engine::{BaseFormat, DType, Device, Numerics, Purpose};
 use lowrank_model::Passes;
 use lowrank_train::config::{ModulePattern, NumericSettings, Task, TrainConfig};
 use lowrank_train::frozen_cache::FrozenCaches;
@@ -51,10 +51,10 @@ fn kept_or_not_the_adapter_is_the_same_byte_for_byte() {
         for numerics in [
             NumericSettings::of(DType::F32),
             NumericSettings::of(DType::Bf16),
-            NumericSettings::new(DType::F32, Some(WeightFormat::Int8), None),
+            NumericSettings::new(DType::F32, Some(BaseFormat::Int8), None),
         ] {
             // One of each head is enough: what is kept is kept alike.
-            let is_int8 = numerics.base_format == WeightFormat::Int8;
+            let is_int8 = numerics.base_format == BaseFormat::Int8;
             if is_int8 && !["bert-single-label", "gpt2-causal"].contains(&golden) {
                 continue;
             }
@@ -94,9 +94,9 @@ fn kept_or_not_the_adapter_is_the_same_byte_for_byte() {
 fn the_plan_counts_the_kept_states_as_the_run_does() {
     let dir = tempfile::tempdir().expect("a folder");
     for (golden, task) in CASES {
-        let mixed = NumericSettings::new(DType::F32, Some(WeightFormat::Bf16), None);
+        let mixed = NumericSettings::new(DType::F32, Some(BaseFormat::Bf16), None);
         let in_bf16 = NumericSettings::of(DType::Bf16);
-        let int8 = NumericSettings::new(DType::Bf16, Some(WeightFormat::Int8), None);
+        let int8 = NumericSettings::new(DType::Bf16, Some(BaseFormat::Int8), None);
         for (limit, numerics) in [
             (0, in_bf16),
             (SOME, in_bf16),

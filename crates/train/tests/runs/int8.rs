@@ -1,6 +1,6 @@
 //! Runs on int8 weights: the same bits however they are driven, and what a checkpoint records.
 
-use lowrank_engine::{Arithmetic, DType, Device, Isa, WeightFormat};
+use lowrank_engine::{Arithmetic, BaseFormat, DType, Device, Isa};
 use lowrank_model::MergeOptions;
 use lowrank_testkit::Golden;
 use lowrank_train::checkpoint::RunState;
@@ -10,7 +10,7 @@ use lowrank_train::metrics_log::MetricsRow;
 use crate::frozen_cache::in_layers;
 use crate::tiny::{Left, Place, config, run_at};
 
-const INT8: Option<WeightFormat> = Some(WeightFormat::Int8);
+const INT8: Option<BaseFormat> = Some(BaseFormat::Int8);
 
 fn of_task(golden: &str, numerics: NumericSettings) -> TrainConfig {
     let mut config = TrainConfig {
@@ -60,7 +60,7 @@ fn threads_and_recomputation_leave_the_bits_alone() {
 #[test]
 fn a_run_begins_as_it_does_in_f32() {
     let dir = tempfile::tempdir().expect("a folder");
-    let begun = |name: &str, format: Option<WeightFormat>| {
+    let begun = |name: &str, format: Option<BaseFormat>| {
         let config = of_task("bert", NumericSettings::new(DType::F32, format, None));
         let left = run_at(Place::default(), &config, &dir.path().join(name), 0);
         let log = left.expect("the run ends").log;

@@ -1,7 +1,7 @@
 //! A run that is told to stop at any event and goes on again ends as the run that never stopped:
 //! same values, same log.
 
-use lowrank_engine::{DType, Device, Isa, WeightFormat};
+use lowrank_engine::{BaseFormat, DType, Device, Isa};
 use lowrank_model::Batch;
 use lowrank_train::config::{Method, NumericSettings, TrainConfig};
 use lowrank_train::trainer::{Outcome, Watch};
@@ -15,8 +15,8 @@ fn stopped_at_any_event_and_resumed_is_never_stopped() {
     for numerics in [
         NumericSettings::of(DType::F32),
         NumericSettings::of(DType::Bf16),
-        NumericSettings::new(DType::F32, Some(WeightFormat::Bf16), None),
-        NumericSettings::new(DType::F32, Some(WeightFormat::Int8), None),
+        NumericSettings::new(DType::F32, Some(BaseFormat::Bf16), None),
+        NumericSettings::new(DType::F32, Some(BaseFormat::Int8), None),
     ] {
         stop_and_resume(&TrainConfig {
             numerics,

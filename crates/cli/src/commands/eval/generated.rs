@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::args::{EvalArgs, ScoringArgs};
 use crate::output::{self, TextTable, count};
-use crate::session::{decoding, device, open_model};
+use crate::session::{decoding, device_of, open_model};
 use crate::sink::Sink;
 use crate::{presets, settings};
 
@@ -91,7 +91,7 @@ pub fn generate_and_score(args: &EvalArgs, path: &str) -> RunResult {
         .numerics
         .for_adapter(args.adapter.adapter.as_ref())
         .without_int8()?;
-    let device = device(&args.common, numerics)?;
+    let device = device_of(&args.common, numerics, &args.model, &args.adapter)?;
     let language = RowSettings::of_language();
     let loaded = open_model(&args.model, &args.adapter, &language, &device)?;
     presets::check_family(&args.preset, &loaded.base.config.model_type)?;

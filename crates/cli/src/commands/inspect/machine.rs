@@ -1,7 +1,7 @@
 //! `lowrank inspect --machine`: the processor, how fast it computes in each way that values are
 //! stored and multiplied, how exactly, and what `auto` takes.
 
-use lowrank_engine::{Isa, Processor, WeightFormat, processor};
+use lowrank_engine::{BaseFormat, Isa, Processor, processor};
 use lowrank_run::RunResult;
 use lowrank_run::machine::{Machine, Timed, cpu_caches};
 use lowrank_train::config::NumericSettings;
@@ -92,8 +92,8 @@ fn text(machine: &Machine, timed: &[Timed], preferred: Option<NumericSettings>) 
 /// Int8 weights are multiplied as integers, whatever the arithmetic of other products.
 fn multiplied_in(way: NumericSettings) -> &'static str {
     match way.base_format {
-        WeightFormat::Int8 => way.base_format.name(),
-        WeightFormat::F32 | WeightFormat::Bf16 => way.arithmetic.name(),
+        BaseFormat::Int8 => way.base_format.name(),
+        _ => way.arithmetic.name(),
     }
 }
 

@@ -1,9 +1,11 @@
 //! Products: the layouts and the scratch that they need, by the format of the weights and the
 //! arithmetic of the call.
 
+use std::ops::Range;
+
 use lowrank_kernels::product::{
-    self as products, Order, Output, PackedWeights, PanelForm, ProductShape, Side, WeightFormat,
-    product_scratch,
+    self as products, BlockRows, Order, Output, PackedWeights, PanelForm, ProductShape, Side,
+    WeightFormat, product_scratch,
 };
 use lowrank_kernels::{
     self as kernels, AnyMatRef, DType, Isa, MatRef, OuterShape, Scratch, Values, ValuesMut,
@@ -38,6 +40,18 @@ pub(super) fn pack_rows(isa: Isa, rows: MatRef<'_>, first: usize, into: &mut Pac
     let start = products::packed_bytes(format, first, depth);
     let len = products::packed_bytes(format, rows.rows(), depth);
     products::pack_weights(isa, format, rows, &mut into.host_mut()[start..start + len]);
+}
+
+/// Lays out rows of a matrix in blocks, of which the first stands at a panel's start.
+pub(super) fn pack_block_rows(parts: &BlockRows, rows: Range<usize>, into: &mut PackedMatrix) {
+    let (format, depth) = (into.format(), into.in_features());
+    let WeightFormat::Blocks(blocks) = format else {
+        panic!("{} weights have no blocks", format.name());
+    };
+    let start = products::packed_bytes(format, rows.start, depth);
+    let len = products::packed_bytes(format, rows.len(), depth);
+    let bytes = &mut into.host_mut()[start..start + len];
+    products::pack_blocks(blocks, parts, [rows.len(), depth], bytes);
 }
 
 /// Lays out a trained value or its transpose.

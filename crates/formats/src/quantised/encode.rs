@@ -1,0 +1,97 @@
+//! Values put into blocks, with the bits of the reference encoders.
+//! Source: gguf-py 0.19, `quants.py`; bitsandbytes 0.50, `backends/default/ops.py`.
+
+use half::f16;
+
+use super::BlockParts;
+
+/// The values of NF4's codes. Source: bitsandbytes, `get_4bit_type("nf4")`.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+fn largest(block: &[f32]) -> f32 {
+    block.iter().fold(0.0f32, |max, v| max.max(v.abs()))
+}
+
+/// 1 / d, or zero.
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+fn half_bits(d: f32) -> u32 {
+    u32::from(f16::from_f32(d).to_bits())
+}
+
+/// Q8_0: blocks of 32, the largest magnitude is 127, halves are rounded away from zero. Panics if
+/// the values are no whole blocks, as the others do.
+pub fn q8_0(values: &[f32]) -> BlockParts {
+    let mut parts = BlockParts::default();
+    for block in blocks(values, 32) {
+        let d = largest(block) / 127.0;
+        let id = inverse(d);
+        parts.scales.push(half_bits(d));
+        let codes = block.iter().map(|v| ((v * id).round() as i8 as u8) ^ 128);
+        parts.codes.extend(codes);
+    }
+    parts
+}
+
+/// Q4_0: blocks of 32, the first value of the largest magnitude is -8.
+pub fn q4_0(values: &[f32]) -> BlockParts {
+    let mut parts = BlockParts::default();
+    for block in blocks(values, 32) {
+        let max = block
+            .iter()
+            .fold(0.0f32, |max, v| match v.abs() > max.abs() {
+                true => *v,
+                false => max,
+            });
+        let d = max / -8.0;
+        let id = inverse(d);
+        parts.scales.push(half_bits(d));
+        let codes = block.iter().map(|v| ((v * id + 8.5) as u8).min(15));
+        parts.codes.extend(codes);
+    }
+    parts
+}
+
+/// NF4: blocks of 64 with their largest magnitude in f32; the nearest of sixteen values.
+pub fn nf4(values: &[f32]) -> BlockParts {
+    let mut parts = BlockParts::default();
+    let mut bounds = [0.0; 15];
+    for (bound, pair) in bounds.iter_mut().zip(NF4.windows(2)) {
+        *bound = (pair[0] + pair[1]) / 2.0;
+    }
+    for block in blocks(values, 64) {
+        let absmax = largest(block);
+        let inverse = 1.0 / absmax.max(1e-38);
+        parts.scales.push(absmax.to_bits());
+        let code = |v: &f32| {
+            let scaled = (v * inverse).clamp(-1.0, 1.0);
+            bounds.iter().filter(|bound| **bound < scaled).count() as u8
+        };
+        parts.codes.extend(block.iter().map(code));
+    }
+    parts
+}
+
+fn blocks(values: &[f32], len: usize) -> std::slice::ChunksExact<'_, f32> {
+    assert_eq!(values.len() % len, 0, "whole blocks of {len}");
+    values.chunks_exact(len)
+}
