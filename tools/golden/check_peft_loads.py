@@ -60,7 +60,8 @@ def load(model_dir, adapter_dir, dtype):
     model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=True, autocast_adapter_dtype=False)
     own = get_peft_model_state_dict(model)
     # What peft itself writes besides, under bias="all", names no trained value.
-    surplus = {k for k in own if ".modules_to_save." in k or ".original_module." in k}
+    # Beside an adapted table it writes the base's.
+    surplus = {k for k in own if ".modules_to_save." in k or ".original_module." in k or k.endswith(".base_layer.weight")}
     missing = sorted(set(own) - set(tensors) - surplus)
     unexpected = sorted(set(tensors) - set(own))
     differ = sorted(k for k in own if k in tensors and not torch.equal(own[k].to(tensors[k].dtype), tensors[k]))

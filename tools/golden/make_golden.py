@@ -196,7 +196,7 @@ def adapter_key(name, case=None):
     """The key of a parameter of a PeftModel in adapter_model.safetensors, or that which it would have there."""
     if case and case.bitfit:
         return f"base_model.model.{name}"
-    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
 
 
 def make_adapter(case, folder, generator):

@@ -4,6 +4,13 @@ use lowrank_model::Model;
 
 use crate::output::{TextTable, count};
 
+fn rows_of(rows: usize) -> String {
+    match rows {
+        1 => "1 row".to_owned(),
+        _ => format!("{} rows", count(rows as u64)),
+    }
+}
+
 /// The adapted layers as a table.
 pub fn adapter_table(model: &Model) -> TextTable {
     let mut table = TextTable::new(&["layer", "shape", "rank", "alpha", "scaling", "parameters"]);
@@ -21,7 +28,14 @@ pub fn adapter_table(model: &Model) -> TextTable {
     let saved = report.saved.iter();
     let saved = saved.map(|m| (m.path.as_str(), "whole", m.parameters));
     let biases = (report.biases > 0).then_some(("other modules", "biases", report.biases));
-    for (path, what, parameters) in saved.chain(biases) {
+    let rows = report.rows.iter();
+    let rows: Vec<(&str, String, u64)> = rows
+        .map(|table| (table.path.as_str(), rows_of(table.rows), table.parameters))
+        .collect();
+    let rows = rows
+        .iter()
+        .map(|(path, what, n)| (*path, what.as_str(), *n));
+    for (path, what, parameters) in rows.chain(saved).chain(biases) {
         let parameters = count(parameters);
         table.row([path, what, "-", "-", "-", &parameters].map(str::to_owned));
     }

@@ -413,6 +413,18 @@ pub enum Call<'a> {
         first: usize,
         d_x: &'a mut Tensor,
     },
+    /// out[:, columns] = x.
+    PutColumns {
+        x: &'a Tensor,
+        columns: &'a [u32],
+        out: &'a mut Tensor,
+    },
+    /// out = x[:, columns], which become zero in x.
+    TakeColumns {
+        x: &'a mut Tensor,
+        columns: &'a [u32],
+        out: &'a mut Tensor,
+    },
     /// One part of a projection that is fused head by head.
     HeadPart {
         x: &'a Tensor,
@@ -496,7 +508,10 @@ impl Call<'_> {
             Call::ColumnSum { .. } => "bias gradient",
             Call::Embedding { .. } | Call::EmbeddingBackward { .. } => "embedding",
             Call::Gather { .. } | Call::Scatter { .. } | Call::ScatterAdd { .. } => "rows",
-            Call::Slice { .. } | Call::SliceBackward { .. } => "columns",
+            Call::Slice { .. }
+            | Call::SliceBackward { .. }
+            | Call::PutColumns { .. }
+            | Call::TakeColumns { .. } => "columns",
             Call::HeadPart { .. } | Call::HeadPartBackward { .. } => "head_part",
             Call::Unfold { .. } | Call::UnfoldBackward { .. } => "neighbours",
             Call::CrossEntropy(_) => "cross_entropy",

@@ -20,3 +20,4 @@ pub mod reshape;
 pub mod rope;
 pub mod scale;
 pub mod slice;
+pub mod trained_rows;

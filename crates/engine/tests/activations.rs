@@ -143,6 +143,8 @@ fn pass(precision: DType, above: Above, kind: Activation, values: &[f64]) -> (f6
         table: Table::Rows(&x),
         ids: &ids,
         padding_idx: None,
+        rows: None,
+        adapter: None,
     };
     let input = embedding(&mut tape, &[lookup]);
     let adapted = Some(&adapter);

@@ -56,6 +56,8 @@ fn pass(precision: DType, blocks: Option<Blocks>, a: &[f32], b: (&[f32], [usize;
         table: Table::Rows(&table),
         ids: &every,
         padding_idx: None,
+        rows: None,
+        adapter: None,
     };
     let x = embedding(&mut tape, &[lookup]);
     let params = LinearParams {

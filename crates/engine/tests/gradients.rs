@@ -229,6 +229,8 @@ fn leaf<'m>(tape: &mut Tape<'m>, param: &'m Param) -> Var {
             table: Table::Rows(param),
             ids: &ids,
             padding_idx: None,
+            rows: None,
+            adapter: None,
         }],
     )
 }
@@ -364,6 +366,8 @@ fn frozen_tables_and_weights_under_an_adapter_in_every_format() {
                         table: Table::Rows(param),
                         ids: &ids,
                         padding_idx: None,
+                        rows: None,
+                        adapter: None,
                     };
                     let x = embedding(tape, &[lookup(&params[0]), lookup(&extra.vectors[0])]);
                     let (weight, adapter) = extra.adapted.as_ref().expect("a layer");

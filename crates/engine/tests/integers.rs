@@ -89,6 +89,8 @@ impl Layer {
             table,
             ids: &ids,
             padding_idx: None,
+            rows: None,
+            adapter: None,
         };
         let x = embedding(&mut tape, &[lookup]);
         let y = match recompute {
@@ -230,6 +232,8 @@ fn a_plan_counts_what_the_processor_takes() {
             table,
             ids: &ids,
             padding_idx: None,
+            rows: None,
+            adapter: None,
         };
         let x = embedding(&mut tape, &[lookup]);
         let y = linear(&mut tape, x, layer.params());

@@ -2,12 +2,13 @@
 //! differences, tied tables, and weights that are stored as GPT-2 stores them.
 
 use lowrank_engine::ops::embedding::{Lookup, Table, embedding};
-use lowrank_engine::ops::linear::{LinearParams, linear};
+use lowrank_engine::ops::linear::{Adapter, LinearParams, linear};
 use lowrank_engine::ops::lm_head::{LmHead, LmTargets, lm_logits, lm_loss, lm_loss_backward};
+use lowrank_engine::ops::trained_rows::TrainedRows;
 use lowrank_engine::param::transpose;
 use lowrank_engine::{
     Arithmetic, BaseFormat, DType, Device, Gradients, Isa, Matrix, Numerics, PackedMatrix, Param,
-    Purpose, Tape, Tensor, Trainables,
+    Purpose, Site, StepKey, Tape, Tensor, Trainables,
 };
 use lowrank_kernels::bf16;
 use lowrank_testkit::{GradientCheck, Random, check_gradient};
@@ -32,6 +33,8 @@ fn frozen(device: &Device, rows: usize, cols: usize, values: &[f32]) -> Matrix {
 fn head(table: &Matrix) -> LmHead<'_> {
     LmHead {
         table,
+        rows: None,
+        adapter: None,
         soft_cap: None,
     }
 }
@@ -41,6 +44,8 @@ fn lookup<'m, 'i>(table: Table<'m>, ids: &'i [u32]) -> Lookup<'m, 'i> {
         table,
         ids,
         padding_idx: None,
+        rows: None,
+        adapter: None,
     }
 }
 
@@ -137,6 +142,85 @@ fn a_frozen_table_is_read_from_its_panels() {
                 .sum();
             assert!((f64::from(*logit) - want).abs() < 1e-5, "{i},{v}");
         }
+    }
+}
+
+/// Trained rows of a tied table, which a lookup reads and the head multiplies with, beside
+/// low-rank terms of both, the head's with dropout. All of them at once.
+#[test]
+fn trained_rows_and_terms_of_the_tables_have_the_gradients_of_their_loss() {
+    let device = device();
+    let (vocab, cols, rank) = (37, 6, 2);
+    let mut random = Random::new(8);
+    let matrix = frozen(&device, vocab, cols, &random.normals_f32(vocab * cols));
+    let ids: Vec<u32> = (0..300).map(|i| i * 5 % 37).collect();
+    let labels: Vec<i64> = (0..300).map(|i| i * 7 % 37).collect();
+    // Rows in no order; one of them is met in no lookup and one is no label.
+    let places = [36, 3, 20];
+    let (k, v, d, r) = (places.len(), vocab, cols, rank);
+    let shapes = [[k, d], [r, d], [v, r], [v, r], [d, r]];
+    let lengths = shapes.map(|[rows, cols]| rows * cols);
+    let start = random.normals(lengths.iter().sum());
+    let step = StepKey {
+        seed: 3,
+        micro_step: 11,
+    };
+    for (soft_cap, dropout) in [(None, 0.0), (Some(4.0), 0.25)] {
+        let run = |x: &[f64]| {
+            let mut trainables = Trainables::default();
+            let mut rest = x;
+            let ids_of = ["rows", "a", "b", "of table a", "of table b"].map(|name| {
+                let i = trainables.len();
+                let (own, after) = rest.split_at(lengths[i]);
+                rest = after;
+                trainables.add(&device, name.into(), &shapes[i], &narrow(own))
+            });
+            let rows = TrainedRows::new(&places, ids_of[0]);
+            let adapter = Adapter {
+                a: ids_of[1],
+                b: ids_of[2],
+                blocks: None,
+                scaling: 0.5,
+                dropout,
+                site: Site::named(5),
+            };
+            let of_table = Adapter {
+                a: ids_of[3],
+                b: ids_of[4],
+                // Small, for the curvature.
+                scaling: 0.125,
+                ..adapter
+            };
+            let mut tape = Tape::training(&device, &trainables, Some(step));
+            let lookup = Lookup {
+                rows: Some(&rows),
+                adapter: Some(&of_table),
+                ..lookup(Table::Matrix(&matrix), &ids)
+            };
+            let h = embedding(&mut tape, &[lookup]);
+            let targets = LmTargets {
+                head: LmHead {
+                    rows: Some(&rows),
+                    adapter: Some(&adapter),
+                    soft_cap,
+                    ..head(&matrix)
+                },
+                labels: &labels,
+                smoothing: 0.1,
+            };
+            let mut gradients = Gradients::zeros(&device, &trainables);
+            let evaluated = lm_loss(&h, targets, &trainables);
+            let sum = lm_loss_backward(tape, h, targets, 1.0, &mut gradients);
+            assert!(dropout > 0.0 || evaluated.sum == sum);
+            let gradient: Vec<f32> = gradients.iter().flat_map(Tensor::read).collect();
+            (sum, wide(&gradient))
+        };
+        let gradient = run(&start).1;
+        let small = GradientCheck {
+            eps: 3e-3,
+            ..CURVED
+        };
+        check_gradient("rows, A and B", |x| run(x).0, &start, &gradient, small);
     }
 }
 

@@ -73,6 +73,8 @@ impl Model {
             table: Table::Rows(&self.x),
             ids: &ids,
             padding_idx: None,
+            rows: None,
+            adapter: None,
         };
         embedding(tape, &[lookup])
     }

@@ -25,13 +25,13 @@ mod schema;
 mod targets;
 
 pub use adapter::{
-    ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, KEY_PREFIX, ParameterKind, parse_key,
+    ADAPTER_WEIGHTS, AdapterFile, AdapterTensor, KEY_PREFIX, ParameterKind, TOKEN_ROWS, parse_key,
     write_adapter,
 };
 pub use any::{AdapterConfig, BitFitConfig};
 pub use config::{
     ADAPTER_CONFIG, Bias, InitLoraWeights, Kept, LayersToTransform, LoraConfig, NamePattern,
-    TargetModules, TaskType,
+    TargetModules, TaskType, TokenIndices,
 };
 pub use loralib::{Loralib, LoralibModule};
 pub use schema::{PEFT_VERSION, PeftCompat};

@@ -33,7 +33,6 @@ use lowrank_formats::{Checkpoint, ConfigReader};
 use crate::config::{Dropouts, Facts, Task};
 use crate::error::ModelError;
 use crate::load::{Loader, Names, Naming};
-use crate::modules::Modules;
 use crate::pass::{Batch, CausalBatch, LayerRange, Pass};
 pub use stored_head::{HeadKind, StoredHead};
 
@@ -89,8 +88,8 @@ pub trait LanguageModel: Send + Sync {
     /// range ends below the head, what its last layer gives for every token [M, D].
     fn hidden_of(&self, pass: &mut Pass<'_, '_>, batch: &CausalBatch, range: LayerRange) -> Var;
 
-    /// What makes logits of hidden states: the output table [V, D].
-    fn head<'m>(&self, modules: &'m Modules) -> LmHead<'m>;
+    /// What makes logits of hidden states: the output table [V, D] and what adapters add.
+    fn head<'m>(&self, pass: &Pass<'_, 'm>) -> LmHead<'m>;
 
     /// The number of layers, each with keys and values of its own to keep.
     fn num_layers(&self) -> usize;

@@ -167,8 +167,10 @@ impl Model {
 
     /// Rows of the output table.
     fn vocab(&self) -> usize {
-        let model = self.network.language_model();
-        model.map_or(0, |model| model.head(&self.modules).vocab(&self.trainables))
+        match self.network.language_model() {
+            Some(_) => self.num_labels,
+            None => 0,
+        }
     }
 }
 

@@ -261,6 +261,15 @@ impl<'a> Loader<'a> {
         self.table(path, shape, Store::Vocabulary)
     }
 
+    /// The output's end of a table that the input has too: no values of its own.
+    pub(crate) fn other_end(&mut self, path: &str) -> ModuleId {
+        let module = Module::new(path, Kind::Embedding, Vec::new());
+        self.modules.push(Module {
+            is_listed: false,
+            ..module
+        })
+    }
+
     /// An embedding table [V, D]; full training leaves the row `padding_idx` alone.
     pub fn embedding(
         &mut self,

@@ -12,11 +12,11 @@ use lowrank_formats::{
 };
 use serde_json::{Value, json};
 
-use crate::adapters::merged_weight;
+use crate::adapters::{merged_table, merged_weight};
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::model::{Model, ModelConfig};
-use crate::modules::{Module, Parameter};
+use crate::modules::{Kind, Module, Parameter};
 
 /// How a merged model is written.
 #[derive(Debug, Clone, Default)]
@@ -67,7 +67,16 @@ impl Model {
             dtype: (options.dtype.or(stored.get(&parameter.name).copied())).unwrap_or(DType::F32),
             shape: parameter.shape.clone(),
         };
-        let specs: Vec<TensorSpec> = self.modules.parameters().map(spec).collect();
+        let mut specs: Vec<TensorSpec> = self.modules.parameters().map(spec).collect();
+        let input = format!("{}.weight", self.config.family.naming.tokens);
+        if let Some(head) = self.parted_head() {
+            // One table was both ends; now they differ.
+            let table = specs.iter().find(|spec| spec.name == input);
+            specs.extend(table.cloned().map(|table| TensorSpec {
+                name: format!("{}.weight", head.path),
+                ..table
+            }));
+        }
         write_model(dir, &specs, options.max_shard_bytes, &mut |spec, out| {
             let values = self.merged_values(&spec.name);
             if let Some(value) = values.iter().find(|v| !fits(**v, spec.dtype)) {
@@ -86,7 +95,11 @@ impl Model {
         )?;
         let bytes = specs.iter().filter_map(TensorSpec::byte_len).sum();
         Ok(MergeReport {
-            merged: self.modules.iter().filter(|m| m.adapter.is_some()).count(),
+            merged: self.modules.iter().filter(|m| m.adapter.is_some()).count()
+                + usize::from(
+                    self.parted_head()
+                        .is_some_and(|head| head.adapter.is_some()),
+                ),
             tensors: specs.len(),
             bytes,
         })
@@ -130,16 +143,33 @@ impl Model {
 
     /// The values of a parameter as they are written.
     fn merged_values(&self, name: &str) -> Vec<f32> {
+        let input = self.config.family.naming.tokens;
+        if let Some(head) = self.parted_head()
+            && name.strip_suffix(".weight") == Some(&head.path)
+        {
+            let mut tables = self.modules.iter();
+            let table = tables.find(|module| module.path == input);
+            let table = table.expect("the head is an end of it");
+            return merged_table(table, head, &self.trainables);
+        }
         let has_it = |module: &&Module| module.parameters.iter().any(|p| p.name == name);
         let module = self.modules.iter().find(has_it);
         let module = module.expect("every spec is a parameter's");
         let weight = &module.parameters[0];
+        if module.kind == Kind::Embedding && (module.rows.is_some() || module.adapter.is_some()) {
+            return merged_table(module, module, &self.trainables);
+        }
         if module.adapter.is_some() && weight.name == name {
             return weight.as_stored(merged_weight(module, &self.trainables));
         }
         let parameter = module.parameters.iter().find(|p| p.name == name);
         let parameter = parameter.expect("the module has it");
         parameter.to_vec(&self.trainables)
+    }
+
+    /// The output's end of a table that is both, where they differ.
+    fn parted_head(&self) -> Option<&Module> {
+        self.modules.parted_head(self.config.family.naming.tokens)
     }
 
     fn merged_config(&self, mut config: Value, options: &MergeOptions) -> Value {
@@ -154,6 +184,9 @@ impl Model {
         object.remove("quantization_config");
         if is_other {
             object.insert("vocab_size".to_string(), json!(rows));
+        }
+        if self.parted_head().is_some() {
+            object.insert("tie_word_embeddings".to_string(), json!(false));
         }
         object.insert("architectures".to_string(), json!([self.architecture()]));
         match self.task {

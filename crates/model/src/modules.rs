@@ -8,7 +8,10 @@ mod rope;
 
 use std::ops::Index;
 
+use crate::families::LM_HEAD;
+use lowrank_engine::ops::embedding::Table;
 use lowrank_engine::ops::linear::Adapter;
+use lowrank_engine::ops::trained_rows::TrainedRows;
 use lowrank_engine::param::transpose;
 use lowrank_engine::{Device, Matrix, Param, TrainableId, Trainables};
 
@@ -143,6 +146,14 @@ impl Parameter {
         }
     }
 
+    /// As lookups read it.
+    pub(crate) fn as_table(&self) -> Table<'_> {
+        match &self.value {
+            Value::Rows(param) => Table::Rows(param),
+            Value::Matrix(matrix) | Value::Conv1d(matrix) => Table::Matrix(matrix),
+        }
+    }
+
     fn param(&self) -> &Param {
         match &self.value {
             Value::Rows(param) => param,
@@ -169,6 +180,8 @@ pub struct Module {
     pub parameters: Vec<Parameter>,
     /// The adapter, if one is attached to this linear layer.
     pub adapter: Option<Adapter>,
+    /// Rows of this table that are trained in its place.
+    pub rows: Option<TrainedRows>,
     /// What loaded adapters have for it, in the order of [`crate::Model`]'s.
     pub(crate) slots: Vec<Option<Adapter>>,
     /// Whether checkpoints hold it; a norm without parameters of its own has constants in their
@@ -184,6 +197,7 @@ impl Module {
             kind,
             parameters,
             adapter: None,
+            rows: None,
             slots: Vec::new(),
             is_listed: true,
         }
@@ -210,10 +224,21 @@ impl Module {
 
     /// [out, in] of a linear layer, which alone can be adapted.
     pub(crate) fn features(&self) -> Option<[usize; 2]> {
-        match (self.kind, &*self.parameters[0].shape) {
+        match (self.kind, &*self.parameters.first()?.shape) {
             (Kind::Linear, &[out, inp]) | (Kind::Conv1d, &[inp, out]) => Some([out, inp]),
             _ => None,
         }
+    }
+
+    /// Whether it is a table that is looked up, whose A adapters keep as rows of it.
+    pub(crate) fn is_input_table(&self) -> bool {
+        self.kind == Kind::Embedding && self.path != LM_HEAD
+    }
+
+    /// Whether it is the output's end of a table that another module holds: it has nothing but what
+    /// adapters add.
+    pub(crate) fn is_other_end(&self) -> bool {
+        self.parameters.is_empty()
     }
 
     /// Whether it is a table of which products are made too: both ends of a language model that
@@ -264,6 +289,43 @@ impl Modules {
     /// The same, to change them.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Module> {
         self.list.iter_mut().filter(|module| module.is_listed)
+    }
+
+    /// The modules that adapters may add to: those that checkpoints hold, and the output's end of a
+    /// table that is both.
+    pub(crate) fn adaptable_mut(&mut self) -> impl Iterator<Item = &mut Module> {
+        let may_be = |module: &&mut Module| module.is_listed || module.is_other_end();
+        self.list.iter_mut().filter(may_be)
+    }
+
+    /// The table of tokens at `input` and the output's, with [V, D].
+    pub(crate) fn tables(&self, input: &str) -> impl Iterator<Item = (&Module, [usize; 2])> {
+        let is_table = move |path: &str| path == input || path == LM_HEAD;
+        let tables = self
+            .list
+            .iter()
+            .filter(move |module| module.kind == Kind::Embedding && is_table(&module.path));
+        tables.filter_map(move |module| {
+            let own = module.parameters.first();
+            let held = || {
+                self.iter()
+                    .find(|other| other.path == input)?
+                    .parameters
+                    .first()
+            };
+            match &*own.or_else(held)?.shape {
+                &[rows, width] => Some((module, [rows, width])),
+                _ => None,
+            }
+        })
+    }
+
+    /// The output's end of a table that is both, where something is added to one of its ends.
+    pub(crate) fn parted_head(&self, input: &str) -> Option<&Module> {
+        let head = self.list.iter().find(|module| module.is_other_end())?;
+        let has_term = |module: &Module| module.adapter.is_some();
+        let input = self.iter().find(|module| module.path == input);
+        (has_term(head) || input.is_some_and(has_term)).then_some(head)
     }
 
     /// The linear layers with [out, in], in order.

@@ -39,6 +39,17 @@ pub struct SavedModule {
     pub parameters: u64,
 }
 
+/// Rows of a table that are trained in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedRows {
+    /// The table's path.
+    pub path: String,
+    /// How many rows.
+    pub rows: usize,
+    /// Their values.
+    pub parameters: u64,
+}
+
 /// What is trained, layer by layer.
 #[derive(Debug, Clone, Default)]
 pub struct AdapterReport {
@@ -46,6 +57,8 @@ pub struct AdapterReport {
     pub modules: Vec<AdaptedModule>,
     /// Modules trained whole (`modules_to_save`, or all of them in full fine-tuning).
     pub saved: Vec<SavedModule>,
+    /// Rows of tables (`trainable_token_indices`).
+    pub rows: Vec<SavedRows>,
     /// Values of the biases that BitFit trains in other modules.
     pub biases: u64,
     /// What a user should know: choices made for them.

@@ -200,7 +200,7 @@ fn check_case(golden: &Golden, device: &Device, recompute: bool) {
     expected.sort_unstable();
     assert_eq!(names, expected, "{}: what is trained", golden.name);
     for (id, trainable) in model.trainables().iter() {
-        let found = gradients.get(id).read();
+        let found = model.as_saved(id, gradients.get(id).read());
         if let Err(mismatch) = golden.compare_grad(&trainable.name, &found, GRADIENTS) {
             panic!("{} gradient of {}: {mismatch}", golden.name, trainable.name);
         }
@@ -263,7 +263,10 @@ fn run_pass(golden: &Golden, device: &Device, recompute: bool) -> Pass {
     let (loss, _) = model
         .forward_backward(&rows.batch(), targets, &pass, &mut gradients)
         .expect("the batch fits");
-    let of = |(id, t): (_, &lowrank_engine::Trainable)| (t.name.clone(), gradients.get(id).read());
+    let of = |(id, t): (_, &lowrank_engine::Trainable)| {
+        let gradient = model.as_saved(id, gradients.get(id).read());
+        (t.name.clone(), gradient)
+    };
     Pass {
         logits: model.logits(&rows.batch()).expect("the batch fits"),
         loss,

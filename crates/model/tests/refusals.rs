@@ -166,7 +166,7 @@ fn patterns_that_match_nothing_name_what_is_near() {
         message.contains("LayerNorm` is a layer norm; only linear layers"),
         "{message}"
     );
-    let message = attach_error(|c| c.target_modules = names(&["word_embeddings"]));
+    let message = attach_error(|c| c.target_modules = names(&["position_embeddings"]));
     assert!(
         message.contains("is an embedding table; only linear layers"),
         "{message}"

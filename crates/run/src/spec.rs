@@ -418,7 +418,13 @@ fn lora_of(
 /// The configuration as the settings that read back as it: flags' names, flags' values.
 pub fn to_settings(config: &TrainConfig) -> serde_json::Map<String, serde_json::Value> {
     let mut map = config.to_map();
-    for empty in ["labels", "modules_to_save", "rank_pattern", "alpha_pattern"] {
+    for empty in [
+        "labels",
+        "modules_to_save",
+        "trainable_token_indices",
+        "rank_pattern",
+        "alpha_pattern",
+    ] {
         let is_empty = |v: &serde_json::Value| {
             v.as_array().is_some_and(Vec::is_empty)
                 || v.as_object().is_some_and(serde_json::Map::is_empty)

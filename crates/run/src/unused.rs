@@ -21,7 +21,7 @@ pub struct Unused {
 }
 
 /// Settings of adapters.
-pub const LORA: [&str; 13] = [
+pub const LORA: [&str; 14] = [
     "r",
     "lora_alpha",
     "lora_dropout",
@@ -35,6 +35,7 @@ pub const LORA: [&str; 13] = [
     "use_rslora",
     "init_lora_weights",
     "modules_to_save",
+    "trainable_token_indices",
 ];
 
 /// The columns of a file of rows.

@@ -231,6 +231,9 @@ pub struct LoraSettings {
     pub init_lora_weights: InitLora,
     /// Modules trained and saved whole, the head always among them.
     pub modules_to_save: Vec<String>,
+    /// Rows of the table of tokens that are trained in their place.
+    #[serde(default)]
+    pub trainable_token_indices: Vec<u32>,
 }
 
 /// The optimizer, the schedule and the batches.

@@ -1,7 +1,7 @@
 //! Between a run's adapter settings and PEFT's configuration.
 
 use lowrank_formats::peft::{
-    Bias, InitLoraWeights, LayersToTransform, LoraConfig, NamePattern, TargetModules,
+    Bias, InitLoraWeights, LayersToTransform, LoraConfig, NamePattern, TargetModules, TokenIndices,
 };
 
 use crate::config::{BiasMode, InitLora, LoraSettings, ModulePattern};
@@ -52,6 +52,8 @@ impl LoraSettings {
         };
         config.modules_to_save =
             (!self.modules_to_save.is_empty()).then(|| self.modules_to_save.clone());
+        config.trainable_token_indices = (!self.trainable_token_indices.is_empty())
+            .then(|| TokenIndices::Input(self.trainable_token_indices.clone()));
         config.base_model_name_or_path = Some(model.to_owned());
         config.revision = revision.map(str::to_owned);
         config
@@ -95,6 +97,15 @@ impl LoraSettings {
             use_rslora: config.use_rslora,
             init_lora_weights: InitLora::Default,
             modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
+            trainable_token_indices: match &config.trainable_token_indices {
+                None => Vec::new(),
+                Some(TokenIndices::Input(ids)) => ids.clone(),
+                // Settings name no tables: an adapter with several keeps them in its own file.
+                Some(TokenIndices::ByModule(tables)) => {
+                    let first = tables.first();
+                    first.map(|(_, ids)| ids.clone()).unwrap_or_default()
+                }
+            },
         }
     }
 }
@@ -108,6 +119,7 @@ mod tests {
     fn settings_survive_the_way_through_peft() {
         let mut settings = example().lora;
         settings.rank_pattern.insert("layer.0".to_owned(), 4);
+        settings.trainable_token_indices = vec![7, 3];
         settings.layers_to_transform = Some(vec![0, 2]);
         settings.exclude_modules = Some(ModulePattern::Text(".*key".to_owned()));
         let config = settings.to_peft("base", None);

@@ -90,6 +90,10 @@ pub struct LoraArgs {
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "NAME", help_heading = "LoRA")]
     #[serde(with = "one_or_many")]
     pub modules_to_save: Option<Vec<String>>,
+    /// Ids of tokens whose rows of the table are trained in their place, such as added ones
+    #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "ID", help_heading = "LoRA")]
+    #[serde(with = "one_or_many")]
+    pub trainable_token_indices: Option<Vec<u32>>,
 }
 
 /// The optimizer, the schedule and the batches.

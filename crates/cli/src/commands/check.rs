@@ -151,6 +151,9 @@ fn to_json(report: &CheckReport, head: &Head, choice: &TaskChoice, model: &Model
         "targets": targets.modules.iter().map(|m| json!({
             "path": m.path, "shape": m.shape, "rank": m.rank, "alpha": m.alpha, "scaling": m.scaling, "parameters": m.parameters,
         })).collect::<Vec<_>>(),
+        "trainable_rows": targets.rows.iter().map(|m| json!({
+            "path": m.path, "rows": m.rows, "parameters": m.parameters,
+        })).collect::<Vec<_>>(),
         "modules_to_save": targets.saved.iter().map(|m| &m.path).collect::<Vec<_>>(),
         "trainable_parameters": model.trainables().count(),
         "total_parameters": model.base_parameters(),

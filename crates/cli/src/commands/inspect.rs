@@ -8,7 +8,7 @@ use std::path::Path;
 
 use lowrank_engine::Device;
 use lowrank_formats::gguf::is_gguf;
-use lowrank_formats::peft::{AdapterConfig, BitFitConfig, LoraConfig, parse_key};
+use lowrank_formats::peft::{AdapterConfig, BitFitConfig, LoraConfig, TokenIndices, parse_key};
 use lowrank_formats::{Checkpoint, RunDir, files, read_json};
 use lowrank_model::{LoadOptions, Model, ModelConfig, ModelError};
 use lowrank_train::checkpoint::{Checkpoints, Newest};
@@ -335,6 +335,26 @@ fn bitfit_settings(config: &BitFitConfig, dir: &Path) -> (TextTable, Value) {
     (table, json)
 }
 
+/// The rows of tables that an adapter trains, in words.
+fn trained_rows(config: &LoraConfig) -> Option<String> {
+    let list = |ids: &[u32]| {
+        let shown: Vec<String> = ids.iter().take(8).map(u32::to_string).collect();
+        match ids.len() {
+            0..=8 => shown.join(", "),
+            all => format!("{}, … ({all})", shown.join(", ")),
+        }
+    };
+    Some(match config.trainable_token_indices.as_ref()? {
+        TokenIndices::Input(ids) => list(ids),
+        TokenIndices::ByModule(tables) => {
+            let of = tables
+                .iter()
+                .map(|(name, ids)| format!("{name}: {}", list(ids)));
+            of.collect::<Vec<_>>().join("; ")
+        }
+    })
+}
+
 fn lora_settings(config: &LoraConfig, dir: &Path) -> (TextTable, Value) {
     let mut table = TextTable::new(&[]);
     table
@@ -360,15 +380,19 @@ fn lora_settings(config: &LoraConfig, dir: &Path) -> (TextTable, Value) {
                 .as_deref()
                 .unwrap_or_default()
                 .join(", "),
-        ])
-        .row([
-            "PEFT version",
-            config.peft_version.as_deref().unwrap_or("-"),
         ]);
+    let rows = trained_rows(config);
+    if let Some(rows) = &rows {
+        table.row(["trained rows", rows]);
+    }
+    table.row([
+        "PEFT version",
+        config.peft_version.as_deref().unwrap_or("-"),
+    ]);
     let json = json!({
         "kind": "adapter", "path": dir, "base_model": config.base_model_name_or_path, "r": config.r,
         "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout, "use_rslora": config.use_rslora,
-        "modules_to_save": config.modules_to_save,
+        "modules_to_save": config.modules_to_save, "trained_rows": rows,
     });
     (table, json)
 }

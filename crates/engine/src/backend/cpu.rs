@@ -226,6 +226,8 @@ impl Backend for Cpu {
             Call::ScatterAdd { d_y, rows, d_x } => rows::scatter_add(isa, d_y, rows, d_x),
             Call::Slice { x, first, y } => rows::slice(x, first, y),
             Call::SliceBackward { d_y, first, d_x } => rows::slice_backward(isa, d_y, first, d_x),
+            Call::PutColumns { x, columns, out } => rows::put_columns(x, columns, out),
+            Call::TakeColumns { x, columns, out } => rows::take_columns(x, columns, out),
             Call::HeadPart { x, form, bias, y } => rows::head_part(x, form, bias, y),
             Call::HeadPartBackward { d_y, form, d_x } => rows::head_part_backward(d_y, form, d_x),
             Call::Unfold {

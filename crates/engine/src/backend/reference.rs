@@ -425,6 +425,19 @@ impl Backend for Reference {
             Call::SliceBackward { d_y, first, d_x } => for_each_row(d_y, d_x, |_, d_y, d_x| {
                 add(&mut d_x[first..first + d_y.len()], d_y);
             }),
+            Call::PutColumns { x, columns, out } => for_each_row(x, out, |_, x, out| {
+                let columns = columns.iter().map(|&column| column as usize);
+                columns.zip(x).for_each(|(column, x)| out[column] = *x);
+            }),
+            Call::TakeColumns { x, columns, out } => {
+                let (few, many) = (out.cols(), x.cols());
+                let rows = x.host_mut::<f64>().chunks_exact_mut(many);
+                for (out, x) in out.host_mut::<f64>().chunks_exact_mut(few).zip(rows) {
+                    for (out, &column) in out.iter_mut().zip(columns) {
+                        *out = std::mem::take(&mut x[column as usize]);
+                    }
+                }
+            }
             Call::HeadPart { x, form, bias, y } => {
                 let bias = bias.map(Tensor::host::<f64>);
                 for_each_row(x, y, |_, x, y| {

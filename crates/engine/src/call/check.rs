@@ -23,6 +23,15 @@ fn check_shape(a: &Tensor, b: &Tensor) {
     assert_eq!(shape(a), shape(b), "the tensors are of one shape");
 }
 
+fn check_columns(few: &Tensor, columns: &[u32], many: &Tensor) {
+    let fits = few.cols() == columns.len() && few.rows() == many.rows();
+    let is_inside = |&column: &u32| (column as usize) < many.cols();
+    assert!(
+        fits && columns.iter().all(is_inside) && few.dtype() == many.dtype(),
+        "columns of {many:?} and {few:?}"
+    );
+}
+
 impl Call<'_> {
     /// Panics where the shapes do not fit together. How a model's shapes come about is checked
     /// before.
@@ -86,6 +95,16 @@ impl Call<'_> {
                     "a slice of columns"
                 );
             }
+            Call::PutColumns {
+                x: few,
+                columns,
+                out: many,
+            } => check_columns(few, columns, many),
+            Call::TakeColumns {
+                x: many,
+                columns,
+                out: few,
+            } => check_columns(few, columns, many),
             Call::HeadPart { x, form, .. } => {
                 assert!(
                     x.cols().is_multiple_of(form.head_dim * form.parts) && form.part < form.parts,

@@ -120,6 +120,8 @@ impl Call<'_> {
             Call::Gather { x, y, .. } | Call::Slice { x, y, .. } | Call::Unfold { x, y, .. } => {
                 tensors(&[x, y]);
             }
+            Call::PutColumns { x, out, .. } => tensors(&[x, out]),
+            Call::TakeColumns { x, out, .. } => tensors(&[x, out]),
             Call::ScatterAdd { d_y, d_x, .. }
             | Call::SliceBackward { d_y, d_x, .. }
             | Call::HeadPartBackward { d_y, d_x, .. }

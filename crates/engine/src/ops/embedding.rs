@@ -3,8 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::call::{Call, TableRef, TableRows};
-use crate::param::{Matrix, Param, TrainableId, Trainables};
+use crate::call::{Call, Epilogue, Operand, Outer, Product, TableRef, TableRows, Transpose, Write};
+use crate::device::Device;
+use crate::meter::Purpose;
+use crate::ops::linear::Adapter;
+use crate::ops::trained_rows::{Hits, TrainedRows};
+use crate::param::{Matrix, PackedMatrix, Param, TrainableId, Trainables};
 use crate::tape::{Backprop, Backward, Tape, Var};
 use crate::tensor::Tensor;
 
@@ -55,6 +59,38 @@ pub struct Lookup<'m, 'i> {
     pub ids: &'i [u32],
     /// A row that gets no gradient. Source: PyTorch's `padding_idx`.
     pub padding_idx: Option<u32>,
+    /// Rows that are trained in the table's place; of the first table alone.
+    pub rows: Option<&'m TrainedRows>,
+    /// A low-rank term of the rows, scaling·`A[ids]`·Bᵀ with A [V, r] and B [D, r], without
+    /// dropout; of the first table alone.
+    pub adapter: Option<&'m Adapter>,
+}
+
+impl Lookup<'_, '_> {
+    /// Whether more than the table is read.
+    fn is_plain(&self) -> bool {
+        self.rows.is_none() && self.adapter.is_none()
+    }
+}
+
+/// The rows `ids` of a table as they are stored, in f32. Empty on the dry device.
+pub fn table_rows(
+    device: &Device,
+    table: Table<'_>,
+    ids: &[u32],
+    trainables: &Trainables,
+) -> Vec<f32> {
+    let cols = table.width(trainables);
+    let mut y = Tensor::uninit(device, ids.len(), cols, Purpose::Workspace);
+    let table = table.stored(trainables);
+    device.run(Call::Embedding {
+        tables: &[TableRows { table, ids }],
+        y: &mut y,
+    });
+    match device.is_dry() {
+        true => Vec::new(),
+        false => y.read(),
+    }
 }
 
 /// Forward of the sum of several tables' rows. Panics if there is no table, if one has another
@@ -65,6 +101,8 @@ pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
     let rows = tables[0].ids.len();
     let cols = tables[0].table.width(trainables);
     let mut y = Tensor::activations(&device, rows, cols);
+    let only_first = tables[1..].iter().all(Lookup::is_plain);
+    assert!(only_first, "embedding: more of another table");
     for (i, Lookup { table, ids, .. }) in tables.iter().enumerate() {
         assert_eq!(
             (table.width(trainables), ids.len()),
@@ -81,6 +119,11 @@ pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
         tables: &stored,
         y: &mut y,
     });
+    let first = &tables[0];
+    let own = |rows: &TrainedRows| rows.look_up(first, &stored, trainables, &mut y);
+    let hits = first.rows.map(own);
+    let term = |of: &Adapter| Term::look_up(of, first, trainables, &mut y);
+    let term = first.adapter.map(term);
     let trained = |l: &Lookup<'_, '_>| {
         l.table.trainable().map(|id| Trained {
             id,
@@ -88,8 +131,10 @@ pub fn embedding<'m>(tape: &mut Tape<'m>, tables: &[Lookup<'m, '_>]) -> Var {
             padding_idx: l.padding_idx,
         })
     };
-    let needed = tables.iter().any(|l| l.table.trainable().is_some());
+    let needed = !first.is_plain() || tables.iter().any(|l| l.table.trainable().is_some());
     tape.push(y, needed, || EmbeddingBackward {
+        hits,
+        term,
         trained: tables.iter().filter_map(trained).collect(),
     })
 }
@@ -100,13 +145,90 @@ struct Trained {
     padding_idx: Option<u32>,
 }
 
+/// The low-rank term of one lookup.
+struct Term {
+    adapter: Adapter,
+    ids: Vec<u32>,
+    padding_idx: Option<u32>,
+    /// `A[ids]` [M, r].
+    inner: Tensor,
+}
+
+impl Term {
+    /// Adds it to y.
+    fn look_up(
+        adapter: &Adapter,
+        lookup: &Lookup<'_, '_>,
+        trainables: &Trainables,
+        y: &mut Tensor,
+    ) -> Self {
+        let device = y.device().clone();
+        let (table, ids) = (&trainables.get(adapter.a).value, lookup.ids);
+        let mut inner = Tensor::uninit(&device, ids.len(), table.cols(), Purpose::Activations);
+        device.run(Call::Embedding {
+            tables: &[TableRows {
+                table: TableRef::Rows(table),
+                ids,
+            }],
+            y: &mut inner,
+        });
+        let b = &trainables.get(adapter.b).value;
+        let b = PackedMatrix::trained(&device, b, Transpose::No);
+        device.run(Call::Product(Product {
+            alpha: adapter.scaling,
+            epilogue: Epilogue::Write(Write::Add),
+            ..Product::new(&inner, Operand::straight(&b), y)
+        }));
+        Term {
+            adapter: *adapter,
+            ids: ids.to_vec(),
+            padding_idx: lookup.padding_idx,
+            inner,
+        }
+    }
+
+    fn backward(self, d_y: &Tensor, cx: &mut Backprop<'_>) {
+        let (device, alpha) = (cx.device.clone(), self.adapter.scaling);
+        let b = &cx.trainables.get(self.adapter.b).value;
+        let b = PackedMatrix::trained(&device, b, Transpose::Yes);
+        device.run(Call::Outer(Outer {
+            alpha,
+            ..Outer::new(d_y, &self.inner, cx.gradients.get_mut(self.adapter.b))
+        }));
+        let mut d_inner = self.inner;
+        device.run(Call::Product(Product {
+            alpha,
+            ..Product::new(d_y, Operand::straight(&b), &mut d_inner)
+        }));
+        device.run(Call::EmbeddingBackward {
+            d_y: &d_inner,
+            ids: &self.ids,
+            padding_idx: self.padding_idx,
+            d_table: cx.gradients.get_mut(self.adapter.a),
+        });
+    }
+}
+
 struct EmbeddingBackward {
+    hits: Option<Hits>,
+    term: Option<Term>,
     trained: Vec<Trained>,
 }
 
 impl Backward for EmbeddingBackward {
     fn backward(self: Box<Self>, d_y: Arc<Tensor>, cx: &mut Backprop<'_>) {
-        for trained in &self.trained {
+        let EmbeddingBackward {
+            hits,
+            term,
+            trained,
+        } = *self;
+        if let Some(hits) = &hits {
+            hits.backward(&d_y, cx);
+        }
+        if let Some(term) = term {
+            term.backward(&d_y, cx);
+        }
+        for trained in &trained {
             cx.device.run(Call::EmbeddingBackward {
                 d_y: &d_y,
                 ids: &trained.ids,

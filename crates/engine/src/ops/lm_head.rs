@@ -3,16 +3,21 @@
 //! labels `[N]`, logits of some rows [C, V]. The end of the tape: nothing is saved, the gradient is
 //! made in the same walk and takes the place of h.
 
+mod term;
+
 use std::ops::Range;
 
-use lowrank_kernels::{Activation, CrossEntropyForm, DType};
+use lowrank_kernels::{Activation, CrossEntropyForm, DType, Dropout};
 
 use crate::call::{Call, CrossEntropy, Operand, Outer, Product, Rows, RowsMut, Transpose};
 use crate::device::Device;
 use crate::meter::Purpose;
+use crate::ops::linear::Adapter;
+use crate::ops::trained_rows::{HeadRows, TrainedRows};
 use crate::param::{Gradients, Matrix, Trainables, WeightOperand};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Scalar, Tensor};
+use term::Term;
 
 /// Rows whose logits stand in memory at once, in f32: few, for the cache, and enough for the
 /// product to run at full speed.
@@ -46,6 +51,10 @@ const LABEL: &str = "product with the vocabulary";
 pub struct LmHead<'a> {
     /// W [V, D].
     pub table: &'a Matrix,
+    /// Rows of it that are trained in its place.
+    pub rows: Option<&'a TrainedRows>,
+    /// A low-rank term of the logits.
+    pub adapter: Option<&'a Adapter>,
     /// c of c·tanh(logit/c).
     pub soft_cap: Option<f32>,
 }
@@ -70,15 +79,12 @@ pub struct LmTargets<'a> {
 
 /// The logits [N, V] of a few rows, as generation needs them.
 pub fn lm_logits(h: &Tensor, head: LmHead<'_>, trainables: &Trainables) -> Tensor {
-    let vocab = head.vocab(trainables);
-    let mut logits = Tensor::uninit(h.device(), h.rows(), vocab, Purpose::Workspace);
-    let table = head.table.operand(h.device(), trainables, Transpose::No);
-    product(h.into(), table.get(), &mut logits);
-    if let Some(cap) = head.soft_cap {
-        over_cap(&mut logits, cap);
-        cap_in_place(&mut logits, cap);
-    }
-    logits
+    let targets = LmTargets {
+        head,
+        labels: &[],
+        smoothing: 0.0,
+    };
+    Head::new(h, targets, Pass::Forward, trainables).capped_logits(h, 0..h.rows())
 }
 
 /// x / c.
@@ -121,15 +127,11 @@ pub struct LmLoss {
 /// dry device. Panics if the numbers disagree or a label is outside the vocabulary.
 pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> LmLoss {
     let device = h.tensor().device();
-    let head = Head::new(device, targets, 0.0, trainables);
+    let head = Head::new(h.tensor(), targets, Pass::Forward, trainables);
     let (mut sum, mut hits) = (Scalar::zero(device), 0);
     let step = fitting(LOGIT_ROWS, |rows| 4 * (rows + COMPARED_ROWS) * head.vocab);
     for rows in parts(0..h.tensor().rows(), step) {
-        let mut logits = head.logits(h.tensor(), rows.clone());
-        if let Some(cap) = head.soft_cap {
-            over_cap(&mut logits, cap);
-            cap_in_place(&mut logits, cap);
-        }
+        let mut logits = head.capped_logits(h.tensor(), rows.clone());
         hits += head.hits(&logits, rows.clone());
         head.loss(&mut logits, rows, None, &mut sum);
     }
@@ -143,28 +145,49 @@ pub fn lm_loss(h: &Var, targets: LmTargets<'_>, trainables: &Trainables) -> LmLo
 /// `gradients`, also that of a trained table. The gradient of h takes h's place where nobody else
 /// holds it.
 pub fn lm_loss_backward(
-    tape: Tape<'_>,
+    mut tape: Tape<'_>,
     h: Var,
     targets: LmTargets<'_>,
     grad_scale: f32,
     gradients: &mut Gradients,
 ) -> f64 {
     let device = tape.device().clone();
-    let head = Head::new(&device, targets, grad_scale, tape.trainables());
+    let adapter = targets.head.adapter;
+    let dropout = adapter.and_then(|of| tape.dropout_at(of.dropout, of.site));
+    let pass = Pass::Backward {
+        grad_scale,
+        dropout,
+    };
+    let mut head = Head::new(h.tensor(), targets, pass, tape.trainables());
     let (node, trained) = (h.node(), targets.head.table.trainable());
     let mut h = h.into_owned();
     let mut sum = Scalar::zero(&device);
     let chunk = head.chunk(&device);
     for rows in parts(0..h.rows(), chunk.gradient) {
-        let d = head.gradient(&h, rows.clone(), chunk, &mut sum);
+        let mut d = head.gradient(&h, rows.clone(), chunk, &mut sum);
         if let Some(id) = trained {
             let h = Rows::of(&h, rows.clone());
             device.run(Call::Outer(Outer::new(&d, h, gradients.get_mut(id))));
         }
-        if node.is_some() {
-            let d_h = RowsMut::of(&mut h, rows);
-            product((&d).into(), head.table.transposed(), d_h);
+        let own = head.rows.as_ref().map(|own| {
+            let h = Rows::of(&h, rows.clone());
+            own.take(&mut d, h, gradients)
+        });
+        let d_t = (head.term.as_ref()).map(|term| term.backward(&d, &h, rows.clone(), gradients));
+        if node.is_none() {
+            continue;
         }
+        let d_h = RowsMut::of(&mut h, rows.clone());
+        product((&d).into(), head.table.transposed(), d_h);
+        if let Some((own, d)) = head.rows.as_ref().zip(own) {
+            own.add_to_input(&d, RowsMut::of(&mut h, rows.clone()));
+        }
+        if let Some((term, d_t)) = head.term.as_mut().zip(d_t) {
+            term.add_to_input(&d_t, &mut h, rows);
+        }
+    }
+    if let Some(term) = head.term.take() {
+        term.finish(&mut h);
     }
     drop(head);
     tape.backward_from(node, h, gradients);
@@ -194,9 +217,23 @@ struct Chunk {
     logits: usize,
 }
 
+/// What logits are computed for.
+#[derive(Clone, Copy)]
+enum Pass {
+    /// Themselves, or their loss.
+    Forward,
+    /// Their gradient, times a factor; the adapter's input may be dropped out.
+    Backward {
+        grad_scale: f32,
+        dropout: Option<Dropout>,
+    },
+}
+
 /// The table as the products want it, and what the loss asks of the logits.
 struct Head<'a> {
     table: WeightOperand<'a>,
+    rows: Option<HeadRows<'a>>,
+    term: Option<Term<'a>>,
     vocab: usize,
     soft_cap: Option<f32>,
     labels: &'a [i64],
@@ -204,15 +241,20 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn new(
-        device: &Device,
-        targets: LmTargets<'a>,
-        grad_scale: f32,
-        trainables: &Trainables,
-    ) -> Self {
-        let head = targets.head;
+    fn new(h: &Tensor, targets: LmTargets<'a>, pass: Pass, trainables: &Trainables) -> Self {
+        let (device, head) = (h.device(), targets.head);
+        let (grad_scale, dropout) = match pass {
+            Pass::Forward => (0.0, None),
+            Pass::Backward {
+                grad_scale,
+                dropout,
+            } => (grad_scale, dropout),
+        };
+        let term = |adapter| Term::new(adapter, h, dropout, trainables);
         Head {
             table: head.table.operand(device, trainables, Transpose::No),
+            rows: (head.rows).map(|rows| HeadRows::new(device, rows, trainables)),
+            term: head.adapter.map(term),
             vocab: head.vocab(trainables),
             soft_cap: head.soft_cap,
             labels: targets.labels,
@@ -316,8 +358,28 @@ impl<'a> Head<'a> {
 
     /// The logits [C, V] of some rows.
     fn logits(&self, h: &Tensor, rows: Range<usize>) -> Tensor {
-        let mut logits = Tensor::uninit(h.device(), rows.len(), self.vocab, Purpose::Workspace);
-        product(Rows::of(h, rows), self.table.get(), &mut logits);
+        let device = h.device();
+        let mut logits = Tensor::uninit(device, rows.len(), self.vocab, Purpose::Workspace);
+        let inner = (self.term.as_ref()).map(|term| (term, term.inner(h, rows.clone())));
+        let low_rank = inner.as_ref().map(|(term, t)| term.of(t));
+        device.run(Call::Product(Product {
+            label: LABEL,
+            low_rank: low_rank.as_slice(),
+            ..Product::new(Rows::of(h, rows.clone()), self.table.get(), &mut logits)
+        }));
+        if let Some(own) = &self.rows {
+            own.put(Rows::of(h, rows), &mut logits);
+        }
+        logits
+    }
+
+    /// The same, capped where they are.
+    fn capped_logits(&self, h: &Tensor, rows: Range<usize>) -> Tensor {
+        let mut logits = self.logits(h, rows);
+        if let Some(cap) = self.soft_cap {
+            over_cap(&mut logits, cap);
+            cap_in_place(&mut logits, cap);
+        }
         logits
     }
 

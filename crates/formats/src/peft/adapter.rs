@@ -25,6 +25,9 @@ pub const KEY_PREFIX: &str = "base_model.model.";
 /// While this file exists, a save has been decided but not finished: see [`write_adapter`].
 const COMMIT_MARKER: &str = ".adapter.commit";
 
+/// What follows a table's path in the key of its trained rows.
+pub const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
+
 /// What a tensor of an adapter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ParameterKind {
@@ -40,17 +43,20 @@ pub enum ParameterKind {
     EmbeddingB,
     /// `lora_magnitude_vector` of DoRA, as long as the output.
     Magnitude,
+    /// `trainable_tokens_delta`: rows of a table, trained in its place.
+    TokenRows,
     /// A parameter of the base model, trained in full (a head, a bias).
     Full,
 }
 
-const SUFFIXES: [(&str, ParameterKind); 6] = [
+const SUFFIXES: [(&str, ParameterKind); 7] = [
     (".lora_A.weight", ParameterKind::LoraA),
     (".lora_B.weight", ParameterKind::LoraB),
     (".lora_B.bias", ParameterKind::LoraBBias),
     (".lora_embedding_A", ParameterKind::EmbeddingA),
     (".lora_embedding_B", ParameterKind::EmbeddingB),
     (".lora_magnitude_vector", ParameterKind::Magnitude),
+    (TOKEN_ROWS, ParameterKind::TokenRows),
 ];
 
 /// Splits a key into the module's path (for [`ParameterKind::Full`]: the parameter's) and what the
@@ -237,9 +243,10 @@ impl AdapterFile {
                 ParameterKind::LoraB => ".lora_A.weight",
                 ParameterKind::EmbeddingA => ".lora_embedding_B",
                 ParameterKind::EmbeddingB => ".lora_embedding_A",
-                ParameterKind::LoraBBias | ParameterKind::Magnitude | ParameterKind::Full => {
-                    continue;
-                }
+                ParameterKind::LoraBBias
+                | ParameterKind::Magnitude
+                | ParameterKind::TokenRows
+                | ParameterKind::Full => continue,
             };
             let Some(other) = by_key.get(format!("{KEY_PREFIX}{module}{partner}").as_str()) else {
                 fault(key, format!("its partner `{module}{partner}` is missing"));

@@ -9,7 +9,7 @@ use super::adapter::committed_path;
 use super::fields::{
     alpha_value, changes_base, check_layers, check_peft_type, init_value, layers_value,
     names_value, read_init, read_layers, read_layers_pattern, read_names, read_pattern,
-    read_targets, targets_value, unique,
+    read_targets, read_token_indices, targets_value, token_indices_value, unique,
 };
 use super::schema::{self, KEYS, OBSOLETE, PEFT_VERSION, PeftCompat, Role, is_off};
 use crate::Result;
@@ -61,6 +61,15 @@ impl LayersToTransform {
             LayersToTransform::Many(indices) => indices,
         }
     }
+}
+
+/// `trainable_token_indices`: which rows of tables are trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenIndices {
+    /// Of the table of tokens, and of the output's where it is the same.
+    Input(Vec<u32>),
+    /// By the name of a table.
+    ByModule(Vec<(String, Vec<u32>)>),
 }
 
 /// `bias`: which bias vectors of the base model are trained and saved too.
@@ -176,6 +185,8 @@ pub struct LoraConfig {
     pub init_lora_weights: InitLoraWeights,
     /// Modules trained in full and saved with the adapter, each once.
     pub modules_to_save: Option<Vec<String>>,
+    /// Rows of the tables of tokens that are trained in their place.
+    pub trainable_token_indices: Option<TokenIndices>,
     /// What the model is for.
     pub task_type: Option<TaskType>,
     /// The base model, as the trainer named it.
@@ -227,6 +238,7 @@ impl Default for LoraConfig {
             use_rslora: false,
             init_lora_weights: InitLoraWeights::Default,
             modules_to_save: None,
+            trainable_token_indices: None,
             task_type: None,
             base_model_name_or_path: None,
             revision: None,
@@ -282,6 +294,7 @@ impl LoraConfig {
             use_rslora: reader.bool_or("use_rslora", false),
             init_lora_weights: read_init(&reader),
             modules_to_save: reader.opt_strings("modules_to_save").map(unique),
+            trainable_token_indices: read_token_indices(&reader),
             task_type: reader
                 .has("task_type")
                 .then(|| reader.choice("task_type", &TASK_TYPES)),
@@ -469,6 +482,10 @@ impl LoraConfig {
             ("use_rslora", json!(self.use_rslora)),
             ("init_lora_weights", init_value(&self.init_lora_weights)),
             ("modules_to_save", json!(self.modules_to_save)),
+            (
+                "trainable_token_indices",
+                token_indices_value(self.trainable_token_indices.as_ref()),
+            ),
             ("task_type", json!(self.task_type.map(TaskType::name))),
             (
                 "base_model_name_or_path",

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{InitLoraWeights, LayersToTransform, LoraConfig, NamePattern, TargetModules};
+use super::config::{
+    InitLoraWeights, LayersToTransform, LoraConfig, NamePattern, TargetModules, TokenIndices,
+};
 use crate::Result;
 use crate::config::{ConfigReader, shown};
 use crate::error::FormatError;
@@ -47,6 +49,43 @@ pub(super) fn check_layers(reader: &ConfigReader<'_>, config: &LoraConfig) {
     }
     if has_pattern && !layers {
         reader.fault("layers_pattern", "needs `layers_to_transform` beside it");
+    }
+}
+
+pub(super) fn read_token_indices(reader: &ConfigReader<'_>) -> Option<TokenIndices> {
+    let key = "trainable_token_indices";
+    let list = |value: &Value| -> Option<Vec<u32>> {
+        let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+        value.as_array()?.iter().map(id).collect()
+    };
+    let found = match reader.raw(key)? {
+        Value::Null => return None,
+        Value::Object(map) => {
+            let of = map
+                .iter()
+                .map(|(name, value)| Some((name.clone(), list(value)?)));
+            of.collect::<Option<_>>().map(TokenIndices::ByModule)
+        }
+        value => list(value).map(TokenIndices::Input),
+    };
+    if found.is_none() {
+        let expected = "expected a list of token ids, or one for each table by its name";
+        reader.fault(
+            key,
+            format!("{expected}, found {}", shown(reader.raw(key)?)),
+        );
+    }
+    found
+}
+
+pub(super) fn token_indices_value(indices: Option<&TokenIndices>) -> Value {
+    match indices {
+        None => Value::Null,
+        Some(TokenIndices::Input(ids)) => json!(ids),
+        Some(TokenIndices::ByModule(tables)) => {
+            let of = tables.iter().map(|(name, ids)| (name.clone(), json!(ids)));
+            Value::Object(of.collect())
+        }
     }
 }
 

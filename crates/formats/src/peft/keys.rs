@@ -15,12 +15,13 @@ const WRAPPERS: [&str; 3] = [
 ];
 
 /// Parts that PEFT puts after a module's path, each with what may follow it.
-const LORA_PARTS: [(&str, &[&str]); 5] = [
+const LORA_PARTS: [(&str, &[&str]); 6] = [
     ("lora_A", &["weight"]),
     ("lora_B", &["weight", "bias"]),
     ("lora_embedding_A", &[]),
     ("lora_embedding_B", &[]),
     ("lora_magnitude_vector", &["weight"]),
+    ("trainable_tokens_delta", &[]),
 ];
 
 type Tensors = Vec<(String, AdapterTensor)>;

@@ -138,7 +138,7 @@ pub(super) const KEYS: [Key; 41] = [
     typed("target_modules", 4),
     function("target_parameters", 17, Default::Null),
     typed("task_type", 4),
-    function("trainable_token_indices", 15, Default::Null),
+    typed("trainable_token_indices", 15),
     function("use_bdlora", 19, Default::Null),
     function("use_dora", 9, Default::False),
     function("use_qalora", 16, Default::False),

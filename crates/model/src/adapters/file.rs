@@ -12,7 +12,7 @@ use lowrank_formats::peft::{
 };
 
 use crate::adapters::HEAD_NAMES;
-use crate::adapters::lora::stored_blocks;
+use crate::adapters::lora::file_forms;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::trained::{AdapterReport, TrainMode};
@@ -104,21 +104,21 @@ impl Model {
             !key.contains(".original_module.") && !key.contains(".modules_to_save.")
         });
         let mut faults = Vec::new();
+        let forms = file_forms(&self.modules);
         let ids: Vec<_> = self.trainables.iter().map(|(id, _)| id).collect();
         for id in ids {
             let trainable = self.trainables.get_mut(id);
-            let name = &trainable.name;
+            let (name, kept) = (&trainable.name, &trainable.shape);
+            let form = forms.get(&id);
+            let shape = form.map_or_else(|| kept.clone(), |f| f.shape([kept[0], kept[1]]).to_vec());
             let Some(tensor) = tensors.remove(name) else {
-                faults.push(format!(
-                    "{name}: expected {:?}, not in the adapter",
-                    trainable.shape
-                ));
+                faults.push(format!("{name}: expected {shape:?}, not in the adapter"));
                 continue;
             };
-            if tensor.shape != trainable.shape {
+            if tensor.shape != shape {
                 faults.push(format!(
-                    "{name}: expected {:?}, found {:?}",
-                    trainable.shape, tensor.shape
+                    "{name}: expected {shape:?}, found {:?}",
+                    tensor.shape
                 ));
             } else if let Some(at) = tensor.data.iter().position(|v| !v.is_finite()) {
                 faults.push(format!(
@@ -126,7 +126,10 @@ impl Model {
                     tensor.data[at]
                 ));
             } else {
-                trainable.value.write(&tensor.data);
+                let kept = form.map(|form| form.kept(&tensor.data, [shape[0], shape[1]]));
+                trainable
+                    .value
+                    .write(kept.as_deref().unwrap_or(&tensor.data));
             }
         }
         let unexpected = |(key, tensor): (&String, &AdapterTensor)| {
@@ -178,10 +181,10 @@ impl Model {
     /// values. They are the trained values' own, but that of parts of a fused layer: PEFT's form
     /// has the zeros between the blocks too.
     pub fn saved_shapes(&self) -> Vec<(&str, Vec<usize>)> {
-        let blocks = stored_blocks(&self.modules);
-        let shape = |id: &TrainableId, t: &Trainable| match blocks.get(id) {
+        let forms = file_forms(&self.modules);
+        let shape = |id: &TrainableId, t: &Trainable| match forms.get(id) {
             None => t.shape.clone(),
-            Some(blocks) => blocks.whole_shape(t.shape[1]).to_vec(),
+            Some(form) => form.shape([t.shape[0], t.shape[1]]).to_vec(),
         };
         let trained = self.trainables.iter();
         trained
@@ -189,16 +192,25 @@ impl Model {
             .collect()
     }
 
+    /// Numbers of a trained value, itself or its gradient, as a file of it holds them.
+    pub fn as_saved(&self, id: TrainableId, kept: Vec<f32>) -> Vec<f32> {
+        let value = &self.trainables.get(id).value;
+        match file_forms(&self.modules).get(&id) {
+            None => kept,
+            Some(form) => form.values(&kept, [value.rows(), value.cols()]),
+        }
+    }
+
     fn saved_tensors(&self) -> Vec<SavedTensor<'_>> {
-        let blocks = stored_blocks(&self.modules);
+        let forms = file_forms(&self.modules);
         let shapes = self.saved_shapes().into_iter();
         let all = shapes.zip(self.trainables.iter());
         all.map(|((name, shape), (id, t))| SavedTensor {
             name,
             shape,
-            values: match blocks.get(&id) {
+            values: match forms.get(&id) {
                 None => t.value.read(),
-                Some(blocks) => blocks.expand(&t.value.read(), t.value.cols()),
+                Some(form) => form.values(&t.value.read(), [t.value.rows(), t.value.cols()]),
             },
         })
         .collect()

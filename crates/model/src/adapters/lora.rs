@@ -3,6 +3,7 @@
 //! `LoraModel`, `LoraLayer`.
 
 mod parts;
+mod tables;
 mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lowrank_engine::host;
 use lowrank_engine::ops::blocks::Blocks;
 use lowrank_engine::ops::linear::Adapter;
+use lowrank_engine::param::transpose;
 use lowrank_engine::{Device, Role, Site, TrainableId, Trainables};
 use lowrank_formats::peft::{
     Bias, InitLoraWeights, KEY_PREFIX, LoraConfig, Matcher, TargetModules, TaskType,
@@ -21,6 +23,7 @@ use crate::model::Model;
 use crate::modules::{Kind, Module, Modules, name_hash};
 use crate::trained::{AdaptedModule, AdapterReport, TrainMode};
 use parts::{Parts, Piece};
+use tables::{RowsByTable, resolve_rows};
 use targets::{Origin, Resolved, resolve};
 
 impl Model {
@@ -66,8 +69,19 @@ impl Model {
         config: &LoraConfig,
     ) -> Result<Vec<String>, ModelError> {
         let config = self.complete_existing(config)?;
-        let saved = resolve(&config, &self.modules, Origin::File, &[])?.saved;
+        let input = self.config.family.naming.tokens;
+        let Resolved { targets, saved } =
+            resolve(&config, &self.modules, Origin::File, &[], input)?;
         let mut trained: Vec<String> = saved.iter().map(|path| format!("`{path}`")).collect();
+        let tables = self.modules.tables(input).map(|(table, _)| &table.path);
+        trained.extend(
+            tables
+                .filter(|path| targets.contains(*path))
+                .map(|path| format!("`{path}`")),
+        );
+        if config.trainable_token_indices.is_some() {
+            trained.push("rows of the table of tokens".to_owned());
+        }
         if config.bias != Bias::None {
             trained.push("biases".to_owned());
         }
@@ -101,7 +115,13 @@ impl Model {
         notes: Vec<String>,
     ) -> Result<(), ModelError> {
         self.check_frozen()?;
-        let Resolved { targets, saved } = resolve(&config, &self.modules, origin, parts)?;
+        let input = self.config.family.naming.tokens;
+        let Resolved { targets, saved } = resolve(&config, &self.modules, origin, parts, input)?;
+        let rows = resolve_rows(&config, &self.modules, input, [&targets, &saved])?;
+        let tables = self.modules.tables(input);
+        let tables = tables
+            .map(|(table, shape)| (table.path.clone(), shape))
+            .collect();
         if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
             // As PEFT does: the file names the layers, so that it means the same in any version.
             config.target_modules = Some(TargetModules::List(targets.iter().cloned().collect()));
@@ -117,13 +137,15 @@ impl Model {
             },
             targets: &targets,
             saved: &saved,
+            rows: &rows,
+            tables,
             trainables: &mut self.trainables,
             report: AdapterReport {
                 notes,
                 ..AdapterReport::default()
             },
         };
-        for module in self.modules.iter_mut() {
+        for module in self.modules.adaptable_mut() {
             attach.module(module)?;
         }
         self.report = attach.report;
@@ -172,6 +194,9 @@ struct Attach<'a> {
     seed: u64,
     targets: &'a BTreeSet<String>,
     saved: &'a BTreeSet<String>,
+    rows: &'a RowsByTable,
+    /// [V, D] of the tables of tokens.
+    tables: BTreeMap<String, [usize; 2]>,
     trainables: &'a mut Trainables,
     report: AdapterReport,
 }
@@ -184,7 +209,14 @@ impl Attach<'_> {
             self.report.saved.push(saved);
             return Ok(());
         }
+        if let Some(ids) = self.rows.get(&module.path) {
+            self.train_rows(module, ids);
+        }
         let adapted = self.targets.contains(&module.path);
+        let table = self.tables.get(&module.path).copied();
+        if let Some(shape) = table.filter(|_| adapted) {
+            return self.adapt_table(module, shape);
+        }
         if let Some(shape) = module.features().filter(|_| adapted) {
             self.adapt(module, shape)?;
         }
@@ -212,7 +244,6 @@ impl Attach<'_> {
     ) -> Result<(), ModelError> {
         let path = linear.path.clone();
         let (rank, alpha) = (self.matcher.rank(&path)?, self.matcher.alpha(&path)?);
-        let scaling = self.matcher.scaling(&path)?;
         let parts = Parts::of(self.parts, &path);
         let pieces = match parts {
             None => vec![Piece {
@@ -234,35 +265,75 @@ impl Attach<'_> {
             }
         }
         let stored_b = [pieces.iter().map(|p| p.shape[0]).sum(), pieces[0].rank];
-        let key = |which: &str| format!("{KEY_PREFIX}{path}.lora_{which}.weight");
-        let (device, trainables) = (&self.device, &mut *self.trainables);
-        linear.adapter = Some(Adapter {
-            a: trainables.add_as(Role::LoraA, device, key("A"), &[rank, inp], &a),
-            b: trainables.add_as(Role::LoraB, device, key("B"), &stored_b, &b),
-            blocks: parts.map(|parts| parts.blocks),
-            scaling: scaling as f32,
-            dropout: self.config.lora_dropout as f32,
-            site: Site::named(name_hash(&path)),
-        });
         debug_assert!(parts.is_some() || stored_b == [out, rank]);
-        for Piece {
-            path,
-            shape,
-            rank,
-            alpha,
-        } in pieces
-        {
-            self.report.modules.push(AdaptedModule {
-                path,
-                shape,
-                rank,
-                alpha,
-                scaling,
-                parameters: (rank * (shape[0] + shape[1])) as u64,
-            });
+        let terms = Terms {
+            names: ["lora_A.weight", "lora_B.weight"],
+            shapes: [[rank, inp], stored_b],
+            values: [a, b],
+            dropout: self.config.lora_dropout as f32,
+        };
+        linear.adapter = Some(Adapter {
+            blocks: parts.map(|parts| parts.blocks),
+            ..self.add_terms(&path, terms)?
+        });
+        for piece in pieces {
+            let numbers = [piece.rank as f64, piece.alpha];
+            self.report_piece(piece.path, piece.shape, numbers)?;
         }
         Ok(())
     }
+
+    /// Makes an A and a B trained values of the module at `path`.
+    fn add_terms(&mut self, path: &str, terms: Terms) -> Result<Adapter, ModelError> {
+        let scaling = self.matcher.scaling(path)? as f32;
+        let [a, b] = terms.values;
+        let (device, trainables) = (&self.device, &mut *self.trainables);
+        let mut add = |role, which: usize, values: &[f32]| {
+            let key = format!("{KEY_PREFIX}{path}.{}", terms.names[which]);
+            trainables.add_as(role, device, key, &terms.shapes[which], values)
+        };
+        Ok(Adapter {
+            a: add(Role::LoraA, 0, &a),
+            b: add(Role::LoraB, 1, &b),
+            blocks: None,
+            scaling,
+            dropout: terms.dropout,
+            site: Site::named(name_hash(path)),
+        })
+    }
+
+    /// Says what is adapted by itself, with its rank and alpha.
+    fn report_piece(
+        &mut self,
+        path: String,
+        shape: [usize; 2],
+        [rank, alpha]: [f64; 2],
+    ) -> Result<(), ModelError> {
+        let rank_of = |rank: f64| match self.config.use_rslora {
+            true => rank.sqrt(),
+            false => rank,
+        };
+        self.report.modules.push(AdaptedModule {
+            path,
+            shape,
+            rank: rank as usize,
+            alpha,
+            scaling: alpha / rank_of(rank),
+            parameters: (rank as usize * (shape[0] + shape[1])) as u64,
+        });
+        Ok(())
+    }
+}
+
+/// An A and a B to come.
+struct Terms {
+    /// What follows the module's path in their keys.
+    names: [&'static str; 2],
+    /// As they are kept.
+    shapes: [[usize; 2]; 2],
+    /// Nothing on the dry device.
+    values: [Vec<f32>; 2],
+    dropout: f32,
 }
 
 /// Initial A [r, in] and B [out, r] of one layer, from its own name and the seed.
@@ -314,9 +385,87 @@ pub(crate) fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32
         None => b.read(),
         Some(blocks) => blocks.expand(&b.read(), b.cols()),
     };
-    let (rank, width, a) = (a.rows(), a.cols(), a.read());
+    add_product(&mut weight, &b, &a.read(), a.cols(), adapter.scaling);
+    weight
+}
+
+/// How files hold a trained value that is kept otherwise.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FileForm {
+    /// The B of parts of a fused layer: with the zeros between the blocks.
+    Blocks(Blocks),
+    /// The A of a table that is looked up, kept as [V, r]: [r, V].
+    Transposed,
+}
+
+impl FileForm {
+    /// The shape in files of a value [rows, cols].
+    pub(super) fn shape(self, [rows, cols]: [usize; 2]) -> [usize; 2] {
+        match self {
+            FileForm::Blocks(blocks) => blocks.whole_shape(cols),
+            FileForm::Transposed => [cols, rows],
+        }
+    }
+
+    /// A value as it is kept, from that [rows, cols] in files.
+    pub(super) fn kept(self, in_file: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
+        match self {
+            FileForm::Blocks(_) => unreachable!("an adapter in a file is one of whole layers"),
+            FileForm::Transposed => transpose(in_file, rows, cols),
+        }
+    }
+
+    /// The values in files.
+    pub(super) fn values(self, kept: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
+        match self {
+            FileForm::Blocks(blocks) => blocks.expand(kept, cols),
+            FileForm::Transposed => transpose(kept, rows, cols),
+        }
+    }
+}
+
+/// The values that files hold otherwise.
+pub(super) fn file_forms(modules: &Modules) -> BTreeMap<TrainableId, FileForm> {
+    let form = |module: &Module| {
+        let adapter = module.adapter?;
+        match adapter.blocks {
+            Some(blocks) => Some((adapter.b, FileForm::Blocks(blocks))),
+            None if module.is_input_table() => Some((adapter.a, FileForm::Transposed)),
+            None => None,
+        }
+    };
+    modules.iter().filter_map(form).collect()
+}
+
+/// The rows of a table [V, D] with those that are trained and its low-rank term, and with that of
+/// `end` in its place where the output's end of the table is meant.
+pub(crate) fn merged_table(table: &Module, end: &Module, trainables: &Trainables) -> Vec<f32> {
+    let weight = &table.parameters[0];
+    let (mut values, width) = (weight.to_vec(trainables), weight.shape[1]);
+    if let Some(rows) = &table.rows {
+        let own = trainables.get(rows.values()).value.read();
+        for (own, &row) in own.chunks_exact(width).zip(rows.rows()) {
+            values[row as usize * width..][..width].copy_from_slice(own);
+        }
+    }
+    let Some(adapter) = end.adapter else {
+        return values;
+    };
+    let [a, b] = [adapter.a, adapter.b].map(|id| &trainables.get(id).value);
+    // Both as [V, r] and [r, D].
+    let (outer, inner) = match end.is_input_table() {
+        true => (a.read(), transpose(&b.read(), b.rows(), b.cols())),
+        false => (b.read(), a.read()),
+    };
+    add_product(&mut values, &outer, &inner, width, adapter.scaling);
+    values
+}
+
+/// w [out, in] += scaling · b·a, summed in f64.
+fn add_product(w: &mut [f32], b: &[f32], a: &[f32], width: usize, scaling: f32) {
+    let rank = a.len() / width;
     let mut delta = vec![0.0f64; width];
-    for (row, b_row) in weight.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
+    for (row, b_row) in w.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
         delta.fill(0.0);
         for (&b, a_row) in b_row.iter().zip(a.chunks_exact(width)) {
             delta
@@ -324,17 +473,9 @@ pub(crate) fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32
                 .zip(a_row)
                 .for_each(|(d, &a)| *d += f64::from(b) * f64::from(a));
         }
-        let scaling = f64::from(adapter.scaling);
+        let scaling = f64::from(scaling);
         row.iter_mut()
             .zip(&delta)
             .for_each(|(w, d)| *w = (f64::from(*w) + scaling * d) as f32);
     }
-    weight
-}
-
-/// Each stored B of parts of a fused layer: files hold PEFT's form, with the zeros between the
-/// blocks.
-pub(super) fn stored_blocks(modules: &Modules) -> BTreeMap<TrainableId, Blocks> {
-    let adapters = modules.iter().filter_map(|module| module.adapter);
-    adapters.filter_map(|a| Some((a.b, a.blocks?))).collect()
 }

@@ -243,13 +243,13 @@ impl Encoder {
 
     /// The sum of the tables' rows, normalised [M, D].
     fn embed(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>, positions: &[u32]) -> Var {
-        let (modules, types) = (pass.modules, self.token_type_embeddings);
+        let types = self.token_type_embeddings;
         let zeros = vec![0; batch.tokens()];
         let type_ids = batch.token_type_ids.filter(|_| types.rows > 1);
         let tables = [
-            self.word_embeddings.lookup(modules, batch.input_ids),
-            types.lookup(modules, type_ids.unwrap_or(&zeros)),
-            self.position_embeddings.lookup(modules, positions),
+            self.word_embeddings.lookup(pass, batch.input_ids),
+            types.lookup(pass, type_ids.unwrap_or(&zeros)),
+            self.position_embeddings.lookup(pass, positions),
         ];
         let x = embedding(pass, &tables);
         let x = self.layer_norm.forward(pass, x);

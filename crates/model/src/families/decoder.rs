@@ -17,7 +17,7 @@ use crate::config::Task;
 use crate::error::ModelError;
 use crate::families::{HeadTensors, LM_HEAD, LanguageModel, Network};
 use crate::load::{LinearSpec, Loader, Presence};
-use crate::modules::{Embedding, LayerNorm, Linear, Modules, RmsNorm};
+use crate::modules::{Embedding, LayerNorm, Linear, ModuleId, RmsNorm};
 use crate::pass::{Batch, Block, CausalBatch, LayerRange, Pass};
 pub(crate) use absolute::{DecoderConfig, Names, Projections, Scores};
 pub(crate) use rotary::{
@@ -55,7 +55,11 @@ struct Decoder<L> {
 /// What reads the last hidden states.
 enum Head {
     /// A table of tokens, which may be that of the input.
-    Table(Embedding),
+    Table {
+        table: Embedding,
+        /// The module that adapters of the output name.
+        end: ModuleId,
+    },
     /// A classifier of each sequence's last token.
     Score(Linear),
 }
@@ -69,10 +73,17 @@ impl Head {
         loader: &mut Loader<'_>,
     ) -> Result<Self, ModelError> {
         match loader.task() {
-            Task::CausalLm => Ok(Head::Table(match tied {
-                Some(tokens) => tokens,
-                None => loader.head_table(LM_HEAD, [vocab, width])?,
-            })),
+            Task::CausalLm => Ok(match tied {
+                Some(table) => Head::Table {
+                    table,
+                    end: loader.other_end(LM_HEAD),
+                },
+                None => {
+                    let table = loader.head_table(LM_HEAD, [vocab, width])?;
+                    let end = table.id;
+                    Head::Table { table, end }
+                }
+            }),
             _ => {
                 let score = loader.spec("score", [width, loader.num_labels()]);
                 let score = loader.linear_of(LinearSpec {
@@ -103,7 +114,7 @@ enum FinalNorm {
 impl<L> Decoder<L> {
     /// The sum of the tables' rows [M, D].
     fn embed(&self, pass: &mut Pass<'_, '_>, batch: &CausalBatch) -> Var {
-        let tokens = self.tokens.lookup(pass.modules, &batch.input_ids);
+        let tokens = self.tokens.lookup(pass, &batch.input_ids);
         let Some(positions) = self.positions else {
             let x = embedding(pass, &[tokens]);
             let factor = pass.device().numerics().activations.round(self.token_scale);
@@ -111,7 +122,7 @@ impl<L> Decoder<L> {
         };
         let places = batch.context.positions().iter();
         let places: Vec<u32> = places.map(|place| positions.first + place).collect();
-        let positions = positions.table.lookup(pass.modules, &places);
+        let positions = positions.table.lookup(pass, &places);
         let Some(project) = &self.project_in else {
             return embedding(pass, &[tokens, positions]);
         };
@@ -172,11 +183,11 @@ impl<L: Block + Copy + Send + Sync + 'static> LanguageModel for Decoder<L> {
         self.layers.len()
     }
 
-    fn head<'m>(&self, modules: &'m Modules) -> LmHead<'m> {
+    fn head<'m>(&self, pass: &Pass<'_, 'm>) -> LmHead<'m> {
         match self.head {
-            Head::Table(table) => LmHead {
-                table: table.as_head(modules),
+            Head::Table { table, end } => LmHead {
                 soft_cap: self.logit_soft_cap,
+                ..table.as_head(pass, end)
             },
             Head::Score(_) => unreachable!("a classifier is no language model"),
         }
@@ -197,13 +208,13 @@ impl<L: Block + Copy + Send + Sync + 'static> Network for Decoder<L> {
     fn classify(&self, pass: &mut Pass<'_, '_>, hidden: Var) -> Var {
         match self.head {
             Head::Score(score) => score.logits(pass, hidden),
-            Head::Table(_) => unreachable!("a language model has no classifier"),
+            Head::Table { .. } => unreachable!("a language model has no classifier"),
         }
     }
 
     fn language_model(&self) -> Option<&dyn LanguageModel> {
         match &self.head {
-            Head::Table(_) => Some(self),
+            Head::Table { .. } => Some(self),
             Head::Score(_) => None,
         }
     }

@@ -386,7 +386,7 @@ impl Session<'_> {
             if rows.len() < parts.len() {
                 hidden = gather(pass, &hidden, rows);
             }
-            let head = self.language.head(&model.modules);
+            let head = self.language.head(pass);
             lm_logits(hidden.tensor(), head, &model.trainables).read()
         })
     }

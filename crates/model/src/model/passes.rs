@@ -76,7 +76,7 @@ impl Model {
                 let pass = &mut self.pass(&mut tape);
                 let hidden = model.hidden_of(pass, &CausalBatch::of_rows(batch, &rows), range);
                 let targets = LmTargets {
-                    head: model.head(&self.modules),
+                    head: model.head(pass),
                     labels: &labels,
                     smoothing: options.label_smoothing,
                 };
@@ -150,7 +150,7 @@ impl Model {
                 let pass = &mut self.pass(&mut tape);
                 let hidden = model.hidden_of(pass, &CausalBatch::of_rows(batch, &rows), range);
                 let targets = LmTargets {
-                    head: model.head(&self.modules),
+                    head: model.head(pass),
                     labels: &labels,
                     smoothing: 0.0,
                 };
@@ -190,8 +190,9 @@ impl Model {
         };
         let rows: Vec<usize> = (0..batch.tokens()).collect();
         let batch = CausalBatch::of_rows(batch, &rows);
-        let hidden = model.hidden_of(&mut self.pass(tape), &batch, range);
-        let head = model.head(&self.modules);
+        let pass = &mut self.pass(tape);
+        let hidden = model.hidden_of(pass, &batch, range);
+        let head = model.head(pass);
         let logits = lm_logits(hidden.tensor(), head, &self.trainables);
         tape.constant(logits)
     }

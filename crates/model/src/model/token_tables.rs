@@ -5,9 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use lowrank_formats::peft::{
-    AdapterConfig, AdapterFile, AdapterTensor, KEY_PREFIX, Matcher, ParameterKind, parse_key,
-};
+use lowrank_formats::peft::{AdapterConfig, AdapterFile, AdapterTensor, KEY_PREFIX, Matcher};
 
 use crate::error::ModelError;
 use crate::families::LM_HEAD;
@@ -27,8 +25,8 @@ impl TokenTables {
     /// trains (`modules_to_save`) stay there too: their rows are needed to load the model.
     ///
     /// # Errors
-    /// Tables that contradict each other or are no tables, a value that is not finite, low-rank
-    /// values of a table, one of two tied tables trained by itself.
+    /// Tables that contradict each other or are no tables, a value that is not finite, one of two
+    /// tied tables trained by itself.
     pub fn take(
         file: AdapterFile,
         adapter: &AdapterConfig,
@@ -38,10 +36,8 @@ impl TokenTables {
         let (tokens, head) = (format!("{path}.weight"), format!("{LM_HEAD}.weight"));
         let has_head = config.family.classes.causal_lm.is_some();
         let is_tied = config.facts.tie_word_embeddings;
-        for path in [path, LM_HEAD] {
-            refuse_low_rank(&file, path)?;
-        }
         let mut tensors = BTreeMap::new();
+        let file = with_grown_tables(file, [path, LM_HEAD], config.facts.vocab_size);
         for name in [&tokens, &head] {
             let Some(tensor) = file.get(&format!("{KEY_PREFIX}{name}")) else {
                 continue;
@@ -117,17 +113,25 @@ impl TokenTables {
     }
 }
 
-/// Low-rank values of a table of tokens: PEFT adds them to a copy of its own.
-fn refuse_low_rank(file: &AdapterFile, path: &str) -> Result<(), ModelError> {
-    let is_low_rank = |(key, _): (&str, &AdapterTensor)| {
-        parse_key(key).is_some_and(|(of, kind)| of == path && kind != ParameterKind::Full)
-    };
-    if !file.iter().any(is_low_rank) {
-        return Ok(());
-    }
-    Err(ModelError::AdapterUnsupported(vec![format!(
-        "target_modules: the adapter has low-rank values for `{path}`, a table of tokens; only linear layers inside the model can be adapted"
-    )]))
+/// Beside low-rank values of a table or trained rows of it PEFT writes the table itself. It is the
+/// base's, which is left alone, unless the vocabulary grew.
+fn with_grown_tables(file: AdapterFile, paths: [&str; 2], vocab_size: usize) -> AdapterFile {
+    let grown: Vec<String> = (file.iter())
+        .filter(|(_, tensor)| tensor.shape.first() > Some(&vocab_size))
+        .map(|(key, _)| key.to_owned())
+        .collect();
+    file.map_keys(|key| {
+        let plain = |path: &&str| {
+            let own = format!("{KEY_PREFIX}{path}");
+            let inside = [".base_layer.weight", ".token_adapter.base_layer.weight"];
+            let is_own = |end: &&str| key.strip_prefix(&own) == Some(*end);
+            inside.iter().any(is_own).then(|| format!("{own}.weight"))
+        };
+        let table = paths.iter().find_map(plain);
+        table
+            .filter(|_| grown.iter().any(|other| other == key))
+            .unwrap_or_else(|| key.to_owned())
+    })
 }
 
 /// PEFT trains a copy of the one, which parts it from the other.

@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::ops::embedding::{self, Lookup};
+use lowrank_engine::ops::embedding::Lookup;
 use lowrank_engine::ops::gather::gather;
 use lowrank_engine::ops::linear::{LinearParams, linear, linear_activation, linear_f32};
+use lowrank_engine::ops::lm_head::LmHead;
 use lowrank_engine::ops::neighbours::neighbours;
 use lowrank_engine::ops::norm::{LayerNormParams, RmsFactor, RmsNormParams, layer_norm, rms_norm};
 use lowrank_engine::ops::reshape::reshape;
-use lowrank_engine::{Activation, Matrix, Param, Var};
+use lowrank_engine::{Activation, Param, Var};
 
-use crate::modules::{ModuleId, Modules, Parameter, Pass, Value};
+use crate::modules::{ModuleId, Modules, Parameter, Pass};
 
 /// A linear layer, adapted or not.
 #[derive(Debug, Clone, Copy)]
@@ -125,21 +126,27 @@ pub struct Embedding {
 
 impl Embedding {
     /// The rows `ids` of this table.
-    pub fn lookup<'m, 'i>(self, modules: &'m Modules, ids: &'i [u32]) -> Lookup<'m, 'i> {
-        let table = match &modules[self.id].parameters[0].value {
-            Value::Rows(param) => embedding::Table::Rows(param),
-            Value::Matrix(matrix) | Value::Conv1d(matrix) => embedding::Table::Matrix(matrix),
-        };
+    pub fn lookup<'m, 'i>(self, pass: &Pass<'_, 'm>, ids: &'i [u32]) -> Lookup<'m, 'i> {
+        let module = &pass.modules[self.id];
         Lookup {
-            table,
+            table: module.parameters[0].as_table(),
             ids,
             padding_idx: self.padding_idx,
+            rows: module.rows.as_ref().filter(|_| pass.has_adapters()),
+            adapter: (module.adapter.as_ref()).filter(|_| pass.has_adapters()),
         }
     }
 
-    /// The table as a language model's output matrix; it must have been loaded as one.
-    pub(crate) fn as_head(self, modules: &Modules) -> &Matrix {
-        modules[self.id].parameters[0].matrix()
+    /// A language model's head from this table, which must have been loaded as one; what is added
+    /// to the logits is `end`'s.
+    pub(crate) fn as_head<'m>(self, pass: &Pass<'_, 'm>, end: ModuleId) -> LmHead<'m> {
+        let (table, end) = (&pass.modules[self.id], &pass.modules[end]);
+        LmHead {
+            table: table.parameters[0].matrix(),
+            rows: table.rows.as_ref().filter(|_| pass.has_adapters()),
+            adapter: (end.adapter.as_ref()).filter(|_| pass.has_adapters()),
+            soft_cap: None,
+        }
     }
 }
 

@@ -91,6 +91,7 @@ impl LoraSettings {
             use_rslora: false,
             init_lora_weights: InitLora::Default,
             modules_to_save: Vec::new(),
+            trainable_token_indices: Vec::new(),
         }
     }
 }

@@ -48,6 +48,13 @@ pub fn announce(progress: &Progress, prepared: &Prepared) {
             first.scaling
         ));
     }
+    for table in &report.rows {
+        progress.line(format!(
+            "  {} rows of `{}`",
+            count(table.rows as u64),
+            table.path
+        ));
+    }
     if report.biases > 0 {
         progress.line(format!("  {} values of biases", count(report.biases)));
     }

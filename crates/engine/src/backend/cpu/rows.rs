@@ -68,6 +68,30 @@ pub(super) fn slice_backward(isa: Isa, d_y: &Tensor, first: usize, d_x: &mut Ten
     });
 }
 
+pub(super) fn put_columns(x: &Tensor, columns: &[u32], out: &mut Tensor) {
+    let (few, many) = (x.cols(), out.cols());
+    with_element!(x.dtype(), E => {
+        let rows = x.host::<E>().chunks_exact(few);
+        for (to, from) in out.host_mut::<E>().chunks_exact_mut(many).zip(rows) {
+            for (&column, from) in columns.iter().zip(from) {
+                to[column as usize] = *from;
+            }
+        }
+    });
+}
+
+pub(super) fn take_columns(x: &mut Tensor, columns: &[u32], out: &mut Tensor) {
+    let (few, many) = (out.cols(), x.cols());
+    with_element!(x.dtype(), E => {
+        let rows = x.host_mut::<E>().chunks_exact_mut(many);
+        for (to, from) in out.host_mut::<E>().chunks_exact_mut(few).zip(rows) {
+            for (to, &column) in to.iter_mut().zip(columns) {
+                *to = std::mem::replace(&mut from[column as usize], E::narrow(0.0));
+            }
+        }
+    });
+}
+
 /// The part's columns in a row, head by head.
 fn part_of<'a, E>(form: &HeadPart, x: &'a [E]) -> impl Iterator<Item = &'a [E]> {
     let heads = x.chunks_exact(form.head_dim);

@@ -13,7 +13,7 @@ use crate::modules::{Module, Modules};
 
 /// What a configuration means for one model.
 pub(super) struct Resolved {
-    /// Paths of the linear layers to adapt.
+    /// Paths of the linear layers and tables to adapt.
     pub(super) targets: BTreeSet<String>,
     /// Paths of the modules to train whole.
     pub(super) saved: BTreeSet<String>,
@@ -38,6 +38,7 @@ pub(super) fn resolve(
     modules: &Modules,
     origin: Origin,
     parts: &[Parts],
+    input: &str,
 ) -> Result<Resolved, ModelError> {
     let matcher = Matcher::new(config)?;
     let linears: Vec<(&Module, [usize; 2])> = modules.linears().collect();
@@ -53,9 +54,18 @@ pub(super) fn resolve(
             targets.insert(linear.path.clone());
         }
     }
-    check_kinds(config, &matcher, modules, &saved)?;
+    let is_all = matches!(config.target_modules, Some(TargetModules::AllLinear));
+    let tables = modules.tables(input).filter(|_| !is_all);
+    let tables: Vec<(&Module, [usize; 2])> = tables.collect();
+    for (table, _) in &tables {
+        if !saved.contains(&table.path) && matcher.is_target(&table.path)? {
+            targets.insert(table.path.clone());
+        }
+    }
+    check_kinds(config, &matcher, modules, &saved, &targets)?;
+    let adaptable = [linears, tables].concat();
     if origin != Origin::File {
-        check_matched(&matcher, &linears, modules)?;
+        check_matched(&matcher, &adaptable, modules)?;
     }
     if targets.is_empty() {
         let faults = vec!["no linear layer is left to adapt".to_string()];
@@ -67,7 +77,7 @@ pub(super) fn resolve(
         (Origin::New { .. }, None) => inp.min(out),
         (Origin::New { .. }, Some(parts)) => parts.most_rank(inp),
     };
-    check_ranks(&matcher, &linears, &targets, &limit)?;
+    check_ranks(&matcher, &adaptable, &targets, &limit)?;
     check_scalings(&matcher, &targets)?;
     Ok(Resolved { targets, saved })
 }
@@ -86,6 +96,7 @@ fn check_kinds(
     matcher: &Matcher,
     modules: &Modules,
     saved: &BTreeSet<String>,
+    targets: &BTreeSet<String>,
 ) -> Result<(), ModelError> {
     if matches!(config.target_modules, Some(TargetModules::AllLinear)) {
         return Ok(());
@@ -93,9 +104,9 @@ fn check_kinds(
     let mut faults = Vec::new();
     for module in modules.iter().filter(|m| m.features().is_none()) {
         let path = &module.path;
-        if !saved.contains(path) && matcher.is_target(path)? {
+        if !saved.contains(path) && !targets.contains(path) && matcher.is_target(path)? {
             faults.push(format!(
-                "`{path}` is {}; only linear layers can be adapted",
+                "`{path}` is {}; only linear layers and tables of tokens can be adapted",
                 with_article(module.kind.name())
             ));
         }

@@ -194,12 +194,11 @@ impl Embeddings {
     fn forward(&self, pass: &mut Pass<'_, '_>, batch: &Batch<'_>) -> Var {
         let positions = batch.positions();
         let zeros = vec![0; batch.tokens()];
-        let modules = pass.modules;
-        let mut tables = vec![self.words.lookup(modules, batch.input_ids)];
-        tables.extend(self.positions.map(|t| t.lookup(modules, &positions)));
+        let mut tables = vec![self.words.lookup(pass, batch.input_ids)];
+        tables.extend(self.positions.map(|t| t.lookup(pass, &positions)));
         tables.extend(self.token_types.map(|table| {
             let types = batch.token_type_ids.filter(|_| table.rows > 1);
-            table.lookup(modules, types.unwrap_or(&zeros))
+            table.lookup(pass, types.unwrap_or(&zeros))
         }));
         let mut x = embedding(pass, &tables);
         if let Some(projection) = self.projection {
@@ -259,7 +258,7 @@ impl Relative {
     /// The rows [R, D], normalised. Each layer makes its own: dropout differs, and a layer that is
     /// run again has no other input than x.
     fn forward(&self, pass: &mut Pass<'_, '_>, p: f32) -> Var {
-        let table = self.table.lookup(pass.modules, &self.ids);
+        let table = self.table.lookup(pass, &self.ids);
         let mut x = embedding(pass, &[table]);
         if let Some(norm) = self.norm {
             x = norm.forward(pass, x);
