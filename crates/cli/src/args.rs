@@ -149,7 +149,10 @@ mod tests {
         let Command::Train(args) = Cli::from_arg_matches(&matches).unwrap().command else {
             panic!("not train")
         };
-        assert_eq!(args.optimization.learning_rate, Some(-1.0));
+        assert_eq!(
+            args.optimization.learning_rate,
+            Some(lowrank_run::rates::AskedRate::Rate(-1.0))
+        );
         assert_eq!(args.data.labels.unwrap(), ["-1", "1"]);
     }
 }

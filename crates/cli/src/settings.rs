@@ -157,6 +157,7 @@ fn fitting_value<T: DeserializeOwned>(id: &str, entry: &Entry) -> Result<Value, 
 #[cfg(test)]
 mod tests {
     use lowrank_engine::{Arithmetic, DType};
+    use lowrank_run::rates::AskedRate;
     use lowrank_run::settings::laid_over;
     use lowrank_run::spec::to_settings;
     use lowrank_train::config::{
@@ -178,9 +179,12 @@ mod tests {
         .unwrap();
         assert_eq!(file["per_device_batch_size"], 4);
         let mut flags = TrainArgs::default();
-        flags.optimization.learning_rate = Some(0.25);
+        flags.optimization.learning_rate = Some(AskedRate::Rate(0.25));
         let merged = overlay(file, &flags).unwrap();
-        assert_eq!(merged.optimization.learning_rate, Some(0.25));
+        assert_eq!(
+            merged.optimization.learning_rate,
+            Some(AskedRate::Rate(0.25))
+        );
         assert_eq!(merged.optimization.per_device_batch_size, Some(4));
         assert_eq!(
             merged.data.labels.as_deref(),

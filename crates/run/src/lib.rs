@@ -32,6 +32,7 @@ pub mod plan;
 pub mod predict;
 pub mod presets;
 pub mod profile;
+pub mod rates;
 pub mod result;
 pub mod rows;
 pub mod scoring;

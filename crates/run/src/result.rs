@@ -16,6 +16,7 @@ use crate::error::{RunError, RunResult};
 use crate::memory::{self, by_purpose};
 use crate::notes::AdapterNotes;
 use crate::plan::RunPlan;
+use crate::rates::Rates;
 use crate::rows::template_of;
 use crate::side_files;
 use crate::spec::RunSpec;
@@ -120,6 +121,8 @@ pub struct Results {
     pub summary: Summary,
     /// The test rows (or validation rows) before.
     pub before: Option<Evaluation>,
+    /// The learning rates that were tried, where one was to be found.
+    pub rates: Option<Rates>,
     /// The same after.
     pub after: Option<Evaluation>,
     /// What was saved.
@@ -142,7 +145,7 @@ impl Results {
     pub fn to_json(&self) -> Value {
         let counted = self.model.device().peak_memory();
         let idle: Vec<_> = self.summary.proof.idle().map(|v| v.name.clone()).collect();
-        json!({
+        let mut all = json!({
             "steps": self.summary.steps,
             "final_step": self.summary.final_step,
             "best_step": self.summary.best_step,
@@ -169,7 +172,11 @@ impl Results {
             "peak_resident_bytes": memory::peak_resident_bytes(),
             "trained_values": self.summary.proof.values.len(),
             "idle_values": idle,
-        })
+        });
+        if let Some(rates) = &self.rates {
+            all["learning_rates"] = json!(rates);
+        }
+        all
     }
 
     /// Real tokens trained on, a second of optimizer steps.

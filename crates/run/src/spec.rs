@@ -19,6 +19,7 @@ use crate::hub::Hub;
 use crate::labels::{self, TaskChoice};
 use crate::machine::Machine;
 use crate::presets::{Preset, SFT};
+use crate::rates;
 use crate::rows::{KnownLabels, load_rows, load_spec, max_length, rows_of};
 use crate::settings::{ModelSettings, RowSettings, Settings, laid_over, typed};
 use crate::unused::Unused;
@@ -157,6 +158,8 @@ pub struct RunSpec {
     pub test: Option<Loaded>,
     /// How chats are laid out, where the training rows are some.
     pub chat: Option<ChatFormat>,
+    /// Whether the learning rate is to be found by trials around that of the configuration.
+    pub finds_rate: bool,
     /// Why this is the task.
     pub choice: TaskChoice,
     /// Whether activations are to be recomputed, where that is said.
@@ -169,7 +172,7 @@ impl RunSpec {
     /// # Errors
     /// A file cannot be read, rows or labels do not fit, or a setting cannot be or has no effect.
     pub fn resolve(request: &Request, host: &Host) -> RunResult<Self> {
-        let Request { settings, given } = request;
+        let (ref settings, finds_rate) = rates::taken_out(&request.settings)?;
         let asked: Asked = typed(settings)?;
         let rows: RowSettings = typed(settings)?;
         let method = asked.method.get()?;
@@ -205,8 +208,7 @@ impl RunSpec {
         config.lora = lora_of(settings, &base, adapter.as_ref())?;
         config.validate()?;
         base.set_dropouts(&config.optimization)?;
-        Unused::of(given).check_train(&config)?;
-
+        Unused::of(&rates::taken_out(&request.given)?.0).check_train(&config)?;
         config.data.chat_time = chat.as_ref().and_then(chat::time);
         let mut train = rows_of(&table, &spec, &base, &device)?;
         let note = "what is not given is as --preset sft has it, the recipe for chats";
@@ -227,6 +229,9 @@ impl RunSpec {
             file.as_deref().map(read).transpose()
         };
         let (validation, test) = (read(&asked.validation_file)?, read(&asked.test_file)?);
+        if finds_rate {
+            rates::require_rows(validation.as_ref())?;
+        }
         config.data.labels = labels.names.clone();
         config.validate()?;
         config.validate_for(train.examples.len())?;
@@ -240,9 +245,20 @@ impl RunSpec {
             validation,
             test,
             chat,
+            finds_rate,
             choice,
             recompute: asked.gradient_checkpointing.map(Recompute::from),
         })
+    }
+
+    /// The configuration as the settings that read back as it, a rate that is to be found by its
+    /// word.
+    pub fn to_settings(&self) -> Settings {
+        let mut settings = to_settings(&self.config);
+        if self.finds_rate {
+            settings.insert("learning_rate".to_owned(), "auto".into());
+        }
+        settings
     }
 
     /// The rows by which the result is told: test rows, else validation rows.

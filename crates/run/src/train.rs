@@ -8,9 +8,11 @@ use lowrank_formats::files::{self, Ceiling};
 use lowrank_formats::{RunDir, write_atomic};
 use lowrank_model::Model;
 use lowrank_train::base::BaseId;
+use lowrank_train::config::TrainConfig;
 use lowrank_train::evaluate::{PassSettings, evaluate};
 use lowrank_train::metrics::Evaluation;
 use lowrank_train::outliers;
+use lowrank_train::rates::Arm;
 use lowrank_train::reduce::Solo;
 use lowrank_train::trainer::{Outcome, RunSetup, Summary, TrainData, Trainer, Watch};
 
@@ -19,8 +21,9 @@ use crate::error::{RunError, RunResult};
 use crate::folder::{CONFIG_FILE, Existing};
 use crate::memory;
 use crate::plan::{RunPlan, plan_run, refuse_too_much};
+use crate::rates::{Rates, Trials};
 use crate::result::{Results, are_written, save_model};
-use crate::spec::{RunSpec, to_settings};
+use crate::spec::RunSpec;
 use crate::yaml;
 
 /// The evaluation before training, kept for the table of a resumed run.
@@ -42,6 +45,7 @@ pub struct Prepared {
     base_id: BaseId,
     folder: RunDir,
     before: Option<Evaluation>,
+    rates: Option<Rates>,
     fixed_bytes: Option<u64>,
 }
 
@@ -64,8 +68,7 @@ impl Prepared {
         // the next try.
         let (folder, moved_aside) = existing.take(&spec.config)?;
         if !existing.goes_on(&spec.config) {
-            let text = yaml::to_yaml(&to_settings(&spec.config));
-            write_atomic(&folder.join(CONFIG_FILE), text.as_bytes())?;
+            write_settings(&folder, &spec)?;
         }
         Ok(Self {
             spec,
@@ -77,6 +80,7 @@ impl Prepared {
             base_id,
             folder,
             before: None,
+            rates: None,
             fixed_bytes,
         })
     }
@@ -115,27 +119,82 @@ impl Prepared {
         Ok(Some(self.before.insert(evaluation)))
     }
 
+    /// Finds the learning rate by trials, where that is asked for; `on_arm` is told of each rate
+    /// that is tried now. The chosen trial's steps are the run's first ones. A run that goes on has
+    /// the rate that was found for it.
+    ///
+    /// # Errors
+    /// The run was started with a rate that was given; training diverges with each rate; it was
+    /// told to stop; or the disk refuses.
+    pub fn find_rate(mut self, stop: &AtomicBool, on_arm: &dyn Fn(&Arm)) -> RunResult<Self> {
+        if !self.spec.finds_rate {
+            if self.existing == Existing::Resume {
+                self.rates = Rates::read(&self.folder)?;
+            }
+            return Ok(self);
+        }
+        self.refuse_given_rate()?;
+        let (spec, base) = (&self.spec, &self.base_id);
+        let cache = self.plan.prefix_cache_bytes;
+        let validation = spec.validation.as_ref();
+        let config = spec.config.clone();
+        let trials = Trials {
+            folder: &self.folder,
+            config: &config,
+            setup: &|config, folder| RunSetup {
+                prefix_cache_bytes: cache,
+                ..setup(spec, base, config, folder)
+            },
+            train_rows: spec.train.examples.len(),
+            validation: validation.map_or(&[], |rows| &rows.examples[..]),
+            on_arm,
+        };
+        let (model, rates) = trials.find(self.model, stop)?;
+        self.model = model;
+        if let Some(found) = rates.found {
+            self.spec.config.optimization.learning_rate = found;
+            self.spec.finds_rate = false;
+            write_settings(&self.folder, &self.spec)?;
+        }
+        self.rates = Some(rates);
+        Ok(self)
+    }
+
+    /// The rate that trials found.
+    pub fn found_rate(&self) -> Option<f64> {
+        self.rates.as_ref()?.found
+    }
+
+    /// A run with steps of a rate that was given has none to find.
+    fn refuse_given_rate(&self) -> RunResult {
+        if self.existing != Existing::Resume || Rates::read(&self.folder)?.is_some() {
+            return Ok(());
+        }
+        let entries = files::list(self.folder.path())?;
+        let is_checkpoint = |name: &str| name.starts_with("checkpoint-");
+        let mut names = entries.iter().filter_map(|entry| entry.name.to_str());
+        match names.any(is_checkpoint) {
+            false => Ok(()),
+            true => Err(RunError::usage(
+                "`learning_rate` is auto, but the run was started with a rate that was given",
+            )
+            .hint("leave out --learning-rate to go on with it, or start anew with --overwrite")),
+        }
+    }
+
     /// Makes the run ready for its first step, or for the one after its newest checkpoint.
     ///
     /// # Errors
     /// The run that is to go on was made with other settings, rows or weights, or its checkpoints
     /// are broken.
     pub fn start(self, watch: Watch<'_>) -> RunResult<TrainRun> {
-        let examples = |rows: &lowrank_data::Loaded| rows.examples.clone();
+        let folder = self.folder.path().to_owned();
         let setup = RunSetup {
-            config: self.spec.config.clone(),
-            data: TrainData {
-                train: examples(&self.spec.train),
-                validation: self.spec.validation.as_ref().map(examples),
-            },
-            run: self.folder.path().to_owned(),
-            base: self.base_id.clone(),
-            other_base: self.spec.base.other_base(),
             prefix_cache_bytes: self.plan.prefix_cache_bytes,
-            reducer: Box::new(Solo),
+            ..setup(&self.spec, &self.base_id, self.spec.config.clone(), folder)
         };
         let mut trainer = Trainer::new(self.model, setup)?;
-        if self.existing == Existing::Resume {
+        if self.existing == Existing::Resume || self.rates.is_some() {
             trainer.resume(watch)?;
         }
         Ok(TrainRun {
@@ -145,8 +204,26 @@ impl Prepared {
             base_id: self.base_id,
             folder: self.folder,
             before: self.before,
+            rates: self.rates,
             fixed_bytes: self.fixed_bytes,
         })
+    }
+}
+
+/// What a trainer of a run's rows needs, with a configuration and a folder.
+fn setup(spec: &RunSpec, base: &BaseId, config: TrainConfig, run: PathBuf) -> RunSetup {
+    let examples = |rows: &lowrank_data::Loaded| rows.examples.clone();
+    RunSetup {
+        config,
+        data: TrainData {
+            train: examples(&spec.train),
+            validation: spec.validation.as_ref().map(examples),
+        },
+        run,
+        base: base.clone(),
+        other_base: spec.base.other_base(),
+        prefix_cache_bytes: 0,
+        reducer: Box::new(Solo),
     }
 }
 
@@ -158,6 +235,7 @@ pub struct TrainRun {
     base_id: BaseId,
     folder: RunDir,
     before: Option<Evaluation>,
+    rates: Option<Rates>,
     fixed_bytes: Option<u64>,
 }
 
@@ -226,6 +304,7 @@ impl TrainRun {
             plan: self.plan,
             summary,
             before: self.before,
+            rates: self.rates,
             after,
             saved,
             fixed_bytes: self.fixed_bytes,
@@ -234,6 +313,11 @@ impl TrainRun {
         results.write()?;
         Ok(results)
     }
+}
+
+fn write_settings(folder: &RunDir, spec: &RunSpec) -> RunResult {
+    let text = yaml::to_yaml(&spec.to_settings());
+    Ok(write_atomic(&folder.join(CONFIG_FILE), text.as_bytes())?)
 }
 
 /// The rows by which the result is told, measured; none where there are no such rows, or where it

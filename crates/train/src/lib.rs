@@ -22,6 +22,7 @@ pub mod optimizer;
 pub mod outliers;
 pub mod plan;
 pub mod proof;
+pub mod rates;
 pub mod reduce;
 pub mod report;
 mod run_state;

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use lowrank_run::RunResult;
+use lowrank_run::rates::AskedRate;
 use lowrank_run::spec::AskedMethod;
 use lowrank_train::config::{
     BiasMode, ByteSize, InitLora, IntervalStrategy, Method, PrefixCacheLimit,
@@ -100,14 +101,15 @@ pub struct LoraArgs {
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OptimizationArgs {
-    /// Base learning rate [default: 0.001, with --full 0.00005]
+    /// Base learning rate; auto tries up to five on the first 7 % of the run and takes the one with
+    /// the smallest validation loss [default: 0.001, with --full 0.00005]
     #[arg(
         long,
         visible_alias = "lr",
         value_name = "LR",
         help_heading = "Optimization"
     )]
-    pub learning_rate: Option<f64>,
+    pub learning_rate: Option<AskedRate>,
     /// Decoupled weight decay [default: 0.01]
     #[arg(long, value_name = "DECAY", help_heading = "Optimization")]
     pub weight_decay: Option<f64>,

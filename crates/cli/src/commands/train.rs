@@ -11,10 +11,11 @@ use lowrank_run::folder::{CONFIG_FILE, Existing};
 use lowrank_run::machine::{Machine, isa_to_resume};
 use lowrank_run::plan::plan_run;
 use lowrank_run::result::result_name;
-use lowrank_run::spec::{Host, Request, RunSpec, is_known, to_settings};
+use lowrank_run::spec::{Host, Request, RunSpec, is_known};
 use lowrank_run::train::{Advance, Prepared, TrainRun};
 use lowrank_run::{RunError, RunResult, yaml};
 use lowrank_train::config::DEFAULT_RUN;
+use lowrank_train::rates::Arm;
 use lowrank_train::trainer::{Event, Summary, Watch, headline_metric};
 
 use crate::args::TrainArgs;
@@ -70,6 +71,10 @@ pub fn run(flags: TrainArgs) -> RunResult {
             before.rows
         ));
     }
+    let prepared = prepared.find_rate(&stop, &|arm: &Arm| progress.line(announce::arm(arm)))?;
+    if let Some(found) = prepared.found_rate() {
+        progress.line(format!("the learning rate is {found:e}"));
+    }
     let on_event = |event: Event<'_>| progress.on_event(&event);
     let watch = Watch {
         stop: &stop,
@@ -108,7 +113,7 @@ fn show_settings(mut spec: RunSpec, existing: Existing) -> RunResult {
     if spec.config.memory.max_memory.is_some() {
         plan_run(&mut spec, existing)?;
     }
-    output::print(yaml::to_yaml(&to_settings(&spec.config)));
+    output::print(yaml::to_yaml(&spec.to_settings()));
     Ok(())
 }
 

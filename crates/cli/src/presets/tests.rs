@@ -2,6 +2,7 @@
 //! commands.
 
 use clap::Parser;
+use lowrank_run::rates::AskedRate;
 
 use super::*;
 use crate::args::{Cli, Command, GenerateArgs, PlanArgs, TrainArgs};
@@ -208,7 +209,10 @@ fn flags_win_over_files_over_presets() {
     let flags = parse(&["--weight-decay", "0.125"]);
     let args = with_preset(flags, file.to_str(), |args| &args.preset).unwrap();
     let o = &args.optimization;
-    assert_eq!((o.learning_rate, o.weight_decay), (Some(0.5), Some(0.125)));
+    assert_eq!(
+        (o.learning_rate, o.weight_decay),
+        (Some(AskedRate::Rate(0.5)), Some(0.125))
+    );
     assert_eq!(o.classifier_dropout, Some(0.1));
     assert_eq!((args.lora.r, args.data.max_length), (Some(16), Some(64)));
 }

@@ -4,7 +4,9 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Lab, command};
+use serde_json::Value;
+
+use crate::support::{Lab, command, lowrank};
 
 /// Settings under which everything that has state has some: dropout, accumulation, shuffling,
 /// evaluation, best checkpoint.
@@ -94,6 +96,101 @@ fn a_killed_run_ends_with_the_same_bytes() {
             .success()
     );
     assert_eq!(lab.adapter_bytes("killed"), expected);
+}
+
+/// The settings with a learning rate that trials find, and time for these.
+fn with_rate(rate: &str) -> Vec<&str> {
+    let mut words = SETTINGS.to_vec();
+    let place = |words: &[&str], name| words.iter().position(|word| *word == name).unwrap();
+    let (rate_at, steps_at) = (place(&words, "--lr") + 1, place(&words, "--max-steps") + 1);
+    (words[rate_at], words[steps_at]) = (rate, "120");
+    words
+}
+
+/// The trials of a run without their times.
+fn trials(lab: &Lab, run: &str) -> Value {
+    let text = fs::read(lab.path(run).join("learning_rate.json")).unwrap();
+    let mut trials: Value = serde_json::from_slice(&text).unwrap();
+    for arm in trials["arms"].as_array_mut().unwrap() {
+        arm.as_object_mut().unwrap().remove("seconds");
+    }
+    trials
+}
+
+#[test]
+fn a_run_that_finds_its_rate_is_one_with_that_rate_wherever_it_is_killed() {
+    let lab = Lab::new();
+    let said = lab.train("whole", &with_rate("auto")).ok();
+    let found = trials(&lab, "whole")["found"].as_f64().unwrap();
+    assert!(
+        said.stderr
+            .contains(&format!("the learning rate is {found:e}")),
+        "{}",
+        said.stderr
+    );
+    assert!(
+        said.stderr.contains("resumed after step 18"),
+        "{}",
+        said.stderr
+    );
+    lab.train("given", &with_rate(&found.to_string())).ok();
+    assert_eq!(lab.adapter_bytes("whole"), lab.adapter_bytes("given"));
+    assert_eq!(lab.log("whole"), lab.log("given"));
+    assert!(!lab.path("whole/learning_rates").exists());
+
+    let (mut resume, limit) = (false, Instant::now() + Duration::from_secs(60));
+    for rows in [2, 9, 14, 25, 40] {
+        let words = lab.train_words("killed", &with_rate("auto"));
+        let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+        words.extend(resume.then_some("--resume"));
+        let mut child = (command(&words).stdout(Stdio::null()).stderr(Stdio::null()))
+            .spawn()
+            .expect("the binary starts");
+        // Rows of all trials so far.
+        let done = || {
+            let trials = fs::read_dir(lab.path("killed/learning_rates"))
+                .into_iter()
+                .flatten();
+            let logs = trials.filter_map(|trial| {
+                fs::read_to_string(trial.ok()?.path().join("metrics.jsonl")).ok()
+            });
+            logs.map(|log| log.lines().count()).sum::<usize>()
+        };
+        while done() < rows && child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < limit, "the run makes no progress");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        resume = true;
+    }
+    lab.train("killed", &["--resume"]).ok();
+    assert_eq!(trials(&lab, "killed"), trials(&lab, "whole"));
+    assert_eq!(lab.adapter_bytes("killed"), lab.adapter_bytes("whole"));
+    assert_eq!(lab.log("killed"), lab.log("whole"));
+    // The rate stands in the settings now, and the word means it.
+    let settings = fs::read_to_string(lab.path("killed/config.yaml")).unwrap();
+    assert!(
+        settings.contains(&format!("learning_rate: {found}")),
+        "{settings}"
+    );
+    lab.train("killed", &["--resume", "--lr", "auto"]).ok();
+    assert_eq!(lab.adapter_bytes("killed"), lab.adapter_bytes("whole"));
+    let given = lab.train("given", &["--resume", "--lr", "auto"]);
+    given.fails(2, &["the run was started with a rate that was given"]);
+    let words = [
+        "train",
+        "--lr",
+        "auto",
+        "--model",
+        &lab.text("model"),
+        "--train-file",
+        &lab.text("train.tsv"),
+    ];
+    let nothing = ["there are no validation rows", "--validation-file"];
+    lowrank(&words).fails(2, &nothing);
+    let wrong = ["expected a number or auto"];
+    lab.train("wrong", &["--lr", "fast"]).fails(2, &wrong);
 }
 
 #[cfg(unix)]

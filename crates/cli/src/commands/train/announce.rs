@@ -5,6 +5,7 @@ use lowrank_run::rows::capacity_note;
 use lowrank_run::spec::RunSpec;
 use lowrank_run::train::Prepared;
 use lowrank_train::config::{IntervalStrategy, Method, Task, TrainConfig};
+use lowrank_train::rates::Arm;
 use lowrank_train::schedule::SchedulerType;
 
 use crate::output::{bytes, count, percent};
@@ -82,6 +83,15 @@ pub fn announce(progress: &Progress, prepared: &Prepared) {
         .into_iter()
         .chain(schedule_notes(config, plan.total_steps))
         .for_each(|note| progress.line(note));
+}
+
+/// A learning rate that was tried.
+pub fn arm(arm: &Arm) -> String {
+    let rate = arm.learning_rate;
+    match arm.losses.last().copied().flatten() {
+        Some(loss) => format!("learning rate {rate:e} tried: validation loss {loss:.4}"),
+        None => format!("learning rate {rate:e} tried: training diverges"),
+    }
 }
 
 /// Says what the labels are, which columns were taken, and what is odd about files and labels.

@@ -57,6 +57,8 @@ impl Shown<'_> {
             tables: vec![
                 self.quality_table().for_report("Before and after"),
                 self.main_table().for_report("The run"),
+                self.rates_table()
+                    .for_report("Learning rates that were tried"),
                 self.memory_table().for_report("Memory"),
                 adapter_table(&self.results.model).for_report("What was trained"),
             ],
@@ -174,6 +176,25 @@ impl Shown<'_> {
                 "tokens per second",
                 &count(self.results.tokens_per_s() as u64),
             ]);
+        table
+    }
+
+    fn rates_table(&self) -> TextTable {
+        let mut table = TextTable::new(&["learning rate", "losses", "time"]);
+        let rates = self.results.rates.iter();
+        for arm in rates.flat_map(|rates| &rates.search.arms) {
+            let losses = arm.losses.iter();
+            let losses = losses.map(|loss| match loss {
+                Some(loss) => format!("{loss:.4}"),
+                None => "diverges".to_owned(),
+            });
+            let loss = losses.collect::<Vec<_>>().join(", ");
+            table.row([
+                format!("{:e}", arm.learning_rate),
+                loss,
+                duration(arm.seconds),
+            ]);
+        }
         table
     }
 
