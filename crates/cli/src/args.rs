@@ -20,8 +20,8 @@ pub use chat::ChatArgs;
 pub use common::{AdapterArgs, CommonArgs, DataArgs, ModelArgs};
 pub use generate::GenerateArgs;
 pub use others::{
-    CheckArgs, ConvertArgs, EvalArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs, PredictArgs,
-    ProfileArgs,
+    CheckArgs, ConvertArgs, EvalArgs, ExportArgs, InspectArgs, MergeArgs, MergeDType, PlanArgs,
+    PredictArgs, ProfileArgs,
 };
 pub use scoring::ScoringArgs;
 pub use train::TrainArgs;
@@ -102,6 +102,8 @@ pub enum Command {
     Chat(Box<ChatArgs>),
     /// Fold an adapter into its base and write a plain model directory
     Merge(Box<MergeArgs>),
+    /// Write an adapter, or the base with it in its weights, as a GGUF file
+    Export(Box<ExportArgs>),
     /// Write a quantised model, or a GGUF file, as a plain model directory
     Convert(Box<ConvertArgs>),
     /// Count parameters, bytes and operations of a run without running it; a config.json is enough
@@ -122,6 +124,7 @@ impl Command {
             Self::Eval(args) => Some(&mut args.data),
             Self::Predict(args) => Some(&mut args.data),
             Self::Merge(args) => Some(&mut args.data),
+            Self::Export(args) => Some(&mut args.data),
             Self::Check(args) => Some(&mut args.data),
             Self::Profile(args) => Some(&mut args.data),
             Self::Generate(_)

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod check;
 pub mod convert;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod inspect;
 pub mod merge;

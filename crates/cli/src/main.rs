@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use crate::args::Command;
 use crate::commands::{
-    chat, check, convert, eval, generate, inspect, merge, plan, predict, profile, train,
+    chat, check, convert, eval, export, generate, inspect, merge, plan, predict, profile, train,
 };
 
 fn main() -> ExitCode {
@@ -60,6 +60,7 @@ fn run(command: Command) -> lowrank_run::RunResult {
         Command::Generate(args) => generate::run(*args),
         Command::Chat(args) => chat::run(*args),
         Command::Merge(args) => merge::run(*args),
+        Command::Export(args) => export::run(*args),
         Command::Convert(args) => convert::run(*args),
         Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(*args),
@@ -76,6 +77,7 @@ fn is_json(command: &Command) -> bool {
         Command::Generate(a) => a.common.is_json(),
         Command::Chat(a) => a.common.is_json(),
         Command::Merge(a) => a.common.is_json(),
+        Command::Export(a) => a.common.is_json(),
         Command::Convert(a) => a.common.is_json(),
         Command::Plan(a) => a.common.is_json(),
         Command::Inspect(a) => a.common.is_json(),

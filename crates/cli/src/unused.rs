@@ -2,6 +2,7 @@
 
 use clap::Args;
 use lowrank_run::RunResult;
+use lowrank_run::export::ExportTo;
 use lowrank_run::loaded::LoadedModel;
 use lowrank_run::unused::{COLUMNS, LORA, Unused, without_lora};
 use lowrank_train::config::{Method, Task};
@@ -9,7 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use crate::args::{EvalArgs, GenerateArgs, MergeArgs, PlanArgs, PredictArgs, ProfileArgs};
+use crate::args::{
+    EvalArgs, ExportArgs, GenerateArgs, MergeArgs, PlanArgs, PredictArgs, ProfileArgs,
+};
 use crate::settings;
 
 /// What the flags and the file that they name give; a preset's settings are not the user's.
@@ -124,6 +127,20 @@ pub fn check_rows(mut unused: Unused, loaded: &LoadedModel) -> RunResult {
 pub fn check_merge(mut unused: Unused, args: &MergeArgs) -> RunResult {
     if !args.verify.unwrap_or(false) {
         unused.note(&["tolerance", "data_file"], "it needs --verify");
+    }
+    if args.data_file.is_none() {
+        unused.note(&COLUMNS, "it needs --data-file");
+    }
+    unused.finish()
+}
+
+/// Those of `export`.
+pub fn check_export(mut unused: Unused, args: &ExportArgs) -> RunResult {
+    if args.to.unwrap_or(ExportTo::GgufAdapter) == ExportTo::GgufAdapter {
+        let why = "an adapter by itself is always read back";
+        unused.note(&["verify", "max_kl", "data_file"], why);
+    } else if !args.verify.unwrap_or(false) {
+        unused.note(&["max_kl", "data_file"], "it needs --verify");
     }
     if args.data_file.is_none() {
         unused.note(&COLUMNS, "it needs --data-file");

@@ -12,6 +12,7 @@ mod fault;
 mod metadata;
 mod split;
 mod tensors;
+mod write;
 
 use std::path::{Path, PathBuf};
 
@@ -20,12 +21,13 @@ use crate::dtype::{DType, decode_f32};
 use crate::error::FormatError;
 use crate::files;
 use crate::source::Source;
-pub use architecture::Architecture;
 pub(crate) use architecture::View;
+pub use architecture::{Architecture, Stored};
 use cursor::{Cursor, Trouble};
 pub use fault::GgufFault;
 pub use metadata::{List, Metadata, Value, ValueKind};
 pub use tensors::GgufTensor;
+pub use write::{GgufDraft, NewTensor};
 
 /// The first bytes of every file.
 pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
@@ -148,6 +150,14 @@ impl Gguf {
         let mut values = vec![0.0; found];
         decode_f32(DType::F32, &bytes, &mut values);
         Ok(values)
+    }
+
+    /// The bytes of a tensor, as they are stored.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn bytes_of(&self, tensor: &GgufTensor) -> Result<Vec<u8>> {
+        self.sources[tensor.file].read_vec(tensor.offset, tensor.bytes)
     }
 
     /// The error of a fault in this file.

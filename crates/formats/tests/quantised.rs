@@ -61,6 +61,10 @@ fn values_are_put_into_the_blocks_of_gguf_py_and_bitsandbytes() {
     };
     assert_eq!(encode::q8_0(&values), of("Q8_0"));
     assert_eq!(encode::q4_0(&values), of("Q4_0"));
+    for name in ["Q8_0", "Q4_0"] {
+        let bytes = encode::bytes(BlockFormat::from_name(name).unwrap(), &values).unwrap();
+        assert_eq!(bytes, numbers.read_bytes(name).unwrap(), "{name}");
+    }
     let parts = encode::nf4(&values);
     let codes = numbers.read_bytes("NF4.codes").unwrap();
     let codes: Vec<u8> = codes

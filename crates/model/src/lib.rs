@@ -29,7 +29,7 @@ pub use generate::{
 };
 pub use load::{LoadOptions, LoadReport};
 pub use lowrank_engine::ops::loss::{IGNORE_INDEX, Targets};
-pub use merge::{MergeOptions, MergeReport};
+pub use merge::{LowRank, MergeOptions, MergeReport};
 pub use model::{Evaluated, Int8Error, Model, ModelConfig, PassOptions, Passes, TokenTables};
 pub use pass::{Batch, Entry, FrozenLayers, LayerRange, Recompute};
 pub use trained::{AdaptedModule, AdapterReport, SavedModule, TrainMode};

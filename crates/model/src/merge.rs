@@ -41,6 +41,23 @@ pub struct MergeReport {
     pub bytes: u64,
 }
 
+/// ΔW = scaling·B·A of one layer.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// The layer's path.
+    pub path: String,
+    /// [out, in].
+    pub shape: [usize; 2],
+    /// r.
+    pub rank: usize,
+    /// alpha / r, or alpha / √r.
+    pub scaling: f64,
+    /// A [r, in].
+    pub a: Vec<f32>,
+    /// B [out, r].
+    pub b: Vec<f32>,
+}
+
 impl Model {
     /// Writes the model with adapters merged into `dir`, which must exist: weights and
     /// `config.json`. `base` is the directory or GGUF file it was loaded from: its config is
@@ -127,6 +144,49 @@ impl Model {
             count += 1;
         }
         Ok(count)
+    }
+
+    /// The low-rank terms of the attached adapter, in PEFT's form, in the order of the layers. Panics
+    /// on the dry device.
+    pub fn low_rank_terms(&self) -> Vec<LowRank> {
+        let adapted = self.modules.iter().filter_map(|module| {
+            let (adapter, shape) = (module.adapter?, module.features()?);
+            let [a, b] = [adapter.a, adapter.b].map(|id| &self.trainables.get(id).value);
+            Some(LowRank {
+                path: module.path.clone(),
+                shape,
+                rank: a.rows(),
+                scaling: f64::from(adapter.scaling),
+                a: a.read(),
+                b: match adapter.blocks {
+                    None => b.read(),
+                    Some(blocks) => blocks.expand(&b.read(), b.cols()),
+                },
+            })
+        });
+        adapted.collect()
+    }
+
+    /// The parameters that are not as the base has them, by module: trained ones, and weights with
+    /// an adapter. What is written for them is [`Model::changed_values`].
+    pub fn changed(&self) -> Vec<(&Module, &Parameter)> {
+        let is_changed = |module: &Module, parameter: &Parameter| {
+            let is_adapted =
+                module.adapter.is_some() && parameter.name == module.parameters[0].name;
+            is_adapted || parameter.trainable().is_some()
+        };
+        let all = self.modules.iter().flat_map(|module| {
+            let parameters = module.parameters.iter();
+            parameters.map(move |parameter| (module, parameter))
+        });
+        all.filter(|(module, parameter)| is_changed(module, parameter))
+            .collect()
+    }
+
+    /// The values of a parameter as a checkpoint has them, with the adapter in them. Panics if the
+    /// model has no such parameter, and on the dry device.
+    pub fn changed_values(&self, name: &str) -> Vec<f32> {
+        self.merged_values(name)
     }
 
     /// The types in which a checkpoint stores this model's tensors, where they can be written

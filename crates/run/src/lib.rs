@@ -13,6 +13,7 @@ pub mod chat;
 pub mod convert;
 pub mod device;
 mod error;
+pub mod export;
 pub mod fits;
 pub mod folder;
 pub mod generation;

@@ -134,6 +134,9 @@ pub struct Verified {
     pub predictions: u64,
     /// Those of them that are the same.
     pub same: u64,
+    /// Mean of the divergences, in nats: KL(adapted, written), of the softmax of each prediction's
+    /// logits.
+    pub kl: f64,
 }
 
 impl Verified {
@@ -174,7 +177,8 @@ fn probe_rows(loaded: &LoadedModel, asked: &Verify) -> RunResult<Arc<Vec<Example
     Ok(Arc::new((1..=32).map(row).collect()))
 }
 
-fn compare(loaded: &LoadedModel, merged: &Path, asked: &Verify) -> RunResult<Verified> {
+/// Compares the adapted model with the one in a folder or file.
+pub(crate) fn compare(loaded: &LoadedModel, merged: &Path, asked: &Verify) -> RunResult<Verified> {
     let examples = probe_rows(loaded, asked)?;
     let options = loaded.base.load_options(&loaded.head, 0);
     let (other, _) = Model::load(merged, &options, loaded.model.device())?;
@@ -185,6 +189,7 @@ fn compare(loaded: &LoadedModel, merged: &Path, asked: &Verify) -> RunResult<Ver
         largest_logit: 0.0,
         predictions: 0,
         same: 0,
+        kl: 0.0,
     };
     for range in batches(examples.len(), BATCH_SIZE) {
         let first = range.start;
@@ -201,6 +206,7 @@ fn compare(loaded: &LoadedModel, merged: &Path, asked: &Verify) -> RunResult<Ver
         {
             v.predictions += 1;
             v.same += u64::from(argmax(a) == argmax(b));
+            v.kl += divergence(a, b);
             for (x, y) in a.iter().zip(b) {
                 let difference = (f64::from(*x) - f64::from(*y)).abs();
                 v.largest_logit = v.largest_logit.max(f64::from(x.abs()));
@@ -210,5 +216,21 @@ fn compare(loaded: &LoadedModel, merged: &Path, asked: &Verify) -> RunResult<Ver
             }
         }
     }
+    v.kl /= v.predictions.max(1) as f64;
     Ok(v)
+}
+
+/// KL of the softmax of logits `p` and `q`, in nats.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let log_sum = |x: &[f32]| {
+        let largest = x.iter().fold(f32::NEG_INFINITY, |max, v| max.max(*v));
+        let sum: f64 = x.iter().map(|v| f64::from(v - largest).exp()).sum();
+        f64::from(largest) + sum.ln()
+    };
+    let (of_p, of_q) = (log_sum(p), log_sum(q));
+    let terms = p.iter().zip(q).map(|(p, q)| {
+        let (p, q) = (f64::from(*p) - of_p, f64::from(*q) - of_q);
+        p.exp() * (p - q)
+    });
+    terms.sum()
 }

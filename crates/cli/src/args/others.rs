@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use lowrank_engine::BaseFormat;
+use lowrank_run::export::{ExportTo, OutType};
 use lowrank_run::predict::Aggregation;
 use lowrank_run::targets::Target;
 use lowrank_run::{RunError, RunResult};
@@ -206,6 +207,50 @@ pub struct ConvertArgs {
     /// Type of the weights: f32, f16 or bf16 [default: bf16]
     #[arg(long, value_parser = super::common::named::<MergeDType>, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<MergeDType>,
+    /// Output and threads.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Write what was trained as a GGUF file.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExportArgs {
+    /// The pretrained model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// The adapter.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub adapter: AdapterArgs,
+    /// What is written: gguf-adapter (the adapter by itself, for llama.cpp's --lora), or gguf (the
+    /// base, a GGUF file, with the adapter in its weights) [default: gguf-adapter]
+    #[arg(long, value_parser = super::common::named::<ExportTo>, value_name = "FORM", help_heading = "Output")]
+    pub to: Option<ExportTo>,
+    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0, or auto: as in the base, and q8_0 where
+    /// those were quantised that the adapter changes; of an adapter f32 [default: auto]
+    #[arg(long, value_parser = super::common::named::<OutType>, value_name = "TYPE", help_heading = "Output")]
+    pub outtype: Option<OutType>,
+    /// The file to write
+    #[arg(long, short, value_name = "FILE", help_heading = "Output")]
+    pub output_file: Option<String>,
+    /// Read the written model back, and refuse it where its predictions differ from those of the
+    /// adapter over its base
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Verification")]
+    pub verify: Option<bool>,
+    /// Rows to verify on [default: a few built-in texts]
+    #[arg(long, short, value_name = "FILE", help_heading = "Verification")]
+    pub data_file: Option<String>,
+    /// Mean divergence of predictions, in nats, above which --verify fails [default: 1e-6 for f32,
+    /// 1e-3 for f16 and bf16, 0.02 for auto and q8_0, 0.5 for q4_0]
+    #[arg(long, value_name = "NATS", help_heading = "Verification")]
+    pub max_kl: Option<f64>,
+    /// How rows are read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataArgs,
     /// Output and threads.
     #[command(flatten)]
     #[serde(flatten)]

@@ -52,7 +52,7 @@ fn show(args: &MergeArgs, target: &Path, written: &Merged) {
             "bytes": report.bytes, "copied": beside.names, "left_out": beside.left_out,
             "verify": verified.as_ref().map(|v| json!({
                 "rows": v.rows, "max_logit_difference": v.largest, "row": v.row, "same_prediction": v.same,
-                "predictions": v.predictions, "largest_logit": v.largest_logit,
+                "predictions": v.predictions, "kl": v.kl, "largest_logit": v.largest_logit,
             })),
         }));
         return;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lowrank_formats::gguf::{self, Gguf};
 use serde_json::{Value, json};
 
 use crate::support::{Ran, golden, lowrank};
@@ -29,6 +30,13 @@ impl Lab {
         fs::write(lab.path("texts.jsonl"), texts).unwrap();
         fs::write(lab.path("labelled.jsonl"), labelled).unwrap();
         lab
+    }
+
+    /// Rows that need no tokenizer.
+    fn ids(&self) {
+        let ids = |i: usize| (0..20).map(|at| (7 * i + 5 * at) % 60).collect::<Vec<_>>();
+        let rows = (0..12).map(|i| format!("{}\n", json!({ "input_ids": ids(i) })));
+        fs::write(self.path("ids.jsonl"), rows.collect::<String>()).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -137,6 +145,153 @@ fn an_adapter_over_a_quantised_base_is_that_over_its_decoded_weights() {
         ))
         .ok();
     }
+}
+
+/// What was trained, as the files that llama.cpp reads; here read back by this program.
+#[test]
+fn an_adapter_is_exported_into_its_gguf_base() {
+    let lab = Lab::new();
+    lab.ids();
+    let rows = "--train-file @ids.jsonl --task causal_lm --num-train-epochs 3 --max-length 32 --learning-rate 0.02 --target-modules all-linear";
+    for (base, more) in [
+        ("gpt2", "--bias lora_only"),
+        ("decoders/llama-llama3", "--bias none"),
+        ("decoders/gemma3-linear", "--bias none"),
+    ] {
+        let name = base.rsplit('/').next().unwrap();
+        lab.run(&format!(
+            "train --model %{base}.gguf {rows} {more} --precision f32 --output-dir @{name}"
+        ))
+        .ok();
+        let loss = |model: &str| {
+            let line = format!(
+                "eval {model} --data-file @ids.jsonl --task causal_lm --json --precision f32"
+            );
+            lab.run(&line).ok().json()["metrics"]["loss"]
+                .as_f64()
+                .unwrap()
+        };
+        let adapted = loss(&format!("--model %{base}.gguf --adapter @{name}"));
+        let export =
+            format!("export --model %{base}.gguf --adapter @{name} --to gguf --json --verify");
+        for (out, most) in [("f32", 1e-5), ("f16", 1e-3), ("auto", 0.05)] {
+            let line = format!("{export} --outtype {out} --output-file @{name}-{out}.gguf");
+            let written = lab.run(&line).ok().json();
+            assert!(
+                written["changed"].as_u64().unwrap() > 4,
+                "{base} {out}: {written}"
+            );
+            let found = loss(&format!("--model @{name}-{out}.gguf"));
+            assert!(
+                (found - adapted).abs() <= most,
+                "{base} {out}: {found}, not {adapted}"
+            );
+        }
+        // Keys stay, but for the one that says the type.
+        let keys = |path: &Path| {
+            let gguf = Gguf::open(path).unwrap();
+            let kept = gguf.metadata().iter();
+            let kept = kept.filter(|(key, _)| *key != "general.file_type");
+            let shown = |value: &gguf::Value| match value {
+                gguf::Value::List(list) => format!("{:?} {}", list.kind, list.len),
+                other => format!("{other:?}"),
+            };
+            kept.map(|(key, value)| format!("{key} {}", shown(value)))
+                .collect::<Vec<_>>()
+        };
+        let written = lab.path(&format!("{name}-f32.gguf"));
+        assert_eq!(
+            keys(Path::new(&file(&format!("{base}.gguf")))),
+            keys(&written)
+        );
+    }
+    let refused =
+        "export --model %gpt2.gguf --adapter @gpt2 --to gguf --outtype f16 --verify --max-kl 0";
+    let run = lab.run(&format!("{refused} --output-file @refused.gguf"));
+    run.fails(1, &["the written model differs", "--max-kl"]);
+    assert!(!lab.path("refused.gguf").exists());
+    let line = "export --model %gpt2.gguf --adapter @gpt2 --output-file @adapter.gguf";
+    lab.run(line)
+        .fails(1, &["transformer.h.0.attn.c_attn.bias", "--to gguf"]);
+}
+
+/// Names, shapes, alpha and order of rows are those of llama.cpp's own script.
+#[test]
+fn an_adapter_by_itself_has_the_form_of_llama_cpp() {
+    let lab = Lab::new();
+    let base = "decoders/llama-llama3.gguf";
+    lab.ids();
+    let rows = "--train-file @ids.jsonl --task causal_lm --max-steps 2 --max-length 32 --r 4 --use-rslora --rank-pattern v_proj=8 --target-modules q_proj v_proj down_proj";
+    lab.run(&format!("train --model %{base} {rows} --output-dir @run"))
+        .ok();
+    let export = format!("export --model %{base} --adapter @run");
+    lab.run(&format!("{export} --output-file @a.gguf")).ok();
+    let gguf = Gguf::open(&lab.path("a.gguf")).unwrap();
+    assert_eq!(gguf.text("general.type").unwrap(), Some("adapter"));
+    assert_eq!(gguf.text("adapter.type").unwrap(), Some("lora"));
+    assert_eq!(gguf.text("general.architecture").unwrap(), Some("llama"));
+    let alpha = gguf.float("adapter.lora.alpha").unwrap().unwrap();
+    let config = read(&lab.path("run/adapter/adapter_config.json"));
+    let heads = Gguf::open(Path::new(&file(base))).unwrap();
+    let heads = heads
+        .unsigned("llama.attention.head_count")
+        .unwrap()
+        .unwrap() as usize;
+    let peft =
+        lowrank_formats::Checkpoint::open_file(&lab.path("run/adapter/adapter_model.safetensors"))
+            .unwrap();
+    for (tensor, module, heads) in [
+        ("attn_q", "self_attn.q_proj", heads),
+        ("attn_v", "self_attn.v_proj", 0),
+        ("ffn_down", "mlp.down_proj", 0),
+    ] {
+        let of = |end: &str| {
+            let name = format!("blk.0.{tensor}.weight.lora_{end}");
+            let found = gguf
+                .tensors()
+                .iter()
+                .find(|tensor| tensor.name == name)
+                .unwrap();
+            let bytes = gguf.bytes_of(found).unwrap();
+            let values = bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b));
+            (found.shape.clone(), values.collect::<Vec<f32>>())
+        };
+        let key = |end: &str| format!("base_model.model.model.layers.0.{module}.lora_{end}.weight");
+        let [(a_shape, a), (b_shape, b)] = ["a", "b"].map(of);
+        assert_eq!(a, peft.read_f32_vec(&key("A")).unwrap(), "{tensor}");
+        let wanted = peft.read_f32_vec(&key("B")).unwrap();
+        let (rank, out) = (a_shape[0], b_shape[0]);
+        assert_eq!(rank, if tensor == "attn_v" { 8 } else { 4 });
+        // llama.cpp multiplies with alpha / r.
+        let lora_alpha = config["lora_alpha"].as_f64().unwrap();
+        let factor = lora_alpha / (rank as f64).sqrt() / (alpha / rank as f64);
+        for row in 0..out {
+            let place = match heads {
+                0 => row,
+                heads => {
+                    let width = out / heads;
+                    let (head, within) = (row / width, row % width);
+                    head * width + 2 * (within % (width / 2)) + within / (width / 2)
+                }
+            };
+            for r in 0..rank {
+                let (found, wanted) = (b[place * rank + r], wanted[row * rank + r]);
+                let error = (f64::from(found) - factor * f64::from(wanted)).abs();
+                assert!(
+                    error <= 1e-6 * f64::from(wanted.abs()),
+                    "{tensor} {row} {r}"
+                );
+            }
+        }
+    }
+    lab.run(&format!("{export} --outtype q8_0 --output-file @b.gguf"))
+        .fails(2, &["the factors of an adapter", "f16"]);
+    lab.run(&format!("{export} --verify --output-file @b.gguf"))
+        .fails(2, &["verify"]);
 }
 
 #[test]

@@ -343,7 +343,7 @@ impl Blocks {
 }
 
 /// Where the row `row` of heads of `width` rows is stored, whose halves stand in turn.
-fn stored_row(row: usize, width: usize) -> usize {
+pub(crate) fn stored_row(row: usize, width: usize) -> usize {
     let (head, within) = (row / width, row % width);
     let (half, place) = (within / (width / 2), within % (width / 2));
     head * width + 2 * place + half

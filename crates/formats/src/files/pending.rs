@@ -128,6 +128,11 @@ impl PendingFile {
         }
     }
 
+    /// Where it stands until then: for a look at what is written, after a flush.
+    pub fn path(&self) -> &Path {
+        &self.temporary.0
+    }
+
     /// Flushes to the disk and renames to the final name, replacing a file that was there.
     pub fn commit(mut self) -> Result<()> {
         let Some(mut writer) = self.file.take() else {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Gguf, GgufFault, GgufTensor};
 use crate::Result;
-use crate::checkpoint::values::RowOrder;
+use crate::checkpoint::values::{RowOrder, stored_row};
 use crate::suggest::nearest;
 use config::Fields;
 
@@ -232,7 +232,73 @@ const SETTINGS: [&str; 3] = [
     "rope_factors_short.weight",
 ];
 
+/// How rows or values of a tensor stand in a GGUF file, where they are transformers' otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// As there.
+    Same,
+    /// Columns are rows: GPT-2's `Conv1D`.
+    Transposed,
+    /// Of each of so many heads, rows of its two halves in turn.
+    HalvesInTurn(usize),
+    /// Each value is one more: Gemma's norms.
+    OneMore,
+}
+
+impl Stored {
+    /// The values of a matrix, or of a vector as a matrix of one column, as a file has them. Panics
+    /// if the length disagrees.
+    pub fn stored(self, values: Vec<f32>, [rows, cols]: [usize; 2]) -> Vec<f32> {
+        assert_eq!(values.len(), rows * cols, "a matrix [{rows}, {cols}]");
+        match self {
+            Stored::Same => values,
+            Stored::OneMore => values.iter().map(|value| value + 1.0).collect(),
+            Stored::Transposed => {
+                let value = |at: usize| values[at % rows * cols + at / rows];
+                (0..values.len()).map(value).collect()
+            }
+            Stored::HalvesInTurn(heads) => {
+                let mut stored = vec![0.0; values.len()];
+                for (row, values) in values.chunks_exact(cols).enumerate() {
+                    let place = stored_row(row, rows / heads);
+                    stored[place * cols..][..cols].copy_from_slice(values);
+                }
+                stored
+            }
+        }
+    }
+}
+
 impl Architecture {
+    /// That of a `model_type` of transformers.
+    pub fn of_model_type(model_type: &str) -> Option<&'static Architecture> {
+        let name = match model_type {
+            "mistral" => "llama",
+            "gemma3_text" => "gemma3",
+            other => other,
+        };
+        ARCHITECTURES.iter().find(|known| known.name == name)
+    }
+
+    /// The tensor of a module's weight, by transformers' path of the module, and how it is stored;
+    /// `heads` are the counts of queries' and of keys'.
+    pub fn weight_of(&self, module: &str, heads: [usize; 2]) -> Option<(String, Stored)> {
+        let inside = || {
+            let (layer, name) =
+                (module.strip_prefix(self.layers)?.strip_prefix('.')?).split_once('.')?;
+            let layer: u32 = layer.parse().ok()?;
+            let mut lines = self.inside.iter().copied().flatten();
+            let (own, _, view) = lines.find(|(_, other, _)| *other == name)?;
+            Some((format!("blk.{layer}.{own}.weight"), *view))
+        };
+        let outside = || {
+            let line = self.outside.iter().find(|(_, other, _)| *other == module);
+            line.map(|(own, _, view)| (format!("{own}.weight"), *view))
+        };
+        let (name, view) = outside().or_else(inside)?;
+        Some((name, stored_as(view, heads)))
+    }
+
     /// Whether a tensor is no parameter of the model, since [`Gguf::config`] says what it holds.
     pub(crate) fn is_setting(&self, tensor: &str) -> bool {
         SETTINGS.contains(&tensor)
@@ -254,6 +320,16 @@ impl Architecture {
         found(&[self.outside], tensor, "")
             .or_else(inside)
             .unwrap_or_else(|| (tensor.to_owned(), View::Same))
+    }
+}
+
+fn stored_as(view: View, [queries, keys]: [usize; 2]) -> Stored {
+    match view {
+        View::Same => Stored::Same,
+        View::Transposed => Stored::Transposed,
+        View::LessOne => Stored::OneMore,
+        View::Heads(HeadCount::Queries) => Stored::HalvesInTurn(queries),
+        View::Heads(HeadCount::Keys) => Stored::HalvesInTurn(keys),
     }
 }
 

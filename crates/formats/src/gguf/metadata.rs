@@ -2,6 +2,7 @@
 //! vocabulary is larger than all else. Knows no key's meaning.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::cursor::{Cursor, Trouble};
 use super::fault::GgufFault;
@@ -114,6 +115,8 @@ fn shortened(text: &str) -> String {
 pub struct Metadata {
     entries: Vec<(String, Value)>,
     places: HashMap<String, usize>,
+    /// Where each key with its value stands in the file.
+    spans: Vec<Range<u64>>,
 }
 
 impl Metadata {
@@ -124,8 +127,10 @@ impl Metadata {
         check_count("keys", count, most, cursor)?;
         let mut metadata = Metadata::default();
         for _ in 0..count {
+            let start = cursor.at();
             let key = name(cursor, "a key", LONGEST_KEY)?;
             let value = value(cursor, &key)?;
+            metadata.spans.push(start..cursor.at());
             let place = metadata.entries.len();
             if metadata.places.insert(key.clone(), place).is_some() {
                 return Err(GgufFault::Duplicate {
@@ -144,6 +149,12 @@ impl Metadata {
         self.entries
             .iter()
             .map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// Every key with where it and its value stand.
+    pub(super) fn spans(&self) -> impl Iterator<Item = (&str, Range<u64>)> {
+        let keys = self.entries.iter().map(|(key, _)| key.as_str());
+        keys.zip(self.spans.iter().cloned())
     }
 
     /// The value of a key.

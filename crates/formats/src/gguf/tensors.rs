@@ -9,7 +9,7 @@ use super::metadata::{Metadata, check_count, name};
 use crate::quantised::BlockFormat;
 
 /// Where the data begin and each tensor in them, unless the file says otherwise.
-const ALIGNMENT: u64 = 32;
+pub(super) const ALIGNMENT: u64 = 32;
 
 /// The longest name of a tensor in bytes; ggml's own limit is 63.
 const LONGEST_NAME: u64 = 1024;

@@ -3,7 +3,8 @@
 
 use half::f16;
 
-use super::BlockParts;
+use super::{BlockFormat, BlockParts};
+use crate::dtype::{DType, encode_f32, fits};
 
 /// The values of NF4's codes. Source: bitsandbytes, `get_4bit_type("nf4")`.
 const NF4: [f32; 16] = [
@@ -24,6 +25,37 @@ const NF4: [f32; 16] = [
     0.722_956_84,
     1.0,
 ];
+
+/// The bytes of values in a type that has an encoder here: the plain floats, Q8_0 and Q4_0. Nothing
+/// for other types, and where a value or scale is out of the type's range. Panics if the values are
+/// no whole blocks.
+pub fn bytes(format: &BlockFormat, values: &[f32]) -> Option<Vec<u8>> {
+    if let Some(dtype) = format.plain() {
+        let is_written = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+        let is_held = is_written && values.iter().all(|value| fits(*value, dtype));
+        return is_held.then(|| encode_f32(values, dtype));
+    }
+    let mut out = Vec::with_capacity(values.len() / format.values * format.bytes);
+    let parts = match format.name {
+        "Q8_0" => q8_0(values),
+        "Q4_0" => q4_0(values),
+        _ => return None,
+    };
+    if parts.not_finite().is_some() {
+        return None;
+    }
+    for (scale, codes) in parts.scales.iter().zip(parts.codes.chunks_exact(32)) {
+        out.extend((*scale as u16).to_le_bytes());
+        match format.name {
+            "Q8_0" => out.extend(codes.iter().map(|code| code ^ 128)),
+            _ => {
+                let (low, high) = codes.split_at(16);
+                out.extend(low.iter().zip(high).map(|(low, high)| low | high << 4));
+            }
+        }
+    }
+    Some(out)
+}
 
 fn largest(block: &[f32]) -> f32 {
     block.iter().fold(0.0f32, |max, v| max.max(v.abs()))
