@@ -1,6 +1,5 @@
 //! Products in every format, arithmetic, orientation and type against the f64 reference of the
 //! operands as they are stored, on every instruction set, element by element.
-#![expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 
 mod common;
 

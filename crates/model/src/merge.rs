@@ -146,8 +146,8 @@ impl Model {
         Ok(count)
     }
 
-    /// The low-rank terms of the attached adapter, in PEFT's form, in the order of the layers. Panics
-    /// on the dry device.
+    /// The low-rank terms of the attached adapter on linear layers, in PEFT's form, in the order of
+    /// the layers. Panics on the dry device.
     pub fn low_rank_terms(&self) -> Vec<LowRank> {
         let adapted = self.modules.iter().filter_map(|module| {
             let (adapter, shape) = (module.adapter?, module.features()?);
@@ -168,12 +168,13 @@ impl Model {
     }
 
     /// The parameters that are not as the base has them, by module: trained ones, and weights with
-    /// an adapter. What is written for them is [`Model::changed_values`].
+    /// an adapter. What is written for them is [`Model::changed_values`]. Of a table that is both
+    /// ends of a language model it is the input's end; see [`Model::ends_differ`].
     pub fn changed(&self) -> Vec<(&Module, &Parameter)> {
         let is_changed = |module: &Module, parameter: &Parameter| {
-            let is_adapted =
-                module.adapter.is_some() && parameter.name == module.parameters[0].name;
-            is_adapted || parameter.trainable().is_some()
+            let has_terms = module.adapter.is_some() || module.rows.is_some();
+            (has_terms && parameter.name == module.parameters[0].name)
+                || parameter.trainable().is_some()
         };
         let all = self.modules.iter().flat_map(|module| {
             let parameters = module.parameters.iter();
@@ -181,6 +182,11 @@ impl Model {
         });
         all.filter(|(module, parameter)| is_changed(module, parameter))
             .collect()
+    }
+
+    /// Whether a table that is both ends of a language model has become two by what is trained.
+    pub fn ends_differ(&self) -> bool {
+        self.parted_head().is_some()
     }
 
     /// The values of a parameter as a checkpoint has them, with the adapter in them. Panics if the

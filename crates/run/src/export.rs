@@ -1,7 +1,7 @@
 //! What was trained as a GGUF file: the adapter by itself, or the base with it in its weights, as
 //! llama.cpp and what is built on it read them. Source: llama.cpp `convert_lora_to_gguf.py`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lowrank_formats::PendingFile;
@@ -200,19 +200,15 @@ fn factors(
 
 /// A GGUF adapter has no place for what is trained beside low-rank terms.
 fn refuse_beside_terms(model: &Model) -> RunResult {
-    let is_beside = |path: &str| {
-        !model
-            .adapter_report()
-            .modules
-            .iter()
-            .any(|m| m.path == path)
-    };
+    let terms: BTreeSet<String> = (model.low_rank_terms().into_iter())
+        .map(|term| format!("{}.weight", term.path))
+        .collect();
     let changed = model.changed();
-    let names = changed.iter().filter_map(|(module, parameter)| {
-        let is_term = module.adapter.is_some() && parameter.name == module.parameters[0].name;
-        (!is_term || is_beside(&module.path)).then_some(parameter.name.as_str())
-    });
-    let names: Vec<&str> = names.collect();
+    let names = changed.iter().map(|(_, parameter)| parameter.name.as_str());
+    let mut names: Vec<&str> = names.filter(|name| !terms.contains(*name)).collect();
+    if model.ends_differ() {
+        names.push("the table of tokens or of the head");
+    }
     if names.is_empty() {
         return match changed.is_empty() {
             true => Err(RunError::usage("the adapter changes nothing")),
@@ -297,6 +293,12 @@ pub fn export_merged(
         ))
         .hint("`lowrank merge` writes a plain model directory, which llama.cpp's convert_hf_to_gguf.py takes; --to gguf-adapter writes the adapter by itself"));
     }
+    if loaded.model.ends_differ() {
+        return Err(RunError::failure(
+            "the base has one table for both ends, which differ in what was trained",
+        )
+        .hint("`lowrank merge` writes a plain model directory with both"));
+    }
     let gguf = Gguf::open(base)?;
     let changed = changed_tensors(loaded, &gguf)?;
     let mut draft = GgufDraft::with_keys_of(&gguf, &replaced_keys(out))?;
@@ -304,11 +306,11 @@ pub fn export_merged(
         draft.unsigned("general.file_type", file_type);
     }
     let formats: Vec<_> = (gguf.tensors().iter())
-        .map(|tensor| written_as(tensor, changed.contains_key(&tensor.name), out))
+        .map(|tensor| written_as(tensor, changed.get(&tensor.name), out))
         .collect();
     let is_quantised = |format: &&BlockFormat| format.plain().is_none();
     let has_version = gguf.unsigned("general.quantization_version")?.is_some();
-    if formats.iter().any(|format| is_quantised(format)) && !has_version {
+    if formats.iter().any(is_quantised) && !has_version {
         draft.unsigned("general.quantization_version", 2);
     }
     for (tensor, format) in gguf.tensors().iter().zip(&formats) {
@@ -388,7 +390,11 @@ fn changed_tensors(loaded: &LoadedModel, gguf: &Gguf) -> RunResult<BTreeMap<Stri
 }
 
 /// The type that a tensor is written in. Vectors keep theirs, as llama.cpp wants them.
-fn written_as(tensor: &GgufTensor, is_changed: bool, out: OutType) -> &'static BlockFormat {
+fn written_as(
+    tensor: &GgufTensor,
+    changed: Option<&Changed>,
+    out: OutType,
+) -> &'static BlockFormat {
     let named = |name: &str| BlockFormat::from_name(name).expect("it is in the table");
     if tensor.shape.len() < 2 {
         return tensor.format;
@@ -396,7 +402,7 @@ fn written_as(tensor: &GgufTensor, is_changed: bool, out: OutType) -> &'static B
     let cols = tensor.shape.last().copied().unwrap_or(1);
     let wanted = match out.format() {
         Some(format) => format,
-        None if !is_changed || tensor.format.plain().is_some() => return tensor.format,
+        None if changed.is_none() || tensor.format.plain().is_some() => return tensor.format,
         None => named("Q8_0"),
     };
     match cols.is_multiple_of(wanted.values) {

@@ -176,13 +176,7 @@ impl RunSpec {
         let asked: Asked = typed(settings)?;
         let rows: RowSettings = typed(settings)?;
         let method = asked.method.get()?;
-        let numerics = asked.numerics.for_method(method.unwrap_or(Method::Lora));
-        let model: ModelSettings = typed(settings)?;
-        let numerics = match method {
-            Some(Method::Full) => numerics,
-            _ => numerics.over(model.model.as_deref(), None)?,
-        };
-        let numerics = numerics.on(&host.machine)?;
+        let numerics = numerics_of(settings, &asked, method)?.on(&host.machine)?;
         let device = device(host.machine.isa(), numerics, asked.threads)?;
         let mut base = open_base(settings, &asked, host)?;
         let adapter = open_adapter(&asked, &mut base, &device)?;
@@ -307,6 +301,20 @@ fn open_base(settings: &Settings, asked: &Asked, host: &Host) -> RunResult<Base>
         Preset::find(name)?.check_family(&base.config.model_type)?;
     }
     Ok(base)
+}
+
+/// How values are stored and multiplied, over the base that is named.
+fn numerics_of(
+    settings: &Settings,
+    asked: &Asked,
+    method: Option<Method>,
+) -> RunResult<NumericChoices> {
+    let numerics = asked.numerics.for_method(method.unwrap_or(Method::Lora));
+    let model: ModelSettings = typed(settings)?;
+    match method {
+        Some(Method::Full) => Ok(numerics),
+        Some(Method::Lora | Method::BitFit) | None => numerics.over(model.model.as_deref(), None),
+    }
 }
 
 /// The adapter to start from; the model takes the chat template that it brings.

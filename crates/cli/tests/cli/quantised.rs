@@ -210,6 +210,31 @@ fn an_adapter_is_exported_into_its_gguf_base() {
     let run = lab.run(&format!("{refused} --output-file @refused.gguf"));
     run.fails(1, &["the written model differs", "--max-kl"]);
     assert!(!lab.path("refused.gguf").exists());
+    // Parts of a fused layer are a whole one in llama.cpp's form.
+    let rows = "--train-file @ids.jsonl --task causal_lm --max-steps 2 --max-length 32 --r 4";
+    lab.run(&format!(
+        "train --model %gpt2.gguf {rows} --target-modules c_attn.q c_attn.v --output-dir @parts"
+    ))
+    .ok();
+    lab.run("export --model %gpt2.gguf --adapter @parts --output-file @parts.gguf")
+        .ok();
+    let parts = Gguf::open(&lab.path("parts.gguf")).unwrap();
+    let shapes: Vec<_> = parts.tensors()[..2]
+        .iter()
+        .map(|t| t.shape.clone())
+        .collect();
+    assert_eq!(shapes, [[8, 32], [96, 8]]);
+    // A table that was both ends is two.
+    lab.run(&format!(
+        "train --model %gpt2.gguf {rows} --target-modules wte --output-dir @table"
+    ))
+    .ok();
+    for to in ["gguf", "gguf-adapter"] {
+        lab.run(&format!(
+            "export --model %gpt2.gguf --adapter @table --to {to} --output-file @table.gguf"
+        ))
+        .fails(1, &["table"]);
+    }
     let line = "export --model %gpt2.gguf --adapter @gpt2 --output-file @adapter.gguf";
     lab.run(line)
         .fails(1, &["transformer.h.0.attn.c_attn.bias", "--to gguf"]);

@@ -107,8 +107,8 @@ const TRAIN: &str = "train --model model --train-file train.tsv --output-dir run
 fn help() {
     let folder = tempfile::tempdir().unwrap();
     for line in [
-        "train", "eval", "predict", "generate", "merge", "convert", "plan", "inspect", "check",
-        "profile",
+        "train", "eval", "predict", "generate", "chat", "merge", "export", "convert", "plan",
+        "inspect", "check", "profile",
     ] {
         let mut transcript = Transcript::in_folder(folder.path());
         transcript.add(&format!("{line} --help"));

@@ -39,10 +39,10 @@ impl Loader<'_> {
         wanted: &Wanted,
         file_name: Option<&str>,
     ) -> Result<Option<Value>, ModelError> {
-        if let Some(file_name) = file_name {
-            if let Some(matrix) = self.kept(wanted, file_name)? {
-                return Ok(Some(wanted.value(matrix)));
-            }
+        if let Some(file_name) = file_name
+            && let Some(matrix) = self.kept(wanted, file_name)?
+        {
+            return Ok(Some(wanted.value(matrix)));
         }
         let [rows, cols] = wanted.sizes();
         let columns = if wanted.store == Store::Conv1d {
