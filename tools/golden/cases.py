@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import debertas
 import decoders
+import moderns
 import rotary
 
 
@@ -42,6 +43,8 @@ class Case:
             return decoders.config_fields(self)
         if self.family in rotary.CLASSES:
             return rotary.config_fields(self)
+        if self.family in moderns.CLASSES:
+            return moderns.config_fields(self)
         if self.family in debertas.CLASSES:
             return debertas.config_fields(self)
         roberta = self.family != "bert"
@@ -534,6 +537,31 @@ CASES = [
     # A key's bias has no gradient in truth: with this epsilon it does not follow the rounding of one.
     Case("bert-bitfit-trajectory", "bert", lora=None, bitfit=True, num_rows=24, trajectory=BITFIT),
     Case("gpt2-bitfit-trajectory", "gpt2", task="causal_lm", lora=None, bitfit=True, num_rows=24, trajectory=BITFIT),
+    Case("modernbert-single-label", "modernbert", lora=seq(target_modules=["Wqkv"]), lengths=LONG, note="the last layer looks at all tokens"),
+    Case(
+        "modernbert-mean",
+        "modernbert",
+        num_labels=3,
+        config={"num_hidden_layers": 3, "classifier_pooling": "mean", "classifier_bias": True},
+        lora=seq(target_modules="all-linear", modules_to_save=["head", "classifier"]),
+        lengths=LONG,
+        checkpoint="bin+f16",
+        note="the last layer looks around",
+    ),
+    Case(
+        "modernbert-regression",
+        "modernbert",
+        task="regression",
+        num_labels=1,
+        config={"num_hidden_layers": 3, "norm_bias": True, "attention_bias": True, "mlp_bias": True, "rope_parameters": None, "global_rope_theta": 300.0, "local_rope_theta": 20.0, "global_attn_every_n_layers": 2, "local_attention": 3},
+        lora=seq(target_modules=["Wqkv", "Wi"], bias="all"),
+        lengths=LONG,
+        note="the first form of rotations",
+    ),
+    Case("modernbert-tokens", "modernbert", task="token_classification", num_labels=4, lora=tok(target_modules=["attn.Wo", "Wi"], trainable_token_indices=[9, 50]), lengths=LONG),
+    Case("modernbert-full", "modernbert", lora=None, config={"classifier_pooling": "mean", "hidden_activation": "gelu_pytorch_tanh"}),
+    Case("modernbert-no-head", "modernbert", lora=seq(target_modules=["Wqkv"], modules_to_save=["head", "classifier"]), checkpoint="safetensors+bare"),
+    Case("modernbert-trajectory", "modernbert", lora=seq(target_modules="all-linear"), num_rows=24, trajectory=TRAJECTORY),
     # Some steps are clipped here, some are not; in the other trajectory all are.
     Case("roberta-trajectory", "roberta", num_labels=3, lora=seq(), num_rows=24, trajectory=TRAJECTORY | {"max_norm": 4.0}),
 ]

@@ -4,6 +4,7 @@ import json
 
 import debertas
 import decoders
+import moderns
 import rotary
 import torch
 from safetensors.torch import save_file
@@ -80,7 +81,7 @@ def write_checkpoint(model, folder, case, bare_class):
     folder.mkdir(parents=True)
     state = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
     words = case.checkpoint.split("+")
-    prefix = (decoders.PREFIXES | rotary.PREFIXES | debertas.PREFIXES).get(case.family, "bert." if case.family == "bert" else "roberta.")
+    prefix = (decoders.PREFIXES | rotary.PREFIXES | debertas.PREFIXES | moderns.PREFIXES).get(case.family, "bert." if case.family == "bert" else "roberta.")
     if "lm_head.weight" in state and model.config.tie_word_embeddings and "tied-copy" not in words:
         del state["lm_head.weight"]
     if "buffers" in words:

@@ -36,6 +36,7 @@ import debertas  # noqa: E402
 import decoders  # noqa: E402
 import generated_text  # noqa: E402
 import generation  # noqa: E402
+import moderns  # noqa: E402
 import numbers_alone  # noqa: E402
 import rotary  # noqa: E402
 import torch  # noqa: E402
@@ -68,6 +69,7 @@ CLASSES = {
     **decoders.CLASSES,
     **rotary.CLASSES,
     **debertas.CLASSES,
+    **moderns.CLASSES,
 }
 
 
@@ -171,7 +173,7 @@ def make_model(case, generator):
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("norm.weight") and case.family in rotary.CLASSES:
+            if name.endswith("norm.weight") and case.family in rotary.CLASSES | moderns.CLASSES:
                 value.copy_((0.0 if case.family.startswith("gemma") else 1.0) + 0.2 * noise)
             elif "LayerNorm.weight" in name or name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight", "layer_norm.weight")):
                 value.copy_(1.0 + 0.2 * noise)
@@ -507,6 +509,7 @@ def main():
     decoders.attention_in_full_precision()
     rotary.in_full_precision()
     debertas.full_precision()
+    moderns.in_full_precision()
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

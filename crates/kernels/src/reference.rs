@@ -236,6 +236,10 @@ impl Attention<'_> {
                         AttentionMask::Causal { window: Some(keys) } => {
                             own.saturating_sub(keys).max(first)..own
                         }
+                        AttentionMask::Near { reach } => {
+                            let own = own - 1;
+                            own.saturating_sub(reach).max(first)..(own + reach + 1).min(end)
+                        }
                     };
                     row(h, i, first, keys);
                 }

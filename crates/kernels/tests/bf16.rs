@@ -83,6 +83,11 @@ fn attention_cases() -> Vec<AttentionCase> {
         AttentionCase::new(4, 20, &[(150, 150), (3, 290), (0, 5)])
             .grouped(1)
             .causal(Some(70)),
+        AttentionCase::new(2, 32, &[(70, 70), (300, 300), (1, 1), (49, 49)]).near(64),
+        AttentionCase::new(4, 24, &[(500, 500), (3, 3)])
+            .grouped(2)
+            .near(1)
+            .with_dropout(),
         AttentionCase::new(2, 32, &lengths).capped(1.5),
         AttentionCase::new(4, 16, &[(100, 100)])
             .grouped(2)

@@ -226,6 +226,11 @@ fn attention_agrees() {
             .grouped(3)
             .causal(Some(90))
             .with_dropout(),
+        AttentionCase::new(2, 32, &[(70, 70), (300, 300), (1, 1), (49, 49)]).near(64),
+        AttentionCase::new(4, 24, &[(500, 500), (3, 3)])
+            .grouped(2)
+            .near(1)
+            .with_dropout(),
         AttentionCase::new(2, 32, &[(70, 70), (5, 1100)]).capped(1.5),
         AttentionCase::new(4, 16, &[(100, 100)])
             .grouped(2)

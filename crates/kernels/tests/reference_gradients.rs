@@ -98,6 +98,7 @@ fn attention() {
         AttentionCase::new(2, 5, &[(3, 4), (6, 6), (1, 7)]).with_dropout(),
         AttentionCase::new(2, 5, &[(3, 4), (6, 6), (1, 7)]).causal(None),
         AttentionCase::new(4, 5, &[(3, 4), (6, 6), (1, 7)]).grouped(2),
+        AttentionCase::new(2, 5, &[(6, 6), (1, 1)]).near(2),
         AttentionCase::new(2, 5, &[(3, 4), (6, 6), (1, 7)]).capped(1.5),
         AttentionCase::new(2, 5, &[(3, 4), (6, 6), (1, 7)])
             .causal(Some(2))

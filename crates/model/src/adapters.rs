@@ -44,11 +44,11 @@ impl Model {
                 notes.push(format!("`{name}` is trained and saved too"));
             }
         }
-        for path in self.new_poolers(saved.as_deref()) {
+        for (path, name) in self.new_poolers(saved.as_deref()) {
             // A new pooler that were neither trained nor saved would be another one at each load.
-            add_name(saved, "pooler");
+            add_name(saved, name);
             notes.push(format!(
-                "`{path}` is new, so `pooler` is trained and saved too"
+                "`{path}` is new, so `{name}` is trained and saved too"
             ));
         }
         if self.task != Task::CausalLm {
@@ -57,16 +57,18 @@ impl Model {
         notes
     }
 
-    /// Poolers that the checkpoint lacks and that are not among the modules saved.
-    fn new_poolers(&self, saved: Option<&[String]>) -> Vec<String> {
-        let saved = saved.into_iter().flatten();
-        if saved.into_iter().any(|name| name.contains("pooler")) {
-            return Vec::new();
-        }
-        let is_pooler =
-            |module: &&Module| module.parameters[0].is_new && module.path.contains("pooler");
-        let poolers = self.modules.iter().filter(is_pooler);
-        poolers.map(|module| module.path.clone()).collect()
+    /// Poolers that the checkpoint lacks and that are not among the modules saved, with the names
+    /// that save them.
+    fn new_poolers(&self, saved: Option<&[String]>) -> Vec<(String, &'static str)> {
+        let is_saved = |of: &str| saved.into_iter().flatten().any(|name| name.contains(of));
+        let pooler = |module: &Module| {
+            let of = ["pooler", "head."].into_iter();
+            let mut of = of.filter(|of| module.path.contains(of));
+            let name = of.next()?.trim_end_matches('.');
+            let is_new = module.parameters[0].is_new && !is_saved(name);
+            is_new.then(|| (module.path.clone(), name))
+        };
+        self.modules.iter().filter_map(pooler).collect()
     }
 }
 

@@ -12,6 +12,7 @@ pub mod gpt_neo;
 pub mod granite;
 pub mod llama;
 pub mod mistral;
+pub mod modernbert;
 pub mod olmo2;
 pub mod opt;
 pub mod phi3;
@@ -227,6 +228,7 @@ pub const FAMILIES: &[Family] = &[
     roberta::XLM_FAMILY,
     deberta::FAMILY,
     deberta_v2::FAMILY,
+    modernbert::FAMILY,
     gpt2::FAMILY,
     gpt_neo::FAMILY,
     opt::FAMILY,

@@ -4,11 +4,11 @@
 
 mod blocks;
 mod names;
+mod norms;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lowrank_engine::host;
-use lowrank_engine::ops::norm::RmsFactor;
 use lowrank_engine::param::{Frozen, PackedMatrix};
 use lowrank_engine::{Device, Matrix, Param};
 use lowrank_formats::peft::AdapterTensor;
@@ -17,8 +17,8 @@ use lowrank_formats::{Checkpoint, FormatError};
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::modules::{
-    Bias, Convolution, Embedding, Kind, LayerNorm, Linear, Module, ModuleId, Modules, Parameter,
-    RmsNorm, Rope, RopeId, Value, name_hash,
+    Bias, Convolution, Embedding, Kind, Linear, Module, ModuleId, Modules, Parameter, Rope, RopeId,
+    Value, name_hash,
 };
 pub(crate) use names::Names;
 pub use names::Naming;
@@ -317,72 +317,9 @@ impl<'a> Loader<'a> {
         Ok(Bias(self.push(path, Kind::Bias, vec![value])))
     }
 
-    /// A layer norm.
-    pub fn layer_norm(
-        &mut self,
-        path: &str,
-        width: usize,
-        eps: f32,
-    ) -> Result<LayerNorm, ModelError> {
-        let weight = self.parameter(Wanted {
-            std: 0.0,
-            mean: 1.0,
-            ..self.weight(path, &[width], Store::Vector)
-        })?;
-        let bias = self.vector(format!("{path}.bias"), width, Presence::Required)?;
-        let id = self.push(path, Kind::LayerNorm, vec![weight, bias]);
-        Ok(LayerNorm { id, eps })
-    }
-
-    /// An RMS norm.
-    pub fn rms_norm(
-        &mut self,
-        path: &str,
-        width: usize,
-        factor: RmsFactor,
-        eps: f32,
-    ) -> Result<RmsNorm, ModelError> {
-        let mean = match factor {
-            RmsFactor::Weight => 1.0,
-            RmsFactor::OnePlusWeight => 0.0,
-        };
-        let weight = self.parameter(Wanted {
-            std: 0.0,
-            mean,
-            ..self.weight(path, &[width], Store::Vector)
-        })?;
-        let id = self.push(path, Kind::RmsNorm, vec![weight]);
-        Ok(RmsNorm {
-            id,
-            width,
-            factor,
-            eps,
-        })
-    }
-
     /// A rotation that layers share.
     pub(crate) fn rope(&mut self, rope: Rope) -> RopeId {
         self.modules.push_rope(rope)
-    }
-
-    /// A layer norm without parameters: weight 1, bias 0, in no checkpoint.
-    pub fn plain_layer_norm(&mut self, path: &str, width: usize, eps: f32) -> LayerNorm {
-        let constant = |name: &str, value: f32| {
-            let values = Frozen::new(self.device, 1, width, &vec![value; width]);
-            Parameter {
-                name: format!("{path}.{name}"),
-                shape: vec![width],
-                value: Value::Rows(Param::Frozen(values)),
-                is_new: false,
-            }
-        };
-        let parameters = vec![constant("weight", 1.0), constant("bias", 0.0)];
-        let module = Module::new(path, Kind::LayerNorm, parameters);
-        let id = self.modules.push(Module {
-            is_listed: false,
-            ..module
-        });
-        LayerNorm { id, eps }
     }
 
     fn push(&mut self, path: &str, kind: Kind, parameters: Vec<Parameter>) -> ModuleId {

@@ -34,6 +34,14 @@ impl Batch<'_> {
         self.input_ids.len()
     }
 
+    /// Of each token the length of its sequence.
+    pub(crate) fn lengths(&self) -> Vec<u32> {
+        let ranges = self.offsets.windows(2).map(|range| range[1] - range[0]);
+        ranges
+            .flat_map(|length| std::iter::repeat_n(length as u32, length))
+            .collect()
+    }
+
     /// 0, 1, 2, … in each sequence.
     pub(crate) fn positions(&self) -> Vec<u32> {
         self.offsets

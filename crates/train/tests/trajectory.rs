@@ -171,6 +171,7 @@ fn bert_follows_the_peer() {
 fn deberta_follows_the_peer() {
     check_trajectory("deberta-v2-trajectory", 2, false);
     check_trajectory("deberta-v2-trajectory", 1, true);
+    check_trajectory("modernbert-trajectory", 2, false);
 }
 
 #[test]

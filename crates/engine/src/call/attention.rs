@@ -92,6 +92,11 @@ impl<'a> AttentionInputs<'a> {
                     let most = window.map_or(u64::MAX, |keys| keys as u64);
                     (keys - queries..keys).map(|i| (i + 1).min(most)).sum()
                 }
+                AttentionMask::Near { reach } => {
+                    let reach = reach as u64;
+                    let seen = |i: u64| (i + reach + 1).min(keys) - i.saturating_sub(reach);
+                    (0..keys).map(seen).sum()
+                }
             }
         });
         pairs.sum()

@@ -88,7 +88,7 @@ impl WorkNeed {
     pub(super) fn rows(queries: usize, layout: &Layout, mask: AttentionMask) -> usize {
         let most = match mask {
             AttentionMask::Full => layout.blocks[0],
-            AttentionMask::Causal { .. } => CAUSAL_ROWS,
+            AttentionMask::Causal { .. } | AttentionMask::Near { .. } => CAUSAL_ROWS,
         };
         queries.next_multiple_of(MOST_LANES).min(most)
     }

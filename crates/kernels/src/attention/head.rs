@@ -123,6 +123,9 @@ impl Head {
                 let end = self.kv_len - self.q_len + i + 1;
                 window.map_or(0, |keys| end.saturating_sub(keys))..end
             }
+            AttentionMask::Near { reach } => {
+                i.saturating_sub(reach)..(i + reach + 1).min(self.kv_len)
+            }
         }
     }
 
@@ -133,6 +136,7 @@ impl Head {
             AttentionMask::Causal { window: Some(keys) } => {
                 (self.kv_len - self.q_len - self.origin + block + 1).saturating_sub(keys)
             }
+            AttentionMask::Near { reach } => block.saturating_sub(reach),
         }
     }
 
@@ -142,7 +146,7 @@ impl Head {
     pub(super) fn for_each_tile(&self, [rows, columns]: [usize; 2], mut tile: impl FnMut(Tile)) {
         let rows = match self.mask {
             AttentionMask::Full => rows,
-            AttentionMask::Causal { .. } => CAUSAL_ROWS,
+            AttentionMask::Causal { .. } | AttentionMask::Near { .. } => CAUSAL_ROWS,
         };
         for block in (0..self.origin + self.q_len).step_by(rows) {
             let i = block.saturating_sub(self.origin);
@@ -260,5 +264,49 @@ impl<T> RowsMut<T> {
     pub(super) unsafe fn row<'a>(&self, i: usize) -> &'a mut [T] {
         // SAFETY: the caller's contract.
         unsafe { std::slice::from_raw_parts_mut(self.at(i), self.cols) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scores of the tiles of one head of `len` queries and keys.
+    fn scores(mask: AttentionMask, len: usize) -> usize {
+        let offsets = [0, len];
+        let shape = AttentionShape {
+            num_heads: 1,
+            num_key_value_heads: 1,
+            head_dim: 64,
+            q_offsets: &offsets,
+            kv_offsets: &offsets,
+            scale: 1.0,
+            soft_cap: None,
+            mask,
+            dropout: None,
+        };
+        let mut scores = 0;
+        Head::new(&shape, 0, 0).for_each_tile([128, 256], |tile| scores += tile.m * tile.n);
+        scores
+    }
+
+    #[test]
+    fn tiles_outside_of_a_window_are_not_computed() {
+        let len = 8192;
+        for (mask, keys) in [
+            (AttentionMask::Causal { window: Some(512) }, 512),
+            (AttentionMask::Near { reach: 64 }, 129),
+        ] {
+            // A block's own rows and what a panel starts early are computed beside.
+            let most = len * (keys + CAUSAL_ROWS + PANEL);
+            let found = scores(mask, len);
+            assert!(
+                (len * keys * 9 / 10..most).contains(&found),
+                "{mask:?}: {found}"
+            );
+        }
+        let causal = scores(AttentionMask::Causal { window: None }, len);
+        assert!(causal < len * (len + 2 * CAUSAL_ROWS) / 2, "{causal}");
+        assert_eq!(scores(AttentionMask::Full, len), len * len);
     }
 }

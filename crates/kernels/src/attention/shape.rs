@@ -20,6 +20,12 @@ pub enum AttentionMask {
         /// How many keys it sees at most, itself among them; at least 1.
         window: Option<usize>,
     },
+    /// Those at most so far from its own place, on both sides. A sequence has as many queries as
+    /// keys.
+    Near {
+        /// The largest distance.
+        reach: usize,
+    },
 }
 
 /// What attention does to which rows. Sequence b's queries `q_offsets[b]..q_offsets[b + 1]` attend
@@ -136,16 +142,23 @@ impl AttentionShape<'_> {
     }
 
     /// Rows of q and of k. Panics unless the offsets rise from 0, a causal sequence has a key for
-    /// each query, and the heads of keys divide those of queries.
+    /// each query, one with a reach as many, and the heads of keys divide those of queries.
     fn rows(&self) -> (usize, usize) {
         assert_eq!(self.q_offsets.len(), self.kv_offsets.len());
         for offsets in [self.q_offsets, self.kv_offsets] {
             assert!(offsets.first().is_none_or(|&first| first == 0));
             assert!(offsets.windows(2).all(|pair| pair[0] <= pair[1]));
         }
-        if let AttentionMask::Causal { window } = self.mask {
-            assert!(window != Some(0), "a window of no keys");
-            assert!({ 0..self.sequences() }.all(|b| self.q_len(b) <= self.kv_len(b)));
+        let mut sequences = 0..self.sequences();
+        match self.mask {
+            AttentionMask::Full => {}
+            AttentionMask::Causal { window } => {
+                assert!(window != Some(0), "a window of no keys");
+                assert!(sequences.all(|b| self.q_len(b) <= self.kv_len(b)));
+            }
+            AttentionMask::Near { .. } => {
+                assert!(sequences.all(|b| self.q_len(b) == self.kv_len(b)));
+            }
         }
         let (heads, of_kv) = (self.num_heads, self.num_key_value_heads);
         assert!(

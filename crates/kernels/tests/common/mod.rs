@@ -134,6 +134,11 @@ impl AttentionCase {
         Self { mask, ..self }
     }
 
+    pub fn near(self, reach: usize) -> Self {
+        let mask = AttentionMask::Near { reach };
+        Self { mask, ..self }
+    }
+
     pub fn with_dropout(self) -> Self {
         Self {
             dropout: Some(DROPOUT),

@@ -53,7 +53,7 @@ impl Model {
     /// to be set.
     pub(super) fn attach_existing(&mut self, config: &LoraConfig) -> Result<(), ModelError> {
         let config = self.complete_existing(config)?;
-        let note = |path: String| {
+        let note = |(path, _): (String, _)| {
             format!(
                 "`{path}` is neither in the checkpoint nor in the adapter: its values are new, results will differ"
             )

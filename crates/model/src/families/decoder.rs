@@ -22,6 +22,7 @@ use crate::pass::{Batch, Block, CausalBatch, LayerRange, Pass};
 pub(crate) use absolute::{DecoderConfig, Names, Projections, Scores};
 pub(crate) use rotary::{
     Defaults, Fusion, HeadNorms, LLAMA, NormPlaces, Read, RopeRule, TOKENS, WindowRule,
+    local_layers, read_ropes_by_window,
 };
 
 /// A decoder's classification head.

@@ -54,6 +54,8 @@ pub struct LayerNorm {
     pub(crate) id: ModuleId,
     /// Added to the variance.
     pub(crate) eps: f32,
+    /// Zeros in the place of a bias that the norm lacks.
+    pub(crate) no_bias: Option<ModuleId>,
 }
 
 impl LayerNorm {
@@ -78,7 +80,10 @@ impl LayerNorm {
         let module = &modules[self.id];
         LayerNormParams {
             weight: module.parameters[0].param(),
-            bias: module.parameters[1].param(),
+            bias: match self.no_bias {
+                None => module.parameters[1].param(),
+                Some(zeros) => modules[zeros].parameters[0].param(),
+            },
             eps: self.eps,
         }
     }

@@ -23,7 +23,9 @@ use crate::families::{Architecture, FamilyConfig, Network};
 use crate::load::{LinearSpec, Loader};
 use crate::modules::{Linear, RmsNorm, Rope, RopeId, RopeKind};
 use crate::pass::{AttentionContext, Block, Pass};
-pub(crate) use read::{Defaults, LLAMA, Read, RopeRule, WindowRule};
+pub(crate) use read::{
+    Defaults, LLAMA, Read, RopeRule, WindowRule, local_layers, read_ropes_by_window,
+};
 
 /// What a family's configuration says beside the facts.
 #[derive(Debug, Clone)]

@@ -248,7 +248,12 @@ fn read_windows(reader: &ConfigReader<'_>, layers: usize, rule: WindowRule) -> V
         .collect()
 }
 
-fn local_layers(reader: &ConfigReader<'_>, types: &[String], layers: usize) -> Vec<bool> {
+/// Which layers look at a window, by `layer_types`.
+pub(crate) fn local_layers(
+    reader: &ConfigReader<'_>,
+    types: &[String],
+    layers: usize,
+) -> Vec<bool> {
     if types.len() != layers {
         let message = format!("expected {layers} layers, found {}", types.len());
         reader.fault("layer_types", message);
@@ -265,6 +270,22 @@ fn local_layers(reader: &ConfigReader<'_>, types: &[String], layers: usize) -> V
         }
     };
     (0..layers).map(is_local).collect()
+}
+
+/// The rotations of layers that look at all tokens and of those that look at some, with these bases
+/// where the file says none.
+pub(crate) fn read_ropes_by_window(
+    reader: &ConfigReader<'_>,
+    facts: &Facts,
+    [global, local]: [f64; 2],
+) -> [RopeKind; 2] {
+    let of = |theta: f64| RopeFields {
+        head_dim: facts.head_dim,
+        max_positions: facts.max_positions,
+        theta,
+    };
+    let global = of(global).read(reader, Some("full_attention"));
+    [global, of(local).read_local(reader)]
 }
 
 /// What a rotation follows from beside its own fields.
