@@ -25,6 +25,8 @@ class Case:
     # of GPT-2, buffers (stored masks), and of a language model, tied-copy (the output table is stored too).
     checkpoint: str = "safetensors"
     adapter_format: str = "safetensors"
+    # Fields of config.json as files on the Hub have them; None takes one out.
+    hub_config: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     pair: bool = False
     # The pad token's id also stands inside rows (RoBERTa numbers positions by it).
@@ -350,11 +352,21 @@ CASES = [
         lora=causal(target_modules="all-linear"),
         lengths=ROTARY,
     ),
+    Case(
+        "qwen2-yarn",
+        "qwen2",
+        task="causal_lm",
+        config={"rope_parameters": {"rope_type": "yarn", "rope_theta": 300.0, "factor": 4.0, "original_max_position_embeddings": 12, "attention_factor": 1.3, "truncate": False}},
+        lora=causal(),
+        lengths=ROTARY,
+        note="a factor of its own, and a ramp that is not cut to whole dimensions",
+    ),
     Case("qwen3-causal", "qwen3", task="causal_lm", lora=causal(target_modules="all-linear"), lengths=ROTARY, generate=True),
     Case("qwen3-multi-label", "qwen3", task="multi_label", num_labels=3, lora=seq(target_modules=["q_proj", "o_proj"])),
     Case("qwen3-full", "qwen3", task="causal_lm", config={"tie_word_embeddings": True}, lora=None),
     Case("gemma-causal", "gemma", task="causal_lm", lora=causal(), generate=True, note="the table of tokens is scaled, its gradient too"),
     Case("gemma-full", "gemma", task="causal_lm", lora=None),
+    Case("gemma-gelu", "gemma", task="causal_lm", lora=causal(), hub_config={"hidden_act": "gelu", "tie_word_embeddings": None}, note="official files say gelu and mean tanh; no tie flag"),
     Case("gemma2-causal", "gemma2", task="causal_lm", lora=causal(), lengths=ROTARY, generate=True, note="capped scores and logits, a window in the first layer"),
     Case("gemma2-full", "gemma2", task="causal_lm", config={"num_hidden_layers": 3, "attn_logit_softcapping": None}, lora=None, lengths=ROTARY),
     Case(
@@ -425,8 +437,19 @@ CASES = [
         generate=True,
         note="all rows longer than the original length; generation grows beyond it",
     ),
+    Case(
+        "phi3-su",
+        "phi3",
+        task="causal_lm",
+        config={"original_max_position_embeddings": 10, "rope_parameters": {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.2, 1.7, 2.0], "long_factor": [1.5, 3.0, 7.0, 9.0]}},
+        lora=causal(target_modules=["o_proj"]),
+        lengths=(20, 11, 17, 12, 14, 13),
+        hub_config={"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": {"type": "yarn", "short_factor": [1.0, 1.2, 1.7, 2.0], "long_factor": [1.5, 3.0, 7.0, 9.0]}},
+        note="the first name of longrope",
+    ),
     Case("olmo2-causal", "olmo2", task="causal_lm", lora=causal(target_modules=["q_proj", "v_proj"]), generate=True),
     Case("olmo2-full", "olmo2", task="causal_lm", config={"attention_bias": True}, lora=None),
+    Case("smollm3-window", "smollm3", task="causal_lm", config={"use_sliding_window": True, "sliding_window": 4, "no_rope_layer_interval": 2}, lora=causal(target_modules=["q_proj", "v_proj"]), lengths=ROTARY, hub_config={"layer_types": None, "no_rope_layers": None}),
     Case("smollm3-causal", "smollm3", task="causal_lm", config={"tie_word_embeddings": True}, lora=causal(target_modules="all-linear"), generate=True),
     Case(
         "granite-causal",

@@ -106,6 +106,10 @@ def write_checkpoint(model, folder, case, bare_class):
             "attention_probs_dropout_prob", "initializer_range", "id2label", "label2id",
         ]  # fmt: skip
         config = {k: config[k] for k in keep if k in config}
+    for key, value in case.hub_config.items():
+        config.pop(key, None)
+        if value is not None:
+            config[key] = value
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     if words[0].startswith("safetensors"):
         write_safetensors(state, folder, sharded=words[0].endswith("sharded"))

@@ -280,6 +280,7 @@ fn bench_attention(isa: Isa, peak: f64) {
             let pairs = match mask {
                 AttentionMask::Full => len * len,
                 AttentionMask::Causal { .. } => len * (len + 1) / 2,
+                AttentionMask::Near { reach } => len * (2 * reach + 1).min(len),
             };
             let flops = 2 * count * num_heads * pairs * head_dim;
             let kind = if mask == causal { "causal" } else { "full" };

@@ -44,6 +44,10 @@ pub(super) fn read_like_gemma(reader: &ConfigReader<'_>, read: &mut Read) {
 
 fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
     let mut read = Read::new(reader, &DEFAULTS, WindowRule::Never, RopeRule::One);
+    // The official files say `gelu` and mean its approximation.
+    if reader.raw("hidden_act").and_then(serde_json::Value::as_str) == Some("gelu") {
+        read.config.activation = Activation::GeluTanh;
+    }
     read.read_biases(reader);
     read_like_gemma(reader, &mut read);
     read.family()

@@ -31,7 +31,12 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
-    let mut read = Read::new(reader, &DEFAULTS, WindowRule::Always(None), RopeRule::One);
+    let mut read = Read::new(
+        reader,
+        &DEFAULTS,
+        WindowRule::Always(None),
+        RopeRule::OneOfPhi3,
+    );
     read.config.fusion = Fusion::QkvAndGateUp;
     read.dropouts.hidden = read_dropout(reader, "resid_pdrop", 0.0);
     read.family()

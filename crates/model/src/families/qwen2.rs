@@ -25,7 +25,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 };
 
 fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
-    let mut read = Read::new(reader, &DEFAULTS, WindowRule::Upper, RopeRule::One);
+    let mut read = Read::new(reader, &DEFAULTS, WindowRule::Upper(4096), RopeRule::One);
     read.config.biases.qkv = true;
     read.family()
 }

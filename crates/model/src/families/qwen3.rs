@@ -20,7 +20,7 @@ fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
         head_dim: Some(128),
         ..qwen2::DEFAULTS
     };
-    let mut read = Read::new(reader, &defaults, WindowRule::Upper, RopeRule::One);
+    let mut read = Read::new(reader, &defaults, WindowRule::Upper(4096), RopeRule::One);
     read.read_biases(reader);
     read.config.head_norms = HeadNorms::Each;
     read.family()

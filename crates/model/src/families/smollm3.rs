@@ -1,9 +1,10 @@
-//! SmolLM3 (Hugging Face 2025): LLaMA with no positions in every fourth layer. Source: transformers
+//! SmolLM3 (Hugging Face 2025): LLaMA with no positions in every fourth layer, which
+//! alone may look at a window. Source: transformers
 //! `modeling_smollm3.py`.
 
 use lowrank_formats::ConfigReader;
 
-use crate::families::decoder::{Defaults, LLAMA, Read, RopeRule, WindowRule};
+use crate::families::decoder::{Defaults, LLAMA, Read, RopeRule, WindowRule, local_layers};
 use crate::families::{Classes, Family, FamilyConfig};
 
 /// The registry's line.
@@ -29,7 +30,7 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
-    let mut read = Read::new(reader, &DEFAULTS, WindowRule::Upper, RopeRule::One);
+    let mut read = Read::new(reader, &DEFAULTS, WindowRule::Never, RopeRule::One);
     read.read_biases(reader);
     let layers = read.facts.num_hidden_layers;
     let interval = reader.usize_or("no_rope_layer_interval", 4, 1..=1 << 10);
@@ -41,8 +42,17 @@ fn read(reader: &ConfigReader<'_>) -> FamilyConfig {
         let message = format!("expected {layers} layers, found {}", has_rope.len());
         reader.fault("no_rope_layers", message);
     }
-    for (layer, has_rope) in read.config.layers.iter_mut().zip(has_rope) {
-        layer.rope = layer.rope.filter(|_| has_rope);
+    let window = reader.opt_usize("sliding_window", 1..=1 << 24);
+    let window = window.filter(|_| reader.bool_or("use_sliding_window", false));
+    let without_rope = || has_rope.iter().map(|has_rope| !has_rope).collect();
+    let is_local = match reader.opt_strings("layer_types") {
+        Some(types) => local_layers(reader, &types, layers),
+        None => without_rope(),
+    };
+    let kinds = has_rope.iter().zip(is_local);
+    for (layer, (has_rope, is_local)) in read.config.layers.iter_mut().zip(kinds) {
+        layer.rope = layer.rope.filter(|_| *has_rope);
+        layer.window = window.filter(|_| is_local);
     }
     read.family()
 }

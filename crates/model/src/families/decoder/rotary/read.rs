@@ -63,8 +63,9 @@ pub(crate) enum WindowRule {
     Never,
     /// Every one, where `sliding_window` is there; this many keys where the file does not say.
     Always(Option<usize>),
-    /// With `use_sliding_window`, those from `max_window_layers` on, unless `layer_types` says it.
-    Upper,
+    /// With `use_sliding_window`, those from `max_window_layers` on, unless `layer_types` says it;
+    /// this many keys where the file does not say.
+    Upper(usize),
     /// All but every so many-th, unless `layer_types` says it.
     AllBut { every: usize, window: usize },
 }
@@ -74,6 +75,8 @@ pub(crate) enum WindowRule {
 pub(crate) enum RopeRule {
     /// One for all layers.
     One,
+    /// The same, where `yarn` is an old name of `longrope`: Phi-3.
+    OneOfPhi3,
     /// One for layers that look at a window, with this base where the file does not say, and one
     /// for the others.
     ByWindow { local_theta: f64 },
@@ -100,9 +103,13 @@ impl Read {
             head_dim: facts.head_dim,
             max_positions: facts.max_positions,
             theta: defaults.rope_theta,
+            yarn: match ropes {
+                RopeRule::OneOfPhi3 => "longrope",
+                RopeRule::One | RopeRule::ByWindow { .. } => "yarn",
+            },
         };
         let kinds = match ropes {
-            RopeRule::One => vec![of_rope.read(reader, None)],
+            RopeRule::One | RopeRule::OneOfPhi3 => vec![of_rope.read(reader, None)],
             RopeRule::ByWindow { local_theta } => {
                 let global = of_rope.read(reader, Some("full_attention"));
                 let local = RopeFields {
@@ -223,7 +230,7 @@ fn read_windows(reader: &ConfigReader<'_>, layers: usize, rule: WindowRule) -> V
     let (default, is_on) = match rule {
         WindowRule::Never => return vec![None; layers],
         WindowRule::Always(default) => (default, true),
-        WindowRule::Upper => (None, reader.bool_or("use_sliding_window", false)),
+        WindowRule::Upper(window) => (Some(window), reader.bool_or("use_sliding_window", false)),
         WindowRule::AllBut { window, .. } => (Some(window), true),
     };
     let default = default.filter(|_| reader.raw("sliding_window").is_none());
@@ -232,7 +239,7 @@ fn read_windows(reader: &ConfigReader<'_>, layers: usize, rule: WindowRule) -> V
     let by_rule = |i: usize| match rule {
         WindowRule::Never => false,
         WindowRule::Always(_) => true,
-        WindowRule::Upper => i >= reader.usize_or("max_window_layers", 28, 0..=1 << 10),
+        WindowRule::Upper(_) => i >= reader.usize_or("max_window_layers", 28, 0..=1 << 10),
         WindowRule::AllBut { every, .. } => {
             !(i + 1).is_multiple_of(reader.usize_or("sliding_window_pattern", every, 1..=1 << 10))
         }
@@ -283,6 +290,7 @@ pub(crate) fn read_ropes_by_window(
         head_dim: facts.head_dim,
         max_positions: facts.max_positions,
         theta,
+        yarn: "yarn",
     };
     let global = of(global).read(reader, Some("full_attention"));
     [global, of(local).read_local(reader)]
@@ -295,6 +303,8 @@ struct RopeFields {
     max_positions: usize,
     /// The base where the file says none.
     theta: f64,
+    /// What `yarn` means.
+    yarn: &'static str,
 }
 
 impl RopeFields {
@@ -351,7 +361,11 @@ impl RopeFields {
             false => self.max_positions as f64 / original,
         };
         let word = fields.string_or(name, "default");
-        let scaling = match word.as_str() {
+        let word = match word.as_str() {
+            "yarn" => self.yarn,
+            other => other,
+        };
+        let scaling = match word {
             // Within the model's positions `dynamic` is the plain rotation.
             "default" | "dynamic" => Scaling::Default,
             "linear" => Scaling::Linear {
