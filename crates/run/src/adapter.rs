@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank_engine::BaseFormat;
 use lowrank_formats::files;
 use lowrank_formats::peft::{AdapterConfig, AdapterFile, KEY_PREFIX, Loralib};
 use lowrank_formats::{Checkpoint, FormatError};
@@ -39,6 +40,11 @@ pub fn base_model_of(path: &str) -> Option<String> {
     let config = AdapterConfig::read(&folder_of(path)).ok()?;
     let name = config.base_model().filter(|name| !name.is_empty());
     name.map(str::to_owned)
+}
+
+/// The blocks over which an adapter was trained, if its notes name some and can be read.
+pub fn base_format_of(path: &str) -> Option<BaseFormat> {
+    AdapterNotes::read(&folder_of(path)).ok()??.base_format
 }
 
 impl AdapterSource {

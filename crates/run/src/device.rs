@@ -9,7 +9,7 @@ use lowrank_train::config::{LARGEST_THREADS, Method, NumericSettings};
 use serde::de::{DeserializeOwned, Error as _, IntoDeserializer, value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::adapter::base_model_of;
+use crate::adapter::{base_format_of, base_model_of};
 use crate::error::{RunError, RunResult};
 use crate::machine::Machine;
 
@@ -106,13 +106,23 @@ impl NumericChoices {
     }
 
     /// What they mean for a base, by its name or by an adapter's note of it: a GGUF's matrices stay
-    /// in their blocks where nothing else is asked for.
+    /// in their blocks where nothing else is asked for, and an adapter that was trained over blocks
+    /// runs over such.
     ///
     /// # Errors
     /// Blocks are to stay as they are stored, but the base is no GGUF; its file cannot be read.
     pub fn over(self, model: Option<&str>, adapter: Option<&str>) -> RunResult<Self> {
         let noted = || adapter.and_then(base_model_of);
         let model = model.map(str::to_owned).or_else(noted);
+        if named(self.base_format).is_none()
+            && let Some(format) = adapter.and_then(base_format_of)
+        {
+            let base_format = Some(Choice::Is(format));
+            return Ok(Self {
+                base_format,
+                ..self
+            });
+        }
         let is_gguf = match &model {
             Some(model) => is_gguf(Path::new(model))?,
             None => false,

@@ -5,7 +5,7 @@ use std::path::Path;
 use lowrank_data::{
     ColumnSpec, FileFormat, Header, LabelOrigin, Loaded, LongRows, Table, examples_from_table,
 };
-use lowrank_engine::Device;
+use lowrank_engine::{BaseFormat, Device};
 use lowrank_model::{LoadReport, Model};
 use lowrank_train::config::{DEFAULT_MAX_LENGTH, LARGEST_BATCH, Task};
 use lowrank_train::evaluate::{PassSettings, evaluate};
@@ -108,8 +108,10 @@ impl LoadedModel {
         };
         let max_length = base.max_length_or(data.max_length.or(noted), default)?;
         let template = adapter_notes.and_then(|n| n.template.clone());
+        let trained_over = adapter_notes.and_then(|n| n.base_format);
         let (mut loaded, report) = base.load(&head, 0, device)?;
         let mut notes = base.head.notes.clone();
+        notes.extend(other_format(trained_over, device));
         notes.extend(tables);
         notes.extend(load_notes(&report));
         let holders = match adapter {
@@ -195,6 +197,15 @@ impl LoadedModel {
         let loaded = examples_from_table(&table, &spec, tokenizer.ok());
         loaded.map_err(|error| self.base.data_error(error))
     }
+}
+
+/// What to know where an adapter was trained over other weights than those it runs over.
+fn other_format(trained_over: Option<BaseFormat>, device: &Device) -> Option<String> {
+    let (trained, found) = (trained_over?, device.numerics().weights);
+    (trained != found).then(|| {
+        let (trained, found) = (trained.name(), found.name());
+        format!("the adapter was trained over {trained} weights and mends what they lose; these are {found}, so that results are others")
+    })
 }
 
 /// Attaches an adapter; `notes` then says no more what it brings.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowrank_data::{Example, Label, PackedBatch, batches};
+use lowrank_engine::{Device, Isa, Numerics};
 use lowrank_formats::{Checkpoint, DType};
 use lowrank_model::{MergeOptions, MergeReport, Model};
 use lowrank_train::evaluate::model_batch;
@@ -11,6 +12,7 @@ use lowrank_train::metrics::argmax;
 
 use crate::error::{RunError, RunResult};
 use crate::loaded::{BATCH_SIZE, LoadedModel};
+use crate::notes::quantised;
 use crate::result::MAX_SHARD_BYTES;
 use crate::rows::{load_rows, load_spec, unlabelled};
 use crate::settings::RowSettings;
@@ -181,7 +183,7 @@ fn probe_rows(loaded: &LoadedModel, asked: &Verify) -> RunResult<Arc<Vec<Example
 pub(crate) fn compare(loaded: &LoadedModel, merged: &Path, asked: &Verify) -> RunResult<Verified> {
     let examples = probe_rows(loaded, asked)?;
     let options = loaded.base.load_options(&loaded.head, 0);
-    let (other, _) = Model::load(merged, &options, loaded.model.device())?;
+    let (other, _) = Model::load(merged, &options, &unquantised(loaded.model.device())?)?;
     let mut v = Verified {
         rows: examples.len(),
         largest: 0.0,
@@ -218,6 +220,22 @@ pub(crate) fn compare(loaded: &LoadedModel, merged: &Path, asked: &Verify) -> Ru
     }
     v.kl /= v.predictions.max(1) as f64;
     Ok(v)
+}
+
+/// The device, or where it puts the weights that it reads into blocks one like it that does not:
+/// what was written is compared as it is.
+fn unquantised(device: &Device) -> RunResult<Device> {
+    let numerics = device.numerics();
+    if quantised(numerics.weights).is_none() {
+        return Ok(device.clone());
+    }
+    let isa = Isa::from_name(device.name()).unwrap_or_else(Isa::best);
+    let numerics = Numerics {
+        weights: numerics.activations.into(),
+        ..numerics
+    };
+    let device = Device::cpu_in(numerics, isa, device.threads());
+    device.map_err(|error| RunError::failure("cannot start threads").caused_by(Some(&error)))
 }
 
 /// KL of the softmax of logits `p` and `q`, in nats.

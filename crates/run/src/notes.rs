@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use lowrank_engine::BaseFormat;
 use lowrank_formats::RunDir;
 use lowrank_formats::files::{self, Ceiling, write_atomic};
 use lowrank_train::base::BaseId;
@@ -37,6 +38,10 @@ pub struct AdapterNotes {
     /// What the base was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BaseId>,
+    /// The blocks that the base's weights were put into when they were read; none where they were as
+    /// the base has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_format: Option<BaseFormat>,
     /// How a language model's prompts and completions were laid out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
@@ -111,11 +116,21 @@ impl AdapterNotes {
             base_model: state.config.model,
             base_sha256: None,
             base: state.base,
+            base_format: quantised(state.config.numerics.base_format),
             template,
             // The template of a run that is under way is found as the run finds it.
             chat: None,
         }))
     }
+}
+
+/// The format, where weights lose something by it that an adapter learns to mend.
+pub(crate) fn quantised(format: BaseFormat) -> Option<BaseFormat> {
+    matches!(
+        format,
+        BaseFormat::Nf4 | BaseFormat::Q4_0 | BaseFormat::Q8_0
+    )
+    .then_some(format)
 }
 
 fn unusable(file: &Path, reason: &str) -> RunError {
@@ -140,6 +155,7 @@ mod tests {
             base_model: "lab/model".to_owned(),
             base_sha256: None,
             base: Some(BaseId::default()),
+            base_format: None,
             template: None,
             chat: None,
         }

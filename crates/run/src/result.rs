@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::chat::{self, ChatNotes};
 use crate::error::{RunError, RunResult};
 use crate::memory::{self, by_purpose};
-use crate::notes::AdapterNotes;
+use crate::notes::{AdapterNotes, quantised};
 use crate::plan::RunPlan;
 use crate::rates::Rates;
 use crate::rows::template_of;
@@ -59,6 +59,7 @@ pub fn save_model(run: &RunDir, spec: &RunSpec, model: &Model, base: &BaseId) ->
             base_model: config.model.clone(),
             base_sha256: None,
             base: Some(base.clone()),
+            base_format: quantised(config.numerics.base_format),
             // Rows of plain text have no prompt that something would stand behind.
             template: match &spec.train.report.columns.text {
                 TextColumns::Completion { .. } if spec.chat.is_none() => template_of(&config.data),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use lowrank_engine::BaseFormat;
+use lowrank_run::device::Choice;
 use lowrank_run::export::{ExportTo, OutType};
 use lowrank_run::predict::Aggregation;
 use lowrank_run::targets::Target;
@@ -169,6 +170,10 @@ pub struct MergeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub output: OutputArgs,
+    /// Weights to start from: f32 for the original ones [default: those that the adapter was trained
+    /// over, as they decode, where it was trained over q8_0, q4_0 or nf4]
+    #[arg(long, value_parser = super::common::named::<Choice<BaseFormat>>, value_name = "FORMAT", help_heading = "Model")]
+    pub base_format: Option<Choice<BaseFormat>>,
     /// Type of the merged weights: f32, f16 or bf16 [default: that of the base]
     #[arg(long, value_parser = super::common::named::<MergeDType>, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<MergeDType>,

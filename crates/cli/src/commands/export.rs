@@ -44,6 +44,9 @@ pub fn run(flags: ExportArgs) -> RunResult {
     let device = device_of(&args.common, numerics, &args.model, &args.adapter)?;
     let loaded = open_model(&args.model, &args.adapter, &data, &device)?;
     unused::check_merged(unused::given_args(&args), &loaded)?;
+    if !args.common.is_quiet() {
+        loaded.notes.iter().for_each(output::note);
+    }
     let out = args.outtype.unwrap_or_default();
     let written = match args.to.unwrap_or(ExportTo::GgufAdapter) {
         ExportTo::GgufAdapter => export_adapter(&loaded, Path::new(path), out)?,

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::args::{MergeArgs, MergeDType};
 use crate::output::{self, TextTable, bytes, count, names};
-use crate::session::{device, open_model};
+use crate::session::{device_of, open_model};
 use crate::{settings, unused};
 
 /// Runs the command.
@@ -30,8 +30,16 @@ pub fn run(flags: MergeArgs) -> RunResult {
         ("--data-file", args.data_file.as_deref()),
         ("--config", args.common.config.as_deref()),
     ])?;
-    let device = device(&args.common, NumericChoices::default().or_f32())?;
+    let numerics = NumericChoices {
+        base_format: args.base_format,
+        ..NumericChoices::default()
+    };
+    let numerics = numerics.without_int8()?.or_f32();
+    let device = device_of(&args.common, numerics, &args.model, &args.adapter)?;
     let loaded = open_model(&args.model, &args.adapter, &data, &device)?;
+    if !args.common.is_quiet() {
+        loaded.notes.iter().for_each(output::note);
+    }
     unused::check_merged(unused::given_args(&args), &loaded)?;
     let verify = Some(&verify).filter(|_| args.verify.unwrap_or(false));
     let dtype = args.dtype.map(MergeDType::to_format);

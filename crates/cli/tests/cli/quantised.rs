@@ -140,10 +140,23 @@ fn an_adapter_over_a_quantised_base_is_that_over_its_decoded_weights() {
             "train --model %gpt2.gguf {rows} {numerics} --per-device-batch-size 4 --output-dir @{format}"
         ))
         .ok();
-        lab.run(&format!(
-            "eval --model %gpt2.gguf --adapter @{format} --data-file @texts.jsonl {numerics}"
-        ))
-        .ok();
+        let eval =
+            format!("eval --model %gpt2.gguf --adapter @{format} --data-file @texts.jsonl --json");
+        let loss = |ran: &Ran| ran.json()["metrics"]["loss"].as_f64().unwrap();
+        let own = lab.run(&eval).ok();
+        assert!(!own.stderr.contains("trained over"), "{}", own.stderr);
+        let other = lab.run(&format!("{eval} --base-format f32")).ok();
+        let note = format!("the adapter was trained over {format} weights");
+        assert!(other.stderr.contains(&note), "{}", other.stderr);
+        // Merged is what was trained: the weights as they decode.
+        let merge = format!("merge --model %gpt2.gguf --adapter @{format} --dtype f32 --verify");
+        lab.run(&format!("{merge} --output-dir @{format}-merged"))
+            .ok();
+        let merged = "eval --model @FORMAT-merged --data-file @texts.jsonl --json --precision f32";
+        let merged = lab.run(&merged.replace("FORMAT", format)).ok();
+        let own = lab.run(&format!("{eval} --precision f32")).ok();
+        assert!((loss(&merged) - loss(&own)).abs() <= 1e-5, "{format}");
+        assert!((loss(&merged) - loss(&other)).abs() > 1e-5, "{format}");
     }
 }
 
