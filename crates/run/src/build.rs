@@ -7,7 +7,7 @@ use lowrank_model::{LoadReport, Model};
 use lowrank_train::base::BaseId;
 
 use crate::base::load_notes;
-use crate::error::RunResult;
+use crate::error::{RunError, RunResult};
 use crate::spec::RunSpec;
 
 /// A model that is ready to train.
@@ -90,5 +90,21 @@ pub fn attach(run: &RunSpec, model: &mut Model) -> RunResult<Vec<String>> {
             ..BitFitConfig::default()
         })?,
     };
-    Ok(attached.notes.clone())
+    let notes = attached.notes.clone();
+    check_rates(run, model)?;
+    Ok(notes)
+}
+
+/// PEFT trains low-rank terms of a table of tokens at a third rate (`loraplus_lr_embedding`), which
+/// is none of ours.
+fn check_rates(run: &RunSpec, model: &Model) -> RunResult<()> {
+    let ratio = run.config.optimization.loraplus_lr_ratio;
+    let of_table = |name: &str| name.ends_with(".lora_embedding_A");
+    let mut trained = model.trainables().iter();
+    if ratio.is_none() || !trained.any(|(_, trained)| of_table(&trained.name)) {
+        return Ok(());
+    }
+    let message = "`loraplus_lr_ratio`: LoRA+ has a rate of its own for the table of tokens, which is not there";
+    Err(RunError::usage(message)
+        .hint("leave the table out of --target-modules; --trainable-token-indices and `lm_head` go with the ratio"))
 }

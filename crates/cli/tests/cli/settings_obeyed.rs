@@ -10,6 +10,19 @@ use crate::support::{Lab, lowrank};
 const SHORT: [&str; 3] = ["--max-steps", "2", "--quiet"];
 
 #[test]
+fn lora_plus_has_no_rate_for_terms_of_the_table_of_tokens() {
+    let lab = Lab::new();
+    let table = ["--target-modules", "query", "word_embeddings"];
+    let ratio = ["--loraplus-lr-ratio", "4"];
+    lab.train("run", &[&SHORT[..], &table, &ratio].concat())
+        .fails(2, &["`loraplus_lr_ratio`", "table of tokens", "hint: "]);
+    let rows = ["--trainable-token-indices", "7", "9"];
+    lab.train("rows", &[&SHORT[..], &rows, &ratio].concat())
+        .ok();
+    lab.train("table", &[&SHORT[..], &table].concat()).ok();
+}
+
+#[test]
 fn a_setting_without_effect_is_an_error_that_names_it() {
     let lab = Lab::new();
     let cases: [(&[&str], &str); 14] = [
