@@ -5,6 +5,7 @@ mod arguments;
 mod bench;
 mod bench_generate;
 mod check;
+mod emulate;
 mod faults;
 mod fuzz;
 mod golden;
@@ -24,6 +25,7 @@ commands:
   golden [CASE]    makes tests/golden anew (or the cases whose name starts with CASE)
                      --python FILE   the interpreter with tools/golden/requirements.txt (default python3)
   faults           lets every file call of train, merge, predict and generate fail in turn (some are in the gate)
+  emulate          the kernels and every family on aarch64 under qemu (minutes)
   fuzz [TARGET...] the fuzz targets, one after the other; outside the gate
                      --seconds N     for each target (default 600)
   real-models DIR  logits and perplexity of the real models in DIR against the peer's, whole texts (minutes)
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         "tidy" => tidy::run(&rest),
         "golden" => golden::run(&rest),
         "faults" => faults::run(&rest),
+        "emulate" => emulate::run(&rest),
         "fuzz" => fuzz::run(&rest),
         "real-models" => real_models::run(&rest),
         "bench" => bench::run(&rest),

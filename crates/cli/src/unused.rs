@@ -178,6 +178,16 @@ pub fn check_profile(mut unused: Unused, args: &ProfileArgs) -> RunResult {
     if method != Method::Lora {
         unused.note(&LORA, without_lora(method));
     }
+    if args.all == Some(true) {
+        let why = "with --all it is each of them in turn";
+        unused.note(&["precision", "base_format", "arithmetic"], why);
+        unused.note(&["generate", "workers"], "--all times training steps");
+    }
+    if args.workers.is_some() {
+        let why = "tasks are timed on one thread";
+        unused.note(&["threads"], why);
+        unused.note(&["generate"], "--workers times training steps");
+    }
     if args.generate.is_some() {
         let why = "tokens are generated without an adapter and without training";
         unused.note(&LORA, why);

@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use lowrank_kernels::{DType, Isa};
+use lowrank_kernels::{DType, Isa, record_tasks};
 
 use crate::backend::{Backend, Cpu, CpuSizes, Dry, Reference};
 use crate::call::Call;
@@ -178,10 +178,12 @@ impl Device {
         call.check();
         let (op, flops) = (call.name(), call.flops());
         let scratch_bytes = self.backend().sizes().scratch_bytes(&call);
-        let (is_profiling, is_observing) = {
+        let (is_profiling, wants_tasks, is_observing) = {
             let mut counts = self.counts();
             counts.meter.add_flops(flops);
-            (counts.profile.is_some(), counts.observed.is_some())
+            let profile = counts.profile.as_ref();
+            let wants_tasks = profile.is_some_and(Profile::wants_tasks);
+            (profile.is_some(), wants_tasks, counts.observed.is_some())
         };
         let mut scratch =
             (scratch_bytes > 0).then(|| Storage::new(self, scratch_bytes, Purpose::Workspace));
@@ -200,9 +202,20 @@ impl Device {
         }
         let scratch = scratch.as_mut().map(|scratch| scratch.place_mut());
         let started = is_profiling.then(Instant::now);
-        self.backend().run(call, scratch.into());
+        let run = || self.backend().run(call, scratch.into());
+        let groups = match wants_tasks {
+            true => record_tasks(run).1,
+            false => {
+                run();
+                Vec::new()
+            }
+        };
         if let Some(started) = started {
-            self.add_time(op, started.elapsed(), flops);
+            let time = started.elapsed();
+            self.add_time(op, time, flops);
+            if wants_tasks && let Some(profile) = &mut self.counts().profile {
+                profile.add_tasks(op, time, groups);
+            }
         }
     }
 
@@ -227,6 +240,12 @@ impl Device {
     /// From now on the time of each op is taken; what was taken before is forgotten.
     pub fn start_profile(&self) {
         self.counts().profile = Some(Profile::default());
+    }
+
+    /// The same with the tasks of each call, as one thread does them that runs all of the work: one
+    /// of [`Cpu::one_for_many`], inside [`Device::install`].
+    pub fn start_task_profile(&self) {
+        self.counts().profile = Some(Profile::with_tasks());
     }
 
     /// The times taken since [`Device::start_profile`], and an end to taking them. None if it was

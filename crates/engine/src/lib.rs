@@ -35,7 +35,7 @@ pub use observed::Observed;
 pub use param::{
     Gradients, Matrix, Outliers, PackedMatrix, Param, Role, Trainable, TrainableId, Trainables,
 };
-pub use profile::{OpTime, Phase, Profile};
+pub use profile::{CallTasks, OpTime, Phase, Profile, TaskGroup};
 pub use site::Site;
 pub use slots::{Adapters, RowSlots, Segment};
 pub use space::Space;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub use lowrank_kernels::TaskGroup;
+
 /// The half of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -37,11 +39,26 @@ pub struct OpTime {
     pub flops: u64,
 }
 
+/// The tasks of one call of an op.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallTasks {
+    /// What the op calls itself.
+    pub op: &'static str,
+    /// When it ran.
+    pub phase: Phase,
+    /// Its tasks: groups of them, one after the other.
+    pub groups: Vec<TaskGroup>,
+    /// What it took beside its tasks.
+    pub serial: Duration,
+}
+
 /// Times by op and phase, in the order of their first call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     phase: Phase,
     rows: Vec<OpTime>,
+    /// Of each call, where they are asked for.
+    tasks: Option<Vec<CallTasks>>,
 }
 
 impl Profile {
@@ -50,6 +67,37 @@ impl Profile {
         let mut rows = self.rows.clone();
         rows.sort_by_key(|row| std::cmp::Reverse(row.time));
         rows
+    }
+
+    /// One that also tells the tasks of each call.
+    pub(crate) fn with_tasks() -> Self {
+        Self {
+            tasks: Some(Vec::new()),
+            ..Self::default()
+        }
+    }
+
+    /// Whether tasks are asked for.
+    pub(crate) fn wants_tasks(&self) -> bool {
+        self.tasks.is_some()
+    }
+
+    /// The tasks of each call, in the order of the calls; none where they were not asked for.
+    pub fn tasks(&self) -> &[CallTasks] {
+        self.tasks.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn add_tasks(&mut self, op: &'static str, time: Duration, groups: Vec<TaskGroup>) {
+        let phase = self.phase;
+        if let Some(tasks) = &mut self.tasks {
+            let in_tasks = groups.iter().map(TaskGroup::total).sum();
+            tasks.push(CallTasks {
+                op,
+                phase,
+                groups,
+                serial: time.saturating_sub(in_tasks),
+            });
+        }
     }
 
     /// The time of all ops.
@@ -111,5 +159,22 @@ mod tests {
             ]
         );
         assert_eq!(profile.total(), ms(15));
+        assert!(profile.tasks().is_empty());
+    }
+
+    #[test]
+    fn what_a_call_takes_beside_its_tasks_is_serial() {
+        let ms = Duration::from_millis;
+        let mut profile = Profile::with_tasks();
+        profile.enter(Phase::Backward);
+        let group = |times: &[u64], dealing| TaskGroup {
+            times: times.iter().map(|&n| ms(n)).collect(),
+            dealing: ms(dealing),
+        };
+        profile.add_tasks("product", ms(11), vec![group(&[3, 2], 1), group(&[4], 0)]);
+        profile.add_tasks("copy", ms(1), Vec::new());
+        let serial: Vec<Duration> = profile.tasks().iter().map(|call| call.serial).collect();
+        assert_eq!(serial, [ms(1), ms(1)]);
+        assert_eq!(profile.tasks()[0].phase, Phase::Backward);
     }
 }

@@ -6,6 +6,7 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::parallel::rows_per_task;
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
+use crate::tasks::each_task;
 use rayon::prelude::*;
 
 /// The gate and what it is multiplied with, each of F columns.
@@ -78,7 +79,7 @@ pub fn gated_forward<E: Element>(
     let rows = rows_per_task(width);
     y.par_chunks_mut(rows * width)
         .enumerate()
-        .for_each(|(task, y)| {
+        .for_each(each_task(|(task, y)| {
             let op = Forward {
                 kind,
                 x,
@@ -87,7 +88,7 @@ pub fn gated_forward<E: Element>(
                 y,
             };
             dispatch(isa, op);
-        });
+        }));
 }
 
 struct Forward<'a, E> {
@@ -153,15 +154,15 @@ pub fn gated_backward<E: Element>(isa: Isa, args: &GatedBackward<E>, d_x: GateUp
             (d_gate.par_chunks_mut(rows * width))
                 .zip(d_up.par_chunks_mut(rows * width))
                 .enumerate()
-                .for_each(|(i, (d_gate, d_up))| {
+                .for_each(each_task(|(i, (d_gate, d_up))| {
                     task(i, GateUpGradients::Separate { d_gate, d_up });
-                });
+                }));
         }
         GateUpGradients::Halves(d_x) => {
             assert_eq!(d_x.len(), 2 * len, "d_gate and d_up in one row");
             (d_x.par_chunks_mut(rows * 2 * width))
                 .enumerate()
-                .for_each(|(i, d_x)| task(i, GateUpGradients::Halves(d_x)));
+                .for_each(each_task(|(i, d_x)| task(i, GateUpGradients::Halves(d_x))));
         }
     }
 }

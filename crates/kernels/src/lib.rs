@@ -32,6 +32,7 @@ mod rms_norm;
 mod rope;
 mod scratch;
 mod simd;
+mod tasks;
 mod vocabulary;
 
 pub use activation::{
@@ -72,4 +73,5 @@ pub use rope::{
     Rope, RopeLayout, rope_backward, rope_forward, rope_inverse_frequencies, rope_table,
 };
 pub use scratch::{Room, Scratch, ScratchBuffer, ScratchNeed, bytes_of};
+pub use tasks::{TaskGroup, record_tasks};
 pub use vocabulary::{argmax, log_softmax};

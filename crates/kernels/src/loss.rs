@@ -5,6 +5,7 @@ use crate::isa::Isa;
 use crate::math::exp;
 use crate::parallel::rows_per_task;
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
+use crate::tasks::each_task;
 use rayon::prelude::*;
 
 /// A label that does not count. Source: PyTorch's `ignore_index`.
@@ -42,7 +43,7 @@ pub fn cross_entropy(
     (logits.par_chunks_mut(rows * c))
         .zip(labels.par_chunks(rows))
         .zip(losses.par_chunks_mut(rows))
-        .for_each(|((logits, labels), losses)| {
+        .for_each(each_task(|((logits, labels), losses)| {
             let d = None::<&mut [f32]>;
             dispatch(
                 isa,
@@ -54,7 +55,7 @@ pub fn cross_entropy(
                     d,
                 },
             );
-        });
+        }));
 }
 
 /// As [`cross_entropy`], but the gradient goes to `d` [n, c or wider], rounded if that is narrower,
@@ -84,7 +85,7 @@ pub fn cross_entropy_into<E: Element>(
         .zip(labels.par_chunks(rows))
         .zip(losses.par_chunks_mut(rows))
         .zip(d.par_chunks_mut(rows * width))
-        .for_each(|(((logits, labels), losses), d)| {
+        .for_each(each_task(|(((logits, labels), losses), d)| {
             let d = Some(d);
             dispatch(
                 isa,
@@ -96,7 +97,7 @@ pub fn cross_entropy_into<E: Element>(
                     d,
                 },
             );
-        });
+        }));
 }
 
 fn check(logits: &[f32], c: usize, labels: &[i64], losses: &[f32]) {

@@ -6,6 +6,7 @@ use crate::elementwise::{add_in_place, add_row_sums};
 use crate::isa::Isa;
 use crate::parallel::rows_per_task;
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
+use crate::tasks::each_task;
 use rayon::prelude::*;
 
 /// Independent sums over a row: one alone would wait for the addition before it.
@@ -78,7 +79,9 @@ pub fn layer_norm_forward<E: Element>(isa: Isa, args: LayerNormForward<E>) {
             .zip(args.mean.par_chunks_mut(rows))
             .zip(args.rstd.par_chunks_mut(rows))
             .enumerate()
-            .for_each(|(index, (((x, y), mean), rstd))| task(index, x, y, mean, rstd));
+            .for_each(each_task(|(index, (((x, y), mean), rstd))| {
+                task(index, x, y, mean, rstd)
+            }));
     }
 }
 
@@ -238,7 +241,7 @@ pub fn layer_norm<E: Element>(isa: Isa, args: LayerNorm<E>) {
         .zip(args.y.par_chunks_mut(rows * d))
         .zip(args.mean.par_chunks_mut(rows))
         .zip(args.rstd.par_chunks_mut(rows))
-        .for_each(|(((z, y), mean), rstd)| {
+        .for_each(each_task(|(((z, y), mean), rstd)| {
             let part = LayerNorm {
                 z,
                 weight,
@@ -249,7 +252,7 @@ pub fn layer_norm<E: Element>(isa: Isa, args: LayerNorm<E>) {
                 rstd,
             };
             dispatch(isa, part);
-        });
+        }));
 }
 
 impl<E: Element> SimdOp for LayerNorm<'_, E> {

@@ -5,6 +5,8 @@ use crate::parallel::CHUNK;
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
 use rayon::prelude::*;
 
+use crate::tasks::{each_task, run_task};
+
 /// The scalars of one AdamW step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -61,13 +63,13 @@ pub fn adamw_step(
         dispatch(isa, op);
     };
     if param.len() <= CHUNK {
-        task(param, grad, m, v);
+        run_task(|| task(param, grad, m, v));
     } else {
         (param.par_chunks_mut(CHUNK))
             .zip(grad.par_chunks(CHUNK))
             .zip(m.par_chunks_mut(CHUNK))
             .zip(v.par_chunks_mut(CHUNK))
-            .for_each(|(((param, grad), m), v)| task(param, grad, m, v));
+            .for_each(each_task(|(((param, grad), m), v)| task(param, grad, m, v)));
     }
 }
 

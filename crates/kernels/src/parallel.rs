@@ -3,17 +3,22 @@
 use rayon::prelude::*;
 use std::ops::Range;
 
+use crate::tasks::{as_group, run_task};
+
 /// Elements of an elementwise task: 64 KiB, small enough for the L1 and L2 caches, large enough to
 /// hide a task's cost.
 pub(crate) const CHUNK: usize = 16 * 1024;
 
 /// Runs `task` for each index, on several threads unless there is but one task.
 pub(crate) fn for_each_task(n_tasks: usize, task: impl Fn(usize) + Sync + Send) {
-    if n_tasks <= 1 {
-        (0..n_tasks).for_each(task);
-    } else {
-        (0..n_tasks).into_par_iter().with_max_len(1).for_each(task);
-    }
+    let task = |index| run_task(|| task(index));
+    as_group(|| {
+        if n_tasks <= 1 {
+            (0..n_tasks).for_each(task);
+        } else {
+            (0..n_tasks).into_par_iter().with_max_len(1).for_each(task);
+        }
+    });
 }
 
 /// Runs `task` on each chunk of `x`, told where the chunk starts.
@@ -22,15 +27,15 @@ pub(crate) fn for_each_chunk<T: Send>(
     chunk: usize,
     task: impl Fn(usize, &mut [T]) + Sync + Send,
 ) {
-    if x.len() <= chunk {
-        if !x.is_empty() {
+    let task = |start, chunk: &mut [T]| run_task(|| task(start, chunk));
+    as_group(|| {
+        if x.len() > chunk {
+            let chunks = x.par_chunks_mut(chunk).enumerate();
+            chunks.for_each(|(index, chunk_of_x)| task(index * chunk, chunk_of_x));
+        } else if !x.is_empty() {
             task(0, x);
         }
-    } else {
-        x.par_chunks_mut(chunk)
-            .enumerate()
-            .for_each(|(index, chunk_of_x)| task(index * chunk, chunk_of_x));
-    }
+    });
 }
 
 /// Chunk `index` of `0..len`.
@@ -49,15 +54,15 @@ pub(crate) fn map_tasks<T: Send>(
     n_tasks: usize,
     task: impl Fn(usize) -> T + Sync + Send,
 ) -> Vec<T> {
-    if n_tasks <= 1 {
-        (0..n_tasks).map(task).collect()
-    } else {
-        (0..n_tasks)
-            .into_par_iter()
-            .with_max_len(1)
-            .map(task)
-            .collect()
-    }
+    let task = |index| run_task(|| task(index));
+    as_group(|| {
+        if n_tasks <= 1 {
+            (0..n_tasks).map(task).collect()
+        } else {
+            let tasks = (0..n_tasks).into_par_iter().with_max_len(1);
+            tasks.map(task).collect()
+        }
+    })
 }
 
 /// A base pointer that tasks share to write disjoint, interleaved parts of one buffer.

@@ -8,6 +8,7 @@ use crate::isa::Isa;
 use crate::norm::{CHAINS, joined};
 use crate::parallel::{for_each_chunk, rows_per_task};
 use crate::simd::{Simd, SimdOp, dispatch, lanes_at, load_at, store_at};
+use crate::tasks::each_task;
 use rayon::prelude::*;
 
 /// What the norm multiplies by.
@@ -75,7 +76,9 @@ pub fn rms_norm<E: Element>(isa: Isa, norm: &RmsNorm, z: &[E], y: &mut [E], rstd
     (z.par_chunks(rows * d))
         .zip(y.par_chunks_mut(rows * d))
         .zip(rstd.par_chunks_mut(rows))
-        .for_each(|((z, y), rstd)| dispatch(isa, Rows { norm, z, y, rstd }));
+        .for_each(each_task(|((z, y), rstd)| {
+            dispatch(isa, Rows { norm, z, y, rstd })
+        }));
 }
 
 /// [`rms_norm`] of a sum, each row of which is normalized while it is in the cache; the same bits
@@ -103,7 +106,8 @@ pub fn rms_norm_of_sum<E: Element>(
         .zip(y.par_chunks_mut(rows * d))
         .zip(rstd.par_chunks_mut(rows))
         .enumerate()
-        .for_each(|(task, ((x, y), rstd))| {
+        .for_each(each_task(|(task, ((x, y), rstd))| {
+            let x: &mut [E] = x;
             let first = task * rows * d;
             let op = SumRows {
                 norm,
@@ -115,7 +119,7 @@ pub fn rms_norm_of_sum<E: Element>(
                 rstd,
             };
             dispatch(isa, op);
-        });
+        }));
 }
 
 struct Rows<'a, E> {

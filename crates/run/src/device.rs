@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use lowrank_engine::backend::Cpu;
 use lowrank_engine::{Arithmetic, BaseFormat, DType, Device, Isa};
 use lowrank_formats::gguf::is_gguf;
 use lowrank_train::config::{LARGEST_THREADS, Method, NumericSettings};
@@ -179,19 +180,33 @@ impl NumericChoices {
 /// # Errors
 /// The number of threads is out of range, or the system refuses threads or address space.
 pub fn device(isa: Isa, numerics: NumericSettings, threads: Option<usize>) -> RunResult<Device> {
-    if let Some(n) = threads.filter(|n| !(1..=LARGEST_THREADS).contains(n)) {
-        return Err(RunError::usage(format!(
-            "`threads` is {n}, expected from 1 to {LARGEST_THREADS}"
-        )));
+    let threads = threads.map(|n| in_range("threads", n)).transpose()?;
+    Device::cpu_in(numerics, isa, threads.unwrap_or(0)).map_err(|error| refused(&error))
+}
+
+/// One thread that works as so many would, task by task.
+///
+/// # Errors
+/// As [`device`].
+pub fn one_for_many(isa: Isa, numerics: NumericSettings, workers: usize) -> RunResult<Device> {
+    let workers = in_range("workers", workers)?;
+    let cpu = Cpu::one_for_many(isa, workers).map_err(|error| refused(&error))?;
+    Ok(Device::new(cpu, numerics))
+}
+
+fn in_range(name: &str, n: usize) -> RunResult<usize> {
+    if (1..=LARGEST_THREADS).contains(&n) {
+        return Ok(n);
     }
-    let threads = threads.unwrap_or(0);
-    Device::cpu_in(numerics, isa, threads).map_err(|error| {
-        RunError::failure("cannot start threads, or reserve address space for tensors")
-            .caused_by(Some(&error))
-            .hint(
-                "pass --threads 1, or raise the limits of this process (`ulimit -v`, `ulimit -u`)",
-            )
-    })
+    Err(RunError::usage(format!(
+        "`{name}` is {n}, expected from 1 to {LARGEST_THREADS}"
+    )))
+}
+
+fn refused(error: &std::io::Error) -> RunError {
+    RunError::failure("cannot start threads, or reserve address space for tensors")
+        .caused_by(Some(error))
+        .hint("pass --threads 1, or raise the limits of this process (`ulimit -v`, `ulimit -u`)")
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@
 
 mod generation;
 mod peak;
+mod workers;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lowrank_data::{Example, Label, PackedBatch};
 use lowrank_engine::host::fill_uniform;
@@ -28,6 +29,7 @@ use crate::rows::{load_rows, load_spec};
 use crate::settings::{ModelSettings, RowSettings, Settings, laid_over};
 pub use generation::GenerationTiming;
 pub use peak::product_flops_per_second;
+pub use workers::{OpSchedule, Schedule};
 
 /// What is timed.
 #[derive(Clone, Debug, Default)]
@@ -106,6 +108,21 @@ impl Subject {
     /// # Errors
     /// A number is out of range, or the rows have no labels.
     pub fn time_steps(&mut self, begin: Instant) -> RunResult<StepTiming> {
+        self.time(begin, Device::start_profile)
+    }
+
+    /// The tasks of a step, timed and dealt out to workers. The device must be one of
+    /// [`crate::device::one_for_many`], for as many.
+    ///
+    /// # Errors
+    /// As [`Subject::time_steps`].
+    pub fn schedule(&mut self, workers: usize) -> RunResult<Schedule> {
+        let device = self.model.device().clone();
+        let timing = device.install(|| self.time(Instant::now(), Device::start_task_profile))?;
+        Ok(Schedule::of(&timing, workers))
+    }
+
+    fn time(&mut self, begin: Instant, start_profile: fn(&Device)) -> RunResult<StepTiming> {
         let settings = &self.settings;
         let steps = at_least_one("steps", settings.steps, 5)?;
         let size = at_least_one("batch", settings.batch, 16)?;
@@ -114,7 +131,11 @@ impl Subject {
             gradient_checkpointing: settings.gradient_checkpointing,
             ..OptimizationSettings::of(settings.method)
         };
-        time_batches(&mut self.model, &batches, &optimization, begin)
+        let times = Times {
+            begin,
+            start_profile,
+        };
+        time_batches(&mut self.model, &batches, &optimization, times)
     }
 }
 
@@ -259,6 +280,8 @@ pub struct StepTiming {
     pub step_s: f64,
     /// Of all steps.
     pub seconds: f64,
+    /// Of each step.
+    each_step: Vec<Duration>,
     /// In all steps.
     pub tokens: usize,
     /// In all steps.
@@ -286,17 +309,23 @@ impl StepTiming {
     }
 }
 
+/// When the process began, and what is told of the steps.
+struct Times {
+    begin: Instant,
+    start_profile: fn(&Device),
+}
+
 /// One step on each batch; the first warms caches and buffers and is not counted.
 fn time_batches(
     model: &mut Model,
     batches: &[PackedBatch],
     settings: &OptimizationSettings,
-    begin: Instant,
+    times: Times,
 ) -> RunResult<StepTiming> {
     let device = model.device().clone();
     let mut optimizer = Optimizer::new(&device, model.trainables(), settings);
     let mut gradients = Gradients::zeros(&device, model.trainables());
-    let (mut seconds, mut speeds) = (Vec::new(), Vec::new());
+    let (mut seconds, mut speeds, mut each_step) = (Vec::new(), Vec::new(), Vec::new());
     let (mut loss, mut first_step_s, mut flops) = (f64::NAN, 0.0, 0);
     for (step, batch) in (0u64..).zip(batches) {
         let targets = model_targets(batch)
@@ -320,11 +349,12 @@ fn time_batches(
         optimizer.step(model.trainables_mut(), &gradients, lr, step + 1);
         loss = sum / counted as f64;
         if step == 0 {
-            first_step_s = begin.elapsed().as_secs_f64();
+            first_step_s = times.begin.elapsed().as_secs_f64();
             flops = device.flops();
-            device.start_profile();
+            (times.start_profile)(&device);
             continue;
         }
+        each_step.push(started.elapsed());
         let elapsed = started.elapsed().as_secs_f64();
         speeds.push(batch.total_tokens() as f64 / elapsed);
         seconds.push(elapsed);
@@ -338,6 +368,7 @@ fn time_batches(
         flops: (device.flops() - flops) as f64,
         steps: seconds.len(),
         seconds: seconds.iter().sum(),
+        each_step,
         loss,
         peak_rss_bytes: memory::peak_resident_bytes(),
         profile,

@@ -470,6 +470,13 @@ pub struct ProfileArgs {
     /// [default: 3]
     #[arg(long, value_name = "N", conflicts_with_all = ["full", "method"])]
     pub generate: Option<usize>,
+    /// Every choice of storage and arithmetic, one after the other, in place of one
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", conflicts_with_all = ["generate", "workers", "precision", "base_format", "arithmetic"])]
+    pub all: Option<bool>,
+    /// How a step would do on so many workers: its tasks are timed on one thread, cut as for all of
+    /// them, and dealt out on paper
+    #[arg(long, value_name = "N", conflicts_with_all = ["generate", "threads"])]
+    pub workers: Option<usize>,
     /// Every dropout of the model [default: the config's own]
     #[arg(long, value_name = "P")]
     pub dropout: Option<f64>,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use lowrank_engine::{Device, OpTime};
 use lowrank_run::RunResult;
+use lowrank_run::device::{device, one_for_many};
 use lowrank_run::profile::{ProfileSettings, StepTiming, Subject, product_flops_per_second};
 use lowrank_train::config::Method;
 use serde_json::json;
@@ -14,7 +15,9 @@ use crate::args::ProfileArgs;
 use crate::output::{self, TextTable, bytes, count};
 use crate::{session, settings, unused};
 
+mod all;
 mod generation;
+mod workers;
 
 /// Runs the command.
 pub fn run(flags: ProfileArgs) -> RunResult {
@@ -23,12 +26,12 @@ pub fn run(flags: ProfileArgs) -> RunResult {
     let args = settings::with_file(flags, file.as_deref())?;
     unused::check_profile(unused::given_args(&args), &args)?;
     let method = args.method.get()?;
+    let machine = session::machine()?;
     let numerics = args.numerics.choices().for_method(method);
     let numerics = match method {
         Method::Full => numerics,
         _ => numerics.over(args.model.model.as_deref(), None)?,
     };
-    let device = session::device(&args.common, numerics)?;
     let settings = ProfileSettings {
         model: args.model.settings(),
         model_config: args.model_config,
@@ -44,6 +47,20 @@ pub fn run(flags: ProfileArgs) -> RunResult {
         dropout: args.dropout,
         gradient_checkpointing: args.gradient_checkpointing.unwrap_or(false),
     };
+    if args.all == Some(true) {
+        return all::run(&settings, &machine, &args.common);
+    }
+    let numerics = numerics.on(&machine)?;
+    session::say_warnings(&machine, &args.common);
+    if let Some(n) = args.workers {
+        let device = one_for_many(machine.isa(), numerics, n)?;
+        workers::show(
+            &Subject::open(settings, &device)?.schedule(n)?,
+            &args.common,
+        );
+        return Ok(());
+    }
+    let device = device(machine.isa(), numerics, args.common.threads)?;
     let mut subject = Subject::open(settings, &device)?;
     if let Some(new) = args.generate {
         generation::show(&subject.time_generation(new)?, &device, &args.common);

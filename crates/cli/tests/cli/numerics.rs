@@ -280,3 +280,51 @@ fn inspect_shows_the_machine_and_keeps_its_rates_where_it_is_told() {
     inspect("on", &["model"]).fails(2, &["--machine", "path"]);
     inspect("fast", &[]).fails(2, &["LOWRANK_MEASURE is `fast`", "`off`"]);
 }
+
+#[test]
+fn profile_times_every_choice_and_deals_the_tasks_out_on_paper() {
+    let lab = support::Lab::new();
+    let model = lab.text("model");
+    let profile = |more: &[&str]| {
+        let words = ["profile", "--model", &model, "--batch", "2", "--seq", "8"];
+        lowrank(&[&words[..], &["--steps", "2"], more].concat())
+    };
+    let shown = profile(&["--all", "--json"]).ok().json();
+    let rows = shown.as_array().unwrap();
+    let way = |row: &Value| ["precision", "base_format", "arithmetic"].map(|n| row[n].clone());
+    let ways: Vec<_> = rows.iter().map(way).collect();
+    assert_eq!(ways.len(), 6);
+    assert!((1..6).all(|i| !ways[..i].contains(&ways[i])), "{shown}");
+    assert_eq!(rows.iter().filter(|row| row["auto"] == true).count(), 1);
+    for row in rows {
+        assert!(row["tokens_per_s"].as_f64() > Some(0.0), "{row}");
+        assert!(row["loss"].as_f64() > Some(0.0), "{row}");
+    }
+    // Nothing is frozen in full fine-tuning, so that formats of frozen weights are no choice.
+    let full = profile(&["--all", "--full", "--json"]).ok().json();
+    assert_eq!(full.as_array().unwrap().len(), 3, "{full}");
+    assert!(profile(&["--all"]).ok().stdout.contains("of the best"));
+
+    let shown = profile(&["--workers", "64", "--json"]).ok().json();
+    let number = |name: &str| shown[name].as_f64().unwrap();
+    assert!(number("together_s") <= number("alone_s") && number("together_s") > 0.0);
+    let busy = number("alone_s") / (64.0 * number("together_s"));
+    assert!((number("busy") - busy).abs() < 1e-9, "{shown}");
+    let ops = shown["ops"].as_array().unwrap();
+    let tasks = |op: &Value| op["tasks"].as_u64().unwrap();
+    let is_product = |op: &&Value| op["op"].as_str().unwrap().starts_with("product");
+    let products = ops.iter().filter(is_product);
+    assert!(products.map(tasks).sum::<u64>() > 10, "{shown}");
+    // One worker is always busy.
+    let alone = profile(&["--workers", "1", "--json"]).ok().json();
+    assert!(alone["busy"].as_f64() > Some(0.999), "{alone}");
+    assert!(
+        profile(&["--workers", "8"])
+            .ok()
+            .stdout
+            .contains("on paper")
+    );
+    profile(&["--workers", "0"]).fails(2, &["`workers` is 0"]);
+    profile(&["--workers", "4", "--threads", "2"]).fails(2, &["--threads"]);
+    profile(&["--all", "--precision", "f32"]).fails(2, &["--precision"]);
+}

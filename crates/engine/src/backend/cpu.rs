@@ -113,6 +113,19 @@ impl Cpu {
             space: Space::reserve()?,
         })
     }
+
+    /// One thread that does what `threads` would: work is cut, and scratch laid out, for those. How
+    /// long each task takes then tells how they would do.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`].
+    pub fn one_for_many(isa: Isa, threads: usize) -> Result<Self, std::io::Error> {
+        let sizes = Arc::new(CpuSizes::new(isa, threads));
+        Ok(Cpu {
+            sizes,
+            ..Self::new(isa, 1)?
+        })
+    }
 }
 
 /// A loss for each of `count` rows or elements, out of scratch that has no other use.

@@ -27,6 +27,15 @@ const F32_ROWS: usize = 384;
 /// Panels of an f32 task, at most: with [`F32_DEPTH`] deep blocks 384 KiB, for the L2 cache.
 const F32_PANELS: usize = 8;
 
+/// Threads for which an f32 product makes enough tasks however it is cut.
+const FEW_THREADS: usize = 4;
+
+/// Tasks of an f32 product for each of more threads.
+const TASKS_OF_MANY: usize = 4;
+
+/// Rows of such a task for which their copies pay.
+const LONG_ROWS: usize = 96;
+
 /// Bytes of the panels that a bf16 task works on: they share the L2 cache with a strip of `a`.
 const GROUP_BYTES: usize = 384 * 1024;
 
@@ -178,7 +187,7 @@ impl ProductShape {
     /// For a product that is not empty.
     pub(super) fn plan(&self, threads: usize) -> Plan {
         let cut = match self.base() {
-            Base::F32 => self.cut_f32(),
+            Base::F32 => self.cut_f32(threads),
             Base::Bf16 if self.packs_strips() => self.cut_packed(threads),
             Base::Bf16 if self.reading() == Reading::Decoded && self.k > WHOLE_DEPTH => {
                 self.cut_by_blocks(threads)
@@ -213,10 +222,13 @@ impl ProductShape {
         }
     }
 
-    fn cut_f32(&self) -> Cut {
+    fn cut_f32(&self, threads: usize) -> Cut {
         let n_panels = self.n.div_ceil(PANEL);
         // Even groups: 24 panels in 3 groups of 8, 9 panels in 2 of 5 and 4.
         let n_groups = n_panels.div_ceil(F32_PANELS);
+        if threads > FEW_THREADS {
+            return self.cut_f32_for_many(n_groups, threads);
+        }
         // Few rows leave the threads idle unless the panels are split finer.
         let n_groups = if self.m <= F32_ROWS {
             n_panels.div_ceil(3).max(n_groups)
@@ -224,6 +236,25 @@ impl ProductShape {
             n_groups
         };
         self.cut(n_groups, self.m.div_ceil(F32_ROWS), F32_DEPTH)
+    }
+
+    /// Some tasks for each of many threads, and not one more, which all others would wait for. Rows
+    /// are cut first, down to so many that copying them pays, then panels; but panels that are made
+    /// anew in each task before all.
+    fn cut_f32_for_many(&self, fewest_groups: usize, threads: usize) -> Cut {
+        let n_panels = self.n.div_ceil(PANEL);
+        let wanted = TASKS_OF_MANY * threads;
+        let n_groups = match self.reading() {
+            Reading::Decoded => wanted,
+            Reading::InPlace | Reading::Registers => {
+                wanted.div_ceil(self.m.div_ceil(LONG_ROWS).max(1))
+            }
+        };
+        let n_groups = n_groups.max(fewest_groups).min(n_panels);
+        let n_row_blocks = (wanted / n_groups).min(self.m.div_ceil(PACKED_STEP));
+        // The sums of a task are few enough for the caches whatever the threads.
+        let n_row_blocks = n_row_blocks.max(self.m.div_ceil(F32_ROWS));
+        self.cut(n_groups, n_row_blocks, F32_DEPTH)
     }
 
     /// For values of sixteen bits or eight.
@@ -408,6 +439,67 @@ impl Cut {
                     panels(group),
                     block * rows..((block + 1) * rows).min(self.m),
                 ]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape([m, n, k]: [usize; 3], b: PanelForm, arithmetic: Arithmetic) -> ProductShape {
+        ProductShape {
+            arithmetic,
+            m,
+            n,
+            k,
+            a: Order::Rows,
+            b,
+            c: DType::F32,
+            rank: 0,
+            terms: 0,
+            outliers: 0,
+        }
+    }
+
+    #[test]
+    fn many_threads_have_tasks_that_come_out_even() {
+        let forms = [
+            (PanelForm::Lines, Arithmetic::F32),
+            (PanelForm::Decoded, Arithmetic::F32),
+            (PanelForm::Pairs, Arithmetic::F32),
+            (PanelForm::Pairs, Arithmetic::Bf16),
+        ];
+        for (form, arithmetic) in forms {
+            for sizes in [[2048, 768, 768], [2048, 3072, 768], [2048, 768, 3072]] {
+                for threads in [8, 16, 64] {
+                    let tasks = shape(sizes, form, arithmetic).plan(threads).cut.n_tasks();
+                    let rounds = tasks.div_ceil(threads);
+                    let busy = tasks as f64 / (rounds * threads) as f64;
+                    let what = format!("{tasks} tasks of {sizes:?} {form:?} for {threads}");
+                    assert!(rounds >= 2 && busy > 0.85, "{what}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_and_panel_is_in_one_task() {
+        for threads in [1, 2, 4, 5, 64, 1024] {
+            for [m, n] in [[1, 1], [1, 768], [5, 8], [400, 65], [2048, 8], [97, 3072]] {
+                for form in [PanelForm::Lines, PanelForm::Decoded] {
+                    let cut = shape([m, n, 40], form, Arithmetic::F32).plan(threads).cut;
+                    let mut met = vec![0; m * n.div_ceil(PANEL)];
+                    for task in 0..cut.n_tasks() {
+                        let [panels, rows] = cut.task(task);
+                        for row in rows {
+                            let row = &mut met[row * n.div_ceil(PANEL)..][panels.clone()];
+                            row.iter_mut().for_each(|met| *met += 1);
+                        }
+                    }
+                    assert!(met.iter().all(|met| *met == 1), "{m} x {n} for {threads}");
+                }
             }
         }
     }

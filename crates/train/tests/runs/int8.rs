@@ -1,4 +1,5 @@
-//! Runs on int8 weights: the same bits however they are driven, and what a checkpoint records.
+//! Runs on int8 weights: the same bits however they are driven (and those on other weights), and
+//! what a checkpoint records.
 
 use lowrank_engine::{Arithmetic, BaseFormat, DType, Device, Isa};
 use lowrank_model::MergeOptions;
@@ -33,7 +34,13 @@ fn threads_and_recomputation_leave_the_bits_alone() {
             NumericSettings::new(DType::F32, INT8, None),
             NumericSettings::new(DType::Bf16, INT8, None),
             NumericSettings::new(DType::Bf16, INT8, Some(Arithmetic::F32)),
+            NumericSettings::of(DType::F32),
+            NumericSettings::of(DType::Bf16),
         ] {
+            // One family is enough for what other tests drive too.
+            if numerics.base_format != BaseFormat::Int8 && golden != "bert-single-label" {
+                continue;
+            }
             let run = |threads: usize, recompute: bool| -> Left {
                 let mut config = of_task(golden, numerics);
                 config.optimization.gradient_checkpointing = recompute;
@@ -48,7 +55,7 @@ fn threads_and_recomputation_leave_the_bits_alone() {
                 run_at(place, &config, &dir, 0).expect("the run ends")
             };
             let one = run(1, false);
-            for (threads, recompute) in [(2, false), (4, false), (8, false), (2, true)] {
+            for (threads, recompute) in [(2, true), (4, false), (8, false), (16, false)] {
                 let other = run(threads, recompute);
                 assert_eq!(other.values, one.values, "{golden} {threads} {recompute}");
                 assert_eq!(other.log, one.log, "{golden} {threads} {recompute}");
