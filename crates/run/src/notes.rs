@@ -38,8 +38,8 @@ pub struct AdapterNotes {
     /// What the base was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BaseId>,
-    /// The blocks that the base's weights were put into when they were read; none where they were as
-    /// the base has them.
+    /// The blocks that the base's weights were put into when they were read; none where they were
+    /// as the base has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_format: Option<BaseFormat>,
     /// How a language model's prompts and completions were laid out.

@@ -170,8 +170,8 @@ pub struct MergeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub output: OutputArgs,
-    /// Weights to start from: f32 for the original ones [default: those that the adapter was trained
-    /// over, as they decode, where it was trained over q8_0, q4_0 or nf4]
+    /// Weights to start from: f32 for the original ones [default: those that the adapter was
+    /// trained over, as they decode, where it was trained over q8_0, q4_0 or nf4]
     #[arg(long, value_parser = super::common::named::<Choice<BaseFormat>>, value_name = "FORMAT", help_heading = "Model")]
     pub base_format: Option<Choice<BaseFormat>>,
     /// Type of the merged weights: f32, f16 or bf16 [default: that of the base]
