@@ -75,6 +75,24 @@ impl Chat {
         weight.and_then(Value::as_f64) != Some(0.0)
     }
 
+    /// Whether message `at` says nothing: it has no text, no reasoning and calls no tool.
+    pub fn is_silent(&self, at: usize) -> bool {
+        let message = &self.messages[at];
+        let says = |name: &str| match message.get(name) {
+            Some(Value::String(text)) => !text.trim().is_empty(),
+            Some(Value::Array(parts)) => !parts.is_empty(),
+            Some(_) => true,
+            None => false,
+        };
+        let names = [
+            "content",
+            "reasoning_content",
+            "tool_calls",
+            "function_call",
+        ];
+        !names.into_iter().any(says)
+    }
+
     /// The first `n` messages with the same tools. Panics if there are not as many.
     #[must_use]
     pub fn first(&self, n: usize) -> Self {

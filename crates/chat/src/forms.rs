@@ -159,6 +159,11 @@ fn with_read_calls(at: usize, fields: &Map<String, Value>) -> Result<Value, Mess
         found,
         expected: "a list of calls, whose arguments are an object or a text with one as JSON",
     };
+    // Tables of texts hold the whole list as JSON.
+    if let Value::String(text) = calls {
+        let read = serde_json::from_str(text);
+        *calls = read.map_err(|error| wrong(format!("a text that is no JSON ({error})")))?;
+    }
     let Value::Array(calls) = calls else {
         return Err(wrong(kind(calls).to_owned()));
     };
@@ -207,7 +212,26 @@ mod tests {
             { "role": "tool", "content": "{}" },
             { "role": "assistant", "content": "fine" },
         ]));
-        assert_eq!(share_gpt.unwrap(), open_ai.unwrap());
+        let open_ai = open_ai.unwrap();
+        assert_eq!(share_gpt.unwrap(), open_ai);
+        // The whole list as a text, as tables of texts hold it.
+        let mut written = Value::from(
+            open_ai
+                .messages()
+                .iter()
+                .cloned()
+                .map(Value::from)
+                .collect::<Vec<_>>(),
+        );
+        let calls = written[2]["tool_calls"].to_string();
+        written[2]["tool_calls"] = calls.into();
+        assert_eq!(turns(written).unwrap(), open_ai);
+        let broken = json!([{ "role": "assistant", "content": "", "tool_calls": "[{" }]);
+        let found = turns(broken).unwrap_err().to_string();
+        assert!(
+            found.starts_with("`tool_calls` of message 1 is a text that is no JSON"),
+            "{found}"
+        );
     }
 
     #[test]

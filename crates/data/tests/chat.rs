@@ -399,3 +399,62 @@ fn which_rows_are_chats_is_told_from_their_columns() {
     // A column of that name which holds no turns is a text like others.
     assert!(!is_chat(json!({ "chat": "a", "text": "b" })));
 }
+
+#[test]
+fn what_is_odd_about_chats_is_an_error_or_a_named_policy() {
+    let chat = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chat/tests/fixtures/templates");
+    let with = |name: &str| {
+        let source = std::fs::read_to_string(chat.join(format!("{name}.jinja"))).unwrap();
+        move |spec: &mut LoadSpec| spec.chat = Some(format(&source, &tokenizer("gpt2")))
+    };
+    let said = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let row = |turns: Value| [json!({ "messages": turns })];
+    // Roles out of order: the template's own words, with the place.
+    let twice = row(json!([
+        said("user", "a"),
+        said("user", "b"),
+        said("assistant", "c")
+    ]));
+    let found = load(&twice, with("gemma")).unwrap_err().to_string();
+    assert!(found.contains("line 1, column `messages`"), "{found}");
+    assert!(found.contains("roles must alternate"), "{found}");
+    // A template without end.
+    let endless =
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}";
+    let endless = load(&twice, |spec| {
+        spec.chat = Some(format(endless, &tokenizer("gpt2")))
+    });
+    let found = endless.unwrap_err().to_string();
+    assert!(found.contains("line 1, column `messages`"), "{found}");
+    // Calls of tools as objects, with arguments as a text, and as a text altogether: one result.
+    let call = |arguments: Value| json!([{ "type": "function", "function": { "name": "f", "arguments": arguments } }]);
+    let calls = |calls: Value| {
+        let turn = json!({ "role": "assistant", "content": "", "tool_calls": calls });
+        let loaded = load(&row(json!([said("user", "a"), turn])), with("qwen2_5")).unwrap();
+        shown(&loaded)
+    };
+    let objects = calls(call(json!({ "a": 1 })));
+    assert!(objects[0].contains("\"name\": \"f\""), "{objects:?}");
+    assert_eq!(calls(call(json!("{\"a\": 1}"))), objects);
+    assert_eq!(calls(call(json!({ "a": 1 })).to_string().into()), objects);
+    // An answer without words is learned as it stands, which is said.
+    let silent = load(
+        &row(json!([said("user", "a"), said("assistant", " ")])),
+        |_| (),
+    )
+    .unwrap();
+    let warnings = silent.report.chats.unwrap().warnings();
+    let expected =
+        "1 chat holds an answer without words, of which ending the turn at once is learned: line 1";
+    assert_eq!(warnings, [expected]);
+    // More tokens than the model's table has rows.
+    let small = load(
+        &row(json!([said("user", "a"), said("assistant", "b")])),
+        |spec| spec.vocab_size = Some(20),
+    );
+    let found = small.unwrap_err().to_string();
+    assert!(
+        found.contains("line 1, column `messages`") && found.contains("20"),
+        "{found}"
+    );
+}

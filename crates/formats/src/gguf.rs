@@ -179,14 +179,17 @@ impl Gguf {
     }
 }
 
-/// Whether a path is that of a GGUF file, told by its first bytes. A folder and a file that is not
-/// there are none.
+/// Whether a path is that of a GGUF file, told by its name or its first bytes. A folder and a file
+/// that is not there are none.
 ///
 /// # Errors
 /// The file cannot be read.
 pub fn is_gguf(path: &Path) -> Result<bool> {
+    let is_named = path
+        .extension()
+        .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
     match files::is_file(path) {
-        true => Source::open(path)?.begins_with(MAGIC),
+        true => Ok(is_named || Source::open(path)?.begins_with(MAGIC)?),
         false => Ok(false),
     }
 }

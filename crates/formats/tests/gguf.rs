@@ -116,6 +116,18 @@ fn other_files_and_versions_are_refused_by_name() {
 }
 
 #[test]
+fn a_file_that_is_named_so_and_is_none_is_said_to_be_none() {
+    let name = format!("lowrank-{}.gguf", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, "{\"model_type\": \"llama\"").unwrap();
+    assert!(lowrank_formats::gguf::is_gguf(&path).unwrap());
+    let error = lowrank_formats::read_model_config(&path)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("GGUF") && !error.contains("JSON"), "{error}");
+}
+
+#[test]
 fn counts_and_lengths_that_lie_are_refused() {
     for lie in [1 << 40, u64::MAX] {
         let keys = File {

@@ -17,12 +17,14 @@ use lowrank_train::fingerprint;
 use lowrank_train::trainer::OtherBase;
 
 use crate::adapter::AdapterSource;
-use crate::chat::AdapterChat;
+use crate::chat::{self, AdapterChat};
 use crate::error::{RunError, RunResult};
 use crate::fits::check_weights;
 use crate::head::BaseHead;
 use crate::hub::find_model;
-use crate::settings::ModelSettings;
+use crate::notes::AdapterNotes;
+use crate::probe::Probe;
+use crate::settings::{ModelSettings, RowSettings};
 
 /// An error of loading the model in `dir`, with the file that it is about.
 pub fn load_error(error: ModelError, dir: &Path) -> RunError {
@@ -134,6 +136,24 @@ impl Base {
             self.adapter_chat = AdapterChat::read(dir, notes)?;
         }
         Ok(())
+    }
+
+    /// What is said where this model makes other tokens of texts or chats than the one that an
+    /// adapter was trained on.
+    ///
+    /// # Errors
+    /// The chat template cannot be read.
+    pub fn probe(&self, notes: Option<&AdapterNotes>) -> RunResult<Vec<String>> {
+        let then = notes.and_then(|notes| notes.probe.as_ref());
+        let (Some(then), Ok(tokenizer)) = (then, &self.tokenizer) else {
+            return Ok(Vec::new());
+        };
+        let format = match then.chat {
+            Some(_) => chat::format(self, &RowSettings::of_language())?,
+            None => None,
+        };
+        let now = Probe::of(tokenizer, format.as_ref());
+        Ok(now.map(|now| then.differences(&now)).unwrap_or_default())
     }
 
     /// Takes the tables of tokens that an adapter brings, and the tokenizer beside them. Returns

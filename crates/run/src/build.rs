@@ -54,6 +54,11 @@ fn build_model(run: &RunSpec, device: &Device) -> RunResult<(Model, Vec<String>)
     let (mut model, report) = load(run, device)?;
     let mut notes = run.base.head.notes.clone();
     notes.extend(load_notes(&report));
+    let adapter = run.adapter.as_ref();
+    notes.extend(
+        run.base
+            .probe(adapter.and_then(|adapter| adapter.notes.as_ref()))?,
+    );
     notes.extend(attach(run, &mut model)?);
     Ok((model, notes))
 }

@@ -32,6 +32,7 @@ mod places;
 pub mod plan;
 pub mod predict;
 pub mod presets;
+pub mod probe;
 pub mod profile;
 pub mod rates;
 pub mod result;

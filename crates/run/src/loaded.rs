@@ -109,11 +109,13 @@ impl LoadedModel {
         let max_length = base.max_length_or(data.max_length.or(noted), default)?;
         let template = adapter_notes.and_then(|n| n.template.clone());
         let trained_over = adapter_notes.and_then(|n| n.base_format);
+        let probe = base.probe(adapter_notes)?;
         let (mut loaded, report) = base.load(&head, 0, device)?;
         let mut notes = base.head.notes.clone();
         notes.extend(other_format(trained_over, device));
         notes.extend(tables);
         notes.extend(load_notes(&report));
+        notes.extend(probe);
         let holders = match adapter {
             Some(adapter) => {
                 attach(&base, &mut loaded, adapter, &mut notes)?;

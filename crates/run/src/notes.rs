@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::chat::ChatNotes;
 use crate::error::{RunError, RunResult};
+use crate::probe::Probe;
 use crate::rows::template_of;
 
 /// The name of the file.
@@ -48,6 +49,9 @@ pub struct AdapterNotes {
     /// How its chats were laid out, where it was trained on some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatNotes>,
+    /// What the base made of a probe text and a probe chat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
 }
 
 impl AdapterNotes {
@@ -120,6 +124,7 @@ impl AdapterNotes {
             template,
             // The template of a run that is under way is found as the run finds it.
             chat: None,
+            probe: None,
         }))
     }
 }
@@ -158,6 +163,7 @@ mod tests {
             base_format: None,
             template: None,
             chat: None,
+            probe: None,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::error::{RunError, RunResult};
 use crate::memory::{self, by_purpose};
 use crate::notes::{AdapterNotes, quantised};
 use crate::plan::RunPlan;
+use crate::probe::Probe;
 use crate::rates::Rates;
 use crate::rows::template_of;
 use crate::side_files;
@@ -73,6 +74,8 @@ pub fn save_model(run: &RunDir, spec: &RunSpec, model: &Model, base: &BaseId) ->
                 loss_on: format.loss_on,
                 time: chat::time(format),
             }),
+            probe: (spec.base.tokenizer.as_ref().ok())
+                .and_then(|tokenizer| Probe::of(tokenizer, spec.chat.as_ref())),
         };
         if let Some(format) = &spec.chat {
             chat::write_template(format, pending.path())?;

@@ -181,6 +181,64 @@ fn a_model_learns_its_turns_and_is_asked_as_it_was_taught() {
     assert_eq!(lab.typed(&talk, "Aromi?\n").trim(), "French f");
 }
 
+#[test]
+fn a_base_that_makes_other_tokens_than_the_adapters_own_is_said() {
+    let lab = lab();
+    let words = [
+        "train",
+        "--model",
+        "@scratch/model",
+        "--train-file",
+        "@chats.jsonl",
+    ];
+    let short = [
+        "--chat-template",
+        "plain",
+        "--max-steps",
+        "1",
+        "--output-dir",
+        "@run",
+    ];
+    lab.run(&[&words[..], &short].concat()).ok();
+    let notes = fs::read(lab.path("run/adapter/lowrank.json")).unwrap();
+    let notes: Value = serde_json::from_slice(&notes).unwrap();
+    assert!(
+        notes["probe"]["chat"].as_array().unwrap().len() > 10,
+        "{notes}"
+    );
+    let eval = [
+        "eval",
+        "--model",
+        "@scratch/model",
+        "--adapter",
+        "@run",
+        "--data-file",
+        "@chats.jsonl",
+    ];
+    let said = lab.run(&eval).ok().stderr;
+    assert!(!said.contains("warning"), "{said}");
+    // Another template beside the adapter.
+    let template = lab.path("run/adapter/chat_template.jinja");
+    let source = fs::read_to_string(&template).unwrap();
+    fs::write(&template, source.replace("Assistant:", "Model:")).unwrap();
+    let said = lab.run(&eval).ok().stderr;
+    assert!(
+        said.contains("of a probe chat token") && said.contains("the template is another one"),
+        "{said}"
+    );
+    fs::write(&template, source).unwrap();
+    // Merges that another tokenizer lacks.
+    let merges = lab.path("scratch/model/merges.txt");
+    let kept = fs::read_to_string(&merges).unwrap();
+    let fewer: Vec<&str> = kept.lines().take(20).collect();
+    fs::write(&merges, fewer.join("\n")).unwrap();
+    let said = lab.run(&eval).ok().stderr;
+    assert!(
+        said.contains("of a probe text token") && said.contains("its rules differ"),
+        "{said}"
+    );
+}
+
 const CHECK: [&str; 5] = [
     "check",
     "--model",

@@ -28,6 +28,8 @@ pub(crate) struct ReadChat {
     pub(super) empty_turns: usize,
     /// Whether whole turns were cut off.
     pub(super) is_shortened: bool,
+    /// Whether an answer that is learned says nothing.
+    pub(super) is_silent: bool,
 }
 
 /// One chat of a file on its way to rows of tokens.
@@ -51,6 +53,7 @@ impl Laying<'_> {
             turns: laid.iter().map(|row| row.spans.len()).sum(),
             empty_turns: 0,
             is_shortened: false,
+            is_silent: answers(chat).any(|at| chat.is_silent(at)),
         };
         let mut outcomes = Vec::with_capacity(laid.len());
         for laid in laid {
@@ -134,6 +137,12 @@ impl Laying<'_> {
     }
 }
 
+/// The places of the assistant's messages that may be learned.
+fn answers(chat: &Chat) -> impl DoubleEndedIterator<Item = usize> + '_ {
+    let all = 0..chat.messages().len();
+    all.filter(|&at| chat.role(at) == Role::Assistant && chat.counts(at))
+}
+
 /// How many messages of the system a chat begins with.
 fn leading(chat: &Chat) -> usize {
     let messages = chat.messages().iter();
@@ -146,9 +155,7 @@ fn leading(chat: &Chat) -> usize {
 /// them which may be learned.
 fn later_starts(chat: &Chat) -> Vec<usize> {
     let messages = chat.messages();
-    let last = (0..messages.len()).rev();
-    let mut last = last.filter(|&at| chat.role(at) == Role::Assistant && chat.counts(at));
-    let last = last.next().unwrap_or_default();
+    let last = answers(chat).next_back().unwrap_or_default();
     let later = leading(chat) + 1..last;
     later.filter(|&at| is_role(&messages[at], "user")).collect()
 }

@@ -23,6 +23,9 @@ pub struct ChatReport {
     pub with_empty_turns: Lines,
     /// Chats that lost their first turns, being too long.
     pub shortened: Lines,
+    /// Chats with an answer that says nothing: it is learned as it stands.
+    #[serde(default)]
+    pub silent: Lines,
     /// Chats with a part that the template leaves out.
     pub left_out: BTreeMap<ChatPart, Lines>,
 }
@@ -41,6 +44,9 @@ impl ChatReport {
             }
             if chat.is_shortened {
                 report.shortened.add(chat.line);
+            }
+            if chat.is_silent {
+                report.silent.add(chat.line);
             }
             for part in &chat.left_out {
                 report.left_out.entry(*part).or_default().add(chat.line);
@@ -95,6 +101,19 @@ impl ChatReport {
                 self.empty_turns,
                 self.turns,
                 self.with_empty_turns.describe()
+            ));
+        }
+        if self.silent.count > 0 {
+            let hold = if self.silent.count == 1 {
+                "holds"
+            } else {
+                "hold"
+            };
+            let hold = format!("{hold} an answer without words");
+            found.push(format!(
+                "{}, of which ending the turn at once is learned: {}",
+                chats(&self.silent, &hold),
+                self.silent.describe()
             ));
         }
         if self.shortened.count > 0 {
