@@ -154,7 +154,6 @@ fn a_frozen_table_is_read_from_its_panels() {
 /// Trained rows of a tied table, which a lookup reads and the head multiplies with, beside
 /// low-rank terms of both, the head's with dropout. All of them at once.
 #[test]
-#[expect(clippy::too_many_lines, reason = "a test is one story, told in order")]
 fn trained_rows_and_terms_of_the_tables_have_the_gradients_of_their_loss() {
     let device = device();
     let (vocab, cols, rank) = (37, 6, 2);
