@@ -3,7 +3,7 @@
     python tools/golden/encoders.py
 
 Writes tests/golden/quantised/encoded.safetensors: `values` (f32), and of them `Q8_0` and `Q4_0` (bytes of blocks), `NF4.codes` (two a
-byte, the first in the high bits) and `NF4.absmax`. Among the values are blocks of zeros, ties of magnitudes, halves between codes,
+byte, the first in the high bits), `NF4.map` and `NF4.absmax`. Among the values are blocks of zeros, ties of magnitudes, halves between codes,
 very small and very large ones. Needs the packages gguf, torch and bitsandbytes; versions stand in tests/golden/quantised/versions.json.
 """
 
@@ -41,6 +41,7 @@ def main():
         arrays[name] = np.ascontiguousarray(quantize(x, Type[name])).reshape(-1)
     codes, state = bnb.quantize_4bit(torch.from_numpy(x), blocksize=64, quant_type="nf4")
     arrays["NF4.codes"] = codes.numpy().reshape(-1)
+    arrays["NF4.map"] = state.code.numpy()
     arrays["NF4.absmax"] = state.absmax.numpy().reshape(-1)
     save_file(arrays, OUT / "encoded.safetensors")
     finish("encoders.py", SEED, ["bitsandbytes", "gguf", "numpy", "torch"])

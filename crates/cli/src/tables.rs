@@ -1,6 +1,8 @@
 //! Tables that several commands print.
 
 use lowrank_model::Model;
+use lowrank_run::merge::Verified;
+use serde_json::{Value, json};
 
 use crate::output::{TextTable, count};
 
@@ -40,4 +42,25 @@ pub fn adapter_table(model: &Model) -> TextTable {
         table.row([path, what, "-", "-", "-", &parameters].map(str::to_owned));
     }
     table
+}
+
+/// How a written model compares with the adapted one.
+pub fn verified_json(v: &Verified) -> Value {
+    json!({
+        "rows": v.rows, "max_logit_difference": v.largest, "row": v.row, "same_prediction": v.same,
+        "predictions": v.predictions, "kl": v.kl, "largest_logit": v.largest_logit,
+    })
+}
+
+/// The same as rows of a table.
+pub fn add_verified(table: &mut TextTable, v: &Verified) {
+    table
+        .row([
+            "largest logit difference",
+            &format!("{:.3e} over {} rows", v.largest, v.rows),
+        ])
+        .row([
+            "same prediction",
+            &format!("{} of {}", count(v.same), count(v.predictions)),
+        ]);
 }

@@ -25,7 +25,7 @@ pub mod tensor;
 pub use device::{Device, OutOfAddressSpace};
 pub use host::Host;
 pub use kv_cache::{KvCache, SequenceId};
-pub use lowrank_kernels::product::{Arithmetic, BlockFormat, BlockRows, WeightFormat};
+pub use lowrank_kernels::product::{Arithmetic, BlockFormat, BlockRows, NF4_VALUES, WeightFormat};
 pub use lowrank_kernels::{
     Activation, AdamW, CacheContent, CpuCache, DType, Dropout, Isa, Processor, processor,
 };

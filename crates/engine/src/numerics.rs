@@ -41,14 +41,6 @@ impl BaseFormat {
             BaseFormat::Stored => "stored",
         }
     }
-
-    /// Whether matrices are in blocks that share a scale, and are decoded to be multiplied.
-    pub fn is_blocks(self) -> bool {
-        match self {
-            BaseFormat::F32 | BaseFormat::Bf16 | BaseFormat::Int8 => false,
-            BaseFormat::Nf4 | BaseFormat::Q4_0 | BaseFormat::Q8_0 | BaseFormat::Stored => true,
-        }
-    }
 }
 
 impl From<DType> for BaseFormat {

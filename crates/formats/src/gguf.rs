@@ -146,7 +146,7 @@ impl Gguf {
             let expected = format!("at most {most} values of F32");
             return Err(self.wrong_key(&tensor.name, &expected, &found));
         }
-        let bytes = self.sources[tensor.file].read_vec(tensor.offset, tensor.bytes)?;
+        let bytes = self.bytes_of(tensor)?;
         let mut values = vec![0.0; found];
         decode_f32(DType::F32, &bytes, &mut values);
         Ok(values)

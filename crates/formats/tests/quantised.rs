@@ -65,7 +65,8 @@ fn values_are_put_into_the_blocks_of_gguf_py_and_bitsandbytes() {
         let bytes = encode::bytes(BlockFormat::from_name(name).unwrap(), &values).unwrap();
         assert_eq!(bytes, numbers.read_bytes(name).unwrap(), "{name}");
     }
-    let parts = encode::nf4(&values);
+    let map = numbers.read_f32_vec("NF4.map").unwrap();
+    let parts = encode::nf4(&values, &map.try_into().expect("sixteen values"));
     let codes = numbers.read_bytes("NF4.codes").unwrap();
     let codes: Vec<u8> = codes
         .iter()

@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use lowrank_engine::{BaseFormat, BlockFormat, BlockRows, DType, Device, Isa, Numerics};
+use lowrank_engine::{
+    BaseFormat, BlockFormat, BlockRows, DType, Device, Isa, NF4_VALUES, Numerics,
+};
 use lowrank_formats::Checkpoint;
 use lowrank_formats::quantised::BlockFormat as StoredFormat;
 use lowrank_model::{Batch, LoadOptions, MergeOptions, Model, Task};
@@ -153,6 +155,8 @@ fn the_parts_of_a_file_s_blocks_are_the_engine_s() {
         read += 1;
     }
     assert_eq!(read, 8);
+    let encoded = Checkpoint::open_file(&golden("encoded.safetensors")).unwrap();
+    assert_eq!(NF4_VALUES, *encoded.read_f32_vec("NF4.map").unwrap());
 }
 
 #[test]

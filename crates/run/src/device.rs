@@ -81,6 +81,19 @@ impl NumericChoices {
         }
     }
 
+    /// The same over the base that is trained on: see [`NumericChoices::over`]. Where all weights
+    /// train, none is frozen in blocks.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn for_training(self, method: Method, model: Option<&str>) -> RunResult<Self> {
+        let own = self.for_method(method);
+        match method {
+            Method::Full => Ok(own),
+            Method::Lora | Method::BitFit => own.over(model, None),
+        }
+    }
+
     /// What they mean where f32 is the default, and `auto` must be asked for. Who asks for products
     /// in bf16 asks for it.
     pub fn or_f32(self) -> Self {

@@ -132,9 +132,11 @@ pub fn export_adapter(loaded: &LoadedModel, path: &Path, out: OutType) -> RunRes
         }
     };
     let format = BlockFormat::from_name(format).expect("it is in the table");
-    refuse_beside_terms(&loaded.model)?;
-    let places = Places::of(loaded)?;
     let terms = loaded.model.low_rank_terms();
+    refuse_beside_terms(&loaded.model, &terms)?;
+    let base = &loaded.base.dir;
+    let gguf = is_gguf(base)?.then(|| Gguf::open(base)).transpose()?;
+    let places = Places::of(loaded, gguf.as_ref())?;
     let alpha = terms.first().map_or(0.0, |t| t.scaling * t.rank as f64) as f32;
     let mut draft = GgufDraft::default();
     draft.text("general.type", "adapter");
@@ -145,17 +147,16 @@ pub fn export_adapter(loaded: &LoadedModel, path: &Path, out: OutType) -> RunRes
     for term in &terms {
         let (name, stored) = places.weight(&term.path)?;
         for (tensor, values) in factors(term, &name, stored, f64::from(alpha), format) {
-            let bytes = encode::bytes(format, &values).expect("plain floats are written");
+            let bytes = encoded(format, &tensor.name, &values)?;
             draft.tensor(tensor.clone());
             data.push((tensor.name, bytes));
         }
     }
     let pending = draft.write(path, |at, _| Ok::<_, RunError>(data[at].1.clone()))?;
     let read = Gguf::open(pending.path())?;
-    for tensor in read.tensors() {
-        let written = data.iter().find(|(name, _)| *name == tensor.name);
-        if written.is_none_or(|(_, bytes)| read.bytes_of(tensor).ok().as_ref() != Some(bytes)) {
-            let name = &tensor.name;
+    // As many were read as the header says, which was written with them.
+    for (tensor, (name, bytes)) in read.tensors().iter().zip(&data) {
+        if tensor.name != *name || read.bytes_of(tensor)? != *bytes {
             let message = format!("`{name}` was not read back as it was written");
             return Err(RunError::failure(message).hint("the disk may be at fault"));
         }
@@ -199,8 +200,8 @@ fn factors(
 }
 
 /// A GGUF adapter has no place for what is trained beside low-rank terms.
-fn refuse_beside_terms(model: &Model) -> RunResult {
-    let terms: BTreeSet<String> = (model.low_rank_terms().into_iter())
+fn refuse_beside_terms(model: &Model, terms: &[LowRank]) -> RunResult {
+    let terms: BTreeSet<String> = (terms.iter())
         .map(|term| format!("{}.weight", term.path))
         .collect();
     let changed = model.changed();
@@ -229,11 +230,12 @@ struct Places {
 }
 
 impl Places {
-    fn of(loaded: &LoadedModel) -> RunResult<Self> {
+    /// Of a base, which may be a file of the form itself.
+    fn of(loaded: &LoadedModel, gguf: Option<&Gguf>) -> RunResult<Self> {
         let (base, facts) = (&loaded.base, &loaded.base.config.facts);
-        let architecture = match is_gguf(&base.dir)? {
-            true => Some(Gguf::open(&base.dir)?.architecture()?),
-            false => Architecture::of_model_type(&base.config.model_type),
+        let architecture = match gguf {
+            Some(gguf) => Some(gguf.architecture()?),
+            None => Architecture::of_model_type(&base.config.model_type),
         };
         let architecture = architecture.ok_or_else(|| {
             let model_type = &base.config.model_type;
@@ -326,21 +328,24 @@ pub fn export_merged(
             None if new.format.id == tensor.format.id => return Ok(gguf.bytes_of(tensor)?),
             None => decoded(&gguf, tensor)?,
         };
-        let misfit = || {
-            RunError::failure(format!(
-                "`{}` cannot be written as {}: a value or scale is out of its range",
-                tensor.name, new.format.name
-            ))
-            .hint("pass --outtype f32")
-        };
-        let bytes = encode::bytes(new.format, &values).ok_or_else(misfit)?;
-        Ok::<_, RunError>(bytes)
+        encoded(new.format, &tensor.name, &values)
     })?;
     let verified = match verify {
         None => None,
         Some(asked) => Some(verified(loaded, &pending, asked, out)?),
     };
     finish(pending, gguf.tensors().len(), changed.len(), verified)
+}
+
+/// Values in a type that is written here.
+fn encoded(format: &BlockFormat, name: &str, values: &[f32]) -> RunResult<Vec<u8>> {
+    encode::bytes(format, values).ok_or_else(|| {
+        let format = format.name;
+        RunError::failure(format!(
+            "`{name}` cannot be written as {format}: a value or scale is out of its range"
+        ))
+        .hint("pass --outtype f32")
+    })
 }
 
 fn replaced_keys(out: OutType) -> Vec<&'static str> {
@@ -372,7 +377,7 @@ impl Changed {
 
 /// The tensors of the file that are no longer the base's, by name.
 fn changed_tensors(loaded: &LoadedModel, gguf: &Gguf) -> RunResult<BTreeMap<String, Changed>> {
-    let places = Places::of(loaded)?;
+    let places = Places::of(loaded, Some(gguf))?;
     let mut changed = BTreeMap::new();
     for (module, parameter) in loaded.model.changed() {
         let (tensor, stored) = places.parameter(&module.path, &parameter.name)?;

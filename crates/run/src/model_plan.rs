@@ -200,14 +200,8 @@ impl Planner<'_> {
         let PlanSettings {
             machine, threads, ..
         } = self.settings;
-        let numerics = self.settings.numerics.for_method(method);
-        let numerics = match method {
-            Method::Full => numerics,
-            _ => {
-                let dir = self.subject.dir.as_deref().and_then(Path::to_str);
-                numerics.over(dir, None)?
-            }
-        };
+        let dir = self.subject.dir.as_deref().and_then(Path::to_str);
+        let numerics = self.settings.numerics.for_training(method, dir)?;
         let numerics = numerics.on(machine)?;
         let dry = Device::dry_cpu(numerics, machine.isa(), threads.unwrap_or(0));
         Ok(match &self.subject.dir {

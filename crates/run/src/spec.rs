@@ -89,6 +89,7 @@ fn check_names(settings: &Settings) -> RunResult {
 #[serde(default)]
 struct Asked {
     preset: Option<String>,
+    model: Option<String>,
     ignore_mismatched_sizes: Option<bool>,
     adapter: Option<String>,
     lora_alpha: Option<f64>,
@@ -105,6 +106,15 @@ struct Asked {
     numerics: NumericChoices,
     threads: Option<usize>,
     gradient_checkpointing: Option<bool>,
+}
+
+impl Asked {
+    /// How values are stored and multiplied.
+    fn numerics_on(&self, host: &Host, method: Option<Method>) -> RunResult<NumericSettings> {
+        let (method, model) = (method.unwrap_or(Method::Lora), self.model.as_deref());
+        let choices = self.numerics.for_training(method, model)?;
+        choices.on(&host.machine)
+    }
 }
 
 /// What is to train, as it is asked for.
@@ -176,7 +186,7 @@ impl RunSpec {
         let asked: Asked = typed(settings)?;
         let rows: RowSettings = typed(settings)?;
         let method = asked.method.get()?;
-        let numerics = numerics_of(settings, &asked, method)?.on(&host.machine)?;
+        let numerics = asked.numerics_on(host, method)?;
         let device = device(host.machine.isa(), numerics, asked.threads)?;
         let mut base = open_base(settings, &asked, host)?;
         let adapter = open_adapter(&asked, &mut base, &device)?;
@@ -301,20 +311,6 @@ fn open_base(settings: &Settings, asked: &Asked, host: &Host) -> RunResult<Base>
         Preset::find(name)?.check_family(&base.config.model_type)?;
     }
     Ok(base)
-}
-
-/// How values are stored and multiplied, over the base that is named.
-fn numerics_of(
-    settings: &Settings,
-    asked: &Asked,
-    method: Option<Method>,
-) -> RunResult<NumericChoices> {
-    let numerics = asked.numerics.for_method(method.unwrap_or(Method::Lora));
-    let model: ModelSettings = typed(settings)?;
-    match method {
-        Some(Method::Full) => Ok(numerics),
-        Some(Method::Lora | Method::BitFit) | None => numerics.over(model.model.as_deref(), None),
-    }
 }
 
 /// The adapter to start from; the model takes the chat template that it brings.

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::args::ExportArgs;
 use crate::output::{self, TextTable, bytes, count};
 use crate::session::{device_of, open_model};
+use crate::tables::{add_verified, verified_json};
 use crate::{settings, unused};
 
 /// Runs the command.
@@ -70,10 +71,7 @@ fn show(args: &ExportArgs, path: &str, out: OutType, written: &Exported) {
         output::print_json(&json!({
             "output_file": path, "outtype": out, "tensors": written.tensors, "changed": written.changed,
             "bytes": written.bytes,
-            "verify": written.verified.map(|v| json!({
-                "rows": v.rows, "kl": v.kl, "max_logit_difference": v.largest, "row": v.row,
-                "same_prediction": v.same, "predictions": v.predictions, "largest_logit": v.largest_logit,
-            })),
+            "verify": written.verified.as_ref().map(verified_json),
         }));
         return;
     }
@@ -85,17 +83,9 @@ fn show(args: &ExportArgs, path: &str, out: OutType, written: &Exported) {
         .row(["tensors", &count(written.tensors as u64)])
         .row(["of them trained", &count(written.changed as u64)])
         .row(["size", &format!("{} in {path}", bytes(written.bytes))]);
-    if let Some(v) = written.verified {
-        table
-            .row(["mean divergence", &format!("{:.3e} nats", v.kl)])
-            .row([
-                "largest logit difference",
-                &format!("{:.3e} over {} rows", v.largest, v.rows),
-            ])
-            .row([
-                "same prediction",
-                &format!("{} of {}", count(v.same), count(v.predictions)),
-            ]);
+    if let Some(v) = &written.verified {
+        table.row(["mean divergence", &format!("{:.3e} nats", v.kl)]);
+        add_verified(&mut table, v);
     }
     output::print(table);
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::args::{MergeArgs, MergeDType};
 use crate::output::{self, TextTable, bytes, count, names};
 use crate::session::{device_of, open_model};
+use crate::tables::{add_verified, verified_json};
 use crate::{settings, unused};
 
 /// Runs the command.
@@ -58,10 +59,7 @@ fn show(args: &MergeArgs, target: &Path, written: &Merged) {
         output::print_json(&json!({
             "output_dir": target.display().to_string(), "merged_layers": report.merged, "tensors": report.tensors,
             "bytes": report.bytes, "copied": beside.names, "left_out": beside.left_out,
-            "verify": verified.as_ref().map(|v| json!({
-                "rows": v.rows, "max_logit_difference": v.largest, "row": v.row, "same_prediction": v.same,
-                "predictions": v.predictions, "kl": v.kl, "largest_logit": v.largest_logit,
-            })),
+            "verify": verified.as_ref().map(verified_json),
         }));
         return;
     }
@@ -79,15 +77,7 @@ fn show(args: &MergeArgs, target: &Path, written: &Merged) {
         .row(["copied from the base", &names(&beside.names)])
         .row(["left out", &names(&beside.left_out)]);
     if let Some(v) = verified {
-        table
-            .row([
-                "largest logit difference",
-                &format!("{:.3e} over {} rows", v.largest, v.rows),
-            ])
-            .row([
-                "same prediction",
-                &format!("{} of {}", count(v.same), count(v.predictions)),
-            ]);
+        add_verified(&mut table, v);
     }
     output::print(table);
 }

@@ -8,7 +8,6 @@ use lowrank_engine::{Device, OpTime};
 use lowrank_run::RunResult;
 use lowrank_run::device::{device, one_for_many};
 use lowrank_run::profile::{ProfileSettings, StepTiming, Subject, product_flops_per_second};
-use lowrank_train::config::Method;
 use serde_json::json;
 
 use crate::args::ProfileArgs;
@@ -27,11 +26,8 @@ pub fn run(flags: ProfileArgs) -> RunResult {
     unused::check_profile(unused::given_args(&args), &args)?;
     let method = args.method.get()?;
     let machine = session::machine()?;
-    let numerics = args.numerics.choices().for_method(method);
-    let numerics = match method {
-        Method::Full => numerics,
-        _ => numerics.over(args.model.model.as_deref(), None)?,
-    };
+    let model = args.model.model.as_deref();
+    let numerics = args.numerics.choices().for_training(method, model)?;
     let settings = ProfileSettings {
         model: args.model.settings(),
         model_config: args.model_config,

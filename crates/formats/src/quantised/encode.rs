@@ -6,26 +6,6 @@ use half::f16;
 use super::{BlockFormat, BlockParts};
 use crate::dtype::{DType, encode_f32, fits};
 
-/// The values of NF4's codes. Source: bitsandbytes, `get_4bit_type("nf4")`.
-const NF4: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
-
 /// The bytes of values in a type that has an encoder here: the plain floats, Q8_0 and Q4_0. Nothing
 /// for other types, and where a value or scale is out of the type's range. Panics if the values are
 /// no whole blocks.
@@ -103,11 +83,12 @@ pub fn q4_0(values: &[f32]) -> BlockParts {
     parts
 }
 
-/// NF4: blocks of 64 with their largest magnitude in f32; the nearest of sixteen values.
-pub fn nf4(values: &[f32]) -> BlockParts {
+/// NF4: blocks of 64 with their largest magnitude in f32; the nearest of the sixteen values of
+/// `map`, which rise.
+pub fn nf4(values: &[f32], map: &[f32; 16]) -> BlockParts {
     let mut parts = BlockParts::default();
     let mut bounds = [0.0; 15];
-    for (bound, pair) in bounds.iter_mut().zip(NF4.windows(2)) {
+    for (bound, pair) in bounds.iter_mut().zip(map.windows(2)) {
         *bound = (pair[0] + pair[1]) / 2.0;
     }
     for block in blocks(values, 64) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::isa::Isa;
 use crate::simd::{Scalar, Simd, SimdOp, dispatch, load_at, store_at};
 
-use super::block_forms::{BlockFormat, HALF, NF4_VALUES, Scales, TWO_TO_112, code_at};
+use super::block_forms::{BlockFormat, HALF, NF4_VALUES, Scales, code_at};
 use super::pack_f32::turn_panel;
 use super::panels::{PANEL, PanelPart};
 use super::weights::{PackedOf, Side};
@@ -301,7 +301,11 @@ fn halves<S: Simd>(s: S, bytes: &[u8], out: &mut Line) {
     }
 }
 
-/// The f16 in the low half of each lane.
+/// 2¹¹²: by which an f32 with the exponent of an f16 is too small.
+const TWO_TO_112: u32 = 0x7780_0000;
+
+/// The f16 in the low half of each lane, which is finite. A product with a power of two is exact,
+/// small values included.
 #[inline(always)]
 fn widened_half<S: Simd>(s: S, words: S::U) -> S::V {
     let magnitude = s.shl_u(s.and_u(words, s.splat_u(0x7fff)), 13);
@@ -326,10 +330,16 @@ fn times_bytes<S: Simd>(s: S, bytes: &[u8], offset: f32, out: &mut Line) {
 /// The row-major [n, k] matrix of a packed form. Panics if a length disagrees.
 pub(super) fn unpack(format: BlockFormat, w: &PackedOf<u8>, dst: &mut [f32]) {
     assert_eq!(dst.len(), w.rows * w.depth);
-    // What is added to a negative zero keeps its bits.
-    dst.fill(-0.0);
-    for (row, values) in dst.chunks_exact_mut(w.depth.max(1)).enumerate() {
-        add_row(format, w, row, values);
+    let mut values = vec![0.0; w.depth * PANEL];
+    for (panel, rows) in dst.chunks_mut((w.depth * PANEL).max(1)).enumerate() {
+        let panel = panel_of(format, w, panel);
+        lines(Scalar, format, panel, 0..w.depth, &mut values);
+        for (j, row) in rows.chunks_exact_mut(w.depth).enumerate() {
+            let column = values.iter().skip(j).step_by(PANEL);
+            row.iter_mut()
+                .zip(column)
+                .for_each(|(to, from)| *to = *from);
+        }
     }
 }
 
@@ -337,7 +347,7 @@ pub(super) fn unpack(format: BlockFormat, w: &PackedOf<u8>, dst: &mut [f32]) {
 pub(super) fn add_row(format: BlockFormat, w: &PackedOf<u8>, row: usize, sum: &mut [f32]) {
     let panel = panel_of(format, w, row / PANEL);
     let (j, block) = (row % PANEL, format.block());
-    let blocks = panel.chunks_exact(format.block_bytes().max(1));
+    let blocks = panel.chunks_exact(format.block_bytes());
     for (sum, bytes) in sum.chunks_exact_mut(block).zip(blocks) {
         let (head, rest) = bytes.split_at(format.block_head());
         let each = rest.chunks_exact(format.group_bytes());
@@ -348,6 +358,25 @@ pub(super) fn add_row(format: BlockFormat, w: &PackedOf<u8>, row: usize, sum: &m
             for (depth, sum) in sum.iter_mut().enumerate() {
                 let value = scale * format.unscaled(code_at(format, codes, depth, j));
                 *sum += if format.has_min() { value + min } else { value };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finite_f16_has_its_value() {
+        for bits in 0..=u16::MAX {
+            let value = half::f16::from_bits(bits);
+            if value.is_finite() {
+                assert_eq!(
+                    widened_half(Scalar, u32::from(bits)).to_bits(),
+                    value.to_f32().to_bits(),
+                    "{bits:x}"
+                );
             }
         }
     }

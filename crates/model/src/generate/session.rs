@@ -182,12 +182,7 @@ impl Session<'_> {
         adapter: AdapterSlot,
     ) -> Result<PrefixId, ModelError> {
         self.model.check_loaded(adapter)?;
-        self.model.check_prompt(&Request {
-            prompt: tokens.clone(),
-            options: Arc::default(),
-            number: 0,
-            prefix: None,
-        })?;
+        self.check_beginning(&tokens)?;
         let sequence = self.cache().add();
         self.read_prefix(sequence, &tokens, 0, adapter);
         let id = PrefixId(self.number());
@@ -210,12 +205,7 @@ impl Session<'_> {
             let gone = "a prefix is changed that the session does not hold (any more)";
             return Err(ModelError::State(gone.to_string()));
         };
-        self.model.check_prompt(&Request {
-            prompt: tokens.clone(),
-            options: Arc::default(),
-            number: 0,
-            prefix: None,
-        })?;
+        self.check_beginning(&tokens)?;
         let pairs = prefix.tokens.iter().zip(&tokens);
         let same = match self.is_long(tokens.len()) == self.is_long(prefix.tokens.len()) {
             true => pairs.take_while(|(before, now)| before == now).count(),
@@ -234,6 +224,16 @@ impl Session<'_> {
         };
         self.prefixes.insert(id, prefix);
         Ok(read)
+    }
+
+    /// Errors where tokens are no prompt.
+    fn check_beginning(&self, tokens: &[u32]) -> Result<(), ModelError> {
+        self.model.check_prompt(&Request {
+            prompt: tokens.to_vec(),
+            options: Arc::default(),
+            number: 0,
+            prefix: None,
+        })
     }
 
     /// Reads a beginning of which the sequence holds `from` tokens.

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use lowrank_engine::{BaseFormat, BlockFormat, BlockRows, Matrix, PackedMatrix};
+use lowrank_engine::{BaseFormat, BlockFormat, BlockRows, Matrix, NF4_VALUES, PackedMatrix};
 use lowrank_formats::quantised::{BlockParts, encode};
 
 use super::{Loader, Store, Wanted};
@@ -19,7 +19,9 @@ fn encoder(format: BaseFormat, store: Store, cols: usize) -> Option<Encoder> {
         Store::Vector | Store::Matrix => return None,
     };
     let encoder = match (format, is_layer) {
-        (BaseFormat::Nf4, true) => Encoder(BlockFormat::Nf4, encode::nf4),
+        (BaseFormat::Nf4, true) => {
+            Encoder(BlockFormat::Nf4, |values| encode::nf4(values, &NF4_VALUES))
+        }
         (BaseFormat::Q4_0, true) => Encoder(BlockFormat::Q4_0, encode::q4_0),
         (BaseFormat::Q8_0, _) | (BaseFormat::Q4_0, false) => {
             Encoder(BlockFormat::Q8_0, encode::q8_0)
