@@ -75,6 +75,18 @@ impl Chat {
         weight.and_then(Value::as_f64) != Some(0.0)
     }
 
+    /// The places of the assistant's messages that may be learned.
+    pub fn answers(&self) -> impl DoubleEndedIterator<Item = usize> + '_ {
+        let all = 0..self.messages.len();
+        all.filter(|&at| self.role(at) == Role::Assistant && self.counts(at))
+    }
+
+    /// Whether message `at` is one of the system, or of the developer.
+    pub fn is_system(&self, at: usize) -> bool {
+        let role = self.messages[at].get("role").and_then(Value::as_str);
+        matches!(role, Some("system" | "developer"))
+    }
+
     /// Whether message `at` says nothing: it has no text, no reasoning and calls no tool.
     pub fn is_silent(&self, at: usize) -> bool {
         let message = &self.messages[at];

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::chat::{Chat, Role};
+use crate::chat::Chat;
 use crate::spans::ChatRow;
 use crate::template::{ChatTemplate, Prompting};
 use crate::variables::Variables;
@@ -60,15 +60,13 @@ pub fn left_out(
     };
     let mut found = Vec::new();
     let messages = chat.messages();
-    let system = messages.iter().filter(|message| is_system(message));
-    if !system.flat_map(texts).all(stands) {
+    let mut system = (0..messages.len()).filter(|&at| chat.is_system(at));
+    if !system.all(|at| texts(&messages[at]).into_iter().all(stands)) {
         found.push(ChatPart::SystemPrompt);
     }
     found.extend(probed(template, chat, variables));
     let ends: Vec<usize> = rows.iter().map(|row| row.messages).collect();
-    let learned = (0..messages.len())
-        .filter(|&at| chat.role(at) == Role::Assistant && chat.counts(at))
-        .filter(|at| ends.len() == 1 || ends.contains(&(at + 1)));
+    let learned = (chat.answers()).filter(|at| ends.len() == 1 || ends.contains(&(at + 1)));
     let mut thoughts = learned.filter_map(|at| messages[at].get("reasoning_content")?.as_str());
     if !thoughts.all(stands) {
         found.push(ChatPart::Reasoning);
@@ -144,11 +142,6 @@ fn probed_tool(tool: &Value, next: &mut impl FnMut(ChatPart) -> Value) -> Value 
         *name = next(ChatPart::Tools);
     }
     tool
-}
-
-fn is_system(message: &Map<String, Value>) -> bool {
-    let role = message.get("role").and_then(Value::as_str);
-    matches!(role, Some("system" | "developer"))
 }
 
 /// The texts of a message: its content, or those of its parts.

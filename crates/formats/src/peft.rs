@@ -35,4 +35,4 @@ pub use config::{
 };
 pub use loralib::{Loralib, LoralibModule};
 pub use schema::{PEFT_VERSION, PeftCompat};
-pub use targets::{Matcher, Unmatched, minimal_target_modules};
+pub use targets::{Matcher, Unmatched, is_named, minimal_target_modules};

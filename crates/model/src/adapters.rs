@@ -15,7 +15,7 @@ use crate::families::LM_HEAD;
 use crate::model::Model;
 use crate::modules::{Module, Parameter};
 use crate::trained::{SavedModule, TrainMode};
-pub(crate) use lora::{merged_table, merged_weight};
+pub(crate) use lora::{merged_table, merged_weight, whole_b};
 pub use slots::AdapterSlot;
 
 /// Names that PEFT saves with the adapter for classification tasks, whether or not the model has

@@ -12,7 +12,7 @@ use lowrank_formats::{
 };
 use serde_json::{Value, json};
 
-use crate::adapters::{merged_table, merged_weight};
+use crate::adapters::{merged_table, merged_weight, whole_b};
 use crate::config::Task;
 use crate::error::ModelError;
 use crate::model::{Model, ModelConfig};
@@ -112,11 +112,9 @@ impl Model {
         )?;
         let bytes = specs.iter().filter_map(TensorSpec::byte_len).sum();
         Ok(MergeReport {
-            merged: self.modules.iter().filter(|m| m.adapter.is_some()).count()
-                + usize::from(
-                    self.parted_head()
-                        .is_some_and(|head| head.adapter.is_some()),
-                ),
+            merged: (self.modules.iter().chain(self.parted_head()))
+                .filter(|module| module.adapter.is_some())
+                .count(),
             tensors: specs.len(),
             bytes,
         })
@@ -151,17 +149,14 @@ impl Model {
     pub fn low_rank_terms(&self) -> Vec<LowRank> {
         let adapted = self.modules.iter().filter_map(|module| {
             let (adapter, shape) = (module.adapter?, module.features()?);
-            let [a, b] = [adapter.a, adapter.b].map(|id| &self.trainables.get(id).value);
+            let a = &self.trainables.get(adapter.a).value;
             Some(LowRank {
                 path: module.path.clone(),
                 shape,
                 rank: a.rows(),
                 scaling: f64::from(adapter.scaling),
                 a: a.read(),
-                b: match adapter.blocks {
-                    None => b.read(),
-                    Some(blocks) => blocks.expand(&b.read(), b.cols()),
-                },
+                b: whole_b(&adapter, &self.trainables),
             })
         });
         adapted.collect()

@@ -23,7 +23,6 @@ use crate::fits::check_weights;
 use crate::head::BaseHead;
 use crate::hub::find_model;
 use crate::notes::AdapterNotes;
-use crate::probe::Probe;
 use crate::settings::{ModelSettings, RowSettings};
 
 /// An error of loading the model in `dir`, with the file that it is about.
@@ -152,8 +151,7 @@ impl Base {
             Some(_) => chat::format(self, &RowSettings::of_language())?,
             None => None,
         };
-        let now = Probe::of(tokenizer, format.as_ref());
-        Ok(now.map(|now| then.differences(&now)).unwrap_or_default())
+        Ok(then.told_of(tokenizer, format.as_ref()))
     }
 
     /// Takes the tables of tokens that an adapter brings, and the tokenizer beside them. Returns

@@ -39,6 +39,21 @@ impl Probe {
         })
     }
 
+    /// What is said of a base that does it otherwise. All tokens of its vocabulary are looked at
+    /// only where something differs.
+    pub fn told_of(&self, tokenizer: &Tokenizer, format: Option<&ChatFormat>) -> Vec<String> {
+        let Ok(text) = tokenizer.encode_plain(TEXT) else {
+            return Vec::new();
+        };
+        let now = format.and_then(|format| chat(tokenizer, format));
+        let is_same_chat = self.chat.iter().zip(&now).all(|(then, now)| then == now);
+        if text == self.text && is_same_chat {
+            return Vec::new();
+        }
+        let now = Probe::of(tokenizer, format);
+        now.map_or_else(Vec::new, |now| self.differences(&now))
+    }
+
     /// What is said of a base that does it otherwise (`now`) than the one that an adapter was
     /// trained on; nothing where both give the same tokens.
     pub fn differences(&self, now: &Self) -> Vec<String> {

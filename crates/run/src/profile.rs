@@ -325,7 +325,7 @@ fn time_batches(
     let device = model.device().clone();
     let mut optimizer = Optimizer::new(&device, model.trainables(), settings);
     let mut gradients = Gradients::zeros(&device, model.trainables());
-    let (mut seconds, mut speeds, mut each_step) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut speeds, mut each_step) = (Vec::new(), Vec::new());
     let (mut loss, mut first_step_s, mut flops) = (f64::NAN, 0.0, 0);
     for (step, batch) in (0u64..).zip(batches) {
         let targets = model_targets(batch)
@@ -354,11 +354,11 @@ fn time_batches(
             (times.start_profile)(&device);
             continue;
         }
-        each_step.push(started.elapsed());
-        let elapsed = started.elapsed().as_secs_f64();
-        speeds.push(batch.total_tokens() as f64 / elapsed);
-        seconds.push(elapsed);
+        let elapsed = started.elapsed();
+        each_step.push(elapsed);
+        speeds.push(batch.total_tokens() as f64 / elapsed.as_secs_f64());
     }
+    let mut seconds: Vec<f64> = each_step.iter().map(Duration::as_secs_f64).collect();
     let profile = device.end_profile().unwrap_or_default();
     Ok(StepTiming {
         first_step_s,

@@ -134,17 +134,13 @@ impl Prepared {
             return Ok(self);
         }
         self.refuse_given_rate()?;
-        let (spec, base) = (&self.spec, &self.base_id);
-        let cache = self.plan.prefix_cache_bytes;
+        let (spec, plan, base) = (&self.spec, &self.plan, &self.base_id);
         let validation = spec.validation.as_ref();
         let config = spec.config.clone();
         let trials = Trials {
             folder: &self.folder,
             config: &config,
-            setup: &|config, folder| RunSetup {
-                prefix_cache_bytes: cache,
-                ..setup(spec, base, config, folder)
-            },
+            setup: &|config, folder| setup(spec, plan, base, config, folder),
             train_rows: spec.train.examples.len(),
             validation: validation.map_or(&[], |rows| &rows.examples[..]),
             on_arm,
@@ -189,10 +185,8 @@ impl Prepared {
     /// are broken.
     pub fn start(self, watch: Watch<'_>) -> RunResult<TrainRun> {
         let folder = self.folder.path().to_owned();
-        let setup = RunSetup {
-            prefix_cache_bytes: self.plan.prefix_cache_bytes,
-            ..setup(&self.spec, &self.base_id, self.spec.config.clone(), folder)
-        };
+        let config = self.spec.config.clone();
+        let setup = setup(&self.spec, &self.plan, &self.base_id, config, folder);
         let mut trainer = Trainer::new(self.model, setup)?;
         if self.existing == Existing::Resume || self.rates.is_some() {
             trainer.resume(watch)?;
@@ -211,7 +205,13 @@ impl Prepared {
 }
 
 /// What a trainer of a run's rows needs, with a configuration and a folder.
-fn setup(spec: &RunSpec, base: &BaseId, config: TrainConfig, run: PathBuf) -> RunSetup {
+fn setup(
+    spec: &RunSpec,
+    plan: &RunPlan,
+    base: &BaseId,
+    config: TrainConfig,
+    run: PathBuf,
+) -> RunSetup {
     let examples = |rows: &lowrank_data::Loaded| rows.examples.clone();
     RunSetup {
         config,
@@ -222,7 +222,7 @@ fn setup(spec: &RunSpec, base: &BaseId, config: TrainConfig, run: PathBuf) -> Ru
         run,
         base: base.clone(),
         other_base: spec.base.other_base(),
-        prefix_cache_bytes: 0,
+        prefix_cache_bytes: plan.prefix_cache_bytes,
         reducer: Box::new(Solo),
     }
 }

@@ -21,8 +21,10 @@ pub(super) fn blocks(example: Example, most: usize) -> Read {
         }
         outcomes.push(Outcome::Kept(Example {
             input_ids: ids[start..end].to_vec(),
+            token_type_ids: None,
             label: Label::Tokens(labels),
-            ..example_of(&example)
+            line: example.line,
+            truncated_tokens: 0,
         }));
         if end == ids.len() {
             return Read {
@@ -31,16 +33,5 @@ pub(super) fn blocks(example: Example, most: usize) -> Read {
             };
         }
         start = (end - 1).max(start + 1);
-    }
-}
-
-/// What the rows of a text share.
-fn example_of(example: &Example) -> Example {
-    Example {
-        input_ids: Vec::new(),
-        token_type_ids: None,
-        label: Label::None,
-        line: example.line,
-        truncated_tokens: 0,
     }
 }

@@ -288,8 +288,8 @@ impl Layers {
     }
 }
 
-/// The whole path, or its end after a dot.
-fn is_named(path: &str, name: &str) -> bool {
+/// Whether a name is the whole path, or its end after a dot.
+pub fn is_named(path: &str, name: &str) -> bool {
     path.strip_suffix(name)
         .is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }

@@ -215,7 +215,10 @@ impl Attach<'_> {
         let adapted = self.targets.contains(&module.path);
         let table = self.tables.get(&module.path).copied();
         if let Some(shape) = table.filter(|_| adapted) {
-            return self.adapt_table(module, shape);
+            return match module.is_input_table() {
+                true => self.adapt_table(module, shape),
+                false => self.adapt(module, shape),
+            };
         }
         if let Some(shape) = module.features().filter(|_| adapted) {
             self.adapt(module, shape)?;
@@ -276,10 +279,9 @@ impl Attach<'_> {
             blocks: parts.map(|parts| parts.blocks),
             ..self.add_terms(&path, terms)?
         });
-        for piece in pieces {
-            let numbers = [piece.rank as f64, piece.alpha];
-            self.report_piece(piece.path, piece.shape, numbers)?;
-        }
+        pieces
+            .into_iter()
+            .for_each(|piece| self.report_piece(piece));
         Ok(())
     }
 
@@ -303,25 +305,25 @@ impl Attach<'_> {
     }
 
     /// Says what is adapted by itself, with its rank and alpha.
-    fn report_piece(
-        &mut self,
-        path: String,
-        shape: [usize; 2],
-        [rank, alpha]: [f64; 2],
-    ) -> Result<(), ModelError> {
-        let rank_of = |rank: f64| match self.config.use_rslora {
-            true => rank.sqrt(),
-            false => rank,
+    fn report_piece(&mut self, piece: Piece) {
+        let Piece {
+            path,
+            shape,
+            rank,
+            alpha,
+        } = piece;
+        let divisor = match self.config.use_rslora {
+            true => (rank as f64).sqrt(),
+            false => rank as f64,
         };
         self.report.modules.push(AdaptedModule {
             path,
             shape,
-            rank: rank as usize,
+            rank,
             alpha,
-            scaling: alpha / rank_of(rank),
-            parameters: (rank as usize * (shape[0] + shape[1])) as u64,
+            scaling: alpha / divisor,
+            parameters: (rank * (shape[0] + shape[1])) as u64,
         });
-        Ok(())
     }
 }
 
@@ -377,16 +379,19 @@ pub(crate) fn merged_weight(linear: &Module, trainables: &Trainables) -> Vec<f32
     let Some(adapter) = linear.adapter else {
         return weight;
     };
-    let (a, b) = (
-        &trainables.get(adapter.a).value,
-        &trainables.get(adapter.b).value,
-    );
-    let b = match adapter.blocks {
-        None => b.read(),
-        Some(blocks) => blocks.expand(&b.read(), b.cols()),
-    };
+    let a = &trainables.get(adapter.a).value;
+    let b = whole_b(&adapter, trainables);
     add_product(&mut weight, &b, &a.read(), a.cols(), adapter.scaling);
     weight
+}
+
+/// B [out, r], of parts of a fused layer with the zeros between the blocks, as PEFT has it.
+pub(crate) fn whole_b(adapter: &Adapter, trainables: &Trainables) -> Vec<f32> {
+    let b = &trainables.get(adapter.b).value;
+    match adapter.blocks {
+        None => b.read(),
+        Some(blocks) => blocks.expand(&b.read(), b.cols()),
+    }
 }
 
 /// How files hold a trained value that is kept otherwise.

@@ -27,7 +27,7 @@ impl Loader<'_> {
         eps: f32,
         presence: Presence,
     ) -> Result<LayerNorm, ModelError> {
-        let weight = self.norm_weight(path, width, presence)?;
+        let weight = self.norm_weight(path, width, 1.0, presence)?;
         let bias = self.vector(format!("{path}.bias"), width, presence)?;
         let id = self.push(path, Kind::LayerNorm, vec![weight, bias]);
         Ok(LayerNorm {
@@ -45,7 +45,7 @@ impl Loader<'_> {
         eps: f32,
         presence: Presence,
     ) -> Result<LayerNorm, ModelError> {
-        let weight = self.norm_weight(path, width, presence)?;
+        let weight = self.norm_weight(path, width, 1.0, presence)?;
         let zeros = self.constant(format!("{path}.bias"), 0.0, width);
         let zeros = Module::new(&format!("{path}.bias"), Kind::Bias, vec![zeros]);
         let zeros = self.modules.push(Module {
@@ -59,16 +59,17 @@ impl Loader<'_> {
         })
     }
 
-    /// A norm's weight, 1 where it is new.
+    /// A norm's weight, `mean` where it is new.
     fn norm_weight(
         &mut self,
         path: &str,
         width: usize,
+        mean: f32,
         presence: Presence,
     ) -> Result<Parameter, ModelError> {
         self.parameter(Wanted {
             std: 0.0,
-            mean: 1.0,
+            mean,
             presence,
             ..self.weight(path, &[width], Store::Vector)
         })
@@ -97,11 +98,7 @@ impl Loader<'_> {
             RmsFactor::Weight => 1.0,
             RmsFactor::OnePlusWeight => 0.0,
         };
-        let weight = self.parameter(Wanted {
-            std: 0.0,
-            mean,
-            ..self.weight(path, &[width], Store::Vector)
-        })?;
+        let weight = self.norm_weight(path, width, mean, Presence::Required)?;
         let id = self.push(path, Kind::RmsNorm, vec![weight]);
         Ok(RmsNorm {
             id,

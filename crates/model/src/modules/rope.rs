@@ -63,10 +63,10 @@ impl Rope {
     pub(crate) fn table(
         &self,
         device: &Device,
+        positions: usize,
         places: &Arc<[u32]>,
         lengths: &[u32],
     ) -> (Arc<RopeTable>, Arc<[u32]>) {
-        let positions = places.iter().max().map_or(0, |&last| last as usize + 1);
         let Some(beyond) = self.beyond() else {
             return (self.table_of(device, positions, 1), places.clone());
         };

@@ -26,6 +26,8 @@ pub(crate) struct AttentionContext {
     keys: Keys,
     /// Places of the batch's tokens in their sequences [M]; of encoders, empty.
     positions: Arc<[u32]>,
+    /// One more than the largest of them.
+    longest: usize,
     /// Of the same tokens, the lengths of their sequences, what is not run among them.
     lengths: Arc<[u32]>,
 }
@@ -74,6 +76,7 @@ impl AttentionContext {
             queries,
             keys: Keys::Batch(offsets),
             positions: Arc::default(),
+            longest: 0,
             lengths: Arc::default(),
         }
     }
@@ -85,6 +88,7 @@ impl AttentionContext {
             queries,
             keys: Keys::Cache(batch.into()),
             positions: Arc::default(),
+            longest: 0,
             lengths: Arc::default(),
         }
     }
@@ -92,6 +96,7 @@ impl AttentionContext {
     /// The same with the places of the tokens in their sequences, and these sequences' lengths.
     pub(crate) fn at(self, positions: Vec<u32>, lengths: Vec<u32>) -> Self {
         AttentionContext {
+            longest: positions.iter().max().map_or(0, |&last| last as usize + 1),
             positions: positions.into(),
             lengths: lengths.into(),
             ..self
@@ -110,6 +115,7 @@ impl AttentionContext {
             queries: self.queries.clone().filter(|_| layer + 1 == count),
             keys: self.keys.clone(),
             positions: self.positions.clone(),
+            longest: self.longest,
             lengths: self.lengths.clone(),
         }
     }
@@ -132,7 +138,7 @@ impl AttentionContext {
     pub(crate) fn rotate(&self, pass: &mut Pass<'_, '_>, [q, k]: [Var; 2], id: RopeId) -> [Var; 2] {
         let modules = pass.modules;
         let kind = modules.rope(id);
-        let (table, of_k) = kind.table(pass.device(), &self.positions, &self.lengths);
+        let (table, of_k) = kind.table(pass.device(), self.longest, &self.positions, &self.lengths);
         let of_q = match self.queries() {
             None => of_k.clone(),
             Some(rows) => rows.iter().map(|&row| of_k[row]).collect(),

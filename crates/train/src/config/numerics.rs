@@ -32,8 +32,7 @@ impl NumericSettings {
         let of_one = Numerics::from(precision);
         let base_format = base_format.unwrap_or(of_one.weights);
         let implied = match base_format {
-            format if format == of_one.weights => of_one.arithmetic,
-            BaseFormat::F32 | BaseFormat::Bf16 => Arithmetic::F32,
+            BaseFormat::F32 | BaseFormat::Bf16 if base_format != of_one.weights => Arithmetic::F32,
             _ => of_one.arithmetic,
         };
         Self {

@@ -70,7 +70,7 @@ pub fn announce(progress: &Progress, prepared: &Prepared) {
     ));
     announce_rows(progress, run);
     let is_adapter = config.method == Method::Lora && config.data.task == Task::CausalLm;
-    if let Some(note) = capacity_note(trained, &run.train.examples).filter(|_| is_adapter) {
+    if is_adapter && let Some(note) = capacity_note(trained, &run.train.examples) {
         progress.line(format!("note: {note}"));
     }
     progress.line(format!(

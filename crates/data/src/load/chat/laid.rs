@@ -1,8 +1,9 @@
 //! A chat's rows as tokens, whose labels say what is learned; chats that are too long lose whole
 //! turns.
 
-use lowrank_chat::{Chat, ChatPart, ChatRow, LossOn, Role, SpanSource, left_out, rows};
-use serde_json::Value;
+use std::collections::BTreeSet;
+
+use lowrank_chat::{Chat, ChatPart, ChatRow, LossOn, SpanSource, left_out, rows};
 
 use super::{ChatFormat, no_chat};
 use crate::error::{RowFault, RowFaultKind};
@@ -53,7 +54,7 @@ impl Laying<'_> {
             turns: laid.iter().map(|row| row.spans.len()).sum(),
             empty_turns: 0,
             is_shortened: false,
-            is_silent: answers(chat).any(|at| chat.is_silent(at)),
+            is_silent: chat.answers().any(|at| chat.is_silent(at)),
         };
         let mut outcomes = Vec::with_capacity(laid.len());
         for laid in laid {
@@ -124,44 +125,37 @@ impl Laying<'_> {
             rows.into_iter().map(|row| self.tokens(row)).collect()
         };
         // The more turns go, the shorter the rest is.
-        let (mut low, mut high) = (0, starts.len().saturating_sub(1));
+        let Some(last) = starts.len().checked_sub(1) else {
+            return Ok(None);
+        };
+        let (mut low, mut high, mut fits) = (0, last, None);
         while low < high {
             let middle = (low + high) / 2;
             let rest = without(starts[middle])?;
             match rest.iter().all(|tokens| tokens.input_ids.len() <= most) {
-                true => high = middle,
+                true => (high, fits) = (middle, Some(rest)),
                 false => low = middle + 1,
             }
         }
-        starts.get(low).map(|start| without(*start)).transpose()
+        // What fits is of `high`, where the search ends; nothing did where that is the last.
+        fits.map_or_else(|| without(starts[last]), Ok).map(Some)
     }
-}
-
-/// The places of the assistant's messages that may be learned.
-fn answers(chat: &Chat) -> impl DoubleEndedIterator<Item = usize> + '_ {
-    let all = 0..chat.messages().len();
-    all.filter(|&at| chat.role(at) == Role::Assistant && chat.counts(at))
 }
 
 /// How many messages of the system a chat begins with.
 fn leading(chat: &Chat) -> usize {
-    let messages = chat.messages().iter();
-    messages
-        .take_while(|message| is_role(message, "system") || is_role(message, "developer"))
-        .count()
+    let all = 0..chat.messages().len();
+    all.take_while(|&at| chat.is_system(at)).count()
 }
 
 /// Where the turns after the first begin, each with what a user says, that have a message behind
 /// them which may be learned.
 fn later_starts(chat: &Chat) -> Vec<usize> {
     let messages = chat.messages();
-    let last = answers(chat).next_back().unwrap_or_default();
+    let last = chat.answers().next_back().unwrap_or_default();
     let later = leading(chat) + 1..last;
-    later.filter(|&at| is_role(&messages[at], "user")).collect()
-}
-
-fn is_role(message: &serde_json::Map<String, Value>, role: &str) -> bool {
-    message.get("role").is_some_and(|found| found == role)
+    let is_user = |at: &usize| messages[*at].get("role").is_some_and(|role| role == "user");
+    later.filter(is_user).collect()
 }
 
 /// A row as text and as tokens, with the turn that each token is learned of.
@@ -202,10 +196,8 @@ impl Tokens {
 
     /// Turns of which a token is learned.
     fn learned_turns(&self) -> usize {
-        let turns = 0..self.row.spans.len();
-        turns
-            .filter(|turn| self.turns.contains(&Some(*turn)))
-            .count()
+        let turns: BTreeSet<&usize> = self.turns.iter().flatten().collect();
+        turns.len()
     }
 
     fn cut(&mut self, most: usize) {

@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use lowrank_engine::host;
 use lowrank_engine::ops::embedding::table_rows;
 use lowrank_engine::ops::trained_rows::TrainedRows;
-use lowrank_formats::peft::{InitLoraWeights, KEY_PREFIX, LoraConfig, TOKEN_ROWS, TokenIndices};
+use lowrank_formats::peft::{
+    InitLoraWeights, KEY_PREFIX, LoraConfig, TOKEN_ROWS, TokenIndices, is_named,
+};
 
+use super::parts::Piece;
 use super::{Attach, Terms, initial_values};
 use crate::error::ModelError;
-use crate::families::LM_HEAD;
 use crate::modules::{Module, Modules, name_hash};
 use crate::trained::SavedRows;
 
@@ -64,12 +66,8 @@ fn rows_of(
     modules: &Modules,
     input: &str,
 ) -> Result<(String, Vec<u32>), String> {
-    let is_named = |path: &str| {
-        let before = path.strip_suffix(name);
-        before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
-    };
     let mut tables = modules.tables(input);
-    let Some((module, [rows, _])) = tables.find(|(module, _)| is_named(&module.path)) else {
+    let Some((module, [rows, _])) = tables.find(|(module, _)| is_named(&module.path, name)) else {
         let known: Vec<_> = (modules.tables(input))
             .map(|(module, _)| format!("`{}`", module.path))
             .collect();
@@ -120,39 +118,31 @@ impl Attach<'_> {
         table.rows = Some(TrainedRows::new(ids, id));
     }
 
-    /// Adapts the table of tokens [V, D], or the output's.
+    /// Adapts the table of tokens [V, D]. A is kept as rows of the vocabulary, which lookups read.
     pub(super) fn adapt_table(
         &mut self,
         table: &mut Module,
         shape @ [rows, width]: [usize; 2],
     ) -> Result<(), ModelError> {
         let path = table.path.clone();
-        let rank = self.matcher.rank(&path)?;
-        let init = &self.config.init_lora_weights;
-        let terms = match path == LM_HEAD {
-            true => Terms {
-                names: ["lora_A.weight", "lora_B.weight"],
-                shapes: [[rank, width], [rows, rank]],
-                values: match self.device.is_dry() {
-                    true => Default::default(),
-                    false => initial_values(init, self.seed, &path, shape, rank)?.into(),
-                },
-                dropout: self.config.lora_dropout as f32,
+        let (rank, alpha) = (self.matcher.rank(&path)?, self.matcher.alpha(&path)?);
+        let terms = Terms {
+            names: ["lora_embedding_A", "lora_embedding_B"],
+            shapes: [[rows, rank], [width, rank]],
+            values: match self.device.is_dry() {
+                true => Default::default(),
+                false => self.embedding_values(&path, shape, rank)?,
             },
-            // A is kept as rows of the vocabulary, which lookups read.
-            false => Terms {
-                names: ["lora_embedding_A", "lora_embedding_B"],
-                shapes: [[rows, rank], [width, rank]],
-                values: match self.device.is_dry() {
-                    true => Default::default(),
-                    false => self.embedding_values(&path, shape, rank)?,
-                },
-                dropout: 0.0,
-            },
+            dropout: 0.0,
         };
-        let alpha = self.matcher.alpha(&path)?;
         table.adapter = Some(self.add_terms(&path, terms)?);
-        self.report_piece(path, shape, [rank as f64, alpha])
+        self.report_piece(Piece {
+            path,
+            shape,
+            rank,
+            alpha,
+        });
+        Ok(())
     }
 
     /// Initial A [V, r] and B [D, r] of the input's table.
